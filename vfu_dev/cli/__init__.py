@@ -1,0 +1,62 @@
+"""The `vfu-dev` command: one module a command, imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+import typer.main
+
+from vfu_dev import __version__
+from vfu_dev.errors import VfuDevError
+
+# name -> (module, function, line in --help). Modules are imported on use: `serve` must not pay for matplotlib.
+_COMMANDS: dict[str, tuple[str, str]] = {
+    "serve": ("vfu_dev.cli.serve", "Serve the device on a vfio-user socket."),
+    "info": ("vfu_dev.cli.info", "Show what a vfio-user server offers."),
+    "migrate": ("vfu_dev.cli.migrate", "Move a device's state from one server to another, without QEMU."),
+    "lab": ("vfu_dev.cli.lab", "Run whole experiments with real QEMU."),
+    "build": ("vfu_dev.cli.build", "Fetch, check, patch and build libvfio-user, QEMU and the guest."),
+    "doctor": ("vfu_dev.cli.doctor", "Say what is installed here and what it can do."),
+}
+
+
+class _LazyGroup(click.Group):
+    """Lists every command without importing one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of use."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module behind `cmd_name`; its `app` is a typer application."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(_COMMANDS[cmd_name][0])
+        return typer.main.get_command(module.app)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the command list from the table above."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: vfu-dev lab migrate --memory 8M --dirty-rate 4M --json out.json",
+)
+@click.version_option(__version__, prog_name="vfu-dev")
+def cli() -> None:
+    """A software PCI device with VFIO PRE_COPY migration, attachable to QEMU through vfio-user."""
+
+
+def main(argv: list[str] | None = None) -> Any:
+    """Run the command line; every error of ours is one line on stderr and exit status 1."""
+    try:
+        return cli.main(args=argv, prog_name="vfu-dev")
+    except VfuDevError as error:
+        click.echo(f"vfu-dev: {error}", err=True)
+        sys.exit(1)

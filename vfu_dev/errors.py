@@ -1,0 +1,79 @@
+"""The root of everything this package raises, and the one way from an exception to an errno.
+
+    VfuDevError
+     ├── ConfigError (ValueError)        an option or file says something impossible
+     ├── LibraryError (OSError)          libvfio-user is missing, foreign or refused a call
+     ├── StateError                      a migration arc or call that the present state does not allow
+     ├── AccessError                     an access outside a region, of a bad size, or to stopped state
+     ├── StreamError (ValueError)        a state stream that cannot be accepted
+     ├── ProtocolError                   a vfio-user peer broke the protocol
+     ├── BuildError                      sources or builds: missing, wrong checksum, failed command
+     └── LabError                        an experiment could not be run
+
+Concrete errors live beside the code that raises them; each carries its facts as attributes and, where it can
+reach a vfio-user peer, the errno that peer is told.
+"""
+
+from __future__ import annotations
+
+import errno
+
+
+class VfuDevError(Exception):
+    """Root of the tree. `errno` is what a vfio-user peer is told; EIO unless a subclass knows better."""
+
+    errno: int = errno.EIO
+
+
+class ConfigError(VfuDevError, ValueError):
+    """An option, argument or file asks for something that cannot be."""
+
+    errno = errno.EINVAL
+
+
+class LibraryError(VfuDevError):
+    """libvfio-user is missing, cannot be driven, or refused a call."""
+
+    errno = errno.ENOSYS
+
+
+class StateError(VfuDevError):
+    """The operation is not allowed in the present migration state."""
+
+    errno = errno.EINVAL
+
+
+class AccessError(VfuDevError):
+    """A region access was out of bounds, of an unsupported size, or not allowed now."""
+
+    errno = errno.EINVAL
+
+
+class StreamError(VfuDevError, ValueError):
+    """A migration stream is foreign, damaged, truncated or does not fit this device."""
+
+    errno = errno.EINVAL
+
+
+class ProtocolError(VfuDevError):
+    """The vfio-user peer broke the protocol."""
+
+    errno = errno.EPROTO
+
+
+class BuildError(VfuDevError):
+    """Sources are missing or wrong, or a build command failed."""
+
+
+class LabError(VfuDevError):
+    """An experiment could not be set up or carried out."""
+
+
+def errno_of(error: BaseException) -> int:
+    """Return the positive errno that a vfio-user peer is told about `error`."""
+    number = getattr(error, "errno", None)
+    if isinstance(number, int) and number > 0:
+        return number
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
+    return errno.EIO
