@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any
+from typing import Any, cast
 
 import click
-import typer.main
 
 from vfu_dev import __version__
 from vfu_dev.errors import VfuDevError
 
-# name -> (module, function, line in --help). Modules are imported on use: `serve` must not pay for matplotlib.
+# name -> (module, line in --help). Modules are imported on use: `serve` must not pay for matplotlib.
 _COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("vfu_dev.cli.serve", "Serve the device on a vfio-user socket."),
     "info": ("vfu_dev.cli.info", "Show what a vfio-user server offers."),
@@ -31,11 +30,11 @@ class _LazyGroup(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the module behind `cmd_name`; its `app` is a typer application."""
+        """Import the module behind `cmd_name`; its `command` is a click command or group."""
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(_COMMANDS[cmd_name][0])
-        return typer.main.get_command(module.app)
+        return cast(click.Command, module.command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the command list from the table above."""
