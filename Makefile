@@ -1,0 +1,60 @@
+# vfu-dev: `make demo` and `make test` are enough on a fresh machine; `make help` lists the rest.
+#
+# Python dependencies go into .venv; everything native is fetched, built and cached by `vfu-dev build`
+# (see native/README.md), which also installs the Debian packages it misses when it runs as root.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+OUT    := out
+
+# What the tests drive: the patched QEMU, the same with ASan (hostile servers), and one without our patches.
+TEST_ARTIFACTS := libvfio-user libvfio-user-tests libvfio-user-reduced guest qemu qemu-unpatched qemu-asan
+
+.PHONY: help demo test lint format clean distclean build venv
+
+help:
+	@echo "make demo       live-migrate a Linux guest and its device with real QEMU; report in $(OUT)/demo"
+	@echo "make test       all tests, end to end included (PYTEST_ARGS=... to choose)"
+	@echo "make lint       ruff, mypy, and the checks of the native parts"
+	@echo "make build      libvfio-user, QEMU and the guest, built or found in the cache"
+	@echo "make clean      what this checkout made; distclean: the virtual environment too"
+
+venv: $(VENV)/.installed
+
+# Debian splits ensurepip out of python3; install it when it is missing and we may.
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "vfu-dev needs Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	    { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv; } || \
+	    { echo "Python's venv module is missing: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[lab,test]'
+	@touch $@
+
+build: venv
+	$(BIN)/vfu-dev build libvfio-user qemu guest
+
+demo: build
+	$(BIN)/vfu-dev lab migrate --out $(OUT)/demo
+
+test: venv
+	$(BIN)/vfu-dev build $(TEST_ARTIFACTS)
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(OUT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
