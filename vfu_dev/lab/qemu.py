@@ -1,0 +1,263 @@
+"""A QEMU process with the device attached: command line, QMP, events and traces.
+
+The command line is the one that works for vfio-user: q35, guest RAM in a shared memfd (the server maps it for
+DMA), no default devices, TCG unless asked otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
+
+from vfu_dev.errors import LabError
+from vfu_dev.lab.process import Child, wait_for_socket
+from vfu_dev.lab.trace import TRACE_PATTERNS, TraceEvent, parse_trace
+
+# Debian's firmware and option ROMs; the built QEMU installs no blobs.
+FIRMWARE_FOLDERS = (Path("/usr/share/seabios"), Path("/usr/share/qemu"))
+# The first slot of bus 0 that q35 leaves free with -nodefaults is 1; 0 is the host bridge, 31 the LPC.
+FIRST_SLOT = 3
+QMP_TIMEOUT_SECONDS = 20.0
+
+
+class QmpError(LabError):
+    """QEMU refused a QMP command or is gone. Attributes: `command`, `reason`."""
+
+    def __init__(self, name: str, command: str, reason: str) -> None:
+        super().__init__(f"{name}: QMP {command}: {reason}")
+        self.command = command
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class QemuFeatures:
+    """What a QEMU binary can do for the device."""
+
+    version: str
+    vfio_user: bool
+    migration: bool
+
+
+@cache
+def qemu_features(binary: Path) -> QemuFeatures:
+    """Ask a QEMU binary for its version and whether its vfio-user-pci can be migrated.
+
+    Raises: LabError: the program does not run.
+    """
+    try:
+        version = subprocess.run(
+            [binary, "--version"], capture_output=True, text=True, timeout=20, check=True
+        )
+        probe = subprocess.run(
+            [binary, "-machine", "none", "-device", "vfio-user-pci,help"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise LabError(f"{binary} does not run: {error}") from error
+    words = version.stdout.split("\n")[0].replace("QEMU emulator version", "").strip()
+    # The project's series adds the properties that kernel vfio-pci has; released QEMUs lack them here.
+    return QemuFeatures(words, probe.returncode == 0, "enable-migration" in probe.stdout)
+
+
+@dataclass(frozen=True)
+class QemuOptions:
+    """Everything about a QEMU that is not the devices' sockets.
+
+    `guest` is a folder with vmlinuz and initramfs.cpio.gz, or None for the qtest protocol and no CPU.
+    """
+
+    binary: Path
+    ram_bytes: int
+    accel: str = "tcg"
+    guest: Path | None = None
+    incoming: bool = False
+    migration_events: bool = True
+    traces: tuple[str, ...] = TRACE_PATTERNS
+    device_properties: tuple[tuple[str, Any], ...] = ()
+    extra: tuple[str, ...] = ()
+
+
+class Qemu:
+    """One QEMU: started, driven over QMP, stopped without leaving anything behind."""
+
+    def __init__(
+        self, name: str, sockets: Path, logs: Path, options: QemuOptions, devices: list[Path]
+    ) -> None:
+        self.name = name
+        self.options = options
+        self.qmp_socket = sockets / f"{name}.qmp"
+        self.qtest_socket = sockets / f"{name}.qtest"
+        self.line_socket = sockets / f"{name}.line"
+        self.trace_log = logs / f"{name}-trace.log"
+        self.console_log = logs / f"{name}-console.log"
+        self.events: list[dict[str, Any]] = []
+        self._devices = devices
+        self.process = Child(f"QEMU {name}", self._command_line(), logs / f"{name}.log")
+        self._qmp = QMPClient(name)
+        self._listener = EventListener()
+        self._collector: asyncio.Task[None] | None = None
+        self._changed = asyncio.Condition()
+
+    def _command_line(self) -> list[str]:
+        options = self.options
+        argv = [str(options.binary)]
+        for folder in FIRMWARE_FOLDERS:
+            argv += ["-L", str(folder)]
+        argv += ["-name", self.name, "-nodefaults", "-no-user-config", "-display", "none"]
+        argv += ["-machine", "q35,memory-backend=ram0", "-m", f"{options.ram_bytes}B"]
+        argv += ["-object", f"memory-backend-memfd,id=ram0,size={options.ram_bytes},share=on"]
+        argv += ["-qmp", f"unix:{self.qmp_socket},server=on,wait=off"]
+        argv += ["-msg", "timestamp=on", "-D", str(self.trace_log)]
+        for pattern in options.traces:
+            argv += ["-trace", pattern]
+        if options.guest is None:
+            argv += ["-accel", "qtest", "-qtest-log", "none"]
+            argv += ["-qtest", f"unix:{self.qtest_socket},server=on,wait=off"]
+        else:
+            argv += ["-accel", options.accel, "-no-reboot"]
+            argv += [
+                "-kernel",
+                str(options.guest / "vmlinuz"),
+                "-initrd",
+                str(options.guest / "initramfs.cpio.gz"),
+            ]
+            # init_on_free: pages that the boot used and freed are zeros, which QEMU sends as one byte each.
+            argv += ["-append", "console=ttyS0 quiet panic=-1 init_on_free=1"]
+            argv += ["-chardev", f"file,id=console,path={self.console_log}", "-serial", "chardev:console"]
+            argv += ["-chardev", f"socket,id=line,path={self.line_socket},server=on,wait=off"]
+            argv += ["-serial", "chardev:line"]
+        for index, socket in enumerate(self._devices):
+            device: dict[str, Any] = {
+                "driver": "vfio-user-pci",
+                "id": f"vfu{index}",
+                "bus": "pcie.0",
+                "addr": f"{FIRST_SLOT + index:#x}",
+                "socket": {"type": "unix", "path": str(socket)},
+            }
+            if options.migration_events and qemu_features(options.binary).migration:
+                device["migration-events"] = True
+            device.update(options.device_properties)
+            argv += ["-device", json.dumps(device)]
+        if options.incoming:
+            argv += ["-incoming", "defer"]
+        return [*argv, *options.extra]
+
+    async def start(self) -> None:
+        """Start QEMU and connect to its monitor.
+
+        Raises: ProcessError: QEMU ended; its own message is in the text. LabError: no monitor in time.
+        """
+        await self.process.start()
+        await wait_for_socket(self.qmp_socket, self.process)
+        self._qmp.register_listener(self._listener)
+        try:
+            async with asyncio.timeout(QMP_TIMEOUT_SECONDS):
+                await self._connect()
+        except (QMPError, OSError, TimeoutError) as error:
+            with contextlib.suppress(TimeoutError):
+                await self.process.wait(1.0)
+            self.process.check("ended before its monitor answered")
+            raise QmpError(self.name, "connect", str(error) or "no answer") from error
+        self._collector = asyncio.create_task(self._collect())
+
+    async def _connect(self) -> None:
+        # The socket exists before devices are realized; QEMU greets only afterwards, or dies trying.
+        await self._qmp.connect(str(self.qmp_socket))
+
+    async def _collect(self) -> None:
+        async for event in self._listener:
+            stamp = cast(dict[str, int], event["timestamp"])
+            record = {
+                "time": stamp["seconds"] + stamp["microseconds"] / 1e6,
+                "event": event["event"],
+                "data": event.get("data", {}),
+            }
+            self.events.append(record)
+            async with self._changed:
+                self._changed.notify_all()
+
+    async def execute(self, command: str, **arguments: Any) -> Any:
+        """Run a QMP command; underscores in argument names stand for hyphens.
+
+        Raises: QmpError: QEMU refused, ended or did not answer in time.
+        """
+        renamed = {key.replace("_", "-"): value for key, value in arguments.items()}
+        try:
+            async with asyncio.timeout(QMP_TIMEOUT_SECONDS):
+                return await self._qmp.execute(command, renamed or None)
+        except ExecuteError as error:
+            raise QmpError(self.name, command, str(error)) from error
+        except (QMPError, OSError, TimeoutError) as error:
+            with contextlib.suppress(TimeoutError):
+                await self.process.wait(0.5)
+            self.process.check(f"ended during QMP {command}")
+            raise QmpError(self.name, command, str(error) or "no answer") from error
+
+    def _matching(self, name: str, after: float, **data: Any) -> Iterator[dict[str, Any]]:
+        for event in self.events:
+            wanted = event["event"] == name and event["time"] >= after
+            if wanted and all(event["data"].get(key) == value for key, value in data.items()):
+                yield event
+
+    async def wait_event(
+        self, name: str, timeout_seconds: float = 20.0, after: float = 0.0, **data: Any
+    ) -> dict[str, Any]:
+        """Return the first event `name` not before `after` (unix seconds) whose data contain `data`.
+
+        Raises: LabError: it does not come in time. ProcessError: QEMU ended.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            found = next(self._matching(name, after, **data), None)
+            if found is not None:
+                return found
+            self.process.check()
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise LabError(f"{self.name}: no {name} event {data or ''} in {timeout_seconds:g} s")
+            async with self._changed:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), min(left, 0.2))
+
+    async def migration(self) -> dict[str, Any]:
+        """Return `query-migrate`; empty before the first migration."""
+        result: dict[str, Any] = await self.execute("query-migrate")
+        return result
+
+    async def run_state(self) -> str:
+        """Return the VM's run state (`running`, `postmigrate`, …)."""
+        result: dict[str, Any] = await self.execute("query-status")
+        return str(result["status"])
+
+    def trace(self) -> list[TraceEvent]:
+        """Return the VFIO trace events so far."""
+        return parse_trace(self.trace_log)
+
+    async def stop(self) -> int | None:
+        """Quit QEMU by QMP, kill it when that fails, and return its exit status."""
+        if self.process.running:
+            with contextlib.suppress(QMPError, OSError, TimeoutError):
+                await asyncio.wait_for(self._qmp.execute("quit"), 2.0)
+            with contextlib.suppress(TimeoutError):
+                await self.process.wait(3.0)
+        status = await self.process.stop()
+        with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
+            await asyncio.wait_for(self._qmp.disconnect(), 2.0)
+        if self._collector is not None:
+            self._collector.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._collector
+        return status

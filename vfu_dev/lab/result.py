@@ -1,0 +1,163 @@
+"""What one migration left behind, as dataclasses and as the JSON of the project's contract."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+# Raised when a key changes its meaning or goes away; new keys do not count.
+JSON_VERSION = 1
+
+
+@dataclass
+class DeviceResult:
+    """One device: both servers' words. Byte counts are stream bytes, framing included."""
+
+    name: str
+    size_bytes: int = 0
+    digest_source: str | None = None
+    digest_destination: str | None = None
+    initial_bytes: int = 0
+    precopy_bytes: int = 0
+    stop_copy_bytes: int = 0
+    received_bytes: int = 0
+    passes: int = 0
+    pages_sent: int = 0
+    pages_resent: int = 0
+    zero_pages: int = 0
+    state_source: str | None = None
+    state_destination: str | None = None
+    error_source: str | None = None
+    error_destination: str | None = None
+    transitions_source: list[dict[str, Any]] = field(default_factory=list)
+    transitions_destination: list[dict[str, Any]] = field(default_factory=list)
+    save: dict[str, Any] | None = None
+    load: dict[str, Any] | None = None
+
+    @property
+    def digest_match(self) -> bool:
+        """Whether both digests are known and equal."""
+        return self.digest_source is not None and self.digest_source == self.digest_destination
+
+    def read_source(self, status: dict[str, Any]) -> None:
+        """Take what the source's server says."""
+        self.size_bytes = sum(memory["size_bytes"] for memory in status.get("memories", []))
+        self.state_source = status.get("state")
+        self.transitions_source = status.get("transitions", [])
+        save = self.save = status.get("save")
+        if save:
+            self.digest_source = save.get("digest")
+            self.error_source = save.get("error")
+            for key in (
+                "initial_bytes", "precopy_bytes", "stop_copy_bytes", "passes",
+                "pages_sent", "pages_resent", "zero_pages",
+            ):  # fmt: skip
+                setattr(self, key, save.get(key) or 0)
+
+    def read_destination(self, status: dict[str, Any]) -> None:
+        """Take what the destination's server says."""
+        self.state_destination = status.get("state")
+        self.transitions_destination = status.get("transitions", [])
+        load = self.load = status.get("load")
+        if load:
+            self.digest_destination = load.get("digest")
+            self.error_destination = load.get("error")
+            self.received_bytes = load.get("received_bytes") or 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the contract's object."""
+        return {**asdict(self), "digest_match": self.digest_match}
+
+
+@dataclass
+class QemuResult:
+    """QEMU's view. Times in milliseconds, sizes in bytes."""
+
+    version: str = ""
+    accel: str = ""
+    status: str = "none"
+    error: str | None = None
+    downtime_ms: int | None = None
+    downtime_limit_ms: int = 300
+    total_ms: int | None = None
+    setup_ms: int | None = None
+    vfio_bytes: int | None = None
+    ram_bytes: int | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    capabilities: list[str] = field(default_factory=list)
+    states_source: list[str] = field(default_factory=list)
+    states_destination: list[str] = field(default_factory=list)
+    command_line_source: list[str] = field(default_factory=list)
+    command_line_destination: list[str] = field(default_factory=list)
+    events_source: list[dict[str, Any]] = field(default_factory=list)
+    events_destination: list[dict[str, Any]] = field(default_factory=list)
+    trace_source: list[dict[str, Any]] = field(default_factory=list)
+    trace_destination: list[dict[str, Any]] = field(default_factory=list)
+
+    def read_migration(self, reply: dict[str, Any]) -> None:
+        """Take the figures of a `query-migrate` reply."""
+        self.status = reply.get("status", "none")
+        self.error = reply.get("error-desc")
+        self.downtime_ms = reply.get("downtime")
+        self.total_ms = reply.get("total-time")
+        self.setup_ms = reply.get("setup-time")
+        self.vfio_bytes = reply.get("vfio", {}).get("transferred")
+        self.ram_bytes = reply.get("ram", {}).get("transferred")
+
+
+@dataclass
+class GuestResult:
+    """What the guest says after the move: its journal against every byte of the device's memory."""
+
+    kind: str
+    verified: bool = False
+    compared_bytes: int = 0
+    mismatched_bytes: int = 0
+    first_mismatch: dict[str, Any] | None = None
+    scratch_errors: int = 0
+    readback_checks: int = 0
+    readback_errors: int = 0
+    generation: int = 0
+    writes: int = 0
+    missed_writes: int = 0
+    asked_rate_bytes: int = 0
+    reached_rate_bytes: float = 0.0
+    max_access_ms: float = 0.0
+    max_gap_ms: float = 0.0
+    outage_ms: float | None = None
+    verify_seconds: float = 0.0
+    error: str | None = None
+
+
+@dataclass
+class MigrationResult:
+    """Everything about one experiment; `problems` empty means that all is as it should be."""
+
+    status: str = "failed"
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    devices: list[DeviceResult] = field(default_factory=list)
+    qemu: QemuResult = field(default_factory=QemuResult)
+    guest: GuestResult | None = None
+    started: float = 0.0
+    ended: float = 0.0
+    command: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    logs: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of the project's contract (design, "Commands") plus what plots need."""
+        out = asdict(self)
+        out["devices"] = [device.to_json() for device in self.devices]
+        return {"version": JSON_VERSION, "kind": "lab-migrate", **out}
+
+    def write(self, path: Path) -> None:
+        """Write the JSON file at once or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".part")
+        partial.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        partial.replace(path)

@@ -1,0 +1,99 @@
+"""Device servers: `vfu-dev serve` processes and their control sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vfu_dev.errors import LabError
+from vfu_dev.lab.process import Child, wait_for_socket
+
+# A digest of a large device takes a while; everything else answers at once.
+CONTROL_TIMEOUT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """What one `vfu-dev serve` is started with."""
+
+    memory_bytes: int = 8 << 20
+    pre_copy: bool = True
+    fill: int = 0
+    library: Path | None = None
+    extra: tuple[str, ...] = field(default=())
+
+
+class DeviceServer:
+    """One served device: a process, its vfio-user socket and its control socket."""
+
+    def __init__(self, name: str, sockets: Path, logs: Path, options: ServerOptions) -> None:
+        self.name = name
+        self.options = options
+        self.socket = sockets / f"{name}.sock"
+        self.control = sockets / f"{name}.ctl"
+        argv = [sys.executable, "-c", "from vfu_dev.cli import main; main()", "serve"]
+        argv += ["--socket", str(self.socket)]
+        argv += ["--control", str(self.control), "--name", name, "--memory", str(options.memory_bytes)]
+        argv += ["--pre-copy", "on" if options.pre_copy else "off"]
+        if options.fill:
+            argv += ["--fill", str(options.fill)]
+        if options.library:
+            argv += ["--library", str(options.library)]
+        argv += options.extra
+        # The server must import this very package, wherever the lab was started from.
+        env = dict(os.environ)
+        root = str(Path(__file__).resolve().parents[2])
+        env["PYTHONPATH"] = os.pathsep.join([root, env["PYTHONPATH"]]) if env.get("PYTHONPATH") else root
+        self.process = Child(f"server {name}", argv, logs / f"server-{name}.log", env)
+
+    async def start(self) -> None:
+        """Start the process and wait until both sockets are there.
+
+        Raises: ProcessError: it ended first. LabError: it is not ready in time.
+        """
+        await self.process.start()
+        await wait_for_socket(self.socket, self.process)
+        await wait_for_socket(self.control, self.process)
+
+    async def command(self, name: str, **arguments: Any) -> Any:
+        """Run one control command and return its result.
+
+        Raises: LabError: the server refuses, is gone or does not answer.
+        """
+        try:
+            async with asyncio.timeout(CONTROL_TIMEOUT_SECONDS):
+                reader, writer = await asyncio.open_unix_connection(str(self.control), limit=1 << 24)
+                try:
+                    writer.write(json.dumps({"command": name, **arguments}).encode() + b"\n")
+                    await writer.drain()
+                    line = await reader.readline()
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError) as error:
+            raise LabError(f"server {self.name}: control command {name!r}: {error or 'no answer'}") from error
+        if not line:
+            raise LabError(f"server {self.name}: control socket closed during {name!r}")
+        reply = json.loads(line)
+        if not reply.get("ok"):
+            raise LabError(f"server {self.name}: {name}: {reply.get('error', 'refused')}")
+        return reply.get("result")
+
+    async def status(self) -> dict[str, Any]:
+        """Return the server's status (the contract of the control socket)."""
+        result: dict[str, Any] = await self.command("status")
+        return result
+
+    async def stop(self) -> int | None:
+        """End the server with SIGTERM and return its exit status."""
+        return await self.process.stop(signal.SIGTERM)
+
+    async def kill(self) -> None:
+        """Kill the server at once, as a crash would."""
+        self.process.send_signal(signal.SIGKILL)
+        await self.process.wait()
