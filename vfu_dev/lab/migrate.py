@@ -316,7 +316,7 @@ def judge(result: MigrationResult, options: MigrateOptions) -> None:
         problems.append(f"QEMU moved {qemu.vfio_bytes} bytes of device state, the servers sent {sent}")
     if qemu.downtime_ms is not None and qemu.downtime_ms > qemu.downtime_limit_ms:
         result.warnings.append(
-            f"downtime {qemu.downtime_ms} ms, over the limit of {qemu.downtime_limit_ms} ms (a loaded machine?)"
+            f"downtime {qemu.downtime_ms} ms, limit {qemu.downtime_limit_ms} ms (is the machine loaded?)"
         )
     guest = result.guest
     if guest is None or not guest.verified or guest.mismatched_bytes:

@@ -65,7 +65,7 @@ class Child:
 
         Raises: ProcessError: the program cannot be executed.
         """
-        # PR_SET_PDEATHSIG by setpriv (util-linux, essential in Debian): no orphan, even after `kill -9` of us.
+        # PR_SET_PDEATHSIG by setpriv (util-linux): no orphan is left even when the lab is killed with -9.
         setpriv = shutil.which("setpriv")
         wrapped = [setpriv, "--pdeathsig", "KILL", "--", *self.argv] if setpriv else self.argv
         with self.log.open("ab") as log:

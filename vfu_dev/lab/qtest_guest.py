@@ -197,8 +197,8 @@ class QtestGuest(Guest):
         """Write `count` words; return False when the VM turned out to be stopped.
 
         A stopped device refuses writes, and nobody tells the writer. So the last word of each batch is read
-        back: if it is there, everything before it is (the device serves accesses in order). If it is not, the VM
-        was stopped within this batch, and each word is read to learn which write was the guest's last.
+        back: if it is there, everything before it is (the device serves accesses in order). If it is not, the
+        VM was stopped within this batch, and each word is read to learn which write was the guest's last.
         """
         assert self.client is not None
         words = self._choose(device, count)

@@ -1,0 +1,195 @@
+"""`vfu-dev lab`: whole experiments with real QEMU."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from vfu_dev.errors import ConfigError
+from vfu_dev.sizes import format_size, parse_size
+
+
+class SizeParam(click.ParamType[int]):
+    """A size or a rate: `8M`, `64K`, `2M/s`."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return bytes; fail with the text and an example."""
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+SIZE = SizeParam()
+
+
+@click.group()
+def command() -> None:
+    """Run whole experiments with real QEMU."""
+
+
+@command.command()
+@click.option("--memory", type=SIZE, default="8M", show_default=True, help="Device memory (BAR2).")
+@click.option("--devices", type=click.IntRange(1, 8), default=1, show_default=True, help="Devices in the VM.")
+@click.option(
+    "--dirty-rate",
+    type=SIZE,
+    default="2M",
+    show_default=True,
+    help="Bytes of pages the guest dirties a second.",
+)
+@click.option(
+    "--pattern",
+    type=click.Choice(["uniform", "sequential", "hotset"]),
+    default="uniform",
+    show_default=True,
+    help="Which pages the guest writes to.",
+)
+@click.option(
+    "--guest",
+    type=click.Choice(["linux", "none"]),
+    default="linux",
+    show_default=True,
+    help="A Linux guest, or no CPU at all (qtest): the lab itself writes to the device.",
+)
+@click.option("--pre-copy", type=click.Choice(["on", "off"]), default="on", show_default=True)
+@click.option("--switchover-ack", is_flag=True, help="Stop the source only once initial data is loaded.")
+@click.option(
+    "--downtime-limit", type=click.IntRange(1), default=300, show_default=True, help="Milliseconds."
+)
+@click.option(
+    "--max-bandwidth",
+    type=SIZE,
+    default="32M",
+    show_default=True,
+    help="Migration bandwidth a second; QEMU switches over below bandwidth x downtime limit.",
+)
+@click.option(
+    "--switchover-bandwidth",
+    type=SIZE,
+    default="4M",
+    show_default=True,
+    help="What QEMU assumes for the switchover instead of measuring (0: measure).",
+)
+@click.option("--accel", type=click.Choice(["tcg", "kvm"]), default="tcg", show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the load.")
+@click.option("--timeout", type=float, default=180.0, show_default=True, help="Seconds for the migration.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("out/lab"),
+    show_default=True,
+    help="Folder for report.json, report.html and logs.",
+)
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Also write the JSON here (-: stdout)."
+)
+@click.option("--keep", is_flag=True, help="Keep the logs of a successful run too.")
+@click.option("--quiet", is_flag=True, help="No progress, only the summary.")
+def migrate(
+    memory: int,
+    devices: int,
+    dirty_rate: int,
+    pattern: str,
+    guest: str,
+    pre_copy: str,
+    switchover_ack: bool,
+    downtime_limit: int,
+    max_bandwidth: int,
+    switchover_bandwidth: int,
+    accel: str,
+    seed: int,
+    timeout: float,
+    out: Path,
+    json_file: Path | None,
+    keep: bool,
+    quiet: bool,
+) -> None:
+    """Live-migrate the device under load from one QEMU to another, and check everything.
+
+    Exit status 0 only when all of it is as it should be. Example:
+
+        vfu-dev lab migrate --memory 1M --guest none --json out.json
+    """
+    # Imported here: `vfu-dev lab --help` must not pay for matplotlib and QMP.
+    from vfu_dev.builds import artifact
+    from vfu_dev.lab.guest import LoadPlan
+    from vfu_dev.lab.migrate import MigrateOptions, run
+    from vfu_dev.lab.progress import Progress
+    from vfu_dev.report.page import write_report
+
+    if memory < 4096 or memory % 4096:
+        raise ConfigError(f"--memory {memory}: must be a multiple of 4096 bytes, the page size")
+    options = MigrateOptions(
+        qemu=artifact("qemu"),
+        library=artifact("libvfio-user"),
+        guest_image=artifact("guest") if guest == "linux" else None,
+        memory_bytes=memory,
+        devices=devices,
+        load=LoadPlan(rate_bytes=dirty_rate, pattern=pattern, seed=seed),
+        pre_copy=pre_copy == "on",
+        switchover_ack=switchover_ack,
+        downtime_limit_ms=downtime_limit,
+        max_bandwidth=max_bandwidth,
+        switchover_bandwidth=switchover_bandwidth,
+        accel=accel,
+        timeout_seconds=timeout,
+    )
+    console = Console(stderr=True)
+    logs = out / "logs"
+    with Progress(console, quiet) as progress:
+        result = asyncio.run(run(options, logs, ["vfu-dev", *sys.argv[1:]], progress))
+    result.write(out / "report.json")
+    page = write_report(result.to_json(), out)
+    if json_file is not None and str(json_file) == "-":
+        click.echo(json.dumps(result.to_json()))
+    elif json_file is not None:
+        result.write(json_file)
+    _summary(result.to_json(), page)
+    if result.problems:
+        click.echo(f"logs: {logs}  (again: {shlex.join(result.command)})", err=True)
+        sys.exit(1)
+    if not keep:
+        for log in logs.glob("*.log"):
+            log.unlink()
+
+
+def _summary(result: dict[str, Any], page: Path) -> None:
+    qemu, guest = result["qemu"], result["guest"]
+    lines = [f"migration {result['status']}, QEMU {qemu['version']} ({qemu['accel']})"]
+    for device in result["devices"]:
+        moved = device["precopy_bytes"] + device["stop_copy_bytes"]
+        share = f" ({100 * device['precopy_bytes'] / moved:.0f} % in pre-copy)" if moved else ""
+        match = "equal" if device["digest_match"] else "DIFFERENT"
+        sizes = ", ".join(
+            f"{label} {format_size(device[key])}"
+            for label, key in (
+                ("initial", "initial_bytes"),
+                ("pre-copy", "precopy_bytes"),
+                ("stop-copy", "stop_copy_bytes"),
+            )
+        )
+        lines.append(f"{device['name']}: {sizes}{share}, {device['passes']} passes, digests {match}")
+    if qemu["downtime_ms"] is not None:
+        limit = qemu["downtime_limit_ms"]
+        lines.append(f"downtime {qemu['downtime_ms']} ms (limit {limit} ms), total {qemu['total_ms']} ms")
+    if guest is not None:
+        lines.append(
+            f"guest {guest['kind']}: {format_size(guest['compared_bytes'])} compared, "
+            f"{guest['mismatched_bytes']} bytes differ, {guest['writes']} writes"
+        )
+    lines += [f"warning: {text}" for text in result["warnings"]]
+    lines += [f"PROBLEM: {text}" for text in result["problems"]]
+    lines.append(f"report: {page}")
+    click.echo("\n".join(lines), err=True)

@@ -1,0 +1,108 @@
+"""What a person sees while an experiment runs: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from vfu_dev.sizes import format_size
+
+# Without a terminal, at most one line in so many seconds, besides phases.
+PLAIN_SECONDS = 2.0
+
+
+def _size(value: Any) -> str:
+    return format_size(value) if isinstance(value, int) else "-"
+
+
+class Progress:
+    """Observes a Lab; a context manager around the run. `quiet` shows nothing."""
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self._console = console
+        self._quiet = quiet
+        self._live: Live | None = None
+        self._phase = ""
+        self._row: dict[str, Any] | None = None
+        self._verify: tuple[int, int] | None = None
+        self._started = time.monotonic()
+        self._last_line = 0.0
+
+    def __enter__(self) -> Progress:
+        if not self._quiet and self._console.is_terminal:
+            self._live = Live(self._render(), console=self._console, refresh_per_second=8, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def __call__(self, what: str, data: dict[str, Any]) -> None:
+        """Take one observation (`phase`, `sample` or `verify`)."""
+        if what == "phase":
+            self._phase = str(data["text"])
+            self._verify = None
+            self._line(self._phase, always=True)
+        elif what == "sample":
+            self._row = data
+            self._line(self._sample_text(data))
+        elif what == "verify":
+            self._verify = (data["compared_bytes"], data["total_bytes"])
+            self._line(f"  read back {_size(self._verify[0])} of {_size(self._verify[1])}")
+        if self._live is not None:
+            self._live.update(self._render())
+
+    def _line(self, text: str, always: bool = False) -> None:
+        if self._quiet or self._live is not None:
+            return
+        now = time.monotonic()
+        if always or now - self._last_line >= PLAIN_SECONDS:
+            self._last_line = now
+            self._console.print(f"[{now - self._started:6.1f} s] {text}", markup=False, highlight=False)
+
+    @staticmethod
+    def _sample_text(row: dict[str, Any]) -> str:
+        parts = [f"  {row['status']}: RAM left {_size(row['qemu'].get('ram', {}).get('remaining'))}"]
+        for index, device in enumerate(row["source"]):
+            parts.append(
+                f"vfu{index} {device.get('state', 'gone')} initial {_size(device.get('initial_bytes'))} "
+                f"dirty {_size(device.get('dirty_bytes'))}"
+            )
+        return "; ".join(parts)
+
+    def _render(self) -> RenderableType:
+        elapsed = time.monotonic() - self._started
+        parts: list[RenderableType] = [Text(f"{elapsed:6.1f} s  {self._phase}")]
+        if self._verify is not None:
+            done, total = self._verify
+            parts.append(ProgressBar(total=total, completed=done, width=60))
+        elif self._row is not None:
+            table = Table("device", "source", "destination", box=None, header_style="bold")
+            for name in ("initial", "dirty", "pre-copied", "stop-copied"):
+                table.add_column(name, justify="right")
+            for index, (here, there) in enumerate(
+                zip(self._row["source"], self._row["destination"], strict=True)
+            ):
+                table.add_row(
+                    f"vfu{index}",
+                    str(here.get("state", "gone")),
+                    str(there.get("state", "gone")),
+                    *(
+                        _size(here.get(key))
+                        for key in ("initial_bytes", "dirty_bytes", "precopy_bytes", "stop_copy_bytes")
+                    ),
+                )
+            left = self._row["qemu"].get("ram", {}).get("remaining")
+            parts += [table, Text(f"QEMU: {self._row['status']}, RAM left {_size(left)}")]
+        return Group(*parts)
