@@ -1,0 +1,40 @@
+/*
+ * Copyright (c) 2026 The vfu-dev authors.
+ *
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+#ifndef LIB_VFIO_USER_MIGRATION_PRIV_H
+#define LIB_VFIO_USER_MIGRATION_PRIV_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "libvfio-user.h"
+
+#define MIGR_NR_STATES (VFIO_DEVICE_STATE_PRE_COPY_P2P + 1)
+
+struct migration {
+    vfu_migration_callbacks_t callbacks;
+#ifndef VFU_NO_MIGR_EXT
+    vfu_migration_ext_t ext;
+#endif
+    uint64_t flags;             /* VFIO_MIGRATION_* */
+    size_t pgsize;
+    uint32_t state;             /* enum vfio_device_mig_state */
+    bool set_failed;            /* the client's last change of state failed */
+    bool precopy_info_v2;       /* the client understands REINIT */
+};
+
+/*
+ * The next state on the way from @from to @to for a device that announces
+ * @flags, or VFIO_DEVICE_STATE_ERROR if there is no way.
+ */
+uint32_t
+migr_next_state(uint64_t flags, uint32_t from, uint32_t to);
+
+bool
+migr_state_supported(uint64_t flags, uint32_t state);
+
+#endif /* LIB_VFIO_USER_MIGRATION_PRIV_H */
