@@ -1,1 +1,24 @@
-"""TODO."""
+"""A vfio-user client, written from the specification; tests, load generators and the migrator use it.
+
+`VfioUserDevice` is the device behind a socket, `Migrator` moves the state of one into another, `ControlClient`
+talks to a server's control socket.
+"""
+
+from vfu_dev.client.connection import CommandError, Connection, DisconnectedError, ReplyTimeoutError
+from vfu_dev.client.control import ControlClient, ControlError
+from vfu_dev.client.device import VfioUserDevice
+from vfu_dev.client.migrator import MigrationError, Migrator, Options, Progress
+
+__all__ = [
+    "CommandError",
+    "Connection",
+    "ControlClient",
+    "ControlError",
+    "DisconnectedError",
+    "MigrationError",
+    "Migrator",
+    "Options",
+    "Progress",
+    "ReplyTimeoutError",
+    "VfioUserDevice",
+]

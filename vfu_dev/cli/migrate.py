@@ -1,0 +1,314 @@
+"""`vfu-dev migrate SRC_SOCKET DST_SOCKET`: move a device's state between two servers, without QEMU."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+from rich.progress import Progress as Bar
+
+from vfu_dev.client import digest
+from vfu_dev.client.control import ControlClient
+from vfu_dev.client.device import VfioUserDevice
+from vfu_dev.client.migrator import MigrationError, Migrator, Options, Progress
+from vfu_dev.errors import VfuDevError
+from vfu_dev.sizes import format_size, parse_size
+
+PLAIN_SECONDS = 1.0  # between lines where there is no terminal
+
+
+def _rate(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Turn `128M` into bytes; a callback, because ParamType is generic in some releases of click only."""
+    if value is None:
+        return None
+    try:
+        return parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+class Verifier:
+    """Compares both ends' digests while both stand still.
+
+    With both control sockets known, the servers' own digests (all memories and registers; nothing is read
+    again); else xxh3_64 over the memory BAR, read on both sides through the vfio-user connections. The
+    stream's own digests are checked by the destination in any case: RESUMING -> STOP fails otherwise.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        source: VfioUserDevice,
+        destination: VfioUserDevice,
+        controls: tuple[ControlClient | None, ControlClient | None],
+    ) -> None:
+        self.method = method
+        self.source_digest: str | None = None
+        self.destination_digest: str | None = None
+        self._devices = source, destination
+        self._controls = controls
+
+    @property
+    def match(self) -> bool | None:
+        """Whether both digests are known and equal; None if nothing was compared."""
+        if self.source_digest is None or self.destination_digest is None:
+            return None
+        return self.source_digest == self.destination_digest
+
+    def __call__(self) -> None:
+        """Compare; raises VfuDevError on a difference, so that the destination never runs."""
+        source_control, destination_control = self._controls
+        if self.method in ("auto", "control") and source_control and destination_control:
+            self.source_digest = digest.saved_digest(source_control.status())
+            self.destination_digest = digest.loaded_digest(destination_control.status())
+        if self.match is None and self.method == "control":
+            raise VfuDevError("the control sockets do not tell both digests")
+        if self.match is None:
+            self.method = "memory"
+            index = digest.memory_region(self._devices[0])
+            self.source_digest, self.destination_digest = (
+                digest.memory_digest(device, index) for device in self._devices
+            )
+        else:
+            self.method = "control"
+        if not self.match:
+            raise VfuDevError(f"digests differ: {self.source_digest} and {self.destination_digest}")
+
+
+@contextmanager
+def _display(quiet: bool) -> Iterator[Callable[[Progress], None]]:
+    """Yield a progress callback: a bar on a terminal, a line a second elsewhere. All of it on stderr."""
+    console = Console(stderr=True)
+    if quiet:
+        yield lambda _: None
+        return
+    if not console.is_terminal:
+        yield _plain_lines()
+        return
+    columns = (
+        TextColumn("{task.description:12}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+    )
+    with Bar(*columns, console=console) as bar:
+        task = bar.add_task("setup", total=None)
+
+        def update(state: Progress) -> None:
+            total = state.transferred_bytes + state.remaining_bytes or None
+            bar.update(task, description=state.phase, completed=state.transferred_bytes, total=total)
+
+        yield update
+
+
+def _plain_lines() -> Callable[[Progress], None]:
+    phase, last = "", 0.0
+
+    def update(state: Progress) -> None:
+        nonlocal phase, last
+        now = time.monotonic()
+        if state.phase == phase and now - last < PLAIN_SECONDS:
+            return
+        phase, last = state.phase, now
+        click.echo(
+            f"{state.total_seconds:7.1f} s  {state.phase:12} "
+            f"{format_size(state.transferred_bytes):>10} sent, "
+            f"{format_size(state.remaining_bytes):>10} left, {format_size(state.bandwidth)}/s",
+            err=True,
+        )
+
+    return update
+
+
+def result_of(
+    name: str, state: Progress, verifier: Verifier | None, options: Options, error: MigrationError | None
+) -> dict[str, Any]:
+    """Return the JSON contract of design.md: one device, plus this command's own times."""
+    device = {
+        "name": name,
+        "digest_source": verifier.source_digest if verifier else None,
+        "digest_destination": verifier.destination_digest if verifier else None,
+        "digest_match": verifier.match if verifier else None,
+        "digest_method": verifier.method if verifier and verifier.match is not None else None,
+        "initial_bytes": state.initial_bytes,
+        "precopy_bytes": state.precopy_bytes,
+        "stop_copy_bytes": state.stop_copy_bytes,
+        "passes": state.passes,
+    }
+    return {
+        "status": "failed" if error else "completed",
+        "error": error.reason if error else None,
+        "phase": state.phase if not error else error.phase,
+        "devices": [device],
+        "total_ms": round(state.total_seconds * 1000, 3),
+        "downtime_ms": round(state.downtime_seconds * 1000, 3),
+        "downtime_limit_ms": options.downtime_limit_seconds * 1000,
+        "verify_ms": round(state.verify_seconds * 1000, 3),
+        "bandwidth_bytes_per_second": round(state.bandwidth),
+    }
+
+
+def _name_of(control: ControlClient | None) -> str | None:
+    name = control.status().get("name") if control is not None else None
+    return name if isinstance(name, str) and name else None
+
+
+@click.command(epilog="Example: vfu-dev migrate /tmp/a.sock /tmp/b.sock --json out.json")
+@click.argument("src_socket", type=click.Path())
+@click.argument("dst_socket", type=click.Path())
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(allow_dash=True),
+    metavar="FILE",
+    help="Write the result as JSON (-: stdout).",
+)
+@click.option(
+    "--downtime-limit",
+    default=300.0,
+    show_default=True,
+    metavar="MS",
+    help="How long the device may stand still.",
+)
+@click.option(
+    "--max-bandwidth", callback=_rate, metavar="RATE", help="Bytes a second, e.g. 128M.  [default: no limit]"
+)
+@click.option(
+    "--max-passes",
+    default=30,
+    show_default=True,
+    metavar="N",
+    help="Give up when N passes did not converge; 0: never.",
+)
+@click.option("--timeout", type=float, metavar="SECONDS", help="Give up after so long.  [default: never]")
+@click.option(
+    "--pre-copy",
+    type=click.Choice(["on", "off"]),
+    default="on",
+    show_default=True,
+    help="off: all data in STOP_COPY.",
+)
+@click.option(
+    "--src-control",
+    type=click.Path(),
+    metavar="PATH",
+    help="The source's control socket.  [default: SRC_SOCKET.ctl, if there]",
+)
+@click.option(
+    "--dst-control",
+    type=click.Path(),
+    metavar="PATH",
+    help="The destination's.  [default: DST_SOCKET.ctl, if there]",
+)
+@click.option(
+    "--verify",
+    type=click.Choice(["auto", "control", "memory", "none"]),
+    default="auto",
+    show_default=True,
+    help="Where digests come from.",
+)
+@click.option(
+    "--resume-source", is_flag=True, help="Let the source run on afterwards instead of leaving it in STOP."
+)
+@click.option("--quiet", is_flag=True, help="No progress, no summary.")
+def command(
+    src_socket: str,
+    dst_socket: str,
+    json_path: str | None,
+    downtime_limit: float,
+    max_bandwidth: int | None,
+    max_passes: int,
+    timeout: float | None,
+    pre_copy: str,
+    src_control: str | None,
+    dst_control: str | None,
+    verify: str,
+    resume_source: bool,
+    quiet: bool,
+) -> None:
+    """Move the state of the device on SRC_SOCKET into the device on DST_SOCKET, without QEMU.
+
+    Both servers must be free: a vfio-user server serves one client at a time. On any failure the source goes
+    on running. Digests of both ends are compared before the destination runs: the servers' own where both
+    control sockets are known, else a checksum over the device memory read back from both (its time is
+    verify_ms, not part of downtime_ms). A source left in STOP runs again when this command disconnects: that
+    is its server's rule for a lost client.
+    """
+    options = Options(
+        downtime_limit_seconds=downtime_limit / 1000,
+        max_bandwidth=max_bandwidth,
+        max_passes=max_passes or None,
+        timeout_seconds=timeout,
+        pre_copy=pre_copy == "on",
+        resume_source=resume_source,
+    )
+    name = Path(src_socket).name
+    state = Progress()
+    verifier: Verifier | None = None
+    error: MigrationError | None = None
+    try:
+        with ExitStack() as stack:
+            source_control, destination_control = (
+                _control(stack, path, given)
+                for path, given in ((src_socket, src_control), (dst_socket, dst_control))
+            )
+            name = _name_of(source_control) or name
+            source = stack.enter_context(_connect("source", src_socket))
+            destination = stack.enter_context(_connect("destination", dst_socket))
+            if verify != "none":
+                verifier = Verifier(verify, source, destination, (source_control, destination_control))
+            progress = stack.enter_context(_display(quiet))
+            migrator = Migrator(source, destination, options, progress=progress, verify=verifier)
+            state = migrator.progress
+            migrator.run()
+    except MigrationError as failed:
+        error = failed
+    result = result_of(name, state, verifier, options, error)
+    if json_path is not None:
+        text = json.dumps(result, indent=2) + "\n"
+        with click.open_file(json_path, "w") as file:
+            file.write(text)
+    if error is not None:
+        raise error
+    if not quiet:
+        click.echo(_summary(result), err=json_path == "-")
+    if verifier is not None and not verifier.match:
+        sys.exit(1)
+
+
+def _control(stack: ExitStack, socket: str, given: str | None) -> ControlClient | None:
+    try:
+        control = digest.find_control(socket, given)
+    except VfuDevError as error:
+        raise MigrationError("setup", str(error)) from error
+    return stack.enter_context(control) if control is not None else None
+
+
+def _connect(role: str, socket: str) -> VfioUserDevice:
+    try:
+        return VfioUserDevice.connect(socket)
+    except VfuDevError as error:
+        raise MigrationError("setup", f"{role} {socket}: {error}") from error
+
+
+def _summary(result: dict[str, Any]) -> str:
+    device = result["devices"][0]
+    compared = "not compared"
+    if device["digest_match"]:
+        compared = f"equal on both ends ({device['digest_source']}, by {device['digest_method']})"
+    return (
+        f"{device['name']}: {format_size(device['precopy_bytes'])} in {device['passes']} pre-copy passes, "
+        f"{format_size(device['stop_copy_bytes'])} in stop-copy\n"
+        f"total {result['total_ms']:.0f} ms, downtime {result['downtime_ms']:.0f} ms "
+        f"(limit {result['downtime_limit_ms']:g} ms), verification {result['verify_ms']:.0f} ms\n"
+        f"digest {compared}"
+    )

@@ -1,0 +1,466 @@
+"""The frame of vfio-user: headers, ids, file descriptors, replies in any order, requests from the server.
+
+Written from QEMU's docs/interop/vfio-user.rst ("Header", "Read and Write Operations"). Nothing a server says
+about a length is believed before it is compared with what the caller made room for. Once the stream can no
+longer be trusted (a bad header, a stalled message, a reply that fits no request) the connection is closed and
+stays failed.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from vfu_dev import uapi
+from vfu_dev.errors import ProtocolError, VfuDevError, errno_of
+
+HEADER = struct.Struct("<HHIII")  # id, command, size with header, flags, error
+DEFAULT_TIMEOUT_SECONDS = 5.0  # QEMU's x-msg-timeout
+MAX_FDS = 16  # what QEMU accepts at most (VFIO_USER_MAX_MAX_FDS)
+
+Buffer = bytes | bytearray | memoryview
+RequestHandler = Callable[[int, memoryview], tuple[Buffer, ...]]
+
+_COMMAND_NAMES = {
+    value: name.removeprefix("VFIO_USER_")
+    for name, value in vars(uapi).items()
+    if name.startswith("VFIO_USER_") and isinstance(value, int) and 0 < value <= 19 and name not in (
+        "VFIO_USER_REPLY", "VFIO_USER_TYPE", "VFIO_USER_NO_REPLY"
+    )
+}  # fmt: skip
+
+
+def command_name(command: int) -> str:
+    """Return the protocol's name for `command`, or its number."""
+    return _COMMAND_NAMES.get(command, f"command {command}")
+
+
+class CommandError(VfuDevError):
+    """The server answered `command` with an error; `errno` is the one it gave (EIO where it gave none)."""
+
+    def __init__(self, command: int, number: int) -> None:
+        self.command = command
+        self.given = number
+        self.errno = number if 0 < number < 4096 else errno.EIO
+        reason = os.strerror(number) if 0 < number < 4096 else f"error {number}"
+        super().__init__(f"the server refused {command_name(command)}: {reason}")
+
+
+class DisconnectedError(ProtocolError):
+    """There is no server any more, or it closed the connection."""
+
+    errno = errno.ENOTCONN
+
+
+class ReplyTimeoutError(ProtocolError):
+    """The server did not answer in time."""
+
+    errno = errno.ETIMEDOUT
+
+
+@dataclass
+class Call:
+    """One request under way. `head` takes the fixed part of the reply, `into` what follows it."""
+
+    id: int
+    command: int
+    head: bytearray
+    into: memoryview
+    max_fds: int
+    deadline: float
+    done: bool = False
+    abandoned: bool = False
+    arriving: bool = False
+    error: VfuDevError | None = None
+    head_bytes: int = 0
+    into_bytes: int = 0
+    fds: list[int] = field(default_factory=list)
+
+    @property
+    def payload(self) -> memoryview:
+        """The reply's fixed part, as long as the server made it."""
+        return memoryview(self.head)[: self.head_bytes]
+
+
+class Connection:
+    """A vfio-user connection as its client. Threads may share one; replies find their own caller.
+
+    Args: sock: connected AF_UNIX stream socket; owned from here on.
+          timeout_seconds: for each reply, and for each message to arrive whole once it has begun.
+          max_request_bytes: payload of the largest request accepted from the server.
+          handler: answers requests from the server: (command, payload) -> reply parts, or VfuDevError.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        max_request_bytes: int = uapi.VFIO_USER_DEF_MAX_XFER_BYTES + 16,
+        handler: RequestHandler | None = None,
+    ) -> None:
+        sock.setblocking(False)
+        self.timeout_seconds = timeout_seconds
+        self.max_request_bytes = max_request_bytes
+        self.handler = handler
+        self._sock = sock
+        self._pending: dict[int, Call] = {}
+        self._next_id = 0
+        self._failure: VfuDevError | None = None
+        self._state_lock = threading.Lock()  # _pending, _next_id, _failure
+        self._send_lock = threading.Lock()
+        self._receive_lock = threading.Lock()
+        self._header = bytearray(HEADER.size)
+
+    @classmethod
+    def connect(
+        cls, path: str | os.PathLike[str], *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+    ) -> Self:
+        """Connect to the server that listens on `path`.
+
+        Raises: DisconnectedError: nobody listens there.
+        """
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(timeout_seconds)  # connect() blocks when the backlog is full
+            sock.connect(os.fspath(path))
+        except OSError as error:
+            sock.close()
+            reason = error.strerror or str(error)
+            raise DisconnectedError(f"cannot connect to {os.fspath(path)}: {reason}") from error
+        return cls(sock, timeout_seconds=timeout_seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection was closed or has failed."""
+        return self._failure is not None
+
+    def close(self) -> None:
+        """Close; calls still waiting fail with DisconnectedError. Closing twice is fine."""
+        self._fail(DisconnectedError("the connection was closed"))
+
+    def call(
+        self,
+        command: int,
+        *parts: Buffer,
+        reply_bytes: int = 0,
+        into: memoryview | None = None,
+        fds: Sequence[int] = (),
+        max_fds: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> Call:
+        """Send a request and wait for its reply; see `submit` and `wait`."""
+        call = self.submit(
+            command,
+            *parts,
+            reply_bytes=reply_bytes,
+            into=into,
+            fds=fds,
+            max_fds=max_fds,
+            timeout_seconds=timeout_seconds,
+        )
+        return self.wait(call)
+
+    def submit(
+        self,
+        command: int,
+        *parts: Buffer,
+        reply_bytes: int = 0,
+        into: memoryview | None = None,
+        fds: Sequence[int] = (),
+        max_fds: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> Call:
+        """Send a request whose reply `wait` returns; several may be under way.
+
+        Args:    parts: the payload, sent one after the other without joining them.
+                 reply_bytes: room for the reply's fixed part; a longer reply breaks the connection.
+                 into: writable bytes that take what follows the fixed part; must stay alive until `wait`.
+                 max_fds: file descriptors accepted with the reply.
+        Raises:  DisconnectedError, ReplyTimeoutError: it could not be sent.
+        """
+        seconds = self.timeout_seconds if timeout_seconds is None else timeout_seconds
+        call = Call(
+            0, command, bytearray(reply_bytes), into or memoryview(b""), max_fds, time.monotonic() + seconds
+        )
+        with self._state_lock:
+            if self._failure is not None:
+                raise self._failed_again()
+            while self._next_id in self._pending:
+                self._next_id = (self._next_id + 1) & 0xFFFF
+            call.id = self._next_id
+            self._next_id = (self._next_id + 1) & 0xFFFF
+            self._pending[call.id] = call
+        self._send(call.id, command, 0, 0, parts, fds, call.deadline)
+        return call
+
+    def post(self, command: int, *parts: Buffer) -> None:
+        """Send a request that asks for no reply (No_reply set); errors on the server's side stay unknown."""
+        with self._state_lock:
+            if self._failure is not None:
+                raise self._failed_again()
+            number = self._next_id
+            self._next_id = (self._next_id + 1) & 0xFFFF
+        deadline = time.monotonic() + self.timeout_seconds
+        self._send(number, command, uapi.VFIO_USER_NO_REPLY, 0, parts, (), deadline)
+
+    def wait(self, call: Call) -> Call:
+        """Return `call` once its reply is there.
+
+        Raises: CommandError: the server answered with an error.
+                ReplyTimeoutError: no answer; the connection stays usable if it was between two messages.
+                DisconnectedError, ProtocolError: the connection is gone, or the server broke the protocol.
+        """
+        while not call.done:
+            left = call.deadline - time.monotonic()
+            # One thread at a time reads, one message a turn, whoever it is for: see `_receive`.
+            if left > 0 and self._receive_lock.acquire(timeout=left):
+                try:
+                    if not call.done:
+                        if self._failure is not None:
+                            raise self._failed_again()
+                        self._receive(call.deadline)
+                finally:
+                    self._receive_lock.release()
+            elif not call.done:
+                self._abandon(call)
+        if call.error is not None:
+            raise call.error
+        return call
+
+    # --- sending --------------------------------------------------------------------------------------------
+
+    def _send(
+        self,
+        number: int,
+        command: int,
+        flags: int,
+        error: int,
+        parts: Sequence[Buffer],
+        fds: Sequence[int],
+        deadline: float,
+    ) -> None:
+        size = HEADER.size + sum(len(part) for part in parts)
+        buffers = [
+            memoryview(HEADER.pack(number, command, size, flags, error)),
+            *(memoryview(part) for part in parts),
+        ]
+        rights = []
+        if fds:
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+        begun = False
+        with self._send_lock:
+            while buffers:
+                try:
+                    sent = self._sock.sendmsg(buffers, rights)
+                except BlockingIOError:
+                    if self._poll(select.POLLOUT, deadline):
+                        continue
+                    timeout = ReplyTimeoutError(
+                        f"the server takes no messages ({command_name(command)} could not be sent)"
+                    )
+                    if begun:
+                        raise self._fail(timeout) from None
+                    with self._state_lock:
+                        self._pending.pop(number, None)
+                    raise timeout from None
+                except OSError as error_:
+                    raise self._fail(
+                        DisconnectedError(f"the server closed the connection at {command_name(command)}")
+                    ) from error_
+                begun, rights = True, []
+                while buffers and sent >= len(buffers[0]):
+                    sent -= len(buffers[0])
+                    del buffers[0]
+                if sent:
+                    buffers[0] = buffers[0][sent:]
+
+    # --- receiving ------------------------------------------------------------------------------------------
+
+    def _receive(self, deadline: float) -> None:
+        """Take one whole message off the socket, if one begins before `deadline`."""
+        if not self._poll(select.POLLIN, deadline):
+            return
+        header = memoryview(self._header)
+        fds = self._receive_start(header)
+        try:
+            number, command, size, flags, error = HEADER.unpack(header)
+            if size < HEADER.size:
+                raise self._broken(f"a message of {size} bytes, less than its header")
+            kind = flags & uapi.VFIO_USER_TYPE
+            if kind == uapi.VFIO_USER_REPLY:
+                self._receive_reply(number, command, size - HEADER.size, flags, error, fds)
+            elif kind == 0:
+                self._receive_request(number, command, size - HEADER.size, flags)
+            else:
+                raise self._broken(f"a message of type {kind:#x}")
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _receive_start(self, header: memoryview) -> list[int]:
+        """Read a header and the file descriptors that came with its first byte."""
+        fds = array.array("i")
+        try:
+            count, ancillary, flags, _ = self._sock.recvmsg_into(
+                [header], socket.CMSG_SPACE(MAX_FDS * fds.itemsize), socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            count, ancillary, flags = -1, [], 0
+        except OSError:
+            count, ancillary, flags = 0, [], 0
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        try:
+            if count == 0:
+                raise self._fail(DisconnectedError("the server closed the connection"))
+            if flags & socket.MSG_CTRUNC:
+                raise self._broken(f"more than {MAX_FDS} file descriptors in one message")
+            self._receive_into(header[max(count, 0) :])
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return list(fds)
+
+    def _receive_into(self, buffer: memoryview) -> None:
+        """Fill `buffer`; a message that has begun must go on within the timeout."""
+        deadline = 0.0
+        while buffer:
+            try:
+                count = self._sock.recv_into(buffer)
+            except BlockingIOError:
+                deadline = deadline or time.monotonic() + self.timeout_seconds
+                if self._poll(select.POLLIN, deadline):
+                    continue
+                raise self._fail(ReplyTimeoutError("the server stopped in the middle of a message")) from None
+            except OSError as error:
+                raise self._fail(DisconnectedError("the server closed the connection")) from error
+            if count == 0:
+                raise self._fail(
+                    DisconnectedError("the server closed the connection in the middle of a message")
+                )
+            buffer = buffer[count:]
+
+    def _receive_reply(
+        self, number: int, command: int, count: int, flags: int, error: int, fds: list[int]
+    ) -> None:
+        with self._state_lock:
+            call = self._pending.get(number)
+            if call is not None:
+                call.arriving = True
+        if call is None:
+            raise self._broken(f"a reply to message {number}, which was not sent")
+        if command != call.command:
+            raise self._broken(f"a reply to {command_name(call.command)} that names {command_name(command)}")
+        if flags & uapi.VFIO_USER_ERROR:
+            if count:
+                raise self._broken(
+                    f"an error reply to {command_name(command)} with {count} bytes behind its header"
+                )
+            call.error = CommandError(command, error)
+        elif count > (room := len(call.head) + len(call.into)):
+            raise self._broken(f"{count} bytes in reply to {command_name(command)}, with room for {room}")
+        elif len(fds) > call.max_fds:
+            raise self._broken(f"{len(fds)} file descriptors with the reply to {command_name(command)}")
+        else:
+            call.head_bytes = min(count, len(call.head))
+            call.into_bytes = count - call.head_bytes
+            self._receive_into(memoryview(call.head)[: call.head_bytes])
+            # The buffer of an abandoned call may be gone or in use again: read past it.
+            target = (
+                memoryview(bytearray(call.into_bytes)) if call.abandoned else call.into[: call.into_bytes]
+            )
+            self._receive_into(target)
+            if not call.abandoned:
+                call.fds, fds[:] = list(fds), []
+        with self._state_lock:
+            del self._pending[number]
+        call.done = True
+
+    def _receive_request(self, number: int, command: int, count: int, flags: int) -> None:
+        if count > self.max_request_bytes:
+            raise self._broken(f"a {command_name(command)} request of {count} bytes")
+        payload = memoryview(bytearray(count))
+        self._receive_into(payload)
+        parts: tuple[Buffer, ...] = ()
+        refused = errno.ENOSYS
+        if self.handler is not None:
+            try:
+                parts = self.handler(command, payload)
+                refused = 0
+            except VfuDevError as error:
+                refused = errno_of(error)
+        if flags & uapi.VFIO_USER_NO_REPLY:
+            return
+        reply_flags = uapi.VFIO_USER_REPLY | (uapi.VFIO_USER_ERROR if refused else 0)
+        deadline = time.monotonic() + self.timeout_seconds
+        self._send(number, command, reply_flags, refused, parts, (), deadline)
+
+    # --- failing --------------------------------------------------------------------------------------------
+
+    def _abandon(self, call: Call) -> None:
+        """Give up waiting; a reply that comes late is read and dropped."""
+        with self._state_lock:
+            if call.arriving:  # another thread is filling the caller's buffer: not ours to give back yet
+                call.deadline = time.monotonic() + self.timeout_seconds
+                return
+            call.abandoned = True
+        raise ReplyTimeoutError(
+            f"no reply to {command_name(call.command)} within {self.timeout_seconds:g} s "
+            "(is the server busy with another client, or stuck?)"
+        )
+
+    def _broken(self, what: str) -> VfuDevError:
+        return self._fail(ProtocolError(f"the server sent {what}"))
+
+    def _fail(self, error: VfuDevError) -> VfuDevError:
+        """Close the socket; the first reason stays the reason."""
+        with self._state_lock:
+            if self._failure is None:
+                self._failure = error
+            # Another thread may be inside poll() on this socket: only shutdown wakes it.
+            with contextlib.suppress(OSError):  # not connected any more
+                self._sock.shutdown(socket.SHUT_RDWR)
+            self._sock.close()
+            self._pending.clear()
+        return error
+
+    def _failed_again(self) -> VfuDevError:
+        """Return the failure for another caller to raise; the same object would collect tracebacks."""
+        assert self._failure is not None
+        return (
+            type(self._failure)(str(self._failure))
+            if not isinstance(self._failure, CommandError)
+            else self._failure
+        )
+
+    def _poll(self, event: int, deadline: float) -> bool:
+        """Wait for `event` until `deadline`; a closed or broken socket counts as ready."""
+        left = deadline - time.monotonic()
+        poller = select.poll()
+        try:
+            poller.register(self._sock, event)
+        except (OSError, ValueError):  # closed by another thread
+            return True
+        return bool(poller.poll(max(0, round(left * 1000 + 0.5))))

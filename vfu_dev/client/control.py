@@ -1,0 +1,90 @@
+"""Client of a server's control socket: one JSON object a line each way (`vfu-dev serve --control PATH`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from vfu_dev.errors import ProtocolError, VfuDevError
+
+MAX_LINE_BYTES = 4 << 20  # a status with 1000 transitions is about 100 KiB
+
+
+class ControlError(VfuDevError):
+    """The server answered a control command with an error, or cannot be asked."""
+
+
+class ControlClient:
+    """A connection to a control socket.
+
+    Raises: ControlError: nobody listens on `path`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, timeout_seconds: float = 5.0) -> None:
+        self.path = os.fspath(path)
+        self.timeout_seconds = timeout_seconds
+        self._received = bytearray()
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._sock.settimeout(timeout_seconds)
+            self._sock.connect(self.path)
+        except OSError as error:
+            self._sock.close()
+            raise ControlError(f"no control socket at {self.path}: {error.strerror or error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close; closing twice is fine."""
+        self._sock.close()
+
+    def command(self, name: str, **arguments: Any) -> Any:
+        """Send {"command": name, ...} and return the answer's result.
+
+        Raises: ControlError: the server said no, or nothing; ProtocolError: its answer is not one.
+        """
+        try:
+            self._sock.sendall(json.dumps({"command": name, **arguments}).encode() + b"\n")
+            line = self._line()
+        except OSError as error:
+            raise ControlError(f"no answer to {name} on {self.path}: {error}") from error
+        try:
+            answer = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError(f"{self.path} answered {name} with something that is not JSON") from error
+        if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
+            raise ProtocolError(f"{self.path} answered {name} without saying whether it is ok")
+        if not answer["ok"]:
+            raise ControlError(f"{name}: {answer.get('error', 'refused without a reason')}")
+        return answer.get("result")
+
+    def status(self) -> dict[str, Any]:
+        """Return the server's status object."""
+        result = self.command("status")
+        if not isinstance(result, dict):
+            raise ProtocolError(f"{self.path} answered status with {type(result).__name__}")
+        return result
+
+    def _line(self) -> bytes:
+        deadline = time.monotonic() + self.timeout_seconds
+        while b"\n" not in self._received:
+            if len(self._received) > MAX_LINE_BYTES:
+                raise ProtocolError(f"{self.path} answers with a line of more than {MAX_LINE_BYTES} bytes")
+            self._sock.settimeout(max(0.001, deadline - time.monotonic()))
+            part = self._sock.recv(1 << 16)
+            if not part:
+                raise ConnectionResetError("the server closed the connection")
+            self._received += part
+        line, _, rest = bytes(self._received).partition(b"\n")
+        self._received = bytearray(rest)
+        return line

@@ -1,0 +1,77 @@
+"""Whether two devices hold the same state after a move: by what their servers say, or by reading both."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from vfu_dev import uapi
+from vfu_dev.client.control import ControlClient, ControlError
+from vfu_dev.client.device import VfioUserDevice
+from vfu_dev.errors import ProtocolError
+
+BAR_INDICES = range(uapi.VFIO_PCI_BAR0_REGION_INDEX, uapi.VFIO_PCI_BAR5_REGION_INDEX + 1)
+
+
+def find_control(
+    socket_path: str | os.PathLike[str], control: str | os.PathLike[str] | None
+) -> ControlClient | None:
+    """Connect to `control`, or to SOCKET.ctl where there is one that answers.
+
+    Raises: ControlError: `control` was given and nobody listens there.
+    """
+    if control is not None:
+        return ControlClient(control)
+    beside = Path(f"{os.fspath(socket_path)}.ctl")
+    if not beside.is_socket():
+        return None
+    try:
+        return ControlClient(beside)
+    except ControlError:
+        return None
+
+
+def saved_digest(status: dict[str, Any]) -> str | None:
+    """Return the digest of the state that a source's server saved last."""
+    return _digest_of(status, "save")
+
+
+def loaded_digest(status: dict[str, Any]) -> str | None:
+    """Return the digest of the state that a destination's server loaded last."""
+    return _digest_of(status, "load")
+
+
+def _digest_of(status: dict[str, Any], session: str) -> str | None:
+    found = status.get(session)
+    digest = found.get("digest") if isinstance(found, dict) else None
+    if digest is not None and not isinstance(digest, str):
+        raise ProtocolError(f"the control socket sent a {session} digest that is not text")
+    return digest
+
+
+def memory_region(device: VfioUserDevice) -> int:
+    """Return the index of the device's largest readable BAR: the reference device's memory is BAR2.
+
+    Raises: ProtocolError: it has none.
+    """
+    count = min(device.info().num_regions, BAR_INDICES.stop)
+    infos = [device.region_info(index) for index in range(count)]
+    readable = [info for info in infos if info.readable and info.size_bytes]
+    if not readable:
+        raise ProtocolError("the server offers no BAR that can be read")
+    return max(readable, key=lambda info: info.size_bytes).index
+
+
+def memory_digest(device: VfioUserDevice, index: int) -> str:
+    """Return xxh3_64 (hex) over region `index`, read through REGION_READ; the device must stand still."""
+    digest = xxhash.xxh3_64()
+    buffer = bytearray(device.max_data_xfer_size)
+    size = device.region_info(index).size_bytes
+    for offset in range(0, size, len(buffer)):
+        piece = memoryview(buffer)[: min(len(buffer), size - offset)]
+        device.region_read_into(index, offset, piece)
+        digest.update(piece)
+    return digest.hexdigest()
