@@ -1,1 +1,85 @@
-"""TODO."""
+"""Native artifacts: libvfio-user, QEMU and the guest, built from pinned sources and kept in one cache.
+
+from vfu_dev.builds import artifact
+library = artifact("libvfio-user")            # a Path, or BuildError that names the command to run
+qemu = artifact("qemu", build=True)           # builds it first if it has to
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vfu_dev.builds import guest, libvfio_user, qemu
+from vfu_dev.builds.cache import Cache
+from vfu_dev.builds.native import native_dir
+from vfu_dev.builds.packages import FIRMWARE_DIRS
+from vfu_dev.builds.recipe import Built, NotBuiltError, Options, Recipe, build, read_manifest
+from vfu_dev.errors import BuildError
+
+__all__ = [
+    "DEFAULT",
+    "RECIPES",
+    "BuildError",
+    "Built",
+    "Cache",
+    "NotBuiltError",
+    "Options",
+    "Recipe",
+    "artifact",
+    "build",
+    "firmware_dirs",
+    "native_dir",
+    "read_manifest",
+    "recipe_named",
+]
+
+# In the order in which `--all` builds: quick ones first, QEMU's variants so that they share an object tree.
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        libvfio_user.LIBRARY,
+        libvfio_user.TESTS,
+        libvfio_user.REDUCED,
+        libvfio_user.SANITIZED,
+        guest.BASE,
+        guest.GUEST,
+        qemu.UNPATCHED,
+        qemu.PATCHED,
+        qemu.SANITIZED,
+    )
+}
+
+# What the main job needs.
+DEFAULT = ("libvfio-user", "guest", "qemu")
+
+
+def recipe_named(name: str) -> Recipe:
+    """Return the recipe called `name`. Raises: BuildError: there is none; lists those there are."""
+    try:
+        return RECIPES[name]
+    except KeyError:
+        raise BuildError(f"no artifact is called {name!r}; there are: {', '.join(RECIPES)}") from None
+
+
+def artifact(name: str, build: bool = False) -> Path:
+    """Return the path of an artifact: a library, a program, or for `guest` a folder.
+
+    `guest` has `vmlinuz` and `initramfs.cpio.gz`. VFU_DEV_LIBVFIO_USER and VFU_DEV_QEMU name files to use
+    instead of `libvfio-user` and `qemu`.
+
+    Args:   build: build it now, with progress on stderr, if it is not in the cache.
+    Raises: NotBuiltError (a BuildError): it is not in the cache and `build` is False; says what to run.
+            BuildError: no such artifact, or it cannot be built.
+    """
+    chosen = recipe_named(name)
+    if build:
+        return _build(chosen, Cache()).path
+    return chosen.find(Cache())
+
+
+def firmware_dirs() -> list[Path]:
+    """Return the folders for QEMU's -L, those that exist, in the order to give them."""
+    return [folder for folder in FIRMWARE_DIRS if folder.is_dir()]
+
+
+_build = build  # `artifact` has an argument of that name

@@ -1,0 +1,177 @@
+"""The cache of everything built: named by what went in, published whole, locked between processes.
+
+    ROOT/artifacts/NAME-KEY/   finished artifacts, each with a manifest.json; never changed once there
+    ROOT/tmp/NAME-KEY/         an artifact being built; renamed into artifacts/ as its last step
+    ROOT/locks/                one flock(2) file for each thing that one process at a time may make
+    ROOT/logs/NAME-KEY.log     the full output of the most recent build of that artifact
+    ROOT/work/                 QEMU's source and object trees, kept so that a changed patch rebuilds little
+    ROOT/sources, ROOT/trees, ROOT/tools    the pinned source package, unpacked sources, meson
+
+Deleting any of it, or all, is safe while nothing builds: it is made again when needed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+ENVIRONMENT = "VFU_DEV_CACHE"
+
+# How often a waiting process looks again. flock(2) can block, but then nobody could tell that it waits.
+_LOCK_POLL_SECONDS = 0.2
+
+
+def input_key(inputs: Mapping[str, object]) -> str:
+    """Return the 16 hex digits that name an artifact made from `inputs` (JSON values, in any order)."""
+    text = json.dumps(inputs, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of the file at `path`, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tree_digest(root: Path) -> dict[str, str]:
+    """Return relative path -> "sha256 mode" for every file under `root`; empty when there is no such folder.
+
+    Hidden files, editors' backups and Python's caches are left out: they are not built from. Of the mode,
+    only the executable bit counts, since version control keeps no more.
+    """
+    found: dict[str, str] = {}
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
+        for name in names:
+            path = Path(folder, name)
+            if not name.startswith(".") and not name.endswith("~") and path.is_file():
+                mode = "x" if os.access(path, os.X_OK) else "-"
+                found[path.relative_to(root).as_posix()] = f"{file_digest(path)} {mode}"
+    return found
+
+
+def remove_tree(path: Path) -> None:
+    """Remove the folder `path` and all in it; not being there is fine, not being removable is an error."""
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def default_root() -> Path:
+    """Return `$VFU_DEV_CACHE`, else `$XDG_CACHE_HOME/vfu-dev`, else `~/.cache/vfu-dev`; absolute."""
+    chosen = os.environ.get(ENVIRONMENT)
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    # The base directory specification says to ignore a relative XDG_CACHE_HOME.
+    folder = Path(base) if base and os.path.isabs(base) else Path.home() / ".cache"
+    return folder / "vfu-dev"
+
+
+class Cache:
+    """One cache folder. Reading it creates nothing; the folders appear when something is built."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root if root is not None else default_root()
+
+    def artifact_dir(self, name: str, key: str) -> Path:
+        """Return where artifact `name` with `key` is, once it is published."""
+        return self.root / "artifacts" / f"{name}-{key}"
+
+    def log_path(self, name: str, key: str) -> Path:
+        """Return the log of the build of `name` with `key`; its folder exists afterwards."""
+        path = self.root / "logs" / f"{name}-{key}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @contextmanager
+    def lock(self, name: str, waiting: Callable[[int | None], None] | None = None) -> Iterator[int]:
+        """Hold the lock `name` across processes; yields its file descriptor.
+
+        The descriptor is meant to be inherited by the commands that work under the lock: the lock then lasts
+        as long as one of them runs, so a compiler that outlives a killed build does not meet the next build.
+
+        Args:   waiting: called repeatedly, with the holder's process id if known, while another process holds
+                it.
+        """
+        folder = self.root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        fd = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if waiting is not None:
+                        waiting(_holder(fd))
+                    time.sleep(_LOCK_POLL_SECONDS)
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+            yield fd
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def building(self, name: str, key: str) -> Iterator[Path]:
+        """Give an empty folder to build into; publish it whole when the block ends without an exception.
+
+        The caller holds the lock `NAME-KEY`. What a killed build left in the same place is removed first;
+        what an exception leaves is removed at once.
+        """
+        temporary = self.root / "tmp" / f"{name}-{key}"
+        remove_tree(temporary)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            final = self.artifact_dir(name, key)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            temporary.rename(final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    def sweep(self) -> None:
+        """Remove what killed builds left in tmp/: every folder whose lock nobody holds."""
+        for leftover in (self.root / "tmp").glob("*"):
+            try:
+                fd = os.open(self.root / "locks" / f"{leftover.name}.lock", os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # not one of ours
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(leftover, ignore_errors=True)
+            except BlockingIOError:
+                pass  # being built right now
+            finally:
+                os.close(fd)
+
+    def sizes(self) -> dict[str, int]:
+        """Return bytes on disk of each folder of the cache; a file with several links counts once."""
+        result: dict[str, int] = {}
+        seen: set[tuple[int, int]] = set()
+        for top in sorted(self.root.glob("*")):
+            total = 0
+            for folder, _, names in os.walk(top):
+                for name in names:
+                    try:
+                        status = os.lstat(os.path.join(folder, name))
+                    except FileNotFoundError:
+                        continue  # a build removed it meanwhile
+                    if (status.st_dev, status.st_ino) not in seen:
+                        seen.add((status.st_dev, status.st_ino))
+                        total += status.st_blocks * 512
+            result[top.name] = total
+        return result
+
+
+def _holder(fd: int) -> int | None:
+    """Return the process id that the lock's holder wrote into the lock file, if it has got to that."""
+    text = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+    return int(text) if text.isdigit() else None

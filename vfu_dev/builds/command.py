@@ -1,0 +1,192 @@
+"""Running the commands that builds consist of: logged whole, shown as progress, stopped with the build."""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import shlex
+import shutil
+import signal
+import subprocess
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cache as memoize
+from pathlib import Path
+from typing import IO
+
+from vfu_dev.builds.cache import Cache
+from vfu_dev.builds.progress import Reporter, Step
+from vfu_dev.errors import BuildError
+
+_NINJA_COUNT = re.compile(rb"\[(\d+)/(\d+)\] ")
+_TAIL_LINES = 25
+_STOP_SECONDS = 5.0
+
+# Variables that change what a compiler, make, meson or Python does. They are not part of an artifact's key,
+# so a build must not see them: the same key has to mean the same thing from every shell.
+_UNSEEN = re.compile(
+    r"(C|CXX|CPP|LD|OBJC)FLAGS|(MAKE|GNUMAKE|M)FLAGS|MAKELEVEL|NINJA_STATUS|CC|CXX|LD|AR|NM|STRIP"
+    r"|C_INCLUDE_PATH|CPATH|LIBRARY_PATH|PKG_CONFIG.*|PYTHON.*|VIRTUAL_ENV|MESON.*|GIT_.*"
+)
+
+
+class CommandError(BuildError):
+    """A build command ended with an error.
+
+    `command`, `returncode`, `log` (path) and `tail` (last lines) say more.
+    """
+
+    def __init__(self, title: str, command: Sequence[str], returncode: int, log: Path, tail: str) -> None:
+        self.command = list(command)
+        self.returncode = returncode
+        self.log = log
+        self.tail = tail
+        how = f"killed by signal {-returncode}" if returncode < 0 else f"exit status {returncode}"
+        super().__init__(
+            f"{title}: {os.path.basename(command[0])} failed ({how})\n{tail}\n  the whole log: {log}"
+        )
+
+
+@dataclass
+class Context:
+    """What a build works with: where, how loud, how wide, and where sources may come from."""
+
+    cache: Cache
+    reporter: Reporter
+    log: Path
+    jobs: int
+    sources: Path | None = None  # a folder with the pinned files; then no network is used for them
+    sources_fallback: Path | None = None  # the same, tried only after the mirror failed
+    fds: list[int] = field(default_factory=list)  # locks, inherited by every command (see Cache.lock)
+
+    def run(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        title: str,
+        cwd: Path,
+        env: Mapping[str, str] | None = None,
+        step: Step | None = None,
+    ) -> None:
+        """Run `argv` to its end, its output appended to the log, as part of `step` or a step of its own.
+
+        The command gets no stdin and a session of its own; it is stopped with everything it started when this
+        process is interrupted.
+
+        Raises: CommandError: it ended with anything but 0. BuildError: it is not installed.
+        """
+        command = [os.fspath(part) for part in argv]
+        tail: deque[bytes] = deque(maxlen=_TAIL_LINES)
+        shown = nullcontext(step) if step is not None else self.reporter.step(title)
+        with self.log.open("ab") as log, shown as step:
+            log.write(f"\n$ {shlex.join(command)}    # in {cwd}\n".encode())
+            log.flush()
+            try:
+                process = subprocess.Popen(
+                    command,
+                    cwd=cwd,
+                    env=dict(env) if env is not None else build_environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=self.fds,
+                )
+            except FileNotFoundError as error:
+                raise BuildError(f"{title}: {command[0]} is not installed") from error
+            assert process.stdout is not None
+            try:
+                for line in _lines(process.stdout, step.tick):
+                    log.write(line)
+                    tail.append(line)
+                    if count := _NINJA_COUNT.match(line):
+                        step.update(int(count[1]), int(count[2]))
+                returncode = process.wait()
+            except BaseException:
+                _stop(process)
+                raise
+            finally:
+                process.stdout.close()
+            if returncode:
+                text = b"".join(tail).decode(errors="replace").rstrip()
+                raise CommandError(title, command, returncode, self.log, text)
+
+    def reporter_waiting(self, what: str) -> Callable[[int | None], None]:
+        """Return a callback for `Cache.lock` that says, once, who is being waited for."""
+        said = False
+
+        def waiting(holder: int | None) -> None:
+            nonlocal said
+            if not said:
+                said = True
+                who = f"process {holder}" if holder is not None else "another process"
+                self.reporter.say(f"{who} is busy with {what}: waiting for it")
+
+        return waiting
+
+    def note(self, text: str) -> None:
+        """Write a line to the log only."""
+        with self.log.open("ab") as log:
+            log.write(f"# {text}\n".encode())
+
+
+def build_environment(path_first: Path | None = None) -> dict[str, str]:
+    """Return this process's environment without what would change a build, `path_first` in front of PATH."""
+    environment = {name: value for name, value in os.environ.items() if not _UNSEEN.fullmatch(name)}
+    environment["LC_ALL"] = "C.UTF-8"
+    if path_first is not None:
+        environment["PATH"] = f"{path_first}:{environment.get('PATH', os.defpath)}"
+    return environment
+
+
+def output_of(argv: Sequence[str | Path], *, cwd: Path | None = None) -> str:
+    """Return what a short command prints on stdout; empty when it is missing or fails."""
+    try:
+        done = subprocess.run(
+            argv, cwd=cwd, env=build_environment(), stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
+    except OSError:
+        return ""
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
+
+
+@memoize
+def compiler_version() -> str:
+    """Return the first line of `cc --version`, part of every artifact's key; `none` without a compiler."""
+    return output_of(["cc", "--version"]).partition("\n")[0] if shutil.which("cc") else "none"
+
+
+def _lines(pipe: IO[bytes], tick: Callable[[], None]) -> Iterator[bytes]:
+    """Yield lines as they come; call `tick` at least once a second while there are none."""
+    rest = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        while True:
+            ready = selector.select(timeout=1.0)
+            tick()
+            if not ready:
+                continue
+            chunk = os.read(pipe.fileno(), 1 << 16)
+            if not chunk:
+                break
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                yield line + b"\n"
+    if rest:
+        yield rest + b"\n"
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End `process` and its children: politely first, since ninja then removes half-written outputs."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(_STOP_SECONDS)
+            return
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue

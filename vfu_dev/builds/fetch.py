@@ -1,0 +1,184 @@
+"""The pinned source package: where it comes from, what it must be, and its unpacked tree.
+
+QEMU and libvfio-user both come out of one Debian source package. The three files are taken from the mirror
+that this machine uses anyway, or from a folder; either way only their sha256 sums decide whether they are
+used.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from vfu_dev.builds import apt
+from vfu_dev.builds.cache import file_digest, input_key, remove_tree
+from vfu_dev.builds.command import CommandError, Context
+from vfu_dev.errors import BuildError
+
+PACKAGE = "qemu"
+VERSION = "1:10.2.2+ds-1"
+SUITE = "sid"
+DSC = "qemu_10.2.2+ds-1.dsc"
+SHA256 = {
+    "qemu_10.2.2+ds.orig.tar.xz": "be05230fe47a6937cd29f28f562932c8125f9c93c2a82c625198f7a4aa601dfb",
+    "qemu_10.2.2+ds-1.debian.tar.xz": "ddf75aceab4f8f77374f3cb34fc97b41514895aeb293ce8b2ddd5e072bb0f5c0",
+    DSC: "f1684b3aa5ec500c3389d346c6501dee45041ea91656c6556d4da9023b7987dd",
+}
+
+SOURCES_ENVIRONMENT = "VFU_DEV_SOURCES"
+FALLBACK_ENVIRONMENT = "VFU_DEV_SOURCES_FALLBACK"
+
+_KEY = input_key({"sha256": SHA256})
+
+
+class SourceError(BuildError):
+    """The pinned sources cannot be had, or are not what was pinned."""
+
+
+def check(folder: Path, where: str) -> None:
+    """Compare the three files in `folder` with the pinned sums.
+
+    Raises: SourceError: one is missing, or its sum differs; names the file, both sums and `where` it came
+            from.
+    """
+    missing = [name for name in SHA256 if not (folder / name).is_file()]
+    if missing:
+        raise SourceError(f"{where} lacks {', '.join(missing)}")
+    for name, expected in SHA256.items():
+        found = file_digest(folder / name)
+        if found != expected:
+            raise SourceError(
+                f"{name} from {where} is not the pinned file: sha256 {found}, expected {expected}"
+            )
+
+
+def obtain(context: Context) -> Path:
+    """Return the folder in the cache with the three verified files, fetching them first where needed.
+
+    Raises: SourceError: no place has them; says what each place answered and what can be done.
+    """
+    folder = context.cache.root / "sources" / _KEY
+    if all((folder / name).is_file() for name in SHA256):
+        return folder
+    with context.cache.lock(f"sources-{_KEY}", context.reporter_waiting("the sources")):
+        if all((folder / name).is_file() for name in SHA256):
+            return folder
+        temporary = folder.with_suffix(".partial")
+        remove_tree(temporary)
+        temporary.mkdir(parents=True)
+        try:
+            _fill(context, temporary)
+            temporary.rename(folder)
+        finally:
+            remove_tree(temporary)
+    return folder
+
+
+def unpacked(context: Context) -> Path:
+    """Return the source tree, Debian's patches applied, unpacking it first where needed.
+
+    Not to be written to.
+    """
+    tree = context.cache.root / "trees" / f"qemu-{_KEY}"
+    if tree.is_dir():
+        return tree
+    with context.cache.lock(f"tree-{_KEY}", context.reporter_waiting("the source tree")) as fd:
+        if tree.is_dir():
+            return tree
+        folder = obtain(context)
+        check(folder, str(folder))
+        temporary = tree.with_suffix(".partial")
+        remove_tree(temporary)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        context.fds.append(fd)
+        try:
+            context.run(
+                ["dpkg-source", "-x", folder / DSC, temporary],
+                title="unpack the sources",
+                cwd=temporary.parent,
+            )
+        finally:
+            context.fds.remove(fd)
+        temporary.rename(tree)
+    return tree
+
+
+def _fill(context: Context, into: Path) -> None:
+    """Put the verified files into `into`: from the folder given, else a mirror, else the fallback folder."""
+    if context.sources is not None:
+        _copy(context.sources, into)
+        context.reporter.say(f"sources: {PACKAGE} {VERSION} from {context.sources}, sums verified")
+        return
+    try:
+        mirror = _download(context, into)
+    except SourceError as error:
+        if context.sources_fallback is None:
+            raise SourceError(
+                f"{error}\n  A folder that holds {', '.join(SHA256)} works instead: "
+                f"vfu-dev build --sources DIR (or {SOURCES_ENVIRONMENT}=DIR)"
+            ) from error
+        context.reporter.say(f"{error}\nsources: falling back to {context.sources_fallback}")
+        _copy(context.sources_fallback, into)
+        context.reporter.say(f"sources: {PACKAGE} {VERSION} from {context.sources_fallback}, sums verified")
+    else:
+        context.reporter.say(f"sources: {PACKAGE} {VERSION} from {mirror}, sums verified")
+
+
+def _copy(folder: Path, into: Path) -> None:
+    check(folder, str(folder))
+    for name in SHA256:
+        shutil.copyfile(folder / name, into / name)
+
+
+def _download(context: Context, into: Path) -> str:
+    """Download from the first of this machine's mirrors that has the version; return that mirror."""
+    if not apt.available():
+        raise SourceError(f"no apt on this machine to fetch {PACKAGE} {VERSION} with")
+    try:
+        candidates = apt.mirrors(context)
+    except BuildError as error:
+        raise SourceError(str(error)) from error
+    reasons: list[str] = []
+    for mirror in candidates:
+        lists = into / "apt"
+        try:
+            private = apt.update_source_list(context, lists, mirror, SUITE)
+            private.source(context, PACKAGE, VERSION, into)
+            check(into, mirror)
+            return mirror
+        except CommandError as error:
+            reasons.append(f"{mirror}: {_reason(error.tail)}")
+        except SourceError as error:
+            reasons.append(str(error))
+        finally:
+            remove_tree(lists)
+    raise SourceError(
+        f"the sources {PACKAGE} {VERSION} cannot be had from this machine's mirrors:\n  "
+        + "\n  ".join(reasons)
+    )
+
+
+def _reason(tail: str) -> str:
+    """Say in one line why apt failed."""
+    if re.search(r"Can not find version|Unable to find a source package", tail):
+        return f"it no longer has version {VERSION} of {PACKAGE} in {SUITE}"
+    errors = [line for line in tail.splitlines() if line.startswith(("E:", "Err:"))]
+    if any("does not have a Release file" in line for line in errors):
+        return f"it does not carry {SUITE}"
+    return " ".join(errors) or "apt-get failed"
+
+
+def folder_from_environment(name: str) -> Path | None:
+    """Return the folder that the environment variable `name` names, if it is set.
+
+    Raises: SourceError: not a folder.
+    """
+    text = os.environ.get(name)
+    if not text:
+        return None
+    folder = Path(text).expanduser().absolute()
+    if not folder.is_dir():
+        raise SourceError(f"{name}={text}: no such folder")
+    return folder

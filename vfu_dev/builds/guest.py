@@ -1,0 +1,192 @@
+"""The Linux guest: Debian's cloud kernel, busybox, and our own static programs in one initramfs."""
+
+from __future__ import annotations
+
+import lzma
+import platform
+import re
+import shutil
+from pathlib import Path
+
+from vfu_dev.builds import apt
+from vfu_dev.builds.cache import tree_digest
+from vfu_dev.builds.command import Context, compiler_version, output_of
+from vfu_dev.builds.initramfs import Initramfs
+from vfu_dev.builds.native import native_dir
+from vfu_dev.builds.recipe import Facts, Recipe
+from vfu_dev.errors import BuildError
+
+_VERSION = 1
+_KERNEL = "linux-image-cloud-amd64"
+_BUSYBOX = "busybox-static"
+_C_FLAGS = ("-static", "-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror")
+
+# vmlinux's module section `.modinfo` holds NUL-terminated name=value strings.
+_DEPENDS = re.compile(rb"(?:^|\0)depends=([^\0]*)\0")
+
+
+def _base_inputs() -> Facts:
+    """The kernel is the release's newest, and stays that one until the release or this recipe changes."""
+    try:
+        release = platform.freedesktop_os_release()
+    except OSError:
+        release = {}
+    return {
+        "recipe": _VERSION,
+        "packages": [_KERNEL, _BUSYBOX],
+        "release": f"{release.get('ID', 'unknown')} {release.get('VERSION_ID', '')}".strip(),
+    }
+
+
+def _make_base(context: Context, out: Path) -> Facts:
+    """Unpack kernel and busybox: vmlinuz, modules/*.ko and busybox in `out`."""
+    downloads = out / "downloads"
+    downloads.mkdir()
+    packages = _packages(context, downloads)
+    root = out / "root"
+    for package in packages:
+        context.run(
+            ["dpkg-deb", "-x", package, root], title=f"unpack {package.name.partition('_')[0]}", cwd=out
+        )
+    kernels = list(root.glob("boot/vmlinuz-*"))
+    busybox = [path for path in (root / "bin/busybox", root / "usr/bin/busybox") if path.is_file()]
+    if len(kernels) != 1 or not busybox:
+        raise BuildError(
+            f"{', '.join(package.name for package in packages)}: no kernel or no busybox in them"
+        )
+    shutil.move(kernels[0], out / "vmlinuz")
+    shutil.move(busybox[0], out / "busybox")
+    modules = out / "modules"
+    modules.mkdir()
+    for path in root.glob("**/lib/modules/**/*.ko*"):
+        shutil.move(path, modules / path.name)
+    shutil.rmtree(root)
+    shutil.rmtree(downloads)
+    return {
+        "packages": [package.name for package in packages],
+        "kernel": kernels[0].name.removeprefix("vmlinuz-"),
+        "modules": len(list(modules.iterdir())),
+    }
+
+
+def _packages(context: Context, downloads: Path) -> list[Path]:
+    """Return the two .deb files: from the sources folder if they are there, else downloaded by apt."""
+    if context.sources is not None:
+        # The metapackage linux-image-cloud-amd64 is empty; the kernel's own package has a version in its
+        # name.
+        found = [
+            sorted(context.sources.glob(name)) for name in ("linux-image-[0-9]*.deb", f"{_BUSYBOX}_*.deb")
+        ]
+        if all(found):
+            return [paths[-1] for paths in found]
+    if not apt.available():
+        raise BuildError(
+            "the guest's kernel and busybox are Debian packages, and there is no apt here to fetch them\n"
+            f"  Put linux-image-VERSION-cloud-amd64_*.deb and {_BUSYBOX}_*.deb into the --sources folder."
+        )
+    private = apt.PrivateApt(context.cache.root / "apt" / "machine")
+    private.update(context, "fetch package lists")
+    kernels = [name for name in private.depends(_KERNEL) if name.startswith("linux-image-")]
+    if not kernels:
+        raise BuildError(f"this machine's mirrors have no {_KERNEL}")
+    private.download(context, [kernels[0], _BUSYBOX], downloads)
+    return sorted(downloads.glob("*.deb"))
+
+
+BASE = Recipe(
+    name="guest-base",
+    summary="the guest's kernel and busybox",
+    product="",
+    inputs=_base_inputs,
+    make=_make_base,
+    needs=("guest",),
+)
+
+
+def _inputs() -> Facts:
+    return {
+        "recipe": _VERSION,
+        "files": tree_digest(native_dir() / "guest"),
+        "flags": _C_FLAGS,
+        "compiler": compiler_version(),
+    }
+
+
+def _make(context: Context, out: Path) -> Facts:
+    source = native_dir() / "guest"
+    base = BASE.folder(context.cache)
+    shutil.copy(base / "vmlinuz", out / "vmlinuz")
+    archive = Initramfs()
+    for name in ("bin", "dev", "etc", "lib", "lib/modules", "mnt", "proc", "run", "sys", "tmp"):
+        archive.folder(name)
+    # Linux opens /dev/console for init before anything can mount a devtmpfs.
+    archive.character_device("dev/console", 5, 1)
+    archive.character_device("dev/null", 1, 3)
+    archive.file("bin/busybox", (base / "busybox").read_bytes(), executable=True)
+    programs = _compile(context, source, out)
+    for applet in output_of([base / "busybox", "--list"]).split():
+        if applet != "busybox" and applet not in programs:
+            archive.link(f"bin/{applet}", "busybox")
+    for name, data in programs.items():
+        archive.file(f"bin/{name}", data, executable=True)
+    modules = _modules(source / "modules.txt", base / "modules")
+    for name, data in modules.items():
+        archive.file(f"lib/modules/{name}.ko", data)
+    archive.file("lib/modules/order", "".join(f"{name}\n" for name in modules).encode())
+    if (source / "init").is_file():
+        archive.file("init", (source / "init").read_bytes(), executable=True)
+    archive.write(out / "initramfs.cpio.gz")
+    return {"programs": sorted(programs), "modules": list(modules), "compiler": compiler_version()}
+
+
+def _compile(context: Context, source: Path, out: Path) -> dict[str, bytes]:
+    """Compile each C file of `source` to a static program of its name; return the programs, stripped."""
+    programs = {}
+    for file in sorted(source.glob("*.c")):
+        program = out / file.stem
+        context.run(
+            ["cc", *_C_FLAGS, "-s", "-o", program, file], title=f"guest: compile {file.name}", cwd=source
+        )
+        programs[file.stem] = program.read_bytes()
+        program.unlink()
+    return programs
+
+
+def _modules(wanted: Path, folder: Path) -> dict[str, bytes]:
+    """Return the kernel modules that the file `wanted` names, one a line, and what they depend on.
+
+    The order is one in which insmod works. Raises: BuildError: the kernel has no such module.
+    """
+    paths = {path.name.partition(".ko")[0].replace("-", "_"): path for path in folder.iterdir()}
+    found: dict[str, bytes] = {}
+
+    def add(name: str) -> None:
+        name = name.replace("-", "_")
+        if name in found:
+            return
+        if name not in paths:
+            raise BuildError(f"{wanted}: the guest's kernel has no module {name}")
+        data = paths[name].read_bytes()
+        if paths[name].suffix == ".xz":
+            data = lzma.decompress(data)
+        if depends := _DEPENDS.search(data):
+            for other in filter(None, depends[1].decode().split(",")):
+                add(other)
+        found[name] = data
+
+    if wanted.is_file():
+        for line in wanted.read_text().splitlines():
+            if name := line.partition("#")[0].strip():
+                add(name)
+    return found
+
+
+GUEST = Recipe(
+    name="guest",
+    summary="a Linux kernel and an initramfs with our test programs",
+    product="",
+    inputs=_inputs,
+    make=_make,
+    needs=("guest",),
+    after=(BASE,),
+)

@@ -1,0 +1,162 @@
+"""libvfio-user from the pinned tree, with our patches and C files: the library, its variants, its tests."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+from vfu_dev.builds import fetch, patches, tools
+from vfu_dev.builds.cache import tree_digest
+from vfu_dev.builds.command import Context, build_environment, compiler_version
+from vfu_dev.builds.native import native_dir
+from vfu_dev.builds.recipe import Facts, Recipe
+
+# Raised when this module builds something different from the same inputs.
+_VERSION = 1
+
+_SUBPROJECT = "subprojects/libvfio-user"
+_PRODUCT = "libvfio-user.so.0"
+_TARGET = "lib/libvfio-user.so.0.0.1"
+
+_RELEASE = ("-Dbuildtype=release", "-Ddebug-logs=disabled")
+# With debug information the subproject's own meson.build turns on -Werror and its debug logging.
+_DEBUG = ("-Dbuildtype=debugoptimized", "-Dwarning_level=2")
+_SANITIZED = (*_DEBUG, "-Db_sanitize=address,undefined", "-Db_lundef=false", "-Ddebug-logs=disabled")
+
+
+def _inputs(options: tuple[str, ...], defines: tuple[str, ...]) -> Facts:
+    """Everything that decides what the library is."""
+    native = native_dir() / "libvfio-user"
+    return {
+        "recipe": _VERSION,
+        "sources": fetch.SHA256,
+        "patches": patches.series_inputs(patches.read_series(native)),
+        "files": tree_digest(native / "src"),
+        "options": options,
+        "defines": defines,
+        "compiler": compiler_version(),
+    }
+
+
+def _compile(
+    context: Context,
+    work: Path,
+    options: tuple[str, ...],
+    defines: tuple[str, ...],
+    title: str,
+    *targets: str,
+) -> Path:
+    """Put the patched sources together under `work` and build `targets`; return the build folder."""
+    tree = fetch.unpacked(context)
+    python = tools.meson_python(context)
+    native = native_dir() / "libvfio-user"
+    source = work / "source"
+    shutil.copytree(tree / _SUBPROJECT, source, symlinks=True)
+    patches.apply_series(context, patches.read_series(native), source, title)
+    if (native / "src").is_dir():
+        shutil.copytree(native / "src", source, dirs_exist_ok=True)
+    # Debian 12's own <linux/vfio.h> predates VFIO_MIGRATION_PRE_COPY; the pinned tree brings a current one.
+    arguments = " ".join(["-isystem", str(tree / "linux-headers"), *defines])
+    environment = build_environment(python.parent)
+    build = work / "build"
+    meson: list[str | Path] = [python, "-m", "mesonbuild.mesonmain"]
+    context.run(
+        [*meson, "setup", *options, f"-Dc_args={arguments}", build, source],
+        title=f"{title}: configure",
+        cwd=work,
+        env=environment,
+    )
+    context.run(
+        ["ninja", f"-j{context.jobs}", "-C", build, *targets],
+        title=f"{title}: compile",
+        cwd=work,
+        env=environment,
+    )
+    return build
+
+
+def _make_library(
+    options: tuple[str, ...], defines: tuple[str, ...], strip: bool, context: Context, out: Path
+) -> Facts:
+    work = out / "work"
+    work.mkdir()
+    build = _compile(context, work, options, defines, out.name.rpartition("-")[0], _TARGET)
+    built = build / _TARGET
+    product = out / _PRODUCT
+    if strip:
+        context.run(["strip", "--strip-unneeded", "-o", product, built], title="strip", cwd=out)
+    else:
+        shutil.copy(built, product)
+    headers = out / "include"
+    shutil.copytree(
+        work / "source" / "include", headers, ignore=shutil.ignore_patterns("meson.build"), symlinks=True
+    )
+    shutil.rmtree(work)
+    return {"options": options, "defines": defines, "compiler": compiler_version()}
+
+
+def _run_tests(options: tuple[str, ...], defines: tuple[str, ...], context: Context, out: Path) -> Facts:
+    """Build all of it with warnings as errors and run the library's own tests; their log is the artifact."""
+    work = out / "work"
+    work.mkdir()
+    build = _compile(context, work, options, defines, "libvfio-user-tests")
+    python = tools.meson_python(context)
+    context.run(
+        [python, "-m", "mesonbuild.mesonmain", "test", "-C", build, "--print-errorlogs", "--no-rebuild"],
+        title="libvfio-user-tests: run",
+        cwd=work,
+        env=build_environment(python.parent),
+    )
+    shutil.copy(build / "meson-logs" / "testlog.txt", out / "testlog.txt")
+    shutil.copy(build / "meson-logs" / "testlog.json", out / "testlog.json")
+    shutil.rmtree(work)
+    return {"options": options, "compiler": compiler_version()}
+
+
+def _library(
+    name: str,
+    summary: str,
+    options: tuple[str, ...],
+    *,
+    defines: tuple[str, ...] = (),
+    strip: bool = True,
+    override: str = "",
+) -> Recipe:
+    return Recipe(
+        name=name,
+        summary=summary,
+        product=_PRODUCT,
+        inputs=partial(_inputs, options, defines),
+        make=partial(_make_library, options, defines, strip),
+        needs=("libvfio-user",),
+        override=override,
+    )
+
+
+LIBRARY = _library(
+    "libvfio-user",
+    "the library with migration v2, PRE_COPY and our additions",
+    _RELEASE,
+    override="VFU_DEV_LIBVFIO_USER",
+)
+REDUCED = _library(
+    "libvfio-user-reduced",
+    "the same without our additions, as upstream's migration v2",
+    _RELEASE,
+    defines=("-DVFU_NO_MIGR_EXT",),
+)
+SANITIZED = _library(
+    "libvfio-user-asan",
+    "the same with the address and undefined behaviour sanitizers",
+    _SANITIZED,
+    strip=False,
+)
+TESTS = Recipe(
+    name="libvfio-user-tests",
+    summary="the library's own tests, built with -Werror and run",
+    product="testlog.txt",
+    inputs=partial(_inputs, _DEBUG, ()),
+    make=partial(_run_tests, _DEBUG, ()),
+    needs=("libvfio-user",),
+)

@@ -1,0 +1,153 @@
+"""What the builds and the lab need from the operating system, how to tell, and how to install it on Debian.
+
+What counts is whether the thing is there, not whether a package database says so: on other distributions,
+with everything in place, nothing here gets in the way.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vfu_dev.builds.command import CommandError, Context, build_environment, output_of
+from vfu_dev.errors import BuildError
+
+# Where Debian puts firmware; QEMU is built without blobs and told with -L.
+FIRMWARE_DIRS = (Path("/usr/share/seabios"), Path("/usr/share/qemu"))
+
+_LOCK_SECONDS = 300
+
+
+class MissingPackagesError(BuildError):
+    """Things that a build needs are not installed. `packages` are their Debian names."""
+
+    def __init__(self, packages: list[str], why: str) -> None:
+        self.packages = packages
+        super().__init__(f"not installed: {', '.join(packages)} ({why})\n  run: {install_command(packages)}")
+
+
+@dataclass(frozen=True)
+class Need:
+    """One thing from the operating system, under the name of the Debian package that brings it.
+
+    Any of the probes that are given has to succeed, all of them if there are several kinds.
+    """
+
+    package: str
+    program: str = ""  # found in PATH
+    module: str = ""  # known to pkg-config
+    files: tuple[str, ...] = ()  # one of these exists; glob patterns
+
+    def present(self) -> bool:
+        """Probe for it: well under 10 ms."""
+        if self.program and shutil.which(self.program) is None:
+            return False
+        if self.module and not output_of(["pkg-config", "--modversion", self.module]):
+            return False
+        return not self.files or any(glob.glob(pattern) for pattern in self.files)
+
+
+_COMPILER = (
+    Need("gcc", program="cc"),
+    Need("libc6-dev", files=("/usr/include/stdio.h",)),
+    Need("pkg-config", program="pkg-config"),
+    Need("ninja-build", program="ninja"),
+    Need("patch", program="patch"),
+    Need("dpkg-dev", program="dpkg-source"),
+)
+GROUPS: dict[str, tuple[Need, ...]] = {
+    "libvfio-user": (
+        *_COMPILER,
+        Need("libjson-c-dev", module="json-c"),
+        Need("libcmocka-dev", module="cmocka"),
+    ),
+    "qemu": (
+        *_COMPILER,
+        Need("make", program="make"),
+        Need("flex", program="flex"),
+        Need("bison", program="bison"),
+        Need("libglib2.0-dev", module="glib-2.0"),
+        Need("libpixman-1-dev", module="pixman-1"),
+        Need("libfdt-dev", files=("/usr/include/libfdt.h",)),
+    ),
+    "guest": (
+        Need("gcc", program="cc"),
+        Need("libc6-dev", files=("/usr/lib*/libc.a", "/usr/lib*/*/libc.a")),
+        Need("dpkg", program="dpkg-deb"),
+    ),
+    "run": (
+        Need("seabios", files=tuple(f"{folder}/bios-256k.bin" for folder in FIRMWARE_DIRS)),
+        Need("qemu-system-data", files=tuple(f"{folder}/linuxboot_dma.bin" for folder in FIRMWARE_DIRS)),
+    ),
+}
+
+
+def missing(groups: Iterable[str]) -> list[str]:
+    """Return the Debian packages that `groups` need and that are not there, each once."""
+    needs = dict.fromkeys(need for group in groups for need in GROUPS[group])
+    return [need.package for need in needs if not need.present()]
+
+
+def install_command(packages: Iterable[str]) -> str:
+    """Return the command that a person would type to install `packages`."""
+    return f"sudo apt-get install -y --no-install-recommends {' '.join(packages)}"
+
+
+def require(context: Context, groups: Iterable[str], why: str) -> None:
+    """Make sure that everything in `groups` is there; as root on Debian, install what is not.
+
+    Raises: MissingPackagesError: it is not, and cannot be installed from here; has the command to run.
+            CommandError: apt could not install it.
+    """
+    groups = list(groups)
+    packages = missing(groups)
+    if not packages:
+        return
+    if shutil.which("apt-get") is None or os.geteuid() != 0:
+        raise MissingPackagesError(packages, why)
+    # One of our builds at a time asks apt; a second one finds everything installed.
+    with context.cache.lock("apt-install", context.reporter_waiting("apt")):
+        packages = missing(groups)
+        if packages:
+            context.reporter.say(f"installing for {why}: {' '.join(packages)}")
+            install(context, packages)
+    if still := missing(groups):
+        raise MissingPackagesError(still, f"{why}; apt installed them, yet they are not found")
+
+
+def install(context: Context, packages: list[str]) -> None:
+    """Install `packages` with apt, as root.
+
+    Fresh package lists are fetched only when the present ones do not do.
+    """
+    environment = build_environment() | {"DEBIAN_FRONTEND": "noninteractive"}
+    command = [
+        "apt-get",
+        "install",
+        "-y",
+        "--no-install-recommends",
+        f"-oDPkg::Lock::Timeout={_LOCK_SECONDS}",
+        *packages,
+    ]
+    try:
+        context.run(command, title="apt-get install", cwd=Path("/"), env=environment)
+        return
+    except CommandError as error:
+        context.note(f"first attempt failed, lists may be old or absent: {error.returncode}")
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            context.run(["apt-get", "update"], title="apt-get update", cwd=Path("/"), env=environment)
+            break
+        except CommandError as error:
+            # DPkg::Lock::Timeout does not cover the lock on the lists, which unattended upgrades take at
+            # boot.
+            if "lock" not in error.tail or time.monotonic() > deadline:
+                raise
+            time.sleep(2.0)
+    context.run(command, title="apt-get install", cwd=Path("/"), env=environment)

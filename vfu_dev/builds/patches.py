@@ -1,0 +1,137 @@
+"""Patch series: read, applied exactly, and kept in step with a tree that objects are built from."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vfu_dev.builds.cache import file_digest, remove_tree
+from vfu_dev.builds.command import CommandError, Context
+from vfu_dev.errors import BuildError
+
+_FILES = re.compile(rb"^diff --git a/(\S+) b/(\S+)$", re.MULTILINE)
+
+
+class PatchError(BuildError):
+    """A patch does not apply. `patch` is its path, `output` what patch(1) said."""
+
+    def __init__(self, patch: Path, output: str) -> None:
+        self.patch = patch
+        self.output = output
+        super().__init__(f"{patch.name} does not apply to the pinned sources ({patch})\n{output}")
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One file of a series, in git's format."""
+
+    path: Path
+    sha256: str
+    touches: tuple[str, ...]  # files that it may change, add, rename or remove, relative to the tree
+
+
+def read_series(folder: Path) -> list[Patch]:
+    """Return the patches `*.patch` in `folder` in the order of their names; none when the folder is missing.
+
+    Raises: BuildError: one is not in git's format, or names a file outside the tree.
+    """
+    series = []
+    for path in sorted(folder.glob("*.patch")):
+        names = {name.decode() for pair in _FILES.findall(path.read_bytes()) for name in pair}
+        if not names:
+            raise BuildError(f"{path} is not a patch in git's format: no `diff --git` line")
+        if any(name.startswith("/") or ".." in name.split("/") for name in names):
+            raise BuildError(f"{path} names files outside the tree")
+        series.append(Patch(path, file_digest(path), tuple(sorted(names))))
+    return series
+
+
+def series_inputs(series: Sequence[Patch]) -> list[list[str]]:
+    """Return what an artifact's key says about a series: names and sums, in order."""
+    return [[patch.path.name, patch.sha256] for patch in series]
+
+
+def apply_series(context: Context, series: Sequence[Patch], tree: Path, title: str) -> None:
+    """Apply `series` to `tree` in place, as strictly as `git am`: context has to match, offsets may differ.
+
+    Raises: PatchError: one does not apply; the tree is then in between.
+    """
+    if not series:
+        return
+    # patch(1) comes with dpkg-dev, which is needed anyway; git need not be installed to build.
+    command = ["patch", "-p1", "--fuzz=0", "--batch", "--forward", "--no-backup-if-mismatch", "-r", "-"]
+    title = f"{title}: apply {len(series)} patches"
+    with context.reporter.step(title) as step:
+        for number, patch in enumerate(series, start=1):
+            try:
+                context.run([*command, "--input", patch.path], title=title, cwd=tree, step=step)
+            except CommandError as error:
+                raise PatchError(patch.path, error.tail) from error
+            step.update(number, len(series))
+
+
+def link_tree(source: Path, destination: Path) -> None:
+    """Make `destination` a copy of the folder `source` whose files are links to the same data.
+
+    For trees whose files are replaced, never written in place, as `sync_tree` does.
+    """
+    shutil.copytree(source, destination, symlinks=True, copy_function=os.link)
+
+
+def sync_tree(context: Context, series: Sequence[Patch], pristine: Path, tree: Path, title: str) -> list[str]:
+    """Make `tree`, a copy of `pristine` with any earlier series in it, equal to `pristine` plus `series`.
+
+    Only files whose content differs are replaced, so that only they get new times and a build that goes by
+    times redoes only what depends on them. Being killed in between does no harm: the next call starts from a
+    record, made beforehand, of every file that was ever touched.
+
+    Returns: the files that changed, relative to the tree.
+    Raises:  PatchError: the series does not apply; the tree has not been touched.
+    """
+    record = tree.parent / "touched.json"
+    before: set[str] = set(json.loads(record.read_text())) if record.exists() else set()
+    now = {name for patch in series for name in patch.touches}
+    scratch = tree.parent / "patched"
+    remove_tree(scratch)
+    scratch.mkdir()
+    for name in now:
+        if (pristine / name).is_file():
+            (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(pristine / name, scratch / name)
+    apply_series(context, series, scratch, title)
+
+    _write_whole(record, json.dumps(sorted(before | now)))
+    changed = []
+    for name in sorted(before | now):
+        wanted = scratch / name if name in now else pristine / name
+        present = tree / name
+        if wanted.is_file():
+            if not present.is_file() or not _same(wanted, present):
+                present.parent.mkdir(parents=True, exist_ok=True)
+                replacement = present.with_name(present.name + ".vfu-dev-new")
+                # copy(), not copy2(): the time has to be now, even when a file goes back to what it was.
+                shutil.copy(wanted, replacement)
+                replacement.replace(present)
+                changed.append(name)
+        elif present.exists():
+            present.unlink()
+            changed.append(name)
+    _write_whole(record, json.dumps(sorted(now)))
+    remove_tree(scratch)
+    return changed
+
+
+def _same(one: Path, other: Path) -> bool:
+    same_mode = (one.stat().st_mode & 0o111) == (other.stat().st_mode & 0o111)
+    return same_mode and one.read_bytes() == other.read_bytes()
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".new")
+    temporary.write_text(text)
+    temporary.replace(path)

@@ -1,0 +1,154 @@
+"""QEMU from the pinned tree: with our series, without it, and with the address sanitizer.
+
+A whole build takes minutes, a patch touches a few files. So source and object trees stay in the cache, one
+pair per set of flags; a build makes the sources equal to the pinned ones plus the series wanted, giving new
+times only to files that changed, and lets ninja do the rest.
+"""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+from vfu_dev.builds import fetch, patches, tools
+from vfu_dev.builds.cache import input_key, remove_tree
+from vfu_dev.builds.command import Context, build_environment, compiler_version, output_of
+from vfu_dev.builds.native import native_dir
+from vfu_dev.builds.recipe import Facts, Recipe
+
+_VERSION = 1
+_PRODUCT = "qemu-system-x86_64"
+
+_FLAGS = (
+    "--target-list=x86_64-softmmu",
+    "--without-default-features",
+    "--enable-kvm",
+    "--enable-tcg",
+    "--disable-docs",
+    "--disable-install-blobs",
+    "--enable-trace-backends=log",
+)
+_SANITIZED_FLAGS = (*_FLAGS, "--enable-asan")
+
+
+def _series(patched: bool) -> list[patches.Patch]:
+    return patches.read_series(native_dir() / "qemu") if patched else []
+
+
+def _inputs(flags: tuple[str, ...], patched: bool) -> Facts:
+    return {
+        "recipe": _VERSION,
+        "sources": fetch.SHA256,
+        "flags": flags,
+        "patches": patches.series_inputs(_series(patched)),
+        "compiler": compiler_version(),
+    }
+
+
+def _make(flags: tuple[str, ...], patched: bool, strip: bool, context: Context, out: Path) -> Facts:
+    name = out.name.rpartition("-")[0]
+    pristine = fetch.unpacked(context)
+    python = tools.meson_python(context)
+    # The environment that runs meson is in: its path is written into the object tree.
+    key = input_key(
+        {
+            "recipe": _VERSION,
+            "sources": fetch.SHA256,
+            "flags": flags,
+            "compiler": compiler_version(),
+            "python": str(python),
+        }
+    )
+    work = context.cache.root / "work" / f"qemu-{key}"
+    with context.cache.lock(work.name, context.reporter_waiting("QEMU's object tree")) as fd:
+        context.fds.append(fd)
+        try:
+            changed = _compile(context, work, pristine, python, flags, _series(patched), name)
+            built = work / "build" / _PRODUCT
+            if strip:
+                context.run(["strip", "-o", out / _PRODUCT, built], title=f"{name}: strip", cwd=out)
+            else:
+                shutil.copy(built, out / _PRODUCT)
+        finally:
+            context.fds.remove(fd)
+    return {
+        "flags": flags,
+        "patched": patched,
+        "version": output_of([out / _PRODUCT, "--version"]).partition("\n")[0],
+        "files_changed_since_last_build": len(changed),
+        "compiler": compiler_version(),
+        "glib": output_of(["pkg-config", "--modversion", "glib-2.0"]).strip(),
+    }
+
+
+def _compile(
+    context: Context,
+    work: Path,
+    pristine: Path,
+    python: Path,
+    flags: tuple[str, ...],
+    series: list[patches.Patch],
+    name: str,
+) -> list[str]:
+    """Bring the trees in `work`, locked by the caller, up to date; return the source files that changed."""
+    source, build, busy = work / "source", work / "build", work / "busy"
+    # Stays behind only when a build was killed outright: then objects may be half written, and nobody can
+    # tell.
+    if busy.exists():
+        context.reporter.say("the last build in QEMU's object tree was killed: starting it anew")
+        remove_tree(build)
+        busy.unlink()
+    work.mkdir(parents=True, exist_ok=True)
+    if not source.is_dir():
+        partial_copy = work / "source.partial"
+        remove_tree(partial_copy)
+        patches.link_tree(pristine, partial_copy)
+        partial_copy.rename(source)
+    changed = patches.sync_tree(context, series, pristine, source, name)
+    context.note(f"changed since the last build here: {' '.join(changed) or 'nothing'}")
+    environment = build_environment()
+    busy.touch()
+    try:
+        if not (build / "build.ninja").exists():
+            remove_tree(build)
+            build.mkdir()
+            context.run(
+                [source / "configure", f"--python={python}", *flags],
+                title=f"{name}: configure",
+                cwd=build,
+                env=environment,
+            )
+        context.run(
+            ["ninja", f"-j{context.jobs}", _PRODUCT], title=f"{name}: compile", cwd=build, env=environment
+        )
+    finally:
+        busy.unlink()
+    return changed
+
+
+def _recipe(
+    name: str, summary: str, flags: tuple[str, ...], *, patched: bool, strip: bool = True, override: str = ""
+) -> Recipe:
+    return Recipe(
+        name=name,
+        summary=summary,
+        product=_PRODUCT,
+        inputs=partial(_inputs, flags, patched),
+        make=partial(_make, flags, patched, strip),
+        needs=("qemu", "run"),
+        override=override,
+    )
+
+
+PATCHED = _recipe(
+    "qemu", "QEMU that migrates vfio-user devices", _FLAGS, patched=True, override="VFU_DEV_QEMU"
+)
+UNPATCHED = _recipe("qemu-unpatched", "the same QEMU without our patches", _FLAGS, patched=False)
+SANITIZED = _recipe(
+    "qemu-asan",
+    "the patched QEMU with the address sanitizer",
+    _SANITIZED_FLAGS,
+    patched=True,
+    strip=False,
+)

@@ -1,0 +1,186 @@
+"""What a recipe is, and how one becomes an artifact in the cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import vfu_dev
+from vfu_dev.builds import fetch, packages
+from vfu_dev.builds.cache import Cache, file_digest, input_key
+from vfu_dev.builds.command import Context, compiler_version
+from vfu_dev.builds.progress import Reporter, default_reporter
+from vfu_dev.errors import BuildError
+
+MANIFEST = "manifest.json"
+
+# Facts about a build that end in its manifest: versions, flags, figures.
+Facts = dict[str, object]
+
+
+class NotBuiltError(BuildError):
+    """The artifact `name` is not in the cache."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"{name} is not built here; run: vfu-dev build {name}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one artifact is made.
+
+    `inputs` returns all that decides its content (JSON values; they become its key); `make` writes it into
+    the empty folder it is given and returns facts for the manifest; `product` is the path in that folder that
+    `artifact()` returns, empty for the folder itself; `needs` are groups of `packages.GROUPS`; `after` are
+    other artifacts that `make` reads, whose keys count as inputs.
+    """
+
+    name: str
+    summary: str
+    product: str
+    inputs: Callable[[], Mapping[str, object]]
+    make: Callable[[Context, Path], Facts]
+    needs: tuple[str, ...] = ()
+    after: tuple[Recipe, ...] = ()
+    override: str = ""  # environment variable that names a file to use instead
+
+    def key(self) -> str:
+        """Return the key of the artifact as it would be built now. Runs no compiler, fetches nothing."""
+        depends = {recipe.name: recipe.key() for recipe in self.after}
+        return input_key({"name": self.name, "inputs": self.inputs(), "after": depends})
+
+    def folder(self, cache: Cache) -> Path:
+        """Return where the artifact is, or would be, in `cache`."""
+        return cache.artifact_dir(self.name, self.key())
+
+    def overridden(self) -> Path | None:
+        """Return the file that the environment names instead of the artifact.
+
+        Raises: BuildError: it is not there.
+        """
+        text = os.environ.get(self.override) if self.override else None
+        if not text:
+            return None
+        path = Path(text).expanduser().absolute()
+        if not path.exists():
+            raise BuildError(f"{self.override}={text}: no such file")
+        return path
+
+    def find(self, cache: Cache) -> Path:
+        """Return the product. Raises: NotBuiltError: it is not in the cache."""
+        if (path := self.overridden()) is not None:
+            return path
+        folder = self.folder(cache)
+        if not folder.is_dir():
+            raise NotBuiltError(self.name)
+        return folder / self.product
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to build: parallel jobs (0 = processors available), and folders with the pinned sources."""
+
+    jobs: int = 0
+    sources: Path | None = None
+    sources_fallback: Path | None = None
+
+    @classmethod
+    def from_environment(cls, jobs: int = 0, sources: Path | None = None) -> Options:
+        """Fill in what was not given from VFU_DEV_SOURCES and VFU_DEV_SOURCES_FALLBACK."""
+        return cls(
+            jobs=jobs,
+            sources=sources or fetch.folder_from_environment(fetch.SOURCES_ENVIRONMENT),
+            sources_fallback=fetch.folder_from_environment(fetch.FALLBACK_ENVIRONMENT),
+        )
+
+
+@dataclass(frozen=True)
+class Built:
+    """One artifact after `build`: where it is, and whether and how long it took to make it."""
+
+    name: str
+    path: Path
+    built: bool
+    seconds: float
+
+
+def build(
+    recipe: Recipe, cache: Cache, options: Options | None = None, reporter: Reporter | None = None
+) -> Built:
+    """Make sure that the artifact of `recipe` is in the cache.
+
+    One process builds an artifact; others that want the same wait for it, and say so. Whatever is interrupted
+    leaves nothing behind that could be taken for an artifact.
+
+    Raises: BuildError: with the command, its last lines and the log's path where a command failed.
+    """
+    started = time.monotonic()
+    if (path := recipe.overridden()) is not None:
+        return Built(recipe.name, path, False, 0.0)
+    key = recipe.key()
+    folder = cache.artifact_dir(recipe.name, key)
+    if folder.is_dir():
+        return Built(recipe.name, folder / recipe.product, False, time.monotonic() - started)
+    options = options or Options.from_environment()
+    reporter = reporter or default_reporter()
+    for dependency in recipe.after:
+        build(dependency, cache, options, reporter)
+    context = Context(
+        cache,
+        reporter,
+        cache.log_path(recipe.name, "packages"),
+        options.jobs or len(os.sched_getaffinity(0)),
+        options.sources,
+        options.sources_fallback,
+    )
+    packages.require(context, recipe.needs, f"building {recipe.name}")
+    compiler_version.cache_clear()  # the compiler may be among what was just installed
+    key = recipe.key()
+    folder = cache.artifact_dir(recipe.name, key)
+    with cache.lock(f"{recipe.name}-{key}", context.reporter_waiting(f"building {recipe.name}")) as fd:
+        if folder.is_dir():
+            return Built(recipe.name, folder / recipe.product, False, time.monotonic() - started)
+        cache.sweep()
+        context.log = cache.log_path(recipe.name, key)
+        context.log.write_bytes(b"")
+        context.fds.append(fd)
+        began = time.monotonic()
+        with cache.building(recipe.name, key) as temporary:
+            facts = recipe.make(context, temporary)
+            seconds = round(time.monotonic() - began, 1)
+            _write_manifest(recipe, key, facts, seconds, temporary)
+    reporter.say(f"{recipe.name}: built in {seconds:.1f} s")
+    return Built(recipe.name, folder / recipe.product, True, seconds)
+
+
+def _write_manifest(recipe: Recipe, key: str, facts: Facts, seconds: float, folder: Path) -> None:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    manifest = {
+        "name": recipe.name,
+        "key": key,
+        "vfu_dev": vfu_dev.__version__,
+        "inputs": recipe.inputs(),
+        "after": {dependency.name: dependency.key() for dependency in recipe.after},
+        "facts": facts,
+        "seconds": seconds,
+        "built": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "files": {
+            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+            for path in files
+        },
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def read_manifest(folder: Path) -> dict[str, object]:
+    """Return the manifest of the artifact in `folder`; empty when there is none."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    manifest: dict[str, object] = json.loads(path.read_text())
+    return manifest
