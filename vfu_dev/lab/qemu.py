@@ -17,14 +17,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
+from qemu.qmp import ConnectError, EventListener, ExecuteError, QMPClient, QMPError
 
+from vfu_dev.builds import firmware_dirs
 from vfu_dev.errors import LabError
 from vfu_dev.lab.process import Child, wait_for_socket
 from vfu_dev.lab.trace import TRACE_PATTERNS, TraceEvent, parse_trace
 
-# Debian's firmware and option ROMs; the built QEMU installs no blobs.
-FIRMWARE_FOLDERS = (Path("/usr/share/seabios"), Path("/usr/share/qemu"))
 # The first slot of bus 0 that q35 leaves free with -nodefaults is 1; 0 is the host bridge, 31 the LPC.
 FIRST_SLOT = 3
 QMP_TIMEOUT_SECONDS = 20.0
@@ -114,7 +113,7 @@ class Qemu:
     def _command_line(self) -> list[str]:
         options = self.options
         argv = [str(options.binary)]
-        for folder in FIRMWARE_FOLDERS:
+        for folder in firmware_dirs():  # the built QEMU installs no blobs
             argv += ["-L", str(folder)]
         argv += ["-name", self.name, "-nodefaults", "-no-user-config", "-display", "none"]
         argv += ["-machine", "q35,memory-backend=ram0", "-m", f"{options.ram_bytes}B"]
@@ -175,7 +174,15 @@ class Qemu:
 
     async def _connect(self) -> None:
         # The socket exists before devices are realized; QEMU greets only afterwards, or dies trying.
-        await self._qmp.connect(str(self.qmp_socket))
+        while True:
+            try:
+                await self._qmp.connect(str(self.qmp_socket))
+                return
+            except ConnectError as error:
+                # Bound, but not listening yet: the window between two system calls of QEMU.
+                if not isinstance(error.exc, ConnectionRefusedError) or not self.process.running:
+                    raise
+            await asyncio.sleep(0.01)
 
     async def _collect(self) -> None:
         async for event in self._listener:

@@ -86,7 +86,8 @@ class QtestGuest(Guest):
         self._elapsed = 0.0
         self._last_write = 0.0
 
-    async def _attach(self, qemu: Qemu) -> QtestClient:
+    async def attach(self, qemu: Qemu) -> QtestClient:
+        """Connect to the qtest socket of `qemu`."""
         if self.client is not None:
             self.client.close()
         self._qemu = qemu
@@ -96,7 +97,7 @@ class QtestGuest(Guest):
 
     async def ready(self, source: Qemu) -> None:
         """Find the devices in the configuration space of bus 0 and give their BARs addresses."""
-        await self._attach(source)
+        await self.attach(source)
         self.devices = []
         for slot in range(FIRST_SLOT, 31):
             assert self.client is not None
@@ -238,7 +239,7 @@ class QtestGuest(Guest):
         """Go on writing on the destination, where QEMU has restored the BARs."""
         await self._join()
         gap_from = self._last_write
-        await self._attach(destination)
+        await self.attach(destination)
         for device in self.devices:
             assert self.client is not None
             if self._plan.rate_bytes > 0 and await self._write(device, 1):

@@ -1,0 +1,202 @@
+"""QEMU against servers that lie: it stays up or ends with a message, never by a signal, never by a sanitizer.
+
+tests/wire/hostile.py tells one named lie a run. `VFU_DEV_HOSTILE=all` tries every one of them (about ten
+minutes); by default a fixed selection. With the ASan build of QEMU (artifact `qemu-asan`) that one is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+
+import pytest
+
+from vfu_dev.builds import BuildError, artifact
+from vfu_dev.errors import LabError
+from vfu_dev.lab.process import Child, wait_for_socket
+from vfu_dev.lab.qemu import FIRST_SLOT, Qemu, QemuOptions
+from vfu_dev.lab.qtest_guest import PCI_BASE_ADDRESS_0, PCI_COMMAND, QtestGuest
+
+HOSTILE = Path(__file__).parents[1] / "wire" / "hostile.py"
+# A lie that leaves QEMU waiting costs its reply timeout, 5 s by default; the tests shorten it.
+REPLY_TIMEOUT_MS = 300
+# Whatever happens, a QEMU that neither answers nor ends within this time hangs.
+HANG_SECONDS = 25.0
+PARALLEL = 3
+# Where the hostile device has its MSI-X capability; enable is bit 31 of its first word.
+MSIX_CAPABILITY = 0x40
+# One lie in so many is tried by default, chosen by its name so that the choice is stable.
+DEFAULT_SHARE = 10
+SANITIZER_WORDS = ("AddressSanitizer", "runtime error:", "LeakSanitizer", "Assertion", "ERROR:../")
+
+
+def lies_of(phase: str) -> list[str]:
+    """Return the names of the lies told in `phase`."""
+    argv = [sys.executable, str(HOSTILE), "--list", "--phase", phase]
+    names = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
+    if os.environ.get("VFU_DEV_HOSTILE") == "all":
+        return names
+    return [name for name in names if zlib.crc32(name.encode()) % DEFAULT_SHARE == 0]
+
+
+@pytest.fixture(scope="module")
+def hardened() -> Path:
+    """QEMU with AddressSanitizer if it was built, else the plain patched one."""
+    for name in ("qemu-asan", "qemu"):
+        with contextlib.suppress(BuildError):
+            return artifact(name)
+    pytest.skip("no patched QEMU; run: vfu-dev build qemu-asan")
+
+
+class Encounter:
+    """One QEMU, one lying server."""
+
+    def __init__(
+        self, binary: Path, lie: str | None, folder: Path, sockets: Path, incoming: bool = False
+    ) -> None:
+        self.name = lie or "honest"
+        self.socket = sockets / f"{self.name}.sock"
+        self.trigger = sockets / f"{self.name}.arm"
+        argv = [sys.executable, str(HOSTILE), str(self.socket)]
+        if lie:
+            argv += ["--lie", lie, "--arm-file", str(self.trigger)]
+        self.server = Child(f"hostile {self.name}", argv, folder / f"{self.name}-server.log")
+        options = QemuOptions(
+            binary=binary,
+            ram_bytes=16 << 20,
+            incoming=incoming,
+            device_properties=(("x-msg-timeout", REPLY_TIMEOUT_MS),),
+        )
+        self.qemu = Qemu(self.name, sockets, folder, options, [self.socket])
+
+    def arm(self) -> None:
+        """Let the server lie from now on."""
+        self.trigger.touch()
+
+    async def __aenter__(self) -> Encounter:
+        await self.server.start()
+        await wait_for_socket(self.socket, self.server)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.qemu.stop()
+        await self.server.stop()
+
+    async def verdict(self) -> str | None:
+        """Return what is wrong with how QEMU took it, or None."""
+        if self.qemu.process.running:
+            try:
+                await self.qemu.run_state()
+            except LabError as error:
+                if self.qemu.process.running:
+                    return f"hangs: {error}"
+        if self.qemu.process.running:
+            await self.qemu.stop()
+            ended_by_us = True
+        else:
+            ended_by_us = False
+        log = self.qemu.process.log.read_text(errors="replace")
+        for word in SANITIZER_WORDS:
+            if word in log:
+                return f"{word}: {log[-1500:]}"
+        status = self.qemu.process.status
+        if status is not None and status < 0:
+            return f"ended by signal {-status}: {log[-500:]}"
+        if not ended_by_us and status != 0 and not log.strip():
+            return f"ended with status {status} and no message"
+        return None
+
+
+async def attach(meeting: Encounter, state: Path) -> None:
+    """Lie while the device is attached."""
+    meeting.arm()
+    await meeting.qemu.start()
+
+
+async def use(meeting: Encounter, state: Path) -> None:
+    """Lie while BARs are mapped, MSI-X is enabled, the machine is reset and the device unplugged."""
+    await meeting.qemu.start()
+    guest = QtestGuest()
+    try:
+        await guest.attach(meeting.qemu)
+        meeting.arm()
+        assert guest.client is not None
+        await guest.client.config_write(FIRST_SLOT, PCI_BASE_ADDRESS_0, 0xE000_0000)
+        await guest.client.config_write(FIRST_SLOT, PCI_COMMAND, 0x6)
+        await guest.client.config_write(FIRST_SLOT, MSIX_CAPABILITY, 0x8000_0011)
+        await guest.client.read(4, 0xE000_0000)
+        await guest.client.write(4, 0xE000_0000, 0)
+        await meeting.qemu.execute("system_reset")
+        await meeting.qemu.wait_event("RESET", 5.0)
+    finally:
+        await guest.close()
+
+
+async def save(meeting: Encounter, state: Path) -> None:
+    """Lie while the device is saved."""
+    await meeting.qemu.start()
+    meeting.arm()
+    await meeting.qemu.execute("migrate-set-parameters", downtime_limit=300)
+    await meeting.qemu.execute("migrate", uri=f"file:{state.with_name(meeting.name)}")
+    await finished(meeting.qemu)
+
+
+async def load(meeting: Encounter, state: Path) -> None:
+    """Lie while the device is loaded."""
+    await meeting.qemu.start()
+    meeting.arm()
+    await meeting.qemu.execute("migrate-incoming", uri=f"file:{state}")
+    await finished(meeting.qemu)
+
+
+async def finished(qemu: Qemu) -> None:
+    """Wait until migration or QEMU ended, or cancel what a lie keeps going for ever (sizes never end)."""
+    for _ in range(80):
+        if not qemu.process.running:
+            return
+        if (await qemu.migration()).get("status") in ("completed", "failed", "cancelled"):
+            return
+        await asyncio.sleep(0.05)
+    await qemu.execute("migrate_cancel")
+
+
+PHASES = {"attach": attach, "run": use, "save": save, "load": load}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.timeout(900 if os.environ.get("VFU_DEV_HOSTILE") == "all" else 180)
+def test_qemu_survives_lies(hardened: Path, phase: str, tmp_path: Path) -> None:
+    """Whatever length, flag or silence the server sends, QEMU stays in command of itself."""
+
+    async def one(lie: str, sockets: Path, state: Path, slots: asyncio.Semaphore) -> str | None:
+        async with slots, Encounter(hardened, lie, tmp_path, sockets, phase == "load") as meeting:
+            try:
+                async with asyncio.timeout(HANG_SECONDS):
+                    with contextlib.suppress(LabError):
+                        await PHASES[phase](meeting, state)
+                    problem = await meeting.verdict()
+            except TimeoutError:
+                problem = f"hangs for {HANG_SECONDS:g} s"
+            return f"{lie}: {problem}" if problem else None
+
+    async def everything() -> list[str]:
+        slots = asyncio.Semaphore(PARALLEL)
+        state = tmp_path / "honest.state"
+        with tempfile.TemporaryDirectory(prefix="vfud-") as folder:
+            sockets = Path(folder)
+            if phase == "load":
+                async with Encounter(hardened, None, tmp_path, sockets) as honest:
+                    await honest.qemu.start()
+                    await honest.qemu.execute("migrate", uri=f"file:{state}")
+                    await finished(honest.qemu)
+                    assert (await honest.qemu.migration())["status"] == "completed"
+            found = await asyncio.gather(*(one(lie, sockets, state, slots) for lie in lies_of(phase)))
+        return [problem for problem in found if problem]
+
+    assert asyncio.run(everything()) == []

@@ -1,0 +1,168 @@
+"""Live migrations by a real QEMU without a CPU: what must come out, and what the traces must show."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from labkit import KIB, MIB, small
+
+from vfu_dev.lab.guest import LoadPlan
+from vfu_dev.lab.migrate import MigrateOptions, run
+from vfu_dev.lab.result import MigrationResult
+from vfu_dev.report.page import write_report
+
+Options = Callable[..., MigrateOptions]
+
+
+def migrate(options: MigrateOptions, folder: Path) -> MigrationResult:
+    """Run the whole experiment."""
+    return asyncio.run(run(options, folder / "logs", ["vfu-dev", "lab", "migrate"]))
+
+
+@pytest.fixture(scope="module")
+def converged(qemu: Path, library: Path, tmp_path_factory: pytest.TempPathFactory) -> MigrationResult:
+    """One migration under load, looked at by several tests."""
+    return migrate(small(qemu, library), tmp_path_factory.mktemp("converged"))
+
+
+def test_device_under_load_moves_whole(converged: MigrationResult) -> None:
+    """Everything agrees: QEMU, both servers, both digests and the writer's own journal."""
+    assert converged.problems == []
+    assert converged.status == "completed"
+    device = converged.devices[0]
+    assert device.digest_match
+    assert device.digest_source
+    assert device.initial_bytes > MIB  # content and framing
+    assert device.precopy_bytes > device.stop_copy_bytes > 0
+    assert converged.qemu.vfio_bytes == device.precopy_bytes + device.stop_copy_bytes
+    assert converged.guest is not None
+    assert converged.guest.compared_bytes == MIB
+    assert converged.guest.mismatched_bytes == 0
+    assert converged.guest.writes > 0
+    assert converged.guest.generation == 1
+
+
+def test_json_has_the_contract(converged: MigrationResult) -> None:
+    """The names that documents and checks rely on are there."""
+    out = converged.to_json()
+    assert out["status"] == "completed"
+    assert {
+        "name", "digest_source", "digest_destination", "digest_match",
+        "initial_bytes", "precopy_bytes", "stop_copy_bytes", "passes",
+    } <= out["devices"][0].keys()  # fmt: skip
+    assert {"version", "downtime_ms", "total_ms", "vfio_bytes"} <= out["qemu"].keys()
+    assert {"verified", "mismatched_bytes"} <= out["guest"].keys()
+
+
+def test_source_goes_through_precopy(converged: MigrationResult) -> None:
+    """PRE_COPY in save setup, initial data falling to zero, then dirty data, then STOP_COPY."""
+    trace = converged.qemu.trace_source
+    names = [event["event"] for event in trace]
+    first_state = next(event for event in trace if event["event"] == "vfio_migration_set_state")
+    assert first_state["state"] == "PRE_COPY"
+    assert names.index("vfio_migration_set_state") < names.index("vfio_save_setup")
+    rows = [event["values"] for event in trace if event["event"] == "vfio_save_iterate"]
+    assert len(rows) >= 2
+    initial = [row["initial"] for row in rows]
+    assert all(later <= earlier for earlier, later in itertools.pairwise(initial))
+    assert initial[-1] == 0
+    stop = next(i for i, event in enumerate(trace) if event.get("state") == "STOP_COPY")
+    assert stop > max(i for i, name in enumerate(names) if name == "vfio_save_iterate")
+    assert converged.qemu.states_source[-1] == "STOP"
+
+
+def test_destination_resumes_then_runs(converged: MigrationResult) -> None:
+    """RESUMING, then RUNNING, in QEMU's trace and in the server's own account."""
+    states = converged.qemu.states_destination
+    assert states[0] == "RESUMING"
+    assert states[-1] == "RUNNING"
+    told = [change["to"] for change in converged.devices[0].transitions_destination]
+    assert told.index("RESUMING") < len(told) - 1
+    assert told[-1] == "RUNNING"
+
+
+def test_estimates_agree(converged: MigrationResult) -> None:
+    """QEMU's estimate (initial + dirty) and its exact figure are about the same data: no spinning."""
+    trace = converged.qemu.trace_source
+    exact = [event["values"] for event in trace if event["event"] == "vfio_state_pending_exact"]
+    for values in exact[:-1]:
+        if values["initial"] + values["dirty"]:
+            assert 0 <= values["stop_copy"] - values["initial"] - values["dirty"] < 64 * KIB
+
+
+def test_migration_events_are_kept(converged: MigrationResult) -> None:
+    """VFIO_MIGRATION events name the device and its states on both sides."""
+    seen = [e["data"]["device-state"] for e in converged.qemu.events_source if e["event"] == "VFIO_MIGRATION"]
+    assert "pre-copy" in "".join(seen).replace("_", "-")
+    there = [e for e in converged.qemu.events_destination if e["event"] == "VFIO_MIGRATION"]
+    assert there[-1]["data"]["device-id"] == "vfu0"
+
+
+def test_report_is_one_file_without_network(converged: MigrationResult, tmp_path: Path) -> None:
+    """The page has the figures and the curves, and nothing that a browser would fetch."""
+    page = write_report(converged.to_json(), tmp_path)
+    text = page.read_text()
+    assert text.count("<svg") == 2
+    assert converged.devices[0].digest_source is not None
+    assert converged.devices[0].digest_source in text
+    assert "0 bytes differ" in text
+    assert not re.search(r"(?:src|href)\s*=\s*[\"'](?:https?:)?//", text)
+    assert "<script" not in text
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_pre_copy_off_moves_all_in_stop_copy(options: Options, tmp_path: Path) -> None:
+    """A device that does not announce PRE_COPY is stopped, sent whole, and arrives whole."""
+    # Without PRE_COPY, QEMU switches over only when the whole device fits.
+    result = migrate(options(pre_copy=False, switchover_bandwidth=64 * MIB, downtime_limit_ms=300), tmp_path)
+    assert result.problems == []
+    assert result.devices[0].precopy_bytes == 0
+    assert result.devices[0].stop_copy_bytes > MIB
+    assert "PRE_COPY" not in result.qemu.states_source
+
+
+def test_switchover_ack_sends_initial_data_first(options: Options, tmp_path: Path) -> None:
+    """With switchover-ack, STOP_COPY waits for initial data even where all would fit into the downtime."""
+    generous = {"switchover_bandwidth": 1 << 30, "downtime_limit_ms": 2000, "load": LoadPlan(rate_bytes=0)}
+    without = migrate(options(**generous), tmp_path / "without")
+    result = migrate(options(switchover_ack=True, **generous), tmp_path / "with")
+    assert result.problems == [] or result.devices[0].digest_match
+    assert "switchover-ack" in result.qemu.capabilities
+    iterations = [e["values"] for e in result.qemu.trace_source if e["event"] == "vfio_save_iterate"]
+    assert iterations[-1]["initial"] == 0
+    assert result.devices[0].precopy_bytes >= result.devices[0].initial_bytes
+    # The same migration without the capability stops the device with initial data left.
+    assert without.devices[0].precopy_bytes < without.devices[0].initial_bytes
+
+
+@pytest.mark.parametrize("pattern", ["sequential", "hotset"])
+def test_other_patterns(options: Options, tmp_path: Path, pattern: str) -> None:
+    """Each pattern's writes are where its journal says."""
+    result = migrate(
+        options(memory_bytes=256 * KIB, load=LoadPlan(rate_bytes=256 * KIB, pattern=pattern)), tmp_path
+    )
+    assert result.problems == []
+
+
+def test_two_devices_move_together(options: Options, tmp_path: Path) -> None:
+    """QEMU migrates more than one VFIO device only if all have P2P; ours do, and each arrives whole."""
+    result = migrate(options(devices=2, memory_bytes=256 * KIB, downtime_limit_ms=200), tmp_path)
+    assert result.problems == []
+    assert len(result.devices) == 2
+    assert result.devices[0].digest_source != result.devices[1].digest_source
+    assert "PRE_COPY_P2P" in result.qemu.states_source
+
+
+def test_library_and_page_take_a_failed_run(unpatched: Path, library: Path, tmp_path: Path) -> None:
+    """A run that cannot even start says why, and still leaves a page."""
+    result = migrate(small(unpatched, library), tmp_path)
+    assert result.status == "failed"
+    assert any("cannot migrate vfio-user devices" in text for text in result.problems)
+    page: dict[str, Any] = result.to_json()
+    assert "cannot migrate" in write_report(page, tmp_path).read_text()
