@@ -241,8 +241,12 @@ _FEATURE_PHASE = {
     "data-size": "save",
 }
 
+_NO_PAYLOAD = ("dma-map", "set-irqs", "reset", "mig-write")  # where an empty reply is no lie
+
 for _kind, (_meaning, _change) in _FRAME.items():
     for _command, _phase in _PHASE_OF.items():
+        if _kind in ("empty", "short") and _command in _NO_PAYLOAD:
+            continue
         _add(f"{_command}-{_kind}", _phase, f"{_command}: {_meaning}", _command, _change, on_errors=True)
     for _feature, _phase in _FEATURE_PHASE.items():
         _add(
@@ -293,7 +297,7 @@ _VERSION: dict[str, tuple[str, Change]] = {
     "capabilities-number": ("capabilities is a number", _version_text(b'{"capabilities":7}\0')),
     "format-string": ("printf directives in the text", _version_text(b"%s%s%n%n\0")),
 }
-for _value in (0, -1, 1, (64 << 20) + 1, 1 << 63, U64 + 1):
+for _value in (0, -1, 64, (64 << 20) + 1, 1 << 63, U64 + 1):
     _VERSION[f"xfer-{_value}"] = (f"max_data_xfer_size {_value}", _capability(max_data_xfer_size=_value))
 for _value in (0, -1, 17, 1 << 40):
     _VERSION[f"fds-{_value}"] = (f"max_msg_fds {_value}", _capability(max_msg_fds=_value))
@@ -569,7 +573,7 @@ for _name, _value in {"none": 0, "all": U64, "no-stop-copy": 4, "p2p": 7, "stop-
 for _value in (0, 99, U32):
     _add(f"state-get-{_value}", "attach", f"the state is {_value}", "feature", _put("<I", 8, _value), "state")
 for _name, _value in {"stop": 1, "running": 2, "stop-copy": 3, "resuming": 4, "pre-copy": 6}.items():
-    _phase = "load" if _name == "resuming" else "save"
+    _phase = "load" if _name in ("resuming", "running") else "save"
     _add(
         f"state-refuse-{_name}", _phase, f"EIO for the arc to {_name}", "feature",
         _FRAME["error"][1], "state", on_errors=True, state=_value,

@@ -1,7 +1,7 @@
 """A vfio-user client, written from the specification; tests, load generators and the migrator use it.
 
-`VfioUserDevice` is the device behind a socket, `Migrator` moves the state of one into another, `ControlClient`
-talks to a server's control socket.
+`VfioUserDevice` is the device behind a socket, `Migrator` moves the state of one into another, and
+`ControlClient` talks to a server's control socket.
 """
 
 from vfu_dev.client.connection import CommandError, Connection, DisconnectedError, ReplyTimeoutError

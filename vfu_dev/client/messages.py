@@ -141,6 +141,9 @@ def parse_version(payload: memoryview) -> Version:
     major, minor = VERSION.unpack_from(payload)
     require((major, minor) == (0, 0), f"version {major}.{minor}, 0.0 was proposed")
     capabilities = _capabilities(bytes(payload[VERSION.size :]))
+    _check_optional(capabilities)
+    pgsizes = _limit(capabilities, "pgsizes", 4096)
+    require(pgsizes % 4096 == 0, f"pgsizes {pgsizes:#x}, with pages below 4 KiB")
     return Version(
         major,
         minor,
@@ -148,7 +151,7 @@ def parse_version(payload: memoryview) -> Version:
         max_data_xfer_size=_limit(capabilities, "max_data_xfer_size", uapi.VFIO_USER_DEF_MAX_XFER_BYTES),
         max_msg_fds=_limit(capabilities, "max_msg_fds", 1),
         max_dma_maps=_limit(capabilities, "max_dma_maps", 65535),
-        pgsizes=_limit(capabilities, "pgsizes", 4096),
+        pgsizes=pgsizes,
         precopy_info=capabilities.get("migration_precopy_info") is True,
     )
 
@@ -165,6 +168,19 @@ def _capabilities(data: bytes) -> dict[str, Any]:
     capabilities = value.get("capabilities", {})
     require(isinstance(capabilities, dict), "capabilities that are not an object")
     return dict(capabilities)
+
+
+def _check_optional(capabilities: dict[str, Any]) -> None:
+    """Check what is neither a limit nor required: the migration object, switches, the twin socket."""
+    migration = capabilities.get("migration", {})
+    require(isinstance(migration, dict), f"migration {migration!r}, not an object")
+    pgsize = _limit(migration, "pgsize", 4096)
+    require(pgsize >= 4096 and pgsize & (pgsize - 1) == 0, f"a migration pgsize of {pgsize}")
+    _limit(migration, "max_bitmap_size", 1)
+    for name in ("write_multiple", "migration_precopy_info"):
+        require(isinstance(capabilities.get(name, False), bool), f"{name} {capabilities.get(name)!r}")
+    twin = capabilities.get("twin_socket", {})
+    require(isinstance(twin, dict) and not twin.get("supported"), "a twin socket, which was not proposed")
 
 
 def _limit(capabilities: dict[str, Any], name: str, default: int) -> int:
@@ -207,7 +223,8 @@ def parse_region_info(payload: memoryview, index: int, fd_count: int) -> RegionI
     require(size < 1 << 63, f"region {index} of {size} bytes")
     areas: list[tuple[int, int]] | None = None
     identities = []
-    if flags & uapi.VFIO_REGION_INFO_FLAG_CAPS and cap_offset:
+    if flags & uapi.VFIO_REGION_INFO_FLAG_CAPS:
+        require(cap_offset != 0, f"info of region {index} with CAPS set and no capability")
         for identity, version, body in _chain(payload, cap_offset, index):
             identities.append(identity)
             if identity == uapi.VFIO_REGION_INFO_CAP_SPARSE_MMAP:
@@ -219,6 +236,8 @@ def parse_region_info(payload: memoryview, index: int, fd_count: int) -> RegionI
         require(fd_count == 1, f"region {index} as mappable with {fd_count} file descriptors")
         require(offset + size < 1 << 63, f"region {index} at file offset {offset}")
         areas = [(0, size)] if areas is None else areas
+    else:
+        require(fd_count == 0, f"{fd_count} file descriptors for region {index}, which is not mappable")
     return RegionInfo(index, flags, size, offset, tuple(areas or ()) if mapped else (), tuple(identities))
 
 

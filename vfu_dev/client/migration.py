@@ -177,9 +177,10 @@ class Migration:
         messages.require(
             len(data) >= messages.LOGGING_CONTROL.size, f"{len(data)} bytes of DMA logging reply"
         )
-        found = int(messages.LOGGING_CONTROL.unpack_from(data)[0])
+        found, count, _ = messages.LOGGING_CONTROL.unpack_from(data)
+        messages.require(count == len(ranges), f"{count} DMA logging ranges, {len(ranges)} were asked for")
         messages.require(found > 0 and found & (found - 1) == 0, f"a DMA logging page size of {found}")
-        return found
+        return int(found)
 
     def dma_logging_stop(self) -> None:
         """Stop logging."""

@@ -1,0 +1,169 @@
+"""Our client against every lie of `hostile.py`: each is told apart or harmless, and nothing hangs or leaks.
+
+The other half of the same program runs against real QEMU in tests/lab.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import hostile
+import lies
+import pytest
+
+from vfu_dev.client import Connection, Migrator, Options, VfioUserDevice
+from vfu_dev.errors import VfuDevError
+
+# What a client need not mind: within the protocol's letter, or about things this client does not use.
+HARMLESS_SUFFIXES = ("-trickle",)
+HARMLESS = {
+    "version-no-data",  # the data is optional
+    "version-precopy-false",
+    "version-fds-17",  # limits on what we send, above what we do
+    "version-fds-1099511627776",
+    "version-maps-1099511627776",
+    "version-xfer-67108865",
+    "version-xfer-9223372036854775808",
+    "version-xfer-64",
+    "version-pgsizes-9223372036854775808",
+    "version-migration-pgsize-9223372036854775808",
+    "version-bitmap-1",
+    "version-bitmap-1099511627776",
+    "info-regions-100",  # counts and sizes that describe a strange device, not a broken message
+    "info-regions-0",
+    "info-regions-7",
+    "info-irqs-0",
+    "region-size-1p",
+    "region-size-odd",
+    "region-size-1",
+    "region-bar0-size-0",
+    "region-msix-size-16",
+    "region-config-size-0",
+    "region-config-size-8",
+    "region-offset-max",  # of a region that cannot be mapped
+    "region-sparse-ok",
+    "irq-count-0",
+    "irq-count-1",
+    "irq-flags-all",  # bits a newer server may know
+    "precopy-flags-all",
+    "migration-flags-all",
+    "migration-flags-p2p",
+    "migration-flags-stop-copy",
+    "info-argsz-huge",  # a newer structure may be longer; ours was sent whole
+    "irq-argsz-huge",
+    "precopy-argsz-huge",
+    "feature-log-start-argsz-0",  # of replies that only repeat the request
+    "feature-log-start-argsz-7",
+    "feature-log-start-argsz-huge",
+    "feature-log-stop-argsz-0",
+    "feature-log-stop-argsz-7",
+    "feature-log-stop-argsz-huge",
+    "feature-data-size-error",  # a server without MIG_DATA_SIZE
+    "feature-data-size-error-zero",
+    "feature-data-size-error-huge",
+    "feature-data-size-error-min",
+    "precopy-initial-0",
+    "read-all-ones",
+} | {
+    # Refused one by one; the connection goes on. test_requests_of_the_server looks at the answers.
+    name for name in lies.LIES if name.startswith("request-") and not name.startswith("request-size-")
+}  # fmt: skip
+SLOW_ANSWER = ("-silent", "-silence", "-delay", "-size-more", "-wrong-id")
+
+
+@contextmanager
+def served(lie: lies.Lie | None) -> Iterator[socket.socket]:
+    """A hostile server in a thread; yields the client's end of its connection."""
+    client, end = socket.socketpair()
+    device = hostile.Device()
+    server = hostile.Server(device, lies.Liar(device, lie))
+
+    def serve() -> None:
+        with end:
+            server.serve(end)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield client
+    finally:
+        client.close()
+        thread.join(timeout=10)
+        assert not thread.is_alive()
+
+
+@contextmanager
+def device_of(lie: lies.Lie | None, timeout_seconds: float) -> Iterator[VfioUserDevice]:
+    with served(lie) as sock, VfioUserDevice(Connection(sock, timeout_seconds=timeout_seconds)) as device:
+        yield device
+
+
+def use(device: VfioUserDevice) -> None:
+    """All that a client does short of migrating."""
+    info = device.info()
+    for index in range(info.num_regions):
+        if device.region_info(index).mappable:
+            with device.map_region(index) as mapping:
+                for _, memory in mapping.areas:
+                    memory[0] = memory[0]
+    for index in range(info.num_irqs):
+        count = device.irq_info(index).count
+        for fd in device.enable_irqs(index, min(count, 4)):
+            os.close(fd)
+        if count:
+            device.disable_irqs(index)
+    assert len(device.region_read(7, 0, 64)) == 64
+    device.region_read(2, 0, hostile.MEMORY_BYTES)
+    device.region_write(0, 0x100, b"written by the client")
+    device.region_write(0, 0x100, b"posted", posted=True)
+    device.dma_unmap(device.dma_map(0x10000, 1 << 20))
+    device.reset()
+
+
+def migrate(source: VfioUserDevice, destination: VfioUserDevice) -> None:
+    """Move, with DMA logging as QEMU does it."""
+    page_size = source.migration.dma_logging_start([(0, 1 << 20)])
+    source.migration.dma_logging_report(0, (1 << 20) - page_size, page_size)  # 255 pages: bit 255 is outside
+    options = Options(timeout_seconds=5.0)
+    state = Migrator(source, destination, options).run()
+    source.migration.dma_logging_stop()
+    assert state.transferred_bytes == hostile.MEMORY_BYTES + hostile.TRAILER_BYTES
+    source.info()  # nothing unread is left behind the last reply
+
+
+def session(lie: lies.Lie | None, timeout_seconds: float) -> None:
+    with device_of(lie, timeout_seconds) as liar, device_of(None, 5.0) as honest:
+        use(liar)
+        if lie is not None and lie.phase == "load":
+            migrate(honest, liar)
+        else:
+            migrate(liar, honest)
+
+
+def test_an_honest_session_completes() -> None:
+    session(None, 5.0)
+
+
+@pytest.mark.parametrize("name", list(lies.LIES))
+def test_every_lie_is_refused_in_words_or_harmless(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only errors of ours come out, soon, with no file descriptor left behind; a real lie never passes."""
+    monkeypatch.setattr(lies, "DELAY_SECONDS", 0.5)
+    before = sorted(os.listdir("/proc/self/fd"))
+    began = time.monotonic()
+    told = None
+    try:
+        session(lies.LIES[name], 0.2 if name.endswith(SLOW_ANSWER) or "-delay-" in name else 2.0)
+    except VfuDevError as error:
+        told = str(error)
+    assert time.monotonic() - began < 20
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    if name in HARMLESS or name.endswith(HARMLESS_SUFFIXES):
+        assert told is None
+    else:
+        assert told is not None
+        assert told.strip()
