@@ -1,1 +1,750 @@
-int main(void); int main(void){return 0;}
+/*
+ * Copyright (c) 2026 The vfu-dev authors.
+ *
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/*
+ * A real socket, with a client that is slow, silent, wrong, or gone. Built with
+ * a TRAN_SOCK_TIMEOUT_MS of its own.
+ */
+
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/param.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common.h"
+#include "dma.h"
+#include "libvfio-user.h"
+#include "private.h"
+#include "tran_sock.h"
+
+#define MIB (1UL << 20)
+#define GIB (1UL << 30)
+
+static char dir[] = "/tmp/test-tran-sock.XXXXXX";
+static char path[64];
+static vfu_ctx_t *ctx;
+static int sock = -1;
+static int nr_resets;
+static char memory[MIB];
+
+static ssize_t
+region_cb(vfu_ctx_t *c UNUSED, char *buf, size_t count, loff_t offset,
+          bool is_write)
+{
+    offset %= MIB;
+    if (is_write) {
+        memcpy(memory + offset, buf, count);
+    } else {
+        memcpy(buf, memory + offset, count);
+    }
+    return count;
+}
+
+static int
+reset_cb(vfu_ctx_t *c UNUSED, vfu_reset_type_t type)
+{
+    nr_resets += type == VFU_RESET_LOST_CONN;
+    return 0;
+}
+
+static int
+transition(vfu_ctx_t *c UNUSED, vfu_migr_state_t state UNUSED)
+{
+    return 0;
+}
+
+static ssize_t
+no_data(vfu_ctx_t *c UNUSED, void *buf UNUSED, uint64_t count UNUSED)
+{
+    return 0;
+}
+
+#ifndef VFU_NO_MIGR_EXT
+static int
+precopy_info(vfu_ctx_t *c UNUSED, struct vfio_precopy_info *info UNUSED)
+{
+    return 0;
+}
+#endif
+
+static int64_t
+now(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+static int
+setup(void **state UNUSED)
+{
+    static const vfu_migration_callbacks_t callbacks = {
+        .version = VFU_MIGR_CALLBACKS_VERS,
+        .transition = transition,
+        .read_data = no_data,
+        .write_data = no_data,
+    };
+
+    nr_resets = 0;
+    unlink(path);
+    ctx = vfu_create_ctx(VFU_TRANS_SOCK, path, LIBVFIO_USER_FLAG_ATTACH_NB,
+                         NULL, VFU_DEV_TYPE_PCI);
+    if (ctx == NULL ||
+        vfu_pci_init(ctx, VFU_PCI_TYPE_EXPRESS, PCI_HEADER_TYPE_NORMAL, 0) < 0) {
+        return -1;
+    }
+    vfu_pci_get_config_space(ctx)->hdr.bars[2].raw |=
+        PCI_BASE_ADDRESS_MEM_TYPE_64;
+    if (vfu_setup_region(ctx, VFU_PCI_DEV_BAR0_REGION_IDX, MIB, region_cb,
+                         VFU_REGION_FLAG_RW | VFU_REGION_FLAG_MEM, NULL, 0, -1,
+                         0) < 0 ||
+        vfu_setup_region(ctx, VFU_PCI_DEV_BAR2_REGION_IDX, 8 * GIB, region_cb,
+                         VFU_REGION_FLAG_RW | VFU_REGION_FLAG_MEM, NULL, 0, -1,
+                         0) < 0 ||
+        vfu_setup_device_nr_irqs(ctx, VFU_DEV_MSIX_IRQ, 2) < 0 ||
+        vfu_setup_device_reset_cb(ctx, reset_cb) < 0 ||
+        vfu_setup_device_dma(ctx, NULL, NULL) < 0 ||
+        vfu_setup_device_migration_callbacks(ctx, &callbacks) < 0 ||
+        vfu_realize_ctx(ctx) < 0) {
+        return -1;
+    }
+    return 0;
+}
+
+static int
+teardown(void **state UNUSED)
+{
+    if (sock != -1) {
+        close(sock);
+        sock = -1;
+    }
+    vfu_destroy_ctx(ctx);
+    unlink(path);
+    return 0;
+}
+
+static void
+connect_client(void)
+{
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+
+    strcpy(addr.sun_path, path);
+    sock = socket(AF_UNIX, SOCK_STREAM, 0);
+    assert_true(sock >= 0);
+    assert_int_equal(0, connect(sock, (struct sockaddr *)&addr, sizeof(addr)));
+}
+
+static void
+send_bytes(const void *data, size_t size)
+{
+    assert_int_equal(size, send(sock, data, size, MSG_NOSIGNAL));
+}
+
+static size_t
+make_msg(void *buf, uint16_t cmd, const void *body, size_t size)
+{
+    struct vfio_user_header hdr = {
+        .msg_id = 7, .cmd = cmd, .msg_size = sizeof(hdr) + size
+    };
+
+    memcpy(buf, &hdr, sizeof(hdr));
+    memcpy((char *)buf + sizeof(hdr), body, size);
+    return sizeof(hdr) + size;
+}
+
+static void
+send_msg(uint16_t cmd, const void *body, size_t size)
+{
+    char buf[4096];
+
+    assert_true(size <= sizeof(buf) - 16);
+    send_bytes(buf, make_msg(buf, cmd, body, size));
+}
+
+/* Receives a reply, whose body has @size bytes; returns its errno. */
+static int
+recv_reply(void *body, size_t size)
+{
+    struct vfio_user_header hdr;
+
+    assert_int_equal(sizeof(hdr), recv(sock, &hdr, sizeof(hdr), MSG_WAITALL));
+    assert_int_equal(7, hdr.msg_id);
+    assert_int_equal(VFIO_USER_F_TYPE_REPLY, hdr.flags.type);
+    if (hdr.flags.error) {
+        assert_int_equal(sizeof(hdr), hdr.msg_size);
+        return hdr.error_no;
+    }
+    assert_int_equal(sizeof(hdr) + size, hdr.msg_size);
+    assert_true(size == 0 ||
+                recv(sock, body, size, MSG_WAITALL) == (ssize_t)size);
+    return 0;
+}
+
+static void
+assert_run_fails(int err)
+{
+    assert_int_equal(-1, vfu_run_ctx(ctx));
+    assert_int_equal(err, errno);
+}
+
+/* The version exchange; returns the server's capabilities. */
+static const char *
+attach(const char *caps)
+{
+    static char reply[1024];
+    struct vfio_user_header *hdr = (void *)reply;
+    char body[512] = { LIB_VFIO_USER_MAJOR, 0, LIB_VFIO_USER_MINOR, 0 };
+
+    connect_client();
+    strcpy(body + 4, caps);
+    send_msg(VFIO_USER_VERSION, body, 4 + strlen(caps) + 1);
+    if (vfu_attach_ctx(ctx) < 0) {
+        close(sock);
+        sock = -1;
+        return NULL;
+    }
+    assert_int_equal(16, recv(sock, reply, 16, MSG_WAITALL));
+    assert_true(hdr->msg_size < sizeof(reply));
+    assert_int_equal(hdr->msg_size - 16, recv(sock, reply + 16,
+                                              hdr->msg_size - 16, MSG_WAITALL));
+    return reply + 20;
+}
+
+#define CAPS(c) "{\"capabilities\":{" c "}}"
+
+static void
+test_version(void **state UNUSED)
+{
+    static const char *const bad[] = {
+        "{", CAPS("\"max_msg_fds\":-1"), CAPS("\"max_msg_fds\":\"1\""),
+        CAPS("\"max_msg_fds\":4294967297"), CAPS("\"max_data_xfer_size\":0"),
+        CAPS("\"max_data_xfer_size\":-1"), CAPS("\"migration\":1"),
+        CAPS("\"migration\":{\"pgsize\":4095}"),
+        CAPS("\"migration_precopy_info\":1"),
+    };
+    const char *caps;
+    size_t i;
+
+    for (i = 0; i < ARRAY_SIZE(bad); i++) {
+        assert_null(attach(bad[i]));
+        assert_int_equal(EINVAL, errno);
+    }
+
+    /* Only what the client proposed, and what the device can do. */
+    caps = attach(CAPS("\"migration_precopy_info\":true"));
+    assert_non_null(caps);
+    assert_null(strstr(caps, "precopy"));
+    close(sock);
+    assert_run_fails(ENOTCONN);
+
+#ifndef VFU_NO_MIGR_EXT
+    vfu_migration_ext_t ext = {
+        .version = VFU_MIGR_EXT_VERS,
+        .migration_flags = VFIO_MIGRATION_STOP_COPY | VFIO_MIGRATION_PRE_COPY,
+        .precopy_info = precopy_info,
+    };
+
+    assert_true(vfu_client_has_precopy_info(ctx));
+    assert_int_equal(0, vfu_setup_device_migration_ext(ctx, &ext));
+    caps = attach(CAPS("\"migration_precopy_info\":true"));
+    assert_non_null(strstr(caps, "\"migration_precopy_info\":true"));
+    assert_true(vfu_client_has_precopy_info(ctx));
+    close(sock);
+    assert_run_fails(ENOTCONN);
+
+    caps = attach(CAPS(""));
+    assert_null(strstr(caps, "precopy"));
+    assert_false(vfu_client_has_precopy_info(ctx));
+#endif
+}
+
+static void
+test_silent(void **state UNUSED)
+{
+    int64_t start = now();
+
+    connect_client();
+    assert_int_equal(-1, vfu_attach_ctx(ctx));
+    assert_int_equal(ETIMEDOUT, errno);
+    assert_in_range(now() - start, TRAN_SOCK_TIMEOUT_MS,
+                    20 * TRAN_SOCK_TIMEOUT_MS);
+    close(sock);
+
+    assert_int_equal(-1, vfu_attach_ctx(ctx));
+    assert_int_equal(EAGAIN, errno);
+    assert_non_null(attach(CAPS("")));
+}
+
+static struct {
+    const char *data;
+    size_t size, chunk;
+    int pause_ms;
+} script;
+
+static void *
+send_script(void *arg UNUSED)
+{
+    size_t done = 0;
+
+    while (done < script.size) {
+        ssize_t ret = send(sock, script.data + done,
+                           MIN(script.chunk, script.size - done), MSG_NOSIGNAL);
+
+        if (ret <= 0) {
+            break;
+        }
+        done += ret;
+        poll(NULL, 0, script.pause_ms);
+    }
+    return (void *)done;
+}
+
+static void *
+recv_script(void *arg UNUSED)
+{
+    static char sink[16 + 16 + MIB];
+
+    poll(NULL, 0, 50);
+    return (void *)recv(sock, sink, sizeof(sink), MSG_WAITALL);
+}
+
+/* The largest write, which no socket buffer holds, and the largest read. */
+static void
+test_large(void **state UNUSED)
+{
+    struct vfio_user_region_access ra = {
+        .region = VFU_PCI_DEV_BAR0_REGION_IDX, .count = MIB
+    };
+    char *buf = malloc(16 + 16 + MIB), *body = malloc(16 + MIB);
+    pthread_t thread;
+    void *ret;
+    size_t i;
+
+    assert_non_null(attach(CAPS("")));
+    memcpy(body, &ra, sizeof(ra));
+    for (i = 0; i < MIB; i++) {
+        body[16 + i] = i * 7 + (i >> 8);
+    }
+    script.data = buf;
+    script.size = make_msg(buf, VFIO_USER_REGION_WRITE, body, 16 + MIB);
+    script.chunk = 100000;
+    script.pause_ms = 2;
+    assert_int_equal(0, pthread_create(&thread, NULL, send_script, NULL));
+    while (vfu_run_ctx(ctx) == 0) {
+        poll(NULL, 0, 1);
+    }
+    pthread_join(thread, &ret);
+    assert_int_equal(script.size, (size_t)ret);
+    assert_int_equal(0, recv_reply(&ra, sizeof(ra)));
+    assert_int_equal(MIB, ra.count);
+    assert_memory_equal(body + 16, memory, MIB);
+
+    send_msg(VFIO_USER_REGION_READ, &ra, sizeof(ra));
+    assert_int_equal(0, pthread_create(&thread, NULL, recv_script, NULL));
+    assert_int_equal(1, vfu_run_ctx(ctx));
+    pthread_join(thread, &ret);
+    assert_int_equal(16 + 16 + MIB, (size_t)ret);
+    assert_int_equal(0, nr_resets);
+    free(buf);
+    free(body);
+}
+
+/* A header in two pieces, each of every length. */
+static void
+test_split_header(void **state UNUSED)
+{
+    struct vfio_user_device_info info = { .argsz = sizeof(info) };
+    char buf[64];
+    size_t size, i;
+
+    assert_non_null(attach(CAPS("")));
+    size = make_msg(buf, VFIO_USER_DEVICE_GET_INFO, &info, sizeof(info));
+    for (i = 1; i < size; i++) {
+        pthread_t thread;
+
+        script.data = buf;
+        script.size = size;
+        script.chunk = i;
+        script.pause_ms = 1;
+        assert_int_equal(0, pthread_create(&thread, NULL, send_script, NULL));
+        while (vfu_run_ctx(ctx) == 0) {
+            poll(NULL, 0, 1);
+        }
+        pthread_join(thread, NULL);
+        assert_int_equal(0, recv_reply(&info, sizeof(info)));
+        assert_int_equal(VFU_PCI_DEV_NUM_REGIONS, info.num_regions);
+        assert_int_equal(9, info.num_regions);
+    }
+}
+
+/* The client falls silent, or leaves, after each part of a message. */
+static void
+test_half_message(void **state UNUSED)
+{
+    struct vfio_user_device_info info = { .argsz = sizeof(info) };
+    char buf[64];
+    size_t size = make_msg(buf, VFIO_USER_DEVICE_GET_INFO, &info, sizeof(info));
+    size_t i;
+
+    for (i = 1; i < size; i++) {
+        int64_t start;
+
+        assert_non_null(attach(CAPS("")));
+        send_bytes(buf, i);
+        if (i != 8 && i != 24) {
+            close(sock);
+            sock = -1;
+        }
+        start = now();
+        assert_run_fails(ENOTCONN);
+        if (sock != -1) {
+            assert_in_range(now() - start, TRAN_SOCK_TIMEOUT_MS - 1,
+                            20 * TRAN_SOCK_TIMEOUT_MS);
+            close(sock);
+        }
+        assert_int_equal(i, nr_resets);
+    }
+    assert_non_null(attach(CAPS("")));
+}
+
+/* A byte now and then does not extend the time. */
+static void
+test_drip(void **state UNUSED)
+{
+    char buf[16 + 1000], body[1000] = { 0 };
+    pthread_t thread;
+    int64_t start;
+    void *sent;
+
+    assert_non_null(attach(CAPS("")));
+    script.data = buf;
+    script.size = make_msg(buf, VFIO_USER_REGION_WRITE, body, sizeof(body));
+    script.chunk = 1;
+    script.pause_ms = 10;
+    start = now();
+    assert_int_equal(0, pthread_create(&thread, NULL, send_script, NULL));
+    while (vfu_run_ctx(ctx) == 0) {
+        poll(NULL, 0, 1);
+    }
+    assert_int_equal(ENOTCONN, errno);
+    assert_in_range(now() - start, TRAN_SOCK_TIMEOUT_MS,
+                    20 * TRAN_SOCK_TIMEOUT_MS);
+    pthread_join(thread, &sent);
+    assert_true((size_t)sent < script.size);
+    assert_int_equal(1, nr_resets);
+}
+
+/* A client that asks, but does not read the answers. */
+static void
+test_never_reads(void **state UNUSED)
+{
+    struct vfio_user_region_access ra = {
+        .region = VFU_PCI_DEV_BAR0_REGION_IDX, .count = MIB
+    };
+    int64_t start = now();
+
+    assert_non_null(attach(CAPS("")));
+    send_msg(VFIO_USER_REGION_READ, &ra, sizeof(ra));
+    assert_run_fails(ENOTCONN);
+    assert_in_range(now() - start, TRAN_SOCK_TIMEOUT_MS,
+                    20 * TRAN_SOCK_TIMEOUT_MS);
+    assert_int_equal(1, nr_resets);
+}
+
+static void
+test_bad_header(void **state UNUSED)
+{
+    struct vfio_user_device_info info = { .argsz = sizeof(info) };
+    struct vfio_user_header hdr = { .msg_id = 7, .cmd = 4 };
+    char buf[64];
+    size_t size;
+
+    assert_non_null(attach(CAPS("")));
+
+    /* Its body is not the next header. */
+    size = make_msg(buf, VFIO_USER_DEVICE_GET_INFO, &info, sizeof(info));
+    ((struct vfio_user_header *)buf)->flags.type = VFIO_USER_F_TYPE_REPLY;
+    send_bytes(buf, size);
+    assert_int_equal(0, vfu_run_ctx(ctx));
+    assert_int_equal(EINVAL, recv_reply(NULL, 0));
+    send_msg(VFIO_USER_DEVICE_GET_INFO, &info, sizeof(info));
+    assert_int_equal(1, vfu_run_ctx(ctx));
+    assert_int_equal(0, recv_reply(&info, sizeof(info)));
+
+    /* An error comes without what was prepared for success. */
+    send_msg(VFIO_USER_MAX, &info, sizeof(info));
+    assert_int_equal(1, vfu_run_ctx(ctx));
+    assert_int_equal(EINVAL, recv_reply(NULL, 0));
+
+    /* Too large to skip. */
+    hdr.msg_size = UINT32_MAX;
+    send_bytes(&hdr, sizeof(hdr));
+    assert_run_fails(ENOTCONN);
+    assert_int_equal(EINVAL, recv_reply(NULL, 0));
+    assert_int_equal(0, recv(sock, buf, 1, 0));
+}
+
+static uint32_t
+config(size_t offset, uint32_t val, size_t count, bool is_write)
+{
+    struct vfio_user_region_access ra = {
+        .offset = offset, .region = VFU_PCI_DEV_CFG_REGION_IDX, .count = count
+    };
+    char body[20];
+
+    memcpy(body, &ra, sizeof(ra));
+    memcpy(body + sizeof(ra), &val, count);
+    send_msg(is_write ? VFIO_USER_REGION_WRITE : VFIO_USER_REGION_READ, body,
+             sizeof(ra) + (is_write ? count : 0));
+    assert_int_equal(1, vfu_run_ctx(ctx));
+    assert_int_equal(0, recv_reply(body, sizeof(ra) + (is_write ? 0 : count)));
+    memcpy(&val, body + sizeof(ra), count);
+    return val;
+}
+
+static void
+test_config_space(void **state UNUSED)
+{
+    struct vfio_region_info info = {
+        .argsz = sizeof(info), .index = VFU_PCI_DEV_BAR2_REGION_IDX
+    };
+
+    assert_non_null(attach(CAPS("")));
+
+    /* A byte of a register leaves the others alone. */
+    config(PCI_COMMAND, PCI_COMMAND_INTX_DISABLE, 2, true);
+    config(PCI_COMMAND, PCI_COMMAND_MEMORY, 1, true);
+    assert_int_equal(PCI_COMMAND_INTX_DISABLE | PCI_COMMAND_MEMORY,
+                     config(PCI_COMMAND, 0, 2, false));
+
+    /* A region of more than 4 GiB, and its BAR. */
+    send_msg(VFIO_USER_DEVICE_GET_REGION_INFO, &info, sizeof(info));
+    assert_int_equal(1, vfu_run_ctx(ctx));
+    assert_int_equal(0, recv_reply(&info, sizeof(info)));
+    assert_int_equal(8 * GIB, info.size);
+    assert_int_equal(4, config(PCI_BASE_ADDRESS_2, 0, 4, false));
+    assert_int_equal(0, config(PCI_BASE_ADDRESS_3, 0, 4, false));
+    config(PCI_BASE_ADDRESS_2, ~0U, 4, true);
+    config(PCI_BASE_ADDRESS_3, ~0U, 4, true);
+    assert_int_equal(4, config(PCI_BASE_ADDRESS_2, 0, 4, false));
+    assert_int_equal(~0U << 1, config(PCI_BASE_ADDRESS_3, 0, 4, false));
+    config(PCI_BASE_ADDRESS_3, 0x10, 4, true);
+    assert_int_equal(0x10, config(PCI_BASE_ADDRESS_3, 0, 4, false));
+}
+
+static void
+send_with_fd(uint16_t cmd, const void *body, size_t size, int fd)
+{
+    char buf[256], control[CMSG_SPACE(sizeof(fd))] = { 0 };
+    struct iovec iov = { .iov_base = buf };
+    struct msghdr m = {
+        .msg_iov = &iov, .msg_iovlen = 1,
+        .msg_control = control, .msg_controllen = sizeof(control)
+    };
+    struct cmsghdr *cmsg = CMSG_FIRSTHDR(&m);
+
+    iov.iov_len = make_msg(buf, cmd, body, size);
+    cmsg->cmsg_level = SOL_SOCKET;
+    cmsg->cmsg_type = SCM_RIGHTS;
+    cmsg->cmsg_len = CMSG_LEN(sizeof(fd));
+    memcpy(CMSG_DATA(cmsg), &fd, sizeof(fd));
+    assert_int_equal(iov.iov_len, sendmsg(sock, &m, MSG_NOSIGNAL));
+}
+
+static void
+test_irqs(void **state UNUSED)
+{
+    struct vfio_irq_set set = {
+        .argsz = sizeof(set),
+        .flags = VFIO_IRQ_SET_ACTION_TRIGGER | VFIO_IRQ_SET_DATA_EVENTFD,
+        .index = VFIO_PCI_ERR_IRQ_INDEX, .count = 1
+    };
+    int err_fd = eventfd(0, EFD_NONBLOCK), fd = eventfd(0, EFD_NONBLOCK);
+    eventfd_t val;
+
+    assert_non_null(attach(CAPS("")));
+
+    /* ERR is not vector 0. */
+    send_with_fd(VFIO_USER_DEVICE_SET_IRQS, &set, sizeof(set), err_fd);
+    assert_int_equal(1, vfu_run_ctx(ctx));
+    assert_int_equal(0, recv_reply(NULL, 0));
+    assert_int_equal(-1, vfu_irq_trigger(ctx, 0));
+    assert_int_equal(-1, eventfd_read(err_fd, &val));
+
+    set.index = VFIO_PCI_MSIX_IRQ_INDEX;
+    set.start = 1;
+    send_with_fd(VFIO_USER_DEVICE_SET_IRQS, &set, sizeof(set), fd);
+    assert_int_equal(1, vfu_run_ctx(ctx));
+    assert_int_equal(0, recv_reply(NULL, 0));
+    assert_int_equal(0, vfu_irq_trigger(ctx, 1));
+    assert_int_equal(0, eventfd_read(fd, &val));
+
+    /* start + count is 0 in 32 bits. */
+    set.count = UINT32_MAX;
+    send_msg(VFIO_USER_DEVICE_SET_IRQS, &set, sizeof(set));
+    assert_int_equal(1, vfu_run_ctx(ctx));
+    assert_int_equal(EINVAL, recv_reply(NULL, 0));
+    assert_int_equal(0, vfu_irq_trigger(ctx, 1));
+
+    set.count = 1;
+    send_msg(VFIO_USER_DEVICE_SET_IRQS, &set, sizeof(set));
+    assert_int_equal(1, vfu_run_ctx(ctx));
+    assert_int_equal(0, recv_reply(NULL, 0));
+    assert_int_equal(-1, vfu_irq_trigger(ctx, 1));
+    close(err_fd);
+    close(fd);
+}
+
+/* Answers DMA by message; stops after the number of messages in @arg. */
+static void *
+serve_dma(void *arg)
+{
+    int left = *(int *)arg;
+
+    while (left-- > 0) {
+        char buf[16 + 16 + 100];
+        struct vfio_user_header *hdr = (void *)buf;
+        struct vfio_user_dma_region_access *dma = (void *)(buf + 16);
+        size_t size;
+
+        if (recv(sock, hdr, 16, MSG_WAITALL) != 16 ||
+            hdr->msg_size > sizeof(buf)) {
+            return NULL;
+        }
+        size = hdr->msg_size - 16;
+        if (recv(sock, dma, size, MSG_WAITALL) != (ssize_t)size ||
+            dma->count > 100 || dma->addr < 0x10000) {
+            return NULL;
+        }
+        hdr->msg_size = 32;
+        hdr->flags.type = VFIO_USER_F_TYPE_REPLY;
+        if (hdr->cmd == VFIO_USER_DMA_READ) {
+            memcpy(dma->data, memory + dma->addr - 0x10000, dma->count);
+            hdr->msg_size += dma->count;
+        } else if (size != 16 + dma->count) {
+            return NULL;
+        } else {
+            memcpy(memory + dma->addr - 0x10000, dma->data, dma->count);
+        }
+        if (send(sock, buf, hdr->msg_size, MSG_NOSIGNAL) < 0) {
+            return NULL;
+        }
+    }
+    return arg;
+}
+
+static void
+test_dma_by_message(void **state UNUSED)
+{
+    struct vfio_user_dma_map map = {
+        .argsz = sizeof(map), .flags = 3, .addr = 0x10000, .size = 0x10000
+    };
+    char out[250], in[250];
+    dma_sg_t sg;
+    pthread_t thread;
+    int nr = 6;
+    void *ok;
+    size_t i;
+
+    assert_non_null(attach(CAPS("\"max_data_xfer_size\":100")));
+    send_msg(VFIO_USER_DMA_MAP, &map, sizeof(map));
+    assert_int_equal(1, vfu_run_ctx(ctx));
+    assert_int_equal(0, recv_reply(NULL, 0));
+    for (i = 0; i < sizeof(out); i++) {
+        out[i] = i * 3;
+    }
+    memset(memory, 0, sizeof(memory));
+
+    assert_int_equal(0, pthread_create(&thread, NULL, serve_dma, &nr));
+    assert_int_equal(1, vfu_addr_to_sgl(ctx, (void *)0x12345, sizeof(out), &sg,
+                                        1, PROT_READ | PROT_WRITE));
+    assert_int_equal(0, vfu_sgl_write(ctx, &sg, 1, out));
+    assert_int_equal(0, vfu_sgl_read(ctx, &sg, 1, in));
+    pthread_join(thread, &ok);
+    assert_ptr_equal(&nr, ok);
+    assert_memory_equal(out, memory + 0x2345, sizeof(out));
+    assert_int_equal(0, memory[0x2344]);
+    assert_int_equal(0, memory[0x2345 + sizeof(out)]);
+    assert_memory_equal(out, in, sizeof(out));
+
+    /* Nobody answers. */
+    assert_int_equal(-1, vfu_sgl_read(ctx, &sg, 1, in));
+    assert_int_equal(ENOTCONN, errno);
+    assert_int_equal(1, nr_resets);
+}
+
+/*
+ * Every command with bodies of every length, whether it makes sense or not:
+ * each gets one reply, and a sanitizer sees what is read of it.
+ */
+static void
+test_any_length(void **state UNUSED)
+{
+    char body[64], reply[4096];
+    struct vfio_user_header *hdr = (void *)reply;
+    uint16_t cmd;
+    size_t size;
+    int fill;
+
+    assert_non_null(attach(CAPS("")));
+    for (cmd = VFIO_USER_VERSION; cmd <= VFIO_USER_MAX; cmd++) {
+        for (size = 1; size < sizeof(body); size++) {
+            for (fill = 0; fill < 256; fill += 51) {
+                memset(body, fill, sizeof(body));
+                send_msg(cmd, body, size);
+                assert_int_equal(1, vfu_run_ctx(ctx));
+                assert_int_equal(16, recv(sock, reply, 16, MSG_WAITALL));
+                assert_in_range(hdr->msg_size, 16, sizeof(reply));
+                size_t left = hdr->msg_size - 16;
+                assert_true(left == 0 || recv(sock, reply, left, MSG_WAITALL)
+                                         == (ssize_t)left);
+            }
+        }
+    }
+    assert_int_equal(0, nr_resets);
+}
+
+int
+main(void)
+{
+#define TEST(t) cmocka_unit_test_setup_teardown(t, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        TEST(test_version),
+        TEST(test_silent),
+        TEST(test_large),
+        TEST(test_split_header),
+        TEST(test_half_message),
+        TEST(test_drip),
+        TEST(test_never_reads),
+        TEST(test_bad_header),
+        TEST(test_config_space),
+        TEST(test_irqs),
+        TEST(test_dma_by_message),
+        TEST(test_any_length),
+    };
+    int ret;
+
+    if (mkdtemp(dir) == NULL) {
+        return EXIT_FAILURE;
+    }
+    snprintf(path, sizeof(path), "%s/sock", dir);
+    ret = cmocka_run_group_tests(tests, NULL, NULL);
+    rmdir(dir);
+    return ret;
+}
