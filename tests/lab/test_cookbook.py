@@ -1,0 +1,67 @@
+"""The cookbook's commands, run as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COOKBOOK = Path(__file__).parents[2] / "docs" / "cookbook.md"
+
+
+def blocks() -> list[str]:
+    """Return the `sh` blocks of the page in order."""
+    return re.findall(r"^```sh\n(.*?)^```$", COOKBOOK.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.timeout(150)
+def test_cookbook_word_for_word(qemu: Path, library: Path, guest_image: Path, tmp_path: Path) -> None:
+    """All `sh` blocks, in order, in one shell, end without an error."""
+    script = tmp_path / "cookbook.sh"
+    script.write_text("set -e\n" + "\n".join(blocks()))
+    tools = Path(sys.executable).parent
+    env = dict(os.environ, PATH=f"{tools}{os.pathsep}{os.environ['PATH']}", TMPDIR="/tmp")
+    # Its own session, so that whatever a failing script leaves behind ends with it.
+    shell = subprocess.Popen(
+        ["bash", str(script)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=env,
+        start_new_session=True,
+    )
+    try:
+        output, _ = shell.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        os.killpg(shell.pid, signal.SIGKILL)
+        output, _ = shell.communicate()
+        pytest.fail(f"the cookbook hangs:\n{output[-3000:]}")
+    finally:
+        try:
+            os.killpg(shell.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    assert shell.returncode == 0, output[-3000:]
+    assert output.count('"verified":true') == 1
+    for folder in re.findall(r"/tmp/tmp\.\w+", output)[:1]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_cookbook_has_both_halves() -> None:
+    """The page has blocks to run: a guard against a change of its format that would test nothing."""
+    text = "\n".join(blocks())
+    for needed in (
+        "vfu-dev serve",
+        "-incoming defer",
+        "migrate uri=unix:",
+        "migrate uri=file:",
+        "migrate_cancel",
+    ):
+        assert needed in text
