@@ -1,1 +1,26 @@
-"""TODO."""
+"""Migration of a device's state: the state machine, the state stream, and the sessions that send and take it.
+
+`Migration` is what a device has one of; the other names are its parts, usable and testable alone.
+"""
+
+from vfu_dev.migration.audit import StateHasher
+from vfu_dev.migration.engine import Migration
+from vfu_dev.migration.fsm import StateMachine, TransitionError
+from vfu_dev.migration.load import LoadSession
+from vfu_dev.migration.save import PrecopyInfo, SaveSession
+from vfu_dev.migration.schema import MigratableState, RegisterBlock
+from vfu_dev.migration.stream import STREAM_VERSION, StreamDecoder
+
+__all__ = [
+    "STREAM_VERSION",
+    "LoadSession",
+    "MigratableState",
+    "Migration",
+    "PrecopyInfo",
+    "RegisterBlock",
+    "SaveSession",
+    "StateHasher",
+    "StateMachine",
+    "StreamDecoder",
+    "TransitionError",
+]

@@ -1,0 +1,367 @@
+"""One device's migration: the state it is in, the sessions that come and go, what became of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from vfu_dev.errors import StateError, StreamError
+from vfu_dev.memory.pages import CODE_DATA, CODE_ZERO
+from vfu_dev.migration.audit import StateHasher
+from vfu_dev.migration.fsm import PRE_COPY_GROUP, SAVING_GROUP, Action, StateMachine
+from vfu_dev.migration.load import LoadSession
+from vfu_dev.migration.plan import CLASSIFY_BUDGET_SECONDS
+from vfu_dev.migration.save import PrecopyInfo, SaveSession
+from vfu_dev.migration.schema import MigratableState
+from vfu_dev.migration.stream import pages_bytes, prelude_bytes, tail_bytes, zeros_bytes
+from vfu_dev.sizes import format_size
+from vfu_dev.uapi import DeviceState, MigrationFlags
+
+logger = logging.getLogger(__name__)
+
+ALL_FLAGS = (
+    MigrationFlags.VFIO_MIGRATION_STOP_COPY
+    | MigrationFlags.VFIO_MIGRATION_P2P
+    | MigrationFlags.VFIO_MIGRATION_PRE_COPY
+)
+_TRANSITIONS_KEPT = 1000
+
+
+@dataclass
+class Transition:
+    """One change of state; `time` in unix seconds."""
+
+    time: float
+    origin: DeviceState
+    target: DeviceState
+    reason: str
+
+    def as_dict(self) -> dict[str, object]:
+        """Return it in the words of the control socket."""
+        return {
+            "time": self.time,
+            "from": self.origin.name,
+            "to": self.target.name,
+            "reason": self.reason,
+        }
+
+
+@dataclass
+class SaveRecord:
+    """What became of the most recent outgoing migration; times in unix seconds, bytes of the stream."""
+
+    status: str = "active"  # active, completed, aborted, failed
+    error: str | None = None
+    initial_bytes: int = 0
+    precopy_bytes: int = 0
+    stop_copy_bytes: int = 0
+    passes: int = 0
+    pages_sent: int = 0
+    pages_resent: int = 0
+    zero_pages: int = 0
+    digest: str | None = None
+    audited: bool = False
+    started: float = 0.0
+    stopped: float | None = None
+    ended: float | None = None
+
+
+@dataclass
+class LoadRecord:
+    """What became of the most recent incoming migration."""
+
+    status: str = "active"  # active, completed, failed, aborted
+    error: str | None = None
+    received_bytes: int = 0
+    digest: str | None = None
+    started: float = 0.0
+    ended: float | None = None
+
+
+class Migration:
+    """Migration of one device. Everything here runs in the one thread that touches the device.
+
+    Args:
+        name: the device, for logs.
+        state: what migrates.
+        flags: what the device announces.
+        initial_limit_bytes: see `SaveSession`.
+        on_state: called after each change with the new state.
+        on_loaded: called when a load was completed, before the device may run.
+        on_unverified: called when a load was given up: memory holds what nobody verified and must be set up
+        anew.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        state: MigratableState,
+        *,
+        flags: MigrationFlags = ALL_FLAGS,
+        initial_limit_bytes: int | None = None,
+        on_state: Callable[[DeviceState], None] = lambda _: None,
+        on_loaded: Callable[[], None] = lambda: None,
+        on_unverified: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name = name
+        self.contents = state
+        self.machine = StateMachine(flags)
+        self.state = DeviceState.RUNNING  # "initial device state … RUNNING", vfio-user.rst
+        self.transitions: deque[Transition] = deque(maxlen=_TRANSITIONS_KEPT)
+        self._initial_limit_bytes = initial_limit_bytes
+        self._on_state, self._on_loaded, self._on_unverified = on_state, on_loaded, on_unverified
+        self._save: SaveSession | None = None
+        self._load: LoadSession | None = None
+        self._audit: StateHasher | None = None
+        self._save_record: SaveRecord | None = None
+        self._load_record: LoadRecord | None = None
+
+    # --- state --------------------------------------------------------------------------------------------
+
+    def set_state(self, target: DeviceState) -> None:
+        """Go to `target` along the path of the specification.
+
+        Raises:  VfuDevError: an arc failed or does not exist; `state` is the last one reached.
+        """
+        for step in self.machine.path(self.state, target):
+            self.arc(step)
+
+    def arc(self, target: DeviceState) -> None:
+        """Go along one arc. When it fails, the state is the one before, and what was wrong stays wrong.
+
+        Raises:  TransitionError: no such arc. StreamError: leaving RESUMING with a state that is not
+        verified.
+        """
+        action = self.machine.action(self.state, target)
+        match action:
+            case Action.BEGIN_SAVE:
+                self._begin_save(stopped=target is DeviceState.STOP_COPY)
+            case Action.STOP_SAVE:
+                self._stop_save()
+            case Action.END_SAVE:
+                self._end_save("aborted", None)
+            case Action.BEGIN_LOAD:
+                self._begin_load()
+            case Action.END_LOAD:
+                self._end_load()
+            case Action.NONE:
+                pass
+        if self.state is DeviceState.STOP:
+            # From here on memory may change: an audit that is not through can not be finished.
+            self._audit = None
+        self._enter(target, "requested")
+
+    def reset(self, state: DeviceState, reason: str) -> None:
+        """Follow a reset or lost connection, after which the migration state is `state`.
+
+        A saving session goes on when the state is still one of the saving group: a reset by the guest during
+        PRE_COPY changes registers, not the migration (libvfio-user 4f4fce4). Any other session ends here.
+        """
+        if self._save is not None and state not in SAVING_GROUP:
+            self._end_save("aborted", reason)
+        if self._load is not None and state is not DeviceState.RESUMING:
+            self._abandon_load(reason)
+        if state is not self.state:
+            self._enter(state, reason)
+
+    def fail(self, reason: str) -> None:
+        """Enter ERROR: the device could not be brought to any good state; only a reset leads out."""
+        if self._save is not None:
+            self._end_save("failed", reason)
+        if self._load is not None:
+            self._abandon_load(reason)
+        self._enter(DeviceState.ERROR, reason)
+
+    def _enter(self, target: DeviceState, reason: str) -> None:
+        origin, self.state = self.state, target
+        self.transitions.append(Transition(time.time(), origin, target, reason))
+        logger.info(
+            "%s: %s -> %s%s", self.name, origin.name, target.name, self._figures(origin, target, reason)
+        )
+        self._on_state(target)
+
+    def _figures(self, origin: DeviceState, target: DeviceState, reason: str) -> str:
+        """Return the end of a state change's log line: why, and the figures that matter then."""
+        text = "" if reason == "requested" else f" ({reason})"
+        save, load = self._save_record, self._load_record
+        if save is not None and (target in SAVING_GROUP or origin in SAVING_GROUP):
+            if origin in SAVING_GROUP and target is not DeviceState.PRE_COPY:
+                text += (
+                    f": pre-copy {format_size(save.precopy_bytes)},"
+                    f" stop-copy {format_size(save.stop_copy_bytes)}, {save.passes} passes,"
+                    f" {save.pages_sent} pages ({save.pages_resent} again), {save.status}"
+                )
+            elif target in PRE_COPY_GROUP and origin not in SAVING_GROUP:
+                text += f": initial {format_size(save.initial_bytes)}"
+        if load is not None and origin is DeviceState.RESUMING:
+            text += f": {format_size(load.received_bytes)} received, {load.status}"
+        return text
+
+    # --- saving -------------------------------------------------------------------------------------------
+
+    def _begin_save(self, *, stopped: bool) -> None:
+        self._audit = None
+        self._save = SaveSession(
+            self.contents, initial_limit_bytes=self._initial_limit_bytes, stopped=stopped
+        )
+        now = time.time()
+        self._save_record = SaveRecord(
+            started=now, stopped=now if stopped else None, initial_bytes=self._save.info().initial_bytes
+        )
+
+    def _stop_save(self) -> None:
+        assert self._save is not None
+        assert self._save_record is not None
+        self._save.stopped = True
+        self._save_record.stopped = time.time()
+
+    def _end_save(self, status: str, error: str | None) -> None:
+        record = self._save_record
+        assert record is not None
+        self._save = None
+        if record.status == "active":
+            record.status, record.error, record.ended = status, error, time.time()
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Serve MIG_DATA_READ: fill `buffer` unless the data ends; returns the bytes stored.
+
+        Raises:  StateError: outside the saving group.
+        """
+        save, record = self._save, self._save_record
+        if save is None or record is None:
+            raise StateError(f"no migration data to read in {self.state.name}")
+        try:
+            stored = save.read_into(buffer)
+        except Exception as err:
+            # A stream with a hole must not be completed by a client that tries again.
+            self._end_save("failed", f"{type(err).__name__}: {err}")
+            raise
+        if save.stopped:
+            record.stop_copy_bytes += stored
+        else:
+            record.precopy_bytes += stored
+        for name, value in asdict(save.counters).items():
+            setattr(record, name, value)
+        if save.ended and record.status == "active":
+            record.status, record.digest, record.ended = "completed", save.digest, time.time()
+            self._audit = StateHasher(self.contents)
+        return stored
+
+    def precopy_info(self) -> PrecopyInfo:
+        """Serve MIG_GET_PRECOPY_INFO.
+
+        Raises:  StateError: outside PRE_COPY and PRE_COPY_P2P.
+        """
+        if self.state not in PRE_COPY_GROUP or self._save is None:
+            raise StateError(f"no pre-copy figures in {self.state.name}")
+        return self._save.info()
+
+    def stop_copy_length(self) -> int:
+        """Serve MIG_DATA_SIZE: what is still to be read if the device stopped now; unless saving, all."""
+        if self._save is not None:
+            return self._save.stop_copy_length()
+        total = prelude_bytes(self.contents) + tail_bytes(self.contents)
+        for memory in self.contents.memories:
+            memory.classify(CLASSIFY_BUDGET_SECONDS)
+            content = memory.pages.codes & 3  # with or without CODE_CLEAN of a session that is over
+            total += pages_bytes(int(np.count_nonzero(content == CODE_DATA)), memory.page_size_bytes)
+            total += zeros_bytes(int(np.count_nonzero(content == CODE_ZERO)))
+        return total
+
+    @property
+    def audit_pending(self) -> bool:
+        """Whether `advance_audit` has something to do."""
+        return self._audit is not None
+
+    def advance_audit(self, budget_seconds: float = float("inf")) -> bool:
+        """Compare what was sent with what lies in memory, a step at a time, while the device stands still.
+
+        Returns: whether there is more to do. A difference means a write that dirty tracking missed: the
+        record then
+                 shows the digest of what really was in memory, and fails.
+        """
+        audit, record = self._audit, self._save_record
+        if audit is None or record is None:
+            return False
+        if not audit.advance(budget_seconds):
+            return True
+        self._audit = None
+        record.audited = True
+        digest = audit.digest(self._sent_blocks)
+        if digest != record.digest:
+            record.status, record.digest = "failed", digest
+            record.error = "memory is not what was sent, dirty tracking missed a write"
+            logger.error("%s: %s", self.name, record.error)
+        return False
+
+    @property
+    def _sent_blocks(self) -> list[bytes]:
+        if self._save is not None:
+            return self._save.block_contents
+        return [block.pack() for block in self.contents.blocks]
+
+    # --- loading ------------------------------------------------------------------------------------------
+
+    def _begin_load(self) -> None:
+        self._load_record = LoadRecord(started=time.time())
+        self._load = LoadSession(self.contents)
+
+    def write(self, data: memoryview) -> None:
+        """Serve MIG_DATA_WRITE.
+
+        Raises:  StateError: outside RESUMING. StreamError: the stream is refused, now and from now on.
+        """
+        load, record = self._load, self._load_record
+        if load is None or record is None:
+            raise StateError(f"no migration data is expected in {self.state.name}")
+        try:
+            load.write(data)
+        except StreamError as err:
+            self._refuse_load(record, err)
+            raise
+        finally:
+            record.received_bytes = load.received_bytes
+            record.digest = load.digest
+
+    def _end_load(self) -> None:
+        load, record = self._load, self._load_record
+        assert load is not None
+        assert record is not None
+        try:
+            load.finish()
+        except StreamError as err:
+            # RESUMING stays, the session stays failed: whoever asks again hears the same, until a reset.
+            self._refuse_load(record, err)
+            raise
+        self._load = None
+        record.status, record.ended = "completed", time.time()
+        self._on_loaded()
+
+    def _refuse_load(self, record: LoadRecord, error: StreamError) -> None:
+        if record.status == "active":
+            record.status, record.error, record.ended = "failed", str(error), time.time()
+            logger.error("%s: state refused: %s", self.name, error)
+
+    def _abandon_load(self, reason: str) -> None:
+        self._load = None
+        record = self._load_record
+        if record is not None and record.status == "active":
+            record.status, record.error, record.ended = "aborted", reason, time.time()
+        logger.warning("%s: incoming state given up (%s), memory is set up anew", self.name, reason)
+        self._on_unverified()
+
+    # --- what others see ----------------------------------------------------------------------------------
+
+    def save_status(self) -> dict[str, object] | None:
+        """Return the most recent outgoing migration; an audit still under way is finished first."""
+        self.advance_audit()
+        return None if self._save_record is None else asdict(self._save_record)
+
+    def load_status(self) -> dict[str, object] | None:
+        """Return the most recent incoming migration."""
+        return None if self._load_record is None else asdict(self._load_record)

@@ -1,0 +1,137 @@
+"""Passes through one memory: which pages are sent, in which order, and how many bytes that leaves.
+
+A pass is the set of pages that were dirty when it began, in order of how often each was sent before, so that
+a page that is rewritten all the time comes after all that are not. A page written again while it waits leaves
+the pass and waits for the next one: it is hot, others are colder, and sending it now would be wasted. Each
+pass sends a page at most once. Nothing starves: a pass that begins inside a read sends something, because
+nobody writes during a read.
+
+What is left is computed from the same page codes that decide what is sent. Pages of the pass under way and
+pages that wait for the next fill records of their own, and are counted that way.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vfu_dev.memory import DeviceMemory, zero_page_hash
+from vfu_dev.memory.pages import CODE_DATA, CODE_DIRTY, CODE_ZERO, PageIndices
+from vfu_dev.migration.stream import ZERO_PAGES_A_RECORD, pages_a_record, pages_bytes, zeros_bytes
+
+# A query or the start of a pass looks at new content this long at most; pages left over count as data, and
+# are sent as data. The client gives up after 5 s (trap 12); 10 GB of zeros take one second.
+CLASSIFY_BUDGET_SECONDS = 1.5
+
+_WINDOW_PAGES = 4096
+_NO_PAGES: PageIndices = np.empty(0, dtype=np.intp)
+
+
+class PassPlan:
+    """The passes of one session through one memory.
+
+    Args:
+        memory: its page map is read, and pages are claimed in it as they are taken.
+        cold_first: the policy above; False sends each pass in index order, rewritten pages included.
+
+    Attributes:
+        initial: pages that count as initial and were not sent yet, shape (page_count,) bool.
+        sends: how often each page was sent, saturating, shape (page_count,) uint8.
+        hashes: xxh3 of each page as last sent, shape (page_count,) uint64; never written means zeros.
+    """
+
+    def __init__(self, memory: DeviceMemory, cold_first: bool = True) -> None:
+        self.memory = memory
+        self._cold_first = cold_first
+        count = memory.page_count
+        self.initial = np.zeros(count, dtype=np.bool_)
+        self.sends = np.zeros(count, dtype=np.uint8)
+        self.hashes = np.full(count, zero_page_hash(memory.page_size_bytes), dtype=np.uint64)
+        self._in_pass = np.zeros(count, dtype=np.bool_)
+        self._data = self._zeros = _NO_PAGES
+        self._data_at = self._zeros_at = 0
+
+    def choose_initial(self, limit_bytes: int | None) -> int:
+        """Count dirty pages as initial, lowest first, up to `limit_bytes`; returns the bytes chosen."""
+        dirty = self.memory.pages.collect()
+        if limit_bytes is not None:
+            dirty = dirty[: -(-limit_bytes // self.memory.page_size_bytes)]
+        self.initial[dirty] = True
+        return len(dirty) * self.memory.page_size_bytes
+
+    def start_pass(self, initial_only: bool) -> bool:
+        """Plan a pass over what is dirty now; False when that is nothing."""
+        self._look()
+        pages = self.memory.pages
+        chosen = pages.collect()
+        if initial_only:
+            chosen = chosen[self.initial[chosen]]
+        self._in_pass[:] = False
+        self._in_pass[chosen] = True
+        if self._cold_first:
+            chosen = chosen[np.argsort(self.sends[chosen], kind="stable")]
+        is_zero = pages.codes[chosen] == CODE_ZERO
+        self._zeros, self._data = chosen[is_zero], chosen[~is_zero]
+        self._zeros_at = self._data_at = 0
+        return len(chosen) > 0
+
+    def take_zeros(self) -> PageIndices:
+        """Claim the pages of the next record of zero pages, ascending; empty when the pass has no more."""
+        taken, self._zeros_at = self._take(self._zeros, self._zeros_at, ZERO_PAGES_A_RECORD, CODE_ZERO)
+        return taken
+
+    def take_data(self) -> PageIndices:
+        """Claim the pages of the next record of pages, ascending; empty when the pass has no more."""
+        limit = pages_a_record(self.memory.page_size_bytes)
+        taken, self._data_at = self._take(self._data, self._data_at, limit, CODE_DATA)
+        return taken
+
+    def _take(self, queue: PageIndices, at: int, limit: int, code: int) -> tuple[PageIndices, int]:
+        """Take the next `limit` pages of `queue` that have `code` and are still in the pass."""
+        parts: list[PageIndices] = []
+        missing = limit
+        codes = self.memory.pages.codes
+        while missing and at < len(queue):
+            window = queue[at : at + max(limit, _WINDOW_PAGES)]
+            if not self._cold_first and (codes[window] == CODE_DIRTY).any():
+                self._look()
+            fit = np.flatnonzero((codes[window] == code) & self._in_pass[window])[:missing]
+            at += int(fit[-1]) + 1 if len(fit) == missing else len(window)
+            missing -= len(fit)
+            parts.append(window[fit])
+        if missing == limit:
+            return _NO_PAGES, at
+        taken = np.sort(parts[0] if len(parts) == 1 else np.concatenate(parts))
+        self.memory.pages.claim(taken)
+        self._in_pass[taken] = False
+        self.initial[taken] = False
+        return taken, at
+
+    def _look(self) -> None:
+        """Bring all page codes up to date; pages written since they were planned leave the pass."""
+        if self._cold_first:
+            self._in_pass[self.memory.pages.unclassified()] = False
+        self.memory.classify(CLASSIFY_BUDGET_SECONDS)
+
+    def remaining(self) -> tuple[int, int]:
+        """Return the (initial, dirty) stream bytes still to be read from this memory."""
+        self._look()
+        size = self.memory.page_size_bytes
+        codes = self.memory.pages.codes
+        initial = dirty = 0
+        for code, queue in (
+            (CODE_DATA, self._data[self._data_at :]),
+            (CODE_ZERO, self._zeros[self._zeros_at :]),
+        ):
+            has_code = codes == code
+            queue = queue[has_code[queue] & self._in_pass[queue]]
+            now_initial = int(np.count_nonzero(self.initial[queue]))
+            now_dirty = len(queue) - now_initial
+            later_initial = int(np.count_nonzero(has_code & self.initial)) - now_initial
+            later_dirty = int(np.count_nonzero(has_code)) - now_initial - now_dirty - later_initial
+            if code == CODE_DATA:
+                initial += pages_bytes(now_initial, size) + pages_bytes(later_initial, size)
+                dirty += pages_bytes(now_dirty, size) + pages_bytes(later_dirty, size)
+            else:
+                initial += zeros_bytes(now_initial) + zeros_bytes(later_initial)
+                dirty += zeros_bytes(now_dirty) + zeros_bytes(later_dirty)
+        return initial, dirty

@@ -1,0 +1,286 @@
+"""The outgoing session: reads come in, stream bytes go out, and exactly how much is left is known at any
+time.
+
+`initial_bytes` and `dirty_bytes` are stream bytes, framing included: what is promised is what is then read
+when nothing changes in between.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from vfu_dev.memory import DeviceMemory, fold_hashes, gather, hash_pages, zero_page_hash
+from vfu_dev.memory.pages import PageIndices
+from vfu_dev.migration.plan import PassPlan
+from vfu_dev.migration.schema import MigratableState, blocks_digest
+from vfu_dev.migration.stream import (
+    RecordType,
+    Segment,
+    StreamEncoder,
+    pages_a_record,
+    prelude_bytes,
+    tail_bytes,
+)
+
+# A large read is produced in steps of this size, so that gathered copies stay few and in the cache.
+READ_STEP_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class PrecopyInfo:
+    """struct vfio_precopy_info: the stream bytes that reads would find now."""
+
+    initial_bytes: int
+    dirty_bytes: int
+
+
+@dataclass
+class SaveCounters:
+    """Totals of one session."""
+
+    passes: int = 0
+    pages_sent: int = 0
+    pages_resent: int = 0
+    zero_pages: int = 0
+
+
+class _Kind(Enum):
+    """Which promise a record redeems."""
+
+    INITIAL = 0
+    DIRTY = 1
+    TAIL = 2
+
+
+class SaveSession:
+    """One outgoing migration.
+
+    Args:
+        state: what migrates; every page ever written becomes dirty again.
+        initial_limit_bytes: how many bytes of written memory count as initial, lowest first; None for all.
+        stopped: the device stands still: everything is sent, the end included.
+        cold_first: the policy of `PassPlan`.
+
+    Attributes:
+        stopped: set it when the device stands still from now on.
+        digest: of the state that was sent, hex; None until the end record was made.
+    """
+
+    def __init__(
+        self,
+        state: MigratableState,
+        *,
+        initial_limit_bytes: int | None = None,
+        stopped: bool = False,
+        cold_first: bool = True,
+    ) -> None:
+        self.stopped = stopped
+        self.counters = SaveCounters()
+        self.digest: str | None = None
+        self._state = state
+        self._encoder = StreamEncoder()
+        self._plans = [PassPlan(memory, cold_first) for memory in state.memories]
+        left = initial_limit_bytes
+        for plan in self._plans:
+            plan.memory.pages.rearm()
+            chosen = plan.choose_initial(left)
+            left = None if left is None else max(0, left - chosen)
+        self._prelude_made = False
+        self._initial_pass = True
+        self._tail_bytes = tail_bytes(state)  # not made yet
+        self._blocks: list[bytes] = []  # made so far
+        # The record being sent: what is left of it, how many bytes that is, and whether it points into device
+        # memory or a pool buffer.
+        self._segments: deque[memoryview] = deque()
+        self._segments_bytes = 0
+        self._kind = _Kind.INITIAL
+        self._borrowed = False
+        self._pool: list[npt.NDArray[np.uint8]] = []
+        self._pool_used = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the stream was read to its end."""
+        return self.digest is not None and not self._segments
+
+    @property
+    def page_hashes(self) -> list[npt.NDArray[np.uint64]]:
+        """For each memory the xxh3 of each page as it was last sent."""
+        return [plan.hashes for plan in self._plans]
+
+    @property
+    def block_contents(self) -> list[bytes]:
+        """The register blocks as they were sent, so far."""
+        return self._blocks
+
+    def info(self) -> PrecopyInfo:
+        """Return what could be read now without stopping; looks at pages written since the last look."""
+        initial = 0 if self._prelude_made else prelude_bytes(self._state)
+        dirty = 0
+        if self._kind is _Kind.INITIAL:
+            initial += self._segments_bytes
+        elif self._kind is _Kind.DIRTY:
+            dirty += self._segments_bytes
+        for plan in self._plans:
+            plan_initial, plan_dirty = plan.remaining()
+            initial += plan_initial
+            dirty += plan_dirty
+        return PrecopyInfo(initial, dirty)
+
+    def stop_copy_length(self) -> int:
+        """Return what would still have to be read if the device stopped now.
+
+        It exceeds initial + dirty by the register blocks and the end record alone: some hundred bytes,
+        constant. QEMU 10.2 takes that sum as its estimate and this as the exact figure, and would alternate
+        for ever between "close" and "far" if only the first were below its threshold (bandwidth x downtime
+        limit). The framing that QEMU sends in an idle iteration already keeps the threshold above a tail of
+        this size.
+        """
+        info = self.info()
+        tail = self._tail_bytes + (self._segments_bytes if self._kind is _Kind.TAIL else 0)
+        return info.initial_bytes + info.dirty_bytes + tail
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Fill `buffer` as far as there is anything to send; returns the bytes stored.
+
+        Less than the whole means: nothing more now while the device runs, the end once it stopped.
+        """
+        stored = 0
+        while stored < len(buffer):
+            step = min(READ_STEP_BYTES, len(buffer) - stored)
+            before = stored
+            for segment in self.read(step):
+                buffer[stored : stored + len(segment)] = segment
+                stored += len(segment)
+            if stored - before < step:
+                break
+        return stored
+
+    def read(self, max_bytes: int) -> list[memoryview]:
+        """Return the next stream bytes, `max_bytes` unless there are fewer, as views in order.
+
+        The views point into device memory and buffers of this session. They hold until the next call here or
+        the next write to the device, whichever is first: copy or send them before.
+        """
+        self._pool_used = 0
+        out: list[memoryview] = []
+        room = max_bytes
+        while room and (self._segments or self._next_record()):
+            segment = self._segments[0]
+            if len(segment) <= room:
+                self._segments.popleft()
+            else:
+                self._segments[0] = segment[room:]
+                segment = segment[:room]
+            out.append(segment)
+            room -= len(segment)
+            self._segments_bytes -= len(segment)
+        if self._segments and self._borrowed:
+            # The rest of this record is already under its checksum, but the device may write: keep a copy.
+            self._segments = deque([memoryview(b"".join(self._segments))])
+            self._borrowed = False
+        return out
+
+    def _next_record(self) -> bool:
+        """Make the next record; False when there is nothing to send now, or ever again."""
+        if not self._prelude_made:
+            self._prelude_made = True
+            self._send(_Kind.INITIAL, self._encoder.prelude(self._state.schema))
+            return True
+        if (
+            not self._blocks
+            and self.digest is None
+            and (self._next_pages() or (self._start_pass() and self._next_pages()))
+        ):
+            return True
+        return self.stopped and self._next_of_tail()
+
+    def _send(self, kind: _Kind, record: list[Segment], borrowed: bool = False) -> None:
+        self._segments.extend(memoryview(segment) for segment in record)
+        self._segments_bytes = sum(len(segment) for segment in record)
+        self._kind = kind
+        self._borrowed = borrowed
+
+    def _start_pass(self) -> bool:
+        """Plan the next pass over all memories: over initial pages alone as long as there are any."""
+        self._initial_pass = any(plan.initial.any() for plan in self._plans)
+        started = [plan.start_pass(self._initial_pass) for plan in self._plans]  # each has to
+        found = any(started)
+        self.counters.passes += found
+        return found
+
+    def _next_pages(self) -> bool:
+        """Make a record of the next pages of the pass under way; False when it is through."""
+        for index, plan in enumerate(self._plans):
+            zeros = plan.take_zeros()
+            if len(zeros):
+                self._send_zeros(index, plan, zeros)
+                return True
+            pages = plan.take_data()
+            if len(pages):
+                self._send_pages(index, plan, pages)
+                return True
+        return False
+
+    def _count(self, plan: PassPlan, taken: PageIndices) -> _Kind:
+        sends = plan.sends[taken]
+        self.counters.pages_sent += len(taken)
+        self.counters.pages_resent += int(np.count_nonzero(sends))
+        plan.sends[taken] = sends + (sends < np.iinfo(np.uint8).max)
+        return _Kind.INITIAL if self._initial_pass else _Kind.DIRTY
+
+    def _send_zeros(self, index: int, plan: PassPlan, taken: PageIndices) -> None:
+        kind = self._count(plan, taken)
+        self.counters.zero_pages += len(taken)
+        plan.hashes[taken] = zero_page_hash(plan.memory.page_size_bytes)
+        self._send(kind, self._encoder.record(RecordType.ZEROS, index, len(taken), [_index_bytes(taken)]))
+
+    def _send_pages(self, index: int, plan: PassPlan, taken: PageIndices) -> None:
+        kind = self._count(plan, taken)
+        memory, size = plan.memory, plan.memory.page_size_bytes
+        first, count = int(taken[0]), len(taken)
+        if int(taken[-1]) - first == count - 1:
+            payload = memory.raw[first * size : (first + count) * size]
+        else:
+            payload = gather(memory.rows, taken, self._pool_rows(memory)).reshape(-1).data
+        plan.hashes[taken] = hash_pages(memory.raw, size, taken)
+        record = self._encoder.record(RecordType.PAGES, index, count, [_index_bytes(taken), payload])
+        self._send(kind, record, borrowed=True)
+
+    def _pool_rows(self, memory: DeviceMemory) -> npt.NDArray[np.uint8]:
+        """Return rows for one record, untouched until the next `read`."""
+        size_bytes = pages_a_record(memory.page_size_bytes) * memory.page_size_bytes
+        if self._pool_used == len(self._pool):
+            self._pool.append(np.empty(0, dtype=np.uint8))
+        if len(self._pool[self._pool_used]) < size_bytes:
+            self._pool[self._pool_used] = np.empty(size_bytes, dtype=np.uint8)
+        rows = self._pool[self._pool_used][:size_bytes].reshape(-1, memory.page_size_bytes)
+        self._pool_used += 1
+        return rows
+
+    def _next_of_tail(self) -> bool:
+        """Make the next register block or the end record; False when all was made."""
+        blocks = self._state.blocks
+        if len(self._blocks) < len(blocks):
+            content = blocks[len(self._blocks)].pack()
+            record = self._encoder.record(RecordType.BLOCK, len(self._blocks), 0, [content])
+            self._blocks.append(content)
+        elif self.digest is None:
+            digests = [fold_hashes(plan.hashes) for plan in self._plans]
+            self.digest = self._state.digest(digests, self._blocks)
+            body = b"".join([*digests, blocks_digest(self._blocks)])
+            record = self._encoder.record(RecordType.END, 0, 0, [body])
+        else:
+            return False
+        self._send(_Kind.TAIL, record)
+        self._tail_bytes -= self._segments_bytes
+        return True
+
+
+def _index_bytes(indices: PageIndices) -> bytes:
+    return indices.astype("<u4").tobytes()
