@@ -1,0 +1,333 @@
+"""One device's life in libvfio-user: create, set up, realize, attach, run, destroy."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol
+
+from vfu_dev.libvfio_user import _ffi
+from vfu_dev.libvfio_user.library import Library, failed
+from vfu_dev.uapi import VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, DeviceState, MigrationFlags
+
+logger = logging.getLogger(__name__)
+
+# The one place where libvfio-user's names for the states meet the kernel's.
+_STATES = {
+    _ffi.VFU_MIGR_STATE_STOP: DeviceState.STOP,
+    _ffi.VFU_MIGR_STATE_RUNNING: DeviceState.RUNNING,
+    _ffi.VFU_MIGR_STATE_STOP_AND_COPY: DeviceState.STOP_COPY,
+    _ffi.VFU_MIGR_STATE_PRE_COPY: DeviceState.PRE_COPY,
+    _ffi.VFU_MIGR_STATE_RESUME: DeviceState.RESUMING,
+    _ffi.VFU_MIGR_STATE_RUNNING_P2P: DeviceState.RUNNING_P2P,
+    _ffi.VFU_MIGR_STATE_PRE_COPY_P2P: DeviceState.PRE_COPY_P2P,
+    _ffi.VFU_MIGR_STATE_ERROR: DeviceState.ERROR,
+}
+
+# syslog(3) levels, as vfu_log uses them, to Python's.
+_LOG_LEVELS = [logging.CRITICAL] * 3 + [
+    logging.ERROR,
+    logging.WARNING,
+    logging.INFO,
+    logging.INFO,
+    logging.DEBUG,
+]
+_SYSLOG_DEBUG = 7
+_SYSLOG_INFO = 6
+
+PCI_CONFIG_SPACE_SIZE_BYTES = 256
+_PCI_REVISION_ID = 0x08  # <linux/pci_regs.h>
+
+RegionHandler = Callable[[memoryview, int, bool], None]
+
+
+class ResetKind(Enum):
+    """Why the device is reset: vfu_reset_type_t."""
+
+    DEVICE = _ffi.VFU_RESET_DEVICE
+    LOST_CONNECTION = _ffi.VFU_RESET_LOST_CONN
+    PCI_FLR = _ffi.VFU_RESET_PCI_FLR
+
+
+@dataclass(frozen=True)
+class Region:
+    """A region to set up.
+
+    Attributes:
+        handler: called with (data, offset, is_write); fills or takes `data`, which is dead afterwards.
+    """
+
+    index: int
+    size_bytes: int
+    handler: RegionHandler
+    name: str
+
+
+class MigrationCallbacks(Protocol):
+    """What the library asks a migratable device. Any exception becomes -1 with its errno."""
+
+    def arc(self, target: DeviceState) -> None:
+        """Go along one arc."""
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Fill `buffer` with migration data; returns the bytes stored."""
+
+    def write(self, data: memoryview) -> None:
+        """Take all of `data`."""
+
+    def precopy_sizes(self) -> tuple[int, int, int]:
+        """Return initial_bytes, dirty_bytes, flags."""
+
+    def stop_copy_length(self) -> int:
+        """Return the bytes to be read if the device stopped now."""
+
+    def opt_in(self, enabled: bool) -> None:
+        """Note that the client understands VFIO_PRECOPY_INFO_REINIT."""
+
+
+class Context:
+    """A vfu_ctx_t and the callbacks that must live as long as it does.
+
+    Args:
+        library: what to drive.
+        socket_path: where it listens, from `realize` on.
+        name: the device, for logs.
+
+    Raises:  LibraryError: from every method, when the library refuses.
+    """
+
+    def __init__(self, library: Library, socket_path: str, name: str) -> None:
+        self._library = library
+        self._name = name
+        self._alive: list[Any] = []  # callbacks and structs that C points to
+        self._config_space: memoryview | None = None
+        ctx = library.function("vfu_create_ctx")(
+            _ffi.VFU_TRANS_SOCK,
+            os.fsencode(socket_path),
+            _ffi.LIBVFIO_USER_FLAG_ATTACH_NB,
+            None,
+            _ffi.VFU_DEV_TYPE_PCI,
+        )
+        if not ctx:
+            raise failed("vfu_create_ctx")
+        self._ctx: int | None = ctx
+        self._run = library.function("vfu_run_ctx")
+        self._trigger = library.function("vfu_irq_trigger")
+        self._setup_log()
+
+    def _check(self, function: str, *arguments: Any) -> int:
+        return self._library.check(function, self._ctx, *arguments)
+
+    def _guard(self, callback_type: Any, name: str, function: Callable[..., Any], failure: Any = -1) -> Any:
+        callback = _ffi.guard(callback_type, self._name, name, function, failure)
+        self._alive.append(callback)
+        return callback
+
+    def _setup_log(self) -> None:
+        def log(level: int, text: bytes | None) -> None:
+            level = _LOG_LEVELS[level] if 0 <= level < len(_LOG_LEVELS) else logging.INFO
+            # What a misbehaving client makes the library say is no error of ours.
+            logger.log(level, "%s: %s", self._name, (text or b"").decode(errors="replace").rstrip())
+
+        level = _SYSLOG_DEBUG if logger.isEnabledFor(logging.DEBUG) else _SYSLOG_INFO
+        self._check("vfu_setup_log", self._guard(_ffi.LogCallback, "log", log, None), level)
+
+    # --- set up -------------------------------------------------------------------------------------------
+
+    def setup_pci(self, vendor: int, device: int, class_code: int, revision: int) -> None:
+        """Make it a conventional PCI function; `class_code` is base, sub and interface, 24 bits.
+
+        Conventional, because QEMU puts any function with 256 bytes of configuration space on any bus of a
+        q35; one with PCI Express capabilities has to be told which kind of port it sits behind.
+        """
+        self._check("vfu_pci_init", _ffi.VFU_PCI_TYPE_CONVENTIONAL, 0, 0)
+        self._library.function("vfu_pci_set_id")(self._ctx, vendor, device, vendor, device)
+        self._library.function("vfu_pci_set_class")(
+            self._ctx, class_code >> 16, class_code >> 8 & 0xFF, class_code & 0xFF
+        )
+        # The revision that vfu_pci_init takes is that of the PCI standard; this is the device's.
+        self.config_space()[_PCI_REVISION_ID] = revision
+
+    def config_space(self) -> memoryview:
+        """Return the PCI configuration space, writable, until `destroy`."""
+        if self._config_space is None:
+            address = self._library.function("vfu_pci_get_config_space")(self._ctx)
+            if not address:
+                raise failed("vfu_pci_get_config_space")
+            self._config_space = _ffi.view(address, PCI_CONFIG_SPACE_SIZE_BYTES)
+        return self._config_space
+
+    def add_capability(self, data: bytes) -> int:
+        """Append a PCI capability whose bytes start with its id; returns its offset."""
+        return self._check("vfu_pci_add_capability", 0, 0, data)
+
+    def setup_region(self, region: Region) -> None:
+        """Set up a memory region that every access to which goes to its handler."""
+        callback = _ffi.guard_region(self._name, region.name, region.handler)
+        self._alive.append(callback)
+        flags = _ffi.VFU_REGION_FLAG_RW | _ffi.VFU_REGION_FLAG_MEM
+        self._check("vfu_setup_region", region.index, region.size_bytes, callback, flags, None, 0, -1, 0)
+
+    def setup_config_region(self) -> None:
+        """Set up the configuration space, which the library serves by itself."""
+        self._check(
+            "vfu_setup_region",
+            VFIO_PCI_CONFIG_REGION_INDEX,
+            PCI_CONFIG_SPACE_SIZE_BYTES,
+            _ffi.RegionCallback(),
+            _ffi.VFU_REGION_FLAG_RW,
+            None,
+            0,
+            -1,
+            0,
+        )
+
+    def setup_msix(self, vectors: int) -> None:
+        """Announce `vectors` MSI-X interrupts."""
+        self._check("vfu_setup_device_nr_irqs", VFIO_PCI_MSIX_IRQ_INDEX, vectors)
+
+    def setup_reset(self, handler: Callable[[ResetKind], None]) -> None:
+        """Call `handler` on every reset and lost connection."""
+
+        def reset(kind: int) -> int:
+            handler(ResetKind(kind))
+            return 0
+
+        self._check("vfu_setup_device_reset_cb", self._guard(_ffi.ResetCallback, "reset", reset))
+
+    def setup_dma(self) -> None:
+        """Let the client map guest memory, and answer DMA logging; nothing is done with it yet."""
+        if not self._library.has_dma:
+            return
+
+        def ignore(_info: int) -> None:
+            return None
+
+        register = self._guard(_ffi.DmaCallback, "dma_register", ignore, None)
+        unregister = self._guard(_ffi.DmaCallback, "dma_unregister", ignore, None)
+        self._check("vfu_setup_device_dma", register, unregister)
+
+    def setup_migration(self, flags: MigrationFlags, callbacks: MigrationCallbacks) -> None:
+        """Make the device migratable; with a foreign library in reduced form, and a warning that says so."""
+
+        def transition(state: int) -> int:
+            callbacks.arc(_STATES[state])
+            return 0
+
+        def read_data(buffer: int, count: int) -> int:
+            return callbacks.read_into(_ffi.view(buffer, count)) if count else 0
+
+        def write_data(buffer: int, count: int) -> int:
+            if count:
+                callbacks.write(_ffi.view(buffer, count))
+            return count
+
+        struct = _ffi.MigrationCallbacksStruct(
+            version=_ffi.VFU_MIGR_CALLBACKS_VERS,
+            transition=self._guard(_ffi.TransitionCallback, "transition", transition),
+            read_data=self._guard(_ffi.DataCallback, "read_data", read_data),
+            write_data=self._guard(_ffi.DataCallback, "write_data", write_data),
+        )
+        self._alive.append(struct)
+        self._check("vfu_setup_device_migration_callbacks", struct)
+        if self._library.is_ours:
+            self._setup_migration_ext(flags, callbacks)
+        else:
+            logger.warning(
+                "%s: %s is not our libvfio-user; the device works without: %s",
+                self._name,
+                self._library.path,
+                "; ".join(self._library.missing),
+            )
+
+    def _setup_migration_ext(self, flags: MigrationFlags, callbacks: MigrationCallbacks) -> None:
+        def precopy_info(address: int) -> int:
+            info = _ffi.PrecopyInfoStruct.from_address(address)
+            info.initial_bytes, info.dirty_bytes, info.flags = callbacks.precopy_sizes()
+            return 0
+
+        def data_size(length: Any) -> int:
+            length[0] = callbacks.stop_copy_length()
+            return 0
+
+        def precopy_info_v2(enabled: bool) -> int:
+            callbacks.opt_in(enabled)
+            return 0
+
+        struct = _ffi.MigrationExtStruct(
+            version=_ffi.VFU_MIGR_EXT_VERS,
+            reserved=0,
+            migration_flags=flags,
+            precopy_info=self._guard(_ffi.PrecopyInfoCallback, "precopy_info", precopy_info),
+            data_size=self._guard(_ffi.DataSizeCallback, "data_size", data_size),
+            precopy_info_v2=self._guard(_ffi.PrecopyInfoV2Callback, "precopy_info_v2", precopy_info_v2),
+        )
+        self._alive.append(struct)
+        self._check("vfu_setup_device_migration_ext", struct)
+
+    # --- run ----------------------------------------------------------------------------------------------
+
+    def realize(self) -> None:
+        """Finish the set-up and listen."""
+        self._check("vfu_realize_ctx")
+
+    def attach(self) -> bool:
+        """Accept a client and negotiate; False when nobody waits.
+
+        Raises:  LibraryError: the client was not acceptable; the next one may be.
+        """
+        if self._library.function("vfu_attach_ctx")(self._ctx) == 0:
+            return True
+        if _ffi.last_errno() in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR):
+            return False
+        raise failed("vfu_attach_ctx")
+
+    def run(self) -> int:
+        """Serve one request; returns how many were served, 0 when none waits.
+
+        Raises:  ConnectionResetError: the client is gone; the reset callback was called.
+                 LibraryError: something else, and the connection may live on.
+        """
+        served: int = self._run(self._ctx)
+        if served >= 0:
+            return served
+        number = _ffi.last_errno()
+        if number in (errno.EINTR, errno.EAGAIN):
+            return 0
+        if number in (errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ESHUTDOWN):
+            raise ConnectionResetError(number, os.strerror(number))
+        raise failed("vfu_run_ctx")
+
+    @property
+    def poll_fd(self) -> int:
+        """What to wait on: the connection, or the listening socket while there is none."""
+        return int(self._library.function("vfu_get_poll_fd")(self._ctx))
+
+    def trigger_irq(self, vector: int) -> bool:
+        """Raise an interrupt; False when the client has not set that vector up."""
+        return self._trigger(self._ctx, vector) == 0  # type: ignore[no-any-return]
+
+    def migration_state(self) -> DeviceState | None:
+        """Return the library's migration state; None when it is a foreign one, which does not tell."""
+        if not self._library.is_ours:
+            return None
+        return _STATES[self._check("vfu_migration_get_state")]
+
+    def fail_migration(self) -> None:
+        """Enter ERROR; a foreign library has no such thing and stays where it is."""
+        if self._library.is_ours:
+            self._check("vfu_migration_fail")
+
+    def destroy(self) -> None:
+        """Close everything; the object is of no use afterwards. Calling it again does nothing."""
+        if self._ctx is None:
+            return
+        if self._config_space is not None:
+            self._config_space.release()
+        ctx, self._ctx = self._ctx, None
+        self._library.function("vfu_destroy_ctx")(ctx)
+        self._alive.clear()
