@@ -1,1 +1,17 @@
-"""TODO."""
+"""What a device author writes against, and the reference device built on it."""
+
+from vfu_dev.device.base import Counters, Device, PciIdentity
+from vfu_dev.device.reference import ReferenceDevice
+from vfu_dev.device.regions import BarSpace, Field, MemoryBar, MsixBar, RegisterBar
+
+__all__ = [
+    "BarSpace",
+    "Counters",
+    "Device",
+    "Field",
+    "MemoryBar",
+    "MsixBar",
+    "PciIdentity",
+    "ReferenceDevice",
+    "RegisterBar",
+]

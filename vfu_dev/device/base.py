@@ -1,0 +1,199 @@
+"""The base of every device: regions, interrupts, migration, counters.
+
+An author subclasses `Device`, creates BARs in `__init__` and says what registers do. Being attachable,
+migratable with pre-copy, and observable follows.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from vfu_dev.device.regions import BarSpace, MemoryBar, MsixBar, RegisterBar
+from vfu_dev.errors import AccessError, ConfigError
+from vfu_dev.memory import DeviceMemory
+from vfu_dev.migration import MigratableState, Migration, StateMachine
+from vfu_dev.migration.engine import ALL_FLAGS
+from vfu_dev.migration.fsm import RUNNING_GROUP
+from vfu_dev.uapi import DeviceState, MigrationFlags
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PciIdentity:
+    """What configuration space says the device is; `class_code` is base class, subclass, interface."""
+
+    vendor: int
+    device: int
+    class_code: int
+    revision: int
+
+
+@dataclass
+class Counters:
+    """Plain integers that the hot path adds to and everybody else reads."""
+
+    region_reads: int = 0
+    region_writes: int = 0
+    region_read_bytes: int = 0
+    region_written_bytes: int = 0
+    irqs: int = 0
+    refused_accesses: int = 0
+    protocol_errors: int = 0
+    connections: int = 0
+    resets: int = 0
+
+
+class RefusedAccessError(AccessError):
+    """A region access that is out of bounds, or a write to a device that must not change now.
+
+    Attributes:
+        region: name of the region.
+        offset, count: what was asked for, in bytes.
+    """
+
+    def __init__(self, region: str, offset: int, count: int, reason: str, number: int) -> None:
+        super().__init__(f"{region}: access of {count} bytes at {offset:#x}: {reason}")
+        self.region = region
+        self.offset = offset
+        self.count = count
+        self.errno = number
+
+
+class Device:
+    """A PCI device.
+
+    A subclass sets `identity` and `type_name`, calls `super().__init__`, then `add_bar` for each BAR and
+    finally `finish`. It may override `reset_registers`, `initialise` and `loaded`.
+
+    Args:
+        name: this device among others, for logs and status.
+        flags: migration states to announce.
+        initial_limit_bytes: how many bytes count as initial in a migration; None for everything ever written.
+    """
+
+    identity: ClassVar[PciIdentity]
+    type_name: ClassVar[str]
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        flags: MigrationFlags = ALL_FLAGS,
+        initial_limit_bytes: int | None = None,
+    ) -> None:
+        self.name = name
+        self.flags = flags
+        self.counters = Counters()
+        self.bars: list[BarSpace] = []
+        self.memories: list[DeviceMemory] = []
+        self.msix_vectors = 0
+        self.initial_limit_bytes = initial_limit_bytes
+        self.migration: Migration
+        # Set by the server; True when the client has the vector set up.
+        self.trigger_irq: Callable[[int], bool] = lambda _: False
+        self._writes_served = True
+
+    def add_bar(self, bar: BarSpace) -> None:
+        """Put `bar` where its index says; what it holds migrates if it says so."""
+        if any(other.index == bar.index for other in self.bars):
+            raise ConfigError(f"{self.name}: two BARs with index {bar.index}")
+        self.bars.append(bar)
+        if isinstance(bar, MemoryBar):
+            self.memories.append(bar.memory)
+        if isinstance(bar, MsixBar):
+            self.msix_vectors = bar.vectors
+
+    def finish(self, extra_memories: Sequence[DeviceMemory] = ()) -> None:
+        """Complete the declaration; `extra_memories` migrate without being behind a BAR."""
+        self.memories += extra_memories
+        blocks = [bar.block() for bar in self.bars if isinstance(bar, RegisterBar)]
+        state = MigratableState(self.type_name, self.memories, [b for b in blocks if b is not None])
+        self.migration = Migration(
+            self.name,
+            state,
+            flags=self.flags,
+            initial_limit_bytes=self.initial_limit_bytes,
+            on_state=self._state_changed,
+            on_loaded=self.loaded,
+            on_unverified=self._unverified,
+        )
+        self.initialise()
+
+    def restrict_flags(self, flags: MigrationFlags) -> None:
+        """Announce no more than `flags`; before the first client."""
+        self.flags &= flags
+        self.migration.machine = StateMachine(self.flags)
+
+    # --- for authors --------------------------------------------------------------------------------------
+
+    def initialise(self) -> None:
+        """Set memory up as it is when the device is new; every memory is zero when this is called."""
+
+    def reset_registers(self) -> None:
+        """Follow a device reset, after all registers returned to their initial values."""
+
+    def loaded(self) -> None:
+        """Follow a completed load, before the device may run."""
+
+    def raise_irq(self, vector: int) -> None:
+        """Raise the MSI-X interrupt `vector`; one that does not exist is ignored, as hardware would."""
+        if vector < self.msix_vectors:
+            self.counters.irqs += 1
+            self.trigger_irq(vector)
+
+    # --- for the server -----------------------------------------------------------------------------------
+
+    def region_handler(self, bar: BarSpace) -> Callable[[memoryview, int, bool], None]:
+        """Return the function through which every access to `bar` goes: bounds, policy, counters, BAR."""
+        size, name = bar.size_bytes, bar.name
+        counters, read, write = self.counters, bar.read, bar.write
+
+        def access(data: memoryview, offset: int, is_write: bool) -> None:
+            count = len(data)
+            if offset < 0 or offset > size or count > size - offset:
+                counters.refused_accesses += 1
+                raise RefusedAccessError(name, offset, count, f"beyond {size} bytes", errno.EINVAL)
+            if not is_write:
+                counters.region_reads += 1
+                counters.region_read_bytes += count
+                read(offset, data)
+            elif self._writes_served:
+                counters.region_writes += 1
+                counters.region_written_bytes += count
+                write(offset, data)
+            else:
+                counters.refused_accesses += 1
+                reason = f"the device is in {self.migration.state.name} and does not change"
+                raise RefusedAccessError(name, offset, count, reason, errno.EBUSY)
+
+        return access
+
+    def reset(self, state: DeviceState, reason: str) -> None:
+        """Follow a device reset, a function level reset or a lost connection.
+
+        Args:    state: the migration state afterwards, see `Migration.reset`.
+        """
+        self.counters.resets += 1
+        # Memory first: when an unverified load is given up, registers must be reset after it.
+        self.migration.reset(state, reason)
+        for bar in self.bars:
+            bar.reset()
+        self.reset_registers()
+
+    def _state_changed(self, state: DeviceState) -> None:
+        self._writes_served = state in RUNNING_GROUP
+
+    def _unverified(self) -> None:
+        for memory in self.memories:
+            memory.clear()
+        self.initialise()
+
+    def close(self) -> None:
+        """Give all memory back."""
+        for memory in self.memories:
+            memory.close()

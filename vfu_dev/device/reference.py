@@ -1,0 +1,114 @@
+"""The reference device: registers in BAR0, memory behind BAR2, MSI-X in BAR4."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from vfu_dev.device.base import Device, PciIdentity
+from vfu_dev.device.fill import fill_words
+from vfu_dev.device.regions import Field, MemoryBar, MsixBar, RegisterBar
+from vfu_dev.memory import DeviceMemory
+from vfu_dev.migration.engine import ALL_FLAGS
+from vfu_dev.uapi import (
+    VFIO_PCI_BAR0_REGION_INDEX,
+    VFIO_PCI_BAR2_REGION_INDEX,
+    VFIO_PCI_BAR4_REGION_INDEX,
+    MigrationFlags,
+)
+
+# Neither number is assigned to anybody; together they are "VFUD" in configuration space.
+PCI_VENDOR_ID = 0x4656
+PCI_DEVICE_ID = 0x4455
+REGISTER_ID = 0x44554656  # the same four bytes, read as a little-endian word
+REGISTER_VERSION = 1
+MSIX_VECTORS = 4
+
+CTRL_RESET = 1 << 0
+STATUS_READY = 1 << 0
+
+FIELDS = (
+    Field("id", 0x00, "<u4", "ro", 'the bytes "VFUD"', survives_reset=True),
+    Field("version", 0x04, "<u4", "ro", "of this register layout", survives_reset=True),
+    Field("memsize", 0x08, "<u8", "ro", "bytes of device memory behind BAR2", survives_reset=True),
+    Field(
+        "fill", 0x10, "<u8", "ro", "seed of the memory's initial content, 0 for zeros", survives_reset=True
+    ),
+    Field("ctrl", 0x18, "<u4", "rw", "bit 0: reset the registers, clears itself"),
+    Field("status", 0x1C, "<u4", "ro", "bit 0: ready"),
+    Field("irq_raise", 0x20, "<u4", "wo", "raises the MSI-X vector written"),
+    Field("irq_count", 0x24, "<u4", "ro", "interrupts raised since reset", migrates=True),
+    Field(
+        "generation", 0x28, "<u8", "ro", "completed migrations into here", migrates=True, survives_reset=True
+    ),
+    Field("page_size", 0x30, "<u4", "ro", "unit of dirty tracking, bytes", survives_reset=True),
+    Field("scratch", 0x100, "V256", "rw", "free to use; zero after a reset", migrates=True),
+)
+
+
+class ReferenceDevice(Device):
+    """The device that `vfu-dev serve` serves.
+
+    Args:
+        name: for logs and status.
+        memory_bytes: a multiple of the page size.
+        page_size_bytes: a power of two.
+        fill_seed: of the initial content of the memory; 0 leaves it untouched, and then nothing is initial.
+        initial_limit_bytes, flags: see `Device`.
+
+    Raises:  ConfigError: sizes that cannot be.
+    """
+
+    identity = PciIdentity(PCI_VENDOR_ID, PCI_DEVICE_ID, class_code=0x088000, revision=1)
+    type_name = "vfu-dev reference 1"
+
+    def __init__(
+        self,
+        name: str = "vfu-dev",
+        *,
+        memory_bytes: int = 256 << 20,
+        page_size_bytes: int = 4096,
+        fill_seed: int = 0,
+        initial_limit_bytes: int | None = None,
+        flags: MigrationFlags = ALL_FLAGS,
+    ) -> None:
+        super().__init__(name, flags=flags, initial_limit_bytes=initial_limit_bytes)
+        self._fill_seed = fill_seed & 0xFFFF_FFFF_FFFF_FFFF
+        self.memory = DeviceMemory("memory", memory_bytes, page_size_bytes)
+        hooks = {"ctrl": self._write_ctrl, "irq_raise": self._write_irq_raise}
+        self.registers = RegisterBar(VFIO_PCI_BAR0_REGION_INDEX, "registers", 4096, FIELDS, hooks)
+        registers = self.registers
+        registers["id"] = REGISTER_ID
+        registers["version"] = REGISTER_VERSION
+        registers["memsize"] = memory_bytes
+        registers["fill"] = self._fill_seed
+        registers["status"] = STATUS_READY
+        registers["page_size"] = page_size_bytes
+        registers.set_initial()
+        self.add_bar(registers)
+        self.add_bar(MemoryBar(VFIO_PCI_BAR2_REGION_INDEX, self.memory))
+        self.add_bar(MsixBar(VFIO_PCI_BAR4_REGION_INDEX, MSIX_VECTORS))
+        self.finish()
+
+    def _write_ctrl(self, value: Any) -> None:
+        self.registers["ctrl"] = 0
+        if int(value) & CTRL_RESET:
+            self.registers.reset()
+
+    def _write_irq_raise(self, vector: int) -> None:
+        if vector < self.msix_vectors:
+            # Wraps as the register does.
+            self.registers["irq_count"] = (self.registers["irq_count"] + 1) & 0xFFFF_FFFF
+        self.raise_irq(vector)
+
+    def initialise(self) -> None:
+        """Fill the memory from the seed; a page written this way counts as written."""
+        if self._fill_seed:
+            words = self.memory.data.view(np.uint64)
+            fill_words(words, self._fill_seed)
+            self.memory.pages.mark(0, self.memory.size_bytes)
+
+    def loaded(self) -> None:
+        """Count the migration."""
+        self.registers["generation"] = (self.registers["generation"] + 1) & 0xFFFF_FFFF_FFFF_FFFF
