@@ -1,0 +1,151 @@
+"""`vfu-dev serve`: serve the reference device until told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import click
+
+from vfu_dev.errors import ConfigError
+from vfu_dev.migration.engine import ALL_FLAGS
+from vfu_dev.sizes import parse_size
+from vfu_dev.uapi import MigrationFlags
+
+MIN_PAGE_SIZE_BYTES = 4096
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Return the bytes that an option names."""
+    if value is None:
+        return None
+    try:
+        return parse_size(value)
+    except ValueError as err:
+        raise click.BadParameter(str(err), ctx, param) from err
+
+
+@click.command(
+    epilog="Example: vfu-dev serve --socket /tmp/vfu.sock --memory 64M --fill 1 --control /tmp/vfu.ctl",
+    context_settings={"show_default": True},
+)
+@click.option(
+    "--socket", "socket_path", required=True, type=click.Path(path_type=Path), help="Where QEMU connects."
+)
+@click.option("--memory", default="256M", callback=_size, metavar="SIZE", help="Device memory behind BAR2.")
+@click.option(
+    "--page-size",
+    default="4K",
+    callback=_size,
+    metavar="SIZE",
+    help="Unit of dirty tracking, a power of two.",
+)
+@click.option(
+    "--access",
+    default="trap",
+    type=click.Choice(["trap"]),
+    help="How the guest reaches the memory: trap sends every access here.",
+)
+@click.option(
+    "--initial",
+    default=None,
+    callback=_size,
+    metavar="SIZE",
+    help="How many bytes of written memory a migration counts as initial, lowest first.",
+    show_default="all that was ever written",
+)
+@click.option(
+    "--fill",
+    default="0",
+    help="Seed of the memory's initial content; 0 leaves it untouched.",
+)
+@click.option("--name", default="vfu-dev", help="Name of the device in logs and status.")
+@click.option(
+    "--control", "control_path", default=None, type=click.Path(path_type=Path), help="Control socket."
+)
+@click.option(
+    "--pre-copy", default="on", type=click.Choice(["on", "off"]), help="Announce the PRE_COPY states."
+)
+@click.option(
+    "--log-level",
+    default="info",
+    type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+    help="What goes to standard error.",
+)
+@click.option(
+    "--library",
+    "library_path",
+    default=None,
+    type=click.Path(path_type=Path),
+    help="libvfio-user to use.",
+    show_default="$VFU_DEV_LIBVFIO_USER, else what `vfu-dev build` built",
+)
+def command(
+    socket_path: Path,
+    memory: int,
+    page_size: int,
+    access: str,
+    initial: int | None,
+    fill: str,
+    name: str,
+    control_path: Path | None,
+    pre_copy: str,
+    log_level: str,
+    library_path: Path | None,
+) -> None:
+    """Serve the device on a vfio-user socket until SIGTERM, SIGINT or the control socket's quit.
+
+    One line a state change goes to standard error; a line on standard output says when clients can connect.
+    """
+    # Imported here: `--help` need not pay for numpy.
+    from vfu_dev import libvfio_user
+    from vfu_dev.device import ReferenceDevice
+    from vfu_dev.server import Server
+
+    if page_size < MIN_PAGE_SIZE_BYTES:
+        raise ConfigError(f"--page-size {page_size}: at least {MIN_PAGE_SIZE_BYTES}")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("vfu_dev").setLevel(log_level.upper())
+    library = libvfio_user.load(find_library(library_path))
+    flags = ALL_FLAGS
+    if pre_copy == "off":
+        flags &= ~MigrationFlags.VFIO_MIGRATION_PRE_COPY
+    device = ReferenceDevice(
+        name,
+        memory_bytes=memory,
+        page_size_bytes=page_size,
+        fill_seed=_parse_seed(fill),
+        initial_limit_bytes=initial,
+        flags=flags,
+    )
+    try:
+        server = Server(device, library, socket_path, control_path)
+        try:
+            server.run(on_ready=lambda: click.echo(f"serving {name} on {socket_path}"))
+        finally:
+            server.close()
+    finally:
+        device.close()
+
+
+def find_library(option: Path | None) -> Path:
+    """Return the libvfio-user to load: the option, the environment, or what was built.
+
+    Raises:  BuildError: there is none; the text says what to run.
+    """
+    if option is not None:
+        return option
+    named = os.environ.get("VFU_DEV_LIBVFIO_USER")
+    if named:
+        return Path(named)
+    from vfu_dev.builds import artifact
+
+    return artifact("libvfio-user")
+
+
+def _parse_seed(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise ConfigError(f"--fill {text!r}: expected a number, decimal or 0x hexadecimal") from None

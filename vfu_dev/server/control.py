@@ -1,0 +1,209 @@
+"""The control socket: one JSON object a line each way.
+
+`{"command": "status"}` is answered by `{"ok": true, "result": {...}}`, whatever is wrong by
+`{"ok": false, "error": "text"}`. A command may take its time: it returns an iterator that the loop advances
+between other work, and the answer follows when it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import selectors
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vfu_dev.errors import ConfigError, VfuDevError
+from vfu_dev.server.sockets import OwnedPath, claim_socket_path
+
+logger = logging.getLogger(__name__)
+
+MAX_LINE_BYTES = 64 * 1024
+MAX_CLIENTS = 32
+# A client that does not read its answers is dropped beyond this.
+_MAX_UNSENT_BYTES = 4 << 20
+
+Request = dict[str, Any]
+# A command's result, or an iterator that yields while it works and returns the result.
+Job = Iterator[None]
+Command = Callable[[Request], Any]
+
+
+class _Client:
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.received = bytearray()
+        self.unsent = bytearray()
+        self.job: Any = None
+        self.closing = False
+
+
+class ControlSocket:
+    """Serves commands on a UNIX socket that only its owner can open.
+
+    Args:
+        path: where to listen.
+        selector: the loop's; its data for our sockets is a callable without arguments.
+        commands: name -> function of the request.
+
+    Raises:  ConfigError: the path cannot be used.
+    """
+
+    def __init__(self, path: Path, selector: selectors.BaseSelector, commands: dict[str, Command]) -> None:
+        claim_socket_path(path, "control socket")
+        self._selector = selector
+        self._commands = commands
+        self._clients: dict[int, _Client] = {}
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        # The mode has to hold from the first moment on, so it cannot be a chmod afterwards.
+        before = os.umask(0o177)
+        try:
+            self._listener.bind(os.fspath(path))
+        except OSError as err:
+            self._listener.close()
+            raise ConfigError(f"control socket {path}: {err.strerror}") from err
+        finally:
+            os.umask(before)
+        self._path = OwnedPath(path)
+        self._listener.listen(8)
+        selector.register(self._listener, selectors.EVENT_READ, self._accept)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a command is at work that `advance` would advance."""
+        return any(client.job is not None for client in self._clients.values())
+
+    def advance(self) -> None:
+        """Give every command at work one step."""
+        for client in list(self._clients.values()):
+            if client.job is not None:
+                self._step(client)
+
+    def flush(self) -> None:
+        """Send what can be sent at once; for the answer to the command that ends the server."""
+        for client in list(self._clients.values()):
+            self._send(client)
+
+    def close(self) -> None:
+        """Drop all clients and remove the socket."""
+        for client in list(self._clients.values()):
+            self._drop(client)
+        self._selector.unregister(self._listener)
+        self._listener.close()
+        self._path.remove()
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return
+        connection.setblocking(False)
+        if len(self._clients) >= MAX_CLIENTS:
+            connection.close()
+            logger.warning("control: more than %d clients, one turned away", MAX_CLIENTS)
+            return
+        client = _Client(connection)
+        self._clients[connection.fileno()] = client
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._ready(client))
+
+    def _ready(self, client: _Client) -> None:
+        if client.unsent:
+            self._send(client)
+        try:
+            data = client.connection.recv(MAX_LINE_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._drop(client)
+            return
+        if not data:
+            self._drop(client)
+            return
+        client.received += data
+        self._serve_lines(client)
+
+    def _serve_lines(self, client: _Client) -> None:
+        while client.job is None and not client.closing:
+            line, newline, rest = client.received.partition(b"\n")
+            if not newline:
+                if len(line) > MAX_LINE_BYTES:
+                    self._answer(client, error=f"a request has at most {MAX_LINE_BYTES} bytes")
+                    client.closing = True
+                break
+            client.received = rest
+            if line.strip():
+                self._serve(client, bytes(line))
+        self._send(client)
+
+    def _serve(self, client: _Client, line: bytes) -> None:
+        try:
+            request = json.loads(line)
+        except (ValueError, RecursionError) as err:
+            self._answer(client, error=f"not JSON: {err}")
+            return
+        name = request.get("command") if isinstance(request, dict) else None
+        command = self._commands.get(name) if isinstance(name, str) else None
+        if command is None:
+            known = ", ".join(sorted(self._commands))
+            self._answer(client, error=f'expected {{"command": NAME}} with NAME one of {known}')
+            return
+        try:
+            result = command(request)
+        except Exception as err:
+            self._failed(client, err)
+            return
+        if isinstance(result, Iterator):
+            client.job = result
+        else:
+            self._answer(client, result=result)
+
+    def _step(self, client: _Client) -> None:
+        try:
+            next(client.job)
+            return
+        except StopIteration as end:
+            self._answer(client, result=end.value)
+        except Exception as err:
+            self._failed(client, err)
+        client.job = None
+        self._serve_lines(client)
+
+    def _failed(self, client: _Client, error: Exception) -> None:
+        if isinstance(error, VfuDevError):
+            self._answer(client, error=str(error))
+        else:
+            logger.exception("control: a command failed")
+            self._answer(client, error=f"{type(error).__name__}: {error}")
+
+    def _answer(self, client: _Client, result: Any = None, error: str | None = None) -> None:
+        answer = {"ok": True, "result": result} if error is None else {"ok": False, "error": error}
+        client.unsent += json.dumps(answer).encode() + b"\n"
+
+    def _send(self, client: _Client) -> None:
+        try:
+            while client.unsent:
+                sent = client.connection.send(client.unsent)
+                del client.unsent[:sent]
+        except (BlockingIOError, InterruptedError):
+            if len(client.unsent) > _MAX_UNSENT_BYTES:
+                self._drop(client)
+                return
+        except OSError:
+            self._drop(client)
+            return
+        if client.closing and not client.unsent:
+            self._drop(client)
+            return
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.unsent else 0)
+        if client.connection.fileno() in self._clients:
+            self._selector.modify(client.connection, events, lambda: self._ready(client))
+
+    def _drop(self, client: _Client) -> None:
+        if self._clients.pop(client.connection.fileno(), None) is None:
+            return
+        client.job = None
+        self._selector.unregister(client.connection)
+        client.connection.close()

@@ -1,0 +1,349 @@
+"""The event loop that serves one device: vfio-user socket, control socket, signals, idle work."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable, Generator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vfu_dev import __version__
+from vfu_dev.device import Device, MsixBar
+from vfu_dev.errors import ConfigError, LibraryError, VfuDevError
+from vfu_dev.libvfio_user import Context, Library, Region, ResetKind
+from vfu_dev.migration import StateHasher
+from vfu_dev.migration.fsm import PRE_COPY_GROUP
+from vfu_dev.server.control import Command, ControlSocket
+from vfu_dev.server.sockets import OwnedPath, claim_socket_path
+from vfu_dev.uapi import DeviceState
+
+logger = logging.getLogger(__name__)
+
+# Requests served before the other sockets are looked at again. At 10 us a posted write this is about a
+# millisecond.
+_REQUESTS_A_TURN = 100
+# One step of work that has nobody waiting on the vfio-user socket: short against the client's patience, and a
+# guest's.
+_IDLE_STEP_SECONDS = 0.005
+# A client that makes the library fail again and again without the connection ending is disconnected by
+# attach.
+_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+class Server:
+    """Serves `device` on a vfio-user socket until told to stop.
+
+    Args:
+        device: what to serve; the server does not close it.
+        library: the libvfio-user to drive.
+        socket_path: where clients connect.
+        control_path: where commands are served, or None.
+
+    Raises:  ConfigError, LibraryError: the device cannot be served that way; nothing is left behind.
+    """
+
+    def __init__(
+        self, device: Device, library: Library, socket_path: Path, control_path: Path | None = None
+    ) -> None:
+        self.device = device
+        self.library = library
+        self.connected = False
+        self._stopping = False
+        self._selector = selectors.DefaultSelector()
+        self._control: ControlSocket | None = None
+        self._polled_fd = -1
+        claim_socket_path(socket_path, "socket")
+        self._context = Context(library, os.fspath(socket_path), device.name)
+        try:
+            self._set_up()
+            self._context.realize()
+            self._path = OwnedPath(socket_path)
+        except BaseException:
+            self._context.destroy()
+            self._selector.close()
+            raise
+        self._poll()
+        if control_path is not None:
+            try:
+                self._control = ControlSocket(control_path, self._selector, self._commands())
+            except BaseException:
+                self.close()
+                raise
+
+    def _set_up(self) -> None:
+        context, device = self._context, self.device
+        identity = device.identity
+        context.setup_pci(identity.vendor, identity.device, identity.class_code, identity.revision)
+        context.setup_config_region()
+        for bar in device.bars:
+            context.setup_region(Region(bar.index, bar.size_bytes, device.region_handler(bar), bar.name))
+            if isinstance(bar, MsixBar):
+                context.add_capability(msix_capability(bar))
+                context.setup_msix(bar.vectors)
+        context.add_capability(power_management_capability())
+        context.setup_reset(self._reset)
+        context.setup_dma()
+        flags = device.flags & self.library.flags
+        if flags != device.flags:
+            # The machine has to be the one that the library announces, or the arcs would not be the same.
+            device.restrict_flags(flags)
+        context.setup_migration(flags, self)
+        config = context.config_space()
+        for bar in device.bars:
+            config[_PCI_BASE_ADDRESS_0 + 4 * bar.index] |= bar.bar_flags
+        device.trigger_irq = context.trigger_irq
+
+    # --- MigrationCallbacks ---------------------------------------------------------------------------------
+
+    def arc(self, target: DeviceState) -> None:
+        """Go along an arc that the library chose; an unforeseen failure leads to ERROR."""
+        migration = self.device.migration
+        try:
+            if self.library.is_ours:
+                migration.arc(target)
+            else:
+                # Its idea of single arcs, and of what a reset does, may differ from ours.
+                migration.set_state(target)
+        except VfuDevError:
+            raise
+        except Exception as err:
+            self._context.fail_migration()
+            migration.fail(f"{type(err).__name__}: {err}")
+            raise
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Serve MIG_DATA_READ."""
+        return self.device.migration.read_into(buffer)
+
+    def write(self, data: memoryview) -> None:
+        """Serve MIG_DATA_WRITE."""
+        self.device.migration.write(data)
+
+    def precopy_sizes(self) -> tuple[int, int, int]:
+        """Serve MIG_GET_PRECOPY_INFO; no flags until the device can reconfigure itself."""
+        info = self.device.migration.precopy_info()
+        return info.initial_bytes, info.dirty_bytes, 0
+
+    def stop_copy_length(self) -> int:
+        """Serve MIG_DATA_SIZE."""
+        return self.device.migration.stop_copy_length()
+
+    def opt_in(self, enabled: bool) -> None:
+        """Note VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2; nothing depends on it yet."""
+
+    def _reset(self, kind: ResetKind) -> None:
+        if kind is ResetKind.LOST_CONNECTION:
+            self._lost_connection()
+            return
+        # Ours has updated its state before it calls; a foreign library does not tell, and the newer ones
+        # (4f4fce4) leave the state alone.
+        state = self._context.migration_state()
+        if state is None:
+            state = self.device.migration.state
+            if state is DeviceState.ERROR:
+                state = DeviceState.RUNNING
+        logger.info("%s: reset by the client (%s)", self.device.name, kind.name)
+        self.device.reset(state, f"reset: {kind.name}")
+
+    def _lost_connection(self) -> None:
+        if self.connected:
+            self.connected = False
+            logger.info("%s: the client is gone", self.device.name)
+            self.device.reset(DeviceState.RUNNING, "connection lost")
+
+    # --- loop -----------------------------------------------------------------------------------------------
+
+    def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until SIGTERM, SIGINT or the `quit` command; called once, in the main thread."""
+        woken, waker = socket.socketpair()
+        woken.setblocking(False)
+        waker.setblocking(False)
+        handlers = {number: signal.signal(number, self._signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        wakeup_before = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        self._selector.register(woken, selectors.EVENT_READ, lambda: woken.recv(64))
+        # Everything made so far stays: the collector need not look at it while a guest waits for its MMIO.
+        gc.collect()
+        gc.freeze()
+        on_ready()
+        try:
+            while not self._stopping:
+                for key, _ in self._selector.select(0 if self._has_idle_work() else None):
+                    key.data()
+                self._idle()
+            if self._control is not None:
+                self._control.flush()
+        finally:
+            self._selector.unregister(woken)
+            signal.set_wakeup_fd(wakeup_before)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            woken.close()
+            waker.close()
+
+    def stop(self) -> None:
+        """Leave `run` at the end of this turn."""
+        self._stopping = True
+
+    def close(self) -> None:
+        """Close all sockets and remove them; the device lives on."""
+        if self._control is not None:
+            self._control.close()
+        self._context.destroy()
+        self._path.remove()
+        self._selector.close()
+
+    def _signal(self, number: int, _frame: Any) -> None:
+        logger.info("%s: %s, stopping", self.device.name, signal.Signals(number).name)
+        self._stopping = True
+
+    def _has_idle_work(self) -> bool:
+        return self.device.migration.audit_pending or (self._control is not None and self._control.busy)
+
+    def _idle(self) -> None:
+        if self.device.migration.audit_pending:
+            self.device.migration.advance_audit(_IDLE_STEP_SECONDS)
+        if self._control is not None and self._control.busy:
+            self._control.advance()
+
+    def _poll(self) -> None:
+        """Wait on what the library waits on: the connection, or the listening socket while there is none.
+
+        Called whenever that may have changed. It registers anew even when the number is the same: the kernel forgot
+        the old registration when the library closed the old connection.
+        """
+        if self._polled_fd >= 0:
+            with contextlib.suppress(KeyError, OSError):
+                self._selector.unregister(self._polled_fd)
+        self._polled_fd = self._context.poll_fd
+        self._selector.register(self._polled_fd, selectors.EVENT_READ, self._serve)
+
+    def _serve(self) -> None:
+        """Do what the vfio-user socket asks for: a new client, or the next requests of the present one."""
+        if not self.connected:
+            self._attach()
+        else:
+            self._serve_requests()
+
+    def _attach(self) -> None:
+        try:
+            if not self._context.attach():
+                return
+        except LibraryError as err:
+            self.device.counters.protocol_errors += 1
+            logger.warning("%s: a client was turned away: %s", self.device.name, err)
+            self._poll()
+            return
+        self.connected = True
+        self._poll()
+        self.device.counters.connections += 1
+        logger.info("%s: a client is connected", self.device.name)
+
+    def _serve_requests(self) -> None:
+        run = self._context.run
+        try:
+            for _ in range(_REQUESTS_A_TURN):
+                if not run():
+                    break
+        except ConnectionResetError:
+            self._lost_connection()
+            self._poll()
+        except LibraryError as err:
+            self.device.counters.protocol_errors += 1
+            logger.warning("%s: protocol error: %s", self.device.name, err)
+            self._poll()
+
+    # --- commands -------------------------------------------------------------------------------------------
+
+    def _commands(self) -> dict[str, Command]:
+        return {
+            "status": lambda _: self.status(),
+            "digest": lambda _: self._digest(),
+            "quit": lambda _: self.stop(),
+            "log-level": self._log_level,
+        }
+
+    def status(self) -> dict[str, object]:
+        """Return what the control socket's `status` shows."""
+        device = self.device
+        migration = device.migration
+        info = migration.precopy_info() if migration.state in PRE_COPY_GROUP else None
+        return {
+            "name": device.name,
+            "pid": os.getpid(),
+            "version": __version__,
+            "library": {"path": str(self.library.path), "api": self.library.api},
+            "state": migration.state.name,
+            "connected": self.connected,
+            "memories": [
+                {
+                    "name": memory.name,
+                    "size_bytes": memory.size_bytes,
+                    "page_size_bytes": memory.page_size_bytes,
+                    "written_bytes": memory.written_bytes,
+                }
+                for memory in device.memories
+            ],
+            "initial_bytes": None if info is None else info.initial_bytes,
+            "dirty_bytes": None if info is None else info.dirty_bytes,
+            "save": migration.save_status(),
+            "load": migration.load_status(),
+            "transitions": [transition.as_dict() for transition in migration.transitions],
+            "counters": asdict(device.counters),
+        }
+
+    def _digest(self) -> Generator[None, None, dict[str, object]]:
+        """Hash all state in steps; the result says whether the device was written meanwhile."""
+        started = time.monotonic()
+        writes = self.device.counters.region_writes
+        hasher = StateHasher(self.device.migration.contents)
+        while not hasher.advance(_IDLE_STEP_SECONDS):
+            yield
+        return {
+            "digest": hasher.digest(),
+            "stable": writes == self.device.counters.region_writes,
+            "seconds": time.monotonic() - started,
+        }
+
+    def _log_level(self, request: dict[str, Any]) -> dict[str, object]:
+        level = request.get("level")
+        if level not in _LOG_LEVELS:
+            raise ConfigError(f"level {level!r}: expected one of {', '.join(_LOG_LEVELS)}")
+        logging.getLogger("vfu_dev").setLevel(level)
+        return {"level": level}
+
+
+# --- PCI configuration space: <linux/pci_regs.h> ------------------------------------------------------------
+
+_PCI_BASE_ADDRESS_0 = 0x10
+_PCI_CAP_ID_PM = 0x01
+_PCI_CAP_ID_MSIX = 0x11
+_PCI_PM_CAP_VERSION_3 = 3
+_PCI_PM_CTRL_NO_SOFT_RESET = 0x0008
+
+
+def msix_capability(bar: MsixBar) -> bytes:
+    """Return the MSI-X capability: id, next, message control, table and PBA offsets with the BAR's index."""
+    return (
+        bytes([_PCI_CAP_ID_MSIX, 0])
+        + (bar.vectors - 1).to_bytes(2, "little")
+        + (bar.TABLE_OFFSET | bar.index).to_bytes(4, "little")
+        + (bar.PBA_OFFSET | bar.index).to_bytes(4, "little")
+    )
+
+
+def power_management_capability() -> bytes:
+    """Return a power management capability with D0 and D3hot that loses nothing on the way back to D0."""
+    return (
+        bytes([_PCI_CAP_ID_PM, 0])
+        + _PCI_PM_CAP_VERSION_3.to_bytes(2, "little")
+        + _PCI_PM_CTRL_NO_SOFT_RESET.to_bytes(2, "little")
+        + bytes(2)
+    )

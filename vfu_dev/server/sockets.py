@@ -1,0 +1,56 @@
+"""Paths of UNIX sockets: a dead server's leftover is replaced, a live server's is an error."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from pathlib import Path
+
+from vfu_dev.errors import ConfigError
+
+# sizeof(sockaddr_un.sun_path), less its terminating zero.
+MAX_PATH_BYTES = 107
+
+
+def claim_socket_path(path: Path, purpose: str) -> None:
+    """Make sure that a socket can be bound at `path`.
+
+    Raises:  ConfigError: somebody listens there, something else lies there, or the path cannot be a socket's.
+    """
+    if len(os.fsencode(path)) > MAX_PATH_BYTES:
+        raise ConfigError(f"{purpose} {path}: longer than the {MAX_PATH_BYTES} bytes of a UNIX socket's path")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{purpose} {path}: there is no folder {path.parent}")
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as err:
+        raise ConfigError(f"{purpose} {path}: {err.strerror}") from err
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"{purpose} {path}: exists and is not a socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        # EAGAIN: somebody listens, but has no room for one more.
+        if probe.connect_ex(os.fspath(path)) not in (errno.ECONNREFUSED, errno.ENOENT):
+            raise ConfigError(f"{purpose} {path}: a server is alive there; stop it or choose another path")
+    path.unlink(missing_ok=True)
+
+
+class OwnedPath:
+    """A socket path that is removed in the end, if what lies there is still what was bound."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        found = path.lstat()
+        self._identity = found.st_dev, found.st_ino
+
+    def remove(self) -> None:
+        """Remove the path unless somebody else has taken it over."""
+        try:
+            found = self.path.lstat()
+        except OSError:
+            return
+        if (found.st_dev, found.st_ino) == self._identity:
+            self.path.unlink(missing_ok=True)
