@@ -11,7 +11,7 @@ import signal
 import subprocess
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache as memoize
 from pathlib import Path
@@ -181,12 +181,15 @@ def _lines(pipe: IO[bytes], tick: Callable[[], None]) -> Iterator[bytes]:
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """End `process` and its children: politely first, since ninja then removes half-written outputs."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        try:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
+        try:
             process.wait(_STOP_SECONDS)
-            return
-        except ProcessLookupError:
-            return
+            break
         except subprocess.TimeoutExpired:
             continue
+    # What is left of the group: children that ignore SIGINT, as those that a shell put in the background do.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

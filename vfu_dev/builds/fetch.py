@@ -126,8 +126,8 @@ def _fill(context: Context, into: Path) -> None:
         context.reporter.say(f"sources: {PACKAGE} {VERSION} from {mirror}, sums verified")
 
 
-def _copy(folder: Path, into: Path) -> None:
-    check(folder, str(folder))
+def _copy(folder: Path, into: Path, where: str = "") -> None:
+    check(folder, where or str(folder))
     for name in SHA256:
         shutil.copyfile(folder / name, into / name)
 
@@ -142,18 +142,21 @@ def _download(context: Context, into: Path) -> str:
         raise SourceError(str(error)) from error
     reasons: list[str] = []
     for mirror in candidates:
-        lists = into / "apt"
+        private_folder, downloads = into / "apt", into / "downloads"
+        downloads.mkdir()
         try:
-            private = apt.update_source_list(context, lists, mirror, SUITE)
-            private.source(context, PACKAGE, VERSION, into)
-            check(into, mirror)
+            private = apt.update_source_list(context, private_folder, mirror, SUITE)
+            private.source(context, PACKAGE, VERSION, downloads)
+            # Copied, since from a mirror on disk apt downloads links.
+            _copy(downloads, into, mirror)
             return mirror
         except CommandError as error:
             reasons.append(f"{mirror}: {_reason(error.tail)}")
         except SourceError as error:
             reasons.append(str(error))
         finally:
-            remove_tree(lists)
+            remove_tree(private_folder)
+            remove_tree(downloads)
     raise SourceError(
         f"the sources {PACKAGE} {VERSION} cannot be had from this machine's mirrors:\n  "
         + "\n  ".join(reasons)

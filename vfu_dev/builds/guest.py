@@ -132,7 +132,8 @@ def _make(context: Context, out: Path) -> Facts:
     modules = _modules(source / "modules.txt", base / "modules")
     for name, data in modules.items():
         archive.file(f"lib/modules/{name}.ko", data)
-    archive.file("lib/modules/order", "".join(f"{name}\n" for name in modules).encode())
+    order = "".join(f"/lib/modules/{name}.ko\n" for name in modules)
+    archive.file("etc/modules.order", order.encode())
     if (source / "init").is_file():
         archive.file("init", (source / "init").read_bytes(), executable=True)
     archive.write(out / "initramfs.cpio.gz")

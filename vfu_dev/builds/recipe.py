@@ -159,7 +159,7 @@ def build(
 
 
 def _write_manifest(recipe: Recipe, key: str, facts: Facts, seconds: float, folder: Path) -> None:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
     manifest = {
         "name": recipe.name,
         "key": key,
@@ -169,10 +169,7 @@ def _write_manifest(recipe: Recipe, key: str, facts: Facts, seconds: float, fold
         "facts": facts,
         "seconds": seconds,
         "built": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "files": {
-            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-            for path in files
-        },
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for path in files},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 

@@ -1,0 +1,214 @@
+"""Recipes and artifacts: built once, by one process, whole, and again exactly when an input changes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vfu_dev.builds import RECIPES, artifact, recipe_named
+from vfu_dev.builds.cache import Cache
+from vfu_dev.builds.command import CommandError, Context
+from vfu_dev.builds.progress import Reporter
+from vfu_dev.builds.recipe import Facts, NotBuiltError, Options, Recipe, build, read_manifest
+from vfu_dev.errors import BuildError
+
+
+class Tiny:
+    """A recipe that runs one real command; counts how often."""
+
+    def __init__(self, script: str = "echo content > product") -> None:
+        self.script = script
+        self.flags = ["-O2"]
+        self.made = 0
+
+    def recipe(self, **more: object) -> Recipe:
+        """Return the recipe, with some fields replaced."""
+        fields: dict[str, object] = {
+            "name": "tiny",
+            "summary": "a file",
+            "product": "product",
+            "inputs": lambda: {"flags": self.flags},
+            "make": self.make,
+        }
+        return Recipe(**(fields | more))  # type: ignore[arg-type]
+
+    def make(self, context: Context, out: Path) -> Facts:
+        """Run the script in the artifact's folder."""
+        self.made += 1
+        context.run(["sh", "-c", self.script], title="make it", cwd=out)
+        return {"flags": self.flags}
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+def quiet() -> Reporter:
+    return Reporter(io.StringIO())
+
+
+def test_a_second_build_does_nothing_and_a_changed_input_builds_anew(cache: Cache) -> None:
+    tiny = Tiny()
+    recipe = tiny.recipe()
+    with pytest.raises(NotBuiltError, match="run: vfu-dev build tiny"):
+        recipe.find(cache)
+    first = build(recipe, cache, Options(), quiet())
+    again = build(recipe, cache, Options(), quiet())
+    assert (first.built, again.built, tiny.made) == (True, False, 1)
+    assert first.path == again.path == recipe.find(cache)
+    assert first.path.read_text() == "content\n"
+
+    tiny.flags = ["-O3"]
+    other = build(recipe, cache, Options(), quiet())
+    assert (other.built, tiny.made) == (True, 2)
+    assert other.path != first.path
+    assert first.path.exists(), "the artifact of the old input is still whole, for whoever uses it"
+
+
+def test_the_manifest_says_what_went_in_and_what_came_out(cache: Cache) -> None:
+    recipe = Tiny().recipe()
+    build(recipe, cache, Options(), quiet())
+    manifest = read_manifest(recipe.folder(cache))
+    assert manifest["inputs"] == {"flags": ["-O2"]}
+    assert manifest["key"] == recipe.key()
+    assert isinstance(manifest["seconds"], float)
+    files = manifest["files"]
+    assert isinstance(files, dict)
+    assert files["product"]["bytes"] == 8
+    json.dumps(manifest)
+
+
+def test_a_failed_build_publishes_nothing_and_names_its_log(cache: Cache) -> None:
+    tiny = Tiny("echo half > product; echo broken; exit 1")
+    with pytest.raises(CommandError, match="broken") as caught:
+        build(tiny.recipe(), cache, Options(), quiet())
+    assert caught.value.log.is_file()
+    assert not tiny.recipe().folder(cache).exists()
+    assert list((cache.root / "tmp").iterdir()) == []
+    tiny.script = "echo content > product"
+    assert build(tiny.recipe(), cache, Options(), quiet()).built
+
+
+def test_an_artifact_is_named_after_what_its_dependencies_are_made_of(cache: Cache) -> None:
+    base, top = Tiny(), Tiny()
+    base_recipe = base.recipe(name="base")
+    recipe = top.recipe(after=(base_recipe,))
+    assert build(recipe, cache, Options(), quiet()).built
+    assert base_recipe.find(cache).exists()
+    before = recipe.key()
+    base.flags = ["-g"]
+    assert recipe.key() != before
+    assert build(recipe, cache, Options(), quiet()).built
+    assert (base.made, top.made) == (2, 2)
+
+
+BUILDER = """
+import sys
+from pathlib import Path
+from vfu_dev.builds.cache import Cache
+from vfu_dev.builds.progress import Reporter
+from vfu_dev.builds.recipe import Options, Recipe, build
+
+def make(context, out):
+    with open(sys.argv[2], "a") as count:
+        count.write("made\\n")
+    context.run(["sh", "-c", 'echo content > product; echo up > "$0"; read line < "$1"', *sys.argv[3:]],
+                title="make it", cwd=out)
+    return {}
+
+recipe = Recipe("tiny", "", "product", lambda: {}, make)
+built = build(recipe, Cache(Path(sys.argv[1])), Options(), Reporter())
+print(built.built, built.path.read_text().strip())
+"""
+
+
+def test_of_two_builds_at_once_one_builds_and_the_other_waits_and_says_so(tmp_path: Path) -> None:
+    up, go = tmp_path / "up", tmp_path / "go"
+    os.mkfifo(up)
+    os.mkfifo(go)
+    command = [
+        sys.executable,
+        "-c",
+        BUILDER,
+        str(tmp_path / "cache"),
+        str(tmp_path / "count"),
+        str(up),
+        str(go),
+    ]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first,
+        up.open() as up_file,
+    ):
+        assert up_file.readline() == "up\n"
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as second:
+            assert second.stderr is not None
+            assert second.stderr.readline().startswith(f"process {first.pid} is busy with building tiny")
+            go.write_text("go\n")
+            assert first.communicate(timeout=60)[0] == "True content\n"
+            assert second.communicate(timeout=60)[0] == "False content\n"
+    assert (tmp_path / "count").read_text() == "made\n"
+
+
+def test_a_file_from_the_environment_takes_the_artifacts_place(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tiny = Tiny()
+    recipe = tiny.recipe(override="VFU_DEV_TINY")
+    mine = tmp_path / "mine"
+    monkeypatch.setenv("VFU_DEV_TINY", str(mine))
+    with pytest.raises(BuildError, match=r"VFU_DEV_TINY=.*: no such file"):
+        recipe.find(cache)
+    mine.touch()
+    assert recipe.find(cache) == mine
+    assert build(recipe, cache, Options(), quiet()).path == mine
+    assert tiny.made == 0
+
+
+def test_asking_for_an_artifact_says_what_to_run_or_which_there_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VFU_DEV_CACHE", str(tmp_path))
+    monkeypatch.delenv("VFU_DEV_QEMU", raising=False)
+    with pytest.raises(BuildError, match="run: vfu-dev build qemu"):
+        artifact("qemu")
+    with pytest.raises(BuildError, match=r"there are: .*guest"):
+        artifact("qmeu")
+    assert list(tmp_path.iterdir()) == [], "looking for an artifact wrote to the cache"
+
+
+def test_variants_have_names_of_their_own_and_do_not_share_artifacts() -> None:
+    keys = {name: recipe_named(name).key() for name in RECIPES}
+    assert len(set(keys.values())) == len(keys)
+
+
+def test_the_patches_of_one_artifact_do_not_touch_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for folder in ("libvfio-user", "qemu", "guest"):
+        (tmp_path / folder).mkdir()
+    for module in ("libvfio_user", "qemu", "guest"):
+        monkeypatch.setattr(f"vfu_dev.builds.{module}.native_dir", lambda: tmp_path)
+
+    def keys() -> dict[str, str]:
+        return {name: recipe_named(name).key() for name in RECIPES}
+
+    def changed(before: dict[str, str]) -> set[str]:
+        return {name for name, key in keys().items() if key != before[name]}
+
+    before = keys()
+    (tmp_path / "qemu" / "0001-a.patch").write_text("diff --git a/x b/x\n")
+    assert changed(before) == {"qemu", "qemu-asan"}
+    before = keys()
+    (tmp_path / "guest" / "init").write_text("#!/bin/sh\n")
+    assert changed(before) == {"guest"}
+    before = keys()
+    (tmp_path / "libvfio-user" / "src").mkdir()
+    (tmp_path / "libvfio-user" / "src" / "new.c").write_text("int x;\n")
+    assert changed(before) == {name for name in RECIPES if name.startswith("libvfio-user")}
