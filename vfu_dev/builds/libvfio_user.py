@@ -21,8 +21,8 @@ _TARGET = "lib/libvfio-user.so.0.0.1"
 
 _RELEASE = ("-Dbuildtype=release", "-Ddebug-logs=disabled")
 # With debug information the subproject's own meson.build turns on -Werror and its debug logging.
-_DEBUG = ("-Dbuildtype=debugoptimized", "-Dwarning_level=2")
-_SANITIZED = (*_DEBUG, "-Db_sanitize=address,undefined", "-Db_lundef=false", "-Ddebug-logs=disabled")
+_DEBUG = ("-Dbuildtype=debug",)
+_SANITIZED = (*_RELEASE, "-Db_sanitize=address,undefined", "-Db_lundef=false")
 
 
 def _inputs(options: tuple[str, ...], defines: tuple[str, ...]) -> Facts:
@@ -152,6 +152,7 @@ SANITIZED = _library(
     "libvfio-user-asan",
     "the same with the address and undefined behaviour sanitizers",
     _SANITIZED,
+    defines=("-g", "-fno-omit-frame-pointer"),
     strip=False,
 )
 TESTS = Recipe(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import importlib
 import importlib.metadata
 import json
 import os
@@ -19,7 +18,7 @@ import click
 from vfu_dev import __version__
 from vfu_dev.builds import BuildError, Cache, NotBuiltError, firmware_dirs, read_manifest, recipe_named
 from vfu_dev.builds.packages import install_command, missing
-from vfu_dev.errors import VfuDevError
+from vfu_dev.libvfio_user import describe
 from vfu_dev.sizes import format_size
 
 # What the main job imports; the second value is the extra of this package that brings it.
@@ -89,22 +88,16 @@ def _python(findings: _Findings) -> None:
 
 def _library(findings: _Findings) -> None:
     recipe = recipe_named("libvfio-user")
-    found: Facts = {"path": None}
     try:
         path = recipe.find(Cache())
-        found = {"path": str(path), "from_environment": recipe.overridden() is not None, **_describe(path)}
     except BuildError as error:
         findings.unbuilt(recipe.name, error)
-    except (VfuDevError, OSError) as error:
-        found["error"] = str(error)
-        findings.problem(f"libvfio-user cannot be used: {error}", "vfu-dev build libvfio-user")
+        findings.facts["library"] = {"path": None}
+        return
+    found = describe(path)
     findings.facts["library"] = found
-
-
-def _describe(path: Path) -> Facts:
-    """Return what the binding says about the library at `path`. Raises: what the binding raises."""
-    describe = getattr(importlib.import_module("vfu_dev.libvfio_user"), "describe", None)
-    return dict(describe(path)) if describe is not None else {}
+    if not found["ok"]:
+        findings.problem(f"{path}: {found['error']}", f"unset {recipe.override}; vfu-dev build {recipe.name}")
 
 
 def _qemu(findings: _Findings) -> None:
@@ -215,11 +208,12 @@ def _text(findings: _Findings) -> str:
         "packages   " + ", ".join(f"{name} {version or 'MISSING'}" for name, version in packages.items()),
         f"library    {facts['library']['path'] or 'not built'}",
     ]
-    lines += [
-        f"           {name}: {value}"
-        for name, value in facts["library"].items()
-        if name not in ("path", "from_environment")
-    ]
+    if facts["library"].get("ok"):
+        flags = ", ".join(
+            flag.removeprefix("VFIO_MIGRATION_") for flag in facts["library"]["migration_flags"]
+        )
+        lines.append(f"           migrates with {flags}")
+        lines += [f"           lacks {what}" for what in facts["library"]["missing"]]
     for one in facts["qemu"]:
         lines.append(f"QEMU       {one['path']} ({one['from']}): {one['version'] or 'does not run'}")
         lines.append(f"           {_ABILITIES[one['can']]}")
