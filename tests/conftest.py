@@ -1,0 +1,36 @@
+"""Fixtures for every kind of test: the native library, and real servers in their own processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from serverkit import ServerFactory, server_farm, short_folder
+
+from vfu_dev.errors import VfuDevError
+
+
+@pytest.fixture(scope="session")
+def library() -> Path:
+    """Return our libvfio-user.so.0, built if need be; a test without it is skipped, and says so."""
+    from vfu_dev.builds import artifact
+
+    try:
+        return artifact("libvfio-user", build=True)
+    except VfuDevError as error:
+        pytest.skip(f"libvfio-user is not built: {error}")
+
+
+@pytest.fixture
+def short_tmp() -> Iterator[Path]:
+    """Return a folder with a short name; see `short_folder`."""
+    with short_folder() as folder:
+        yield folder
+
+
+@pytest.fixture
+def serve(library: Path, short_tmp: Path) -> Iterator[ServerFactory]:
+    """Return a function that starts `vfu-dev serve` with the given options; see `server_farm`."""
+    with server_farm(library, short_tmp) as factory:
+        yield factory

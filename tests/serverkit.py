@@ -1,0 +1,139 @@
+"""Real `vfu-dev serve` processes for tests of every folder; tests/conftest.py makes a fixture of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vfu_dev.client import ControlClient, VfioUserDevice
+from vfu_dev.errors import VfuDevError
+
+START_SECONDS = 30.0
+VFU_DEV = [sys.executable, "-c", "import sys; from vfu_dev.cli import main; sys.exit(main())"]
+STOP_SECONDS = 15.0
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 10.0) -> Any:
+    """Return the first true value of `condition()`, asked every few milliseconds; fail naming `what`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {seconds:g} s: {what}")
+        time.sleep(0.005)
+
+
+@dataclass
+class RunningServer:
+    """One `vfu-dev serve` process."""
+
+    socket: Path
+    control_path: Path
+    log_path: Path
+    process: subprocess.Popen[bytes]
+
+    def connect(self, *, timeout_seconds: float = 5.0, **options: Any) -> VfioUserDevice:
+        """Connect as the server's one client, once it has let go of the client before."""
+        wait_until(lambda: not self.status()["connected"], "the server drops its last client")
+        return VfioUserDevice.connect(self.socket, timeout_seconds=timeout_seconds, **options)
+
+    def control(self) -> ControlClient:
+        """Connect to the control socket."""
+        return ControlClient(self.control_path, timeout_seconds=20.0)
+
+    def status(self) -> dict[str, Any]:
+        """Return the server's status."""
+        with self.control() as control:
+            return control.status()
+
+    def log(self) -> str:
+        """Return what the server wrote to stderr so far."""
+        return self.log_path.read_text(errors="replace")
+
+    def stop(self) -> int:
+        """Send SIGTERM and return the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            pytest.fail(f"the server did not stop on SIGTERM:\n{self.log()}")
+
+
+ServerFactory = Callable[..., RunningServer]
+
+
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """Yield a folder whose name leaves room in the 108 bytes of a socket address; pytest's own does not."""
+    folder = Path(tempfile.mkdtemp(prefix="vfu-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def server_farm(library: Path, folder: Path) -> Iterator[ServerFactory]:
+    """Yield a function that starts `vfu-dev serve` with the given options and waits until it answers.
+
+    In the end every server must stop on SIGTERM with status 0 and without a traceback in its log.
+    """
+    servers: list[RunningServer] = []
+
+    def start(*options: str, memory: str = "1M", name: str | None = None) -> RunningServer:
+        server = _start(library, folder, name or f"dev{len(servers)}", [*options, "--memory", memory])
+        servers.append(server)
+        return server
+
+    try:
+        yield start
+    finally:
+        statuses = [server.stop() for server in servers]
+    for server, status in zip(servers, statuses, strict=True):
+        assert status == 0, f"exit status {status}:\n{server.log()}"
+        assert "Traceback" not in server.log(), server.log()
+
+
+def _start(library: Path, folder: Path, name: str, options: list[str]) -> RunningServer:
+    server_socket, control = folder / f"{name}.sock", folder / f"{name}.sock.ctl"
+    log_path = folder / f"{name}.log"
+    arguments = ["serve", "--socket", str(server_socket), "--control", str(control), "--name", name, *options]
+    environment = os.environ | {"VFU_DEV_LIBVFIO_USER": str(library)}
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [*VFU_DEV, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+        )
+    server = RunningServer(server_socket, control, log_path, process)
+
+    def answers() -> bool:
+        if process.poll() is not None:
+            pytest.fail(f"the server ended with status {process.returncode}:\n{server.log()}")
+        try:
+            return bool(server.status()) and server_socket.exists()
+        except VfuDevError:
+            return False
+
+    try:
+        wait_until(answers, f"server {name} answers", START_SECONDS)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    return server

@@ -1,0 +1,23 @@
+"""Fixtures for tests over the wire: one small server, shared where a test leaves it as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from serverkit import RunningServer, ServerFactory
+
+from vfu_dev.client import VfioUserDevice
+
+
+@pytest.fixture
+def server(serve: ServerFactory) -> RunningServer:
+    """Return a fresh server of 1 MiB with 4 KiB pages, filled from a seed."""
+    return serve("--fill", "7")
+
+
+@pytest.fixture
+def device(server: RunningServer) -> Iterator[VfioUserDevice]:
+    """Return a client connected to it."""
+    with server.connect() as device:
+        yield device

@@ -1,0 +1,41 @@
+"""Saving and loading a device's stream through the client."""
+
+from __future__ import annotations
+
+import contextlib
+
+from vfu_dev.client import CommandError, VfioUserDevice
+from vfu_dev.uapi import DeviceState
+
+
+def read_all(device: VfioUserDevice, count: int) -> bytes:
+    """Read slices of at most `count` bytes until an empty one."""
+    parts = []
+    while data := device.migration.read(count):
+        parts.append(data)
+    return b"".join(parts)
+
+
+def save(device: VfioUserDevice, count: int = 1 << 20) -> bytes:
+    """Read a device's rest of the stream in STOP_COPY, from whatever state, and leave it RUNNING."""
+    device.migration.set_state(DeviceState.STOP_COPY)
+    stream = read_all(device, count)
+    device.migration.set_state(DeviceState.RUNNING)
+    return stream
+
+
+def abandon_load(device: VfioUserDevice) -> None:
+    """Take a device whose load failed back to RUNNING: only a reset after a failed arc leads there."""
+    if device.migration.get_state() is DeviceState.RESUMING:
+        with contextlib.suppress(CommandError):
+            device.migration.set_state(DeviceState.STOP)
+    device.reset()
+
+
+def load(device: VfioUserDevice, stream: bytes, *, count: int = 1 << 20, resuming: bool = False) -> None:
+    """Write a whole stream in slices of `count` bytes and take the device to RUNNING."""
+    if not resuming:
+        device.migration.set_state(DeviceState.RESUMING)
+    for start in range(0, len(stream), count):
+        device.migration.write(stream[start : start + count])
+    device.migration.set_state(DeviceState.RUNNING)
