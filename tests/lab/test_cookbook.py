@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -44,10 +45,8 @@ def test_cookbook_word_for_word(qemu: Path, library: Path, guest_image: Path, tm
         output, _ = shell.communicate()
         pytest.fail(f"the cookbook hangs:\n{output[-3000:]}")
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(shell.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     assert shell.returncode == 0, output[-3000:]
     assert output.count('"verified":true') == 1
     for folder in re.findall(r"/tmp/tmp\.\w+", output)[:1]:

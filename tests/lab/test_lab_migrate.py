@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ import pytest
 from labkit import KIB, MIB, small
 
 from vfu_dev.lab.guest import LoadPlan
-from vfu_dev.lab.migrate import MigrateOptions, run
+from vfu_dev.lab.migrate import Lab, MigrateOptions, run
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.report.page import write_report
 
 Options = Callable[..., MigrateOptions]
+InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]
 
 
 def migrate(options: MigrateOptions, folder: Path) -> MigrationResult:
@@ -28,7 +29,11 @@ def migrate(options: MigrateOptions, folder: Path) -> MigrationResult:
 @pytest.fixture(scope="module")
 def converged(qemu: Path, library: Path, tmp_path_factory: pytest.TempPathFactory) -> MigrationResult:
     """One migration under load, looked at by several tests."""
-    return migrate(small(qemu, library), tmp_path_factory.mktemp("converged"))
+    # 4 MiB/s against 3 MiB/s of dirtying: each pass is shorter than the one before it, and there are several.
+    options = small(
+        qemu, library, memory_bytes=3 * MIB, max_bandwidth=4 * MIB, load=LoadPlan(rate_bytes=3 * MIB)
+    )
+    return migrate(options, tmp_path_factory.mktemp("converged"))
 
 
 def test_device_under_load_moves_whole(converged: MigrationResult) -> None:
@@ -38,11 +43,11 @@ def test_device_under_load_moves_whole(converged: MigrationResult) -> None:
     device = converged.devices[0]
     assert device.digest_match
     assert device.digest_source
-    assert device.initial_bytes > MIB  # content and framing
+    assert device.initial_bytes > 3 * MIB  # content and framing
     assert device.precopy_bytes > device.stop_copy_bytes > 0
     assert converged.qemu.vfio_bytes == device.precopy_bytes + device.stop_copy_bytes
     assert converged.guest is not None
-    assert converged.guest.compared_bytes == MIB
+    assert converged.guest.compared_bytes == 3 * MIB
     assert converged.guest.mismatched_bytes == 0
     assert converged.guest.writes > 0
     assert converged.guest.generation == 1
@@ -64,14 +69,14 @@ def test_source_goes_through_precopy(converged: MigrationResult) -> None:
     """PRE_COPY in save setup, initial data falling to zero, then dirty data, then STOP_COPY."""
     trace = converged.qemu.trace_source
     names = [event["event"] for event in trace]
-    first_state = next(event for event in trace if event["event"] == "vfio_migration_set_state")
-    assert first_state["state"] == "PRE_COPY"
-    assert names.index("vfio_migration_set_state") < names.index("vfio_save_setup")
+    asked = [event["state"] for event in trace[: names.index("vfio_save_setup")] if "state" in event]
+    assert asked[-1] == "PRE_COPY"
     rows = [event["values"] for event in trace if event["event"] == "vfio_save_iterate"]
-    assert len(rows) >= 2
     initial = [row["initial"] for row in rows]
+    assert len({size for size in initial if size}) >= 2
     assert all(later <= earlier for earlier, later in itertools.pairwise(initial))
     assert initial[-1] == 0
+    assert any(row["dirty"] for row in rows if row["initial"] == 0)
     stop = next(i for i, event in enumerate(trace) if event.get("state") == "STOP_COPY")
     assert stop > max(i for i, name in enumerate(names) if name == "vfio_save_iterate")
     assert converged.qemu.states_source[-1] == "STOP"
@@ -93,7 +98,8 @@ def test_estimates_agree(converged: MigrationResult) -> None:
     exact = [event["values"] for event in trace if event["event"] == "vfio_state_pending_exact"]
     for values in exact[:-1]:
         if values["initial"] + values["dirty"]:
-            assert 0 <= values["stop_copy"] - values["initial"] - values["dirty"] < 64 * KIB
+            # Asked one after the other: what was dirtied in between is in one of them only.
+            assert abs(values["stop_copy"] - values["initial"] - values["dirty"]) < 64 * KIB
 
 
 def test_migration_events_are_kept(converged: MigrationResult) -> None:
@@ -127,18 +133,33 @@ def test_pre_copy_off_moves_all_in_stop_copy(options: Options, tmp_path: Path) -
     assert "PRE_COPY" not in result.qemu.states_source
 
 
-def test_switchover_ack_sends_initial_data_first(options: Options, tmp_path: Path) -> None:
+@pytest.mark.parametrize("acknowledge", [False, True])
+def test_switchover_ack_sends_initial_data_first(options: Options, in_lab: InLab, acknowledge: bool) -> None:
     """With switchover-ack, STOP_COPY waits for initial data even where all would fit into the downtime."""
-    generous = {"switchover_bandwidth": 1 << 30, "downtime_limit_ms": 2000, "load": LoadPlan(rate_bytes=0)}
-    without = migrate(options(**generous), tmp_path / "without")
-    result = migrate(options(switchover_ack=True, **generous), tmp_path / "with")
-    assert result.problems == [] or result.devices[0].digest_match
-    assert "switchover-ack" in result.qemu.capabilities
+
+    async def scenario(lab: Lab) -> MigrationResult:
+        assert (await lab.migrate())["status"] == "completed"
+        await lab.wait_running(lab.destination.qemu)
+        result = MigrationResult()
+        await lab.collect(result)
+        return result
+
+    # So much may be moved in the downtime that QEMU would stop at once, with initial data left.
+    generous = options(
+        memory_bytes=3 * MIB,
+        max_bandwidth=2 * MIB,
+        switchover_bandwidth=1 << 30,
+        downtime_limit_ms=2000,
+        load=LoadPlan(rate_bytes=0),
+        switchover_ack=acknowledge,
+    )
+    result = in_lab(generous, scenario)
+    device = result.devices[0]
+    assert device.digest_match
+    assert ("switchover-ack" in result.qemu.capabilities) == acknowledge
     iterations = [e["values"] for e in result.qemu.trace_source if e["event"] == "vfio_save_iterate"]
-    assert iterations[-1]["initial"] == 0
-    assert result.devices[0].precopy_bytes >= result.devices[0].initial_bytes
-    # The same migration without the capability stops the device with initial data left.
-    assert without.devices[0].precopy_bytes < without.devices[0].initial_bytes
+    assert (iterations[-1]["initial"] == 0) == acknowledge
+    assert (device.precopy_bytes >= device.initial_bytes) == acknowledge
 
 
 @pytest.mark.parametrize("pattern", ["sequential", "hotset"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ TRACE_PATTERNS = (
     "vfio_vmstate_change*",
 )
 
-# `-msg timestamp=on` makes the log backend write `pid@seconds.microseconds:event (device) text`.
-_LINE = re.compile(r"^(?:\d+@(?P<time>\d+\.\d+):)?(?P<event>vfio_\w+)\s+(?P<text>.*)$")
+# `-msg timestamp=on` makes the log backend write `2026-01-02T03:04:05.678901Z event (device) text`.
+_LINE = re.compile(r"^(?:(?P<time>\d{4}-\S+Z)\s+)?(?P<event>vfio_\w+)\s+(?P<text>.*)$")
 _DEVICE = re.compile(r"^\((?P<device>[^)]*)\)\s*(?P<rest>.*)$")
 _NUMBERS = {
     "vfio_save_iterate": re.compile(
@@ -70,7 +71,7 @@ def parse_trace(path: Path) -> list[TraceEvent]:
         state = _STATE.search(rest) if name == "vfio_migration_set_state" else None
         events.append(
             TraceEvent(
-                time=float(match["time"]) if match["time"] else None,
+                time=datetime.fromisoformat(match["time"]).timestamp() if match["time"] else None,
                 event=name,
                 device=device["device"] if device else "",
                 text=rest,
