@@ -1,0 +1,113 @@
+"""Does it converge, and what will the downtime be: the figures of `vfu_dev.migration.forecast`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.metrics_core import Metric as Family
+
+from vfu_dev.metrics.families import Metric
+from vfu_dev.metrics.snapshot import Snapshot
+
+INITIAL = Metric(
+    "vfu_migration_initial_bytes",
+    "gauge",
+    "initial_bytes of struct vfio_precopy_info: initial state still to be read, stream bytes; 0 outside "
+    "PRE_COPY. It only falls.",
+)
+DIRTY = Metric(
+    "vfu_migration_dirty_bytes",
+    "gauge",
+    "dirty_bytes of struct vfio_precopy_info: state written since it was sent, stream bytes; 0 outside "
+    "PRE_COPY. A rise over several passes means that the guest writes faster than the client reads.",
+)
+STOP_COPY_LENGTH = Metric(
+    "vfu_migration_stop_copy_length_bytes",
+    "gauge",
+    "Stream bytes still to be read if the device stopped now; 0 outside the saving states. The client "
+    "stops the device when this falls below bandwidth x downtime limit.",
+)
+DIRTY_RATE = Metric(
+    "vfu_migration_dirty_rate_bytes_per_second",
+    "gauge",
+    "Distinct pages that the guest writes in a sampling interval, as stream bytes a second; 0 when no "
+    "migration runs. Above the transfer rate the migration cannot converge.",
+)
+TRANSFER_RATE = Metric(
+    "vfu_migration_transfer_rate_bytes_per_second",
+    "gauge",
+    "Stream bytes a second that the client reads while there is something to read; 0 when no migration runs. "
+    "A fall means a slower link, or a client busy with other things.",
+)
+CONVERGENCE = Metric(
+    "vfu_migration_convergence_ratio",
+    "gauge",
+    "Transfer rate over dirty rate. Below 1 the migration does not converge; +Inf when nothing is written. "
+    "Absent when no migration runs, and until both rates are known.",
+)
+ESTIMATED_STOP_COPY = Metric(
+    "vfu_migration_estimated_stop_copy_seconds",
+    "gauge",
+    "How long reading would take in STOP_COPY if the device stopped now. Absent when it is not known.",
+)
+PREDICTED_DOWNTIME = Metric(
+    "vfu_migration_predicted_downtime_seconds",
+    "gauge",
+    "How long the device would stand still if it stopped now: the estimated STOP_COPY and what came on "
+    "top of it in earlier migrations. Above the client's downtime limit the client goes on. Absent when "
+    "it is not known.",
+)
+LAST_STOP_COPY = Metric(
+    "vfu_migration_last_stop_copy_seconds",
+    "gauge",
+    "STOP_COPY of the last completed outgoing migration, as measured. Absent before the first.",
+)
+LAST_DOWNTIME = Metric(
+    "vfu_migration_last_downtime_seconds",
+    "gauge",
+    "Downtime of the last completed outgoing migration, as measured here. Absent before the first.",
+)
+LAST_PREDICTED = Metric(
+    "vfu_migration_last_predicted_downtime_seconds",
+    "gauge",
+    "What was predicted for it at the moment the device stopped. Far from the measured one means that rates "
+    "changed with the stop.",
+)
+
+METRICS = (
+    INITIAL,
+    DIRTY,
+    STOP_COPY_LENGTH,
+    DIRTY_RATE,
+    TRANSFER_RATE,
+    CONVERGENCE,
+    ESTIMATED_STOP_COPY,
+    PREDICTED_DOWNTIME,
+    LAST_STOP_COPY,
+    LAST_DOWNTIME,
+    LAST_PREDICTED,
+)
+
+
+def collect(snapshot: Snapshot) -> Iterator[Family]:
+    """Yield the families of this file."""
+    device, forecast = snapshot.device, snapshot.forecast
+    yield INITIAL.one(device, forecast["initial_bytes"] or 0)
+    yield DIRTY.one(device, forecast["dirty_bytes"] or 0)
+    yield STOP_COPY_LENGTH.one(device, forecast["stop_copy_length_bytes"] or 0)
+    yield DIRTY_RATE.one(device, forecast["dirty_rate_bytes_per_second"] or 0)
+    yield TRANSFER_RATE.one(device, forecast["transfer_rate_bytes_per_second"] or 0)
+    yield CONVERGENCE.one(device, convergence_ratio(forecast))
+    yield ESTIMATED_STOP_COPY.one(device, forecast["estimated_stop_copy_seconds"])
+    yield PREDICTED_DOWNTIME.one(device, forecast["predicted_downtime_seconds"])
+    yield LAST_STOP_COPY.one(device, snapshot.last_stop_copy_seconds)
+    yield LAST_DOWNTIME.one(device, snapshot.last_downtime_seconds)
+    yield LAST_PREDICTED.one(device, snapshot.last_predicted_downtime_seconds)
+
+
+def convergence_ratio(forecast: dict[str, float | None]) -> float | None:
+    """Return transfer rate over dirty rate; JSON has no infinity, so it is not stored but computed here."""
+    dirty, transfer = forecast["dirty_rate_bytes_per_second"], forecast["transfer_rate_bytes_per_second"]
+    if dirty is None or transfer is None:
+        return None
+    return transfer / dirty if dirty else float("inf")

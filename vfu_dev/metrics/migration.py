@@ -1,0 +1,156 @@
+"""The state machine, and what migrations moved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.metrics_core import Metric as Family
+
+from vfu_dev.metrics.families import Metric
+from vfu_dev.metrics.snapshot import LOAD_RESULTS, SAVE_RESULTS, SENT_PHASES, Snapshot
+
+STATE = Metric(
+    "vfu_migration_state",
+    "gauge",
+    "1 for the migration state the device is in, 0 for all others; names as in <linux/vfio.h>. "
+    "ERROR means that only a reset helps.",
+    ("state",),
+)
+STATE_ENTERED = Metric(
+    "vfu_migration_state_entered_timestamp_seconds",
+    "gauge",
+    "When the present state was entered, Unix time. Long ago in PRE_COPY means a migration that does not "
+    "end.",
+)
+TRANSITIONS = Metric(
+    "vfu_migration_transitions_total",
+    "counter",
+    "Changes of state by arc. Arcs from PRE_COPY back to RUNNING are cancelled migrations.",
+    ("from", "to"),
+)
+SAVES_STARTED = Metric(
+    "vfu_migration_saves_started_total",
+    "counter",
+    "Outgoing migrations begun; one more than ended while one runs.",
+)
+SAVES = Metric(
+    "vfu_migration_saves_total",
+    "counter",
+    "Outgoing migrations ended, by result. cancelled: the client went back to RUNNING. reset, disconnected: "
+    "what came in between. failed: an error here. A rise of anything but completed is a migration lost.",
+    ("result",),
+)
+LOADS_STARTED = Metric(
+    "vfu_migration_loads_started_total",
+    "counter",
+    "Incoming migrations begun; one more than ended while one runs.",
+)
+LOADS = Metric(
+    "vfu_migration_loads_total",
+    "counter",
+    "Incoming migrations ended, by result. refused: the stream was damaged, cut off or of another device. "
+    "A rise of anything but completed is a migration lost.",
+    ("result",),
+)
+SENT_BYTES = Metric(
+    "vfu_migration_sent_bytes_total",
+    "counter",
+    "Stream bytes read by the client, framing included. pre_copy_dirty is what was sent although the "
+    "guest kept writing: far more than pre_copy_initial means a load that dirties what was sent. "
+    "stop_copy is paid in downtime.",
+    ("phase",),
+)
+RECEIVED_BYTES = Metric(
+    "vfu_migration_received_bytes_total",
+    "counter",
+    "Stream bytes taken in RESUMING. It rises on a destination.",
+)
+PASSES = Metric(
+    "vfu_migration_passes_total",
+    "counter",
+    "Passes over dirty pages. A rise at constant dirty bytes is a migration that gets nowhere.",
+)
+PAGES_SENT = Metric("vfu_migration_pages_sent_total", "counter", "Pages sent with their content.")
+PAGES_RESENT = Metric(
+    "vfu_migration_pages_resent_total",
+    "counter",
+    "Pages sent before and again in the same migration. A steep rise means a working set that is rewritten.",
+)
+ZERO_PAGES = Metric(
+    "vfu_migration_zero_pages_total",
+    "counter",
+    "Pages of zeros, sent as an index. A rise is bandwidth saved.",
+)
+SCANS = Metric("vfu_migration_scans_total", "counter", "Looks at pages written since the look before.")
+SCANNED_PAGES = Metric(
+    "vfu_migration_scanned_pages_total", "counter", "Pages looked at by scans. It rises with the dirtying."
+)
+SCAN_SECONDS = Metric(
+    "vfu_migration_scan_seconds_total",
+    "counter",
+    "Time spent on scans, during which no MMIO is served. A steep rise means guests that wait for scans.",
+)
+READ_SECONDS = Metric(
+    "vfu_migration_read_duration_seconds",
+    "histogram",
+    "Time to serve one MIG_DATA_READ. MMIO that arrives meanwhile waits that long: a rise is latency for "
+    "the guest.",
+)
+STOP_COPY_SECONDS = Metric(
+    "vfu_migration_stop_copy_seconds",
+    "histogram",
+    "From entering STOP_COPY to the last byte read, by completed outgoing migration. A rise is downtime.",
+)
+DOWNTIME_SECONDS = Metric(
+    "vfu_migration_downtime_seconds",
+    "histogram",
+    "From the stop of the device (leaving PRE_COPY or RUNNING) to the end of the outgoing migration "
+    "(leaving STOP_COPY), where the destination has taken over. Above the client's downtime limit a "
+    "promise was broken.",
+)
+
+METRICS = (
+    STATE,
+    STATE_ENTERED,
+    TRANSITIONS,
+    SAVES_STARTED,
+    SAVES,
+    LOADS_STARTED,
+    LOADS,
+    SENT_BYTES,
+    RECEIVED_BYTES,
+    PASSES,
+    PAGES_SENT,
+    PAGES_RESENT,
+    ZERO_PAGES,
+    SCANS,
+    SCANNED_PAGES,
+    SCAN_SECONDS,
+    READ_SECONDS,
+    STOP_COPY_SECONDS,
+    DOWNTIME_SECONDS,
+)
+
+
+def collect(snapshot: Snapshot) -> Iterator[Family]:
+    """Yield the families of this file."""
+    device, totals, histograms = snapshot.device, snapshot.totals, snapshot.histograms
+    yield STATE.many(device, [((state,), int(state == snapshot.state)) for state in snapshot.states])
+    yield STATE_ENTERED.one(device, snapshot.state_entered)
+    yield TRANSITIONS.many(device, [((origin, to), count) for origin, to, count in snapshot.transitions])
+    yield SAVES_STARTED.one(device, totals.saves_started)
+    yield SAVES.many(device, [((result,), totals.saves[result]) for result in SAVE_RESULTS])
+    yield LOADS_STARTED.one(device, totals.loads_started)
+    yield LOADS.many(device, [((result,), totals.loads[result]) for result in LOAD_RESULTS])
+    yield SENT_BYTES.many(device, [((phase,), totals.sent_bytes[phase]) for phase in SENT_PHASES])
+    yield RECEIVED_BYTES.one(device, totals.received_bytes)
+    yield PASSES.one(device, totals.passes)
+    yield PAGES_SENT.one(device, totals.pages_sent)
+    yield PAGES_RESENT.one(device, totals.pages_resent)
+    yield ZERO_PAGES.one(device, totals.zero_pages)
+    yield SCANS.one(device, totals.scans)
+    yield SCANNED_PAGES.one(device, totals.scanned_pages)
+    yield SCAN_SECONDS.one(device, totals.scan_seconds)
+    yield READ_SECONDS.one(device, histograms["migration_read"])
+    yield STOP_COPY_SECONDS.one(device, histograms["stop_copy"])
+    yield DOWNTIME_SECONDS.one(device, histograms["downtime"])
