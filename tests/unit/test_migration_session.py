@@ -1,0 +1,281 @@
+"""Sessions: any interleaving of writes, reads, arcs, cancels and resets ends in two equal devices."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from migrationkit import PAGE, Box, filled, small_records, use_small_records  # noqa: F401 - an autouse fixture
+
+from vfu_dev.errors import StateError, StreamError
+from vfu_dev.memory import DeviceMemory
+from vfu_dev.migration import MigratableState, SaveSession, stream
+from vfu_dev.uapi import DeviceState as S
+
+PRE_COPY = (S.PRE_COPY, S.PRE_COPY_P2P)
+SAVING = (*PRE_COPY, S.STOP_COPY)
+
+
+class MigrationMachine(RuleBasedStateMachine):
+    """A device, whoever writes to it, and a client that migrates it."""
+
+    @initialize(limit=st.none() | st.integers(0, 50 * PAGE))
+    def create(self, limit: int | None) -> None:
+        """Start with two new devices."""
+        self.patch = pytest.MonkeyPatch()
+        use_small_records(self.patch)
+        self.source = Box(initial_limit_bytes=limit)
+        self.target = Box()
+        self.stream = b""
+        self.last_initial: int | None = None
+
+    def teardown(self) -> None:
+        """Give the sizes of records back."""
+        if hasattr(self, "patch"):
+            self.patch.undo()
+
+    @property
+    def state(self) -> S:
+        """Return the source's migration state."""
+        return self.source.migration.state
+
+    @precondition(lambda self: self.state in (S.RUNNING, *PRE_COPY))
+    @rule(memory=st.integers(0, 1), at=st.floats(0, 1), length=st.integers(1, 300), value=st.integers(0, 3))
+    def write(self, memory: int, at: float, length: int, value: int) -> None:
+        """Write anywhere, often zeros, often across pages."""
+        target = self.source.memories[memory]
+        length = min(length, target.size_bytes)
+        offset = int(at * (target.size_bytes - length))
+        target.store(offset, bytes([value]) * length)
+
+    @precondition(lambda self: self.state in (S.RUNNING, *PRE_COPY))
+    @rule(pages=st.lists(st.integers(0, 39), max_size=20), value=st.integers(0, 255))
+    def write_pages(self, pages: list[int], value: int) -> None:
+        """Write whole pages at once, as a device's own engine does."""
+        memory = self.source.memories[0]
+        memory.rows[pages] = value
+        memory.pages.mark_pages(np.array(pages, dtype=np.intp))
+        self.source.registers["head"] += 1
+
+    @precondition(lambda self: self.state is S.RUNNING)
+    @rule()
+    def start(self) -> None:
+        """A migration begins with something initial."""
+        self.source.migration.set_state(S.PRE_COPY)
+        self.stream = b""
+        info = self.source.migration.precopy_info()
+        assert info.initial_bytes > 0
+        self.last_initial = info.initial_bytes
+
+    @precondition(lambda self: self.state in PRE_COPY)
+    @rule(count=st.integers(1, 3000))
+    def read(self, count: int) -> None:
+        """A read is filled unless nothing is left."""
+        promised = self.source.migration.precopy_info()
+        left = promised.initial_bytes + promised.dirty_bytes
+        data = self.source.read(count)
+        assert len(data) == min(count, left)
+        self.stream += data
+        now = self.source.migration.precopy_info()
+        assert now.initial_bytes + now.dirty_bytes == left - len(data)
+        # what is initial is read first
+        assert now.initial_bytes == max(0, promised.initial_bytes - len(data))
+
+    @precondition(lambda self: self.state in PRE_COPY)
+    @rule(step=st.integers(1, 4000))
+    def drain(self, step: int) -> None:
+        """What is promised is what is read, to the byte, and then nothing is left."""
+        info = self.source.migration.precopy_info()
+        data = self.source.read_all(step)
+        assert len(data) == info.initial_bytes + info.dirty_bytes
+        self.stream += data
+        info = self.source.migration.precopy_info()
+        assert (info.initial_bytes, info.dirty_bytes) == (0, 0)
+
+    @precondition(lambda self: self.state in PRE_COPY)
+    @rule()
+    def toggle_p2p(self) -> None:
+        """Whether P2P is quiet changes nothing that is sent."""
+        self.source.migration.set_state(S.PRE_COPY if self.state is S.PRE_COPY_P2P else S.PRE_COPY_P2P)
+
+    @precondition(lambda self: self.state in PRE_COPY)
+    @rule()
+    def reset_by_the_guest(self) -> None:
+        """A reset in PRE_COPY changes registers; the migration goes on."""
+        self.source.registers[:] = 0
+        self.source.migration.reset(self.state, "reset")
+
+    @precondition(lambda self: self.state in SAVING)
+    @rule(lost=st.booleans())
+    def cancel(self, lost: bool) -> None:
+        """The client gives up: what it has is no state, the device goes on."""
+        if lost:
+            self.source.migration.reset(S.RUNNING, "connection lost")
+        else:
+            self.source.migration.set_state(S.RUNNING)
+        record = self.source.migration.save_status()
+        assert record is not None
+        assert record["status"] == "aborted"
+        with pytest.raises(StreamError):
+            self.target.load(self.stream)
+        self.target.migration.reset(S.RUNNING, "test")
+
+    @precondition(lambda self: self.state in (S.RUNNING, *PRE_COPY))
+    @rule(read_step=st.integers(1, 5000), write_step=st.integers(1, 5000))
+    def complete(self, read_step: int, write_step: int) -> None:
+        """Whatever happened before, the other device is this one at the moment of stop."""
+        if self.state is S.RUNNING:
+            self.stream = b""
+        promised = self.source.migration.stop_copy_length()
+        self.source.migration.set_state(S.STOP_COPY)
+        at_stop = self.source.snapshot()
+        assert self.source.migration.stop_copy_length() == promised
+        rest = self.source.read_all(read_step)
+        assert len(rest) == promised
+        assert self.source.migration.stop_copy_length() == 0
+        self.stream += rest
+        self.target.load(self.stream, write_step)
+        assert self.target.snapshot() == at_stop
+        saved, loaded = self.source.migration.save_status(), self.target.migration.load_status()
+        assert saved is not None
+        assert loaded is not None
+        assert (saved["status"], loaded["status"]) == ("completed", "completed")
+        assert saved["digest"] == loaded["digest"]
+        assert saved["audited"]
+        assert (
+            saved["precopy_bytes"] + saved["stop_copy_bytes"] == len(self.stream) == loaded["received_bytes"]
+        )
+        self.source.migration.set_state(S.RUNNING)
+
+    @invariant()
+    def sizes_agree(self) -> None:
+        """stop_copy_length exceeds initial + dirty by a constant that only STOP_COPY carries."""
+        if not hasattr(self, "source") or self.state not in PRE_COPY:
+            return
+        info = self.source.migration.precopy_info()
+        assert info.initial_bytes >= 0
+        assert info.dirty_bytes >= 0
+        assert info.initial_bytes <= (self.last_initial or 0) + 40 * (PAGE + 40)
+        tail = stream.tail_bytes(self.source.contents)
+        assert self.source.migration.stop_copy_length() == info.initial_bytes + info.dirty_bytes + tail
+
+
+MigrationMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestMigrationMachine = MigrationMachine.TestCase
+
+
+def test_initial_falls_to_zero_before_dirty_does() -> None:
+    """`initial_limit_bytes` splits what was written: so much initial, the rest dirty from the start."""
+    box = filled(initial_limit_bytes=10 * PAGE)
+    box.migration.set_state(S.PRE_COPY)
+    info = box.migration.precopy_info()
+    expected = stream.prelude_bytes(box.contents) + stream.pages_bytes(8, PAGE) + stream.zeros_bytes(2)
+    assert info.initial_bytes == expected
+    assert info.dirty_bytes > 20 * PAGE
+
+
+def test_an_idle_device_with_untouched_memory_still_has_initial_bytes() -> None:
+    box = Box()
+    box.migration.set_state(S.PRE_COPY)
+    info = box.migration.precopy_info()
+    assert info.initial_bytes == stream.prelude_bytes(box.contents)
+    assert info.dirty_bytes == 0
+
+
+def test_a_record_sent_in_parts_is_a_snapshot() -> None:
+    """A page written while half of its record is on the wire arrives whole, and then again."""
+    source, target = Box(), Box()
+    source.memories[0].store(0, b"a" * (4 * PAGE))
+    source.migration.set_state(S.PRE_COPY)
+    first = source.read(stream.prelude_bytes(source.contents) + stream.RECORD.size + 16 + PAGE)
+    source.memories[0].store(0, b"b" * (4 * PAGE))
+    second = source.read_all()
+    source.migration.set_state(S.STOP_COPY)
+    target.load(first + second + source.read_all(), step=7)
+    assert target.snapshot() == source.snapshot()
+
+
+@pytest.mark.parametrize("cold_first", [True, False])
+def test_hot_pages_do_not_starve_cold_ones(cold_first: bool) -> None:
+    """With the policy, pages rewritten before every read are not sent again while others wait."""
+    memory = DeviceMemory("m", 400 * PAGE, PAGE)
+    state = MigratableState("t", [memory], [])
+    memory.store(0, b"x" * memory.size_bytes)
+    session = SaveSession(state, cold_first=cold_first)
+    reads_until_cold_done = 0
+    buffer = memoryview(bytearray(4 * (PAGE + 4) + 32))
+    hot = np.arange(0, 400, 4)
+    cold = np.setdiff1d(np.arange(400), hot)
+    while np.isin(cold, memory.pages.collect()).any():
+        memory.pages.mark_pages(hot)
+        session.read_into(buffer)
+        reads_until_cold_done += 1
+    if cold_first:
+        assert reads_until_cold_done <= 300 / 4 + 3
+        assert session.counters.pages_resent == 0
+    else:
+        assert reads_until_cold_done >= 390 / 4
+
+
+def test_pages_sent_twice_wait_for_pages_sent_once() -> None:
+    """Within a pass, the order is how often a page was sent before."""
+    memory = DeviceMemory("m", 40 * PAGE, PAGE)
+    session = SaveSession(MigratableState("t", [memory], []))
+    memory.store(0, b"x" * 8 * PAGE)
+    drain(session)
+    memory.store(0, b"y" * 40 * PAGE)  # 8 sent before, 32 new
+    assert session.info().dirty_bytes > 0
+    session.read_into(memoryview(bytearray(stream.pages_bytes(32, PAGE))))
+    assert memory.pages.collect().tolist() == list(range(8))
+
+
+def drain(session: SaveSession) -> int:
+    total = 0
+    buffer = memoryview(bytearray(4096))
+    while stored := session.read_into(buffer):
+        total += stored
+    return total
+
+
+def test_a_missed_mark_is_found_by_the_audit() -> None:
+    """A write behind dirty tracking's back ends in a failed save with the digest of what really is there."""
+    box = filled()
+    box.migration.set_state(S.PRE_COPY)
+    box.read_all()
+    box.memories[0].raw[5 * PAGE] ^= 1  # nobody marks it
+    box.migration.set_state(S.STOP_COPY)
+    box.read_all()
+    record = box.migration.save_status()
+    assert record is not None
+    assert record["status"] == "failed"
+    assert "missed a write" in str(record["error"])
+
+
+def test_reads_and_figures_outside_their_states_are_refused() -> None:
+    box = Box()
+    for call in (box.migration.precopy_info, lambda: box.read(10)):
+        with pytest.raises(StateError):
+            call()
+    with pytest.raises(StateError):
+        box.migration.write(memoryview(b"x"))
+
+
+def test_qemu_never_spins_between_close_and_far() -> None:
+    """QEMU 10.2's loop, with any threshold above the tail, completes an idle device's migration."""
+    for threshold in (stream.tail_bytes(Box().contents) + 1, 1000, 5000, 1 << 20):
+        box = filled()
+        box.migration.set_state(S.PRE_COPY)
+        info = box.migration.precopy_info()
+        estimate = info.initial_bytes + info.dirty_bytes
+        for _ in range(1000):
+            if estimate < threshold:
+                exact = box.migration.stop_copy_length()
+                info = box.migration.precopy_info()
+                estimate = info.initial_bytes + info.dirty_bytes
+                if exact <= threshold:
+                    break
+            estimate = max(0, estimate - len(box.read(512)))
+        else:
+            pytest.fail(f"no end with threshold {threshold}")

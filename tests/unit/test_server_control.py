@@ -1,0 +1,166 @@
+"""The control socket answers everything, and survives everybody."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import socket
+import stat
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vfu_dev.errors import ConfigError
+from vfu_dev.server import ControlSocket
+from vfu_dev.server.control import MAX_LINE_BYTES
+from vfu_dev.server.sockets import OwnedPath, claim_socket_path
+
+
+class Loop:
+    """A control socket and the loop around it, turned by hand."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.selector = selectors.DefaultSelector()
+        self.control = ControlSocket(
+            path,
+            self.selector,
+            {"echo": lambda request: request, "slow": lambda _: self.slow(), "broken": lambda _: 1 / 0},
+        )
+        self.steps = 0
+
+    def slow(self) -> Generator[None, None, str]:
+        """Work in three steps."""
+        for _ in range(3):
+            self.steps += 1
+            yield
+        return "done"
+
+    def turn(self) -> None:
+        """Turn the loop once."""
+        for key, _ in self.selector.select(0.2 if not self.control.busy else 0):
+            key.data()
+        if self.control.busy:
+            self.control.advance()
+
+    def connect(self) -> socket.socket:
+        """Connect a client."""
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(os.fspath(self.path))
+        client.setblocking(False)
+        return client
+
+    def answers(self, client: socket.socket, count: int) -> list[dict[str, Any]]:
+        """Turn the loop until `count` answers arrived, and return them."""
+        received = b""
+        for _ in range(200):
+            self.turn()
+            with contextlib.suppress(BlockingIOError):
+                received += client.recv(1 << 20)
+            if received.count(b"\n") >= count:
+                break
+        return [json.loads(line) for line in received.splitlines()]
+
+
+@pytest.fixture
+def loop(short_tmp: Path) -> Iterator[Loop]:
+    made = Loop(short_tmp / "control")
+    yield made
+    made.control.close()
+    assert not made.path.exists()
+
+
+def test_only_the_owner_can_open_it(loop: Loop) -> None:
+    assert stat.S_IMODE(loop.path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\xff\xfe",
+        b"{",
+        b"[]",
+        b"null",
+        b"3",
+        b'{"command": 5}',
+        b'{"command": {}}',
+        b'{"command": "x"}',
+        b"{}",
+        b'{"command": "broken"}',
+        b"[" * 30_000,
+    ],
+)
+def test_a_bad_request_gets_an_error_and_the_next_one_an_answer(loop: Loop, line: bytes) -> None:
+    with loop.connect() as client:
+        client.send(line + b'\n{"command": "echo", "x": 1}\n')
+        bad, good = loop.answers(client, 2)
+    assert bad["ok"] is False
+    assert bad["error"]
+    assert good == {"ok": True, "result": {"command": "echo", "x": 1}}
+
+
+def test_a_line_without_end_is_cut_off(loop: Loop) -> None:
+    with loop.connect() as client:
+        client.send(b"x" * MAX_LINE_BYTES)
+        loop.turn()
+        client.send(b"x")
+        (answer,) = loop.answers(client, 1)
+        assert "at most" in answer["error"]
+        client.setblocking(True)
+        assert client.recv(1) == b""
+
+
+def test_slow_commands_share_the_loop(loop: Loop) -> None:
+    """While one client's command works, another is answered; answers keep the order of requests."""
+    with loop.connect() as slow, loop.connect() as quick:
+        slow.send(b'{"command": "slow"}\n{"command": "echo"}\n')
+        while not loop.control.busy:
+            loop.turn()
+        quick.send(b'{"command": "echo"}\n')
+        assert loop.answers(quick, 1)[0]["ok"]
+        assert [a["result"] for a in loop.answers(slow, 2)] == ["done", {"command": "echo"}]
+    assert loop.steps == 3
+
+
+def test_a_client_that_leaves_takes_its_command_along(loop: Loop) -> None:
+    client = loop.connect()
+    client.send(b'{"command": "slow"}\n')
+    while not loop.control.busy:
+        loop.turn()
+    client.close()
+    loop.turn()
+    assert not loop.control.busy
+    with loop.connect() as other:
+        other.send(b'{"command": "echo"}\n')
+        assert loop.answers(other, 1)[0]["ok"]
+
+
+def test_paths_of_the_dead_are_free_and_of_the_living_are_not(loop: Loop, short_tmp: Path) -> None:
+    with pytest.raises(ConfigError, match="alive"):
+        claim_socket_path(loop.path, "socket")
+    dead = short_tmp / "dead"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(os.fspath(dead))
+    claim_socket_path(dead, "socket")
+    assert not dead.exists()
+    dead.write_text("a file")
+    with pytest.raises(ConfigError, match="not a socket"):
+        claim_socket_path(dead, "socket")
+    with pytest.raises(ConfigError, match="no folder"):
+        claim_socket_path(Path("nowhere/x"), "socket")
+    with pytest.raises(ConfigError, match="longer"):
+        claim_socket_path(Path("x" * 120), "socket")
+
+
+def test_a_path_that_somebody_else_took_over_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.touch()
+    owned = OwnedPath(path)
+    path.rename(tmp_path / "moved")  # its inode stays taken, so the next file gets another
+    path.touch()
+    owned.remove()
+    assert path.exists()
