@@ -95,8 +95,8 @@ def load(path: Path | str) -> Library:
         raise LibraryError(f"{path} is not a libvfio-user we know: it lacks {', '.join(absent)}")
     if _ffi.declare(handle, "vfu_get_migr_register_area_size", _ffi.MIGRATION_V1_MARK):
         raise LibraryError(
-            f"{path} speaks migration v1 (it exports vfu_get_migr_register_area_size), which neither QEMU nor the"
-            " kernel uses any more; run `vfu-dev build libvfio-user`, or name a library with migration v2"
+            f"{path} speaks migration v1 (it exports vfu_get_migr_register_area_size), which neither QEMU nor"
+            " the kernel uses any more; run `vfu-dev build libvfio-user`, or name a library with migration v2"
         )
     if not _ffi.declare(handle, "vfu_setup_device_migration_callbacks", _ffi.SETUP_MIGRATION_V2):
         raise LibraryError(f"{path} has no migration at all (no vfu_setup_device_migration_callbacks)")
@@ -133,8 +133,9 @@ def _load_v2(path: Path, handle: Any) -> Library:
         _ffi.declare(handle, "vfu_setup_device_dma", _ffi.SETUP_DMA_3)
     else:
         missing.append(
-            f"DMA and its dirty logging, because nothing in a shared object says how many arguments its"
-            f" vfu_setup_device_dma takes and a wrong guess corrupts memory (if 3, set {DMA_ARGUMENTS_VARIABLE}=3)"
+            "DMA and its dirty logging, because nothing in a shared object says how many arguments its"
+            " vfu_setup_device_dma takes, and a wrong guess corrupts memory"
+            f" (if it is 3, set {DMA_ARGUMENTS_VARIABLE}=3)"
         )
     flags = MigrationFlags.VFIO_MIGRATION_STOP_COPY | MigrationFlags.VFIO_MIGRATION_PRE_COPY
     return Library(path, "v2", flags, tuple(missing), bool(arguments), handle)

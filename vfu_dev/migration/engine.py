@@ -206,9 +206,9 @@ class Migration:
 
     def _begin_save(self, *, stopped: bool) -> None:
         self._audit = None
-        self._save = SaveSession(
-            self.contents, initial_limit_bytes=self._initial_limit_bytes, stopped=stopped
-        )
+        # Nobody asks a stopped device what is initial, and without the split there are fewer records.
+        limit = None if stopped else self._initial_limit_bytes
+        self._save = SaveSession(self.contents, initial_limit_bytes=limit, stopped=stopped)
         now = time.time()
         self._save_record = SaveRecord(
             started=now, stopped=now if stopped else None, initial_bytes=self._save.info().initial_bytes
