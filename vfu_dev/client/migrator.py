@@ -162,7 +162,9 @@ class Migrator:
                     left_in_pass = max(1, state.remaining_bytes)
                 if self._converged():
                     if following is not None:
+                        # The sizes already left out what this read had been promised: its pass ends with it.
                         state.precopy_bytes += self._take(following, again=False)[0]
+                        state.passes += 1
                     return
                 self._check_limits()
                 self._report(state)

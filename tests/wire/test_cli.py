@@ -1,0 +1,274 @@
+"""`vfu-dev info` and `vfu-dev migrate` as a user runs them, and the migrator when something goes wrong."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serverkit import VFU_DEV, RunningServer, ServerFactory, wait_until
+
+from vfu_dev.client import MigrationError, Migrator, Options, Progress
+from vfu_dev.uapi import DeviceState
+
+HOSTILE = Path(__file__).parent / "hostile.py"
+BAR2 = 2
+MIB = 1 << 20
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*VFU_DEV, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+
+
+def migrate(
+    source: RunningServer, destination: RunningServer, *options: object
+) -> tuple[int, dict[str, Any], str]:
+    """Run `vfu-dev migrate`; return exit status, JSON and stderr."""
+    out = source.socket.with_suffix(".json")
+    done = run("migrate", source.socket, destination.socket, "--json", out, *options)
+    return done.returncode, json.loads(out.read_text()), done.stderr
+
+
+def is_running(server: RunningServer) -> bool:
+    with server.connect() as device:
+        device.region_write(BAR2, 0, b"the source goes on")
+        return device.migration.get_state() is DeviceState.RUNNING
+
+
+# --- info ---------------------------------------------------------------------------------------------------
+
+
+def test_info_shows_all_of_our_server(server: RunningServer) -> None:
+    done = run("info", server.socket, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["version"] == "0.0"
+    assert found["device"] == {
+        "vendor": "0x4656",
+        "device": "0x4455",
+        "class": "0x088000",
+        "revision": "0x01",
+    }
+    assert {region["name"]: region["size_bytes"] for region in found["regions"]}["BAR2"] == MIB
+    assert {irq["name"] for irq in found["irqs"]} >= {"MSI-X"}
+    migration = found["migration"]
+    assert migration["state"] == "RUNNING"
+    assert {"STOP_COPY", "PRE_COPY"} <= set(migration["flags"])
+    assert migration["data_size"]
+    assert migration["precopy_info"]
+    assert migration["dma_logging"]
+    assert migration["stop_copy_length"] > MIB
+    assert found["missing"] == []
+    text = run("info", server.socket)
+    assert text.returncode == 0
+    assert "0x4656:0x4455" in text.stdout
+    assert "missing" not in text.stdout
+
+
+def test_info_says_what_another_server_lacks(short_tmp: Path) -> None:
+    """Against the honest half of hostile.py without GET_PRECOPY_INFO: the gap and what follows from it."""
+    path = short_tmp / "other"
+    program = [sys.executable, str(HOSTILE), str(path), "--lie", "version-precopy-false"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            done = run("info", path)
+        finally:
+            process.terminate()
+    assert done.returncode == 0, done.stderr
+    assert "P2P: QEMU migrates it only as the VM's single VFIO device" in done.stdout
+    assert "MIG_GET_PRECOPY_INFO" in done.stdout
+
+
+def test_info_of_a_busy_server_gives_up_in_words(server: RunningServer) -> None:
+    with server.connect():
+        done = run("info", server.socket, "--timeout", "0.5")
+    assert done.returncode == 1
+    assert "busy with another client" in done.stderr
+    assert str(server.socket) in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_info_without_a_server_is_one_line(short_tmp: Path) -> None:
+    done = run("info", short_tmp / "nobody")
+    assert done.returncode == 1
+    assert "cannot connect" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+# --- migrate ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("options", "method"), [((), "control"), (("--verify", "memory"), "memory")])
+def test_migrate_moves_the_device_and_says_so(
+    serve: ServerFactory, options: tuple[str, ...], method: str
+) -> None:
+    """The JSON contract of design.md; both ways to compare agree that the state is the same."""
+    source, destination = serve("--fill", "21", memory="4M", name="left"), serve(memory="4M", name="right")
+    status, result, stderr = migrate(source, destination, *options)
+    assert status == 0, stderr
+    assert result["status"] == "completed"
+    assert result["error"] is None
+    (device,) = result["devices"]
+    assert device["name"] == "left"
+    assert device["digest_match"] is True
+    assert device["digest_source"] == device["digest_destination"]
+    assert device["digest_method"] == method
+    assert device["initial_bytes"] >= 4 * MIB
+    assert device["precopy_bytes"] >= 4 * MIB
+    assert 0 < device["stop_copy_bytes"] < 65536
+    assert device["passes"] >= 1
+    assert 0 < result["downtime_ms"] < result["total_ms"]
+    saved = source.status()["save"]
+    assert (saved["precopy_bytes"], saved["stop_copy_bytes"]) == (
+        device["precopy_bytes"],
+        device["stop_copy_bytes"],
+    )
+    with source.connect() as one, destination.connect() as other:
+        assert one.region_read(BAR2, 0, 4 * MIB) == other.region_read(BAR2, 0, 4 * MIB)
+
+
+def test_migrate_without_pre_copy(serve: ServerFactory) -> None:
+    source, destination = serve("--fill", "21"), serve()
+    status, result, _ = migrate(source, destination, "--pre-copy", "off")
+    (device,) = result["devices"]
+    assert status == 0
+    assert device["digest_match"] is True
+    assert (device["initial_bytes"], device["precopy_bytes"], device["passes"]) == (0, 0, 0)
+    assert device["stop_copy_bytes"] > MIB
+
+
+def test_migrate_there_and_back(serve: ServerFactory) -> None:
+    """Sources are left as good sources; the second move carries what happened in between."""
+    left, right = serve("--fill", "2"), serve()
+    assert migrate(left, right)[0] == 0
+    with right.connect() as device:
+        device.region_write(BAR2, 4096, b"on the right")
+    assert migrate(right, left)[0] == 0
+    with left.connect() as device:
+        assert device.region_read(BAR2, 4096, 12) == b"on the right"
+
+
+def test_migrate_to_another_size_fails_while_the_source_runs(serve: ServerFactory) -> None:
+    source, destination = serve("--fill", "2"), serve(memory="2M")
+    status, result, stderr = migrate(source, destination)
+    assert status == 1
+    assert result["status"] == "failed"
+    assert result["phase"] == "pre-copy"
+    assert result["devices"][0]["digest_match"] is None
+    assert "MIG_DATA_WRITE" in result["error"]
+    assert "migration failed in pre-copy" in stderr
+    assert is_running(source)
+
+
+def test_migrate_to_nobody_fails(server: RunningServer, short_tmp: Path) -> None:
+    out = short_tmp / "out.json"
+    done = run("migrate", server.socket, short_tmp / "nobody", "--json", out)
+    assert done.returncode == 1
+    assert json.loads(out.read_text())["status"] == "failed"
+    assert "destination" in done.stderr
+    assert is_running(server)
+
+
+def test_migrate_to_itself_fails(server: RunningServer) -> None:
+    """The source is then the client that keeps the destination busy."""
+    done = run("migrate", server.socket, server.socket, "--quiet")
+    assert done.returncode == 1
+    assert "busy with another client" in done.stderr
+    assert is_running(server)
+
+
+def test_migrate_keeps_to_its_bandwidth(serve: ServerFactory) -> None:
+    source, destination = serve("--fill", "2", memory="4M"), serve(memory="4M")
+    status, result, _ = migrate(source, destination, "--max-bandwidth", "8M")
+    assert status == 0
+    assert 450 < result["total_ms"] < 2000
+
+
+# --- the migrator when things go wrong ----------------------------------------------------------------------
+
+
+def test_a_device_dirtied_faster_than_the_link_does_not_converge(serve: ServerFactory) -> None:
+    """It ends after the passes it was given, says by how much it missed, and the source runs on."""
+    source, destination = serve("--fill", "4", memory="4M"), serve(memory="4M")
+    with source.connect() as device, destination.connect() as other:
+        turns = itertools.count(1)
+
+        def rewrite(state: Progress) -> None:
+            if state.phase == "pre-copy":  # other bytes every time: what is equal need not be sent again
+                device.region_write(BAR2, 0, bytes([next(turns) % 256]) * 4 * MIB)
+
+        options = Options(downtime_limit_seconds=0.001, max_bandwidth=32 * MIB, max_passes=3)
+        with pytest.raises(MigrationError, match=r"did not converge in 3 passes: [0-9]+ bytes left"):
+            Migrator(device, other, options, progress=rewrite).run()
+        assert device.migration.get_state() is DeviceState.RUNNING
+        assert source.status()["save"]["status"] == "aborted"
+
+
+def test_a_time_limit_ends_it(serve: ServerFactory) -> None:
+    source, destination = serve("--fill", "4", memory="8M"), serve(memory="8M")
+    with source.connect() as device, destination.connect() as other:
+        options = Options(max_bandwidth=4 * MIB, timeout_seconds=0.5)
+        with pytest.raises(MigrationError, match="not done after"):
+            Migrator(device, other, options).run()
+        assert device.migration.get_state() is DeviceState.RUNNING
+
+
+def test_a_destination_that_dies_leaves_the_source_running(serve: ServerFactory) -> None:
+    source, destination = serve("--fill", "4", memory="8M"), serve(memory="8M")
+    with source.connect() as device, destination.connect() as other:
+
+        def kill(state: Progress) -> None:
+            if state.precopy_bytes and destination.process.poll() is None:
+                destination.kill()
+
+        with pytest.raises(MigrationError, match="the server closed the connection"):
+            Migrator(device, other, Options(max_bandwidth=16 * MIB), progress=kill).run()
+        assert device.migration.get_state() is DeviceState.RUNNING
+    assert is_running(source)
+
+
+def test_a_source_that_dies_is_told_so(serve: ServerFactory) -> None:
+    source, destination = serve("--fill", "4", memory="8M"), serve(memory="8M")
+    with source.connect() as device, destination.connect() as other:
+
+        def kill(state: Progress) -> None:
+            if state.precopy_bytes and source.process.poll() is None:
+                source.kill()
+
+        with pytest.raises(MigrationError, match="the source could not be taken back to RUNNING"):
+            Migrator(device, other, Options(max_bandwidth=16 * MIB), progress=kill).run()
+    wait_until(lambda: destination.status()["state"] == "RUNNING", "the destination lets go of half a state")
+    assert destination.status()["load"]["status"] in ("aborted", "failed")
+
+
+def test_a_verification_that_fails_keeps_the_destination_from_running(serve: ServerFactory) -> None:
+    source, destination = serve("--fill", "4"), serve()
+    with source.connect() as device, destination.connect() as other:
+
+        def refuse() -> None:
+            raise MigrationError("verify", "not equal")
+
+        with pytest.raises(MigrationError, match="migration failed in verify"):
+            Migrator(device, other, verify=refuse).run()
+        assert device.migration.get_state() is DeviceState.RUNNING
+        assert other.migration.get_state() is DeviceState.STOP
+
+
+def test_the_hostile_server_lists_its_lies() -> None:
+    """What tests/lab relies on: unique names, one a line, each in one phase."""
+    command = [sys.executable, str(HOSTILE), "--list"]
+    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert len(names) == len(set(names)) > 600
+    by_phase = [
+        subprocess.run(
+            [*command, "--phase", phase], capture_output=True, text=True, check=True
+        ).stdout.split()
+        for phase in ("attach", "run", "save", "load")
+    ]
+    assert sorted(itertools.chain.from_iterable(by_phase)) == sorted(names)
