@@ -9,9 +9,10 @@ import shlex
 import shutil
 import signal
 import subprocess
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache as memoize
 from pathlib import Path
@@ -84,32 +85,33 @@ class Context:
         with self.log.open("ab") as log, shown as step:
             log.write(f"\n$ {shlex.join(command)}    # in {cwd}\n".encode())
             log.flush()
+            process: subprocess.Popen[bytes] | None = None
             try:
-                process = subprocess.Popen(
-                    command,
-                    cwd=cwd,
-                    env=dict(env) if env is not None else build_environment(),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    pass_fds=self.fds,
-                )
+                with _interrupts_deferred():
+                    process = subprocess.Popen(
+                        command,
+                        cwd=cwd,
+                        env=dict(env) if env is not None else build_environment(),
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                        pass_fds=self.fds,
+                    )
+                assert process.stdout is not None
+                with process.stdout:
+                    for line in _lines(process.stdout, step.tick):
+                        log.write(line)
+                        tail.append(line)
+                        if count := _NINJA_COUNT.match(line):
+                            step.update(int(count[1]), int(count[2]))
+                returncode = process.wait()
             except FileNotFoundError as error:
                 raise BuildError(f"{title}: {command[0]} is not installed") from error
-            assert process.stdout is not None
-            try:
-                for line in _lines(process.stdout, step.tick):
-                    log.write(line)
-                    tail.append(line)
-                    if count := _NINJA_COUNT.match(line):
-                        step.update(int(count[1]), int(count[2]))
-                returncode = process.wait()
             except BaseException:
-                _stop(process)
+                if process is not None:
+                    _stop(process)
                 raise
-            finally:
-                process.stdout.close()
             if returncode:
                 text = b"".join(tail).decode(errors="replace").rstrip()
                 raise CommandError(title, command, returncode, self.log, text)
@@ -177,6 +179,30 @@ def _lines(pipe: IO[bytes], tick: Callable[[], None]) -> Iterator[bytes]:
                 yield line + b"\n"
     if rest:
         yield rest + b"\n"
+
+
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Let signals that end this process take effect only after the block.
+
+    An exception from a signal handler inside Popen would lose a command that has already started.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python runs signal handlers in the main thread only
+        return
+    pending: list[int] = []
+    previous = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if (handler := signal.getsignal(number)) is not None:
+            previous[number] = handler
+            signal.signal(number, lambda received, frame: pending.append(received))
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if pending:
+        signal.raise_signal(pending[0])
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
