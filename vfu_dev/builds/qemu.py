@@ -110,7 +110,8 @@ def _compile(
     environment = build_environment()
     busy.touch()
     try:
-        if not (build / "build.ninja").exists():
+        configured = build / ".configured"
+        if not configured.exists():
             remove_tree(build)
             build.mkdir()
             context.run(
@@ -119,6 +120,7 @@ def _compile(
                 cwd=build,
                 env=environment,
             )
+            configured.touch()
         context.run(
             ["ninja", f"-j{context.jobs}", _PRODUCT], title=f"{name}: compile", cwd=build, env=environment
         )
