@@ -132,7 +132,7 @@ class Device:
     # --- for authors --------------------------------------------------------------------------------------
 
     def initialise(self) -> None:
-        """Set memory up as it is when the device is new; every memory is zero when this is called."""
+        """Give memory its first content; called once. After a load that was given up it is zero instead."""
 
     def reset_registers(self) -> None:
         """Follow a device reset, after all registers returned to their initial values."""
@@ -189,9 +189,9 @@ class Device:
         self._writes_served = state in RUNNING_GROUP
 
     def _unverified(self) -> None:
+        # Zeros, not the initial content: filling a large memory can outlast the client's patience (trap 12).
         for memory in self.memories:
             memory.clear()
-        self.initialise()
 
     def close(self) -> None:
         """Give all memory back."""

@@ -32,9 +32,7 @@ FIELDS = (
     Field("id", 0x00, "<u4", "ro", 'the bytes "VFUD"', survives_reset=True),
     Field("version", 0x04, "<u4", "ro", "of this register layout", survives_reset=True),
     Field("memsize", 0x08, "<u8", "ro", "bytes of device memory behind BAR2", survives_reset=True),
-    Field(
-        "fill", 0x10, "<u8", "ro", "seed of the memory's initial content, 0 for zeros", survives_reset=True
-    ),
+    Field("fill", 0x10, "<u8", "ro", "seed of the memory's first content, 0 for zeros", survives_reset=True),
     Field("ctrl", 0x18, "<u4", "rw", "bit 0: reset the registers, clears itself"),
     Field("status", 0x1C, "<u4", "ro", "bit 0: ready"),
     Field("irq_raise", 0x20, "<u4", "wo", "raises the MSI-X vector written"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,15 @@ MAX_PAGES = 1 << 32  # page indices travel as 32 bits
 _CLASSIFY_BATCH_PAGES = 16384
 
 
+@dataclass
+class ScanCounters:
+    """Looks at all page codes of a memory, the pages found written by them, and the time that took."""
+
+    looks: int = 0
+    pages: int = 0
+    ns: int = 0
+
+
 class DeviceMemory:
     """Memory of a device: zero at first, backed by a memfd, with a map of its pages.
 
@@ -36,6 +47,7 @@ class DeviceMemory:
         rows: the same as pages, shape (page_count, page_size_bytes) uint8.
         words: the same as pages of 64-bit words, shape (page_count, page_size_bytes / 8).
         pages: what is known about each page.
+        scans: what looking at them cost so far.
         fd: the memfd, owned by this object.
 
     Raises:  ConfigError: a size that cannot be.
@@ -71,6 +83,7 @@ class DeviceMemory:
         self.rows = self.data.reshape(self.page_count, page_size_bytes)
         self.words: npt.NDArray[np.uint64] = self.data.view(np.uint64).reshape(self.page_count, -1)
         self.pages = PageMap(self.page_count, page_size_bytes)
+        self.scans = ScanCounters()
 
     def store(self, offset: int, data: bytes | memoryview) -> None:
         """Write `data` at `offset` and mark its pages; the caller has checked the bounds."""
@@ -88,6 +101,8 @@ class DeviceMemory:
         Returns: whether the budget was enough.
         """
         unknown = self.pages.unclassified()
+        self.pages.looked_at(unknown)
+        self.scans.pages += len(unknown)
         codes = self.pages.codes
         deadline = time.monotonic() + budget_seconds
         for start in range(0, len(unknown), _CLASSIFY_BATCH_PAGES):
@@ -131,6 +146,7 @@ class DeviceMemory:
             return
         os.close(self.fd)
         self.fd = -1
-        self.raw.release()
+        with contextlib.suppress(BufferError):  # somebody kept a view: the mapping lives as long as that
+            self.raw.release()
         # numpy arrays over the mapping keep it alive; it goes when the last of them does.
         del self.data, self.rows, self.words

@@ -42,6 +42,8 @@ class PageMap:
         # The bytearray takes the scalar stores, the array is the same memory for everything vectorised.
         self._bytes = bytearray(page_count)
         self.codes: npt.NDArray[np.uint8] = np.frombuffer(self._bytes, dtype=np.uint8)
+        # Found written by a look since `take_recent`; a write alone does not touch it.
+        self._recent = np.zeros(page_count, dtype=np.bool_)
 
     def mark(self, offset: int, length: int) -> None:
         """Note that `length` >= 1 bytes at `offset` were written; the caller has checked the bounds."""
@@ -79,6 +81,16 @@ class PageMap:
     def unclassified(self) -> PageIndices:
         """Return the dirty pages whose content nobody looked at since they were written, ascending."""
         return np.flatnonzero(self.codes == CODE_DIRTY)
+
+    def looked_at(self, indices: PageIndices) -> None:
+        """Note that a look found `indices` written since the look before."""
+        self._recent[indices] = True
+
+    def take_recent(self) -> int:
+        """Return how many distinct pages looks found written since this was last asked."""
+        count = int(np.count_nonzero(self._recent))
+        self._recent[:] = False
+        return count
 
     def with_code(self, code: int) -> PageIndices:
         """Return the pages that have exactly `code`, ascending."""

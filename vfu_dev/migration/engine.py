@@ -13,12 +13,14 @@ import numpy as np
 from vfu_dev.errors import StateError, StreamError
 from vfu_dev.memory.pages import CODE_DATA, CODE_ZERO
 from vfu_dev.migration.audit import StateHasher
-from vfu_dev.migration.fsm import PRE_COPY_GROUP, SAVING_GROUP, Action, StateMachine
+from vfu_dev.migration.fsm import PRE_COPY_GROUP, RUNNING_GROUP, SAVING_GROUP, Action, StateMachine
 from vfu_dev.migration.load import LoadSession
 from vfu_dev.migration.plan import CLASSIFY_BUDGET_SECONDS
 from vfu_dev.migration.save import PrecopyInfo, SaveSession
 from vfu_dev.migration.schema import MigratableState
 from vfu_dev.migration.stream import pages_bytes, prelude_bytes, tail_bytes, zeros_bytes
+from vfu_dev.migration.totals import interruption
+from vfu_dev.migration.watch import Watch
 from vfu_dev.sizes import format_size
 from vfu_dev.uapi import DeviceState, MigrationFlags
 
@@ -69,6 +71,7 @@ class SaveRecord:
     started: float = 0.0
     stopped: float | None = None
     ended: float | None = None
+    predicted_downtime_seconds: float | None = None  # when the device stopped
 
 
 @dataclass
@@ -93,8 +96,8 @@ class Migration:
         initial_limit_bytes: see `SaveSession`.
         on_state: called after each change with the new state.
         on_loaded: called when a load was completed, before the device may run.
-        on_unverified: called when a load was given up: memory holds what nobody verified and must be set up
-        anew.
+        on_unverified: called when a load was given up: memory holds what nobody verified and is to be
+            cleared.
     """
 
     def __init__(
@@ -113,11 +116,13 @@ class Migration:
         self.machine = StateMachine(flags)
         self.state = DeviceState.RUNNING  # "initial device state … RUNNING", vfio-user.rst
         self.transitions: deque[Transition] = deque(maxlen=_TRANSITIONS_KEPT)
+        self.watch = Watch()
         self._initial_limit_bytes = initial_limit_bytes
         self._on_state, self._on_loaded, self._on_unverified = on_state, on_loaded, on_unverified
         self._save: SaveSession | None = None
         self._load: LoadSession | None = None
         self._audit: StateHasher | None = None
+        self._audit_blocks: list[bytes] = []  # the register blocks that were sent with what is audited
         self._save_record: SaveRecord | None = None
         self._load_record: LoadRecord | None = None
 
@@ -144,7 +149,7 @@ class Migration:
             case Action.STOP_SAVE:
                 self._stop_save()
             case Action.END_SAVE:
-                self._end_save("aborted", None)
+                self._end_save("aborted", None, "cancelled")
             case Action.BEGIN_LOAD:
                 self._begin_load()
             case Action.END_LOAD:
@@ -162,23 +167,26 @@ class Migration:
         A saving session goes on when the state is still one of the saving group: a reset by the guest during
         PRE_COPY changes registers, not the migration (libvfio-user 4f4fce4). Any other session ends here.
         """
+        if state in RUNNING_GROUP:
+            self.advance_audit()  # the last moment at which memory is as it was sent
         if self._save is not None and state not in SAVING_GROUP:
-            self._end_save("aborted", reason)
+            self._end_save("aborted", reason, interruption(reason))
         if self._load is not None and state is not DeviceState.RESUMING:
-            self._abandon_load(reason)
+            self._abandon_load(reason, interruption(reason))
         if state is not self.state:
             self._enter(state, reason)
 
     def fail(self, reason: str) -> None:
         """Enter ERROR: the device could not be brought to any good state; only a reset leads out."""
         if self._save is not None:
-            self._end_save("failed", reason)
+            self._end_save("failed", reason, "failed")
         if self._load is not None:
-            self._abandon_load(reason)
+            self._abandon_load(reason, "failed")
         self._enter(DeviceState.ERROR, reason)
 
     def _enter(self, target: DeviceState, reason: str) -> None:
         origin, self.state = self.state, target
+        self.watch.state_changed(origin, target)
         self.transitions.append(Transition(time.time(), origin, target, reason))
         logger.info(
             "%s: %s -> %s%s", self.name, origin.name, target.name, self._figures(origin, target, reason)
@@ -209,20 +217,23 @@ class Migration:
         # Nobody asks a stopped device what is initial, and without the split there are fewer records.
         limit = None if stopped else self._initial_limit_bytes
         self._save = SaveSession(self.contents, initial_limit_bytes=limit, stopped=stopped)
+        self.watch.save_began()
         now = time.time()
-        self._save_record = SaveRecord(
-            started=now, stopped=now if stopped else None, initial_bytes=self._save.info().initial_bytes
-        )
+        self._save_record = SaveRecord(started=now, stopped=now if stopped else None)
+        self._save_record.initial_bytes = self._look().initial_bytes
 
     def _stop_save(self) -> None:
         assert self._save is not None
         assert self._save_record is not None
         self._save.stopped = True
         self._save_record.stopped = time.time()
+        self._save_record.predicted_downtime_seconds = self.watch.predicted_seconds
 
-    def _end_save(self, status: str, error: str | None) -> None:
+    def _end_save(self, status: str, error: str | None, result: str) -> None:
         record = self._save_record
         assert record is not None
+        if self._save is not None:  # a session that failed was counted then
+            self.watch.save_ended("completed" if record.status == "completed" else result)
         self._save = None
         if record.status == "active":
             record.status, record.error, record.ended = status, error, time.time()
@@ -235,21 +246,31 @@ class Migration:
         save, record = self._save, self._save_record
         if save is None or record is None:
             raise StateError(f"no migration data to read in {self.state.name}")
+        began_ns = time.perf_counter_ns()
+        initial_before = save.sent_initial_bytes
         try:
             stored = save.read_into(buffer)
         except Exception as err:
             # A stream with a hole must not be completed by a client that tries again.
-            self._end_save("failed", f"{type(err).__name__}: {err}")
+            self._end_save("failed", f"{type(err).__name__}: {err}", "failed")
             raise
+        totals = self.watch.totals
         if save.stopped:
             record.stop_copy_bytes += stored
+            totals.sent_bytes["stop_copy"] += stored
         else:
             record.precopy_bytes += stored
+            initial = save.sent_initial_bytes - initial_before
+            totals.sent_bytes["pre_copy_initial"] += initial
+            totals.sent_bytes["pre_copy_dirty"] += stored - initial
         for name, value in asdict(save.counters).items():
+            setattr(totals, name, getattr(totals, name) + value - getattr(record, name))
             setattr(record, name, value)
+        self.watch.read(len(buffer), stored, began_ns)
         if save.ended and record.status == "active":
             record.status, record.digest, record.ended = "completed", save.digest, time.time()
-            self._audit = StateHasher(self.contents)
+            self.watch.all_read()
+            self._audit, self._audit_blocks = StateHasher(self.contents), save.block_contents
         return stored
 
     def precopy_info(self) -> PrecopyInfo:
@@ -259,12 +280,19 @@ class Migration:
         """
         if self.state not in PRE_COPY_GROUP or self._save is None:
             raise StateError(f"no pre-copy figures in {self.state.name}")
-        return self._save.info()
+        return self._look()
+
+    def _look(self) -> PrecopyInfo:
+        assert self._save is not None
+        info = self._save.info()
+        self.watch.forecaster.length_bytes = info.initial_bytes + info.dirty_bytes + self._save.tail_bytes
+        return info
 
     def stop_copy_length(self) -> int:
         """Serve MIG_DATA_SIZE: what is still to be read if the device stopped now; unless saving, all."""
         if self._save is not None:
-            return self._save.stop_copy_length()
+            info = self._look()
+            return info.initial_bytes + info.dirty_bytes + self._save.tail_bytes
         total = prelude_bytes(self.contents) + tail_bytes(self.contents)
         for memory in self.contents.memories:
             memory.classify(CLASSIFY_BUDGET_SECONDS)
@@ -292,22 +320,18 @@ class Migration:
             return True
         self._audit = None
         record.audited = True
-        digest = audit.digest(self._sent_blocks)
+        digest = audit.digest(self._audit_blocks)
         if digest != record.digest:
+            self.watch.totals.audit_failures += 1
             record.status, record.digest = "failed", digest
             record.error = "memory is not what was sent, dirty tracking missed a write"
             logger.error("%s: %s", self.name, record.error)
         return False
 
-    @property
-    def _sent_blocks(self) -> list[bytes]:
-        if self._save is not None:
-            return self._save.block_contents
-        return [block.pack() for block in self.contents.blocks]
-
     # --- loading ------------------------------------------------------------------------------------------
 
     def _begin_load(self) -> None:
+        self.watch.totals.loads_started += 1
         self._load_record = LoadRecord(started=time.time())
         self._load = LoadSession(self.contents)
 
@@ -325,6 +349,7 @@ class Migration:
             self._refuse_load(record, err)
             raise
         finally:
+            self.watch.totals.received_bytes += load.received_bytes - record.received_bytes
             record.received_bytes = load.received_bytes
             record.digest = load.digest
 
@@ -340,19 +365,22 @@ class Migration:
             raise
         self._load = None
         record.status, record.ended = "completed", time.time()
+        self.watch.load_ended("completed")
         self._on_loaded()
 
     def _refuse_load(self, record: LoadRecord, error: StreamError) -> None:
         if record.status == "active":
             record.status, record.error, record.ended = "failed", str(error), time.time()
+            self.watch.load_ended("refused")
             logger.error("%s: state refused: %s", self.name, error)
 
-    def _abandon_load(self, reason: str) -> None:
+    def _abandon_load(self, reason: str, result: str) -> None:
         self._load = None
         record = self._load_record
         if record is not None and record.status == "active":
             record.status, record.error, record.ended = "aborted", reason, time.time()
-        logger.warning("%s: incoming state given up (%s), memory is set up anew", self.name, reason)
+            self.watch.load_ended(result)
+        logger.warning("%s: incoming state given up (%s), memory is cleared", self.name, reason)
         self._on_unverified()
 
     # --- what others see ----------------------------------------------------------------------------------
@@ -361,6 +389,11 @@ class Migration:
         """Return the most recent outgoing migration; an audit still under way is finished first."""
         self.advance_audit()
         return None if self._save_record is None else asdict(self._save_record)
+
+    def sent(self) -> tuple[int, int]:
+        """Return the stream bytes and passes of the most recent outgoing migration so far."""
+        record = self._save_record
+        return (0, 0) if record is None else (record.precopy_bytes + record.stop_copy_bytes, record.passes)
 
     def load_status(self) -> dict[str, object] | None:
         """Return the most recent incoming migration."""

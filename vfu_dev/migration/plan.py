@@ -12,6 +12,10 @@ pages that wait for the next fill records of their own, and are counted that way
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from vfu_dev.memory import DeviceMemory, zero_page_hash
@@ -60,6 +64,10 @@ class PassPlan:
 
     def start_pass(self, initial_only: bool) -> bool:
         """Plan a pass over what is dirty now; False when that is nothing."""
+        with self._timed():
+            return self._start_pass(initial_only)
+
+    def _start_pass(self, initial_only: bool) -> bool:
         self._look()
         pages = self.memory.pages
         chosen = pages.collect()
@@ -112,8 +120,20 @@ class PassPlan:
             self._in_pass[self.memory.pages.unclassified()] = False
         self.memory.classify(CLASSIFY_BUDGET_SECONDS)
 
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Count a look at all pages, and its time."""
+        began = time.perf_counter_ns()
+        yield
+        self.memory.scans.looks += 1
+        self.memory.scans.ns += time.perf_counter_ns() - began
+
     def remaining(self) -> tuple[int, int]:
         """Return the (initial, dirty) stream bytes still to be read from this memory."""
+        with self._timed():
+            return self._remaining()
+
+    def _remaining(self) -> tuple[int, int]:
         self._look()
         size = self.memory.page_size_bytes
         codes = self.memory.pages.codes

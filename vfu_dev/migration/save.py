@@ -69,6 +69,7 @@ class SaveSession:
     Attributes:
         stopped: set it when the device stands still from now on.
         digest: of the state that was sent, hex; None until the end record was made.
+        sent_initial_bytes: stream bytes read so far that were promised as initial.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class SaveSession:
         self.stopped = stopped
         self.counters = SaveCounters()
         self.digest: str | None = None
+        self.sent_initial_bytes = 0
         self._state = state
         self._encoder = StreamEncoder()
         self._plans = [PassPlan(memory, cold_first) for memory in state.memories]
@@ -142,8 +144,12 @@ class SaveSession:
         this size.
         """
         info = self.info()
-        tail = self._tail_bytes + (self._segments_bytes if self._kind is _Kind.TAIL else 0)
-        return info.initial_bytes + info.dirty_bytes + tail
+        return info.initial_bytes + info.dirty_bytes + self.tail_bytes
+
+    @property
+    def tail_bytes(self) -> int:
+        """What only STOP_COPY can carry, as far as it was not read."""
+        return self._tail_bytes + (self._segments_bytes if self._kind is _Kind.TAIL else 0)
 
     def read_into(self, buffer: memoryview) -> int:
         """Fill `buffer` as far as there is anything to send; returns the bytes stored.
@@ -180,6 +186,8 @@ class SaveSession:
             out.append(segment)
             room -= len(segment)
             self._segments_bytes -= len(segment)
+            if self._kind is _Kind.INITIAL:
+                self.sent_initial_bytes += len(segment)
         if self._segments and self._borrowed:
             # The rest of this record is already under its checksum, but the device may write: keep a copy.
             self._segments = deque([memoryview(b"".join(self._segments))])

@@ -27,9 +27,8 @@ from vfu_dev.uapi import DeviceState
 
 logger = logging.getLogger(__name__)
 
-# Requests served before the other sockets are looked at again. At 10 us a posted write this is about a
-# millisecond.
-_REQUESTS_A_TURN = 100
+# How long requests are served before the other sockets are looked at again.
+_TURN_SECONDS = 0.01
 # One step of work that has nobody waiting on the vfio-user socket: short against the client's patience, and a
 # guest's.
 _IDLE_STEP_SECONDS = 0.005
@@ -216,8 +215,8 @@ class Server:
     def _poll(self) -> None:
         """Wait on what the library waits on: the connection, or the listening socket while there is none.
 
-        Called whenever that may have changed. It registers anew even when the number is the same: the kernel forgot
-        the old registration when the library closed the old connection.
+        Called whenever that may have changed. It registers anew even when the number is the same: the kernel
+        forgot the old registration when the library closed the old connection.
         """
         if self._polled_fd >= 0:
             with contextlib.suppress(KeyError, OSError):
@@ -247,11 +246,11 @@ class Server:
         logger.info("%s: a client is connected", self.device.name)
 
     def _serve_requests(self) -> None:
-        run = self._context.run
+        run, clock = self._context.run, time.monotonic
+        deadline = clock() + _TURN_SECONDS
         try:
-            for _ in range(_REQUESTS_A_TURN):
-                if not run():
-                    break
+            while run() and clock() < deadline:
+                pass
         except ConnectionResetError:
             self._lost_connection()
             self._poll()
