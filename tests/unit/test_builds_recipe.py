@@ -72,6 +72,19 @@ def test_a_second_build_does_nothing_and_a_changed_input_builds_anew(cache: Cach
     assert first.path.exists(), "the artifact of the old input is still whole, for whoever uses it"
 
 
+def test_inputs_that_change_during_a_build_are_not_published_under_the_old_name(cache: Cache) -> None:
+    tiny = Tiny()
+
+    def edited(context: Context, out: Path) -> Facts:
+        tiny.flags = ["-O3"]
+        return tiny.make(context, out)
+
+    with pytest.raises(BuildError, match="changed meanwhile"):
+        build(tiny.recipe(make=edited), cache, Options(), quiet())
+    assert not list((cache.root / "tmp").iterdir())
+    assert build(tiny.recipe(), cache, Options(), quiet()).built
+
+
 def test_the_manifest_says_what_went_in_and_what_came_out(cache: Cache) -> None:
     recipe = Tiny().recipe()
     build(recipe, cache, Options(), quiet())

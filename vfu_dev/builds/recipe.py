@@ -152,6 +152,8 @@ def build(
         began = time.monotonic()
         with cache.building(recipe.name, key) as temporary:
             facts = recipe.make(context, temporary)
+            if recipe.key() != key:
+                raise BuildError(f"what {recipe.name} is built from changed meanwhile; run the build again")
             seconds = round(time.monotonic() - began, 1)
             _write_manifest(recipe, key, facts, seconds, temporary)
     reporter.say(f"{recipe.name}: built in {seconds:.1f} s")
