@@ -6,7 +6,7 @@
 
 from vfu_dev.metrics.collector import ALL_METRICS, DeviceCollector, device_registry
 from vfu_dev.metrics.families import DEVICE_LABEL, PREFIX, Metric
-from vfu_dev.metrics.snapshot import Snapshot, Totals
+from vfu_dev.metrics.snapshot import Snapshot
 
 __all__ = [
     "ALL_METRICS",
@@ -15,6 +15,5 @@ __all__ = [
     "DeviceCollector",
     "Metric",
     "Snapshot",
-    "Totals",
     "device_registry",
 ]

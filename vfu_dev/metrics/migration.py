@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from prometheus_client.metrics_core import Metric as Family
 
 from vfu_dev.metrics.families import Metric
-from vfu_dev.metrics.snapshot import LOAD_RESULTS, SAVE_RESULTS, SENT_PHASES, Snapshot
+from vfu_dev.metrics.snapshot import Snapshot
+from vfu_dev.migration.totals import LOAD_RESULTS, SAVE_RESULTS, SENT_PHASES
 
 STATE = Metric(
     "vfu_migration_state",
@@ -39,6 +40,12 @@ SAVES = Metric(
     "Outgoing migrations ended, by result. cancelled: the client went back to RUNNING. reset, disconnected: "
     "what came in between. failed: an error here. A rise of anything but completed is a migration lost.",
     ("result",),
+)
+AUDIT_FAILURES = Metric(
+    "vfu_migration_audit_failures_total",
+    "counter",
+    "Outgoing migrations after which memory was not what had been sent. Any rise is a write that dirty "
+    "tracking missed: the destination runs on a wrong state.",
 )
 LOADS_STARTED = Metric(
     "vfu_migration_loads_started_total",
@@ -115,6 +122,7 @@ METRICS = (
     TRANSITIONS,
     SAVES_STARTED,
     SAVES,
+    AUDIT_FAILURES,
     LOADS_STARTED,
     LOADS,
     SENT_BYTES,
@@ -140,6 +148,7 @@ def collect(snapshot: Snapshot) -> Iterator[Family]:
     yield TRANSITIONS.many(device, [((origin, to), count) for origin, to, count in snapshot.transitions])
     yield SAVES_STARTED.one(device, totals.saves_started)
     yield SAVES.many(device, [((result,), totals.saves[result]) for result in SAVE_RESULTS])
+    yield AUDIT_FAILURES.one(device, totals.audit_failures)
     yield LOADS_STARTED.one(device, totals.loads_started)
     yield LOADS.many(device, [((result,), totals.loads[result]) for result in LOAD_RESULTS])
     yield SENT_BYTES.many(device, [((phase,), totals.sent_bytes[phase]) for phase in SENT_PHASES])
@@ -148,9 +157,9 @@ def collect(snapshot: Snapshot) -> Iterator[Family]:
     yield PAGES_SENT.one(device, totals.pages_sent)
     yield PAGES_RESENT.one(device, totals.pages_resent)
     yield ZERO_PAGES.one(device, totals.zero_pages)
-    yield SCANS.one(device, totals.scans)
-    yield SCANNED_PAGES.one(device, totals.scanned_pages)
-    yield SCAN_SECONDS.one(device, totals.scan_seconds)
+    yield SCANS.one(device, snapshot.scans["looks"])
+    yield SCANNED_PAGES.one(device, snapshot.scans["pages"])
+    yield SCAN_SECONDS.one(device, snapshot.scans["seconds"])
     yield READ_SECONDS.one(device, histograms["migration_read"])
     yield STOP_COPY_SECONDS.one(device, histograms["stop_copy"])
     yield DOWNTIME_SECONDS.one(device, histograms["downtime"])

@@ -1,0 +1,109 @@
+"""Takes a sample of a running migration ten times a second, by the clock of whoever owns the device."""
+
+from __future__ import annotations
+
+import time
+
+from vfu_dev.migration.engine import Migration
+from vfu_dev.migration.forecast import Forecast, page_stream_bytes
+from vfu_dev.migration.fsm import PRE_COPY_GROUP
+from vfu_dev.migration.watch import Sample
+from vfu_dev.uapi import DeviceState
+
+# QEMU looks at its bandwidth as often (BUFFER_DELAY of migration.c).
+SAMPLE_SECONDS = 0.1
+# A sample looks at all pages and may take this share of the time: a big memory is looked at less often.
+_MAX_SHARE = 0.02
+
+_SAMPLED = PRE_COPY_GROUP | {DeviceState.STOP_COPY, DeviceState.RESUMING}
+
+
+class Sampler:
+    """Samples one device's migration; the loop asks `timeout` and calls `poll` when it likes.
+
+    Args:    interval_seconds: between two samples.
+    """
+
+    def __init__(self, migration: Migration, interval_seconds: float = SAMPLE_SECONDS) -> None:
+        self._migration = migration
+        self._interval = interval_seconds
+        self._state = migration.state
+        self._sampled = 0.0  # when, of time.monotonic
+        self._due = 0.0
+        self._transferred = 0
+        self._saves = self._loads = 0
+        self.cost_seconds = 0.0  # of the last sample
+
+    def timeout(self) -> float | None:
+        """Return the seconds until the next sample, None when there is nothing to sample."""
+        state = self._migration.state
+        if state is not self._state:
+            return 0.0
+        if state not in _SAMPLED:
+            return None
+        return max(0.0, self._due - time.monotonic())
+
+    def poll(self) -> None:
+        """Take a sample if one is due: after each interval, and whenever the state is another one."""
+        state = self._migration.state
+        if state not in _SAMPLED and self._state not in _SAMPLED:
+            self._state = state
+            return
+        now = time.monotonic()
+        if now < self._due and state is self._state:
+            return
+        self._sample(state, now)
+        self.cost_seconds = time.monotonic() - now
+        self._due = now + max(self._interval, self.cost_seconds / _MAX_SHARE)
+        self._state = state
+
+    def _sample(self, state: DeviceState, now: float) -> None:
+        migration, watch = self._migration, self._migration.watch
+        forecaster = watch.forecaster
+        initial = dirty = None
+        passes = 0
+        if state in PRE_COPY_GROUP:
+            info = migration.precopy_info()  # looks at what was written since the look before
+            initial, dirty = info.initial_bytes, info.dirty_bytes
+            written = sum(
+                page_stream_bytes(memory.pages.take_recent(), memory.page_size_bytes)
+                for memory in migration.contents.memories
+            )
+            # The first look of a session finds whatever was written since the session before.
+            if watch.totals.saves_started == self._saves:
+                forecaster.dirty.note(now - self._sampled, written)
+                forecaster.reads.tick()
+            self._saves = watch.totals.saves_started
+        if state is DeviceState.RESUMING:
+            watch.forecast = Forecast()
+            load = migration.load_status()
+            assert load is not None
+            transferred = load["received_bytes"]
+            assert isinstance(transferred, int)
+            if watch.totals.loads_started == self._loads and self._state is state:
+                rate = (transferred - self._transferred) / (now - self._sampled)
+                watch.forecast.transfer_rate_bytes_per_second = rate
+            self._loads = watch.totals.loads_started
+        else:
+            transferred, passes = migration.sent()
+            if state in _SAMPLED:
+                watch.forecast = forecaster.forecast(initial, dirty)
+            else:
+                watch.forecast = Forecast()
+        figures = watch.forecast
+        watch.add_sample(
+            Sample(
+                time=time.time(),
+                state=state.name,
+                initial_bytes=figures.initial_bytes,
+                dirty_bytes=figures.dirty_bytes,
+                stop_copy_length_bytes=figures.stop_copy_length_bytes,
+                transferred_bytes=transferred,
+                dirty_rate_bytes_per_second=figures.dirty_rate_bytes_per_second,
+                transfer_rate_bytes_per_second=figures.transfer_rate_bytes_per_second,
+                predicted_downtime_seconds=figures.predicted_downtime_seconds,
+                passes=passes,
+            )
+        )
+        self._transferred = transferred
+        self._sampled = now

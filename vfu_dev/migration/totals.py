@@ -1,0 +1,38 @@
+"""What migrations counted since the server started: plain integers, one thread adds, others read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+# Why an outgoing migration ended. `failed`: an error here.
+SAVE_RESULTS = ("completed", "cancelled", "reset", "disconnected", "failed")
+# Why an incoming one did. `refused`: the stream was damaged, foreign or cut off.
+LOAD_RESULTS = ("completed", "refused", "reset", "disconnected", "failed")
+SENT_PHASES = ("pre_copy_initial", "pre_copy_dirty", "stop_copy")
+
+
+def _zeros(names: tuple[str, ...]) -> Callable[[], dict[str, int]]:
+    return lambda: dict.fromkeys(names, 0)
+
+
+@dataclass
+class Totals:
+    """Sums over all migrations of one device; bytes are of the stream, framing included."""
+
+    saves_started: int = 0
+    saves: dict[str, int] = field(default_factory=_zeros(SAVE_RESULTS))
+    audit_failures: int = 0
+    loads_started: int = 0
+    loads: dict[str, int] = field(default_factory=_zeros(LOAD_RESULTS))
+    sent_bytes: dict[str, int] = field(default_factory=_zeros(SENT_PHASES))
+    received_bytes: int = 0
+    passes: int = 0
+    pages_sent: int = 0
+    pages_resent: int = 0
+    zero_pages: int = 0
+
+
+def interruption(reason: str) -> str:
+    """Return the result of a migration that a reset or lost connection ended, from the reason logged."""
+    return "disconnected" if reason.startswith("connection") else "reset"

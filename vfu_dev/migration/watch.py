@@ -1,0 +1,128 @@
+"""What one device's migrations count and measure while they run; `metrics`, `status` and `top` read it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import NamedTuple
+
+from vfu_dev.histogram import DOWNTIME_EDGES_SECONDS, MMIO_EDGES_SECONDS, Histogram
+from vfu_dev.migration.forecast import Forecast, Forecaster
+from vfu_dev.migration.totals import Totals
+from vfu_dev.uapi import DeviceState
+
+# Five minutes at the usual ten a second.
+SAMPLES_KEPT = 3000
+
+_RUNNING = frozenset({DeviceState.RUNNING, DeviceState.PRE_COPY})
+
+
+class Sample(NamedTuple):
+    """A migration at one moment; what is not known is None. Bytes are of the stream."""
+
+    time: float  # Unix time
+    state: str
+    initial_bytes: int | None
+    dirty_bytes: int | None
+    stop_copy_length_bytes: int | None
+    transferred_bytes: int  # sent since PRE_COPY or STOP_COPY began, or received since RESUMING did
+    dirty_rate_bytes_per_second: float | None
+    transfer_rate_bytes_per_second: float | None
+    predicted_downtime_seconds: float | None
+    passes: int
+
+
+class Watch:
+    """The figures of one device's migrations. The engine tells it what happens; nothing here changes a thing.
+
+    Attributes:
+        arcs: how often each change of state happened.
+        entered: when the present state was entered, Unix time.
+        samples: the most recent ones; `sampled` counts all there ever were.
+        forecast: as of the last sample; empty when no migration runs.
+        last_*: of the last completed outgoing migration; the prediction is that of when the device stopped.
+    """
+
+    def __init__(self) -> None:
+        self.totals = Totals()
+        self.arcs: dict[tuple[DeviceState, DeviceState], int] = {}
+        self.entered = time.time()
+        self.read_seconds = Histogram(MMIO_EDGES_SECONDS)
+        self.stop_copy_seconds = Histogram(DOWNTIME_EDGES_SECONDS)
+        self.downtime_seconds = Histogram(DOWNTIME_EDGES_SECONDS)
+        self.forecaster = Forecaster()
+        self.forecast = Forecast()
+        self.samples: deque[Sample] = deque(maxlen=SAMPLES_KEPT)
+        self.sampled = 0
+        self.last_stop_copy_seconds: float | None = None
+        self.last_downtime_seconds: float | None = None
+        self.last_predicted_downtime_seconds: float | None = None
+        self._stopped_ns = 0  # the device stands still since
+        self._stop_copy_ns = 0  # STOP_COPY since
+        self._stop_copy_seconds: float | None = None
+        self._estimated: tuple[float | None, float | None] = (None, None)
+
+    def state_changed(self, origin: DeviceState, target: DeviceState) -> None:
+        """Count an arc, or the jump of a reset."""
+        self.arcs[origin, target] = self.arcs.get((origin, target), 0) + 1
+        self.entered = time.time()
+        now = time.perf_counter_ns()
+        if origin in _RUNNING and target not in _RUNNING:
+            # PRE_COPY_P2P and RUNNING_P2P are where a client with several devices begins to stop them.
+            self._stopped_ns = now
+            self._estimated = self.forecaster.estimate()
+        if target is DeviceState.STOP_COPY:
+            self._stop_copy_ns = now
+
+    @property
+    def predicted_seconds(self) -> float | None:
+        """The downtime predicted when the device stopped; None when it was not stopped in a migration."""
+        return self._estimated[1]
+
+    def save_began(self) -> None:
+        """Count an outgoing migration."""
+        self.totals.saves_started += 1
+        self._stop_copy_seconds = None
+        self._estimated = None, None
+        self.forecaster.begin()
+
+    def read(self, asked: int, stored: int, began_ns: int) -> None:
+        """Count a read of the stream that began at `began_ns`, of the clock `time.perf_counter_ns`."""
+        now = time.perf_counter_ns()
+        self.read_seconds.observe_ns(now - began_ns)
+        self.forecaster.reads.note(asked, stored, now)
+        if self.forecaster.length_bytes is not None:
+            self.forecaster.length_bytes -= stored
+
+    def all_read(self) -> None:
+        """Note that the stream was read to its end."""
+        self._stop_copy_seconds = (time.perf_counter_ns() - self._stop_copy_ns) / 1e9
+
+    def save_ended(self, result: str) -> None:
+        """Count the end of an outgoing migration, one of SAVE_RESULTS."""
+        self.totals.saves[result] += 1
+        self.forecast = Forecast()
+        if result != "completed" or self._stop_copy_seconds is None:
+            return
+        downtime = (time.perf_counter_ns() - self._stopped_ns) / 1e9
+        self.stop_copy_seconds.observe(self._stop_copy_seconds)
+        self.downtime_seconds.observe(downtime)
+        self.last_stop_copy_seconds = self._stop_copy_seconds
+        self.last_downtime_seconds = downtime
+        estimated, self.last_predicted_downtime_seconds = self._estimated
+        if estimated is not None:
+            self.forecaster.learn(estimated, downtime)
+
+    def load_ended(self, result: str) -> None:
+        """Count the end of an incoming migration, one of LOAD_RESULTS."""
+        self.totals.loads[result] += 1
+
+    def add_sample(self, sample: Sample) -> None:
+        """Keep a sample."""
+        self.samples.append(sample)
+        self.sampled += 1
+
+    def samples_after(self, sequence: int) -> tuple[int, list[Sample]]:
+        """Return how many samples there ever were, and those kept that came after the first `sequence`."""
+        fresh = min(len(self.samples), max(0, self.sampled - sequence))
+        return self.sampled, list(self.samples)[len(self.samples) - fresh :] if fresh else []
