@@ -18,167 +18,6 @@
 
 #define MIN_PGSIZE 4096
 
-#define ALL_MIGRATION_FLAGS (VFIO_MIGRATION_STOP_COPY | VFIO_MIGRATION_P2P | \
-                             VFIO_MIGRATION_PRE_COPY)
-
-static const char *const state_names[MIGR_NR_STATES] = {
-    [VFIO_DEVICE_STATE_ERROR] = "ERROR",
-    [VFIO_DEVICE_STATE_STOP] = "STOP",
-    [VFIO_DEVICE_STATE_RUNNING] = "RUNNING",
-    [VFIO_DEVICE_STATE_STOP_COPY] = "STOP_COPY",
-    [VFIO_DEVICE_STATE_RESUMING] = "RESUMING",
-    [VFIO_DEVICE_STATE_RUNNING_P2P] = "RUNNING_P2P",
-    [VFIO_DEVICE_STATE_PRE_COPY] = "PRE_COPY",
-    [VFIO_DEVICE_STATE_PRE_COPY_P2P] = "PRE_COPY_P2P",
-};
-
-/*
- * The first step of the path from [one state] to [another], for a device that
- * has every state; 0 is VFIO_DEVICE_STATE_ERROR and means that there is none.
- *
- * The rules are those of <linux/vfio.h> (enum vfio_device_mig_state): take the
- * shortest path, and do not pass through the saving group. The latter keeps a
- * path from opening a data transfer session only to throw it away, so it does
- * not forbid PRE_COPY -> PRE_COPY_P2P -> STOP_COPY, which stays in one session.
- * STOP_COPY -> PRE_COPY* is refused outright, although a path exists.
- *
- * A device without some of the optional states behaves as if it passed through
- * them: the arcs on either side become one, see migr_next_state().
- */
-static const uint8_t next_state[MIGR_NR_STATES][MIGR_NR_STATES] = {
-    [VFIO_DEVICE_STATE_STOP] = {
-        [VFIO_DEVICE_STATE_STOP]         = VFIO_DEVICE_STATE_STOP,
-        [VFIO_DEVICE_STATE_RUNNING]      = VFIO_DEVICE_STATE_RUNNING_P2P,
-        [VFIO_DEVICE_STATE_STOP_COPY]    = VFIO_DEVICE_STATE_STOP_COPY,
-        [VFIO_DEVICE_STATE_RESUMING]     = VFIO_DEVICE_STATE_RESUMING,
-        [VFIO_DEVICE_STATE_RUNNING_P2P]  = VFIO_DEVICE_STATE_RUNNING_P2P,
-        [VFIO_DEVICE_STATE_PRE_COPY]     = VFIO_DEVICE_STATE_RUNNING_P2P,
-        [VFIO_DEVICE_STATE_PRE_COPY_P2P] = VFIO_DEVICE_STATE_RUNNING_P2P,
-    },
-    [VFIO_DEVICE_STATE_RUNNING] = {
-        [VFIO_DEVICE_STATE_STOP]         = VFIO_DEVICE_STATE_RUNNING_P2P,
-        [VFIO_DEVICE_STATE_RUNNING]      = VFIO_DEVICE_STATE_RUNNING,
-        [VFIO_DEVICE_STATE_STOP_COPY]    = VFIO_DEVICE_STATE_RUNNING_P2P,
-        [VFIO_DEVICE_STATE_RESUMING]     = VFIO_DEVICE_STATE_RUNNING_P2P,
-        [VFIO_DEVICE_STATE_RUNNING_P2P]  = VFIO_DEVICE_STATE_RUNNING_P2P,
-        [VFIO_DEVICE_STATE_PRE_COPY]     = VFIO_DEVICE_STATE_PRE_COPY,
-        [VFIO_DEVICE_STATE_PRE_COPY_P2P] = VFIO_DEVICE_STATE_RUNNING_P2P,
-    },
-    [VFIO_DEVICE_STATE_STOP_COPY] = {
-        [VFIO_DEVICE_STATE_STOP]         = VFIO_DEVICE_STATE_STOP,
-        [VFIO_DEVICE_STATE_RUNNING]      = VFIO_DEVICE_STATE_STOP,
-        [VFIO_DEVICE_STATE_STOP_COPY]    = VFIO_DEVICE_STATE_STOP_COPY,
-        [VFIO_DEVICE_STATE_RESUMING]     = VFIO_DEVICE_STATE_STOP,
-        [VFIO_DEVICE_STATE_RUNNING_P2P]  = VFIO_DEVICE_STATE_STOP,
-    },
-    [VFIO_DEVICE_STATE_RESUMING] = {
-        [VFIO_DEVICE_STATE_STOP]         = VFIO_DEVICE_STATE_STOP,
-        [VFIO_DEVICE_STATE_RUNNING]      = VFIO_DEVICE_STATE_STOP,
-        [VFIO_DEVICE_STATE_STOP_COPY]    = VFIO_DEVICE_STATE_STOP,
-        [VFIO_DEVICE_STATE_RESUMING]     = VFIO_DEVICE_STATE_RESUMING,
-        [VFIO_DEVICE_STATE_RUNNING_P2P]  = VFIO_DEVICE_STATE_STOP,
-        [VFIO_DEVICE_STATE_PRE_COPY]     = VFIO_DEVICE_STATE_STOP,
-        [VFIO_DEVICE_STATE_PRE_COPY_P2P] = VFIO_DEVICE_STATE_STOP,
-    },
-    [VFIO_DEVICE_STATE_RUNNING_P2P] = {
-        [VFIO_DEVICE_STATE_STOP]         = VFIO_DEVICE_STATE_STOP,
-        [VFIO_DEVICE_STATE_RUNNING]      = VFIO_DEVICE_STATE_RUNNING,
-        [VFIO_DEVICE_STATE_STOP_COPY]    = VFIO_DEVICE_STATE_STOP,
-        [VFIO_DEVICE_STATE_RESUMING]     = VFIO_DEVICE_STATE_STOP,
-        [VFIO_DEVICE_STATE_RUNNING_P2P]  = VFIO_DEVICE_STATE_RUNNING_P2P,
-        [VFIO_DEVICE_STATE_PRE_COPY]     = VFIO_DEVICE_STATE_RUNNING,
-        [VFIO_DEVICE_STATE_PRE_COPY_P2P] = VFIO_DEVICE_STATE_PRE_COPY_P2P,
-    },
-    [VFIO_DEVICE_STATE_PRE_COPY] = {
-        [VFIO_DEVICE_STATE_STOP]         = VFIO_DEVICE_STATE_RUNNING,
-        [VFIO_DEVICE_STATE_RUNNING]      = VFIO_DEVICE_STATE_RUNNING,
-        [VFIO_DEVICE_STATE_STOP_COPY]    = VFIO_DEVICE_STATE_PRE_COPY_P2P,
-        [VFIO_DEVICE_STATE_RESUMING]     = VFIO_DEVICE_STATE_RUNNING,
-        [VFIO_DEVICE_STATE_RUNNING_P2P]  = VFIO_DEVICE_STATE_RUNNING,
-        [VFIO_DEVICE_STATE_PRE_COPY]     = VFIO_DEVICE_STATE_PRE_COPY,
-        [VFIO_DEVICE_STATE_PRE_COPY_P2P] = VFIO_DEVICE_STATE_PRE_COPY_P2P,
-    },
-    [VFIO_DEVICE_STATE_PRE_COPY_P2P] = {
-        [VFIO_DEVICE_STATE_STOP]         = VFIO_DEVICE_STATE_RUNNING_P2P,
-        [VFIO_DEVICE_STATE_RUNNING]      = VFIO_DEVICE_STATE_RUNNING_P2P,
-        [VFIO_DEVICE_STATE_STOP_COPY]    = VFIO_DEVICE_STATE_STOP_COPY,
-        [VFIO_DEVICE_STATE_RESUMING]     = VFIO_DEVICE_STATE_RUNNING_P2P,
-        [VFIO_DEVICE_STATE_RUNNING_P2P]  = VFIO_DEVICE_STATE_RUNNING_P2P,
-        [VFIO_DEVICE_STATE_PRE_COPY]     = VFIO_DEVICE_STATE_PRE_COPY,
-        [VFIO_DEVICE_STATE_PRE_COPY_P2P] = VFIO_DEVICE_STATE_PRE_COPY_P2P,
-    },
-};
-
-bool
-migr_state_supported(uint64_t flags, uint32_t state)
-{
-    const uint64_t p2p = VFIO_MIGRATION_P2P;
-    const uint64_t pre_copy = VFIO_MIGRATION_PRE_COPY;
-
-    switch (state) {
-    case VFIO_DEVICE_STATE_ERROR:
-    case VFIO_DEVICE_STATE_STOP:
-    case VFIO_DEVICE_STATE_RUNNING:
-    case VFIO_DEVICE_STATE_STOP_COPY:
-    case VFIO_DEVICE_STATE_RESUMING:
-        return true;
-    case VFIO_DEVICE_STATE_RUNNING_P2P:
-        return flags & p2p;
-    case VFIO_DEVICE_STATE_PRE_COPY:
-        return flags & pre_copy;
-    case VFIO_DEVICE_STATE_PRE_COPY_P2P:
-        return (flags & (p2p | pre_copy)) == (p2p | pre_copy);
-    }
-    return false;
-}
-
-uint32_t
-migr_next_state(uint64_t flags, uint32_t from, uint32_t to)
-{
-    uint32_t next = from;
-
-    if (from >= MIGR_NR_STATES || to >= MIGR_NR_STATES ||
-        !migr_state_supported(flags, from) ||
-        !migr_state_supported(flags, to)) {
-        return VFIO_DEVICE_STATE_ERROR;
-    }
-
-    do {
-        next = next_state[next][to];
-    } while (!migr_state_supported(flags, next));
-
-    return next;
-}
-
-static vfu_migr_state_t
-state_vfio_to_vfu(uint32_t state)
-{
-    switch (state) {
-    case VFIO_DEVICE_STATE_STOP:
-        return VFU_MIGR_STATE_STOP;
-    case VFIO_DEVICE_STATE_RUNNING:
-        return VFU_MIGR_STATE_RUNNING;
-    case VFIO_DEVICE_STATE_STOP_COPY:
-        return VFU_MIGR_STATE_STOP_AND_COPY;
-    case VFIO_DEVICE_STATE_RESUMING:
-        return VFU_MIGR_STATE_RESUME;
-    case VFIO_DEVICE_STATE_RUNNING_P2P:
-        return VFU_MIGR_STATE_RUNNING_P2P;
-    case VFIO_DEVICE_STATE_PRE_COPY:
-        return VFU_MIGR_STATE_PRE_COPY;
-    case VFIO_DEVICE_STATE_PRE_COPY_P2P:
-        return VFU_MIGR_STATE_PRE_COPY_P2P;
-    }
-    return VFU_MIGR_STATE_ERROR;
-}
-
-static bool
-is_pre_copy(uint32_t state)
-{
-    return state == VFIO_DEVICE_STATE_PRE_COPY ||
-           state == VFIO_DEVICE_STATE_PRE_COPY_P2P;
-}
-
 struct migration *
 init_migration(const vfu_migration_callbacks_t *callbacks, int *err)
 {
@@ -247,11 +86,11 @@ take_arc(vfu_ctx_t *vfu_ctx, uint32_t next)
     struct migration *migr = vfu_ctx->migration;
     int ret;
 
-    vfu_log(vfu_ctx, LOG_DEBUG, "migration: %s -> %s", state_names[migr->state],
-            state_names[next]);
+    vfu_log(vfu_ctx, LOG_DEBUG, "migration: %s -> %s",
+            migr_state_names[migr->state], migr_state_names[next]);
 
     vfu_ctx->in_cb = CB_MIGR_STATE;
-    ret = migr->callbacks.transition(vfu_ctx, state_vfio_to_vfu(next));
+    ret = migr->callbacks.transition(vfu_ctx, migr_state_vfio_to_vfu(next));
     vfu_ctx->in_cb = CB_NONE;
 
     if (ret != 0) {
@@ -260,7 +99,7 @@ take_arc(vfu_ctx_t *vfu_ctx, uint32_t next)
             errno = EIO;
         }
         vfu_log(vfu_ctx, LOG_ERR, "migration: %s -> %s failed: %m",
-                state_names[migr->state], state_names[next]);
+                migr_state_names[migr->state], migr_state_names[next]);
         return -1;
     }
 
@@ -288,7 +127,7 @@ migration_set_state(vfu_ctx_t *vfu_ctx, uint32_t state)
 
         if (next == VFIO_DEVICE_STATE_ERROR) {
             vfu_log(vfu_ctx, LOG_ERR, "migration: no way from %s to state %u",
-                    state_names[migr->state], state);
+                    migr_state_names[migr->state], state);
             return ERROR_INT(EINVAL);
         }
 
@@ -397,10 +236,10 @@ handle_mig_data_read(vfu_ctx_t *vfu_ctx, vfu_msg_t *msg)
         return ERROR_INT(EINVAL);
     }
 
-    if (!is_pre_copy(migr->state) &&
+    if (!migr_is_pre_copy(migr->state) &&
         migr->state != VFIO_DEVICE_STATE_STOP_COPY) {
         vfu_log(vfu_ctx, LOG_ERR, "migration data read in state %s",
-                state_names[migr->state]);
+                migr_state_names[migr->state]);
         return ERROR_INT(EINVAL);
     }
 
@@ -454,7 +293,7 @@ handle_mig_data_write(vfu_ctx_t *vfu_ctx, vfu_msg_t *msg)
 
     if (migr->state != VFIO_DEVICE_STATE_RESUMING) {
         vfu_log(vfu_ctx, LOG_ERR, "migration data write in state %s",
-                state_names[migr->state]);
+                migr_state_names[migr->state]);
         return ERROR_INT(EINVAL);
     }
 
@@ -506,196 +345,3 @@ vfu_setup_device_migration_callbacks(vfu_ctx_t *vfu_ctx,
     vfu_ctx->migration = migr;
     return 0;
 }
-
-#ifdef VFU_NO_MIGR_EXT
-
-bool
-migration_has_precopy_info(const struct migration *migr UNUSED)
-{
-    return false;
-}
-
-bool
-migration_has_data_size(const struct migration *migr UNUSED)
-{
-    return false;
-}
-
-int
-migration_get_data_size(vfu_ctx_t *vfu_ctx UNUSED,
-                        uint64_t *stop_copy_length UNUSED)
-{
-    return ERROR_INT(ENOTTY);
-}
-
-int
-migration_set_precopy_info_v2(vfu_ctx_t *vfu_ctx UNUSED)
-{
-    return ERROR_INT(ENOTTY);
-}
-
-int
-handle_mig_get_precopy_info(vfu_ctx_t *vfu_ctx UNUSED, vfu_msg_t *msg UNUSED)
-{
-    return ERROR_INT(EINVAL);
-}
-
-#else /* VFU_NO_MIGR_EXT */
-
-bool
-migration_has_precopy_info(const struct migration *migr)
-{
-    return migr != NULL && (migr->flags & VFIO_MIGRATION_PRE_COPY) != 0 &&
-           migr->ext.precopy_info != NULL;
-}
-
-bool
-migration_has_data_size(const struct migration *migr)
-{
-    return migr != NULL && migr->ext.data_size != NULL;
-}
-
-int
-migration_get_data_size(vfu_ctx_t *vfu_ctx, uint64_t *stop_copy_length)
-{
-    assert(migration_has_data_size(vfu_ctx->migration));
-
-    return vfu_ctx->migration->ext.data_size(vfu_ctx, stop_copy_length);
-}
-
-int
-migration_set_precopy_info_v2(vfu_ctx_t *vfu_ctx)
-{
-    struct migration *migr = vfu_ctx->migration;
-
-    assert(migration_has_precopy_info(migr));
-
-    if (migr->ext.precopy_info_v2 != NULL &&
-        migr->ext.precopy_info_v2(vfu_ctx, true) < 0) {
-        return -1;
-    }
-
-    migr->precopy_info_v2 = true;
-    return 0;
-}
-
-int
-handle_mig_get_precopy_info(vfu_ctx_t *vfu_ctx, vfu_msg_t *msg)
-{
-    struct vfio_precopy_info *req = msg->in.iov.iov_base;
-    struct migration *migr = vfu_ctx->migration;
-    struct vfio_precopy_info info = { .argsz = sizeof(info) };
-    struct vfio_precopy_info *reply;
-
-    if (!migration_has_precopy_info(migr)) {
-        vfu_log(vfu_ctx, LOG_ERR, "pre-copy sizes not configured");
-        return ERROR_INT(EINVAL);
-    }
-
-    if (msg->in.iov.iov_len < sizeof(*req) || req->argsz < sizeof(*req)) {
-        vfu_log(vfu_ctx, LOG_ERR, "bad size of pre-copy info request (%zu)",
-                msg->in.iov.iov_len);
-        return ERROR_INT(EINVAL);
-    }
-
-    if (!is_pre_copy(migr->state)) {
-        vfu_log(vfu_ctx, LOG_ERR, "pre-copy info in state %s",
-                state_names[migr->state]);
-        return ERROR_INT(EINVAL);
-    }
-
-    if (migr->ext.precopy_info(vfu_ctx, &info) < 0) {
-        vfu_log(vfu_ctx, LOG_ERR, "device has no pre-copy info: %m");
-        return -1;
-    }
-
-    reply = malloc(sizeof(*reply));
-    if (reply == NULL) {
-        return -1;
-    }
-
-    /* An older client may treat a flag that it does not know as an error. */
-    *reply = info;
-    reply->argsz = sizeof(*reply);
-    reply->flags &= migr->precopy_info_v2 ? VFIO_PRECOPY_INFO_REINIT : 0;
-
-    msg->out.iov.iov_base = reply;
-    msg->out.iov.iov_len = sizeof(*reply);
-    return 0;
-}
-
-EXPORT int
-vfu_setup_device_migration_ext(vfu_ctx_t *vfu_ctx,
-                               const vfu_migration_ext_t *ext)
-{
-    assert(vfu_ctx != NULL);
-    assert(ext != NULL);
-
-    if (vfu_ctx->migration == NULL) {
-        vfu_log(vfu_ctx, LOG_ERR, "migration callbacks must be set up first");
-        return ERROR_INT(EINVAL);
-    }
-
-    if (ext->version != VFU_MIGR_EXT_VERS || ext->reserved != 0) {
-        vfu_log(vfu_ctx, LOG_ERR, "unsupported migration extension version %d",
-                ext->version);
-        return ERROR_INT(EINVAL);
-    }
-
-    /* <linux/vfio.h>: GET_PRECOPY_INFO is mandatory for PRE_COPY. */
-    if ((ext->migration_flags & ~(uint64_t)ALL_MIGRATION_FLAGS) != 0 ||
-        (ext->migration_flags & VFIO_MIGRATION_STOP_COPY) == 0 ||
-        ((ext->migration_flags & VFIO_MIGRATION_PRE_COPY) != 0 &&
-         ext->precopy_info == NULL)) {
-        vfu_log(vfu_ctx, LOG_ERR, "bad migration flags %#lx",
-                ext->migration_flags);
-        return ERROR_INT(EINVAL);
-    }
-
-    vfu_ctx->migration->ext = *ext;
-    vfu_ctx->migration->flags = ext->migration_flags;
-    return 0;
-}
-
-EXPORT int
-vfu_migration_get_state(vfu_ctx_t *vfu_ctx)
-{
-    assert(vfu_ctx != NULL);
-
-    if (vfu_ctx->migration == NULL) {
-        return ERROR_INT(ENOTSUP);
-    }
-
-    return state_vfio_to_vfu(vfu_ctx->migration->state);
-}
-
-EXPORT int
-vfu_migration_fail(vfu_ctx_t *vfu_ctx)
-{
-    assert(vfu_ctx != NULL);
-
-    if (vfu_ctx->migration == NULL) {
-        return ERROR_INT(ENOTSUP);
-    }
-
-    vfu_log(vfu_ctx, LOG_ERR, "migration: %s -> ERROR",
-            state_names[vfu_ctx->migration->state]);
-    vfu_ctx->migration->state = VFIO_DEVICE_STATE_ERROR;
-    return 0;
-}
-
-EXPORT bool
-vfu_client_has_precopy_info(vfu_ctx_t *vfu_ctx)
-{
-    assert(vfu_ctx != NULL);
-
-    return vfu_ctx->client_precopy_info;
-}
-
-EXPORT uint32_t
-vfu_ext_api_version(void)
-{
-    return VFU_MIGR_EXT_VERS;
-}
-
-#endif /* VFU_NO_MIGR_EXT */

@@ -34,7 +34,16 @@ struct migration {
 uint32_t
 migr_next_state(uint64_t flags, uint32_t from, uint32_t to);
 
+/* Whether a device that announces @flags has @state. */
 bool
 migr_state_supported(uint64_t flags, uint32_t state);
+
+bool
+migr_is_pre_copy(uint32_t state);
+
+vfu_migr_state_t
+migr_state_vfio_to_vfu(uint32_t state);
+
+extern const char *const migr_state_names[MIGR_NR_STATES];
 
 #endif /* LIB_VFIO_USER_MIGRATION_PRIV_H */

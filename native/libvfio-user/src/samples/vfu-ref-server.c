@@ -90,7 +90,8 @@ access_memory(vfu_ctx_t *vfu_ctx, char *buf, size_t count, loff_t offset,
     }
 
     memcpy(s->memory + offset, buf, count);
-    for (page = offset / PGSIZE; page <= (offset + count - 1) / PGSIZE; page++) {
+    for (page = offset / PGSIZE; page <= (offset + count - 1) / PGSIZE;
+         page++) {
         if (page < s->next_page && !s->dirty[page]) {
             s->dirty[page] = 1;
             s->nr_dirty++;
@@ -366,7 +367,8 @@ main(int argc, char *argv[])
     }
 
     if (vfu_setup_log(ctx, log_message, LOG_ERR) < 0 ||
-        vfu_pci_init(ctx, VFU_PCI_TYPE_EXPRESS, PCI_HEADER_TYPE_NORMAL, 1) < 0) {
+        vfu_pci_init(ctx, VFU_PCI_TYPE_EXPRESS, PCI_HEADER_TYPE_NORMAL,
+                     1) < 0) {
         err(EXIT_FAILURE, "failed to set up the device");
     }
     vfu_pci_set_id(ctx, 0x4656, 0x4d52, 0, 0);

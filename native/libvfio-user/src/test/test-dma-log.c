@@ -259,7 +259,7 @@ static void
 test_map_bounds(void **state UNUSED)
 {
     int fd = memfd_create("test", 0);
-    struct iovec iov;
+    struct iovec iov = { 0 };
     dma_sg_t sg;
 
     assert_int_equal(0, ftruncate(fd, 2 * UNIT));

@@ -4,7 +4,7 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-/* The migration state machine, its requests, and what a client may get wrong. */
+/* The migration state machine, its requests, and bad ones. */
 
 #include <stdarg.h>
 #include <stddef.h>
@@ -266,8 +266,8 @@ force_state(uint32_t state)
 }
 
 /*
- * The oracle: the arcs that <linux/vfio.h> lists, or the vfio-user specification
- * for a device without P2P, and a breadth-first search.
+ * The oracle: the arcs that <linux/vfio.h> lists, or, for a device without P2P,
+ * the vfio-user specification, and a breadth-first search.
  */
 static const struct {
     uint32_t from, to;

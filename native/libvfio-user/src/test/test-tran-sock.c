@@ -106,7 +106,8 @@ setup(void **state UNUSED)
     ctx = vfu_create_ctx(VFU_TRANS_SOCK, path, LIBVFIO_USER_FLAG_ATTACH_NB,
                          NULL, VFU_DEV_TYPE_PCI);
     if (ctx == NULL ||
-        vfu_pci_init(ctx, VFU_PCI_TYPE_EXPRESS, PCI_HEADER_TYPE_NORMAL, 0) < 0) {
+        vfu_pci_init(ctx, VFU_PCI_TYPE_EXPRESS, PCI_HEADER_TYPE_NORMAL,
+                     0) < 0) {
         return -1;
     }
     vfu_pci_get_config_space(ctx)->hdr.bars[2].raw |=
