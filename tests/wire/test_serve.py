@@ -1,0 +1,125 @@
+"""`vfu-dev serve` as a process: how it starts, stops, and outlives its clients."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from serverkit import ServerFactory, wait_until
+
+from vfu_dev.uapi import DeviceState
+
+VFU_DEV = [sys.executable, "-c", "import sys; from vfu_dev.cli import main; sys.exit(main())"]
+
+
+def run(library: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `vfu-dev serve` for a case that is expected to end by itself."""
+    environment = os.environ | {"VFU_DEV_LIBVFIO_USER": str(library)}
+    return subprocess.run(
+        [*VFU_DEV, "serve", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--memory", "10K"], "memory memory: size 10240 is not a multiple of the page size 4096"),
+        (["--memory", "lots"], "not a size: 'lots'"),
+        (["--page-size", "1K"], "--page-size 1024: at least 4096"),
+        (["--page-size", "6K", "--memory", "6M"], "not a power of two"),
+        (["--fill", "seed"], "--fill 'seed': expected a number"),
+        (["--library", "/nonexistent.so"], "cannot load libvfio-user"),
+        (["--control", "/nonexistent/c"], "there is no folder /nonexistent"),
+    ],
+)
+def test_impossible_options_are_one_line_and_leave_nothing(
+    library: Path, short_tmp: Path, options: list[str], text: str
+) -> None:
+    path = short_tmp / "s"
+    result = run(library, "--socket", str(path), *options)
+    assert result.returncode != 0
+    assert text in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not path.exists()
+
+
+def test_sigterm_in_the_middle_of_a_migration_is_a_clean_stop(serve: ServerFactory) -> None:
+    server = serve("--fill", "1")
+    with server.connect() as device:
+        device.migration.set_state(DeviceState.PRE_COPY)
+        device.migration.read(10_000)
+        assert server.stop() == 0
+    assert not server.socket.exists()
+    assert not server.control_path.exists()
+
+
+def test_sigint_and_quit_are_clean_stops_too(serve: ServerFactory) -> None:
+    first, second = serve(), serve()
+    first.process.send_signal(signal.SIGINT)
+    with second.control() as control:
+        control.command("quit")
+    for server in (first, second):
+        assert server.process.wait(15) == 0
+        assert not server.socket.exists()
+
+
+def test_a_live_servers_socket_is_an_error_and_a_dead_ones_is_taken_over(
+    library: Path, serve: ServerFactory
+) -> None:
+    server = serve(name="twice")
+    for option, path in [("--socket", server.socket), ("--control", server.control_path)]:
+        arguments = ["--socket", str(server.socket) + ".other", option, str(path)]
+        result = run(library, *arguments)
+        assert result.returncode == 1
+        assert "a server is alive there" in result.stderr
+    assert server.status()["state"] == "RUNNING"
+    server.kill()
+    assert server.socket.exists()
+    again = serve(name="twice")
+    with again.connect() as device:
+        assert bytes(device.region_read(0, 0, 4)) == b"VFUD"
+
+
+def test_a_client_lost_in_pre_copy_leaves_a_device_that_can_be_migrated(serve: ServerFactory) -> None:
+    """The record says why the migration ended; the next client completes one."""
+    server = serve("--fill", "1")
+    device = server.connect()
+    device.migration.set_state(DeviceState.PRE_COPY)
+    device.migration.read(100_000)
+    device.close()
+    status = wait_until(lambda: (s := server.status())["state"] == "RUNNING" and s, "the device runs again")
+    assert status["save"]["status"] == "aborted"
+    assert status["save"]["error"] == "connection lost"
+    with server.connect() as device:
+        device.migration.set_state(DeviceState.STOP_COPY)
+        while device.migration.read(1 << 20):
+            pass
+        status = server.status()
+        assert (status["save"]["status"], status["save"]["audited"]) == ("completed", True)
+        assert [t["to"] for t in status["transitions"]][-3:] == ["RUNNING_P2P", "STOP", "STOP_COPY"]
+
+
+def test_initial_is_what_the_operator_says(serve: ServerFactory) -> None:
+    server = serve("--fill", "1", "--initial", "64K")
+    with server.connect() as device:
+        device.migration.set_state(DeviceState.PRE_COPY)
+        info = device.migration.precopy_info()
+        assert 64 << 10 < info.initial_bytes < 66 << 10
+        assert info.dirty_bytes > (1 << 20) - (64 << 10)
+
+
+def test_digest_of_a_quiet_device_is_stable(serve: ServerFactory) -> None:
+    one, two = serve("--fill", "7"), serve("--fill", "7")
+    with one.control() as first, two.control() as second:
+        results = [first.command("digest"), second.command("digest")]
+    assert results[0]["digest"] == results[1]["digest"]
+    assert all(result["stable"] for result in results)
