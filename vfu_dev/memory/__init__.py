@@ -6,7 +6,7 @@ holds the vectorised work on many pages at once: find zero pages, gather, scatte
 
 from vfu_dev.memory.device_memory import DeviceMemory
 from vfu_dev.memory.pages import PageMap
-from vfu_dev.memory.scan import fold_hashes, gather, hash_pages, scatter, zero_page_hash, zero_pages
+from vfu_dev.memory.scan import fold_hashes, gather, hash_pages, scatter, zero_pages
 
 __all__ = [
     "DeviceMemory",
@@ -15,6 +15,5 @@ __all__ = [
     "gather",
     "hash_pages",
     "scatter",
-    "zero_page_hash",
     "zero_pages",
 ]

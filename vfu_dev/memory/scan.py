@@ -63,18 +63,23 @@ def scatter(pages: npt.NDArray[np.uint8], indices: PageIndices, payload: npt.NDA
 
 
 def hash_pages(raw: memoryview, page_size_bytes: int, indices: PageIndices) -> npt.NDArray[np.uint64]:
-    """Return the xxh3 of each of the pages `indices` of `raw`, shape (n,); 190 ns a page, 21 GB/s."""
+    """Return the hash of each of the pages `indices` of `raw`, shape (n,); 190 ns a page, 21 GB/s.
+
+    A page's hash is its xxh3 exclusive-or that of a page of zeros. So a page of zeros has hash 0, and the hashes
+    of a memory that nobody touched are an array that nobody touched either.
+    """
     digest = xxhash.xxh3_64_intdigest
     size = page_size_bytes
-    return np.array([digest(raw[i * size : (i + 1) * size]) for i in indices.tolist()], dtype=np.uint64)
+    hashes = np.array([digest(raw[i * size : (i + 1) * size]) for i in indices.tolist()], dtype=np.uint64)
+    hashes ^= _zero_page_xxh3(page_size_bytes)
+    return hashes
 
 
 @lru_cache
-def zero_page_hash(page_size_bytes: int) -> int:
-    """Return the xxh3 of a page of zeros, which is also what a page never written holds."""
-    return xxhash.xxh3_64_intdigest(bytes(page_size_bytes))
+def _zero_page_xxh3(page_size_bytes: int) -> np.uint64:
+    return np.uint64(xxhash.xxh3_64_intdigest(bytes(page_size_bytes)))
 
 
 def fold_hashes(hashes: npt.NDArray[np.uint64]) -> bytes:
     """Return the 16-byte digest of a memory from the hashes of all its pages, in order."""
-    return xxhash.xxh3_128_digest(hashes.astype("<u8", copy=False).tobytes())
+    return xxhash.xxh3_128_digest(hashes.astype("<u8", copy=False).data.cast("B"))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from vfu_dev.memory import fold_hashes, hash_pages, zero_page_hash
+from vfu_dev.memory import fold_hashes, hash_pages
 from vfu_dev.migration.schema import MigratableState
 
 
@@ -22,7 +22,7 @@ class StateHasher:
     def __init__(self, state: MigratableState) -> None:
         self._state = state
         self.hashes: list[npt.NDArray[np.uint64]] = [
-            np.full(m.page_count, zero_page_hash(m.page_size_bytes), dtype=np.uint64) for m in state.memories
+            np.zeros(m.page_count, dtype=np.uint64) for m in state.memories
         ]
         self._steps = self._run()
         self.done = False

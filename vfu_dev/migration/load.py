@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vfu_dev.errors import StreamError
-from vfu_dev.memory import DeviceMemory, fold_hashes, hash_pages, scatter, zero_page_hash
+from vfu_dev.memory import DeviceMemory, fold_hashes, hash_pages, scatter
 from vfu_dev.memory.pages import CODE_DATA, CODE_NEVER, CODE_ZERO, PageIndices
 from vfu_dev.migration.schema import MigratableState, blocks_digest
 from vfu_dev.migration.stream import StreamDecoder
@@ -31,8 +31,7 @@ class LoadSession:
         self._hashes: list[npt.NDArray[np.uint64]] = []
         for memory in state.memories:
             memory.clear()
-            zero = zero_page_hash(memory.page_size_bytes)
-            self._hashes.append(np.full(memory.page_count, zero, dtype=np.uint64))
+            self._hashes.append(np.zeros(memory.page_count, dtype=np.uint64))
         self._decoder = StreamDecoder(state, self)
 
     @property
@@ -77,7 +76,7 @@ class LoadSession:
         written = indices[codes[indices] != CODE_NEVER]
         target.rows[written] = 0
         codes[indices] = CODE_ZERO
-        self._hashes[memory][indices] = zero_page_hash(target.page_size_bytes)
+        self._hashes[memory][indices] = 0
 
     def take_block(self, block: int, content: bytes) -> None:
         """Keep a register block until all is verified."""

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from vfu_dev.memory import DeviceMemory, zero_page_hash
+from vfu_dev.memory import DeviceMemory
 from vfu_dev.memory.pages import CODE_DATA, CODE_DIRTY, CODE_ZERO, PageIndices
 from vfu_dev.migration.stream import ZERO_PAGES_A_RECORD, pages_a_record, pages_bytes, zeros_bytes
 
@@ -40,7 +40,7 @@ class PassPlan:
     Attributes:
         initial: pages that count as initial and were not sent yet, shape (page_count,) bool.
         sends: how often each page was sent, saturating, shape (page_count,) uint8.
-        hashes: xxh3 of each page as last sent, shape (page_count,) uint64; never written means zeros.
+        hashes: `hash_pages` of each page as last sent, shape (page_count,) uint64.
     """
 
     def __init__(self, memory: DeviceMemory, cold_first: bool = True) -> None:
@@ -49,7 +49,7 @@ class PassPlan:
         count = memory.page_count
         self.initial = np.zeros(count, dtype=np.bool_)
         self.sends = np.zeros(count, dtype=np.uint8)
-        self.hashes = np.full(count, zero_page_hash(memory.page_size_bytes), dtype=np.uint64)
+        self.hashes = np.zeros(count, dtype=np.uint64)
         self._in_pass = np.zeros(count, dtype=np.bool_)
         self._data = self._zeros = _NO_PAGES
         self._data_at = self._zeros_at = 0

@@ -14,7 +14,7 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-from vfu_dev.memory import DeviceMemory, fold_hashes, gather, hash_pages, zero_page_hash
+from vfu_dev.memory import DeviceMemory, fold_hashes, gather, hash_pages
 from vfu_dev.memory.pages import PageIndices
 from vfu_dev.migration.plan import PassPlan
 from vfu_dev.migration.schema import MigratableState, blocks_digest
@@ -112,7 +112,7 @@ class SaveSession:
 
     @property
     def page_hashes(self) -> list[npt.NDArray[np.uint64]]:
-        """For each memory the xxh3 of each page as it was last sent."""
+        """For each memory the hash of each page as it was last sent."""
         return [plan.hashes for plan in self._plans]
 
     @property
@@ -245,7 +245,7 @@ class SaveSession:
     def _send_zeros(self, index: int, plan: PassPlan, taken: PageIndices) -> None:
         kind = self._count(plan, taken)
         self.counters.zero_pages += len(taken)
-        plan.hashes[taken] = zero_page_hash(plan.memory.page_size_bytes)
+        plan.hashes[taken] = 0
         self._send(kind, self._encoder.record(RecordType.ZEROS, index, len(taken), [_index_bytes(taken)]))
 
     def _send_pages(self, index: int, plan: PassPlan, taken: PageIndices) -> None:
