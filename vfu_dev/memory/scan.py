@@ -65,8 +65,8 @@ def scatter(pages: npt.NDArray[np.uint8], indices: PageIndices, payload: npt.NDA
 def hash_pages(raw: memoryview, page_size_bytes: int, indices: PageIndices) -> npt.NDArray[np.uint64]:
     """Return the hash of each of the pages `indices` of `raw`, shape (n,); 190 ns a page, 21 GB/s.
 
-    A page's hash is its xxh3 exclusive-or that of a page of zeros. So a page of zeros has hash 0, and the hashes
-    of a memory that nobody touched are an array that nobody touched either.
+    A page's hash is its xxh3 exclusive-or that of a page of zeros. So a page of zeros has hash 0, and the
+    hashes of a memory that nobody touched are an array that nobody touched either.
     """
     digest = xxhash.xxh3_64_intdigest
     size = page_size_bytes
