@@ -28,25 +28,27 @@ def test_cookbook_word_for_word(qemu: Path, library: Path, guest_image: Path, tm
     script.write_text("set -e\n" + "\n".join(blocks()))
     tools = Path(sys.executable).parent
     env = dict(os.environ, PATH=f"{tools}{os.pathsep}{os.environ['PATH']}", TMPDIR="/tmp")
-    # Its own session, so that whatever a failing script leaves behind ends with it.
-    shell = subprocess.Popen(
-        ["bash", str(script)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=env,
-        start_new_session=True,
-    )
+    log = tmp_path / "output"
+    # Its own session, so that whatever a failing script leaves behind ends with it; a file, because a pipe
+    # would stay open for as long as a server that it left.
+    with log.open("w") as out:
+        shell = subprocess.Popen(
+            ["bash", str(script)],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=env,
+            start_new_session=True,
+        )
     try:
-        output, _ = shell.communicate(timeout=120)
+        shell.wait(timeout=120)
     except subprocess.TimeoutExpired:
-        os.killpg(shell.pid, signal.SIGKILL)
-        output, _ = shell.communicate()
-        pytest.fail(f"the cookbook hangs:\n{output[-3000:]}")
+        pytest.fail(f"the cookbook hangs:\n{log.read_text()[-3000:]}")
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(shell.pid, signal.SIGKILL)
+        shell.wait()
+    output = log.read_text()
     assert shell.returncode == 0, output[-3000:]
     assert output.count('"verified":true') == 1
     for folder in re.findall(r"/tmp/tmp\.\w+", output)[:1]:

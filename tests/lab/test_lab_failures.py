@@ -20,8 +20,8 @@ from vfu_dev.lab.result import MigrationResult
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]
 
-# Slow enough that a 4 MiB device is half sent for about two seconds: QEMU reads it in blocks of 1 MiB.
-SLOW: dict[str, Any] = {"memory_bytes": 4 * MIB, "max_bandwidth": MIB, "load": LoadPlan(rate_bytes=128 * KIB)}
+# Slow enough that a 2 MiB device is half sent for about a second: QEMU reads it in blocks of 1 MiB.
+SLOW: dict[str, Any] = {"memory_bytes": 2 * MIB, "max_bandwidth": MIB, "load": LoadPlan(rate_bytes=128 * KIB)}
 
 
 async def begin_and_wait_half(lab: Lab) -> None:

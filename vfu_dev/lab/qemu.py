@@ -142,10 +142,16 @@ class Qemu:
             device: dict[str, Any] = {
                 "driver": "vfio-user-pci",
                 "id": f"vfu{index}",
-                "bus": "pcie.0",
-                "addr": f"{FIRST_SLOT + index:#x}",
                 "socket": {"type": "unix", "path": str(socket)},
             }
+            address = f"{FIRST_SLOT + index:#x}"
+            if options.guest is None:
+                device.update(bus="pcie.0", addr=address)
+            else:
+                # As real devices are: below a port of its own, whose bus the guest's kernel can reset.
+                port = f"pcie-root-port,id=port{index},bus=pcie.0,addr={address},chassis={index + 1}"
+                argv += ["-device", port]
+                device["bus"] = f"port{index}"
             if options.migration_events and qemu_features(options.binary).migration:
                 device["migration-events"] = True
             device.update(options.device_properties)
@@ -202,6 +208,7 @@ class Qemu:
         Raises: QmpError: QEMU refused, ended or did not answer in time.
         """
         renamed = {key.replace("_", "-"): value for key, value in arguments.items()}
+        self.process.check("is not running")
         try:
             async with asyncio.timeout(QMP_TIMEOUT_SECONDS):
                 return await self._qmp.execute(command, renamed or None)

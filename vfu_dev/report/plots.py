@@ -9,9 +9,8 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
-from vfu_dev.report.timeline import Span, Timeline
+from vfu_dev.report.timeline import Series, Span, Timeline
 from vfu_dev.sizes import format_size
 
 # Okabe and Ito's palette: distinct for colour-blind readers too.
@@ -27,7 +26,10 @@ STATE_COLOURS = {
 }
 INITIAL, DIRTY, STOPPED, RAM = "#0072b2", "#e69f00", "#d55e00", "#999999"
 
-_BYTES = FuncFormatter(lambda value, _: format_size(value))
+
+def _mib(series: Series) -> list[float]:
+    """Return byte counts in MiB, so that the axis has round numbers."""
+    return [value / (1 << 20) for value in series.values]
 
 
 def _draw_states(axes: Axes, timeline: Timeline) -> None:
@@ -55,9 +57,9 @@ def _draw_remaining(axes: Axes, timeline: Timeline) -> None:
         suffix = f" {device['name']}" if many else ""
         for key, colour, name in (("initial", INITIAL, "initial_bytes"), ("dirty", DIRTY, "dirty_bytes")):
             live = timeline.server("source", index, name)
-            axes.plot(live.times, live.values, color=colour, lw=1.2, label=f"{name}{suffix} (server)")
+            axes.plot(live.times, _mib(live), color=colour, lw=1.2, label=f"{name}{suffix} (server)")
             seen = timeline.trace("vfio_save_iterate", key, index)
-            axes.plot(seen.times, seen.values, ".", color=colour, ms=3, alpha=0.6)
+            axes.plot(seen.times, _mib(seen), ".", color=colour, ms=3, alpha=0.6)
         exact = timeline.trace("vfio_state_pending_exact", "stop_copy", index)
         axes.plot(
             exact.times,
@@ -74,7 +76,7 @@ def _draw_remaining(axes: Axes, timeline: Timeline) -> None:
         )
     axes.set_title("device data left to send (dots: QEMU's vfio_save_iterate)", loc="left", fontsize=9)
     axes.legend(fontsize=7, loc="upper right")
-    axes.yaxis.set_major_formatter(_BYTES)
+    axes.set_ylabel("MiB", fontsize=8)
 
 
 def _draw_qemu(axes: Axes, timeline: Timeline) -> None:
@@ -84,9 +86,9 @@ def _draw_qemu(axes: Axes, timeline: Timeline) -> None:
         (("vfio", "transferred"), INITIAL, "device state transferred"),
     ):
         series = timeline.qemu(*path)
-        axes.plot(series.times, series.values, color=colour, lw=1.2, label=label)
+        axes.plot(series.times, _mib(series), color=colour, lw=1.2, label=label)
     axes.set_title("QEMU's own view (query-migrate)", loc="left", fontsize=9)
-    axes.yaxis.set_major_formatter(_BYTES)
+    axes.set_ylabel("MiB", fontsize=8)
     axes.legend(fontsize=7, loc="center left")
     expected = timeline.qemu("expected-downtime")
     if expected.values:
@@ -127,14 +129,14 @@ def phases_figure(result: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(9, 0.9 + 0.45 * len(devices)), layout="constrained")
     axes = figure.subplots()
     names = [device["name"] for device in devices]
-    before = [device["precopy_bytes"] for device in devices]
-    after = [device["stop_copy_bytes"] for device in devices]
+    before = [device["precopy_bytes"] / (1 << 20) for device in devices]
+    after = [device["stop_copy_bytes"] / (1 << 20) for device in devices]
     axes.barh(names, before, color=INITIAL, label="pre-copy (device running)")
     axes.barh(names, after, left=before, color=STOPPED, label="stop-copy (device stopped)")
     for device, height in zip(devices, range(len(devices)), strict=True):
-        axes.plot([device["size_bytes"]] * 2, [height - 0.4, height + 0.4], color="black", lw=1)
+        axes.plot([device["size_bytes"] / (1 << 20)] * 2, [height - 0.4, height + 0.4], color="black", lw=1)
     axes.set_title("stream bytes by phase (line: size of the device's memory)", loc="left", fontsize=9)
-    axes.xaxis.set_major_formatter(_BYTES)
+    axes.set_xlabel("MiB", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.legend(fontsize=7, loc="lower right")
     axes.invert_yaxis()

@@ -1,0 +1,74 @@
+"""The command's promises: exit status, words, and nothing left running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+VFU_DEV = [sys.executable, "-c", "from vfu_dev.cli import main; main()"]
+
+
+def descendants(pid: int) -> set[int]:
+    """Return the process ids below `pid`."""
+    found: set[int] = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == pid:
+                found |= {int(entry.name)} | descendants(int(entry.name))
+    return found
+
+
+def test_a_qemu_without_patches_is_refused_in_words(qemu: Path, library: Path, tmp_path: Path) -> None:
+    """Exit status 1 and a sentence that says what to do."""
+    stub = tmp_path / "qemu-stub"
+    stub.write_text("#!/bin/sh\necho 'QEMU emulator version 0.0.0'\n")
+    stub.chmod(0o755)
+    argv = [*VFU_DEV, "lab", "migrate", "--guest", "none", "--memory", "64K", "--out", str(tmp_path / "out")]
+    env = dict(os.environ, VFU_DEV_QEMU=str(stub))
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, env=env)
+    assert done.returncode == 1
+    assert "cannot migrate vfio-user devices" in done.stderr
+    assert "vfu-dev build qemu" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_odd_memory_is_refused(qemu: Path, library: Path, tmp_path: Path) -> None:
+    """A size that is no whole number of pages is refused before anything starts."""
+    argv = [*VFU_DEV, "lab", "migrate", "--memory", "1000", "--out", str(tmp_path / "out")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "multiple of 4096" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_killed_lab_leaves_no_process(qemu: Path, library: Path, tmp_path: Path) -> None:
+    """Servers and QEMUs end with the lab, even when it is killed with -9."""
+    argv = [*VFU_DEV, "lab", "migrate", "--guest", "none", "--memory", "2M", "--out", str(tmp_path / "out")]
+    lab = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while len(children := descendants(lab.pid)) < 4:  # two servers, two QEMUs
+        assert lab.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    lab.send_signal(signal.SIGKILL)
+    lab.wait()
+    deadline = time.monotonic() + 10
+    while alive := {pid for pid in children if _runs(pid)}:
+        assert time.monotonic() < deadline, f"still running: {alive}"
+        time.sleep(0.02)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
