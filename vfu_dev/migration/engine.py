@@ -223,10 +223,13 @@ class Migration:
         self._save_record.initial_bytes = self._look().initial_bytes
 
     def _stop_save(self) -> None:
-        assert self._save is not None
-        assert self._save_record is not None
+        record = self._save_record
+        assert record is not None
+        if self._save is None:
+            # A read failed in PRE_COPY: what was sent has a hole, so there is nothing to complete.
+            raise StateError(f"this migration failed already: {record.error}")
         self._save.stopped = True
-        self._save_record.stopped = time.time()
+        record.stopped = time.time()
         self._save_record.predicted_downtime_seconds = self.watch.predicted_seconds
 
     def _end_save(self, status: str, error: str | None, result: str) -> None:
