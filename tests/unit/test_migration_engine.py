@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from migrationkit import Box, filled, small_records  # noqa: F401 - an autouse fixture
 
+from vfu_dev.errors import StateError
 from vfu_dev.migration import TransitionError
 from vfu_dev.uapi import DeviceState as S
 
@@ -75,3 +76,21 @@ def test_a_reset_after_the_stream_was_read_does_not_spoil_its_digest() -> None:
     record = box.migration.save_status()
     assert record is not None
     assert (record["status"], record["audited"]) == ("completed", True)
+
+
+def test_a_read_that_fails_in_pre_copy_refuses_stop_copy() -> None:
+    """The arc is refused with the reason, the device stays where it is, and a second try works."""
+    box = filled()
+    box.migration.set_state(S.PRE_COPY)
+    rows, box.memories[0].rows = box.memories[0].rows, None  # type: ignore[assignment]
+    raw, box.memories[0].raw = box.memories[0].raw, None  # type: ignore[assignment]
+    with pytest.raises(TypeError):
+        box.read(1 << 20)
+    box.memories[0].rows, box.memories[0].raw = rows, raw
+    with pytest.raises(StateError, match="failed already: TypeError"):
+        box.migration.set_state(S.STOP_COPY)
+    assert box.migration.state in (S.PRE_COPY, S.PRE_COPY_P2P)
+    box.migration.set_state(S.RUNNING)
+    target = Box()
+    target.load(box.save())
+    assert target.snapshot() == box.snapshot()
