@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import shutil
@@ -13,8 +14,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from vfu_dev.metrics import ALL_METRICS, DEVICE_LABEL, PREFIX, DeviceCollector, Metric, Snapshot
-from vfu_dev.migration.totals import Totals
+from vfu_dev.figures import DOWNTIME_EDGES_SECONDS, MMIO_EDGES_SECONDS, Figures, Sample, Snapshot, Totals
+from vfu_dev.metrics import ALL_METRICS, DEVICE_LABEL, PREFIX, DeviceCollector, Metric
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics.txt"
 
@@ -30,8 +31,6 @@ def histogram(*counts: int, edges: tuple[float, ...], total: float) -> dict[str,
 
 def example() -> Snapshot:
     """Return a source in the middle of its second migration."""
-    from vfu_dev.histogram import DOWNTIME_EDGES_SECONDS, MMIO_EDGES_SECONDS
-
     totals = Totals(
         saves_started=3,
         loads_started=1,
@@ -127,9 +126,10 @@ def test_the_whole_scrape_is_the_golden_file() -> None:
     assert text == GOLDEN.read_text()
 
 
-def test_a_snapshot_survives_json() -> None:
-    snapshot = example()
-    assert Snapshot.from_json(snapshot.to_json()) == snapshot
+def test_figures_survive_json() -> None:
+    sample = Sample(1.5, "PRE_COPY", 0, 4100, 4500, 10_000, 50e6, None, None, 2)
+    figures = Figures(example(), 7, False, [sample])
+    assert Figures.from_dict(json.loads(figures.to_json())) == figures
 
 
 def test_describe_names_what_collect_yields() -> None:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from vfu_dev.errors import ConfigError
+from vfu_dev.logs import set_up_logging
 from vfu_dev.migration.engine import ALL_FLAGS
 from vfu_dev.sizes import parse_size
 from vfu_dev.uapi import MigrationFlags
+
+if TYPE_CHECKING:
+    from vfu_dev.server import Server
+
+logger = logging.getLogger(__name__)
 
 MIN_PAGE_SIZE_BYTES = 4096
 
@@ -68,6 +77,19 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     "--pre-copy", default="on", type=click.Choice(["on", "off"]), help="Announce the PRE_COPY states."
 )
 @click.option(
+    "--metrics-port",
+    default=0,
+    type=click.IntRange(0, 65535),
+    help="HTTP port of metrics and live page; 0 for none.",
+)
+@click.option("--metrics-addr", default="127.0.0.1", help="Address that port listens on.")
+@click.option(
+    "--log-format",
+    default="human",
+    type=click.Choice(["human", "json"]),
+    help="Lines for people, or JSON objects with the same figures as fields.",
+)
+@click.option(
     "--log-level",
     default="info",
     type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
@@ -91,6 +113,9 @@ def command(
     name: str,
     control_path: Path | None,
     pre_copy: str,
+    metrics_port: int,
+    metrics_addr: str,
+    log_format: str,
     log_level: str,
     library_path: Path | None,
 ) -> None:
@@ -105,8 +130,7 @@ def command(
 
     if page_size < MIN_PAGE_SIZE_BYTES:
         raise ConfigError(f"--page-size {page_size}: at least {MIN_PAGE_SIZE_BYTES}")
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("vfu_dev").setLevel(log_level.upper())
+    set_up_logging(log_format, log_level)
     library = libvfio_user.load(find_library(library_path))
     flags = ALL_FLAGS
     if pre_copy == "off":
@@ -122,11 +146,29 @@ def command(
     try:
         server = Server(device, library, socket_path, control_path)
         try:
-            server.run(on_ready=lambda: click.echo(f"serving {name} on {socket_path}"))
+            with _exporter(server, metrics_addr, metrics_port):
+                server.run(on_ready=lambda: click.echo(f"serving {name} on {socket_path}"))
         finally:
             server.close()
     finally:
         device.close()
+
+
+@contextmanager
+def _exporter(server: Server, address: str, port: int) -> Iterator[None]:
+    """Have metrics and live page served while the context lasts; port 0 means none."""
+    if not port:
+        yield
+        return
+    from vfu_dev.metrics.launch import Exporter
+
+    exporter = Exporter(address, port)
+    try:
+        server.feed(exporter.feed)
+        logger.info("%s: metrics and live page on %s", server.device.name, exporter.url)
+        yield
+    finally:
+        exporter.close()
 
 
 def find_library(option: Path | None) -> Path:

@@ -1,12 +1,11 @@
 """Metrics of one device server: read at scrape time from what the server already counts; nobody calls them.
 
-`Snapshot` is what the device's thread hands over, `DeviceCollector` turns it into Prometheus' families, and
+`figures` is what the device's thread hands over, `DeviceCollector` turns it into Prometheus' families, and
 `ALL_METRICS` is the list of them that documents and tests rely on.
 """
 
 from vfu_dev.metrics.collector import ALL_METRICS, DeviceCollector, device_registry
 from vfu_dev.metrics.families import DEVICE_LABEL, PREFIX, Metric
-from vfu_dev.metrics.snapshot import Snapshot
 
 __all__ = [
     "ALL_METRICS",
@@ -14,6 +13,5 @@ __all__ = [
     "PREFIX",
     "DeviceCollector",
     "Metric",
-    "Snapshot",
     "device_registry",
 ]

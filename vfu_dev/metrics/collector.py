@@ -11,9 +11,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
+from vfu_dev.figures.snapshot import Snapshot
 from vfu_dev.metrics import forecast, memory, migration, regions, server
 from vfu_dev.metrics.families import Metric
-from vfu_dev.metrics.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 

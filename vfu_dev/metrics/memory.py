@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from prometheus_client.metrics_core import Metric as Family
 
+from vfu_dev.figures.snapshot import Snapshot
 from vfu_dev.metrics.families import Metric
-from vfu_dev.metrics.snapshot import Snapshot
 
 SIZE = Metric("vfu_memory_size_bytes", "gauge", "Size of a device memory; it does not change.", ("memory",))
 PAGE_SIZE = Metric(

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from prometheus_client.metrics_core import Metric as Family
 
+from vfu_dev.figures.snapshot import Snapshot
+from vfu_dev.figures.totals import LOAD_RESULTS, SAVE_RESULTS, SENT_PHASES
 from vfu_dev.metrics.families import Metric
-from vfu_dev.metrics.snapshot import Snapshot
-from vfu_dev.migration.totals import LOAD_RESULTS, SAVE_RESULTS, SENT_PHASES
 
 STATE = Metric(
     "vfu_migration_state",

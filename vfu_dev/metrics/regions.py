@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from prometheus_client.metrics_core import Metric as Family
 
+from vfu_dev.figures.snapshot import REFUSAL_REASONS, Snapshot
 from vfu_dev.metrics.families import Metric
-from vfu_dev.metrics.snapshot import REFUSAL_REASONS, Snapshot
 
 READS = Metric(
     "vfu_region_reads_total", "counter", "Reads of BARs that were served. It rises with the guest's load."

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from prometheus_client.metrics_core import Metric as Family
 
+from vfu_dev.figures.snapshot import Snapshot
 from vfu_dev.metrics.families import Metric
-from vfu_dev.metrics.snapshot import Snapshot
 
 BUILD = Metric(
     "vfu_build_info", "info", "The program that serves: its version and Python's.", ("version", "python")

@@ -6,22 +6,22 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import numpy as np
 
 from vfu_dev.errors import StateError, StreamError
+from vfu_dev.figures.totals import interruption
 from vfu_dev.memory.pages import CODE_DATA, CODE_ZERO
 from vfu_dev.migration.audit import StateHasher
 from vfu_dev.migration.fsm import PRE_COPY_GROUP, RUNNING_GROUP, SAVING_GROUP, Action, StateMachine
 from vfu_dev.migration.load import LoadSession
 from vfu_dev.migration.plan import CLASSIFY_BUDGET_SECONDS
+from vfu_dev.migration.records import LoadRecord, SaveRecord, Transition, log_state_change
 from vfu_dev.migration.save import PrecopyInfo, SaveSession
 from vfu_dev.migration.schema import MigratableState
 from vfu_dev.migration.stream import pages_bytes, prelude_bytes, tail_bytes, zeros_bytes
-from vfu_dev.migration.totals import interruption
 from vfu_dev.migration.watch import Watch
-from vfu_dev.sizes import format_size
 from vfu_dev.uapi import DeviceState, MigrationFlags
 
 logger = logging.getLogger(__name__)
@@ -32,58 +32,6 @@ ALL_FLAGS = (
     | MigrationFlags.VFIO_MIGRATION_PRE_COPY
 )
 _TRANSITIONS_KEPT = 1000
-
-
-@dataclass
-class Transition:
-    """One change of state; `time` in unix seconds."""
-
-    time: float
-    origin: DeviceState
-    target: DeviceState
-    reason: str
-
-    def as_dict(self) -> dict[str, object]:
-        """Return it in the words of the control socket."""
-        return {
-            "time": self.time,
-            "from": self.origin.name,
-            "to": self.target.name,
-            "reason": self.reason,
-        }
-
-
-@dataclass
-class SaveRecord:
-    """What became of the most recent outgoing migration; times in unix seconds, bytes of the stream."""
-
-    status: str = "active"  # active, completed, aborted, failed
-    error: str | None = None
-    initial_bytes: int = 0
-    precopy_bytes: int = 0
-    stop_copy_bytes: int = 0
-    passes: int = 0
-    pages_sent: int = 0
-    pages_resent: int = 0
-    zero_pages: int = 0
-    digest: str | None = None
-    audited: bool = False
-    started: float = 0.0
-    stopped: float | None = None
-    ended: float | None = None
-    predicted_downtime_seconds: float | None = None  # when the device stopped
-
-
-@dataclass
-class LoadRecord:
-    """What became of the most recent incoming migration."""
-
-    status: str = "active"  # active, completed, failed, aborted
-    error: str | None = None
-    received_bytes: int = 0
-    digest: str | None = None
-    started: float = 0.0
-    ended: float | None = None
 
 
 class Migration:
@@ -187,28 +135,13 @@ class Migration:
     def _enter(self, target: DeviceState, reason: str) -> None:
         origin, self.state = self.state, target
         self.watch.state_changed(origin, target)
+        if target is DeviceState.STOP_COPY and self._save_record is not None:
+            self._save_record.predicted_downtime_seconds = self.watch.predicted_seconds
         self.transitions.append(Transition(time.time(), origin, target, reason))
-        logger.info(
-            "%s: %s -> %s%s", self.name, origin.name, target.name, self._figures(origin, target, reason)
+        log_state_change(
+            logger, self.name, self.transitions[-1], self._save_record, self._load_record, self.watch
         )
         self._on_state(target)
-
-    def _figures(self, origin: DeviceState, target: DeviceState, reason: str) -> str:
-        """Return the end of a state change's log line: why, and the figures that matter then."""
-        text = "" if reason == "requested" else f" ({reason})"
-        save, load = self._save_record, self._load_record
-        if save is not None and (target in SAVING_GROUP or origin in SAVING_GROUP):
-            if origin in SAVING_GROUP and target is not DeviceState.PRE_COPY:
-                text += (
-                    f": pre-copy {format_size(save.precopy_bytes)},"
-                    f" stop-copy {format_size(save.stop_copy_bytes)}, {save.passes} passes,"
-                    f" {save.pages_sent} pages ({save.pages_resent} again), {save.status}"
-                )
-            elif target in PRE_COPY_GROUP and origin not in SAVING_GROUP:
-                text += f": initial {format_size(save.initial_bytes)}"
-        if load is not None and origin is DeviceState.RESUMING:
-            text += f": {format_size(load.received_bytes)} received, {load.status}"
-        return text
 
     # --- saving -------------------------------------------------------------------------------------------
 
@@ -230,7 +163,6 @@ class Migration:
             raise StateError(f"this migration failed already: {record.error}")
         self._save.stopped = True
         record.stopped = time.time()
-        self._save_record.predicted_downtime_seconds = self.watch.predicted_seconds
 
     def _end_save(self, status: str, error: str | None, result: str) -> None:
         record = self._save_record

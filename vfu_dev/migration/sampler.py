@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
+from vfu_dev.figures import Sample
 from vfu_dev.migration.engine import Migration
 from vfu_dev.migration.forecast import Forecast, page_stream_bytes
 from vfu_dev.migration.fsm import PRE_COPY_GROUP
-from vfu_dev.migration.watch import Sample
 from vfu_dev.uapi import DeviceState
 
 # QEMU looks at its bandwidth as often (BUFFER_DELAY of migration.c).

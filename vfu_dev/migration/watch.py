@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import NamedTuple
+from itertools import islice
 
-from vfu_dev.histogram import DOWNTIME_EDGES_SECONDS, MMIO_EDGES_SECONDS, Histogram
+from vfu_dev.figures import DOWNTIME_EDGES_SECONDS, MMIO_EDGES_SECONDS, Histogram, Sample, Totals
 from vfu_dev.migration.forecast import Forecast, Forecaster
-from vfu_dev.migration.totals import Totals
 from vfu_dev.uapi import DeviceState
 
 # Five minutes at the usual ten a second.
 SAMPLES_KEPT = 3000
 
 _RUNNING = frozenset({DeviceState.RUNNING, DeviceState.PRE_COPY})
-
-
-class Sample(NamedTuple):
-    """A migration at one moment; what is not known is None. Bytes are of the stream."""
-
-    time: float  # Unix time
-    state: str
-    initial_bytes: int | None
-    dirty_bytes: int | None
-    stop_copy_length_bytes: int | None
-    transferred_bytes: int  # sent since PRE_COPY or STOP_COPY began, or received since RESUMING did
-    dirty_rate_bytes_per_second: float | None
-    transfer_rate_bytes_per_second: float | None
-    predicted_downtime_seconds: float | None
-    passes: int
 
 
 class Watch:
@@ -122,7 +106,14 @@ class Watch:
         self.samples.append(sample)
         self.sampled += 1
 
-    def samples_after(self, sequence: int) -> tuple[int, list[Sample]]:
-        """Return how many samples there ever were, and those kept that came after the first `sequence`."""
-        fresh = min(len(self.samples), max(0, self.sampled - sequence))
-        return self.sampled, list(self.samples)[len(self.samples) - fresh :] if fresh else []
+    def samples_after(self, sequence: int, limit: int) -> tuple[int, list[Sample]]:
+        """Return up to `limit` samples after number `sequence`, and the number of the last of them.
+
+        Samples that are kept no longer are passed over; a number of the future starts from the first.
+        """
+        if sequence > self.sampled:
+            sequence = 0
+        first = max(sequence, self.sampled - len(self.samples))
+        skipped = first - (self.sampled - len(self.samples))
+        found = list(islice(self.samples, skipped, skipped + limit))
+        return first + len(found), found

@@ -18,10 +18,14 @@ from typing import Any
 from vfu_dev import __version__
 from vfu_dev.device import Device, MsixBar
 from vfu_dev.errors import ConfigError, LibraryError, VfuDevError
+from vfu_dev.figures import Figures
 from vfu_dev.libvfio_user import Context, Library, Region, ResetKind
 from vfu_dev.migration import StateHasher
 from vfu_dev.migration.fsm import PRE_COPY_GROUP
+from vfu_dev.migration.sampler import Sampler
 from vfu_dev.server.control import Command, ControlSocket
+from vfu_dev.server.feed import Feed
+from vfu_dev.server.snapshot import SnapshotMaker
 from vfu_dev.server.sockets import OwnedPath, claim_socket_path
 from vfu_dev.uapi import DeviceState
 
@@ -56,6 +60,9 @@ class Server:
         self.library = library
         self.connected = False
         self._stopping = False
+        self._sampler = Sampler(device.migration)
+        self._snapshots = SnapshotMaker(device, library)
+        self._feeds: list[Feed] = []
         self._selector = selectors.DefaultSelector()
         self._control: ControlSocket | None = None
         self._polled_fd = -1
@@ -174,7 +181,7 @@ class Server:
         on_ready()
         try:
             while not self._stopping:
-                for key, _ in self._selector.select(0 if self._has_idle_work() else None):
+                for key, _ in self._selector.select(self._timeout()):
                     key.data()
                 self._idle()
             if self._control is not None:
@@ -193,6 +200,8 @@ class Server:
 
     def close(self) -> None:
         """Close all sockets and remove them; the device lives on."""
+        for feed in self._feeds:
+            feed.close()
         if self._control is not None:
             self._control.close()
         self._context.destroy()
@@ -203,10 +212,14 @@ class Server:
         logger.info("%s: %s, stopping", self.device.name, signal.Signals(number).name)
         self._stopping = True
 
-    def _has_idle_work(self) -> bool:
-        return self.device.migration.audit_pending or (self._control is not None and self._control.busy)
+    def _timeout(self) -> float | None:
+        """Return how long the loop may sleep: no time when there is idle work, else until the next sample."""
+        if self.device.migration.audit_pending or (self._control is not None and self._control.busy):
+            return 0
+        return self._sampler.timeout()
 
     def _idle(self) -> None:
+        self._sampler.poll()
         if self.device.migration.audit_pending:
             self.device.migration.advance_audit(_IDLE_STEP_SECONDS)
         if self._control is not None and self._control.busy:
@@ -264,6 +277,7 @@ class Server:
     def _commands(self) -> dict[str, Command]:
         return {
             "status": lambda _: self.status(),
+            "figures": self._figures,
             "digest": lambda _: self._digest(),
             "quit": lambda _: self.stop(),
             "log-level": self._log_level,
@@ -297,6 +311,26 @@ class Server:
             "transitions": [transition.as_dict() for transition in migration.transitions],
             "counters": asdict(device.counters),
         }
+
+    def figures(self, after: int = 0) -> Figures:
+        """Return what `vfu-dev top`, the live page and the metrics show; cheap, it looks at no page.
+
+        Args:    after: number of the last sample that the caller has, see `Figures`.
+        """
+        return self._snapshots.figures(self.connected, after)
+
+    def _figures(self, request: dict[str, Any]) -> dict[str, Any]:
+        after = request.get("after", 0)
+        if not isinstance(after, int) or after < 0:
+            raise ConfigError(f"after {after!r}: expected the number of a sample")
+        return self.figures(after).as_dict()
+
+    def feed(self, peer: socket.socket) -> None:
+        """Answer figures to `peer`: for each line with the number of a sample one line of JSON.
+
+        For an exporter in a process of its own; the server owns `peer` from now on.
+        """
+        self._feeds.append(Feed(peer, self._selector, self.figures))
 
     def _digest(self) -> Generator[None, None, dict[str, object]]:
         """Hash all state in steps; the result says whether the device was written meanwhile."""

@@ -34,21 +34,22 @@ class Histogram:
 
     Attributes:
         counts: observations in each bucket (not cumulative), one more than there are edges.
+        edges_ns: the edges in nanoseconds.
         sum_ns: of all observations, nanoseconds.
     """
 
-    __slots__ = ("_edges_ns", "counts", "edges_seconds", "sum_ns")
+    __slots__ = ("counts", "edges_ns", "edges_seconds", "sum_ns")
 
     def __init__(self, edges_seconds: Sequence[float]) -> None:
         self.edges_seconds = tuple(edges_seconds)
         # Whole nanoseconds, as the clock gives them: comparing integers is what bisect does fastest.
-        self._edges_ns = [round(edge * 1e9) for edge in edges_seconds]
-        self.counts = [0] * (len(self._edges_ns) + 1)
+        self.edges_ns = [round(edge * 1e9) for edge in edges_seconds]
+        self.counts = [0] * (len(self.edges_ns) + 1)
         self.sum_ns = 0
 
     def observe_ns(self, nanoseconds: int) -> None:
         """Count one duration."""
-        self.counts[bisect_left(self._edges_ns, nanoseconds)] += 1
+        self.counts[bisect_left(self.edges_ns, nanoseconds)] += 1
         self.sum_ns += nanoseconds
 
     def observe(self, seconds: float) -> None:

@@ -1,0 +1,123 @@
+"""HTTP: `/metrics` for Prometheus, a live page for people, `/api/status` for that page, `/healthz`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import resources
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from vfu_dev.metrics.source import FigureSource, SourceError
+
+logger = logging.getLogger(__name__)
+
+# A client that sends or reads nothing for so long is dropped.
+_CLIENT_TIMEOUT_SECONDS = 10.0
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    # The page is one file that talks to its own server and nobody else.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+}
+
+
+class WebServer(ThreadingHTTPServer):
+    """Serves on a socket that listens already, until the server behind `source` ends.
+
+    Args:
+        listener: bound and listening; owned by this object.
+        source: where figures come from.
+        registry: what `/metrics` shows.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, listener: socket.socket, source: FigureSource, registry: CollectorRegistry) -> None:
+        super().__init__(listener.getsockname()[:2], Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.source = source
+        self.registry = registry
+        self.page = resources.files("vfu_dev.metrics").joinpath("page.html").read_bytes()
+
+    def service_actions(self) -> None:
+        """End with the server whose figures these are; the loop of socketserver calls this twice a second."""
+        if self.source.hung_up():
+            raise SystemExit(0)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log what a client did to us in one line; a broken pipe is its own business."""
+        logger.debug("a client of the metrics port went away", exc_info=True)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One HTTP client."""
+
+    server: WebServer
+    protocol_version = "HTTP/1.1"
+    timeout = _CLIENT_TIMEOUT_SECONDS
+    server_version = "vfu-dev"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        """Answer GET."""
+        url = urlsplit(self.path)
+        try:
+            match url.path:
+                case "/metrics":
+                    self._metrics()
+                case "/api/status":
+                    self._status(url.query)
+                case "/":
+                    self._answer("text/html; charset=utf-8", self.server.page)
+                case "/healthz":
+                    self.server.source.snapshot()
+                    self._answer("text/plain; charset=utf-8", b"ok\n")
+                case _:
+                    self._refuse(HTTPStatus.NOT_FOUND, "there are /, /metrics, /api/status and /healthz")
+        except SourceError as err:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, str(err))
+
+    def do_HEAD(self) -> None:
+        """Answer HEAD: the same without the body."""
+        self.do_GET()
+
+    def _metrics(self) -> None:
+        encoder, content_type = choose_encoder(self.headers.get("Accept", ""))
+        self._answer(content_type, encoder(self.server.registry))
+
+    def _status(self, query: str) -> None:
+        text = parse_qs(query).get("after", ["0"])[-1]
+        if not (text.isascii() and text.isdigit() and len(text) < 16):
+            self._refuse(HTTPStatus.BAD_REQUEST, "after: expected the number of a sample")
+            return
+        answer = self.server.source.figures(int(text)).as_dict()
+        self._answer("application/json", json.dumps(answer).encode())
+
+    def _refuse(self, status: HTTPStatus, reason: str) -> None:
+        self._answer("text/plain; charset=utf-8", reason.encode() + b"\n", status)
+
+    def _answer(self, content_type: str, body: bytes, status: HTTPStatus = HTTPStatus.OK) -> None:
+        self.send_response(status)
+        for name, value in _HEADERS.items():
+            self.send_header(name, value)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keep the access log for debugging; ten scrapes a second are no news."""
+        logger.debug("%s: " + format, self.address_string(), *args)

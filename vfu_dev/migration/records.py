@@ -1,0 +1,113 @@
+"""What became of a migration, and the log line of a change of state: text for people, fields for programs."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from vfu_dev.migration.fsm import PRE_COPY_GROUP, SAVING_GROUP
+from vfu_dev.migration.watch import Watch
+from vfu_dev.sizes import format_size
+from vfu_dev.uapi import DeviceState
+
+
+@dataclass
+class Transition:
+    """One change of state; `time` in unix seconds."""
+
+    time: float
+    origin: DeviceState
+    target: DeviceState
+    reason: str
+
+    def as_dict(self) -> dict[str, object]:
+        """Return it in the words of the control socket."""
+        return {
+            "time": self.time,
+            "from": self.origin.name,
+            "to": self.target.name,
+            "reason": self.reason,
+        }
+
+
+@dataclass
+class SaveRecord:
+    """What became of the most recent outgoing migration; times in unix seconds, bytes of the stream."""
+
+    status: str = "active"  # active, completed, aborted, failed
+    error: str | None = None
+    initial_bytes: int = 0
+    precopy_bytes: int = 0
+    stop_copy_bytes: int = 0
+    passes: int = 0
+    pages_sent: int = 0
+    pages_resent: int = 0
+    zero_pages: int = 0
+    digest: str | None = None
+    audited: bool = False
+    started: float = 0.0
+    stopped: float | None = None
+    ended: float | None = None
+    predicted_downtime_seconds: float | None = None  # when the device stopped
+
+
+@dataclass
+class LoadRecord:
+    """What became of the most recent incoming migration."""
+
+    status: str = "active"  # active, completed, failed, aborted
+    error: str | None = None
+    received_bytes: int = 0
+    digest: str | None = None
+    started: float = 0.0
+    ended: float | None = None
+
+
+def log_state_change(
+    logger: logging.Logger,
+    device: str,
+    change: Transition,
+    save: SaveRecord | None,
+    load: LoadRecord | None,
+    watch: Watch,
+) -> None:
+    """Log one line with why the state changed and the figures that matter then; `save` and `load` if any."""
+    origin, target = change.origin, change.target
+    text = "" if change.reason == "requested" else f" ({change.reason})"
+    fields: dict[str, object] = {
+        "event": "state",
+        "device": device,
+        "from": origin.name,
+        "to": target.name,
+        "reason": change.reason,
+    }
+    if save is not None and target in PRE_COPY_GROUP and origin not in SAVING_GROUP:
+        text += f": initial {format_size(save.initial_bytes)}"
+        fields["initial_bytes"] = save.initial_bytes
+    elif save is not None and origin in SAVING_GROUP and target is not DeviceState.PRE_COPY:
+        text += (
+            f": pre-copy {format_size(save.precopy_bytes)}, stop-copy {format_size(save.stop_copy_bytes)},"
+            f" {save.passes} passes, {save.pages_sent} pages ({save.pages_resent} again), {save.status}"
+        )
+        fields |= {
+            "save_status": save.status,
+            "precopy_bytes": save.precopy_bytes,
+            "stop_copy_bytes": save.stop_copy_bytes,
+            "passes": save.passes,
+            "pages_sent": save.pages_sent,
+            "pages_resent": save.pages_resent,
+            "zero_pages": save.zero_pages,
+        }
+        predicted = watch.predicted_seconds
+        if target not in PRE_COPY_GROUP and predicted is not None:
+            fields["predicted_downtime_seconds"] = round(predicted, 6)
+            text += f", downtime predicted {predicted * 1000:.0f} ms"
+            if origin is DeviceState.STOP_COPY and save.status == "completed":
+                measured = watch.last_downtime_seconds
+                assert measured is not None
+                fields["downtime_seconds"] = round(measured, 6)
+                text += f", measured {measured * 1000:.0f} ms"
+    if load is not None and origin is DeviceState.RESUMING:
+        text += f": {format_size(load.received_bytes)} received, {load.status}"
+        fields |= {"load_status": load.status, "received_bytes": load.received_bytes}
+    logger.info("%s: %s -> %s%s", device, origin.name, target.name, text, extra={"fields": fields})

@@ -1,0 +1,99 @@
+"""Makes the plain figures of one served device, in the thread that owns it."""
+
+from __future__ import annotations
+
+import platform
+import time
+from dataclasses import asdict, replace
+
+from vfu_dev import __version__
+from vfu_dev.device import Device
+from vfu_dev.figures import Figures, Snapshot
+from vfu_dev.libvfio_user import Library
+from vfu_dev.migration.fsm import ARCS
+from vfu_dev.uapi import DeviceState, MigrationFlags
+
+# One answer's samples: a tenth of a millisecond of the device's thread. Who wants more asks again.
+_MAX_SAMPLES = 100
+
+_FLAG_NAMES = {
+    MigrationFlags.VFIO_MIGRATION_STOP_COPY: "stop_copy",
+    MigrationFlags.VFIO_MIGRATION_P2P: "p2p",
+    MigrationFlags.VFIO_MIGRATION_PRE_COPY: "pre_copy",
+}
+
+
+class SnapshotMaker:
+    """Reads what `device` and its migration count. It looks at no page and changes nothing."""
+
+    def __init__(self, device: Device, library: Library) -> None:
+        self._device = device
+        identity = device.identity
+        self._build = {"version": __version__, "python": platform.python_version()}
+        self._library = {"path": str(library.path), "api": library.api}
+        self._identity = {
+            "type": device.type_name,
+            "pci_id": f"{identity.vendor:04x}:{identity.device:04x}",
+            "migration": ",".join(name for flag, name in _FLAG_NAMES.items() if flag in device.flags),
+        }
+        self._seconds = 0.0
+
+    def figures(self, connected: bool, after: int) -> Figures:
+        """Return everything, with samples after number `after`."""
+        began = time.perf_counter()
+        watch = self._device.migration.watch
+        sequence, samples = watch.samples_after(after, _MAX_SAMPLES)
+        figures = Figures(self._snapshot(connected), sequence, sequence < watch.sampled, samples)
+        self._seconds = time.perf_counter() - began
+        return figures
+
+    def _snapshot(self, connected: bool) -> Snapshot:
+        device = self._device
+        migration = device.migration
+        watch, counters = migration.watch, device.counters
+        # Every arc there is, so that a series exists before its first rise; then what only resets do.
+        arcs = {(arc.origin, arc.target): 0 for arc in ARCS} | watch.arcs
+        scans = [memory.scans for memory in device.memories]
+        return Snapshot(
+            device=device.name,
+            build=self._build,
+            library=self._library,
+            identity=self._identity,
+            states=[state.name for state in DeviceState],
+            state=migration.state.name,
+            state_entered=watch.entered,
+            connected=connected,
+            counters=asdict(counters),
+            refused={
+                "bounds": counters.refused_accesses - counters.refused_by_state,
+                "state": counters.refused_by_state,
+            },
+            memories=[
+                {
+                    "name": memory.name,
+                    "size_bytes": memory.size_bytes,
+                    "page_size_bytes": memory.page_size_bytes,
+                    "written_bytes": memory.written_bytes,
+                }
+                for memory in device.memories
+            ],
+            transitions=[(origin.name, target.name, count) for (origin, target), count in arcs.items()],
+            totals=replace(watch.totals),
+            scans={
+                "looks": sum(scan.looks for scan in scans),
+                "pages": sum(scan.pages for scan in scans),
+                "seconds": sum(scan.ns for scan in scans) / 1e9,
+            },
+            histograms={
+                "region_read": device.read_seconds.as_dict(),
+                "region_write": device.write_seconds.as_dict(),
+                "migration_read": watch.read_seconds.as_dict(),
+                "stop_copy": watch.stop_copy_seconds.as_dict(),
+                "downtime": watch.downtime_seconds.as_dict(),
+            },
+            forecast=watch.forecast.as_dict(),
+            last_stop_copy_seconds=watch.last_stop_copy_seconds,
+            last_downtime_seconds=watch.last_downtime_seconds,
+            last_predicted_downtime_seconds=watch.last_predicted_downtime_seconds,
+            snapshot_seconds=self._seconds,
+        )
