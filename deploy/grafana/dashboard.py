@@ -117,7 +117,7 @@ def now(page: Layout) -> None:
     )
     page.add(
         stat(
-            "Servers",
+            "Up",
             "1: answers, 0: gone.",
             'up{job="vfu-dev"}',
             "short",
@@ -317,6 +317,7 @@ def guest(page: Layout) -> None:
                 "{{device}} DMA errors": rate("vfu_dma_errors_total"),
                 "{{device}} interrupt errors": rate("vfu_interrupt_errors_total"),
                 "{{device}} resets": rate("vfu_device_resets_total"),
+                "{{device}} audit failures": rate("vfu_migration_audit_failures_total"),
             },
             "ops",
         )
@@ -349,7 +350,7 @@ def outcomes(page: Layout) -> None:
             "Downtime",
             "How many outgoing migrations took up to so many seconds.",
             "{{le}}",
-            ended("vfu_migration_downtime_duration_seconds_bucket", "le"),
+            ended("vfu_migration_downtime_seconds_bucket", "le"),
             buckets=True,
         ),
         6,

@@ -1,0 +1,167 @@
+"""Debian's Prometheus for tests: programs from its package, unpacked in the cache; a running server."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import socket
+import subprocess
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from serverkit import wait_until
+
+from vfu_dev.builds import BuildError, Cache, Recipe, apt, build
+from vfu_dev.builds.command import Context
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+
+START_SECONDS = 20.0
+STOP_SECONDS = 10.0
+
+
+def _inputs() -> dict[str, object]:
+    release = platform.freedesktop_os_release()
+    return {"package": "prometheus", "release": f"{release.get('ID')} {release.get('VERSION_ID', '')}"}
+
+
+def _make(context: Context, out: Path) -> dict[str, object]:
+    """Unpack the package. Installing it would start a daemon on the machine that runs the tests."""
+    if not apt.available():
+        raise BuildError("there is neither Prometheus nor an apt to fetch it with")
+    private = apt.PrivateApt(context.cache.root / "apt" / "machine")
+    private.update(context, "fetch package lists")
+    private.download(context, ["prometheus"], out)
+    (package,) = out.glob("*.deb")
+    root = out / "root"
+    context.run(["dpkg-deb", "-x", package, root], title="unpack prometheus", cwd=out)
+    for program in ("prometheus", "promtool"):
+        shutil.move(root / "usr/bin" / program, out / program)
+    shutil.rmtree(root)
+    package.unlink()
+    return {"package": package.name}
+
+
+PACKAGE = Recipe(
+    name="prometheus", summary="Prometheus and promtool for tests", product="", inputs=_inputs, make=_make
+)
+
+
+def program(name: str) -> Path:
+    """Return `prometheus` or `promtool`: the machine's own, else Debian's. Raises: BuildError: neither."""
+    found = shutil.which(name)
+    return Path(found) if found else build(PACKAGE, Cache()).path / name
+
+
+@dataclass
+class Prometheus:
+    """A Prometheus on a loopback port, with the rules of deploy/, in a folder of its own."""
+
+    folder: Path
+    url: str
+    process: subprocess.Popen[bytes]
+
+    @classmethod
+    def start(cls, folder: Path, *, interval: str, limits: dict[str, float], hold: str) -> Prometheus:
+        """Start it on a copy of deploy/prometheus.
+
+        Args:
+            folder: takes the copy, the data and the log.
+            interval: of scrapes and rules, instead of the one second there.
+            limits: record in limits.yml -> value instead of the one there.
+            hold: every alert's `for` that is longer is cut to this.
+        """
+        home = folder / "prometheus"
+        shutil.copytree(DEPLOY / "prometheus", home)
+        (home / "targets/example.yml").unlink()
+        config = yaml.safe_load((home / "prometheus.yml").read_text())
+        config["global"] |= dict.fromkeys(
+            ("scrape_interval", "scrape_timeout", "evaluation_interval"), interval
+        )
+        for job in config["scrape_configs"]:
+            for discovery in job["file_sd_configs"]:
+                discovery["refresh_interval"] = "1s"
+        (home / "prometheus.yml").write_text(yaml.safe_dump(config))
+        for file in (home / "rules").iterdir():
+            rules = yaml.safe_load(file.read_text())
+            for group in rules["groups"]:
+                for rule in group["rules"]:
+                    if rule.get("record") in limits:
+                        rule["expr"] = f"vector({limits[rule['record']]})"
+                    if "for" in rule:
+                        rule["for"] = hold
+            file.write_text(yaml.safe_dump(rules))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        command = [
+            program("prometheus"),
+            f"--config.file={home / 'prometheus.yml'}",
+            f"--storage.tsdb.path={folder / 'data'}",
+            f"--web.listen-address={address}",
+            "--log.level=warn",
+        ]
+        with (folder / "prometheus.log").open("wb") as log:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=home)
+        server = cls(folder, f"http://{address}", process)
+        wait_until(server._ready, "Prometheus is ready", START_SECONDS)
+        return server
+
+    def _ready(self) -> bool:
+        assert self.process.poll() is None, self.log()
+        try:
+            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=5) as reply:
+                return bool(reply.status == 200)
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return False
+
+    def log(self) -> str:
+        """Return what it wrote."""
+        return (self.folder / "prometheus.log").read_text(errors="replace")
+
+    def add_target(self, name: str, port: int) -> None:
+        """Put a device into the folder that Prometheus looks into; no reload is needed."""
+        file = self.folder / "prometheus/targets" / f"{name}.yml"
+        file.write_text(yaml.safe_dump([{"targets": [f"127.0.0.1:{port}"], "labels": {"host": "test"}}]))
+
+    def api(self, path: str, **parameters: object) -> Any:
+        """Return the data of an answer of the HTTP API; one that is an error fails, with its text."""
+        data = urllib.parse.urlencode(parameters).encode() if parameters else None
+        try:
+            with urllib.request.urlopen(f"{self.url}/api/v1/{path}", data, timeout=20) as reply:
+                answer = json.load(reply)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{path} {parameters}: {error.read().decode()}") from None
+        assert answer["status"] == "success", answer
+        return answer["data"]
+
+    def query(self, expr: str) -> list[dict[str, Any]]:
+        """Return what an expression gives now: a list of {"metric": labels, "value": [time, text]}."""
+        return list(self.api("query", query=expr)["result"])
+
+    def query_range(self, expr: str, start: float, end: float) -> list[dict[str, Any]]:
+        """Return what an expression gave between two times, in steps of 0.2 s, as Grafana asks for it."""
+        return list(self.api("query_range", query=expr, start=start, end=end, step=0.2)["result"])
+
+    def firing(self) -> set[tuple[str, str]]:
+        """Return (alert, device) of what fires now, or (alert, instance) where no device is known."""
+        return {
+            (alert["labels"]["alertname"], alert["labels"].get("device", alert["labels"]["instance"]))
+            for alert in self.api("alerts")["alerts"]
+            if alert["state"] == "firing"
+        }
+
+    def stop(self) -> None:
+        """Stop it."""
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_SECONDS)
+        finally:
+            self.process.kill()
+            self.process.wait()
