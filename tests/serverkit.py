@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,14 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 10.0) -
         if time.monotonic() > deadline:
             pytest.fail(f"not within {seconds:g} s: {what}")
         time.sleep(0.005)
+
+
+def receive_exactly(sock: socket.socket, count: int) -> bytes:
+    """Return `count` bytes, fewer if the peer closes (MSG_WAITALL does not wait where there is a timeout)."""
+    data = bytearray()
+    while len(data) < count and (part := sock.recv(count - len(data))):
+        data += part
+    return bytes(data)
 
 
 @dataclass

@@ -67,6 +67,8 @@ HARMLESS = {
     "feature-data-size-error-zero",
     "feature-data-size-error-huge",
     "feature-data-size-error-min",
+    "data-size-0",  # an estimate, and within what is let pass
+    "data-size-1",
     "precopy-initial-0",
     "read-all-ones",
 } | {

@@ -10,11 +10,12 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from serverkit import receive_exactly
 
 from vfu_dev import uapi
 from vfu_dev.client import CommandError, Connection, DisconnectedError, ReplyTimeoutError
-from vfu_dev.client.connection import HEADER
 from vfu_dev.client.dma import DmaSpace
+from vfu_dev.client.frames import HEADER
 from vfu_dev.errors import ProtocolError
 
 RESET, READ = uapi.VFIO_USER_DEVICE_RESET, uapi.VFIO_USER_REGION_READ
@@ -31,9 +32,8 @@ def pair() -> Iterator[tuple[Connection, socket.socket]]:
 
 def receive(sock: socket.socket) -> tuple[int, int, int, bytes]:
     """Return id, command, flags and payload of one message."""
-    number, command, size, flags, _ = HEADER.unpack(sock.recv(HEADER.size, socket.MSG_WAITALL))
-    payload = sock.recv(size - HEADER.size, socket.MSG_WAITALL) if size > HEADER.size else b""
-    return number, command, flags, payload
+    number, command, size, flags, _ = HEADER.unpack(receive_exactly(sock, HEADER.size))
+    return number, command, flags, receive_exactly(sock, size - HEADER.size)
 
 
 def message(
@@ -225,7 +225,7 @@ def test_requests_of_the_server_are_answered_while_a_call_waits(
     number, *_ = receive(peer)
     peer.sendall(message(0x77, command, payload, flags=0) + message(number, RESET))
     connection.wait(call)
-    header = HEADER.unpack(peer.recv(HEADER.size, socket.MSG_WAITALL))
+    header = HEADER.unpack(receive_exactly(peer, HEADER.size))
     assert header[0:2] == (0x77, command)
     if expected:
         assert header[2:] == (HEADER.size, uapi.VFIO_USER_REPLY | uapi.VFIO_USER_ERROR, expected)
@@ -239,3 +239,34 @@ def test_requests_of_the_server_are_answered_while_a_call_waits(
         region = space.regions[address & ~0xFFF]
         assert region.memory[address & 0xFFF :][:4] == b"data"
     space.close()
+
+
+def test_sending_and_receiving_at_once_does_not_lock_up(pair: tuple[Connection, socket.socket]) -> None:
+    """A server that is blocked on a long reply reads nothing: whoever sends then has to receive as well.
+
+    The peer begins to read a message of 4 MiB, then sends a request of its own and a reply of 4 MiB before it
+    reads on. Its request is answered behind the message that was under way.
+    """
+    connection, peer = pair
+    connection.timeout_seconds = 5.0
+    connection.handler = DmaSpace().handle
+    buffer, data = bytearray(4 << 20), b"\xa5" * (4 << 20)
+    first = connection.submit(READ, into=memoryview(buffer))
+    number, *_ = receive(peer)
+    got: list[object] = []
+
+    def serve() -> None:
+        receive_exactly(peer, HEADER.size)
+        peer.sendall(message(0x77, uapi.VFIO_USER_DMA_READ, struct.pack("<QQ", 0, 4), flags=0))
+        peer.sendall(message(number, READ, b"\x5a" * len(buffer)))
+        got.append(receive_exactly(peer, len(data)))
+        got.append(receive(peer)[:3])
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    connection.submit(READ, data)
+    connection.wait(first)
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+    assert buffer == b"\x5a" * len(buffer)
+    assert got == [data, (0x77, uapi.VFIO_USER_DMA_READ, uapi.VFIO_USER_REPLY | uapi.VFIO_USER_ERROR)]

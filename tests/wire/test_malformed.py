@@ -17,10 +17,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from serverkit import RunningServer, server_farm, short_folder, wait_until
+from serverkit import RunningServer, receive_exactly, server_farm, short_folder, wait_until
 
 from vfu_dev import uapi
-from vfu_dev.client.connection import HEADER
+from vfu_dev.client.frames import HEADER
 from vfu_dev.uapi import DeviceState
 
 U32, U64 = (1 << 32) - 1, (1 << 64) - 1
@@ -62,11 +62,11 @@ def raw(server: RunningServer, *, negotiate: bool = True) -> Iterator[socket.soc
 def answer(sock: socket.socket) -> tuple[int, int, int, bytes] | None:
     """Return (command, flags, error, payload) of the next reply, None when the server hung up."""
     try:
-        header = sock.recv(HEADER.size, socket.MSG_WAITALL)
+        header = receive_exactly(sock, HEADER.size)
         if len(header) < HEADER.size:
             return None
         _, command, size, flags, error = HEADER.unpack(header)
-        payload = sock.recv(size - HEADER.size, socket.MSG_WAITALL) if size > HEADER.size else b""
+        payload = receive_exactly(sock, size - HEADER.size)
     except ConnectionError:
         return None
     return command, flags, error, payload
@@ -272,9 +272,9 @@ def test_many_requests_in_one_send_are_answered_in_order(shared_server: RunningS
         read = struct.pack("<QII", 0, 0, 4)
         sock.sendall(b"".join(frame(uapi.VFIO_USER_REGION_READ, read, number=n) for n in range(100)))
         for number in range(100):
-            header = HEADER.unpack(sock.recv(HEADER.size, socket.MSG_WAITALL))
+            header = HEADER.unpack(receive_exactly(sock, HEADER.size))
             assert header[0] == number
-            assert sock.recv(20, socket.MSG_WAITALL)[16:] == b"VFUD"
+            assert receive_exactly(sock, 20)[16:] == b"VFUD"
 
 
 def test_migration_data_too_long_for_the_limit_is_refused(shared_server: RunningServer) -> None:

@@ -87,6 +87,8 @@ def test_pre_copy_off_removes_its_states(serve: ServerFactory) -> None:
         flags = device.migration.flags()
         assert MigrationFlags.VFIO_MIGRATION_PRE_COPY not in flags
         assert MigrationFlags.VFIO_MIGRATION_STOP_COPY in flags
+        assert not device.version.precopy_info
+        assert not device.migration.probe(uapi.VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2)
         with pytest.raises(CommandError):
             device.migration.set_state(S.PRE_COPY)
         assert device.migration.get_state() is S.RUNNING
@@ -194,6 +196,14 @@ def test_probe_tells_which_features_there_are(
     probing: VfioUserDevice, feature: int, methods: int, there: bool
 ) -> None:
     assert probing.migration.probe(feature, methods) is there
+
+
+def test_a_client_may_opt_in_to_reinit(device: VfioUserDevice) -> None:
+    """MIG_PRECOPY_INFOv2 has no data; without new initial data the flags stay zero."""
+    device.migration.enable_precopy_info_v2()
+    device.migration.set_state(S.PRE_COPY)
+    assert device.migration.precopy_info().flags == 0
+    device.migration.set_state(S.RUNNING)
 
 
 def test_get_and_set_at_once_are_refused(probing: VfioUserDevice) -> None:

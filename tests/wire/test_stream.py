@@ -85,8 +85,8 @@ def test_estimate_and_exact_size_agree(device: VfioUserDevice) -> None:
 @pytest.mark.parametrize("count", [1, 7, 4095, 4096, 65537, MIB])
 def test_slices_of_any_size_make_the_same_device(serve: ServerFactory, count: int) -> None:
     """Trap 15: a record never ends with a message. Reads are filled except at the end (trap 13)."""
-    memory = "16K" if count < 100 else "1M"
-    size = 16384 if count < 100 else MIB
+    size = {1: 4096, 7: 16384}.get(count, MIB)
+    memory = str(size)
     source, destination = serve("--fill", "11", memory=memory), serve(memory=memory)
     with source.connect() as device, destination.connect() as other:
         migration = device.migration
@@ -95,7 +95,7 @@ def test_slices_of_any_size_make_the_same_device(serve: ServerFactory, count: in
         while data := migration.read(count):
             parts.append(data)
         assert all(len(part) == count for part in parts[:-1])
-        device.region_write(BAR2, 8192, b"late change")
+        device.region_write(BAR2, size // 2, b"late change")
         migration.set_state(S.STOP_COPY)
         parts += iter(lambda: migration.read(count), b"")
         migration.set_state(S.STOP)

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from vfu_dev import uapi
-from vfu_dev.client.connection import CommandError, ReplyTimeoutError
 from vfu_dev.client.device import VfioUserDevice
+from vfu_dev.client.frames import CommandError, ReplyTimeoutError
 from vfu_dev.errors import ProtocolError
 from vfu_dev.sizes import format_size
 from vfu_dev.uapi import MigrationFlags

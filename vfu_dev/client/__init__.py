@@ -4,9 +4,10 @@
 `ControlClient` talks to a server's control socket.
 """
 
-from vfu_dev.client.connection import CommandError, Connection, DisconnectedError, ReplyTimeoutError
+from vfu_dev.client.connection import Connection
 from vfu_dev.client.control import ControlClient, ControlError
 from vfu_dev.client.device import VfioUserDevice
+from vfu_dev.client.frames import CommandError, DisconnectedError, ReplyTimeoutError
 from vfu_dev.client.migrator import MigrationError, Migrator, Options, Progress
 
 __all__ = [

@@ -14,83 +14,29 @@ import errno
 import os
 import select
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 from vfu_dev import uapi
+from vfu_dev.client.frames import (
+    HEADER,
+    Buffer,
+    Call,
+    CommandError,
+    DisconnectedError,
+    Message,
+    ReplyTimeoutError,
+    command_name,
+)
 from vfu_dev.errors import ProtocolError, VfuDevError, errno_of
 
-HEADER = struct.Struct("<HHIII")  # id, command, size with header, flags, error
 DEFAULT_TIMEOUT_SECONDS = 5.0  # QEMU's x-msg-timeout
 MAX_FDS = 16  # what QEMU accepts at most (VFIO_USER_MAX_MAX_FDS)
 
-Buffer = bytes | bytearray | memoryview
 RequestHandler = Callable[[int, memoryview], tuple[Buffer, ...]]
-
-_COMMAND_NAMES = {
-    value: name.removeprefix("VFIO_USER_")
-    for name, value in vars(uapi).items()
-    if name.startswith("VFIO_USER_") and isinstance(value, int) and 0 < value <= 19 and name not in (
-        "VFIO_USER_REPLY", "VFIO_USER_TYPE", "VFIO_USER_NO_REPLY"
-    )
-}  # fmt: skip
-
-
-def command_name(command: int) -> str:
-    """Return the protocol's name for `command`, or its number."""
-    return _COMMAND_NAMES.get(command, f"command {command}")
-
-
-class CommandError(VfuDevError):
-    """The server answered `command` with an error; `errno` is the one it gave (EIO where it gave none)."""
-
-    def __init__(self, command: int, number: int) -> None:
-        self.command = command
-        self.given = number
-        self.errno = number if 0 < number < 4096 else errno.EIO
-        reason = os.strerror(number) if 0 < number < 4096 else f"error {number}"
-        super().__init__(f"the server refused {command_name(command)}: {reason}")
-
-
-class DisconnectedError(ProtocolError):
-    """There is no server any more, or it closed the connection."""
-
-    errno = errno.ENOTCONN
-
-
-class ReplyTimeoutError(ProtocolError):
-    """The server did not answer in time."""
-
-    errno = errno.ETIMEDOUT
-
-
-@dataclass
-class Call:
-    """One request under way. `head` takes the fixed part of the reply, `into` what follows it."""
-
-    id: int
-    command: int
-    head: bytearray
-    into: memoryview
-    max_fds: int
-    deadline: float
-    done: bool = False
-    abandoned: bool = False
-    arriving: bool = False
-    error: VfuDevError | None = None
-    head_bytes: int = 0
-    into_bytes: int = 0
-    fds: list[int] = field(default_factory=list)
-
-    @property
-    def payload(self) -> memoryview:
-        """The reply's fixed part, as long as the server made it."""
-        return memoryview(self.head)[: self.head_bytes]
 
 
 class Connection:
@@ -122,6 +68,8 @@ class Connection:
         self._send_lock = threading.Lock()
         self._receive_lock = threading.Lock()
         self._header = bytearray(HEADER.size)
+        self._sender = 0  # the thread that holds _send_lock
+        self._owed: list[Message] = []  # replies to the server, due when the sender is done
 
     @classmethod
     def connect(
@@ -210,7 +158,7 @@ class Connection:
             call.id = self._next_id
             self._next_id = (self._next_id + 1) & 0xFFFF
             self._pending[call.id] = call
-        self._send(call.id, command, 0, 0, parts, fds, call.deadline)
+        self._send(Message(call.id, command, 0, 0, parts), fds, call.deadline)
         return call
 
     def post(self, command: int, *parts: Buffer) -> None:
@@ -221,7 +169,7 @@ class Connection:
             number = self._next_id
             self._next_id = (self._next_id + 1) & 0xFFFF
         deadline = time.monotonic() + self.timeout_seconds
-        self._send(number, command, uapi.VFIO_USER_NO_REPLY, 0, parts, (), deadline)
+        self._send(Message(number, command, uapi.VFIO_USER_NO_REPLY, 0, parts), (), deadline)
 
     def wait(self, call: Call) -> Call:
         """Return `call` once its reply is there.
@@ -249,50 +197,62 @@ class Connection:
 
     # --- sending --------------------------------------------------------------------------------------------
 
-    def _send(
-        self,
-        number: int,
-        command: int,
-        flags: int,
-        error: int,
-        parts: Sequence[Buffer],
-        fds: Sequence[int],
-        deadline: float,
-    ) -> None:
-        size = HEADER.size + sum(len(part) for part in parts)
-        buffers = [
-            memoryview(HEADER.pack(number, command, size, flags, error)),
-            *(memoryview(part) for part in parts),
-        ]
+    def _send(self, message: Message, fds: Sequence[int], deadline: float) -> None:
+        """Send one message, and the replies to the server's requests that came in meanwhile."""
+        with self._send_lock:
+            self._sender = threading.get_ident()
+            try:
+                self._send_one(message, fds, deadline)
+                while self._owed:
+                    self._send_one(self._owed.pop(0), (), deadline)
+            finally:
+                self._sender = 0
+
+    def _send_one(self, message: Message, fds: Sequence[int], deadline: float) -> None:
+        buffers = message.buffers()
         rights = []
         if fds:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
         begun = False
-        with self._send_lock:
-            while buffers:
-                try:
-                    sent = self._sock.sendmsg(buffers, rights)
-                except BlockingIOError:
-                    if self._poll(select.POLLOUT, deadline):
-                        continue
-                    timeout = ReplyTimeoutError(
-                        f"the server takes no messages ({command_name(command)} could not be sent)"
-                    )
-                    if begun:
-                        raise self._fail(timeout) from None
-                    with self._state_lock:
-                        self._pending.pop(number, None)
-                    raise timeout from None
-                except OSError as error_:
-                    raise self._fail(
-                        DisconnectedError(f"the server closed the connection at {command_name(command)}")
-                    ) from error_
-                begun, rights = True, []
-                while buffers and sent >= len(buffers[0]):
-                    sent -= len(buffers[0])
-                    del buffers[0]
-                if sent:
-                    buffers[0] = buffers[0][sent:]
+        while buffers:
+            try:
+                sent = self._sock.sendmsg(buffers, rights)
+            except BlockingIOError:
+                if self._make_room(deadline):
+                    continue
+                name = command_name(message.command)
+                timeout = ReplyTimeoutError(f"the server takes no messages ({name} could not be sent)")
+                if begun:
+                    raise self._fail(timeout) from None
+                with self._state_lock:
+                    self._pending.pop(message.id, None)
+                raise timeout from None
+            except OSError as error:
+                name = command_name(message.command)
+                raise self._fail(DisconnectedError(f"the server closed the connection at {name}")) from error
+            begun, rights = True, []
+            while buffers and sent >= len(buffers[0]):
+                sent -= len(buffers[0])
+                del buffers[0]
+            if sent:
+                buffers[0] = buffers[0][sent:]
+
+    def _make_room(self, deadline: float) -> bool:
+        """Wait until more can be sent; False at the deadline.
+
+        Messages are taken meanwhile: a server that is itself blocked on sending us a long reply reads
+        nothing, and the thread that the reply is for may be waiting for the send lock.
+        """
+        if not self._receive_lock.acquire(blocking=False):  # another thread takes them, or this one does
+            pause = min(deadline, time.monotonic() + 0.02)
+            return bool(self._poll(select.POLLOUT, pause)) or time.monotonic() < deadline
+        try:
+            events = self._poll(select.POLLIN | select.POLLOUT, deadline)
+            if events & ~select.POLLOUT:
+                self._receive(deadline)
+            return bool(events)
+        finally:
+            self._receive_lock.release()
 
     # --- receiving ------------------------------------------------------------------------------------------
 
@@ -414,8 +374,11 @@ class Connection:
         if flags & uapi.VFIO_USER_NO_REPLY:
             return
         reply_flags = uapi.VFIO_USER_REPLY | (uapi.VFIO_USER_ERROR if refused else 0)
-        deadline = time.monotonic() + self.timeout_seconds
-        self._send(number, command, reply_flags, refused, parts, (), deadline)
+        reply = Message(number, command, reply_flags, refused, parts)
+        if self._sender == threading.get_ident():  # in the middle of a message of ours
+            self._owed.append(reply)
+        else:
+            self._send(reply, (), time.monotonic() + self.timeout_seconds)
 
     # --- failing --------------------------------------------------------------------------------------------
 
@@ -455,12 +418,13 @@ class Connection:
             else self._failure
         )
 
-    def _poll(self, event: int, deadline: float) -> bool:
-        """Wait for `event` until `deadline`; a closed or broken socket counts as ready."""
+    def _poll(self, event: int, deadline: float) -> int:
+        """Wait for `event` until `deadline` and return what there is; a closed socket counts as ready."""
         left = deadline - time.monotonic()
         poller = select.poll()
         try:
             poller.register(self._sock, event)
         except (OSError, ValueError):  # closed by another thread
-            return True
-        return bool(poller.poll(max(0, round(left * 1000 + 0.5))))
+            return event
+        found = poller.poll(max(0, round(left * 1000 + 0.5)))
+        return found[0][1] if found else 0

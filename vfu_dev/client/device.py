@@ -16,8 +16,9 @@ from typing import Self
 
 from vfu_dev import uapi
 from vfu_dev.client import messages
-from vfu_dev.client.connection import DEFAULT_TIMEOUT_SECONDS, MAX_FDS, Buffer, Connection
+from vfu_dev.client.connection import DEFAULT_TIMEOUT_SECONDS, MAX_FDS, Connection
 from vfu_dev.client.dma import DmaRegion, DmaSpace
+from vfu_dev.client.frames import Buffer
 from vfu_dev.client.messages import DeviceInfo, IrqInfo, RegionInfo, Version
 from vfu_dev.client.migration import Migration
 from vfu_dev.errors import AccessError, ProtocolError

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from vfu_dev import uapi
 from vfu_dev.client import messages
-from vfu_dev.client.connection import Buffer
+from vfu_dev.client.frames import Buffer
 from vfu_dev.errors import AccessError, ProtocolError
 
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from vfu_dev import uapi
 from vfu_dev.client import messages
-from vfu_dev.client.connection import Buffer, Call, CommandError, Connection
+from vfu_dev.client.connection import Connection
+from vfu_dev.client.frames import Buffer, Call, CommandError
 from vfu_dev.client.messages import PrecopyInfo, Version
 from vfu_dev.errors import ProtocolError
 from vfu_dev.uapi import DeviceState, MigrationFlags
