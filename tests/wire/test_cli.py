@@ -123,7 +123,7 @@ def test_migrate_moves_the_device_and_says_so(
     assert device["initial_bytes"] >= 4 * MIB
     assert device["precopy_bytes"] >= 4 * MIB
     assert 0 < device["stop_copy_bytes"] < 65536
-    assert device["passes"] >= 1
+    assert device["passes"] == 1  # nobody writes to it
     assert 0 < result["downtime_ms"] < result["total_ms"]
     saved = source.status()["save"]
     assert (saved["precopy_bytes"], saved["stop_copy_bytes"]) == (

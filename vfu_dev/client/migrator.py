@@ -166,7 +166,7 @@ class Migrator:
             window_over = self._window(count)
             if left_in_pass <= 0 or count == 0 or window_over or leaving:
                 self._query()
-                if left_in_pass <= 0 or count == 0:
+                if left_in_pass <= 0 or (count == 0 and not leaving):
                     state.passes += 1
                     left_in_pass = max(1, state.remaining_bytes)
                 # Sizes leave out what a read under way was promised, and the device goes on while that passes
