@@ -175,6 +175,12 @@ class QtestGuest(Guest):
         words += self._random.integers(0, PAGE_BYTES // 8, count)
         return words
 
+    async def write_pages(self, count: int) -> None:
+        """Write a word to each of `count` pages of every device, as the plan's pattern chooses, at once."""
+        for device in self.devices:
+            for start in range(0, count, BATCH_WRITES):
+                await self._write(device, min(BATCH_WRITES, count - start))
+
     async def _run(self) -> None:
         started = self._last_write = time.monotonic()
         done = 0
