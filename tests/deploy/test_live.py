@@ -1,0 +1,273 @@
+"""A real Prometheus scrapes real servers while devices migrate, fail and die; then every expression has data.
+
+One scenario for all tests here, about 15 s: `source` moves to `destination` as it should, and back with a
+long downtime; `churn` is written faster than it is read; `victim` loses a migration, refuses a stream, is
+written behind its server's back, and is killed at last; `broken` runs out of memory in a state change.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from expressions import alerts, everything, panels
+from promkit import Prometheus
+from serverkit import RunningServer, ServerFactory, server_farm, short_folder, wait_until
+
+from vfu_dev.builds import BuildError
+from vfu_dev.client import CommandError, VfioUserDevice
+from vfu_dev.client.migrator import Migrator, Options, Progress
+from vfu_dev.sizes import parse_size
+from vfu_dev.uapi import VFIO_PCI_BAR2_REGION_INDEX, DeviceState
+
+PAGE = 4096
+MEMORY = {"source": "32M", "destination": "32M", "churn": "32M", "victim": "8M", "broken": "1G"}
+LIMITS = {"vfu:pre_copy_limit:seconds": 6.0}  # `source` is through with PRE_COPY long before
+HOLD = "1s"
+ALERT_SECONDS = 30.0
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@dataclass
+class Scenario:
+    """What happened: when, and what Prometheus saw of it."""
+
+    prometheus: Prometheus
+    start: float
+    end: float
+    instances: dict[str, str]
+    firing: set[tuple[str, str]]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def write_pages(device: VfioUserDevice, count: int, among: int, random: np.random.Generator) -> None:
+    """Write `count` different pages of the first `among`, and look at each."""
+    for page in random.choice(among, size=count, replace=False):
+        device.region_write(VFIO_PCI_BAR2_REGION_INDEX, int(page) * PAGE, random.bytes(PAGE))
+        device.region_read(VFIO_PCI_BAR2_REGION_INDEX, int(page) * PAGE, 8)
+
+
+def migrate_there_and_back(source: VfioUserDevice, destination: VfioUserDevice) -> None:
+    """Move with pre-copy and a guest that writes a little; then back in one piece, well above the limit."""
+    random = np.random.default_rng(1)
+
+    def work(progress: Progress) -> None:
+        if progress.phase == "pre-copy":
+            write_pages(source, 20, 4096, random)
+
+    Migrator(source, destination, Options(max_bandwidth=12_000_000), progress=work).run()
+    Migrator(destination, source, Options(max_bandwidth=40_000_000, pre_copy=False)).run()
+
+
+def churn(device: VfioUserDevice, stop: threading.Event) -> None:
+    """Write about twice as fast as is read, in PRE_COPY, until told to stop; then cancel."""
+    random = np.random.default_rng(2)
+    chunk, half = 1 << 20, 16 << 20
+    device.migration.set_state(DeviceState.PRE_COPY)
+    while not stop.wait(0.05):
+        offset = int(random.integers(half // chunk)) * chunk
+        device.region_write(VFIO_PCI_BAR2_REGION_INDEX, offset, random.bytes(chunk))
+        device.migration.read(chunk // 2)
+    device.migration.set_state(DeviceState.RUNNING)
+
+
+def be_a_victim(server: RunningServer) -> None:
+    """Lose the client in PRE_COPY, get a damaged stream, send what was changed behind the server's back."""
+    with server.connect() as device:
+        device.migration.set_state(DeviceState.PRE_COPY)
+        assert device.migration.read(PAGE)
+    with server.connect() as device:
+        device.migration.set_state(DeviceState.RESUMING)
+        with pytest.raises(CommandError):
+            device.migration.write(b"\xff" * 64)
+        device.reset()
+    with server.connect() as device:
+        write_pages(device, 100, 100, np.random.default_rng(3))
+        device.migration.set_state(DeviceState.PRE_COPY)
+        while device.migration.read(1 << 20):
+            pass
+        memory = memory_file(server.process.pid, parse_size(MEMORY["victim"]))
+        with memory.open("r+b") as file:
+            file.seek(50 * PAGE)
+            file.write(b"not tracked")
+        device.migration.set_state(DeviceState.STOP_COPY)
+        while device.migration.read(1 << 20):
+            pass
+        wait_until(lambda: (server.status()["save"] or {}).get("audited"), "the audit is through")
+        device.migration.set_state(DeviceState.RUNNING)
+
+
+def memory_file(pid: int, size_bytes: int) -> Path:
+    """Return the device's memory as a file, from the server's open ones (it may be there twice)."""
+    found = {
+        fd.stat().st_ino: fd
+        for fd in Path(f"/proc/{pid}/fd").iterdir()
+        if os.readlink(fd).startswith("/memfd:") and fd.stat().st_size == size_bytes
+    }
+    assert len(found) == 1, found
+    return found.popitem()[1]
+
+
+def break_down(server: RunningServer, device: VfioUserDevice) -> None:
+    """Begin a migration for which the host has no memory left: the server can only go to ERROR."""
+    pid = server.process.pid
+    before = resource.prlimit(pid, resource.RLIMIT_AS)
+    status = Path(f"/proc/{pid}/status").read_text()
+    size_kib = int(status.partition("VmSize:")[2].split()[0])
+    resource.prlimit(pid, resource.RLIMIT_AS, (size_kib << 10, before[1]))
+    with pytest.raises(CommandError):
+        device.migration.set_state(DeviceState.PRE_COPY)
+    resource.prlimit(pid, resource.RLIMIT_AS, before)
+    assert device.migration.get_state() is DeviceState.ERROR
+    assert "MemoryError" in server.log()
+    server.log_path.write_text("")  # the traceback in it is as it should be; any later one would not be
+
+
+@contextmanager
+def servers(library: Path, folder: Path, prometheus: Prometheus) -> Iterator[dict[str, RunningServer]]:
+    """Yield running servers by name, all of them scraped."""
+    ports = {name: free_port() for name in MEMORY}
+    with server_farm(library, folder) as start:
+        with ThreadPoolExecutor() as pool:
+            started = pool.map(lambda name: start_one(start, name, ports[name]), MEMORY)
+            running = dict(zip(MEMORY, started, strict=True))
+        for name, port in ports.items():
+            prometheus.add_target(name, port)
+        up = f'count(count_over_time(up{{job="vfu-dev"}}[5s]) > 2 and up == 1) == {len(ports)}'
+        wait_until(lambda: prometheus.query(up), "all servers are scraped", 20)
+        yield running
+
+
+def start_one(start: ServerFactory, name: str, port: int) -> RunningServer:
+    options = ["--metrics-port", str(port), "--fill", "0" if name == "broken" else "1"]
+    return start(*options, memory=MEMORY[name], name=name)
+
+
+@pytest.fixture(scope="module")
+def scenario(library: Path) -> Iterator[Scenario]:
+    """Have it all happen, until everything that should fire does."""
+    with short_folder() as folder:
+        try:
+            prometheus = Prometheus.start(folder, interval="200ms", limits=LIMITS, hold=HOLD)
+        except BuildError as error:
+            pytest.skip(str(error))
+        try:
+            with servers(library, folder, prometheus) as running:
+                yield play(prometheus, running)
+        finally:
+            prometheus.stop()
+
+
+def play(prometheus: Prometheus, running: dict[str, RunningServer]) -> Scenario:
+    """Do what each device is there for, and wait for the alerts."""
+    start = time.time()
+    instances = {
+        sample["metric"]["device"]: sample["metric"]["instance"]
+        for sample in prometheus.query("vfu_client_connected")
+    }
+    expected = {
+        ("VfuMigrationNotConverging", "churn"),
+        ("VfuStuckInPreCopy", "churn"),
+        ("VfuDowntimeAboveLimit", "destination"),
+        ("VfuMigrationLost", "victim"),
+        ("VfuStreamRefused", "victim"),
+        ("VfuAuditFailed", "victim"),
+        ("VfuDeviceError", "broken"),
+    }
+    stop = threading.Event()
+    clients = {name: running[name].connect() for name in ("source", "destination", "churn", "broken")}
+    with ExitStack() as stack:
+        for client in clients.values():
+            stack.enter_context(client)
+        pool = stack.enter_context(ThreadPoolExecutor())
+        stack.callback(stop.set)
+        churning = pool.submit(churn, clients["churn"], stop)
+        moving = pool.submit(migrate_there_and_back, clients["source"], clients["destination"])
+        be_a_victim(running["victim"])
+        break_down(running["broken"], clients["broken"])
+        moving.result()
+        wait_until(
+            lambda: churning.done() or expected <= prometheus.firing(),
+            f"{sorted(expected)} fire",
+            ALERT_SECONDS,
+        )
+        running["victim"].kill()
+        gone = ("VfuServerGone", instances["victim"])
+        wait_until(lambda: gone in prometheus.firing(), "the killed server is missed", ALERT_SECONDS)
+        firing = prometheus.firing()
+        stop.set()
+        churning.result()
+    assert expected | {gone} <= firing
+    return Scenario(prometheus, start, time.time(), instances, firing)
+
+
+@pytest.mark.parametrize("where", everything())
+def test_every_expression_has_data(scenario: Scenario, where: str) -> None:
+    """Each panel, rule and alert gives something for what happened; none of them is only well-formed."""
+    series = scenario.prometheus.query_range(everything()[where], scenario.start, scenario.end)
+    assert any(value != "NaN" for one in series for _, value in one["values"])
+
+
+def test_nothing_else_fires(scenario: Scenario) -> None:
+    """All alerts fire, each for the device that gives reason to, and none for a migration that went well."""
+    assert {name for name, _ in scenario.firing} == set(alerts())
+    assert len(scenario.firing) == len(alerts())
+    ever = scenario.prometheus.query_range('ALERTS{device="source"}', scenario.start, scenario.end)
+    assert ever == []
+
+
+def test_alerts_say_which_device_and_how_much(scenario: Scenario) -> None:
+    """No text of an alert has a hole where a label or value should be."""
+    for alert in scenario.prometheus.api("alerts")["alerts"]:
+        for text in alert["annotations"].values():
+            assert "{{" not in text
+            assert "<no value>" not in text
+            assert "<error" not in text
+        subject = alert["labels"].get("device", alert["labels"]["instance"])
+        assert subject in alert["annotations"]["summary"]
+
+
+def test_rules_evaluate_without_error(scenario: Scenario) -> None:
+    for group in scenario.prometheus.api("rules")["groups"]:
+        for rule in group["rules"]:
+            assert (rule["name"], rule["health"], rule.get("lastError", "")) == (rule["name"], "ok", "")
+
+
+def test_the_dashboard_tells_converging_from_not(scenario: Scenario) -> None:
+    """The ratio that decides is above 1 for the migration that ended, and below for the one that did not."""
+    expr = panels()["Convergence / {{device}}"]
+    ratios: dict[str, list[float]] = {}
+    for one in scenario.prometheus.query_range(expr, scenario.start, scenario.end):
+        ratios.setdefault(one["metric"]["device"], []).extend(float(value) for _, value in one["values"])
+    assert np.median(ratios["source"]) > 1
+    assert np.median(ratios["churn"]) < 1
+
+
+def test_the_dashboard_shows_what_devices_told(scenario: Scenario) -> None:
+    """State changes, aborts by cause and downtime are those of the scenario."""
+    changes = {
+        (one["metric"]["from"], one["metric"]["to"])
+        for one in scenario.prometheus.query_range(
+            panels()["State changes / {{from}} to {{to}}"], scenario.start, scenario.end
+        )
+    }
+    for change in (("RUNNING", "PRE_COPY"), ("PRE_COPY_P2P", "STOP_COPY"), ("PRE_COPY", "RUNNING")):
+        assert change in changes
+    (downtime,) = scenario.prometheus.query('vfu_migration_last_downtime_seconds{device="destination"}')
+    assert 0.3 < float(downtime["value"][1]) < 5
