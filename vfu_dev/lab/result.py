@@ -84,7 +84,7 @@ class QemuResult:
     total_ms: int | None = None
     setup_ms: int | None = None
     vfio_bytes: int | None = None
-    ram_bytes: int | None = None
+    transferred_bytes: int | None = None  # RAM, device state and the rest
     parameters: dict[str, Any] = field(default_factory=dict)
     capabilities: list[str] = field(default_factory=list)
     states_source: list[str] = field(default_factory=list)
@@ -104,7 +104,7 @@ class QemuResult:
         self.total_ms = reply.get("total-time")
         self.setup_ms = reply.get("setup-time")
         self.vfio_bytes = reply.get("vfio", {}).get("transferred")
-        self.ram_bytes = reply.get("ram", {}).get("transferred")
+        self.transferred_bytes = reply.get("ram", {}).get("transferred")
 
 
 @dataclass

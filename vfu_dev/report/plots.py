@@ -63,7 +63,7 @@ def _draw_remaining(axes: Axes, timeline: Timeline) -> None:
         exact = timeline.trace("vfio_state_pending_exact", "stop_copy", index)
         axes.plot(
             exact.times,
-            exact.values,
+            _mib(exact),
             "x",
             color=STOPPED,
             ms=4,
@@ -72,7 +72,11 @@ def _draw_remaining(axes: Axes, timeline: Timeline) -> None:
     threshold = timeline.threshold_bytes()
     if threshold:
         axes.axhline(
-            threshold, color="black", lw=0.8, ls="--", label=f"switchover below {format_size(threshold)}"
+            threshold / (1 << 20),
+            color="black",
+            lw=0.8,
+            ls="--",
+            label=f"switchover below {format_size(threshold)}",
         )
     axes.set_title("device data left to send (dots: QEMU's vfio_save_iterate)", loc="left", fontsize=9)
     axes.legend(fontsize=7, loc="upper right")
@@ -82,7 +86,7 @@ def _draw_remaining(axes: Axes, timeline: Timeline) -> None:
 def _draw_qemu(axes: Axes, timeline: Timeline) -> None:
     for path, colour, label in (
         (("ram", "remaining"), RAM, "RAM remaining"),
-        (("ram", "transferred"), "#cc79a7", "RAM transferred"),
+        (("ram", "transferred"), "#cc79a7", "transferred, device state included"),
         (("vfio", "transferred"), INITIAL, "device state transferred"),
     ):
         series = timeline.qemu(*path)
