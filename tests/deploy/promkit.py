@@ -59,6 +59,13 @@ def program(name: str) -> Path:
     return Path(found) if found else build(PACKAGE, Cache()).path / name
 
 
+def free_port() -> int:
+    """Return a TCP port of the loopback address that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @dataclass
 class Prometheus:
     """A Prometheus on a loopback port, with the rules of deploy/, in a folder of its own."""
@@ -97,9 +104,7 @@ class Prometheus:
                     if "for" in rule:
                         rule["for"] = hold
             file.write_text(yaml.safe_dump(rules))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        address = f"127.0.0.1:{free_port()}"
         command = [
             program("prometheus"),
             f"--config.file={home / 'prometheus.yml'}",

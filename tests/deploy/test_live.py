@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import resource
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from expressions import alerts, everything, panels
-from promkit import Prometheus
+from promkit import Prometheus, free_port
 from serverkit import RunningServer, ServerFactory, server_farm, short_folder, wait_until
 
 from vfu_dev.builds import BuildError
@@ -48,12 +47,6 @@ class Scenario:
     end: float
     instances: dict[str, str]
     firing: set[tuple[str, str]]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def write_pages(device: VfioUserDevice, count: int, among: int, random: np.random.Generator) -> None:
