@@ -1,12 +1,13 @@
 """What is counted and measured, as plain values of the standard library.
 
 The thread that owns the device makes them; the metrics exporter, the live page and `top`, which run in
-processes of their own, read them. So nothing here imports numpy, or anything else of this package.
+processes of their own, read them. So nothing here imports numpy, or what does.
 """
 
 from vfu_dev.figures.histogram import DOWNTIME_EDGES_SECONDS, MMIO_EDGES_SECONDS, Histogram
 from vfu_dev.figures.snapshot import Figures, Sample, Snapshot
 from vfu_dev.figures.totals import LOAD_RESULTS, SAVE_RESULTS, SENT_PHASES, Totals
+from vfu_dev.figures.verdict import verdict
 
 __all__ = [
     "DOWNTIME_EDGES_SECONDS",
@@ -19,4 +20,5 @@ __all__ = [
     "Sample",
     "Snapshot",
     "Totals",
+    "verdict",
 ]

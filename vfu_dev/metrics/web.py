@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from vfu_dev.figures import verdict
 from vfu_dev.metrics.source import FigureSource, SourceError
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,8 @@ class Handler(BaseHTTPRequestHandler):
         if not (text.isascii() and text.isdigit() and len(text) < 16):
             self._refuse(HTTPStatus.BAD_REQUEST, "after: expected the number of a sample")
             return
-        answer = self.server.source.figures(int(text)).as_dict()
+        figures = self.server.source.figures(int(text))
+        answer = figures.as_dict() | {"verdict": verdict(figures.snapshot)}
         self._answer("application/json", json.dumps(answer).encode())
 
     def _refuse(self, status: HTTPStatus, reason: str) -> None:

@@ -1,0 +1,31 @@
+"""What the figures say, in a sentence: the same on the live page and in `top`."""
+
+from __future__ import annotations
+
+from vfu_dev.figures.snapshot import Snapshot
+from vfu_dev.sizes import format_size
+
+
+def verdict(snapshot: Snapshot) -> str:
+    """Return what is going on and how it will end."""
+    forecast, state = snapshot.forecast, snapshot.state
+    if state == "ERROR":
+        return "in ERROR: only a reset helps"
+    if state in ("PRE_COPY", "PRE_COPY_P2P"):
+        if forecast["converging"] is None:
+            return "measuring rates"
+        rates = (
+            f"the guest writes {format_size(forecast['dirty_rate_bytes_per_second'])}/s, "
+            f"the client reads {format_size(forecast['transfer_rate_bytes_per_second'])}/s"
+        )
+        return ("converges: " if forecast["converging"] else "DOES NOT CONVERGE: ") + rates
+    if state == "STOP_COPY":
+        left = forecast["stop_copy_length_bytes"]
+        return "the device is stopped" + ("" if left is None else f", {format_size(max(0, left))} to go")
+    if state == "RESUMING":
+        return "receiving state"
+    if snapshot.last_downtime_seconds is not None:
+        text = f"idle; downtime of the last migration {snapshot.last_downtime_seconds * 1000:.0f} ms"
+        predicted = snapshot.last_predicted_downtime_seconds
+        return text if predicted is None else f"{text}, predicted {predicted * 1000:.0f} ms"
+    return "idle"
