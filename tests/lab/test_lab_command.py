@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-VFU_DEV = [sys.executable, "-c", "from vfu_dev.cli import main; main()"]
+VFU_DEV = [sys.executable, "-m", "vfu_dev"]
 
 
 def descendants(pid: int) -> set[int]:

@@ -18,7 +18,7 @@ from vfu_dev.lab.result import MigrationResult
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]
 
-VFU_DEV = [sys.executable, "-c", "from vfu_dev.cli import main; main()"]
+VFU_DEV = [sys.executable, "-m", "vfu_dev"]
 
 
 def test_command_moves_a_linux_guest(qemu: Path, library: Path, guest_image: Path, tmp_path: Path) -> None:

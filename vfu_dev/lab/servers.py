@@ -37,7 +37,7 @@ class DeviceServer:
         self.options = options
         self.socket = sockets / f"{name}.sock"
         self.control = sockets / f"{name}.ctl"
-        argv = [sys.executable, "-c", "from vfu_dev.cli import main; main()", "serve"]
+        argv = [sys.executable, "-m", "vfu_dev", "serve"]
         argv += ["--socket", str(self.socket)]
         argv += ["--control", str(self.control), "--name", name, "--memory", str(options.memory_bytes)]
         argv += ["--pre-copy", "on" if options.pre_copy else "off"]
