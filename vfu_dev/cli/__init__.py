@@ -16,6 +16,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("vfu_dev.cli.serve", "Serve the device on a vfio-user socket."),
     "info": ("vfu_dev.cli.info", "Show what a vfio-user server offers."),
     "migrate": ("vfu_dev.cli.migrate", "Move a device's state from one server to another, without QEMU."),
+    "top": ("vfu_dev.cli.top", "Watch servers in the terminal: state, rates, predicted downtime."),
     "lab": ("vfu_dev.cli.lab", "Run whole experiments with real QEMU."),
     "build": ("vfu_dev.cli.build", "Fetch, check, patch and build libvfio-user, QEMU and the guest."),
     "doctor": ("vfu_dev.cli.doctor", "Say what is installed here and what it can do."),
