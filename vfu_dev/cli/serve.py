@@ -18,7 +18,7 @@ from vfu_dev.sizes import parse_size
 from vfu_dev.uapi import MigrationFlags
 
 if TYPE_CHECKING:
-    from vfu_dev.server import Server
+    from vfu_dev.metrics.launch import Exporter
 
 logger = logging.getLogger(__name__)
 
@@ -144,29 +144,30 @@ def command(
         flags=flags,
     )
     try:
-        server = Server(device, library, socket_path, control_path)
-        try:
-            with _exporter(server, metrics_addr, metrics_port):
+        with _exporter(metrics_addr, metrics_port) as exporter:
+            server = Server(device, library, socket_path, control_path)
+            try:
+                if exporter is not None:
+                    server.feed(exporter.feed)
+                    logger.info("%s: metrics and live page on %s", name, exporter.url)
                 server.run(on_ready=lambda: click.echo(f"serving {name} on {socket_path}"))
-        finally:
-            server.close()
+            finally:
+                server.close()
     finally:
         device.close()
 
 
 @contextmanager
-def _exporter(server: Server, address: str, port: int) -> Iterator[None]:
+def _exporter(address: str, port: int) -> Iterator[Exporter | None]:
     """Have metrics and live page served while the context lasts; port 0 means none."""
     if not port:
-        yield
+        yield None
         return
     from vfu_dev.metrics.launch import Exporter
 
     exporter = Exporter(address, port)
     try:
-        server.feed(exporter.feed)
-        logger.info("%s: metrics and live page on %s", server.device.name, exporter.url)
-        yield
+        yield exporter
     finally:
         exporter.close()
 
