@@ -61,6 +61,14 @@ class FigureSource:
             sequence = first + len(found)
             return Figures(self._snapshot, sequence, sequence < self._sequence, found)
 
+    def check(self) -> None:
+        """Ask the device's thread now.
+
+        Raises:  SourceError: it does not answer.
+        """
+        with self._lock:
+            self._refresh()
+
     def hung_up(self) -> bool:
         """Say whether the server has ended."""
         if not self._lock.acquire(blocking=False):

@@ -83,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
                 case "/":
                     self._answer("text/html; charset=utf-8", self.server.page)
                 case "/healthz":
-                    self.server.source.snapshot()
+                    self.server.source.check()
                     self._answer("text/plain; charset=utf-8", b"ok\n")
                 case _:
                     self._refuse(HTTPStatus.NOT_FOUND, "there are /, /metrics, /api/status and /healthz")

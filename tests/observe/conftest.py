@@ -1,0 +1,65 @@
+"""Fixtures for what people look at: a pair of servers whose figures move."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from moves import MEMORY
+from observekit import Browser, Pair, Web, free_port
+from serverkit import ServerFactory, wait_until
+
+
+@pytest.fixture
+def pair(serve: ServerFactory) -> Pair:
+    """Return source and destination, both serving."""
+    web = Web(free_port())
+    source = serve("--fill", "1", "--metrics-port", str(web.port), memory=MEMORY, name="source")
+    destination = serve(memory=MEMORY, name="destination")
+    wait_until(web.answers, "the metrics port answers")
+    return Pair(source, destination, web)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Return a headless browser; only outside CI may it be missing."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail("chromium is not installed (Debian: chromium)")
+        pytest.skip("chromium is not installed (Debian: chromium)")
+    return found
+
+
+@pytest.fixture
+def browse(chromium: str, tmp_path: Path) -> Browser:
+    """Return a function that opens a page for 2.5 s of its own time, with options of the browser."""
+
+    def run(url: str, *options: str, seconds: float = 60) -> str:
+        result = subprocess.run(
+            [
+                chromium,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-dev-shm-usage",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--hide-scrollbars",
+                f"--user-data-dir={tmp_path / 'profile'}",
+                "--virtual-time-budget=2500",
+                *options,
+                url,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    return run
