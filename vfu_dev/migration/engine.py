@@ -154,6 +154,7 @@ class Migration:
         now = time.time()
         self._save_record = SaveRecord(started=now, stopped=now if stopped else None)
         self._save_record.initial_bytes = self._look().initial_bytes
+        self._save_record.pass_list = self._save.pass_list
 
     def _stop_save(self) -> None:
         record = self._save_record

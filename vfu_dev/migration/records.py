@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vfu_dev.migration.fsm import PRE_COPY_GROUP, SAVING_GROUP
+from vfu_dev.migration.save import PassRecord
 from vfu_dev.migration.watch import Watch
 from vfu_dev.sizes import format_size
 from vfu_dev.uapi import DeviceState
@@ -49,6 +50,7 @@ class SaveRecord:
     stopped: float | None = None
     ended: float | None = None
     predicted_downtime_seconds: float | None = None  # when the device stopped
+    pass_list: list[PassRecord] = field(default_factory=list)  # the session's own, the most recent passes
 
 
 @dataclass

@@ -7,6 +7,7 @@ when nothing changes in between.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
@@ -30,6 +31,9 @@ from vfu_dev.migration.stream import (
 # A large read is produced in steps of this size, so that gathered copies stay few and in the cache.
 READ_STEP_BYTES = 1 << 20
 
+# Passes of a session that are told one by one, the most recent ones: they are in every status.
+PASSES_KEPT = 200
+
 
 @dataclass(frozen=True)
 class PrecopyInfo:
@@ -47,6 +51,22 @@ class SaveCounters:
     pages_sent: int = 0
     pages_resent: int = 0
     zero_pages: int = 0
+
+
+@dataclass
+class PassRecord:
+    """One pass over what was dirty when it began; it ends where the next one begins.
+
+    Attributes:
+        time: when it began, Unix time.
+        phase: what it sends: `initial` or `dirty` data of PRE_COPY, or what is left in `stop_copy`.
+        stream_bytes: of the records made so far, framing included.
+    """
+
+    time: float
+    phase: str
+    pages: int = 0
+    stream_bytes: int = 0
 
 
 class _Kind(Enum):
@@ -70,6 +90,7 @@ class SaveSession:
         stopped: set it when the device stands still from now on.
         digest: of the state that was sent, hex; None until the end record was made.
         sent_initial_bytes: stream bytes read so far that were promised as initial.
+        pass_list: the last PASSES_KEPT passes.
     """
 
     def __init__(
@@ -84,6 +105,7 @@ class SaveSession:
         self.counters = SaveCounters()
         self.digest: str | None = None
         self.sent_initial_bytes = 0
+        self.pass_list: list[PassRecord] = []
         self._state = state
         self._encoder = StreamEncoder()
         self._plans = [PassPlan(memory, cold_first) for memory in state.memories]
@@ -213,13 +235,19 @@ class SaveSession:
         self._segments_bytes = sum(len(segment) for segment in record)
         self._kind = kind
         self._borrowed = borrowed
+        if kind is not _Kind.TAIL and self.pass_list:  # the prelude comes before the first pass
+            self.pass_list[-1].stream_bytes += self._segments_bytes
 
     def _start_pass(self) -> bool:
         """Plan the next pass over all memories: over initial pages alone as long as there are any."""
         self._initial_pass = any(plan.initial.any() for plan in self._plans)
         started = [plan.start_pass(self._initial_pass) for plan in self._plans]  # each has to
         found = any(started)
-        self.counters.passes += found
+        if found:
+            self.counters.passes += 1
+            phase = "stop_copy" if self.stopped else "initial" if self._initial_pass else "dirty"
+            self.pass_list.append(PassRecord(time.time(), phase))
+            del self.pass_list[:-PASSES_KEPT]
         return found
 
     def _next_pages(self) -> bool:
@@ -238,6 +266,7 @@ class SaveSession:
     def _count(self, plan: PassPlan, taken: PageIndices) -> _Kind:
         sends = plan.sends[taken]
         self.counters.pages_sent += len(taken)
+        self.pass_list[-1].pages += len(taken)
         self.counters.pages_resent += int(np.count_nonzero(sends))
         plan.sends[taken] = sends + (sends < np.iinfo(np.uint8).max)
         return _Kind.INITIAL if self._initial_pass else _Kind.DIRTY
