@@ -32,9 +32,9 @@ def test_passes_add_up() -> None:
     box.migration.set_state(S.PRE_COPY)
     box.read_all()
     for page in (1, 2, 3):
-        box.put(0, page * PAGE, b"x" * PAGE)
+        box.memories[0].store(page * PAGE, b"x" * PAGE)
     box.read_all()
-    box.put(0, 4 * PAGE, b"x" * PAGE)
+    box.memories[0].store(4 * PAGE, b"x" * PAGE)
     box.migration.set_state(S.STOP_COPY)
     box.read_all()
     status = box.migration.save_status()
@@ -58,7 +58,7 @@ def test_the_list_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     box.read_all()
     for count in range(1, 6):
         for page in range(count):
-            box.put(0, (page + 1) * PAGE, bytes([count]) * PAGE)
+            box.memories[0].store((page + 1) * PAGE, bytes([count]) * PAGE)
         box.read_all()
     status = box.migration.save_status()
     assert status is not None
