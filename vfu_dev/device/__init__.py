@@ -1,6 +1,7 @@
 """What a device author writes against, and the reference device built on it."""
 
 from vfu_dev.device.base import Counters, Device, PciIdentity
+from vfu_dev.device.declare import Msix, Region, Registers
 from vfu_dev.device.reference import ReferenceDevice
 from vfu_dev.device.regions import BarSpace, Field, MemoryBar, MsixBar, RegisterBar
 
@@ -10,8 +11,11 @@ __all__ = [
     "Device",
     "Field",
     "MemoryBar",
+    "Msix",
     "MsixBar",
     "PciIdentity",
     "ReferenceDevice",
+    "Region",
     "RegisterBar",
+    "Registers",
 ]

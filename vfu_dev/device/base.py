@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from vfu_dev.device.declare import Region, declared
 from vfu_dev.device.regions import BarSpace, MemoryBar, MsixBar, RegisterBar
 from vfu_dev.errors import AccessError, ConfigError
 from vfu_dev.figures import MMIO_EDGES_SECONDS, Histogram
@@ -28,12 +29,25 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PciIdentity:
-    """What configuration space says the device is; `class_code` is base class, subclass, interface."""
+    """What configuration space says the device is; `class_code` is base class, subclass, interface.
+
+    The subsystem's ids are the device's own where None.
+    """
 
     vendor: int
     device: int
     class_code: int
     revision: int
+    subsystem_vendor: int | None = None
+    subsystem: int | None = None
+
+    @property
+    def subsystem_ids(self) -> tuple[int, int]:
+        """Vendor and id of the subsystem."""
+        return (
+            self.vendor if self.subsystem_vendor is None else self.subsystem_vendor,
+            self.device if self.subsystem is None else self.subsystem,
+        )
 
 
 @dataclass
@@ -75,46 +89,75 @@ class RefusedAccessError(AccessError):
 class Device:
     """A PCI device.
 
-    A subclass sets `identity` and `type_name`, calls `super().__init__`, then `add_bar` for each BAR and
-    finally `finish`. It may override `reset_registers`, `initialise` and `loaded`.
+    A subclass declares `Registers`, `Region` and `Msix` as class attributes (see `declare`). What it has to
+    decide at run time it adds in `__init__` instead: `super().__init__`, then `add_bar` for each BAR, and
+    finally `finish`. It may override `reset_registers`, `initialise`, `loaded`, `region_read` and
+    `region_write`.
+
+    Attributes:
+        identity: what the PCI bus sees; the default is numbers that nobody was assigned.
+        type_name: both ends of a migration have to agree on it; the class's name by default.
 
     Args:
-        name: this device among others, for logs and status.
+        name: this device among others, for logs and status; the type's by default.
         flags: migration states to announce.
         initial_limit_bytes: how many bytes count as initial in a migration; None for everything ever written.
     """
 
-    identity: ClassVar[PciIdentity]
+    # Class 0xff: "device does not fit in any defined classes" (PCI Code and ID Assignment Specification).
+    identity = PciIdentity(vendor=0x4656, device=0xFFFF, class_code=0xFF0000, revision=0)
     type_name: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if not hasattr(cls, "type_name"):
+            cls.type_name = cls.__name__
 
     def __init__(
         self,
-        name: str,
+        name: str | None = None,
         *,
         flags: MigrationFlags = ALL_FLAGS,
         initial_limit_bytes: int | None = None,
     ) -> None:
-        self.name = name
+        self.name = name or self.type_name
         self.flags = flags
         self.counters = Counters()
         self.read_seconds = Histogram(MMIO_EDGES_SECONDS)
         self.write_seconds = Histogram(MMIO_EDGES_SECONDS)
         self.bars: list[BarSpace] = []
         self.memories: list[DeviceMemory] = []
+        self.unmigrated: list[DeviceMemory] = []
         self.msix_vectors = 0
         self.initial_limit_bytes = initial_limit_bytes
         self.migration: Migration
         # Set by the server; True when the client has the vector set up.
         self.trigger_irq: Callable[[int], bool] = lambda _: False
         self._writes_served = True
+        self._make_declared()
 
-    def add_bar(self, bar: BarSpace) -> None:
-        """Put `bar` where its index says; what it holds migrates if it says so."""
+    def _make_declared(self) -> None:
+        everything = declared(type(self))
+        for name, one in everything.items():
+            mine, bar = one.make(self)
+            self.__dict__[name] = mine
+            self.add_bar(bar, migrate=one.migrate if isinstance(one, Region) else True)
+        if everything:
+            self.finish()
+
+    def overrides(self, method: str) -> bool:
+        """Return whether this device's class has its own `method`."""
+        return getattr(type(self), method) is not getattr(Device, method)
+
+    def add_bar(self, bar: BarSpace, *, migrate: bool = True) -> None:
+        """Put `bar` where its index says; what it holds migrates if it says so, a memory unless `migrate`."""
         if any(other.index == bar.index for other in self.bars):
             raise ConfigError(f"{self.name}: two BARs with index {bar.index}")
+        if hasattr(self, "migration"):
+            raise ConfigError(f"{self.name}: {bar.name} comes after `finish`, which said what migrates")
         self.bars.append(bar)
         if isinstance(bar, MemoryBar):
-            self.memories.append(bar.memory)
+            (self.memories if migrate else self.unmigrated).append(bar.memory)
         if isinstance(bar, MsixBar):
             self.msix_vectors = bar.vectors
 
@@ -139,16 +182,38 @@ class Device:
         self.flags &= flags
         self.migration.machine = StateMachine(self.flags)
 
+    def set_msix_vectors(self, vectors: int) -> None:
+        """Have another number of MSI-X interrupts; before the device is served.
+
+        Raises:  ConfigError: it has no MSI-X.
+        """
+        tables = [bar for bar in self.bars if isinstance(bar, MsixBar)]
+        if not tables:
+            raise ConfigError(f"{self.name}: msix-vectors: this device has no MSI-X")
+        tables[0].set_vectors(vectors)
+        self.msix_vectors = vectors
+
     # --- for authors --------------------------------------------------------------------------------------
 
     def initialise(self) -> None:
-        """Give memory its first content; called once. After a load that was given up it is zero instead."""
+        """Give memory its first content; called once, when memories and registers are there.
+
+        After a load that was given up, memory is zero instead.
+        """
 
     def reset_registers(self) -> None:
         """Follow a device reset, after all registers returned to their initial values."""
 
     def loaded(self) -> None:
         """Follow a completed load, before the device may run."""
+
+    def region_read(self, region: Region, offset: int, out: memoryview) -> None:
+        """Fill `out` when the guest reads a declared region; in bounds, of any size and alignment."""
+        out[:] = region.load(offset, len(out))
+
+    def region_write(self, region: Region, offset: int, data: memoryview) -> None:
+        """Follow the guest's write to a declared region; in bounds, `data` is dead after the call."""
+        region.store(offset, data)
 
     def raise_irq(self, vector: int) -> None:
         """Raise the MSI-X interrupt `vector`; one that does not exist is ignored, as hardware would."""
@@ -220,5 +285,5 @@ class Device:
 
     def close(self) -> None:
         """Give all memory back."""
-        for memory in self.memories:
+        for memory in (*self.memories, *self.unmigrated):
             memory.close()

@@ -36,6 +36,17 @@ class BarSpace(ABC):
         self.name = name
         self.size_bytes = size_bytes
 
+    def enlarge(self, size_bytes: int) -> None:
+        """Have a larger BAR than what lies behind it needs; before the device is served.
+
+        Raises:  ConfigError: not a power of two, or less than there is.
+        """
+        if size_bytes < self.size_bytes or size_bytes & (size_bytes - 1):
+            raise ConfigError(
+                f"{self.name}: expected a power of two of at least {self.size_bytes} bytes, not {size_bytes}"
+            )
+        self.size_bytes = size_bytes
+
     @abstractmethod
     def read(self, offset: int, out: memoryview) -> None:
         """Fill `out` from `offset`."""
@@ -98,8 +109,26 @@ class MsixBar(BarSpace):
 
     def __init__(self, index: int, vectors: int, size_bytes: int = 4096) -> None:
         super().__init__(index, "msix", size_bytes)
-        self.vectors = vectors
         self._bytes = memoryview(bytearray(size_bytes))
+        self.set_vectors(vectors)
+
+    def set_vectors(self, vectors: int) -> None:
+        """Have `vectors` interrupts and a BAR that their table fits in; before the device is served.
+
+        Raises:  ConfigError: MSI-X has 1 to 2048 (PCI Local Bus Specification 3.0, section 6.8.2).
+        """
+        if not 1 <= vectors <= 2048:
+            raise ConfigError(f"{self.name}: MSI-X has 1 to 2048 vectors, not {vectors}")
+        self.vectors = vectors
+        # The table takes the first half, 16 bytes a vector; the pending bits begin at the second.
+        half = max(self.PBA_OFFSET, 1 << (16 * vectors - 1).bit_length())
+        self.PBA_OFFSET = half
+        self.enlarge(max(self.size_bytes, 2 * half))
+
+    def enlarge(self, size_bytes: int) -> None:
+        """Have a larger BAR, zero beyond what there was."""
+        super().enlarge(size_bytes)
+        self._bytes = memoryview(bytearray(self._bytes).ljust(size_bytes, b"\0"))
 
     def read(self, offset: int, out: memoryview) -> None:
         """Fill `out` with what was written."""
@@ -177,6 +206,24 @@ class RegisterBar(BarSpace):
         migrating = [f for f in fields if f.migrates]
         # Explicit and packed: what travels does not depend on where a register sits in the BAR.
         self._migrating = np.dtype([(f.name, f.format) for f in migrating])
+
+    def enlarge(self, size_bytes: int) -> None:
+        """Have a larger BAR; beyond the registers it reads zero."""
+        super().enlarge(size_bytes)
+        names = list(self.fields)
+        parts = self.dtype.fields
+        assert parts is not None
+        self.dtype = np.dtype(
+            {
+                "names": names,
+                "formats": [parts[name][0] for name in names],
+                "offsets": [parts[name][1] for name in names],
+                "itemsize": size_bytes,
+            }
+        )
+        self.values = np.frombuffer(bytearray(self._bytes).ljust(size_bytes, b"\0"), dtype=self.dtype)
+        self._bytes = self.values.view(np.uint8).data
+        self._initial = self._initial.ljust(size_bytes, b"\0")
 
     def __getitem__(self, name: str) -> int:
         """Return the integer value of a register."""

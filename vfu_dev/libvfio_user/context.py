@@ -138,14 +138,25 @@ class Context:
 
     # --- set up -------------------------------------------------------------------------------------------
 
-    def setup_pci(self, vendor: int, device: int, class_code: int, revision: int) -> None:
-        """Make it a conventional PCI function; `class_code` is base, sub and interface, 24 bits.
+    def setup_pci(
+        self,
+        vendor: int,
+        device: int,
+        class_code: int,
+        revision: int,
+        subsystem: tuple[int, int] | None = None,
+    ) -> None:
+        """Make it a conventional PCI function.
+
+        Args:
+            class_code: base, sub and interface, 24 bits.
+            subsystem: vendor and id of the subsystem; None for the same again.
 
         Conventional, because QEMU puts any function with 256 bytes of configuration space on any bus of a
         q35; one with PCI Express capabilities has to be told which kind of port it sits behind.
         """
         self._check("vfu_pci_init", _ffi.VFU_PCI_TYPE_CONVENTIONAL, 0, 0)
-        self._library.function("vfu_pci_set_id")(self._ctx, vendor, device, vendor, device)
+        self._library.function("vfu_pci_set_id")(self._ctx, vendor, device, *(subsystem or (vendor, device)))
         self._library.function("vfu_pci_set_class")(
             self._ctx, class_code >> 16, class_code >> 8 & 0xFF, class_code & 0xFF
         )

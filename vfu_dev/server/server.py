@@ -87,7 +87,13 @@ class Server:
     def _set_up(self) -> None:
         context, device = self._context, self.device
         identity = device.identity
-        context.setup_pci(identity.vendor, identity.device, identity.class_code, identity.revision)
+        context.setup_pci(
+            identity.vendor,
+            identity.device,
+            identity.class_code,
+            identity.revision,
+            identity.subsystem_ids,
+        )
         context.setup_config_region()
         for bar in device.bars:
             context.setup_region(Region(bar.index, bar.size_bytes, device.region_handler(bar), bar.name))

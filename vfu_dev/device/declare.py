@@ -1,0 +1,210 @@
+"""Memories, registers and interrupts as class attributes: a class says what each of its devices has.
+
+    class Counter(Device):
+        registers = Registers(0, [Field("add", 0x0, "<u8", "wo", "added to the sum"),
+                                  Field("sum", 0x8, "<u8", "ro", "of all added", migrates=True)])
+
+        @registers.written("add")
+        def add(self, value: int) -> None:
+            self.registers["sum"] += value
+
+Seen from the class the attribute is the declaration, seen from a device it is that device's own registers.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, overload
+
+from vfu_dev.device.regions import BarSpace, Field, MemoryBar, MsixBar, RegisterBar
+from vfu_dev.errors import ConfigError
+from vfu_dev.memory import DeviceMemory
+
+if TYPE_CHECKING:
+    from vfu_dev.device.base import Device
+
+B = TypeVar("B")
+F = TypeVar("F", bound=Callable[..., None])
+
+
+class Declared(ABC, Generic[B]):
+    """One BAR of a device class.
+
+    Attributes:
+        index: of the BAR.
+        name: of the class attribute; registers and memories migrate under it.
+    """
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.name = ""
+
+    def __set_name__(self, owner: type[Any], name: str) -> None:
+        if not self.name:
+            self.name = name
+
+    @overload
+    def __get__(self, device: None, owner: type[Any]) -> Self: ...
+    @overload
+    def __get__(self, device: Device, owner: type[Any]) -> B: ...
+    def __get__(self, device: Device | None, owner: type[Any]) -> Self | B:
+        if device is None:
+            return self
+        try:
+            return cast(B, device.__dict__[self.name])
+        except KeyError:
+            raise AttributeError(f"{self.name} is there once Device.__init__ was called") from None
+
+    def __set__(self, device: Device, value: B) -> None:
+        raise AttributeError(f"{self.name} is declared by the class; change what is in it")
+
+    @abstractmethod
+    def make(self, device: Device) -> tuple[B, BarSpace]:
+        """Return what `device` sees under the attribute's name, and the BAR."""
+
+
+def declared(cls: type[Any]) -> dict[str, Declared[Any]]:
+    """Return what a class and its bases declare; a subclass's word under the same name counts."""
+    found: dict[str, Declared[Any]] = {}
+    for base in reversed(cls.__mro__):
+        for name, value in vars(base).items():
+            if isinstance(value, Declared):
+                found[name] = value
+            else:
+                found.pop(name, None)
+    return found
+
+
+class Registers(Declared[RegisterBar]):
+    """A BAR of registers.
+
+    Args:
+        fields: the table. What a guest can write, or the device computes, is migrated when it says so.
+        size_bytes: of the BAR, a power of two.
+        initial: values at the start and after a reset, where not 0.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        fields: Sequence[Field],
+        *,
+        size_bytes: int = 4096,
+        initial: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__(index)
+        self.fields = {field.name: field for field in fields}
+        self.size_bytes = size_bytes
+        self.initial = dict(initial or {})
+        self._hooks: dict[str, str] = {}
+        for name in self.initial:
+            self._require(name)
+
+    def _require(self, name: str) -> None:
+        if name not in self.fields:
+            near = difflib.get_close_matches(name, self.fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(self.fields)}"
+            raise ConfigError(f"no register {name!r}; {hint}")
+
+    def written(self, name: str) -> Callable[[F], F]:
+        """Call the decorated method with the new value when the guest writes register `name`."""
+        self._require(name)
+
+        def remember(method: F) -> F:
+            self._hooks[name] = method.__name__
+            return method
+
+        return remember
+
+    def make(self, device: Device) -> tuple[RegisterBar, BarSpace]:
+        """Return registers with their initial values and the device's methods as hooks."""
+        hooks = {name: getattr(device, method) for name, method in self._hooks.items()}
+        bar = RegisterBar(self.index, self.name, self.size_bytes, list(self.fields.values()), hooks)
+        for name, value in self.initial.items():
+            bar[name] = value
+        bar.set_initial()
+        return bar, bar
+
+
+class Msix(Declared[MsixBar]):
+    """A BAR with the MSI-X table; `Device.raise_irq(n)` raises vector n."""
+
+    def __init__(self, index: int, *, vectors: int) -> None:
+        super().__init__(index)
+        self.vectors = vectors
+
+    def make(self, device: Device) -> tuple[MsixBar, BarSpace]:
+        """Return an empty table."""
+        bar = MsixBar(self.index, self.vectors)
+        return bar, bar
+
+
+class Region(Declared["Region"]):
+    """Memory behind a BAR. The guest reads and writes it, unless the device's `region_read` and
+    `region_write` say otherwise; a device reset leaves it alone.
+
+    Args:
+        size_bytes: a multiple of the page size; the BAR is the next power of two.
+        page_size_bytes: unit of dirty tracking.
+        migrate: whether the content is part of the device's state.
+
+    Attributes:
+        memory: the bytes, as numpy arrays; whoever changes them calls `memory.pages.mark` or uses `store`.
+    """
+
+    memory: DeviceMemory
+
+    def __init__(
+        self, index: int, *, size_bytes: int, page_size_bytes: int = 4096, migrate: bool = True
+    ) -> None:
+        super().__init__(index)
+        self.size_bytes = size_bytes
+        self.page_size_bytes = page_size_bytes
+        self.migrate = migrate
+
+    def store(self, offset: int, data: bytes | memoryview) -> None:
+        """Write `data` at `offset` and mark its pages dirty.
+
+        Raises:  ConfigError: it does not fit; nothing was written.
+        """
+        if offset < 0 or offset > self.size_bytes or len(data) > self.size_bytes - offset:
+            raise ConfigError(f"{self.name}: {len(data)} bytes at {offset:#x} of {self.size_bytes}")
+        self.memory.store(offset, data)
+
+    def load(self, offset: int, count: int) -> bytes:
+        """Return `count` bytes from `offset`, fewer at the end."""
+        return bytes(self.memory.raw[offset : offset + count])
+
+    def make(self, device: Device) -> tuple[Region, BarSpace]:
+        """Return the region with zeroed memory of its own."""
+        mine = copy.copy(self)
+        mine.memory = DeviceMemory(self.name, self.size_bytes, self.page_size_bytes)
+        return mine, RegionBar(mine, device)
+
+
+class RegionBar(MemoryBar):
+    """A BAR whose accesses go through the device's `region_read` and `region_write`."""
+
+    def __init__(self, region: Region, device: Device) -> None:
+        super().__init__(region.index, region.memory)
+        self._region = region
+        self._device = device
+        if device.overrides("region_read"):
+            self.read = self._ask_read  # type: ignore[method-assign]
+        if device.overrides("region_write"):
+            self.write = self._ask_write  # type: ignore[method-assign]
+
+    def _ask_read(self, offset: int, out: memoryview) -> None:
+        inside = max(0, min(len(out), self.memory.size_bytes - offset))
+        if inside < len(out):
+            out[inside:] = b"\xff" * (len(out) - inside)
+        if inside:
+            self._device.region_read(self._region, offset, out[:inside])
+
+    def _ask_write(self, offset: int, data: memoryview) -> None:
+        inside = max(0, min(len(data), self.memory.size_bytes - offset))
+        if inside:
+            self._device.region_write(self._region, offset, data[:inside])

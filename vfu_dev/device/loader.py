@@ -1,0 +1,116 @@
+"""From `MODULE:CLASS` to a device of somebody's own."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from vfu_dev.device.base import Device
+from vfu_dev.errors import ConfigError, VfuDevError
+from vfu_dev.uapi import MigrationFlags
+
+T = TypeVar("T")
+
+
+def find_class(spec: str) -> type[Device]:
+    """Import the class that `spec` names: MODULE:CLASS, or FILE.py:CLASS.
+
+    Modules are looked for in the working directory too.
+
+    Raises:  ConfigError: there is none, or importing it failed; the text has the file and line.
+    """
+    module_name, colon, class_name = spec.rpartition(":")
+    if not colon or not module_name or not class_name.isidentifier():
+        raise ConfigError(f"device {spec!r}: expected MODULE:CLASS or FILE.py:CLASS")
+    module = _guarded(f"device {spec!r}", lambda: _import(module_name))
+    found = getattr(module, class_name, None)
+    if isinstance(found, type) and issubclass(found, Device):
+        return found
+    there = [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, Device) and value is not Device
+    ]
+    wrong = "does not exist" if found is None else "is not a Device"
+    text = f"{class_name} {wrong} in {module_name}; devices there: {', '.join(there) or 'none'}"
+    raise ConfigError(f"device {spec!r}: {text}")
+
+
+def _import(name: str) -> ModuleType:
+    if not name.endswith(".py"):
+        working_directory = str(Path.cwd())
+        if working_directory not in sys.path:
+            sys.path.insert(0, working_directory)
+        return importlib.import_module(name)
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Beside the file lies what it imports, as when Python runs it.
+    sys.path.insert(0, str(path.resolve().parent))
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _guarded(what: str, work: Callable[[], T]) -> T:
+    """Return what `work` returns; an author's error becomes one line with the place it came from."""
+    try:
+        return work()
+    except ConfigError as err:
+        raise ConfigError(f"{what}: {err}") from err
+    except VfuDevError:
+        raise
+    except Exception as err:
+        last = traceback.extract_tb(err.__traceback__)[-1]
+        place = f"{last.filename}:{last.lineno}"
+        if isinstance(err, SyntaxError) and err.filename:
+            place = f"{err.filename}:{err.lineno}"
+        raise ConfigError(f"{what}: {place}: {type(err).__name__}: {err}") from err
+
+
+def make_device(
+    cls: type[Device],
+    name: str,
+    flags: MigrationFlags,
+    options: Mapping[str, Any],
+    given: Mapping[str, str],
+) -> Device:
+    """Return a `cls` made with those of `options` that it has a keyword for.
+
+    Args:
+        options: keyword -> value.
+        given: keyword -> how the user calls it, of options that somebody set.
+
+    Raises:  ConfigError: an option was set that the class does not take, or it refuses a value.
+    """
+    takes = keywords(cls)
+    untaken = [given[keyword] for keyword in given if keyword not in takes]
+    if untaken:
+        raise ConfigError(f"{', '.join(untaken)}: {cls.__name__} decides this itself")
+    arguments = {keyword: value for keyword, value in options.items() if keyword in takes}
+    arguments |= {key: value for key, value in (("name", name), ("flags", flags)) if key in takes}
+    device = _guarded(f"device {cls.__name__}", lambda: cls(**arguments))
+    device.name = name
+    if device.flags & flags != device.flags:
+        device.restrict_flags(flags)
+    return device
+
+
+def keywords(cls: type[Device]) -> set[str]:
+    """Return the keywords that making a `cls` takes."""
+    parameters = inspect.signature(cls).parameters
+    found = set(parameters)
+    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        found |= set(inspect.signature(Device).parameters)
+    return found
