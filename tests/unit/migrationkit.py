@@ -32,12 +32,16 @@ class Box:
     """A device reduced to what migrates."""
 
     pages: tuple[int, ...] = (40, 7)
+    mapped: bool = False  # the first memory is written by somebody who marks nothing
     initial_limit_bytes: int | None = None
     name: str = "box"
     events: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.memories = [DeviceMemory(f"m{i}", n * PAGE, PAGE) for i, n in enumerate(self.pages)]
+        self.memories = [
+            DeviceMemory(f"m{i}", n * PAGE, PAGE, mapped=self.mapped and not i)
+            for i, n in enumerate(self.pages)
+        ]
         self.registers = np.zeros(1, dtype=REGISTERS)
         block = RegisterBlock("registers", REGISTERS, self.registers.tobytes, self.unpack)
         self.contents = MigratableState("box", self.memories, [block])
@@ -48,6 +52,14 @@ class Box:
             on_loaded=lambda: self.events.append("loaded"),
             on_unverified=lambda: self.events.append("unverified"),
         )
+
+    def put(self, memory: int, offset: int, data: bytes) -> None:
+        """Write as whoever writes to that memory does."""
+        target = self.memories[memory]
+        if target.mapped:
+            target.raw[offset : offset + len(data)] = data
+        else:
+            target.store(offset, data)
 
     def unpack(self, content: bytes) -> None:
         """Take over register contents."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 import time
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.memory.pages import CODE_DATA, CODE_ZERO, PageIndices, PageMap
+from vfu_dev.memory.pages import CODE_DATA, CODE_DIRTY, CODE_NEVER, CODE_ZERO, PageIndices, PageMap
 from vfu_dev.memory.scan import zero_pages
 
 MIN_PAGE_SIZE_BYTES = 64  # small pages make small tests; a device uses 4 KiB and more
@@ -31,6 +32,7 @@ class ScanCounters:
     looks: int = 0
     pages: int = 0
     ns: int = 0
+    longest_ns: int = 0  # while the device ran
 
 
 class DeviceMemory:
@@ -40,8 +42,11 @@ class DeviceMemory:
         name: the name under which it migrates.
         size_bytes: a multiple of the page size.
         page_size_bytes: unit of dirty tracking and of the state stream; a power of two.
+        mapped: clients may map the memory: it is written without anybody calling `pages.mark`, and what the
+            map says is only true after a look (`Shadow`).
 
     Attributes:
+        backing_bytes: size of the memfd; of a mapped memory a power of two, as its BAR.
         raw: the bytes, for single accesses. Whoever stores through it calls `pages.mark`.
         data: the same as an array, shape (size_bytes,) uint8.
         rows: the same as pages, shape (page_count, page_size_bytes) uint8.
@@ -53,7 +58,9 @@ class DeviceMemory:
     Raises:  ConfigError: a size that cannot be.
     """
 
-    def __init__(self, name: str, size_bytes: int, page_size_bytes: int = 4096) -> None:
+    def __init__(
+        self, name: str, size_bytes: int, page_size_bytes: int = 4096, *, mapped: bool = False
+    ) -> None:
         if page_size_bytes & (page_size_bytes - 1) or not (
             MIN_PAGE_SIZE_BYTES <= page_size_bytes <= MAX_PAGE_SIZE_BYTES
         ):
@@ -65,15 +72,26 @@ class DeviceMemory:
             raise ConfigError(
                 f"memory {name}: size {size_bytes} is not a multiple of the page size {page_size_bytes}"
             )
+        if mapped and size_bytes % mmap.PAGESIZE:
+            raise ConfigError(
+                f"memory {name}: {size_bytes} bytes cannot be mapped, pages have {mmap.PAGESIZE}"
+            )
         self.name = name
+        self.mapped = mapped
         self.size_bytes = size_bytes
+        # A client that maps a BAR wants a file as large as the BAR; what lies beyond the memory is nobody's.
+        self.backing_bytes = max(mmap.PAGESIZE, 1 << (size_bytes - 1).bit_length()) if mapped else size_bytes
         self.page_size_bytes = page_size_bytes
         self.page_count = size_bytes // page_size_bytes
         if self.page_count >= MAX_PAGES:
             raise ConfigError(f"memory {name}: {self.page_count} pages, the limit is {MAX_PAGES - 1}")
-        self.fd = os.memfd_create(f"vfu-dev:{name}", os.MFD_CLOEXEC)
+        self.fd = os.memfd_create(f"vfu-dev:{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(self.fd, size_bytes)
+            os.ftruncate(self.fd, self.backing_bytes)
+            # A client that has the file must not be able to cut it: our next access would be a SIGBUS.
+            fcntl.fcntl(
+                self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            )
             self._map = mmap.mmap(self.fd, size_bytes)
         except (OSError, ValueError, OverflowError) as err:
             os.close(self.fd)
@@ -113,6 +131,20 @@ class DeviceMemory:
             codes[batch] = np.where(zero_pages(self.words, batch), CODE_ZERO, CODE_DATA)
         return True
 
+    def recheck_zeros(self, budget_seconds: float = float("inf")) -> PageIndices:
+        """Look again at pages that were all zeros, were not sent yet, and may have been written unmarked.
+
+        Returns: those there was no time for; all others are known as what they are now.
+        """
+        zeros = self.pages.with_code(CODE_ZERO)
+        deadline = time.monotonic() + budget_seconds
+        for start in range(0, len(zeros), _CLASSIFY_BATCH_PAGES):
+            if time.monotonic() > deadline:
+                return zeros[start:]
+            batch = zeros[start : start + _CLASSIFY_BATCH_PAGES]
+            self.pages.codes[batch[~zero_pages(self.words, batch)]] = CODE_DATA
+        return zeros[:0]
+
     def clear(self) -> None:
         """Make every byte zero and every page unwritten, by giving the backing store back to the kernel."""
         self._map.madvise(mmap.MADV_REMOVE)
@@ -135,9 +167,27 @@ class DeviceMemory:
             for batch in range(first, last, _CLASSIFY_BATCH_PAGES):
                 yield np.arange(batch, min(batch + _CLASSIFY_BATCH_PAGES, last), dtype=np.intp)
 
+    def allocated_blocks(self) -> int:
+        """Return the backing store in use, in 512-byte blocks; it changes when the first page is written."""
+        return os.fstat(self.fd).st_blocks
+
+    def mark_allocated(self) -> None:
+        """Mark every page that was never written but has backing store: somebody else wrote or read it."""
+        codes = self.pages.codes
+        for batch in self.allocated_pages():
+            piece = codes[batch[0] : batch[-1] + 1]
+            piece[piece == CODE_NEVER] = CODE_DIRTY
+
+    def relearn(self) -> None:
+        """Forget what is known of a mapped memory: what has backing store was written, nothing else."""
+        self.pages.forget()
+        self.mark_allocated()
+
     @property
     def written_bytes(self) -> int:
-        """Bytes in pages that were ever written."""
+        """Bytes in pages that were ever written; of a mapped memory, in pages that have backing store."""
+        if self.mapped:
+            return min(self.size_bytes, self.allocated_blocks() * 512)
         return self.pages.written_pages * self.page_size_bytes
 
     def close(self) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 
 from vfu_dev.errors import StateError, StreamError
 from vfu_dev.figures.totals import interruption
-from vfu_dev.memory.pages import CODE_DATA, CODE_ZERO
+from vfu_dev.memory import DeviceMemory
+from vfu_dev.memory.pages import CODE_DATA, CODE_ZERO, PageIndices
 from vfu_dev.migration.audit import StateHasher
 from vfu_dev.migration.fsm import PRE_COPY_GROUP, RUNNING_GROUP, SAVING_GROUP, Action, StateMachine
 from vfu_dev.migration.load import LoadSession
@@ -65,6 +66,9 @@ class Migration:
         self.state = DeviceState.RUNNING  # "initial device state … RUNNING", vfio-user.rst
         self.transitions: deque[Transition] = deque(maxlen=_TRANSITIONS_KEPT)
         self.watch = Watch()
+        # VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2, see <linux/vfio.h> of Linux 7.1.
+        self.client_knows_reinit = False
+        self._reinit_untold = False
         self._initial_limit_bytes = initial_limit_bytes
         self._on_state, self._on_loaded, self._on_unverified = on_state, on_loaded, on_unverified
         self._save: SaveSession | None = None
@@ -145,8 +149,30 @@ class Migration:
 
     # --- saving -------------------------------------------------------------------------------------------
 
+    def reinit(self, memory: DeviceMemory, pages: PageIndices) -> None:
+        """Note that the device reconfigured itself: the content of `pages` is initial data once more.
+
+        In PRE_COPY they are sent again, whatever became of them; otherwise there is nothing to do.
+        A client that opted in learns of it (VFIO_PRECOPY_INFO_REINIT) and sees initial_bytes rise; for
+        another they are among dirty_bytes, because initial_bytes may only fall for it.
+        """
+        if self._save is None or self.state not in PRE_COPY_GROUP:
+            memory.pages.mark_pages(pages)
+            return
+        assert self._save_record is not None
+        index = self.contents.memories.index(memory)
+        self._save.reinit(index, pages, as_initial=self.client_knows_reinit)
+        self._save_record.reinits += 1
+        self._reinit_untold = self.client_knows_reinit
+
+    def take_reinit(self) -> bool:
+        """Return whether there was a `reinit` since this was last asked."""
+        untold, self._reinit_untold = self._reinit_untold, False
+        return untold
+
     def _begin_save(self, *, stopped: bool) -> None:
         self._audit = None
+        self._reinit_untold = False
         # Nobody asks a stopped device what is initial, and without the split there are fewer records.
         limit = None if stopped else self._initial_limit_bytes
         self._save = SaveSession(self.contents, initial_limit_bytes=limit, stopped=stopped)
@@ -162,7 +188,7 @@ class Migration:
         if self._save is None:
             # A read failed in PRE_COPY: what was sent has a hole, so there is nothing to complete.
             raise StateError(f"this migration failed already: {record.error}")
-        self._save.stopped = True
+        self._save.stop()
         record.stopped = time.time()
 
     def _end_save(self, status: str, error: str | None, result: str) -> None:
@@ -230,8 +256,11 @@ class Migration:
             info = self._look()
             return info.initial_bytes + info.dirty_bytes + self._save.tail_bytes
         total = prelude_bytes(self.contents) + tail_bytes(self.contents)
+        budget_seconds = CLASSIFY_BUDGET_SECONDS / max(1, len(self.contents.memories))
         for memory in self.contents.memories:
-            memory.classify(CLASSIFY_BUDGET_SECONDS)
+            if memory.mapped:
+                memory.relearn()
+            memory.classify(budget_seconds)
             content = memory.pages.codes & 3  # with or without CODE_CLEAN of a session that is over
             total += pages_bytes(int(np.count_nonzero(content == CODE_DATA)), memory.page_size_bytes)
             total += zeros_bytes(int(np.count_nonzero(content == CODE_ZERO)))

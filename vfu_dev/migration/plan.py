@@ -6,6 +6,10 @@ the pass and waits for the next one: it is hot, others are colder, and sending i
 pass sends a page at most once. Nothing starves: a pass that begins inside a read sends something, because
 nobody writes during a read.
 
+A memory that a client has mapped is written without a mark. There every look at the page codes begins with a
+look for what changed (`Shadow`), for a limited time; when that was not enough, what the rest should hold is
+estimated and counts as dirty.
+
 What is left is computed from the same page codes that decide what is sent. Pages of the pass under way and
 pages that wait for the next fill records of their own, and are counted that way.
 """
@@ -17,14 +21,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import numpy.typing as npt
 
-from vfu_dev.memory import DeviceMemory
+from vfu_dev.memory import DeviceMemory, Shadow, hash_pages
 from vfu_dev.memory.pages import CODE_DATA, CODE_DIRTY, CODE_ZERO, PageIndices
 from vfu_dev.migration.stream import ZERO_PAGES_A_RECORD, pages_a_record, pages_bytes, zeros_bytes
 
 # A query or the start of a pass looks at new content this long at most; pages left over count as data, and
 # are sent as data. The client gives up after 5 s (trap 12); 10 GB of zeros take one second.
 CLASSIFY_BUDGET_SECONDS = 1.5
+
+# How long a look for changes in mapped memories may take, all together, while the device runs: nobody's MMIO
+# is served meanwhile. The figures decide when the device is stopped and are worth more than the start of a
+# pass, which happens whenever a reader has caught up. At 13 GB/s they see 650 and 130 MB.
+FIGURES_LOOK_SECONDS = 0.05
+PASS_LOOK_SECONDS = 0.01
+# The same when it stands still; more than 15 GB go on being looked at while what is known is read.
+FINAL_LOOK_SECONDS = 1.5
 
 _WINDOW_PAGES = 4096
 _NO_PAGES: PageIndices = np.empty(0, dtype=np.intp)
@@ -36,6 +49,7 @@ class PassPlan:
     Args:
         memory: its page map is read, and pages are claimed in it as they are taken.
         cold_first: the policy above; False sends each pass in index order, rewritten pages included.
+        share: of the time that looks may take; other memories have the rest.
 
     Attributes:
         initial: pages that count as initial and were not sent yet, shape (page_count,) bool.
@@ -43,8 +57,16 @@ class PassPlan:
         hashes: `hash_pages` of each page as last sent, shape (page_count,) uint64.
     """
 
-    def __init__(self, memory: DeviceMemory, cold_first: bool = True) -> None:
+    def __init__(self, memory: DeviceMemory, cold_first: bool = True, share: float = 1.0) -> None:
         self.memory = memory
+        self._share = share
+        self._stopped = False
+        self._shadow: Shadow | None = None
+        if memory.mapped:
+            memory.relearn()
+            self._shadow = Shadow(memory)
+        else:
+            memory.pages.rearm()
         self._cold_first = cold_first
         count = memory.page_count
         self.initial = np.zeros(count, dtype=np.bool_)
@@ -62,13 +84,53 @@ class PassPlan:
         self.initial[dirty] = True
         return len(dirty) * self.memory.page_size_bytes
 
-    def start_pass(self, initial_only: bool) -> bool:
+    def stop(self) -> None:
+        """Note that nobody writes from now on."""
+        self._stopped = True
+        if self._shadow is not None:
+            with self._timed():
+                self._shadow.stop(FINAL_LOOK_SECONDS * self._share)
+                self._look(FINAL_LOOK_SECONDS)
+
+    @property
+    def settled(self) -> bool:
+        """Whether what is dirty is known for good, once the device stands still."""
+        return self._shadow is None or self._shadow.settled
+
+    def make_dirty(self, count_bytes: int) -> None:
+        """Have the first so many bytes sent once more, whether they changed or not."""
+        self.memory.pages.codes[: -(-count_bytes // self.memory.page_size_bytes)] = CODE_DIRTY
+
+    def add_initial(self, indices: PageIndices) -> None:
+        """Have the pages `indices` sent again, as initial, and before all others."""
+        self.memory.pages.mark_pages(indices)
+        self.initial[indices] = True
+
+    def drop_pass(self) -> None:
+        """Give up the pass under way; what it has left waits for the next one."""
+        self._data = self._zeros = _NO_PAGES
+        self._in_pass[:] = False
+
+    def sent(self, indices: PageIndices, rows: npt.NDArray[np.uint8]) -> None:
+        """Note that `rows`, nobody else's memory, are sent as the pages `indices`."""
+        numbers = np.arange(len(indices))
+        self.hashes[indices] = hash_pages(rows.reshape(-1).data, self.memory.page_size_bytes, numbers)
+        if self._shadow is not None:
+            self._shadow.keep(indices, rows)
+
+    def sent_zeros(self, indices: PageIndices) -> None:
+        """Note that the pages `indices` are sent as zeros."""
+        self.hashes[indices] = 0
+        if self._shadow is not None:
+            self._shadow.keep_zeros(indices)
+
+    def start_pass(self, initial_only: bool, look_seconds: float = PASS_LOOK_SECONDS) -> bool:
         """Plan a pass over what is dirty now; False when that is nothing."""
         with self._timed():
+            self._look(look_seconds)
             return self._start_pass(initial_only)
 
     def _start_pass(self, initial_only: bool) -> bool:
-        self._look()
         pages = self.memory.pages
         chosen = pages.collect()
         if initial_only:
@@ -101,7 +163,7 @@ class PassPlan:
         while missing and at < len(queue):
             window = queue[at : at + max(limit, _WINDOW_PAGES)]
             if not self._cold_first and (codes[window] == CODE_DIRTY).any():
-                self._look()
+                self._classify()
             fit = np.flatnonzero((codes[window] == code) & self._in_pass[window])[:missing]
             at += int(fit[-1]) + 1 if len(fit) == missing else len(window)
             missing -= len(fit)
@@ -114,27 +176,37 @@ class PassPlan:
         self.initial[taken] = False
         return taken, at
 
-    def _look(self) -> None:
-        """Bring all page codes up to date; pages written since they were planned leave the pass."""
+    def _look(self, budget_seconds: float) -> None:
+        """Bring all page codes up to date; `budget_seconds` is for what others write to a mapped memory."""
+        if self._shadow is not None:
+            self.memory.scans.pages += self._shadow.look(budget_seconds * self._share)
+        self._classify()
+
+    def _classify(self) -> None:
+        """Tell data from zeros; pages written since they were planned leave the pass."""
         if self._cold_first:
             self._in_pass[self.memory.pages.unclassified()] = False
-        self.memory.classify(CLASSIFY_BUDGET_SECONDS)
+        self.memory.classify(CLASSIFY_BUDGET_SECONDS * self._share)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
         """Count a look at all pages, and its time."""
         began = time.perf_counter_ns()
         yield
-        self.memory.scans.looks += 1
-        self.memory.scans.ns += time.perf_counter_ns() - began
+        took = time.perf_counter_ns() - began
+        scans = self.memory.scans
+        scans.looks += 1
+        scans.ns += took
+        if not self._stopped:
+            scans.longest_ns = max(scans.longest_ns, took)
 
     def remaining(self) -> tuple[int, int]:
         """Return the (initial, dirty) stream bytes still to be read from this memory."""
         with self._timed():
+            self._look(FIGURES_LOOK_SECONDS)
             return self._remaining()
 
     def _remaining(self) -> tuple[int, int]:
-        self._look()
         size = self.memory.page_size_bytes
         codes = self.memory.pages.codes
         initial = dirty = 0
@@ -149,6 +221,8 @@ class PassPlan:
             later_initial = int(np.count_nonzero(has_code & self.initial)) - now_initial
             later_dirty = int(np.count_nonzero(has_code)) - now_initial - now_dirty - later_initial
             if code == CODE_DATA:
+                if self._shadow is not None:
+                    later_dirty += self._shadow.expected_pages
                 initial += pages_bytes(now_initial, size) + pages_bytes(later_initial, size)
                 dirty += pages_bytes(now_dirty, size) + pages_bytes(later_dirty, size)
             else:

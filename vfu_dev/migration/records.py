@@ -44,6 +44,7 @@ class SaveRecord:
     pages_sent: int = 0
     pages_resent: int = 0
     zero_pages: int = 0
+    reinits: int = 0  # how often the device found new initial data
     digest: str | None = None
     audited: bool = False
     started: float = 0.0

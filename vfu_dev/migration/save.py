@@ -7,6 +7,7 @@ when nothing changes in between.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from vfu_dev.memory import DeviceMemory, fold_hashes, gather, hash_pages
 from vfu_dev.memory.pages import PageIndices
-from vfu_dev.migration.plan import PassPlan
+from vfu_dev.migration.plan import FINAL_LOOK_SECONDS, PASS_LOOK_SECONDS, PassPlan
 from vfu_dev.migration.schema import MigratableState, blocks_digest
 from vfu_dev.migration.stream import (
     RecordType,
@@ -87,7 +88,7 @@ class SaveSession:
         cold_first: the policy of `PassPlan`.
 
     Attributes:
-        stopped: set it when the device stands still from now on.
+        stopped: the device stands still, see `stop`.
         digest: of the state that was sent, hex; None until the end record was made.
         sent_initial_bytes: stream bytes read so far that were promised as initial.
         pass_list: the last PASSES_KEPT passes.
@@ -108,10 +109,10 @@ class SaveSession:
         self.pass_list: list[PassRecord] = []
         self._state = state
         self._encoder = StreamEncoder()
-        self._plans = [PassPlan(memory, cold_first) for memory in state.memories]
+        share = 1 / max(1, len(state.memories))
+        self._plans = [PassPlan(memory, cold_first, share) for memory in state.memories]
         left = initial_limit_bytes
         for plan in self._plans:
-            plan.memory.pages.rearm()
             chosen = plan.choose_initial(left)
             left = None if left is None else max(0, left - chosen)
         self._prelude_made = False
@@ -126,6 +127,28 @@ class SaveSession:
         self._borrowed = False
         self._pool: list[npt.NDArray[np.uint8]] = []
         self._pool_used = 0
+        self._deadline = math.inf  # of looks at mapped memory within one read
+        if stopped:
+            self.stop()
+
+    def stop(self) -> None:
+        """Note that the device stands still from now on: the end can be sent."""
+        self.stopped = True
+        for plan in self._plans:
+            plan.stop()
+
+    def reinit(self, memory: int, pages: PageIndices, *, as_initial: bool) -> None:
+        """Have `pages` of the memory with index `memory` sent again: the device has changed what they mean.
+
+        Args:    as_initial: the client knows that initial_bytes may rise; otherwise they are dirty, no more.
+        """
+        if not as_initial:
+            self._plans[memory].memory.pages.mark_pages(pages)
+            return
+        self._plans[memory].add_initial(pages)
+        # What is initial is read first: the next read plans anew.
+        for plan in self._plans:
+            plan.drop_pass()
 
     @property
     def ended(self) -> bool:
@@ -179,6 +202,7 @@ class SaveSession:
         Less than the whole means: nothing more now while the device runs, the end once it stopped.
         """
         stored = 0
+        self._deadline = time.monotonic() + FINAL_LOOK_SECONDS
         while stored < len(buffer):
             step = min(READ_STEP_BYTES, len(buffer) - stored)
             before = stored
@@ -228,7 +252,16 @@ class SaveSession:
             and (self._next_pages() or (self._start_pass() and self._next_pages()))
         ):
             return True
-        return self.stopped and self._next_of_tail()
+        if not self.stopped:
+            return False
+        if not self._blocks and self.digest is None:
+            for plan in self._plans:
+                if not plan.settled:
+                    # Too large to be looked at in the time of one read, and a short reply would be the end of
+                    # the stream: send something, anything, until it is known that there is nothing.
+                    plan.make_dirty(READ_STEP_BYTES)
+                    return self._start_pass() and self._next_pages()
+        return self._next_of_tail()
 
     def _send(self, kind: _Kind, record: list[Segment], borrowed: bool = False) -> None:
         self._segments.extend(memoryview(segment) for segment in record)
@@ -241,7 +274,10 @@ class SaveSession:
     def _start_pass(self) -> bool:
         """Plan the next pass over all memories: over initial pages alone as long as there are any."""
         self._initial_pass = any(plan.initial.any() for plan in self._plans)
-        started = [plan.start_pass(self._initial_pass) for plan in self._plans]  # each has to
+        look_seconds = PASS_LOOK_SECONDS
+        if self.stopped:
+            look_seconds = max(0.0, min(FINAL_LOOK_SECONDS, self._deadline - time.monotonic()))
+        started = [plan.start_pass(self._initial_pass, look_seconds) for plan in self._plans]  # each has to
         found = any(started)
         if found:
             self.counters.passes += 1
@@ -274,18 +310,24 @@ class SaveSession:
     def _send_zeros(self, index: int, plan: PassPlan, taken: PageIndices) -> None:
         kind = self._count(plan, taken)
         self.counters.zero_pages += len(taken)
-        plan.hashes[taken] = 0
+        plan.sent_zeros(taken)
         self._send(kind, self._encoder.record(RecordType.ZEROS, index, len(taken), [_index_bytes(taken)]))
 
     def _send_pages(self, index: int, plan: PassPlan, taken: PageIndices) -> None:
         kind = self._count(plan, taken)
         memory, size = plan.memory, plan.memory.page_size_bytes
         first, count = int(taken[0]), len(taken)
-        if int(taken[-1]) - first == count - 1:
-            payload = memory.raw[first * size : (first + count) * size]
+        if memory.mapped:
+            # The guest may write while we read: checksum, hashes and what is sent have to be of one copy.
+            rows = gather(memory.rows, taken, self._pool_rows(memory))
+            plan.sent(taken, rows)
+            payload = rows.reshape(-1).data
         else:
-            payload = gather(memory.rows, taken, self._pool_rows(memory)).reshape(-1).data
-        plan.hashes[taken] = hash_pages(memory.raw, size, taken)
+            if int(taken[-1]) - first == count - 1:
+                payload = memory.raw[first * size : (first + count) * size]
+            else:
+                payload = gather(memory.rows, taken, self._pool_rows(memory)).reshape(-1).data
+            plan.hashes[taken] = hash_pages(memory.raw, size, taken)
         record = self._encoder.record(RecordType.PAGES, index, count, [_index_bytes(taken), payload])
         self._send(kind, record, borrowed=True)
 

@@ -1,0 +1,223 @@
+"""Memory that a client writes directly: what changed is found, whoever wrote and whenever."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import threading
+
+import numpy as np
+import pytest
+from migrationkit import PAGE, Box, small_records  # noqa: F401 - an autouse fixture
+
+from vfu_dev.errors import ConfigError
+from vfu_dev.memory import DeviceMemory, Shadow, shadow
+from vfu_dev.migration import MigratableState, Migration, SaveSession, plan
+from vfu_dev.uapi import DeviceState as S
+
+MIB = 1 << 20
+
+
+def client_view(memory: DeviceMemory) -> mmap.mmap:
+    """Map the memory's file as a client does, without the owner's knowledge."""
+    return mmap.mmap(memory.fd, memory.backing_bytes)
+
+
+@pytest.fixture
+def memory() -> DeviceMemory:
+    return DeviceMemory("m", 8 * MIB, mapped=True)
+
+
+def send_all(memory: DeviceMemory, copy: Shadow) -> None:
+    """Do what a session does with dirty pages."""
+    dirty = memory.pages.collect()
+    copy.keep(dirty, memory.rows[dirty])
+    memory.pages.claim(dirty)
+
+
+def test_a_look_finds_exactly_the_pages_that_changed(memory: DeviceMemory) -> None:
+    """One bit anywhere in a page, pages never touched before, and zeros over what was sent."""
+    view = client_view(memory)
+    view[0 : 4 * MIB] = os.urandom(4 * MIB)
+    memory.relearn()
+    copy = Shadow(memory)
+    send_all(memory, copy)
+    assert copy.look(1.0) == 1024
+    assert memory.pages.dirty_pages == 0
+    for page in (0, 77, 1023):
+        view[page * 4096 + 4095] ^= 1
+    view[5 * 4096 : 6 * 4096] = bytes(4096)
+    view[1500 * 4096] = 1  # never touched before
+    copy.look(1.0)
+    assert memory.pages.collect().tolist() == [0, 5, 77, 1023, 1500]
+    assert copy.expected_pages == 0
+
+
+def test_a_page_changed_back_is_not_sent_again(memory: DeviceMemory) -> None:
+    memory.raw[:8] = b"original"
+    memory.relearn()
+    copy = Shadow(memory)
+    send_all(memory, copy)
+    memory.raw[:8] = b"anything"
+    memory.raw[:8] = b"original"
+    copy.look(1.0)
+    assert memory.pages.dirty_pages == 0
+
+
+def test_pages_sent_as_zeros_are_found_when_written(memory: DeviceMemory) -> None:
+    memory.raw[0:8192] = b"x" * 8192
+    memory.relearn()
+    copy = Shadow(memory)
+    send_all(memory, copy)
+    copy.keep_zeros(np.array([0, 9]))
+    memory.pages.claim(np.array([0, 9]))
+    copy.look(1.0)
+    assert memory.pages.collect().tolist() == [0]
+
+
+def test_a_budget_cuts_a_look_and_the_next_one_goes_on(memory: DeviceMemory) -> None:
+    """Each part has its turn, what was not seen is estimated, and after enough looks all is found."""
+    memory.raw[:] = os.urandom(8 * MIB)
+    memory.relearn()
+    copy = Shadow(memory)
+    send_all(memory, copy)
+    memory.rows[::4, 7] ^= 1
+    assert copy.look(0.0) == 256  # one chunk of 1 MiB at least
+    assert memory.pages.dirty_pages == 64
+    assert copy.expected_pages == 7 * 64
+    for _ in range(7):
+        copy.look(0.0)
+    assert memory.pages.dirty_pages == 512
+    assert copy.look(1.0) == 2048 - 512
+    assert copy.expected_pages == 0
+
+
+def test_two_threads_find_what_one_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shadow, "_PARALLEL_BYTES", 0)
+    memory = DeviceMemory("m", 16 * MIB, mapped=True)
+    memory.raw[:] = os.urandom(16 * MIB)
+    memory.relearn()
+    for rates in ([1.0, 2.0], [2.0, 1.0]):
+        monkeypatch.setattr(shadow._pace, "rates", rates)
+        copy = Shadow(memory)
+        memory.pages.rearm()
+        send_all(memory, copy)
+        pages = np.random.default_rng(1).choice(4096, 300, replace=False)
+        memory.rows[pages, 4000] += 1
+        assert copy.look(10.0) == 4096
+        assert memory.pages.collect().tolist() == sorted(pages.tolist())
+
+
+def test_untouched_memory_costs_nothing() -> None:
+    """8 GiB that nobody touched are neither looked at nor allocated, and neither is the copy."""
+    memory = DeviceMemory("m", 8 << 30, mapped=True)
+    memory.raw[4 << 30] = 1
+    state = MigratableState("t", [memory], [])
+    session = SaveSession(state)
+    buffer = memoryview(bytearray(MIB))
+    while session.read_into(buffer):
+        pass
+    session.stop()
+    assert session.read_into(buffer) > 0
+    assert session.counters.pages_sent == 1
+    assert memory.allocated_blocks() * 512 <= 2 * MIB  # one page, or a huge one
+
+
+def test_the_file_cannot_be_cut_by_who_has_it(memory: DeviceMemory) -> None:
+    """A shorter file under our mapping would end the server with SIGBUS."""
+    with pytest.raises(PermissionError):
+        os.ftruncate(memory.fd, 4096)
+    assert fcntl.fcntl(memory.fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SEAL
+
+
+def test_a_memory_of_odd_size_has_a_file_as_large_as_its_bar() -> None:
+    memory = DeviceMemory("m", 5 * 4096, mapped=True)
+    assert memory.backing_bytes == os.fstat(memory.fd).st_size == 8 * 4096
+    with pytest.raises(ConfigError, match="cannot be mapped"):
+        DeviceMemory("m", 65 * PAGE, PAGE, mapped=True)
+
+
+def test_a_guest_that_never_stops_writing_is_moved_whole() -> None:
+    """A real thread writes without a mark, during every read; each record's checksum and the end still hold."""
+    source, target = Box(pages=(1024, 64), mapped=True), Box(pages=(1024, 64), mapped=True)
+    stop = threading.Event()
+    view = np.frombuffer(client_view(source.memories[0]), dtype=np.uint64)
+
+    def write() -> None:
+        rng = np.random.default_rng(5)
+        while not stop.is_set():
+            view[rng.integers(0, len(view), 500)] = rng.integers(0, 1 << 40, 500, dtype=np.uint64)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        source.migration.set_state(S.PRE_COPY)
+        data = bytearray()
+        while len(data) < 4 * 1024 * PAGE:  # the test's time limit ends it if the writer is never found
+            data += source.read(50_000)
+    finally:
+        stop.set()
+        writer.join()
+    source.migration.set_state(S.STOP_COPY)
+    promised = source.migration.stop_copy_length()
+    rest = source.read_all(10_000)
+    assert len(rest) == promised
+    target.load(bytes(data) + rest, step=777)
+    assert target.snapshot() == source.snapshot()
+    saved = source.migration.save_status()
+    assert saved is not None
+    assert (saved["status"], saved["audited"]) == ("completed", True)
+
+
+def test_a_final_look_too_long_for_one_read_does_not_end_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no time to look, reads are filled with what was sent before until everything was looked at."""
+    monkeypatch.setattr(plan, "FINAL_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("vfu_dev.migration.save.FINAL_LOOK_SECONDS", 0.0)
+    source, target = (DeviceMemory("m", 16 * MIB, mapped=True) for _ in range(2))
+    source.raw[:] = os.urandom(16 * MIB)
+    migration = Migration("s", MigratableState("t", [source], []))
+    migration.set_state(S.PRE_COPY)
+    buffer = memoryview(bytearray(MIB))
+    data = bytearray()
+    while stored := migration.read_into(buffer):
+        data += buffer[:stored]
+    source.raw[15 * MIB] ^= 1
+    migration.set_state(S.STOP_COPY)
+    rest = [bytes(buffer[: migration.read_into(buffer)]) for _ in range(40)]
+    sizes = [len(part) for part in rest if part]
+    assert all(size == MIB for size in sizes[:-1])
+    receiver = Migration("t", MigratableState("t", [target], []))
+    receiver.set_state(S.RESUMING)
+    receiver.write(memoryview(data))
+    for part in rest:
+        receiver.write(memoryview(part))
+    receiver.set_state(S.RUNNING)
+    assert bytes(target.raw) == bytes(source.raw)
+
+
+def test_pages_found_zero_and_written_before_they_were_sent_are_sent_as_data() -> None:
+    """Classified in PRE_COPY, written without a mark, and only read when the device had stopped."""
+    source, target = Box(pages=(64, 7), mapped=True), Box(pages=(64, 7), mapped=True)
+    source.memories[0].raw[63 * PAGE] = 1
+    source.migration.set_state(S.PRE_COPY)  # all 64 pages have backing store, 63 are zeros
+    source.migration.precopy_info()
+    source.memories[0].raw[5 * PAGE] = 9
+    source.migration.set_state(S.STOP_COPY)
+    target.load(source.read_all())
+    assert target.snapshot() == source.snapshot()
+
+
+def test_what_is_known_of_mapped_memory_ends_with_the_session() -> None:
+    """A page sent as zeros in one migration and written after it is data in the next."""
+    source, target = Box(pages=(64, 7), mapped=True), Box(pages=(64, 7), mapped=True)
+    source.memories[0].raw[0] = 1
+    target.load(source.save())
+    source.memories[0].raw[63 * PAGE] = 9
+    assert source.migration.stop_copy_length() > 2 * PAGE
+    target.load(source.save())
+    assert target.snapshot() == source.snapshot()
+    # and from the destination, which loaded it, back
+    target.memories[0].raw[5 * PAGE] = 3
+    source.load(target.save())
+    assert source.snapshot() == target.snapshot()
