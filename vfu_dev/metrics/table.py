@@ -1,0 +1,39 @@
+"""The table of all metrics, in Markdown: `python -m vfu_dev.metrics.table` writes it into docs/metrics.md."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from vfu_dev.metrics.collector import ALL_METRICS
+from vfu_dev.metrics.families import DEVICE_LABEL
+
+BEGIN = "<!-- begin: python -m vfu_dev.metrics.table docs/metrics.md -->\n"
+END = "<!-- end -->\n"
+
+
+def table() -> str:
+    """Return the table; `device` is left out of the labels, since every metric has it."""
+    lines = [
+        f"| Metric | Kind | Labels besides `{DEVICE_LABEL}` | What it is, what a rise means |",
+        "|---|---|---|---|",
+    ]
+    for metric in ALL_METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels) or " "
+        text = metric.help.replace("|", "\\|").replace("<", "&lt;")
+        lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+def with_table(document: str) -> str:
+    """Return `document` with the table between its two markers renewed."""
+    before, begin, rest = document.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError("the document lacks the markers of the table")
+    return before + begin + table() + end + after
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    path.write_text(with_table(path.read_text()))
