@@ -195,6 +195,17 @@ class Connection:
             raise call.error
         return call
 
+    def serve(self, seconds: float) -> None:
+        """Answer one request of the server's, if one comes in that time; nothing is sent but the answer.
+
+        While calls wait for replies, requests are answered anyway. This is for a client with nothing to ask.
+        Raises: DisconnectedError, ProtocolError: as for `wait`.
+        """
+        with self._receive_lock:
+            if self._failure is not None:
+                raise self._failed_again()
+            self._receive(time.monotonic() + seconds)
+
     # --- sending --------------------------------------------------------------------------------------------
 
     def _send(self, message: Message, fds: Sequence[int], deadline: float) -> None:

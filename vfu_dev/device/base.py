@@ -12,19 +12,24 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from vfu_dev.device.declare import Region, declared
+from vfu_dev.device.guest_memory import GuestMemory, NoGuestMemory
+from vfu_dev.device.interrupts import Interrupts
 from vfu_dev.device.regions import BarSpace, MemoryBar, MsixBar, RegisterBar
 from vfu_dev.errors import AccessError, ConfigError
 from vfu_dev.figures import MMIO_EDGES_SECONDS, Histogram
 from vfu_dev.memory import DeviceMemory
-from vfu_dev.migration import MigratableState, Migration, StateMachine
+from vfu_dev.migration import MigratableState, Migration, RegisterBlock, StateMachine
 from vfu_dev.migration.engine import ALL_FLAGS
-from vfu_dev.migration.fsm import RUNNING_GROUP
+from vfu_dev.migration.fsm import P2P_STATES, RUNNING_GROUP
 from vfu_dev.uapi import DeviceState, MigrationFlags
 
 logger = logging.getLogger(__name__)
+
+# Where a device may start something of its own; in all others it only answers.
+_ACTIVE_STATES = RUNNING_GROUP - P2P_STATES
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,22 @@ class RefusedAccessError(AccessError):
         self.errno = number
 
 
+class Worker(Protocol):
+    """Something that a device does by itself, in small steps; never in a state where it has to be quiet."""
+
+    def due(self) -> float | None:
+        """Return in how many seconds there is work, 0 for now, None for not until somebody asks for some."""
+
+    def advance(self, budget_seconds: float) -> None:
+        """Work for about that long. Guest memory may fail at any time, by AccessError."""
+
+    def reset(self) -> None:
+        """Forget what is under way; registers were reset before."""
+
+    def block(self) -> RegisterBlock | None:
+        """Return what has to migrate of it beside registers."""
+
+
 class Device:
     """A PCI device.
 
@@ -129,10 +150,13 @@ class Device:
         self.memories: list[DeviceMemory] = []
         self.unmigrated: list[DeviceMemory] = []
         self.msix_vectors = 0
+        self.interrupts = Interrupts(lambda: self.msix_vectors)
+        self.workers: list[Worker] = []
+        # Set by the server: guest memory, and whether the command register lets the device reach it.
+        self.guest_memory: GuestMemory = NoGuestMemory()
+        self.bus_master: Callable[[], bool] = lambda: False
         self.initial_limit_bytes = initial_limit_bytes
         self.migration: Migration
-        # Set by the server; True when the client has the vector set up.
-        self.trigger_irq: Callable[[int], bool] = lambda _: False
         self._writes_served = True
         self._make_declared()
 
@@ -165,6 +189,9 @@ class Device:
         """Complete the declaration; `extra_memories` migrate without being behind a BAR."""
         self.memories += extra_memories
         blocks = [bar.block() for bar in self.bars if isinstance(bar, RegisterBar)]
+        blocks += [worker.block() for worker in self.workers]
+        if self.msix_vectors:
+            blocks.append(self.interrupts.block())
         state = MigratableState(self.type_name, self.memories, [b for b in blocks if b is not None])
         self.migration = Migration(
             self.name,
@@ -216,14 +243,49 @@ class Device:
         region.store(offset, data)
 
     def raise_irq(self, vector: int) -> None:
-        """Raise the MSI-X interrupt `vector`; one that does not exist is ignored, as hardware would."""
+        """Raise the MSI-X interrupt `vector`; one that does not exist is ignored, as hardware would.
+
+        While the device has to be quiet it stays pending, migrates, and is raised when the device runs again.
+        """
         if vector < self.msix_vectors:
             self.counters.irqs += 1
-            if self.trigger_irq(vector):
-                return
-        self.counters.irq_errors += 1
+            self.interrupts.raise_vector(vector)
+        else:
+            self.counters.irq_errors += 1
 
     # --- for the server -----------------------------------------------------------------------------------
+
+    @property
+    def trigger_irq(self) -> Callable[[int], bool]:
+        """What raises a vector at the client; True when the client has it set up. Set by the server."""
+        return self.interrupts.trigger
+
+    @trigger_irq.setter
+    def trigger_irq(self, trigger: Callable[[int], bool]) -> None:
+        def counted(vector: int) -> bool:
+            delivered = trigger(vector)
+            self.counters.irq_errors += not delivered
+            return delivered
+
+        self.interrupts.trigger = counted
+
+    @property
+    def may_start(self) -> bool:
+        """Whether the device may start DMA and interrupts: not in P2P states, nor when it is stopped."""
+        return self.migration.state in _ACTIVE_STATES
+
+    def work_due(self) -> float | None:
+        """Return in how many seconds a worker has something to do; None for not until something changes."""
+        if not self.workers or not self.may_start:
+            return None
+        return min((due for worker in self.workers if (due := worker.due()) is not None), default=None)
+
+    def work(self, budget_seconds: float) -> None:
+        """Let every worker with something to do go on, for about `budget_seconds` each."""
+        for worker in self.workers:
+            # Asked each time: one worker's transfer may have ended in a lost connection, which is a reset.
+            if self.may_start and worker.due() == 0:
+                worker.advance(budget_seconds)
 
     def region_handler(self, bar: BarSpace) -> Callable[[memoryview, int, bool], None]:
         """Return the function through which every access to `bar` goes: bounds, policy, counters, BAR."""
@@ -273,10 +335,17 @@ class Device:
         self.migration.reset(state, reason)
         for bar in self.bars:
             bar.reset()
+        self.interrupts.reset()
+        for worker in self.workers:
+            worker.reset()
         self.reset_registers()
 
     def _state_changed(self, state: DeviceState) -> None:
         self._writes_served = state in RUNNING_GROUP
+        if state in _ACTIVE_STATES:
+            self.interrupts.release()
+        else:
+            self.interrupts.hold()
 
     def _unverified(self) -> None:
         # Zeros, not the initial content: filling a large memory can outlast the client's patience (trap 12).

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from vfu_dev.device.base import Device, PciIdentity
+from vfu_dev.device.dma import DMA_FIELDS, DmaEngine, Host
 from vfu_dev.device.fill import fill_words
 from vfu_dev.device.regions import Field, MemoryBar, MsixBar, RegisterBar
+from vfu_dev.device.writer import WRITER_FIELDS, DmaWriter
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration.engine import ALL_FLAGS
 from vfu_dev.uapi import (
@@ -41,6 +43,8 @@ FIELDS = (
         "generation", 0x28, "<u8", "ro", "completed migrations into here", migrates=True, survives_reset=True
     ),
     Field("page_size", 0x30, "<u4", "ro", "unit of dirty tracking, bytes", survives_reset=True),
+    *DMA_FIELDS,
+    *WRITER_FIELDS,
     Field("scratch", 0x100, "V256", "rw", "free to use; zero after a reset", migrates=True),
 )
 
@@ -75,6 +79,7 @@ class ReferenceDevice(Device):
         self._fill_seed = fill_seed & 0xFFFF_FFFF_FFFF_FFFF
         self.memory = DeviceMemory("memory", memory_bytes, page_size_bytes)
         hooks = {"ctrl": self._write_ctrl, "irq_raise": self._write_irq_raise}
+        hooks |= {"dma_ctrl": self._write_dma_ctrl, "writer_ctrl": self._write_writer_ctrl}
         self.registers = RegisterBar(VFIO_PCI_BAR0_REGION_INDEX, "registers", 4096, FIELDS, hooks)
         registers = self.registers
         registers["id"] = REGISTER_ID
@@ -84,6 +89,16 @@ class ReferenceDevice(Device):
         registers["status"] = STATUS_READY
         registers["page_size"] = page_size_bytes
         registers.set_initial()
+        host = Host(
+            guest=lambda: self.guest_memory,
+            bus_master=lambda: self.bus_master(),
+            raise_irq=self.raise_irq,
+            vectors=lambda: self.msix_vectors,
+            counters=self.counters,
+        )
+        self.dma = DmaEngine(registers, self.memory, host)
+        self.writer = DmaWriter(registers, host)
+        self.workers += [self.dma, self.writer]
         self.add_bar(registers)
         self.add_bar(MemoryBar(VFIO_PCI_BAR2_REGION_INDEX, self.memory))
         self.add_bar(MsixBar(VFIO_PCI_BAR4_REGION_INDEX, MSIX_VECTORS))
@@ -93,6 +108,15 @@ class ReferenceDevice(Device):
         self.registers["ctrl"] = 0
         if int(value) & CTRL_RESET:
             self.registers.reset()
+            self.interrupts.reset()
+            for worker in self.workers:
+                worker.reset()
+
+    def _write_dma_ctrl(self, value: Any) -> None:
+        self.dma.write_ctrl(int(value))
+
+    def _write_writer_ctrl(self, value: Any) -> None:
+        self.writer.write_ctrl(int(value))
 
     def _write_irq_raise(self, vector: int) -> None:
         if vector < self.msix_vectors:

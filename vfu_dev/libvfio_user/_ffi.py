@@ -147,6 +147,12 @@ PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "vfu_pci_set_class": (None, (c_void_p, c_uint8, c_uint8, c_uint8)),
     "vfu_pci_get_config_space": (c_void_p, (c_void_p,)),
     "vfu_pci_add_capability": (c_ssize_t, (c_void_p, c_size_t, c_int, c_void_p)),
+    "dma_sg_size": (c_size_t, ()),
+    "vfu_addr_to_sgl": (c_int, (c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_int)),
+    "vfu_sgl_get": (c_int, (c_void_p, c_void_p, POINTER(IoVec), c_size_t, c_int)),
+    "vfu_sgl_put": (None, (c_void_p, c_void_p, POINTER(IoVec), c_size_t)),
+    "vfu_sgl_read": (c_int, (c_void_p, c_void_p, c_size_t, c_void_p)),
+    "vfu_sgl_write": (c_int, (c_void_p, c_void_p, c_size_t, c_void_p)),
 }
 # Prototypes of what not every library has.
 MIGRATION_V1_MARK = (c_size_t, ())
@@ -195,6 +201,17 @@ def view(address: int, count: int) -> memoryview:
     the PCI configuration space, when the context is destroyed). Nobody may keep it.
     """
     return memoryview((c_uint8 * count).from_address(address)).cast("B")
+
+
+def scratch(count: int) -> Any:
+    """Return `count` zeroed bytes of our own that C may write to; they live as long as the object."""
+    return (c_uint8 * count)()
+
+
+def dma_info(address: int) -> tuple[int, int, int, bool]:
+    """Read the vfu_dma_info_t at `address`: guest address, bytes, PROT_* bits, whether it is mapped here."""
+    info = DmaInfo.from_address(address)
+    return info.iova.iov_base or 0, info.iova.iov_len, info.prot, info.vaddr is not None
 
 
 def guard(callback_type: Any, device: str, name: str, function: Callable[..., Any], failure: Any = -1) -> Any:

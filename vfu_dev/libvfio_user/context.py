@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from vfu_dev.libvfio_user import _ffi
+from vfu_dev.libvfio_user.dma import DmaMemory
 from vfu_dev.libvfio_user.library import Library, failed
 from vfu_dev.uapi import VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, DeviceState, MigrationFlags
 
@@ -105,6 +106,7 @@ class Context:
         self._name = name
         self._alive: list[Any] = []  # callbacks and structs that C points to
         self._config_space: memoryview | None = None
+        self.dma: DmaMemory | None = None  # guest memory, where the library has DMA
         ctx = library.function("vfu_create_ctx")(
             _ffi.VFU_TRANS_SOCK,
             os.fsencode(socket_path),
@@ -211,15 +213,12 @@ class Context:
         self._check("vfu_setup_device_reset_cb", self._guard(_ffi.ResetCallback, "reset", reset))
 
     def setup_dma(self) -> None:
-        """Let the client map guest memory, and answer DMA logging; nothing is done with it yet."""
-        if not self._library.has_dma:
+        """Let the client map guest memory, which is `dma` from then on, and answer DMA logging."""
+        if not self._library.has_dma or self._ctx is None:
             return
-
-        def ignore(_info: int) -> None:
-            return None
-
-        register = self._guard(_ffi.DmaCallback, "dma_register", ignore, None)
-        unregister = self._guard(_ffi.DmaCallback, "dma_unregister", ignore, None)
+        self.dma = dma = DmaMemory(self._library, self._ctx)
+        register = self._guard(_ffi.DmaCallback, "dma_register", dma.registered, None)
+        unregister = self._guard(_ffi.DmaCallback, "dma_unregister", dma.unregistered, None)
         self._check("vfu_setup_device_dma", register, unregister)
 
     def setup_migration(self, flags: MigrationFlags, callbacks: MigrationCallbacks) -> None:

@@ -36,6 +36,8 @@ _TURN_SECONDS = 0.01
 # One step of work that has nobody waiting on the vfio-user socket: short against the client's patience, and a
 # guest's.
 _IDLE_STEP_SECONDS = 0.005
+# One step of the device's own work, which goes on while a guest waits for its MMIO.
+_WORK_STEP_SECONDS = 0.001
 # A client that makes the library fail again and again without the connection ending is disconnected by
 # attach.
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -112,6 +114,9 @@ class Server:
         for bar in device.bars:
             config[_PCI_BASE_ADDRESS_0 + 4 * bar.index] |= bar.bar_flags
         device.trigger_irq = context.trigger_irq
+        if context.dma is not None:
+            device.guest_memory = context.dma
+            device.bus_master = lambda: bool(config[_PCI_COMMAND] & _PCI_COMMAND_MASTER)
 
     # --- MigrationCallbacks ---------------------------------------------------------------------------------
 
@@ -222,14 +227,24 @@ class Server:
         """Return how long the loop may sleep: no time when there is idle work, else until the next sample."""
         if self.device.migration.audit_pending or (self._control is not None and self._control.busy):
             return 0
-        return self._sampler.timeout()
+        timeouts = (self._sampler.timeout(), self.device.work_due())
+        return min((seconds for seconds in timeouts if seconds is not None), default=None)
 
     def _idle(self) -> None:
         self._sampler.poll()
+        if self.device.work_due() == 0:
+            self._work()
         if self.device.migration.audit_pending:
             self.device.migration.advance_audit(_IDLE_STEP_SECONDS)
         if self._control is not None and self._control.busy:
             self._control.advance()
+
+    def _work(self) -> None:
+        """Let the device go on with its own work for a moment; DMA by message may find the client gone."""
+        was_connected = self.connected
+        self.device.work(_WORK_STEP_SECONDS)
+        if was_connected and not self.connected:
+            self._poll()
 
     def _poll(self) -> None:
         """Wait on what the library waits on: the connection, or the listening socket while there is none.
@@ -285,6 +300,7 @@ class Server:
             "status": lambda _: self.status(),
             "figures": self._figures,
             "digest": lambda _: self._digest(),
+            "dma-log": self._dma_log,
             "quit": lambda _: self.stop(),
             "log-level": self._log_level,
         }
@@ -351,6 +367,16 @@ class Server:
             "seconds": time.monotonic() - started,
         }
 
+    def _dma_log(self, request: dict[str, Any]) -> dict[str, object]:
+        """Have DMA escape its dirty logging, or not: shows that a test of the logging can fail."""
+        enabled = request.get("enabled")
+        if not isinstance(enabled, bool):
+            raise ConfigError(f"enabled {enabled!r}: expected true or false")
+        if self._context.dma is None:
+            raise ConfigError("this libvfio-user has no DMA")
+        self._context.dma.log_writes = enabled
+        return {"enabled": enabled}
+
     def _log_level(self, request: dict[str, Any]) -> dict[str, object]:
         level = request.get("level")
         if level not in _LOG_LEVELS:
@@ -361,6 +387,8 @@ class Server:
 
 # --- PCI configuration space: <linux/pci_regs.h> ------------------------------------------------------------
 
+_PCI_COMMAND = 0x04
+_PCI_COMMAND_MASTER = 0x4
 _PCI_BASE_ADDRESS_0 = 0x10
 _PCI_CAP_ID_PM = 0x01
 _PCI_CAP_ID_MSIX = 0x11

@@ -1,0 +1,246 @@
+"""Interrupts and workers of a device that has to be quiet."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from vfu_dev.device import ReferenceDevice
+from vfu_dev.device.dma import DESCRIPTOR, STATE, Op, Status
+from vfu_dev.device.writer import STAMP_PAGE_BYTES, WriterStatus, expected_pages, stamp_words
+from vfu_dev.errors import StreamError
+from vfu_dev.uapi import DeviceState as S
+
+IRQ_RAISE = 0x20
+
+
+class FlatMemory:
+    """Guest memory as one array from address 0."""
+
+    def __init__(self, count: int) -> None:
+        self.data = bytearray(count)
+
+    def check(self, address: int, count: int, *, write: bool) -> None:
+        """Accept what is there."""
+        assert 0 <= address <= address + count <= len(self.data), (address, count, write)
+
+    def read(self, address: int, out: memoryview) -> None:
+        """Copy out."""
+        self.check(address, len(out), write=False)
+        out[:] = self.data[address : address + len(out)]
+
+    def write(self, address: int, data: memoryview | bytes) -> None:
+        """Copy in."""
+        self.check(address, len(data), write=True)
+        self.data[address : address + len(data)] = data
+
+
+class Machine:
+    """A device with guest memory and a place where its interrupts arrive."""
+
+    def __init__(self, memory: FlatMemory | None = None) -> None:
+        self.device = ReferenceDevice("test", memory_bytes=1 << 20)
+        self.raised: list[int] = []
+        self.device.trigger_irq = lambda vector: self.raised.append(vector) is None
+        self.memory = memory or FlatMemory(1 << 20)
+        self.device.guest_memory = self.memory
+        self.device.bus_master = lambda: True
+
+    def raise_irq(self, vector: int) -> None:
+        """Write the register that raises an interrupt."""
+        self.device.registers.write(IRQ_RAISE, memoryview(struct.pack("<I", vector)))
+
+    def start_dma(self, *rows: tuple[int, ...]) -> None:
+        """Put (op, flags, address, offset, length, value, vector) rows at address 0 and start."""
+        table = np.array([(*row, 0, 0) for row in rows], dtype=DESCRIPTOR)
+        self.memory.write(0, table.tobytes())
+        self.device.registers["dma_count"] = len(rows)
+        self.device.dma.write_ctrl(1)
+
+    def status(self, index: int) -> Status:
+        """Return what descriptor `index` says."""
+        return Status(int(np.frombuffer(self.memory.data, DESCRIPTOR, 1, 64 * index)["status"][0]))
+
+    def migrate(self) -> Machine:
+        """Move to another machine on the same guest memory, by STOP_COPY."""
+        target = Machine(self.memory)
+        self.device.migration.set_state(S.STOP_COPY)
+        target.device.migration.set_state(S.RESUMING)
+        buffer = memoryview(bytearray(1 << 16))
+        while stored := self.device.migration.read_into(buffer):
+            target.device.migration.write(buffer[:stored])
+        target.device.migration.set_state(S.RUNNING)
+        self.device.close()
+        return target
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    made = Machine()
+    yield made
+    made.device.close()
+
+
+@pytest.mark.parametrize("state", [S.RUNNING_P2P, S.PRE_COPY_P2P])
+def test_quiet_states_keep_interrupts_and_running_delivers_each_once(machine: Machine, state: S) -> None:
+    migration = machine.device.migration
+    machine.raise_irq(1)
+    migration.set_state(state)
+    for vector in (3, 0, 3):
+        machine.raise_irq(vector)
+    assert machine.raised == [1]
+    assert machine.device.interrupts.pending == [0, 3]
+    migration.set_state(S.RUNNING)
+    assert machine.raised == [1, 0, 3]
+    migration.set_state(state)
+    migration.set_state(S.RUNNING)
+    assert machine.raised == [1, 0, 3]
+
+
+def test_a_pending_interrupt_is_delivered_by_the_destination_alone() -> None:
+    source = Machine()
+    source.device.migration.set_state(S.PRE_COPY_P2P)
+    source.raise_irq(2)
+    source.raise_irq(2)
+    target = source.migrate()
+    assert (source.raised, target.raised) == ([], [2])
+    assert target.device.registers["irq_count"] == 2
+    target.device.close()
+
+
+def test_a_reset_forgets_what_is_pending(machine: Machine) -> None:
+    machine.device.migration.set_state(S.PRE_COPY_P2P)
+    machine.raise_irq(1)
+    machine.device.reset(S.PRE_COPY_P2P, "test")
+    machine.device.migration.set_state(S.RUNNING)
+    assert machine.raised == []
+
+
+def test_pending_vectors_that_do_not_exist_are_refused(machine: Machine) -> None:
+    block = machine.device.interrupts.block()
+    good = (1 << 3).to_bytes(block.dtype.itemsize, "little")
+    block.validate(good)
+    with pytest.raises(StreamError, match="4 vectors"):
+        block.validate((1 << 4).to_bytes(block.dtype.itemsize, "little"))
+
+
+def test_nothing_is_started_in_quiet_states(machine: Machine) -> None:
+    """A doorbell rung by a peer's DMA is heard in P2P states, and answered when the device runs."""
+    device = machine.device
+    for state in (S.RUNNING_P2P, S.PRE_COPY_P2P):
+        device.migration.set_state(state)
+        machine.start_dma((Op.FILL_GUEST, 1, 8192, 0, 4096, 7, 2))
+        assert device.dma.busy
+        assert device.work_due() is None
+        device.work(1)
+        assert not any(machine.memory.data[8192:])
+        device.migration.set_state(S.RUNNING)
+        assert device.work_due() == 0
+        device.work(1)
+        assert machine.status(0) is Status.DONE
+        assert machine.memory.data[8192:8200] == (7).to_bytes(8, "little")
+        machine.memory.data[:] = bytes(len(machine.memory.data))
+    assert machine.raised == [2, 2]
+
+
+def test_a_transfer_goes_on_where_it_was_on_the_other_side() -> None:
+    """Stopped between slices, in the second of three descriptors; the checksum is that of the whole."""
+    source = Machine(FlatMemory(8 << 20))
+    source.memory.data[1 << 20 :] = bytes(range(256)) * (7 << 12)
+    fill = (Op.FILL_DEVICE, 0, 0, 4096, 4096, 9, 0)
+    source.start_dma(fill, (Op.CHECKSUM_GUEST, 1, 1 << 20, 0, 7 << 20, 0, 1), fill)
+    state = source.device.dma._state
+    while not int(state["position"][0]) or int(state["index"][0]) != 1:
+        source.device.dma.advance(0)
+    target = source.migrate()
+    assert target.device.dma.busy
+    while target.device.work_due() == 0:
+        target.device.work(0)
+    assert [target.status(index) for index in range(3)] == [Status.DONE] * 3
+    result = int(np.frombuffer(target.memory.data, DESCRIPTOR, 1, 64)["result"][0])
+    assert result == zlib.crc32(target.memory.data[1 << 20 :])
+    assert (source.raised, target.raised) == ([], [1])
+    assert target.device.registers["dma_done"] == 3
+    target.device.close()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"active": 2},
+        {"active": 0, "fetched": 1},
+        {"index": 3},
+        {"count": 0},
+        {"count": 5000},
+        {"table": (1 << 64) - 64},
+        {"position": 4096},
+        {"op": 77},
+        {"offset": 1 << 40},
+        {"length": 0},
+        {"vector": 9, "flags": 1},
+        {"op": Op.FILL_GUEST, "address": (1 << 64) - 1},
+    ],
+)
+def test_a_transfer_under_way_that_cannot_be_is_refused(machine: Machine, changes: dict[str, int]) -> None:
+    """Every loaded field is checked before it indexes anything."""
+    block = machine.device.dma.block()
+    assert block is not None
+    state = np.zeros(1, dtype=STATE)
+    good = {"active": 1, "fetched": 1, "count": 3, "index": 2, "position": 4095}
+    for name, value in (good | changes).items():
+        if name in good or name == "table":
+            state[name] = value
+    descriptor = {"op": Op.FILL_DEVICE, "length": 4096} | changes
+    for name, value in descriptor.items():
+        if name not in good and name != "table":
+            state["descriptor"][name] = value
+    with pytest.raises(StreamError):
+        block.validate(state.tobytes())
+
+
+def test_a_good_transfer_under_way_is_taken(machine: Machine) -> None:
+    machine.start_dma((Op.FILL_DEVICE, 0, 0, 0, 1 << 20, 7, 0))
+    machine.device.dma.advance(0)
+    block = machine.device.dma.block()
+    assert block is not None
+    block.validate(block.pack())
+
+
+def test_the_writer_stamps_what_it_says(machine: Machine) -> None:
+    """On its way round and round a buffer that is no multiple of what it does at once."""
+    registers, pages = machine.device.registers, 70
+    registers["writer_buffer"], registers["writer_length"] = 8192, pages * STAMP_PAGE_BYTES
+    registers["writer_rate"] = 1 << 30
+    machine.device.writer.write_ctrl(1)
+    while registers["writer_count"] < 3 * pages:
+        machine.device.work(0.01)
+    machine.device.writer.write_ctrl(0)
+    assert (registers["writer_status"], registers["writer_ctrl"]) == (WriterStatus.STOPPED, 0)
+    words = np.frombuffer(machine.memory.data, np.uint64, pages * 512, 8192).reshape(pages, 512)
+    assert (words == expected_pages(pages, registers["writer_count"])[:, np.newaxis]).all()
+    assert stamp_words(5, 2)[1] == stamp_words(0, 7)[6]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("buffer", 100),
+        ("buffer", (1 << 64) - 4096),
+        ("length", 0),
+        ("length", 5000),
+        ("rate", 0),
+        ("rate", 1 << 50),
+    ],
+)
+def test_the_writer_refuses_what_makes_no_sense(machine: Machine, name: str, value: int) -> None:
+    registers = machine.device.registers
+    good = {"buffer": 4096, "length": 8192, "rate": 4096}
+    for key, number in (good | {name: value}).items():
+        registers[f"writer_{key}"] = number
+    machine.device.writer.write_ctrl(1)
+    assert registers["writer_status"] == WriterStatus.BAD_BUFFER
+    assert machine.device.work_due() is None

@@ -1,0 +1,387 @@
+"""The DMA engine over the wire: real server, real library, guest memory in memfds of the client's."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import time
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from dmakit import KIB, MIB, Driver
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from serverkit import RunningServer, ServerFactory, server_farm, short_folder
+
+from vfu_dev import uapi
+from vfu_dev.client import VfioUserDevice
+from vfu_dev.device.dma import CTRL_ABORT, FLAG_INTERRUPT, SLICE_BYTES, Op, Status
+from vfu_dev.uapi import VFIO_PCI_BAR2_REGION_INDEX as BAR2
+from vfu_dev.uapi import VFIO_PCI_MSIX_IRQ_INDEX as MSIX
+
+RAM = 0x100000  # what the transfers are about; the table lies in a region of its own below
+READ, WRITE = uapi.VFIO_DMA_MAP_FLAG_READ, uapi.VFIO_DMA_MAP_FLAG_WRITE
+TOP = (1 << 64) - 1
+
+
+@pytest.fixture
+def driver(device: VfioUserDevice) -> Driver:
+    """Return a driver with 64 KiB for tables and 1 MiB of guest memory."""
+    device.dma_map(0x10000, 64 * KIB)
+    device.dma_map(RAM, MIB)
+    return Driver(device)
+
+
+def counters(server: RunningServer) -> dict[str, int]:
+    return server.status()["counters"]  # type: ignore[no-any-return]
+
+
+def test_copies_both_ways_and_checksums(driver: Driver, server: RunningServer) -> None:
+    """What goes into device memory comes out of it; any alignment, more than a slice."""
+    data = random.Random(1).randbytes(2 * SLICE_BYTES + 12345)
+    driver.memory(RAM + 3, len(data))[:] = data
+    there = driver.one(Op.TO_DEVICE, address=RAM + 3, offset=77, length=len(data))
+    assert (there.status, there.result) == (Status.DONE, len(data))
+    assert driver.device.region_read(BAR2, 77, len(data)) == data
+    driver.memory(RAM + 3, len(data))[:] = bytes(len(data))
+    back, guest, own = driver.run(
+        {"op": Op.TO_GUEST, "address": RAM + 1000, "offset": 77, "length": len(data)},
+        {"op": Op.CHECKSUM_GUEST, "address": RAM + 1000, "length": len(data)},
+        {"op": Op.CHECKSUM_DEVICE, "offset": 77, "length": len(data)},
+    )
+    assert [one.status for one in (back, guest, own)] == [Status.DONE] * 3
+    assert bytes(driver.memory(RAM + 1000, len(data))) == data
+    assert guest.result == own.result == zlib.crc32(data)
+    seen = counters(server)
+    # Two reads of the data and one descriptor each; writing back a status is no data.
+    assert (seen["dma_read_bytes"], seen["dma_written_bytes"]) == (2 * len(data), len(data))
+    assert seen["dma_errors"] == 0
+    assert driver["dma_done"] == 4
+
+
+def test_fills_repeat_the_value_over_slices(driver: Driver) -> None:
+    length = SLICE_BYTES + 8 * 1000 + 5
+    value = 0x0102030405060708
+    done = driver.run(
+        {"op": Op.FILL_GUEST, "address": RAM, "length": length, "value": value},
+        {"op": Op.FILL_DEVICE, "offset": 4096, "length": length, "value": value},
+    )
+    assert [one.status for one in done] == [Status.DONE] * 2
+    expected = (value.to_bytes(8, "little") * (length // 8 + 1))[:length]
+    assert bytes(driver.memory(RAM, length)) == expected
+    assert driver.device.region_read(BAR2, 4096, length) == expected
+    assert bytes(driver.memory(RAM + length, 16)) == bytes(16)
+
+
+def test_one_transfer_scatters_over_many_regions(driver: Driver) -> None:
+    """Neighbouring regions of odd sizes, some without a file, are one stretch of memory to the device."""
+    base, sizes = 0x400000, [4 * KIB, 12 * KIB, 4 * KIB, 300 * KIB, 4 * KIB, 64 * KIB]
+    data = random.Random(2).randbytes(sum(sizes))
+    at = base
+    for number, size in enumerate(sizes):
+        region = driver.device.dma_map(at, size, shared=number % 2 == 0)
+        region.memory[:] = data[at - base : at - base + size]
+        at += size
+    done = driver.run_quietly(
+        {"op": Op.TO_DEVICE, "address": base, "length": len(data)},
+        {"op": Op.FILL_GUEST, "address": base + 100, "length": len(data) - 100},
+    )
+    assert [one.status for one in done] == [Status.DONE] * 2
+    assert driver.device.region_read(BAR2, 0, len(data)) == data
+    assert bytes(driver.memory(base, 100)) == data[:100]
+    for region in list(driver.device.dma.regions.values())[2:]:
+        assert not any(region.memory[100:])
+    assert driver.device.dma.read_requests > 0
+    assert driver.device.dma.write_requests > 0
+
+
+def refusals() -> list[Any]:
+    size = MIB  # of the device memory too
+    cases: dict[str, tuple[dict[str, int], Status]] = {
+        "no operation": ({"op": 0, "length": 8}, Status.BAD_OP),
+        "an operation too many": ({"op": 7, "length": 8}, Status.BAD_OP),
+        "a flag too many": ({"op": 1, "flags": 2, "address": RAM, "length": 8}, Status.BAD_OP),
+        "nothing": ({"op": 1, "address": RAM}, Status.BAD_LENGTH),
+        "everything": ({"op": 5, "address": 0, "length": TOP}, Status.BAD_LENGTH),
+        "one byte beyond the device": (
+            {"op": 2, "address": RAM, "length": size + 1},
+            Status.BAD_DEVICE_RANGE,
+        ),
+        "an offset beyond it": ({"op": 4, "offset": size + 1, "length": 1}, Status.BAD_DEVICE_RANGE),
+        "an offset that wraps": ({"op": 4, "offset": TOP, "length": 2}, Status.BAD_DEVICE_RANGE),
+        "nowhere": ({"op": 1, "address": 0xDEAD0000, "length": 8}, Status.UNMAPPED),
+        "one byte beyond a region": ({"op": 3, "address": RAM + 1, "length": MIB}, Status.UNMAPPED),
+        "one byte before it": ({"op": 1, "address": RAM - 1, "length": 8}, Status.UNMAPPED),
+        "the end of all addresses": ({"op": 3, "address": TOP, "length": 1}, Status.UNMAPPED),
+        "an address that wraps": ({"op": 3, "address": TOP - 3, "length": 8}, Status.UNMAPPED),
+        "the table": ({"op": 3, "address": 0x10000, "length": 8}, Status.OVERLAP),
+        "a part of it": ({"op": 3, "address": 0x10030, "length": 4096}, Status.OVERLAP),
+        "a vector too many": (
+            {"op": 4, "flags": FLAG_INTERRUPT, "vector": 1 << 31, "length": 8},
+            Status.BAD_VECTOR,
+        ),
+    }
+    return [pytest.param(fields, status, id=name) for name, (fields, status) in cases.items()]
+
+
+@pytest.mark.parametrize(("fields", "status"), refusals())
+def test_nonsense_is_refused_in_the_descriptor(
+    driver: Driver, server: RunningServer, fields: dict[str, int], status: Status
+) -> None:
+    """The status says why, nothing was touched, and the next descriptor is carried out."""
+    before = driver.device.region_read(BAR2, 0, MIB)
+    bad, good = driver.run(fields, {"op": Op.CHECKSUM_GUEST, "address": RAM, "length": 8})
+    assert (bad.status, bad.result) == (status, 0)
+    assert good.status is Status.DONE
+    assert not any(driver.memory(RAM, MIB))
+    assert driver.device.region_read(BAR2, 0, MIB) == before
+    assert counters(server)["dma_errors"] == 1
+
+
+def test_regions_of_one_direction(driver: Driver) -> None:
+    driver.device.dma_map(0x800000, 4096, flags=READ)
+    driver.device.dma_map(0x801000, 4096, flags=WRITE)
+    done = driver.run(
+        {"op": Op.FILL_GUEST, "address": 0x800000, "length": 8},
+        {"op": Op.CHECKSUM_GUEST, "address": 0x801000, "length": 8},
+        {"op": Op.CHECKSUM_GUEST, "address": 0x800000, "length": 4097},
+        {"op": Op.CHECKSUM_GUEST, "address": 0x800000, "length": 4096},
+        {"op": Op.FILL_GUEST, "address": 0x801000, "length": 4096},
+    )
+    assert [one.status for one in done] == [Status.FORBIDDEN] * 3 + [Status.DONE] * 2
+
+
+@pytest.mark.parametrize(
+    ("table", "count", "status"),
+    [
+        (0x10000, 0, Status.BAD_TABLE),
+        (0x10000, 4097, Status.BAD_TABLE),
+        (0x10020, 1, Status.BAD_TABLE),
+        ((1 << 64) - 64, 2, Status.BAD_TABLE),
+        ((1 << 64) - 64, 1, Status.TABLE_UNREACHABLE),
+        (0xDEAD0000, 1, Status.TABLE_UNREACHABLE),
+        (0x1FFC0, 2, Status.TABLE_UNREACHABLE),  # the first is there, the second is not
+        (0x800000, 1, Status.TABLE_UNREACHABLE),  # it can be read, its status not be written
+    ],
+)
+def test_a_bad_table_ends_the_run(driver: Driver, table: int, count: int, status: Status) -> None:
+    driver.device.dma_map(0x800000, 4096, flags=READ)
+    driver.start(count, table)
+    assert driver.finish() is status
+    assert driver.one(Op.FILL_DEVICE, length=8).status is Status.DONE
+
+
+def test_without_bus_mastering_nothing_moves(driver: Driver) -> None:
+    driver.set_command(0x2)
+    driver.put({"op": Op.FILL_GUEST, "address": RAM, "length": 4096, "value": TOP})
+    driver.start(1)
+    assert driver.finish() is Status.NO_BUS_MASTER
+    assert driver.outcomes(1)[0].status is Status.IDLE
+    assert not any(driver.memory(RAM, 4096))
+    driver.set_command(0x6)
+    driver.start(1)
+    assert driver.finish() is Status.IDLE
+    assert driver.outcomes(1)[0].status is Status.DONE
+
+
+def test_completion_by_interrupt_comes_after_the_status(driver: Driver) -> None:
+    eventfds = driver.device.enable_irqs(MSIX, 4)
+    try:
+        driver.put(
+            {"op": Op.FILL_GUEST, "address": RAM, "length": MIB, "flags": FLAG_INTERRUPT, "vector": 2},
+            {"op": 99, "flags": FLAG_INTERRUPT, "vector": 3},
+        )
+        driver.start(2)
+        waiting = {eventfds[2], eventfds[3]}
+        while waiting:
+            ready, _, _ = select.select(list(waiting), [], [], 5)
+            assert ready
+            for fd in ready:
+                assert driver.outcomes(2)[eventfds.index(fd) - 2].status is not Status.IDLE
+                assert os.eventfd_read(fd) == 1
+                waiting.discard(fd)
+    finally:
+        for fd in eventfds:
+            os.close(fd)
+    assert [one.status for one in driver.outcomes(2)] == [Status.DONE, Status.BAD_OP]
+
+
+def test_a_long_transfer_leaves_room_for_mmio_and_can_be_aborted(serve: ServerFactory) -> None:
+    """Registers answer while gigabytes are moved; a second start is dropped; an abort takes effect."""
+    server = serve(memory="64M")
+    with server.connect() as device:
+        device.dma_map(0x10000, 64 * KIB)
+        driver = Driver(device)
+        fill = {"op": Op.FILL_DEVICE, "length": 64 * MIB, "value": 5}
+        driver.put(*[fill] * 1024)
+        driver.start(1024)
+        assert driver["dma_status"] == Status.BUSY
+        slowest = 0.0
+        for _ in range(50):
+            began = time.monotonic()
+            assert driver["id"] == 0x44554656
+            slowest = max(slowest, time.monotonic() - began)
+        driver["dma_ctrl"] = 1
+        assert driver["dma_status"] == Status.BUSY
+        assert slowest < 0.5, "an access must not wait for a transfer, even on a busy machine"
+        driver["dma_ctrl"] = CTRL_ABORT
+        assert driver.finish() is Status.ABORTED
+        statuses = [one.status for one in driver.outcomes(1024)]
+        done = statuses.count(Status.DONE)
+        assert 0 <= done < 1024
+        assert statuses[:done] == [Status.DONE] * done
+        assert set(statuses[done:]) <= {Status.ABORTED, Status.IDLE}
+
+
+@pytest.mark.parametrize("how", ["device reset", "soft reset"])
+def test_a_reset_ends_a_transfer_and_the_engine_works_again(serve: ServerFactory, how: str) -> None:
+    server = serve(memory="64M")
+    with server.connect() as device:
+        device.dma_map(0x10000, 64 * KIB)
+        driver = Driver(device)
+        driver.put(*[{"op": Op.FILL_DEVICE, "length": 64 * MIB}] * 1024)
+        driver.start(1024)
+        if how == "device reset":
+            device.reset()
+        else:
+            driver["ctrl"] = 1
+        assert driver["dma_status"] == Status.IDLE
+        assert (driver["dma_table"], driver["dma_done"]) == (0, 0)
+        driver.set_command(0x6)
+        assert driver.one(Op.FILL_DEVICE, length=8).status is Status.DONE
+
+
+def test_guest_memory_may_go_away_in_the_middle(serve: ServerFactory) -> None:
+    """Unmapped while it is written: an error status, and the server lives."""
+    server = serve(memory="1M")
+    with server.connect() as device:
+        device.dma_map(0x10000, 512 * KIB)
+        region = device.dma_map(RAM, MIB)
+        driver = Driver(device)
+        driver.put(*[{"op": Op.FILL_GUEST, "address": RAM, "length": MIB}] * 4096)
+        driver.start(4096)
+        device.dma_unmap(region)
+        assert driver.finish() is Status.IDLE
+        statuses = [one.status for one in driver.outcomes(4096)]
+        assert statuses[-1] is Status.UNMAPPED
+        assert set(statuses) <= {Status.DONE, Status.UNMAPPED}
+
+
+def test_a_lost_client_ends_a_transfer(serve: ServerFactory) -> None:
+    """By message or by mapping: the device is there for the next client, idle."""
+    server = serve(memory="1M")
+    for shared in (True, False):
+        with server.connect() as device:
+            device.dma_map(0x10000, 512 * KIB)
+            device.dma_map(RAM, MIB, shared=shared)
+            driver = Driver(device)
+            driver.put(*[{"op": Op.FILL_GUEST, "address": RAM, "length": MIB}] * 4096)
+            driver.start(4096)
+        with server.connect() as device:
+            assert Driver(device)["dma_status"] == Status.IDLE
+
+
+def test_device_memory_written_by_dma_migrates(driver: Driver) -> None:
+    """Dirty tracking sees it: in PRE_COPY a filled page is dirty once more."""
+    migration = driver.device.migration
+    migration.set_state(uapi.DeviceState.PRE_COPY)
+    while migration.read(1 << 20):
+        pass
+    assert migration.precopy_info().dirty_bytes == 0
+    assert driver.one(Op.FILL_DEVICE, offset=8192, length=4096, value=3).status is Status.DONE
+    assert migration.precopy_info().dirty_bytes >= 4096
+    driver.memory(RAM, 1)[:] = b"x"
+    assert driver.one(Op.TO_DEVICE, address=RAM, offset=4096 * 5 - 1, length=2).status is Status.DONE
+    assert migration.precopy_info().dirty_bytes >= 3 * 4096
+
+
+# --- dirty logging ------------------------------------------------------------------------------------------
+
+WINDOW = 8 * MIB
+TRANSFERS = st.lists(
+    st.tuples(st.integers(0, WINDOW - 1), st.sampled_from([1, 7, 4096, 5000, 70_000, 2 * MIB])),
+    min_size=1,
+    max_size=6,
+)
+
+
+@pytest.fixture(scope="module")
+def logged(
+    library: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[RunningServer, VfioUserDevice]]:
+    """Yield one server and client for many examples, with 8 MiB of guest memory in three regions."""
+    with short_folder() as folder, server_farm(library, folder) as factory:
+        server = factory(memory="1M")
+        with server.connect() as device:
+            device.dma_map(0x10000, 64 * KIB)
+            device.dma_map(1 << 32, 3 * MIB)
+            device.dma_map((1 << 32) + 3 * MIB, 4 * KIB)
+            device.dma_map((1 << 32) + 3 * MIB + 4 * KIB, 5 * MIB - 4 * KIB)
+            yield server, device
+
+
+def pages_of(transfers: list[tuple[int, int]], page: int) -> set[int]:
+    return {
+        number
+        for start, length in transfers
+        for number in range(start // page, (start + length - 1) // page + 1)
+    }
+
+
+def reported(device: VfioUserDevice, page: int) -> set[int]:
+    bitmap = int.from_bytes(device.migration.dma_logging_report(1 << 32, WINDOW, page), "little")
+    return {number for number in range(WINDOW // page) if bitmap >> number & 1}
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(rounds=st.lists(TRANSFERS, min_size=1, max_size=3), exponent=st.integers(12, 21))
+def test_reports_are_exactly_what_was_written(
+    logged: tuple[RunningServer, VfioUserDevice], rounds: list[list[tuple[int, int]]], exponent: int
+) -> None:
+    """Between two reports: the pages of what the device wrote, no more, no less, at 4 KiB to 2 MiB.
+
+    The log itself is kept at 4 KiB. A coarser one counts its pages from the start of each region, so that it
+    would report more at the edge of a region that does not begin at such a page.
+    """
+    device, page = logged[1], 1 << exponent
+    driver = Driver(device)
+    try:
+        assert device.migration.dma_logging_start([(1 << 32, WINDOW)], 4096) == 4096
+        for transfers in rounds:
+            cut = [(start, min(length, WINDOW - start)) for start, length in transfers]
+            done = driver.run(
+                *[
+                    {"op": Op.FILL_GUEST, "address": (1 << 32) + start, "length": length}
+                    for start, length in cut
+                ],
+                {"op": Op.CHECKSUM_GUEST, "address": 1 << 32, "length": WINDOW},  # reading is not writing
+            )
+            assert {one.status for one in done} == {Status.DONE}
+            assert reported(device, page) == pages_of(cut, page)
+            assert reported(device, page) == set()
+    finally:
+        device.migration.dma_logging_stop()
+
+
+def test_the_log_sees_the_status_that_is_written_back(driver: Driver) -> None:
+    """The table is guest memory too."""
+    migration = driver.device.migration
+    migration.dma_logging_start([(0x10000, 64 * KIB)])
+    driver.one(Op.FILL_DEVICE, length=8)
+    assert migration.dma_logging_report(0x10000, 64 * KIB) == (1).to_bytes(8, "little")
+
+
+def test_the_log_misses_what_it_is_told_to_miss(logged: tuple[RunningServer, VfioUserDevice]) -> None:
+    """With marking switched off the check above fails: it can."""
+    server, device = logged
+    driver = Driver(device)
+    device.migration.dma_logging_start([(1 << 32, WINDOW)])
+    for enabled in (False, True):
+        with server.control() as control:
+            assert control.command("dma-log", enabled=enabled) == {"enabled": enabled}
+        driver.one(Op.FILL_GUEST, address=(1 << 32) + 8192, length=1)
+        assert reported(device, 4096) == ({2} if enabled else set())
+    device.migration.dma_logging_stop()

@@ -1,0 +1,386 @@
+"""The DMA engine of the reference device: descriptors in guest memory, worked off a slice at a time.
+
+Nothing that a guest puts into a descriptor raises an exception: what is wrong becomes its status. Between two
+slices everything about a transfer is in `STATE`, so that a migration may come at any moment. docs/device.md
+describes the engine for a driver.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+import zlib
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vfu_dev.device.guest_memory import GuestMemory
+from vfu_dev.device.regions import Field, RegisterBar
+from vfu_dev.errors import AccessError, StreamError, VfuDevError, errno_of
+from vfu_dev.memory import DeviceMemory
+from vfu_dev.migration import RegisterBlock
+
+# 256 KiB: about 0.1 ms a slice on the project's machine, which is what MMIO may have to wait for.
+SLICE_BYTES = 256 << 10
+MAX_DESCRIPTORS = 4096
+
+CTRL_START = 1 << 0
+CTRL_ABORT = 1 << 1
+FLAG_INTERRUPT = 1 << 0
+
+DMA_FIELDS = (
+    Field("dma_table", 0x80, "<u8", "rw", "guest address of the descriptors, 64-byte aligned", migrates=True),
+    Field("dma_count", 0x88, "<u4", "rw", f"number of descriptors, 1 to {MAX_DESCRIPTORS}", migrates=True),
+    Field("dma_ctrl", 0x8C, "<u4", "wo", "bit 0: start; bit 1: abort"),
+    Field("dma_status", 0x90, "<u4", "ro", "of the run as a whole, see below", migrates=True),
+    Field("dma_done", 0x94, "<u4", "ro", "descriptors completed since reset, good or bad", migrates=True),
+)
+
+DESCRIPTOR = np.dtype(
+    {
+        "names": ["op", "flags", "address", "offset", "length", "value", "vector", "status", "result"],
+        "formats": ["<u4", "<u4", "<u8", "<u8", "<u8", "<u8", "<u4", "<u4", "<u8"],
+        "offsets": [0x00, 0x04, 0x08, 0x10, 0x18, 0x20, 0x28, 0x30, 0x38],
+        "itemsize": 64,
+    }
+)
+_STATUS_OFFSET, _RESULT_OFFSET = 0x30, 0x38
+
+STATE = np.dtype(
+    [
+        ("active", "<u4"),  # 1 while a run is under way
+        ("fetched", "<u4"),  # 1 while `descriptor` is being worked on
+        ("table", "<u8"),
+        ("count", "<u4"),
+        ("index", "<u4"),  # of the present or next descriptor
+        ("position", "<u8"),  # bytes of it that are done
+        ("checksum", "<u4"),
+        ("aborting", "<u4"),  # 1 when the guest asked for an end
+        ("descriptor", DESCRIPTOR),
+    ]
+)
+
+
+class Op(IntEnum):
+    """What a descriptor asks for."""
+
+    TO_DEVICE = 1  # guest memory to device memory
+    TO_GUEST = 2  # device memory to guest memory
+    FILL_GUEST = 3  # `value` repeated
+    FILL_DEVICE = 4
+    CHECKSUM_GUEST = 5  # CRC-32 (zlib's) in `result`
+    CHECKSUM_DEVICE = 6
+
+
+_READS_GUEST = frozenset({Op.TO_DEVICE, Op.CHECKSUM_GUEST})
+_WRITES_GUEST = frozenset({Op.TO_GUEST, Op.FILL_GUEST})
+_USES_DEVICE = frozenset({Op.TO_DEVICE, Op.TO_GUEST, Op.FILL_DEVICE, Op.CHECKSUM_DEVICE})
+_CHECKSUMS = frozenset({Op.CHECKSUM_GUEST, Op.CHECKSUM_DEVICE})
+
+
+class Status(IntEnum):
+    """Of a descriptor, and (IDLE, BUSY, and the last four) of a run."""
+
+    IDLE = 0  # nothing was done yet; of a run: none is under way, and the last one came to its end
+    BUSY = 1  # of a run only
+    DONE = 2
+    BAD_OP = 3  # an operation or flag that there is not
+    BAD_LENGTH = 4  # no bytes, or more than there are addresses
+    BAD_DEVICE_RANGE = 5  # not all in device memory
+    UNMAPPED = 6  # not all in guest memory
+    FORBIDDEN = 7  # guest memory that may not be read or written by DMA
+    OVERLAP = 8  # would write to the descriptors themselves
+    BAD_VECTOR = 9  # the interrupt asked for does not exist
+    FAILED = 10  # a transfer by message went wrong
+    ABORTED = 11
+    NO_BUS_MASTER = 12  # the command register forbids DMA, writing this into a descriptor included
+    BAD_TABLE = 13  # dma_table or dma_count makes no sense
+    TABLE_UNREACHABLE = 14  # a descriptor could not be read or its status not be written
+
+
+class _Descriptor(NamedTuple):
+    """A descriptor, as plain integers, in the order of `DESCRIPTOR`."""
+
+    op: int
+    flags: int
+    address: int
+    offset: int
+    length: int
+    value: int
+    vector: int
+    status: int
+    result: int
+
+
+class Host(NamedTuple):
+    """What the engine needs from the device it is part of; functions, because the server sets things late."""
+
+    guest: Callable[[], GuestMemory]
+    bus_master: Callable[[], bool]
+    raise_irq: Callable[[int], None]
+    vectors: Callable[[], int]
+    counters: Any  # vfu_dev.device.base.Counters
+
+
+class DmaEngine:
+    """Works off descriptors between guest memory and `memory`.
+
+    Args:
+        registers: the BAR that has `DMA_FIELDS`.
+        memory: the device side of every transfer.
+    """
+
+    def __init__(self, registers: RegisterBar, memory: DeviceMemory, host: Host) -> None:
+        self._registers = registers
+        self._memory = memory
+        self._host = host
+        self._state = np.zeros(1, dtype=STATE)
+        self._epoch = 0  # changes with everything that makes a transfer under way void
+        self._pattern: tuple[int, memoryview] | None = None
+
+    # --- what the registers do ------------------------------------------------------------------------------
+
+    def write_ctrl(self, value: int) -> None:
+        """Start or abort; a start during a run is dropped and counted."""
+        if value & CTRL_ABORT and self.busy:
+            # Done by `advance`: a guest may wait for this write, and then nobody serves DMA by message.
+            self._state["aborting"] = 1
+        if not value & CTRL_START:
+            return
+        if self.busy:
+            self._host.counters.dma_errors += 1
+            return
+        table, count = self._registers["dma_table"], self._registers["dma_count"]
+        table_bytes = count * DESCRIPTOR.itemsize
+        if not 1 <= count <= MAX_DESCRIPTORS or table % 64 or table + table_bytes > 1 << 64:
+            self._end(Status.BAD_TABLE)
+            return
+        self._state[:] = np.zeros(1, dtype=STATE)
+        self._state["active"], self._state["table"], self._state["count"] = 1, table, count
+        self._registers["dma_status"] = Status.BUSY
+
+    @property
+    def busy(self) -> bool:
+        """Whether a run is under way."""
+        return bool(self._state["active"][0])
+
+    def reset(self) -> None:
+        """Forget everything, in the middle of a transfer if need be. Registers are reset elsewhere."""
+        self._epoch += 1
+        self._state[:] = np.zeros(1, dtype=STATE)
+
+    # --- work -----------------------------------------------------------------------------------------------
+
+    def due(self) -> float | None:
+        """Return in how many seconds there is work; None for none until somebody writes a register."""
+        return 0.0 if self.busy else None
+
+    def advance(self, budget_seconds: float) -> None:
+        """Work for about that long, at least one slice."""
+        deadline = time.monotonic() + budget_seconds
+        while self.busy:
+            if not self._host.bus_master():
+                self._end(Status.NO_BUS_MASTER)
+                return
+            self._step()
+            if time.monotonic() >= deadline:
+                return
+
+    def _step(self) -> None:
+        """Fetch one descriptor, or do one slice of it."""
+        state, epoch = self._state, self._epoch
+        if state["aborting"][0]:
+            if state["fetched"][0]:
+                self._complete(Status.ABORTED)
+            if epoch == self._epoch:
+                self._end(Status.ABORTED)
+            return
+        if not state["fetched"][0]:
+            if not self._fetch():
+                return
+            refused = self._judge(self._descriptor())
+            if refused is not None:
+                self._complete(refused)
+                return
+        descriptor = self._descriptor()
+        position = int(state["position"][0])
+        count = min(SLICE_BYTES, descriptor.length - position)
+        try:
+            self._move(descriptor, position, count)
+        except VfuDevError as err:
+            if epoch == self._epoch:  # else the connection was lost meanwhile, and there is nobody to tell
+                self._complete(_status_of(err))
+            return
+        if epoch != self._epoch:
+            return
+        state["position"] = position + count
+        if position + count == descriptor.length:
+            self._complete(Status.DONE)
+
+    def _fetch(self) -> bool:
+        """Read the next descriptor; False when the run ended by that."""
+        epoch = self._epoch
+        raw = bytearray(DESCRIPTOR.itemsize)
+        address = int(self._state["table"][0]) + int(self._state["index"][0]) * DESCRIPTOR.itemsize
+        try:
+            self._host.guest().read(address, memoryview(raw))
+        except VfuDevError:
+            if epoch == self._epoch:
+                self._end(Status.TABLE_UNREACHABLE)
+            return False
+        if epoch != self._epoch:
+            return False
+        self._state["descriptor"] = np.frombuffer(raw, dtype=DESCRIPTOR)
+        self._state["fetched"], self._state["position"], self._state["checksum"] = 1, 0, 0
+        return True
+
+    def _descriptor(self) -> _Descriptor:
+        return _Descriptor(*self._state["descriptor"][0].item())
+
+    def _judge(self, descriptor: _Descriptor) -> Status | None:
+        """Return what is wrong with a descriptor, None for nothing; not one byte has moved yet."""
+        refused = self._judge_shape(descriptor)
+        if refused is not None or descriptor.op not in _READS_GUEST | _WRITES_GUEST:
+            return refused
+        address, length = descriptor.address, descriptor.length
+        if address + length > 1 << 64:
+            return Status.UNMAPPED
+        write = descriptor.op in _WRITES_GUEST
+        table = int(self._state["table"][0])
+        table_end = table + int(self._state["count"][0]) * DESCRIPTOR.itemsize
+        if write and address < table_end and table < address + length:
+            return Status.OVERLAP
+        try:
+            self._host.guest().check(address, length, write=write)
+        except VfuDevError as err:
+            return _status_of(err)
+        return None
+
+    def _judge_shape(self, descriptor: _Descriptor) -> Status | None:
+        """Return what is wrong with a descriptor whatever guest memory looks like."""
+        if descriptor.op not in set(Op) or descriptor.flags & ~FLAG_INTERRUPT:
+            return Status.BAD_OP
+        if descriptor.flags & FLAG_INTERRUPT and descriptor.vector >= self._host.vectors():
+            return Status.BAD_VECTOR
+        if not 0 < descriptor.length < 1 << 63:
+            return Status.BAD_LENGTH
+        size = self._memory.size_bytes
+        if descriptor.op in _USES_DEVICE and (
+            descriptor.offset > size or descriptor.length > size - descriptor.offset
+        ):
+            return Status.BAD_DEVICE_RANGE
+        return None
+
+    def _move(self, descriptor: _Descriptor, position: int, count: int) -> None:
+        """Do `count` bytes from `position`, all within what `_judge` looked at."""
+        guest, memory, counters = self._host.guest(), self._memory, self._host.counters
+        address, offset = descriptor.address + position, descriptor.offset + position
+        match Op(descriptor.op):
+            case Op.TO_DEVICE:
+                try:
+                    guest.read(address, memory.raw[offset : offset + count])
+                finally:  # a read that fails half way has written half
+                    memory.pages.mark(offset, count)
+                counters.dma_read_bytes += count
+            case Op.TO_GUEST:
+                guest.write(address, memory.raw[offset : offset + count])
+                counters.dma_written_bytes += count
+            case Op.FILL_GUEST:
+                guest.write(address, self._fill(descriptor.value)[:count])
+                counters.dma_written_bytes += count
+            case Op.FILL_DEVICE:
+                memory.store(offset, self._fill(descriptor.value)[:count])
+            case Op.CHECKSUM_GUEST:
+                buffer = memoryview(bytearray(count))
+                guest.read(address, buffer)
+                self._state["checksum"] = zlib.crc32(buffer, int(self._state["checksum"][0]))
+                counters.dma_read_bytes += count
+            case Op.CHECKSUM_DEVICE:
+                piece = memory.raw[offset : offset + count]
+                self._state["checksum"] = zlib.crc32(piece, int(self._state["checksum"][0]))
+
+    def _fill(self, value: int) -> memoryview:
+        """Return one slice of `value`, which starts anew in each because a slice is whole words long."""
+        if self._pattern is None or self._pattern[0] != value:
+            words = np.full(SLICE_BYTES // 8, value, dtype="<u8")
+            self._pattern = value, words.data.cast("B")
+        return self._pattern[1]
+
+    def _complete(self, status: Status) -> None:
+        """Write result and then status back, interrupt, and go on to the next descriptor."""
+        state, epoch = self._state, self._epoch
+        descriptor = self._descriptor()
+        result = int(state["position"][0])
+        if status is Status.DONE and descriptor.op in _CHECKSUMS:
+            result = int(state["checksum"][0])
+        elif status is not Status.DONE:
+            self._host.counters.dma_errors += 1
+        address = int(state["table"][0]) + int(state["index"][0]) * DESCRIPTOR.itemsize
+        try:
+            # In this order: who polls the status finds the result there.
+            self._host.guest().write(address + _RESULT_OFFSET, result.to_bytes(8, "little"))
+            self._host.guest().write(address + _STATUS_OFFSET, status.to_bytes(4, "little"))
+        except VfuDevError:
+            if epoch == self._epoch:
+                self._end(Status.TABLE_UNREACHABLE)
+            return
+        if epoch != self._epoch:
+            return
+        state["fetched"] = 0
+        state["index"] += 1
+        self._registers["dma_done"] = (self._registers["dma_done"] + 1) & 0xFFFF_FFFF
+        if int(state["index"][0]) == int(state["count"][0]):
+            self._end(Status.IDLE)
+        if descriptor.flags & FLAG_INTERRUPT and descriptor.vector < self._host.vectors():
+            self._host.raise_irq(descriptor.vector)
+
+    def _end(self, status: Status) -> None:
+        """End the run."""
+        if status is not Status.IDLE:
+            self._host.counters.dma_errors += 1
+        self._state[:] = np.zeros(1, dtype=STATE)
+        self._registers["dma_status"] = status
+
+    # --- migration ------------------------------------------------------------------------------------------
+
+    def block(self) -> RegisterBlock | None:
+        """Return what migrates beside the registers: the transfer under way."""
+        return RegisterBlock("dma", STATE, self._state.tobytes, self._unpack, self._validate)
+
+    def _unpack(self, content: bytes) -> None:
+        self._epoch += 1
+        self._state[:] = np.frombuffer(content, dtype=STATE)
+
+    def _validate(self, content: bytes) -> None:
+        """Refuse a transfer under way that could not have come about on this device."""
+        state = np.frombuffer(content, dtype=STATE)[0]
+        active, fetched = int(state["active"]), int(state["fetched"])
+        if active > 1 or fetched > active:
+            raise StreamError("a DMA transfer that is neither under way nor not")
+        if not active:
+            return
+        count, index = int(state["count"]), int(state["index"])
+        table_end = int(state["table"]) + count * DESCRIPTOR.itemsize
+        if not 1 <= count <= MAX_DESCRIPTORS or index >= count or table_end > 1 << 64:
+            raise StreamError(f"a DMA transfer at descriptor {index} of {count}")
+        descriptor = _Descriptor(*state["descriptor"].item())
+        if not fetched:
+            return
+        refused = self._judge_shape(descriptor)
+        if refused is not None or int(state["position"]) >= descriptor.length:
+            raise StreamError("a DMA transfer under way that this device would have refused")
+        if descriptor.op in _READS_GUEST | _WRITES_GUEST and descriptor.address + descriptor.length > 1 << 64:
+            raise StreamError("a DMA transfer under way beyond the last address")
+
+
+def _status_of(error: VfuDevError) -> Status:
+    """Return what a descriptor is told about an access that failed."""
+    if isinstance(error, AccessError):
+        number = errno_of(error)
+        if number in (errno.EFAULT, errno.ENOENT):
+            return Status.UNMAPPED
+        if number in (errno.EACCES, errno.EPERM):
+            return Status.FORBIDDEN
+    return Status.FAILED

@@ -1,0 +1,163 @@
+"""The autonomous DMA writer: stamps a guest buffer page by page, at a rate, until it is told to stop.
+
+What it is for: a device's writes into guest memory are invisible to whoever migrates that memory, unless they
+are logged. A stamp is an addition, so one that got lost stays visible for ever, however often its page is
+stamped again: stamp n (from 0) adds word n of `stamp_words` to each 64-bit word of page n % pages.
+"""
+
+from __future__ import annotations
+
+import time
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from vfu_dev.device.dma import Host
+from vfu_dev.device.fill import fill_words
+from vfu_dev.device.regions import Field, RegisterBar
+from vfu_dev.errors import VfuDevError
+
+STAMP_PAGE_BYTES = 4096
+STAMP_SEED = 0x5354414D50  # "STAMP"
+MAX_RATE_BYTES = 1 << 40
+
+# At most this much at once, and no more than that much is owed when the device was kept from writing.
+_SLICE_PAGES = 64
+_OWED_SECONDS = 0.25
+_WAKE_SECONDS = 0.002
+
+WRITER_FIELDS = (
+    Field("writer_buffer", 0x98, "<u8", "rw", "guest address of the buffer, 4 KiB aligned", migrates=True),
+    Field("writer_length", 0xA0, "<u8", "rw", "bytes in it, a multiple of 4 KiB", migrates=True),
+    Field("writer_rate", 0xA8, "<u8", "rw", "bytes of pages stamped each second", migrates=True),
+    Field("writer_ctrl", 0xB0, "<u4", "rw", "1: begin anew at stamp 0; 0: stop", migrates=True),
+    Field("writer_status", 0xB4, "<u4", "ro", "see below", migrates=True),
+    Field("writer_count", 0xB8, "<u8", "ro", "stamps made since the writer began", migrates=True),
+)
+
+
+class WriterStatus(IntEnum):
+    """Register writer_status."""
+
+    STOPPED = 0
+    WRITING = 1
+    BAD_BUFFER = 2  # the buffer, its length or the rate makes no sense
+    UNREACHABLE = 3  # guest memory could not be read or written
+    NO_BUS_MASTER = 4
+
+
+def stamp_words(first: int, count: int) -> npt.NDArray[np.uint64]:
+    """Return what stamps `first` and following add, shape (count,): splitmix64 outputs of `STAMP_SEED`."""
+    words = np.empty(count, dtype=np.uint64)
+    fill_words(words, STAMP_SEED, first)
+    return words
+
+
+def expected_pages(pages: int, stamps: int) -> npt.NDArray[np.uint64]:
+    """Return what each word of each page holds after `stamps` stamps on zeroed memory, shape (pages,)."""
+    words = np.zeros(-(-stamps // pages) * pages, dtype=np.uint64)
+    words[:stamps] = stamp_words(0, stamps)
+    total: npt.NDArray[np.uint64] = words.reshape(-1, pages).sum(axis=0, dtype=np.uint64)
+    return total
+
+
+class DmaWriter:
+    """The writer behind `WRITER_FIELDS`; all of its state is in registers."""
+
+    def __init__(self, registers: RegisterBar, host: Host) -> None:
+        self._registers = registers
+        self._host = host
+        self._last = 0.0
+        self._owed_bytes = 0.0
+        self._epoch = 0
+        self._buffer = np.empty((_SLICE_PAGES, STAMP_PAGE_BYTES // 8), dtype=np.uint64)
+
+    def write_ctrl(self, value: int) -> None:
+        """Begin or stop."""
+        registers = self._registers
+        if not int(value) & 1:
+            self._stop(WriterStatus.STOPPED)
+        elif self._is_sane():
+            registers["writer_count"] = 0
+            registers["writer_status"] = WriterStatus.WRITING
+            self._last, self._owed_bytes = time.monotonic(), 0.0
+        else:
+            self._stop(WriterStatus.BAD_BUFFER)
+
+    def reset(self) -> None:
+        """Follow a reset; registers are reset elsewhere."""
+        self._epoch += 1
+
+    def block(self) -> None:
+        """Nothing migrates beside the registers."""
+
+    def _is_sane(self) -> bool:
+        registers = self._registers
+        buffer, length = registers["writer_buffer"], registers["writer_length"]
+        aligned = not (buffer % STAMP_PAGE_BYTES or length % STAMP_PAGE_BYTES)
+        in_range = length and buffer + length <= 1 << 64
+        return bool(aligned and in_range and 0 < registers["writer_rate"] <= MAX_RATE_BYTES)
+
+    def _stop(self, status: WriterStatus) -> None:
+        self._registers["writer_ctrl"] = 0
+        self._registers["writer_status"] = status
+        if status is not WriterStatus.STOPPED:
+            self._host.counters.dma_errors += 1
+
+    @property
+    def _writing(self) -> bool:
+        return self._registers["writer_status"] == WriterStatus.WRITING
+
+    def due(self) -> float | None:
+        """Return in how many seconds there is work; None for none until somebody writes a register."""
+        if not self._writing:
+            return None
+        rate = max(1, self._registers["writer_rate"])
+        wanted = max(STAMP_PAGE_BYTES, rate * _WAKE_SECONDS)
+        left = (wanted - self._owed_bytes) / rate
+        return max(0.0, self._last + left - time.monotonic())
+
+    def advance(self, budget_seconds: float) -> None:
+        """Make the stamps that are due, for about that long."""
+        if not self._writing:
+            return
+        if not self._is_sane():  # arrived by migration, or the guest changed it meanwhile
+            self._stop(WriterStatus.BAD_BUFFER)
+            return
+        now = time.monotonic()
+        rate = self._registers["writer_rate"]
+        most = max(STAMP_PAGE_BYTES, rate * _OWED_SECONDS)
+        self._owed_bytes = min(most, self._owed_bytes + max(0.0, now - self._last) * rate)
+        self._last = now
+        while self._owed_bytes >= STAMP_PAGE_BYTES and self._writing:
+            if not self._host.bus_master():
+                self._stop(WriterStatus.NO_BUS_MASTER)
+                return
+            self._stamp(int(self._owed_bytes // STAMP_PAGE_BYTES))
+            if time.monotonic() - now >= budget_seconds:
+                return
+
+    def _stamp(self, pages_due: int) -> None:
+        registers, epoch = self._registers, self._epoch
+        first = registers["writer_count"]
+        pages = registers["writer_length"] // STAMP_PAGE_BYTES
+        page = first % pages
+        count = min(pages_due, pages - page, _SLICE_PAGES)
+        address = registers["writer_buffer"] + page * STAMP_PAGE_BYTES
+        rows = self._buffer[:count]
+        raw = rows.data.cast("B")
+        guest = self._host.guest()
+        try:
+            guest.read(address, raw)
+            rows += stamp_words(first, count)[:, np.newaxis]
+            guest.write(address, raw)
+        except VfuDevError:
+            if epoch == self._epoch:
+                self._stop(WriterStatus.UNREACHABLE)
+            return
+        if epoch != self._epoch:
+            return
+        self._host.counters.dma_written_bytes += len(raw)
+        self._owed_bytes -= len(raw)
+        registers["writer_count"] = (first + count) & 0xFFFF_FFFF_FFFF_FFFF
