@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from vfu_dev.cli.configfile import as_toml, blaming, config_options, given, origin
+from vfu_dev.cli.identity import decided, identity_options, override
 from vfu_dev.errors import ConfigError
 from vfu_dev.logs import set_up_logging
 from vfu_dev.migration.engine import ALL_FLAGS
@@ -18,6 +20,7 @@ from vfu_dev.sizes import parse_size
 from vfu_dev.uapi import MigrationFlags
 
 if TYPE_CHECKING:
+    from vfu_dev.device import Device
     from vfu_dev.metrics.launch import Exporter
 
 logger = logging.getLogger(__name__)
@@ -39,8 +42,16 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     epilog="Example: vfu-dev serve --socket /tmp/vfu.sock --memory 64M --fill 1 --control /tmp/vfu.ctl",
     context_settings={"show_default": True},
 )
+@config_options
 @click.option(
-    "--socket", "socket_path", required=True, type=click.Path(path_type=Path), help="Where QEMU connects."
+    "--socket", "socket_path", type=click.Path(path_type=Path), help="Where QEMU connects.  [required]"
+)
+@click.option(
+    "--device",
+    "device_spec",
+    metavar="MODULE:CLASS|FILE.py:CLASS",
+    help="Serve this class of yours (docs/authors.md).",
+    show_default="the reference device",
 )
 @click.option("--memory", default="256M", callback=_size, metavar="SIZE", help="Device memory behind BAR2.")
 @click.option(
@@ -103,8 +114,11 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     help="libvfio-user to use.",
     show_default="$VFU_DEV_LIBVFIO_USER, else what `vfu-dev build` built",
 )
+@identity_options
 def command(
-    socket_path: Path,
+    print_config: bool,
+    socket_path: Path | None,
+    device_spec: str | None,
     memory: int,
     page_size: int,
     access: str,
@@ -118,6 +132,7 @@ def command(
     log_format: str,
     log_level: str,
     library_path: Path | None,
+    **identity: Any,
 ) -> None:
     """Serve the device on a vfio-user socket until SIGTERM, SIGINT or the control socket's quit.
 
@@ -125,25 +140,34 @@ def command(
     """
     # Imported here: `--help` need not pay for numpy.
     from vfu_dev import libvfio_user
-    from vfu_dev.device import ReferenceDevice
     from vfu_dev.server import Server
 
     if page_size < MIN_PAGE_SIZE_BYTES:
         raise ConfigError(f"--page-size {page_size}: at least {MIN_PAGE_SIZE_BYTES}")
+    ctx = click.get_current_context()
+    if socket_path is None and not print_config:
+        raise click.UsageError("Missing option '--socket'.", ctx)
     set_up_logging(log_format, log_level)
-    library = libvfio_user.load(find_library(library_path))
     flags = ALL_FLAGS
     if pre_copy == "off":
         flags &= ~MigrationFlags.VFIO_MIGRATION_PRE_COPY
-    device = ReferenceDevice(
-        name,
-        memory_bytes=memory,
-        page_size_bytes=page_size,
-        fill_seed=_parse_seed(fill),
-        initial_limit_bytes=initial,
-        flags=flags,
-    )
+    with blaming(ctx, _DEVICE_OPTIONS):
+        make = _maker(device_spec, _chosen(ctx))
+        device = make(
+            name,
+            memory_bytes=memory,
+            page_size_bytes=page_size,
+            fill_seed=_parse_seed(fill),
+            initial_limit_bytes=initial,
+            flags=flags,
+        )
     try:
+        with blaming(ctx, identity):
+            override(device, identity)
+        if socket_path is None or print_config:
+            click.echo(as_toml(ctx, decided(device)), nl=False)
+            return
+        library = libvfio_user.load(find_library(library_path))
         with _exporter(metrics_addr, metrics_port) as exporter:
             server = Server(device, library, socket_path, control_path)
             try:
@@ -155,6 +179,37 @@ def command(
                 server.close()
     finally:
         device.close()
+
+
+# Options that a device takes or not -> its keyword.
+_DEVICE_OPTIONS = {
+    "memory": "memory_bytes",
+    "memories": "memory_bytes",
+    "page_size": "page_size_bytes",
+    "access": "mapped",
+    "fill": "fill_seed",
+    "initial": "initial_limit_bytes",
+}
+
+
+def _chosen(ctx: click.Context) -> dict[str, str]:
+    """Return keyword -> where it was set, of the device's options that the user set."""
+    return {_DEVICE_OPTIONS[name]: origin(ctx, name) for name in given(ctx) if name in _DEVICE_OPTIONS}
+
+
+def _maker(spec: str | None, chosen: Mapping[str, str]) -> Callable[..., Device]:
+    """Return what makes the device: the reference device's class, or one of the user's own."""
+    from vfu_dev.device import ReferenceDevice
+    from vfu_dev.device.loader import find_class, make_device
+
+    if spec is None:
+        return ReferenceDevice
+    cls = find_class(spec)
+
+    def make(name: str, *, flags: MigrationFlags, **options: Any) -> Device:
+        return make_device(cls, name, flags, options, chosen)
+
+    return make
 
 
 @contextmanager

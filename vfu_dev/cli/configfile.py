@@ -1,0 +1,228 @@
+"""`--config FILE.toml` and `--print-config`, for any command: its options are the keys.
+
+The command's click options are the one place of names, defaults, help and allowed values. A file gives them
+other defaults (click's `default_map`), so the command line overrides the file and the file the defaults.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from vfu_dev.errors import ConfigError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Where the values of a file came from: option name -> "FILE:LINE: key = value".
+_ORIGINS = "vfu_dev.config.origins"
+_NOT_KEYS = ("config", "print_config", "help")
+
+
+def config_options(command: F) -> F:
+    """Add --config and --print-config; a command that has them calls `print_config` when asked to."""
+    command = click.option(
+        "--print-config",
+        "print_config",
+        is_flag=True,
+        help="Print all of this as a file for --config, and end.",
+    )(command)
+    return click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        is_eager=True,
+        expose_value=False,
+        callback=_load,
+        metavar="FILE.toml",
+        help="Take options from this file; the command line overrides it.",
+    )(command)
+
+
+def _options(command: click.Command) -> dict[str, click.Option]:
+    """Return key -> option, of all that a file may set."""
+    return {
+        key_of(param): param
+        for param in command.params
+        if isinstance(param, click.Option) and param.name not in _NOT_KEYS
+    }
+
+
+def key_of(option: click.Option) -> str:
+    """Return an option's key: its name on the command line, without the hyphens before it."""
+    return max(option.opts, key=len).lstrip("-")
+
+
+def _load(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
+    """Make the file's values the context's defaults.
+
+    Raises:  ConfigError: file, line and key, with the allowed values.
+    """
+    if path is None:
+        return
+    content = _text_of(path)
+    try:
+        table = tomllib.loads(content)
+    except tomllib.TOMLDecodeError as err:
+        raise ConfigError(f"{path}: is not TOML: {err}") from err
+    known = _options(ctx.command)
+    defaults: dict[str, Any] = {}
+    origins = ctx.meta.setdefault(_ORIGINS, {})
+    for key, value in table.items():
+        where = f"{path}:{_line_of(content, key)}: {key}"
+        if key not in known:
+            raise ConfigError(f"{where}: no such key{_hint(key, list(known))}")
+        option = known[key]
+        where += f" = {_brief(value)}"
+        assert option.name is not None
+        defaults[option.name] = _judged(ctx, option, value, where)
+        origins[option.name] = where
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as err:
+        raise ConfigError(f"{path}: cannot be read: {err.strerror}") from err
+    except UnicodeDecodeError as err:
+        raise ConfigError(f"{path}: is not UTF-8 text") from err
+
+
+def _judged(ctx: click.Context, option: click.Option, value: Any, where: str) -> Any:
+    """Return `value` as the text that the command line would have; the option itself says if it is one."""
+    several = option.multiple and isinstance(value, list)
+    try:
+        parts = [_word(one) for one in (value if several else [value])]
+        text = parts if option.multiple else parts[0]
+        converted = option.type_cast_value(ctx, text)
+        if option.callback is not None:
+            option.callback(ctx, option, converted)
+    except click.BadParameter as err:
+        raise ConfigError(f"{where}: expected {allowed_values(option)}") from err
+    except (ConfigError, TypeError) as err:
+        raise ConfigError(f"{where}: expected {allowed_values(option)} ({err})") from err
+    return text
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, (str, int)) and value != "":
+        return str(value)
+    raise TypeError("neither a number nor text, or empty")
+
+
+def allowed_values(option: click.Option) -> str:
+    """Return in words what `option` takes."""
+    kind = option.type
+    if isinstance(kind, click.Choice):
+        return "one of " + ", ".join(str(word) for word in kind.choices)
+    if isinstance(kind, click.IntRange):
+        return f"a number from {kind.min} to {kind.max}"
+    if isinstance(kind, click.Path):
+        return "a path"
+    if option.metavar == "SIZE":
+        return "a size such as 4096, 64K, 16M, 1G"
+    return option.metavar or "text"
+
+
+def _hint(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key.replace("_", "-"), known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; the keys are: {', '.join(known)}"
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _line_of(content: str, key: str) -> int:
+    """Return the number of the line that sets `key`: bare, quoted, or as the name of a table."""
+    pattern = re.compile(rf"""\s*\[*\s*["']?{re.escape(key)}["']?\s*[=.\]]""")
+    lines = content.splitlines()
+    return next((number for number, line in enumerate(lines, 1) if pattern.match(line)), 1)
+
+
+def given(ctx: click.Context) -> dict[str, Any]:
+    """Return name -> value of the options that the command line or a file set."""
+    default = (ParameterSource.DEFAULT, None)
+    return {
+        name: value for name, value in ctx.params.items() if ctx.get_parameter_source(name) not in default
+    }
+
+
+def origin(ctx: click.Context, name: str) -> str:
+    """Return where the value of option `name` was set, for an error message."""
+    if ctx.get_parameter_source(name) is ParameterSource.DEFAULT_MAP:
+        return str(ctx.meta.get(_ORIGINS, {}).get(name, name))
+    option = next(param for param in ctx.command.params if param.name == name)
+    return max(option.opts, key=len)
+
+
+def as_toml(ctx: click.Context, decided: dict[str, Any]) -> str:
+    """Return the effective options of `ctx` as a file that --config takes back.
+
+    Args:    decided: name -> what becomes of an option that nobody set. An option without value, here and
+             there, is a comment.
+    """
+    lines: list[str] = []
+    for key, option in _options(ctx.command).items():
+        assert option.name is not None
+        value = ctx.params.get(option.name)
+        if value is None or value == ():
+            value = decided.get(option.name)
+        text = "\n#   ".join((option.help or "").split("\n"))
+        lines.append(f"# {text} Expected: {allowed_values(option)}.")
+        if value is None or value == ():
+            why = f": {option.show_default}" if isinstance(option.show_default, str) else ""
+            lines += [f"# {key} is not set{why}", ""]
+        else:
+            lines += [f"{key} = {_toml(option, value)}", ""]
+    return "\n".join(lines)
+
+
+def _toml(option: click.Option, value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(_toml(option, one) for one in value) + "]"
+    if isinstance(value, int) and option.metavar == "SIZE":
+        value = exact_size(value)
+    if isinstance(value, int):
+        base = getattr(option.type, "base", 10)
+        return f"{value:#06x}" if base == 16 else str(value)
+    # A JSON string is a TOML basic string (TOML 1.0.0, "String").
+    return json.dumps(str(value), ensure_ascii=False)
+
+
+def exact_size(count: int) -> str:
+    """Return the shortest text that names exactly `count` bytes."""
+    for shift, unit in ((40, "T"), (30, "G"), (20, "M"), (10, "K")):
+        if count and count % (1 << shift) == 0:
+            return f"{count >> shift}{unit}"
+    return str(count)
+
+
+@contextmanager
+def blaming(ctx: click.Context, names: Iterable[str]) -> Iterator[None]:
+    """Have a ConfigError say which lines of a file it may come from: of options `names`, set by a file.
+
+    Where the error itself names some of their keys, those alone.
+    """
+    try:
+        yield
+    except ConfigError as err:
+        text = str(err)
+        keys = {key_of(option): option.name for option in _options(ctx.command).values()}
+        found = ctx.meta.get(_ORIGINS, {})
+        named = [name for key, name in keys.items() if f"{key}:" in text and name in found]
+        lines = [found[name] for name in (named or names) if name in found]
+        if not lines:
+            raise
+        raise ConfigError(f"{text} ({'; '.join(lines)})") from err

@@ -1,0 +1,113 @@
+"""Options with which `vfu-dev serve` overrides what a device says of itself to the PCI bus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from vfu_dev.errors import ConfigError
+from vfu_dev.sizes import parse_size
+
+if TYPE_CHECKING:
+    from vfu_dev.device import Device
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# PCI Local Bus Specification 3.0, section 6.8.2: Message Control has eleven bits for the table size.
+MAX_MSIX_VECTORS = 2048
+PCI_BARS = 6
+
+
+class PciNumber(click.IntRange):
+    """A number as people write it in PCI: decimal or 0x hexadecimal."""
+
+    base = 16
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number."""
+        if isinstance(value, str):
+            try:
+                value = int(value, 0)
+            except ValueError:
+                self.fail(f"{value!r} is not a number, decimal or 0x hexadecimal", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+# option -> field of PciIdentity, bits, help
+_IDENTITY = {
+    "vendor-id": ("vendor", 16, "PCI vendor id."),
+    "device-id": ("device", 16, "PCI device id."),
+    "subsystem-vendor-id": ("subsystem_vendor", 16, "PCI subsystem vendor id."),
+    "subsystem-id": ("subsystem", 16, "PCI subsystem id."),
+    "class-code": ("class_code", 24, "PCI base class, subclass and interface."),
+    "revision": ("revision", 8, "PCI revision."),
+}
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    try:
+        return parse_size(value)
+    except ValueError as err:
+        raise click.BadParameter(str(err), ctx, param) from err
+
+
+def identity_options(command: F) -> F:
+    """Add the options; the command gets their values as keyword arguments, None where nothing was said."""
+    own = "the device's own"
+    for index in reversed(range(PCI_BARS)):
+        text = f"Size of BAR{index}, a power of two; the device's is the least."
+        option = f"--bar{index}-size"
+        command = click.option(option, callback=_size, metavar="SIZE", help=text, show_default=own)(command)
+    command = click.option(
+        "--msix-vectors",
+        type=click.IntRange(1, MAX_MSIX_VECTORS),
+        help="MSI-X interrupts.",
+        show_default=own,
+    )(command)
+    for name, (_, bits, text) in reversed(_IDENTITY.items()):
+        kind = PciNumber(0, (1 << bits) - 1)
+        command = click.option(f"--{name}", type=kind, metavar="NUMBER", help=text, show_default=own)(command)
+    return command
+
+
+def override(device: Device, chosen: dict[str, Any]) -> None:
+    """Let `chosen`, the values of these options, override what `device` declares; before it is served.
+
+    Raises:  ConfigError: the device has no such part, or it cannot be that.
+    """
+    changes = {}
+    for option, (part, _, _) in _IDENTITY.items():
+        value = chosen[option.replace("-", "_")]
+        if value is not None:
+            changes[part] = value
+    device.identity = replace(device.identity, **changes)
+    if chosen["msix_vectors"] is not None:
+        device.set_msix_vectors(chosen["msix_vectors"])
+    bars = {bar.index: bar for bar in device.bars}
+    for index in range(PCI_BARS):
+        size = chosen[f"bar{index}_size"]
+        if size is None:
+            continue
+        if index not in bars:
+            present = ", ".join(f"BAR{number}" for number in sorted(bars))
+            raise ConfigError(f"bar{index}-size: this device has no BAR{index}, but {present}")
+        try:
+            bars[index].enlarge(size)
+        except ConfigError as err:
+            raise ConfigError(f"bar{index}-size: {err}") from err
+
+
+def decided(device: Device) -> dict[str, Any]:
+    """Return the value that each of these options has for `device`, for those that have one."""
+    identity = device.identity
+    values: dict[str, Any] = {
+        option.replace("-", "_"): getattr(identity, part) for option, (part, _, _) in _IDENTITY.items()
+    }
+    values["subsystem_vendor_id"], values["subsystem_id"] = identity.subsystem_ids
+    values["msix_vectors"] = device.msix_vectors or None
+    return values | {f"bar{bar.index}_size": bar.size_bytes for bar in device.bars}
