@@ -95,6 +95,12 @@ def test_its_command_is_one_of_ours() -> None:
     assert str(given["metrics_port"]) == values["VFU_METRICS_PORT"]
 
 
+def test_each_instance_is_a_user_of_its_own() -> None:
+    """DynamicUser= alone would give all instances of the template the same one."""
+    assert directives("DynamicUser") == ["yes"]
+    assert "%i" in directives("User")[0]
+
+
 def allowed_calls() -> set[str]:
     """Return the system calls that SystemCallFilter= lets through, sets taken apart by systemd itself."""
     allowed: set[str] = set()
