@@ -105,7 +105,7 @@ class Prometheus:
                         rule["for"] = hold
             file.write_text(yaml.safe_dump(rules))
         address = f"127.0.0.1:{free_port()}"
-        command = [
+        command: list[str | Path] = [
             program("prometheus"),
             f"--config.file={home / 'prometheus.yml'}",
             f"--storage.tsdb.path={folder / 'data'}",

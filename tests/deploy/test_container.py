@@ -54,7 +54,7 @@ def image_arguments() -> tuple[list[str], list[str]]:
 
 
 def hadolint(file: Path) -> str:
-    command = [tool("hadolint"), "--no-color", "--failure-threshold", "style", file]
+    command: list[str | Path] = [tool("hadolint"), "--no-color", "--failure-threshold", "style", file]
     done = subprocess.run(command, timeout=60, check=False, capture_output=True, text=True)
     return done.stdout + done.stderr
 

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,7 +43,7 @@ def read_by_grafana(text: dict[str, Any]) -> Any:
 
 
 def test_the_script_wrote_it() -> None:
-    command = [sys.executable, GRAFANA / "dashboard.py", "--check"]
+    command: list[str | Path] = [sys.executable, GRAFANA / "dashboard.py", "--check"]
     done = subprocess.run(command, timeout=60, check=False)
     assert done.returncode == 0, "run: python deploy/grafana/dashboard.py"
 

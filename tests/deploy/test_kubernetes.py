@@ -74,7 +74,7 @@ def test_prometheus_finds_the_devices() -> None:
 
 
 def test_the_operator_gets_all_rules() -> None:
-    command = [sys.executable, KUBERNETES / "prometheusrule.py", "--check"]
+    command: list[str | Path] = [sys.executable, KUBERNETES / "prometheusrule.py", "--check"]
     done = subprocess.run(command, timeout=60, check=False)
     assert done.returncode == 0, "run: python deploy/kubernetes/prometheusrule.py"
 

@@ -18,7 +18,7 @@ PROMETHEUS = DEPLOY / "prometheus"
 
 
 def run(promtool: Path, *arguments: object, cwd: Path = PROMETHEUS) -> subprocess.CompletedProcess[str]:
-    command = [promtool, *map(str, arguments)]
+    command: list[str | Path] = [promtool, *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
 
 
