@@ -13,7 +13,8 @@ from labkit import KIB, MIB
 
 from vfu_dev.errors import LabError
 from vfu_dev.lab.guest import LoadPlan
-from vfu_dev.lab.migrate import Lab, MigrateOptions, judge
+from vfu_dev.lab.judge import judge
+from vfu_dev.lab.migrate import Lab, MigrateOptions
 from vfu_dev.lab.qtest_guest import QtestGuest
 from vfu_dev.lab.result import MigrationResult
 
@@ -53,7 +54,7 @@ async def finish(lab: Lab, result: MigrationResult) -> MigrationResult:
     await lab.guest.stop()
     result.guest = await lab.guest.verify()
     await lab.collect(result)
-    judge(result, lab.options)
+    judge(result, lab.options.pre_copy)
     return result
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from labkit import KIB, MIB
 
 from vfu_dev.lab.guest import LinuxGuest, LoadPlan
-from vfu_dev.lab.migrate import Lab, MigrateOptions, judge
+from vfu_dev.lab.judge import judge
+from vfu_dev.lab.migrate import Lab, MigrateOptions
 from vfu_dev.lab.result import MigrationResult
 
 Options = Callable[..., MigrateOptions]
@@ -74,7 +75,7 @@ def test_guest_resets_the_device_in_precopy(options: Options, in_lab: InLab, gue
         await guest.stop()
         result = MigrationResult(guest=await guest.verify())
         await lab.collect(result)
-        judge(result, lab.options)
+        judge(result, lab.options.pre_copy)
         return result
 
     result = in_lab(

@@ -171,7 +171,7 @@ def _summary(result: dict[str, Any], page: Path) -> None:
     for device in result["devices"]:
         moved = device["precopy_bytes"] + device["stop_copy_bytes"]
         share = f" ({100 * device['precopy_bytes'] / moved:.0f} % in pre-copy)" if moved else ""
-        match = "equal" if device["digest_match"] else "DIFFERENT"
+        match = "equal" if device["digest_match"] else "DIFFERENT" if device["digest_source"] else "not taken"
         sizes = ", ".join(
             f"{label} {format_size(device[key])}"
             for label, key in (
@@ -181,9 +181,16 @@ def _summary(result: dict[str, Any], page: Path) -> None:
             )
         )
         lines.append(f"{device['name']}: {sizes}{share}, {device['passes']} passes, digests {match}")
+        if device["downtime_seconds"] is not None:
+            predicted = device["predicted_downtime_seconds"]
+            told = "" if predicted is None else f", {predicted * 1000:.0f} ms predicted when it stopped"
+            stood = f"stood still for {device['downtime_seconds'] * 1000:.0f} ms"
+            lines.append(f"{device['name']}: {stood}{told}")
     if qemu["downtime_ms"] is not None:
         limit = qemu["downtime_limit_ms"]
         lines.append(f"downtime {qemu['downtime_ms']} ms (limit {limit} ms), total {qemu['total_ms']} ms")
+    elif qemu["run_state_source"] is not None:
+        lines.append(f"the VM on the source is {qemu['run_state_source']}")
     if guest is not None:
         lines.append(
             f"guest {guest['kind']}: {format_size(guest['compared_bytes'])} compared, "

@@ -19,7 +19,10 @@ from typing import Any, Literal
 
 from vfu_dev import __version__
 from vfu_dev.errors import LabError
+from vfu_dev.figures import Sample, Snapshot
+from vfu_dev.lab.convergence import Convergence, assess, threshold_bytes
 from vfu_dev.lab.guest import Guest, LinuxGuest, LoadPlan
+from vfu_dev.lab.judge import judge
 from vfu_dev.lab.process import ProcessError
 from vfu_dev.lab.qemu import Qemu, QemuOptions, QmpError, qemu_features
 from vfu_dev.lab.qtest_guest import QtestGuest
@@ -32,11 +35,19 @@ LINUX_RAM_BYTES = 192 << 20
 QTEST_RAM_BYTES = 32 << 20
 # How often both sides are asked while a migration runs. QEMU itself decides every 100 ms.
 SAMPLE_SECONDS = 0.05
+# Samples grow fewer as a migration grows longer: about this many for each factor of e in time.
+SAMPLES_KEPT = 400
+# How long a cancelled migration may take to end.
+GIVE_UP_SECONDS = 10.0
 FINAL_STATES = ("completed", "failed", "cancelled")
 # Added to the source's initial content, so that a destination that received nothing cannot match it.
 SOURCE_FILL = 0x5646_5544
 
 Observer = Callable[[str, dict[str, Any]], None]
+
+
+class TimeLimitError(LabError):
+    """What was waited for did not come in time."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,11 @@ class Lab:
         self.destination = Side("destination", self.sockets, logs, options, incoming=True)
         self.guest: Guest = QtestGuest() if options.guest_image is None else LinuxGuest()
         self.samples: list[dict[str, Any]] = []
+        self.convergence: Convergence | None = None
+        # Of each of the source's servers: its figures, and all samples so far.
+        self.snapshots: list[Snapshot | None] = [None] * options.devices
+        self.server_samples: list[list[Sample]] = [[] for _ in range(options.devices)]
+        self._sequences = [0] * options.devices
         self.observe: Observer = observer or (lambda what, data: None)
 
     async def __aenter__(self) -> Lab:
@@ -196,26 +212,52 @@ class Lab:
         for side in (self.source, self.destination):
             answers = await asyncio.gather(*(s.status() for s in side.servers), return_exceptions=True)
             row[side.name] = [_brief(answer) for answer in answers]
+        row["threshold_bytes"] = threshold_bytes(
+            self.parameters(), self.options.downtime_limit_ms, row["qemu"]
+        )
         self.samples.append(row)
+        await self._assess(row)
         self.observe("sample", row)
         return row
+
+    async def watch(self) -> None:
+        """Fetch what the source's servers measured since the last time; one that is gone stays as it was."""
+        for index, server in enumerate(self.source.servers):
+            with contextlib.suppress(LabError):
+                more = True
+                while more:
+                    figures = await server.figures(self._sequences[index])
+                    self.snapshots[index], more = figures.snapshot, figures.more
+                    self._sequences[index] = figures.sequence
+                    self.server_samples[index] += figures.samples
+
+    async def _assess(self, row: dict[str, Any]) -> None:
+        await self.watch()
+        devices = [snapshot for snapshot in self.snapshots if snapshot is not None]
+        if len(devices) == len(self.snapshots) and all("PRE_COPY" in device.state for device in devices):
+            self.convergence = assess(
+                [device.forecast for device in devices], row["qemu"], row["threshold_bytes"]
+            )
+            self.observe("convergence", self.convergence.to_json())
 
     async def wait_for(
         self, condition: Callable[[dict[str, Any]], bool], what: str, timeout_seconds: float | None = None
     ) -> dict[str, Any]:
         """Sample until `condition(row)` holds and return that row.
 
-        Raises: LabError: not within the time, or the source's QEMU ended.
+        Raises: TimeLimitError: not within the time. LabError: the source's QEMU ended.
         """
         limit = timeout_seconds if timeout_seconds is not None else self.options.timeout_seconds
-        deadline = time.monotonic() + limit
+        began = time.monotonic()
+        deadline = began + limit
         while True:
             row = await self.sample()
             if condition(row):
                 return row
             if time.monotonic() > deadline:
-                raise LabError(f"{what}: not within {limit:g} s; migration is {row['status']!r}")
-            await asyncio.sleep(SAMPLE_SECONDS)
+                raise TimeLimitError(f"{what}: not within {limit:g} s; migration is {row['status']!r}")
+            pause = max(SAMPLE_SECONDS, (time.monotonic() - began) / SAMPLES_KEPT)
+            await asyncio.sleep(min(pause, max(0.0, deadline - time.monotonic())))
 
     async def wait_final(self, timeout_seconds: float | None = None) -> dict[str, Any]:
         """Wait until the migration ends in any way and return `query-migrate`."""
@@ -241,8 +283,15 @@ class Lab:
         await self.begin(uri)
         return await self.wait_final()
 
+    async def give_up(self) -> None:
+        """Cancel the migration, so that the VM goes on at the source. Raises: LabError."""
+        self.observe("phase", {"text": "giving up: cancelling the migration"})
+        await self.source.qemu.execute("migrate_cancel")
+        await self.wait_final(GIVE_UP_SECONDS)
+
     async def collect(self, result: MigrationResult) -> None:
         """Take what servers, QEMUs and traces say into `result`; parts that are gone stay empty."""
+        await self.watch()
         for index, (source, destination) in enumerate(
             zip(self.source.servers, self.destination.servers, strict=True)
         ):
@@ -252,15 +301,22 @@ class Lab:
                     read(await server.status())
                 except LabError as error:
                     result.problems.append(str(error))
+            device.read_figures(self.snapshots[index], self.server_samples[index])
             result.devices.append(device)
+        if self.convergence is not None:
+            result.convergence = self.convergence.to_json()
         out, source_qemu, destination_qemu = result.qemu, self.source.qemu, self.destination.qemu
         with contextlib.suppress(LabError):
-            out.read_migration(await source_qemu.migration())
+            active = [row["qemu"] for row in self.samples if row["status"] not in FINAL_STATES]
+            out.read_migration(await source_qemu.migration(), active[-1] if active else {})
+            out.run_state_source = await source_qemu.run_state()
             out.capabilities = [
                 entry["capability"]
                 for entry in await source_qemu.execute("query-migrate-capabilities")
                 if entry["state"]
             ]
+        with contextlib.suppress(LabError):
+            out.run_state_destination = await destination_qemu.run_state()
         out.command_line_source = source_qemu.process.argv
         out.command_line_destination = destination_qemu.process.argv
         out.events_source, out.events_destination = source_qemu.events, destination_qemu.events
@@ -287,48 +343,6 @@ def _brief(answer: Any) -> dict[str, Any]:
     return brief
 
 
-def judge(result: MigrationResult, options: MigrateOptions) -> None:
-    """Decide whether all is as it should be: fill `problems`, `warnings` and `status`."""
-    problems, qemu = result.problems, result.qemu
-    if qemu.status != "completed":
-        problems.append(f"QEMU says {qemu.status!r}: {qemu.error or 'no reason given'}")
-    for device in result.devices:
-        name = device.name
-        if not device.digest_match:
-            problems.append(f"{name}: digests differ: {device.digest_source} and {device.digest_destination}")
-        for side, session in (("save", device.save), ("load", device.load)):
-            if session is None or session.get("status") != "completed":
-                found = session and (session.get("error") or session.get("status"))
-                problems.append(f"{name}: {side} session did not complete: {found}")
-        if device.state_destination != "RUNNING":
-            problems.append(f"{name}: destination's device is {device.state_destination}, not RUNNING")
-        if device.initial_bytes + device.stop_copy_bytes == 0:
-            problems.append(f"{name}: nothing was sent")
-        if options.pre_copy and not (device.initial_bytes and device.precopy_bytes):
-            problems.append(f"{name}: pre-copy moved nothing")
-        if not options.pre_copy and device.precopy_bytes:
-            problems.append(f"{name}: {device.precopy_bytes} bytes moved in pre-copy, which is off")
-        sent = device.precopy_bytes + device.stop_copy_bytes
-        if device.received_bytes != sent:
-            problems.append(f"{name}: {sent} bytes sent, {device.received_bytes} received")
-    sent = sum(device.precopy_bytes + device.stop_copy_bytes for device in result.devices)
-    if qemu.vfio_bytes != sent:
-        problems.append(f"QEMU moved {qemu.vfio_bytes} bytes of device state, the servers sent {sent}")
-    if qemu.downtime_ms is not None and qemu.downtime_ms > qemu.downtime_limit_ms:
-        result.warnings.append(
-            f"downtime {qemu.downtime_ms} ms, limit {qemu.downtime_limit_ms} ms (is the machine loaded?)"
-        )
-    guest = result.guest
-    if guest is None or not guest.verified or guest.mismatched_bytes:
-        text = "not reached" if guest is None else guest.error or f"{guest.mismatched_bytes} bytes differ"
-        problems.append(f"guest verification: {text}")
-    elif guest.asked_rate_bytes and guest.reached_rate_bytes < 0.95 * guest.asked_rate_bytes:
-        result.warnings.append(
-            f"the guest dirtied {guest.reached_rate_bytes:.0f} bytes/s, {guest.asked_rate_bytes} were asked"
-        )
-    result.status = "completed" if not problems else "failed"
-
-
 async def run(
     options: MigrateOptions, logs: Path, command: list[str], observer: Observer | None = None
 ) -> MigrationResult:
@@ -349,7 +363,7 @@ async def run(
             result.problems.append(str(error))
         await lab.collect(result)
     result.ended = time.time()
-    judge(result, options)
+    judge(result, options.pre_copy)
     return result
 
 
@@ -360,7 +374,14 @@ async def _run_steps(lab: Lab, result: MigrationResult) -> None:
             "project's patches); run: vfu-dev build qemu"
         )
     await lab.start()
-    reply = await lab.migrate()
+    try:
+        reply = await lab.migrate()
+    except TimeLimitError as error:
+        stood = lab.convergence
+        limit = lab.options.timeout_seconds
+        result.problems.append(f"not finished within {limit:g} s: {stood.text}" if stood else str(error))
+        await lab.give_up()
+        return
     if reply["status"] != "completed":
         return
     await lab.wait_running(lab.destination.qemu)

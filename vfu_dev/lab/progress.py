@@ -31,6 +31,7 @@ class Progress:
         self._live: Live | None = None
         self._phase = ""
         self._row: dict[str, Any] | None = None
+        self._convergence: str | None = None
         self._verify: tuple[int, int] | None = None
         self._started = time.monotonic()
         self._last_line = 0.0
@@ -49,11 +50,13 @@ class Progress:
             self._live = None
 
     def __call__(self, what: str, data: dict[str, Any]) -> None:
-        """Take one observation (`phase`, `sample` or `verify`)."""
+        """Take one observation (`phase`, `convergence`, `sample` or `verify`)."""
         if what == "phase":
             self._phase = str(data["text"])
             self._verify = None
             self._line(self._phase, always=True)
+        elif what == "convergence":
+            self._convergence = str(data["text"])
         elif what == "sample":
             self._row = data
             self._line(self._sample_text(data))
@@ -71,15 +74,18 @@ class Progress:
             self._last_line = now
             self._console.print(f"[{now - self._started:6.1f} s] {text}", markup=False, highlight=False)
 
-    @staticmethod
-    def _sample_text(row: dict[str, Any]) -> str:
+    def _sample_text(self, row: dict[str, Any]) -> str:
         parts = [f"  {row['status']}: RAM left {_size(row['qemu'].get('ram', {}).get('remaining'))}"]
         for index, device in enumerate(row["source"]):
             parts.append(
                 f"vfu{index} {device.get('state', 'gone')} initial {_size(device.get('initial_bytes'))} "
                 f"dirty {_size(device.get('dirty_bytes'))}"
             )
-        return "; ".join(parts)
+        text = "; ".join(parts)
+        return f"{text}\n           {self._convergence}" if self._migrates(row) else text
+
+    def _migrates(self, row: dict[str, Any]) -> bool:
+        return self._convergence is not None and row["status"] in ("setup", "active", "device")
 
     def _render(self) -> RenderableType:
         elapsed = time.monotonic() - self._started
@@ -105,4 +111,6 @@ class Progress:
                 )
             left = self._row["qemu"].get("ram", {}).get("remaining")
             parts += [table, Text(f"QEMU: {self._row['status']}, RAM left {_size(left)}")]
+            if self._migrates(self._row):
+                parts.append(Text(str(self._convergence), style="bold"))
         return Group(*parts)

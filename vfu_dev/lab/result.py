@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vfu_dev.figures import Sample, Snapshot
+
 # Raised when a key changes its meaning or goes away; new keys do not count.
 JSON_VERSION = 1
 
@@ -27,6 +29,9 @@ class DeviceResult:
     pages_sent: int = 0
     pages_resent: int = 0
     zero_pages: int = 0
+    predicted_downtime_seconds: float | None = None  # by the source's server, when the device stopped
+    downtime_seconds: float | None = None  # as that server measured it
+    stop_copy_seconds: float | None = None
     state_source: str | None = None
     state_destination: str | None = None
     error_source: str | None = None
@@ -35,6 +40,8 @@ class DeviceResult:
     transitions_destination: list[dict[str, Any]] = field(default_factory=list)
     save: dict[str, Any] | None = None
     load: dict[str, Any] | None = None
+    # What the source's server sampled, ten times a second: names of the fields, and rows of values.
+    samples_source: dict[str, list[Any]] = field(default_factory=lambda: {"fields": [], "rows": []})
 
     @property
     def digest_match(self) -> bool:
@@ -55,6 +62,14 @@ class DeviceResult:
                 "pages_sent", "pages_resent", "zero_pages",
             ):  # fmt: skip
                 setattr(self, key, save.get(key) or 0)
+
+    def read_figures(self, snapshot: Snapshot | None, samples: list[Sample]) -> None:
+        """Take what the source's server measured."""
+        self.samples_source = {"fields": list(Sample._fields), "rows": [list(sample) for sample in samples]}
+        if snapshot is not None:
+            self.predicted_downtime_seconds = snapshot.last_predicted_downtime_seconds
+            self.downtime_seconds = snapshot.last_downtime_seconds
+            self.stop_copy_seconds = snapshot.last_stop_copy_seconds
 
     def read_destination(self, status: dict[str, Any]) -> None:
         """Take what the destination's server says."""
@@ -83,10 +98,13 @@ class QemuResult:
     downtime_limit_ms: int = 300
     total_ms: int | None = None
     setup_ms: int | None = None
+    expected_downtime_ms: int | None = None  # its last word before the end; it counts RAM only
     vfio_bytes: int | None = None
     transferred_bytes: int | None = None  # RAM, device state and the rest
     parameters: dict[str, Any] = field(default_factory=dict)
     capabilities: list[str] = field(default_factory=list)
+    run_state_source: str | None = None  # of the VM, at the end
+    run_state_destination: str | None = None
     states_source: list[str] = field(default_factory=list)
     states_destination: list[str] = field(default_factory=list)
     command_line_source: list[str] = field(default_factory=list)
@@ -96,8 +114,13 @@ class QemuResult:
     trace_source: list[dict[str, Any]] = field(default_factory=list)
     trace_destination: list[dict[str, Any]] = field(default_factory=list)
 
-    def read_migration(self, reply: dict[str, Any]) -> None:
-        """Take the figures of a `query-migrate` reply."""
+    def read_migration(self, reply: dict[str, Any], before: dict[str, Any]) -> None:
+        """Take the figures of a `query-migrate` reply, and of one from `before` the migration ended.
+
+        A migration that was cancelled or failed has no figures left in the last one.
+        """
+        self.expected_downtime_ms = before.get("expected-downtime")
+        reply = {**{key: value for key, value in before.items() if key in ("ram", "vfio")}, **reply}
         self.status = reply.get("status", "none")
         self.error = reply.get("error-desc")
         self.downtime_ms = reply.get("downtime")
@@ -141,6 +164,8 @@ class MigrationResult:
     devices: list[DeviceResult] = field(default_factory=list)
     qemu: QemuResult = field(default_factory=QemuResult)
     guest: GuestResult | None = None
+    # `Convergence` as it stood when PRE_COPY ended or was given up.
+    convergence: dict[str, Any] | None = None
     started: float = 0.0
     ended: float = 0.0
     command: list[str] = field(default_factory=list)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vfu_dev.errors import LabError
+from vfu_dev.figures import Figures
 from vfu_dev.lab.process import Child, wait_for_socket
 
 # A digest of a large device takes a while; everything else answers at once.
@@ -88,6 +89,10 @@ class DeviceServer:
         """Return the server's status (the contract of the control socket)."""
         result: dict[str, Any] = await self.command("status")
         return result
+
+    async def figures(self, after: int) -> Figures:
+        """Return the server's figures, with the samples after number `after`."""
+        return Figures.from_dict(await self.command("figures", after=after))
 
     async def stop(self) -> int | None:
         """End the server with SIGTERM and return its exit status."""

@@ -1,0 +1,108 @@
+"""Does the migration converge? What the servers measure beside what QEMU would accept, and one sentence.
+
+Rates come from the servers (`vfu_dev.migration.forecast` says how they are measured). Here they are only
+added up over the devices of a VM, which share one link, and compared with QEMU's threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vfu_dev.sizes import format_size
+
+
+def threshold_bytes(parameters: Mapping[str, Any], limit_ms: float, reply: Mapping[str, Any]) -> float | None:
+    """Return how much QEMU is willing to leave for the downtime; None before it measured a bandwidth.
+
+    Source:  QEMU 10.2, migration/migration.c: threshold_size = bandwidth x downtime-limit, with
+    avail-switchover-bandwidth, when set, in place of what was measured (`ram.mbps` of query-migrate).
+    """
+    bandwidth = parameters.get("avail_switchover_bandwidth") or reply.get("ram", {}).get("mbps", 0) * 1e6 / 8
+    return bandwidth * limit_ms / 1000 if bandwidth else None
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """How a pre-copy stands. Bytes and bytes a second are sums over the devices; None: not known yet.
+
+    Attributes:
+        ratio: transfer rate over dirty rate; None also when nothing is written.
+        remaining_bytes: device state, and the guest's RAM.
+        predicted_downtime_seconds: if the devices stopped now; their reads share the link.
+    """
+
+    converging: bool | None
+    dirty_rate_bytes_per_second: float | None
+    transfer_rate_bytes_per_second: float | None
+    ratio: float | None
+    remaining_bytes: int | None
+    threshold_bytes: float | None
+    predicted_downtime_seconds: float | None
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether what remains is within QEMU's threshold."""
+        if self.remaining_bytes is None or self.threshold_bytes is None:
+            return None
+        return self.remaining_bytes <= self.threshold_bytes
+
+    @property
+    def text(self) -> str:
+        """The sentence, with the numbers that decide it."""
+        if self.converging is None:
+            return f"measuring rates{self._left}"
+        rates = f"dirty rate {_rate(self.dirty_rate_bytes_per_second)} {{}} transfer rate "
+        rates += _rate(self.transfer_rate_bytes_per_second)
+        if self.ratio is not None:
+            rates += f" (ratio {self.ratio:.2f})"
+        if not self.converging:
+            return f"not converging: {rates.format('>')}{self._left}"
+        return f"converging: {rates.format('<')}{self._left}"
+
+    @property
+    def _left(self) -> str:
+        if self.remaining_bytes is None:
+            return ""
+        text = f", remaining {format_size(self.remaining_bytes)}"
+        if self.threshold_bytes is not None:
+            text += f" {'<=' if self.fits else '>'} threshold {format_size(self.threshold_bytes)}"
+        return text
+
+    def to_json(self) -> dict[str, Any]:
+        """Return figures and sentence."""
+        return {**asdict(self), "text": self.text}
+
+
+def _rate(value: float | None) -> str:
+    return "unknown" if value is None else f"{format_size(value)}/s"
+
+
+def _sum(forecasts: Sequence[Mapping[str, Any]], key: str) -> Any:
+    values = [forecast.get(key) for forecast in forecasts]
+    return None if not values or None in values else sum(value for value in values if value is not None)
+
+
+def assess(
+    forecasts: Sequence[Mapping[str, Any]], reply: Mapping[str, Any], threshold: float | None
+) -> Convergence:
+    """Return how the migration stands.
+
+    Args:
+        forecasts: the `forecast` of each device's server (see its `figures`).
+        reply: of `query-migrate`.
+        threshold: see `threshold_bytes`.
+    """
+    dirty = _sum(forecasts, "dirty_rate_bytes_per_second")
+    transfer = _sum(forecasts, "transfer_rate_bytes_per_second")
+    length = _sum(forecasts, "stop_copy_length_bytes")
+    return Convergence(
+        converging=None if dirty is None or transfer is None else transfer > dirty,
+        dirty_rate_bytes_per_second=dirty,
+        transfer_rate_bytes_per_second=transfer,
+        ratio=transfer / dirty if dirty and transfer is not None else None,
+        remaining_bytes=None if length is None else max(0, length) + reply.get("ram", {}).get("remaining", 0),
+        threshold_bytes=threshold,
+        predicted_downtime_seconds=_sum(forecasts, "predicted_downtime_seconds"),
+    )

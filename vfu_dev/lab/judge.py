@@ -1,0 +1,71 @@
+"""Is all as it should be after a migration, and if not, what is wrong?"""
+
+from __future__ import annotations
+
+from vfu_dev.lab.result import MigrationResult
+
+
+def judge(result: MigrationResult, pre_copy: bool) -> None:
+    """Fill `problems`, `warnings` and `status`; `pre_copy`: whether the device should have moved that way."""
+    qemu, guest = result.qemu, result.guest
+    if qemu.status == "completed":
+        _judge_moved(result, pre_copy)
+    else:
+        _judge_unmoved(result)
+    if qemu.downtime_ms is not None and qemu.downtime_ms > qemu.downtime_limit_ms:
+        result.warnings.append(
+            f"downtime {qemu.downtime_ms} ms, limit {qemu.downtime_limit_ms} ms (is the machine loaded?)"
+        )
+    if guest and guest.verified and guest.reached_rate_bytes < 0.95 * guest.asked_rate_bytes:
+        result.warnings.append(
+            f"the guest dirtied {guest.reached_rate_bytes:.0f} bytes/s, {guest.asked_rate_bytes} were asked"
+        )
+    result.status = "completed" if not result.problems else "failed"
+
+
+def _judge_unmoved(result: MigrationResult) -> None:
+    """Say why a migration did not complete, and whether the source goes on as it should."""
+    problems, qemu = result.problems, result.qemu
+    if qemu.status not in ("cancelled", "none") or not problems:
+        problems.append(f"QEMU says {qemu.status!r}: {qemu.error or 'no reason given'}")
+    for device in result.devices:
+        for side, session in (("source", device.save), ("destination", device.load)):
+            # Sessions that a cancelled migration aborted say nothing new.
+            telling = session and (session.get("status") == "failed" or qemu.status == "failed")
+            if session and telling and session.get("error"):
+                problems.append(f"{device.name}: {side}'s server: {session['error']}")
+        if device.state_source not in ("RUNNING", None):
+            problems.append(f"{device.name}: source's device is {device.state_source}, not RUNNING")
+    if qemu.status != "none" and qemu.run_state_source != "running":
+        problems.append(f"the VM on the source is {qemu.run_state_source or 'gone'}, not running")
+
+
+def _judge_moved(result: MigrationResult, pre_copy: bool) -> None:
+    """Find everything that a completed migration should have brought and did not."""
+    problems, qemu = result.problems, result.qemu
+    for device in result.devices:
+        name = device.name
+        if not device.digest_match:
+            problems.append(f"{name}: digests differ: {device.digest_source} and {device.digest_destination}")
+        for side, session in (("save", device.save), ("load", device.load)):
+            if session is None or session.get("status") != "completed":
+                found = session and (session.get("error") or session.get("status"))
+                problems.append(f"{name}: {side} session did not complete: {found}")
+        if device.state_destination != "RUNNING":
+            problems.append(f"{name}: destination's device is {device.state_destination}, not RUNNING")
+        if device.initial_bytes + device.stop_copy_bytes == 0:
+            problems.append(f"{name}: nothing was sent")
+        if pre_copy and not (device.initial_bytes and device.precopy_bytes):
+            problems.append(f"{name}: pre-copy moved nothing")
+        if not pre_copy and device.precopy_bytes:
+            problems.append(f"{name}: {device.precopy_bytes} bytes moved in pre-copy, which is off")
+        sent = device.precopy_bytes + device.stop_copy_bytes
+        if device.received_bytes != sent:
+            problems.append(f"{name}: {sent} bytes sent, {device.received_bytes} received")
+    sent = sum(device.precopy_bytes + device.stop_copy_bytes for device in result.devices)
+    if qemu.vfio_bytes != sent:
+        problems.append(f"QEMU moved {qemu.vfio_bytes} bytes of device state, the servers sent {sent}")
+    guest = result.guest
+    if guest is None or not guest.verified or guest.mismatched_bytes:
+        text = "not reached" if guest is None else guest.error or f"{guest.mismatched_bytes} bytes differ"
+        problems.append(f"guest verification: {text}")
