@@ -78,7 +78,9 @@ def test_read_only_registers_and_gaps_drop_writes(device: ReferenceDevice) -> No
     bus = Bus(device)
     before = bus.read(0, 0, 0x100)
     bus.write(0, 0x00, b"\xff" * 0x18)
-    bus.write(0, 0x24, b"\xff" * 0xDC)
+    bus.write(0, 0x24, b"\xff" * 0x10)
+    bus.write(0, 0x48, b"\xff" * 0x38)
+    bus.write(0, 0xC0, b"\xff" * 0x40)
     assert bus.read(0, 0, 0x100) == before
 
 

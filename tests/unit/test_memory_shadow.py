@@ -139,7 +139,7 @@ def test_a_memory_of_odd_size_has_a_file_as_large_as_its_bar() -> None:
 
 
 def test_a_guest_that_never_stops_writing_is_moved_whole() -> None:
-    """A real thread writes without a mark, during every read; each record's checksum and the end still hold."""
+    """A thread writes without a mark, during every read; each checksum and the end still hold."""
     source, target = Box(pages=(1024, 64), mapped=True), Box(pages=(1024, 64), mapped=True)
     stop = threading.Event()
     view = np.frombuffer(client_view(source.memories[0]), dtype=np.uint64)

@@ -20,12 +20,13 @@ from vfu_dev.sizes import parse_size
 from vfu_dev.uapi import MigrationFlags
 
 if TYPE_CHECKING:
-    from vfu_dev.device import Device
+    from vfu_dev.device import Device, MemorySpec
     from vfu_dev.metrics.launch import Exporter
 
 logger = logging.getLogger(__name__)
 
 MIN_PAGE_SIZE_BYTES = 4096
+DEFAULT_MEMORY = "256M"
 
 
 def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
@@ -36,6 +37,16 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
         return parse_size(value)
     except ValueError as err:
         raise click.BadParameter(str(err), ctx, param) from err
+
+
+def _memory_texts(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse what is no size; the rest is judged by `_parse_memories`."""
+    for text in value:
+        try:
+            parse_size(text.split(",")[0].partition("=")[2] or text)
+        except ValueError as err:
+            raise click.BadParameter(str(err), ctx, param) from err
+    return value
 
 
 @click.command(
@@ -53,7 +64,16 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     help="Serve this class of yours (docs/authors.md).",
     show_default="the reference device",
 )
-@click.option("--memory", default="256M", callback=_size, metavar="SIZE", help="Device memory behind BAR2.")
+@click.option(
+    "--memory",
+    "memories",
+    multiple=True,
+    callback=_memory_texts,
+    metavar="SIZE|NAME=SIZE[,KEY=VALUE...]",
+    help="SIZE: device memory behind BAR2. NAME=SIZE: one more memory, repeatable; keys are bar=4 (else it "
+    "has none), window=SIZE (show that much of it in the BAR), access=trap|mmap, page-size=SIZE.",
+    show_default="256M",
+)
 @click.option(
     "--page-size",
     default="4K",
@@ -64,8 +84,9 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 @click.option(
     "--access",
     default="trap",
-    type=click.Choice(["trap"]),
-    help="How the guest reaches the memory: trap sends every access here.",
+    type=click.Choice(["trap", "mmap"]),
+    help="How the guest reaches the memory behind BAR2: trap sends every access here, mmap lets the guest "
+    "write to it directly, and costs a copy of it and looks for changes while it is migrated.",
 )
 @click.option(
     "--initial",
@@ -119,7 +140,7 @@ def command(
     print_config: bool,
     socket_path: Path | None,
     device_spec: str | None,
-    memory: int,
+    memories: tuple[str, ...],
     page_size: int,
     access: str,
     initial: int | None,
@@ -152,11 +173,14 @@ def command(
     if pre_copy == "off":
         flags &= ~MigrationFlags.VFIO_MIGRATION_PRE_COPY
     with blaming(ctx, _DEVICE_OPTIONS):
+        memory, more = _parse_memories(memories, page_size)
         make = _maker(device_spec, _chosen(ctx))
         device = make(
             name,
             memory_bytes=memory,
             page_size_bytes=page_size,
+            mapped=access == "mmap",
+            more=more,
             fill_seed=_parse_seed(fill),
             initial_limit_bytes=initial,
             flags=flags,
@@ -240,6 +264,42 @@ def find_library(option: Path | None) -> Path:
     from vfu_dev.builds import artifact
 
     return artifact("libvfio-user")
+
+
+def _parse_memories(options: tuple[str, ...], page_size: int) -> tuple[int, list[MemorySpec]]:
+    """Return the size behind BAR2 and the further memories that the --memory options ask for."""
+    from vfu_dev.device import MemorySpec
+
+    sizes = [text for text in options if "=" not in text.split(",")[0]]
+    if len(sizes) > 1:
+        raise ConfigError(f"--memory {' and '.join(sizes)}: further memories need a name, NAME=SIZE")
+    more = []
+    for text in options:
+        if text in sizes:
+            continue
+        first, *rest = text.split(",")
+        name, _, size = first.partition("=")
+        pairs = dict(part.partition("=")[::2] for part in rest)
+        unknown = sorted(set(pairs) - {"bar", "window", "access", "page-size"})
+        if unknown or pairs.get("access", "trap") not in ("trap", "mmap"):
+            raise ConfigError(f"--memory {text}: expected bar=, window=, access=trap|mmap, page-size=")
+        try:
+            more.append(
+                MemorySpec(
+                    name,
+                    parse_size(size),
+                    parse_size(pairs["page-size"]) if "page-size" in pairs else page_size,
+                    int(pairs["bar"]) if "bar" in pairs else None,
+                    parse_size(pairs["window"]) if "window" in pairs else None,
+                    pairs.get("access") == "mmap",
+                )
+            )
+        except ValueError as err:
+            raise ConfigError(f"--memory {text}: {err}") from err
+    try:
+        return parse_size(sizes[0] if sizes else DEFAULT_MEMORY), more
+    except ValueError as err:
+        raise ConfigError(f"--memory: {err}") from err
 
 
 def _parse_seed(text: str) -> int:

@@ -2,7 +2,7 @@
 
 from vfu_dev.device.base import Counters, Device, PciIdentity
 from vfu_dev.device.declare import Msix, Region, Registers
-from vfu_dev.device.reference import ReferenceDevice
+from vfu_dev.device.reference import MemorySpec, ReferenceDevice
 from vfu_dev.device.regions import BarSpace, Field, MemoryBar, MsixBar, RegisterBar
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Device",
     "Field",
     "MemoryBar",
+    "MemorySpec",
     "Msix",
     "MsixBar",
     "PciIdentity",

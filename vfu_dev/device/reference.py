@@ -1,7 +1,9 @@
-"""The reference device: registers in BAR0, memory behind BAR2, MSI-X in BAR4."""
+"""The reference device: registers in BAR0, memory behind BAR2, MSI-X in BAR4; more memories if asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,12 @@ from vfu_dev.device.dma import DMA_FIELDS, DmaEngine, Host
 from vfu_dev.device.fill import fill_words
 from vfu_dev.device.regions import Field, MemoryBar, MsixBar, RegisterBar
 from vfu_dev.device.writer import WRITER_FIELDS, DmaWriter
+from vfu_dev.errors import ConfigError
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration.engine import ALL_FLAGS
 from vfu_dev.uapi import (
     VFIO_PCI_BAR0_REGION_INDEX,
+    VFIO_PCI_BAR1_REGION_INDEX,
     VFIO_PCI_BAR2_REGION_INDEX,
     VFIO_PCI_BAR4_REGION_INDEX,
     MigrationFlags,
@@ -43,10 +47,37 @@ FIELDS = (
         "generation", 0x28, "<u8", "ro", "completed migrations into here", migrates=True, survives_reset=True
     ),
     Field("page_size", 0x30, "<u4", "ro", "unit of dirty tracking, bytes", survives_reset=True),
+    Field(
+        "reinit", 0x34, "<u4", "wo", "makes the first n pages of the memory behind BAR2 initial data again"
+    ),
+    Field("reinits", 0x38, "<u4", "ro", "how often that was done", migrates=True),
+    Field(
+        "window", 0x40, "<u8", "rw", "where the windows of memories larger than a BAR begin", migrates=True
+    ),
     *DMA_FIELDS,
     *WRITER_FIELDS,
     Field("scratch", 0x100, "V256", "rw", "free to use; zero after a reset", migrates=True),
 )
+
+
+@dataclass(frozen=True)
+class MemorySpec:
+    """A memory of the reference device.
+
+    Attributes:
+        name: under which it migrates.
+        size_bytes: a multiple of the page size.
+        bar: 2 or 4, None for a memory that only the device itself reaches.
+        window_bytes: size of the BAR when it shows a part of the memory; which part, register `window` says.
+        mapped: clients may map it.
+    """
+
+    name: str
+    size_bytes: int
+    page_size_bytes: int = 4096
+    bar: int | None = None
+    window_bytes: int | None = None
+    mapped: bool = False
 
 
 class ReferenceDevice(Device):
@@ -54,9 +85,12 @@ class ReferenceDevice(Device):
 
     Args:
         name: for logs and status.
-        memory_bytes: a multiple of the page size.
+        memory_bytes: of the memory behind BAR2, a multiple of the page size.
         page_size_bytes: a power of two.
-        fill_seed: of the initial content of the memory; 0 leaves it untouched, and then nothing is initial.
+        mapped: clients may map that memory.
+        more: further memories. BAR4 is free for one of them: the MSI-X table is in BAR1 then.
+        fill_seed: of the initial content of the memories, one more for each further one; 0 leaves them
+            untouched, and then nothing is initial.
         initial_limit_bytes, flags: see `Device`.
 
     Raises:  ConfigError: sizes that cannot be.
@@ -71,14 +105,24 @@ class ReferenceDevice(Device):
         *,
         memory_bytes: int = 256 << 20,
         page_size_bytes: int = 4096,
+        mapped: bool = False,
+        more: Sequence[MemorySpec] = (),
         fill_seed: int = 0,
         initial_limit_bytes: int | None = None,
         flags: MigrationFlags = ALL_FLAGS,
     ) -> None:
         super().__init__(name, flags=flags, initial_limit_bytes=initial_limit_bytes)
         self._fill_seed = fill_seed & 0xFFFF_FFFF_FFFF_FFFF
-        self.memory = DeviceMemory("memory", memory_bytes, page_size_bytes)
-        hooks = {"ctrl": self._write_ctrl, "irq_raise": self._write_irq_raise}
+        bars = [spec.bar for spec in more if spec.bar is not None]
+        if any(bar != VFIO_PCI_BAR4_REGION_INDEX for bar in bars) or len(bars) > 1:
+            raise ConfigError(f"{name}: one further memory can have a BAR, BAR4; asked for: {bars}")
+        self.memory = DeviceMemory("memory", memory_bytes, page_size_bytes, mapped=mapped)
+        hooks = {
+            "ctrl": self._write_ctrl,
+            "irq_raise": self._write_irq_raise,
+            "reinit": self._write_reinit,
+            "window": lambda _: self._move_windows(),
+        }
         hooks |= {"dma_ctrl": self._write_dma_ctrl, "writer_ctrl": self._write_writer_ctrl}
         self.registers = RegisterBar(VFIO_PCI_BAR0_REGION_INDEX, "registers", 4096, FIELDS, hooks)
         registers = self.registers
@@ -101,8 +145,17 @@ class ReferenceDevice(Device):
         self.workers += [self.dma, self.writer]
         self.add_bar(registers)
         self.add_bar(MemoryBar(VFIO_PCI_BAR2_REGION_INDEX, self.memory))
-        self.add_bar(MsixBar(VFIO_PCI_BAR4_REGION_INDEX, MSIX_VECTORS))
-        self.finish()
+        unseen = []
+        for spec in more:
+            memory = DeviceMemory(spec.name, spec.size_bytes, spec.page_size_bytes, mapped=spec.mapped)
+            if spec.bar is None:
+                unseen.append(memory)
+            else:
+                self.add_bar(MemoryBar(spec.bar, memory, spec.window_bytes))
+        self.add_bar(
+            MsixBar(VFIO_PCI_BAR1_REGION_INDEX if bars else VFIO_PCI_BAR4_REGION_INDEX, MSIX_VECTORS)
+        )
+        self.finish(unseen)
 
     def _write_ctrl(self, value: Any) -> None:
         self.registers["ctrl"] = 0
@@ -111,6 +164,7 @@ class ReferenceDevice(Device):
             self.interrupts.reset()
             for worker in self.workers:
                 worker.reset()
+            self._move_windows()
 
     def _write_dma_ctrl(self, value: Any) -> None:
         self.dma.write_ctrl(int(value))
@@ -124,13 +178,28 @@ class ReferenceDevice(Device):
             self.registers["irq_count"] = (self.registers["irq_count"] + 1) & 0xFFFF_FFFF
         self.raise_irq(vector)
 
+    def _write_reinit(self, pages: int) -> None:
+        self.registers["reinits"] = (self.registers["reinits"] + 1) & 0xFFFF_FFFF
+        count = min(pages, self.memory.page_count)
+        self.migration.reinit(self.memory, np.arange(count, dtype=np.intp))
+
+    def _move_windows(self) -> None:
+        for bar in self.bars:
+            if isinstance(bar, MemoryBar) and bar.size_bytes < bar.memory.size_bytes:
+                bar.base_bytes = self.registers["window"]
+
     def initialise(self) -> None:
-        """Fill the memory from the seed; a page written this way counts as written."""
+        """Fill the memories from the seed; a page written this way counts as written."""
         if self._fill_seed:
-            words = self.memory.data.view(np.uint64)
-            fill_words(words, self._fill_seed)
-            self.memory.pages.mark(0, self.memory.size_bytes)
+            for number, memory in enumerate(self.memories):
+                fill_words(memory.data.view(np.uint64), self._fill_seed + number)
+                memory.pages.mark(0, memory.size_bytes)
+
+    def reset_registers(self) -> None:
+        """Have windows where the register says."""
+        self._move_windows()
 
     def loaded(self) -> None:
         """Count the migration."""
         self.registers["generation"] = (self.registers["generation"] + 1) & 0xFFFF_FFFF_FFFF_FFFF
+        self._move_windows()

@@ -69,13 +69,26 @@ class MemoryBar(BarSpace):
     The BAR is the memory's size rounded up to a power of two; beyond the memory reads give 0xff, as from a
     bus that nobody answers on, and writes are dropped. A device reset leaves the memory alone, like the
     memory of a graphics card.
+
+    A memory can be larger than its BAR, which then shows a window of it.
+
+    Args:
+        window_bytes: size of the BAR, a power of two; None for all of the memory.
+
+    Attributes:
+        base_bytes: where in the memory the window begins.
     """
 
     bar_flags = _BAR_64_BIT_PREFETCHABLE
 
-    def __init__(self, index: int, memory: DeviceMemory) -> None:
-        super().__init__(index, memory.name, max(4096, 1 << (memory.size_bytes - 1).bit_length()))
+    def __init__(self, index: int, memory: DeviceMemory, window_bytes: int | None = None) -> None:
+        whole = max(4096, 1 << (memory.size_bytes - 1).bit_length())
+        super().__init__(index, memory.name, window_bytes or whole)
+        if memory.mapped and self.size_bytes != whole:
+            # What a client has mapped stays where it is.
+            raise ConfigError(f"{memory.name}: a window that moves cannot be mapped")
         self.memory = memory
+        self.base_bytes = 0
         self._raw = memory.raw
         self._mark = memory.pages.mark
         self._end = memory.size_bytes
@@ -83,6 +96,7 @@ class MemoryBar(BarSpace):
     def read(self, offset: int, out: memoryview) -> None:
         """Fill `out` from the memory."""
         count = len(out)
+        offset += self.base_bytes
         if offset + count <= self._end:
             out[:] = self._raw[offset : offset + count]
             return
@@ -93,6 +107,7 @@ class MemoryBar(BarSpace):
     def write(self, offset: int, data: memoryview) -> None:
         """Store `data` and mark its pages dirty."""
         count = len(data)
+        offset += self.base_bytes
         if offset + count > self._end:
             count = max(0, self._end - offset)
             data = data[:count]

@@ -189,6 +189,11 @@ def declare(library: ctypes.CDLL, name: str, prototype: tuple[Any, tuple[Any, ..
     return True
 
 
+def io_vectors(areas: list[tuple[int, int]]) -> Any:
+    """Return (offset, size) pairs as an array of struct iovec, as vfu_setup_region takes them."""
+    return (IoVec * len(areas))(*(IoVec(offset, size) for offset, size in areas))
+
+
 def last_errno() -> int:
     """Return errno as the last call into the library left it."""
     return ctypes.get_errno()

@@ -60,12 +60,17 @@ class Region:
 
     Attributes:
         handler: called with (data, offset, is_write); fills or takes `data`, which is dead afterwards.
+        fd: file that a client may map, or -1 for a region that is only reached through `handler`. Its size
+            has to be the region's.
+        mapped_bytes: how much of the region, from its start, the file is mapped for; whole pages.
     """
 
     index: int
     size_bytes: int
     handler: RegionHandler
     name: str
+    fd: int = -1
+    mapped_bytes: int = 0
 
 
 class MigrationCallbacks(Protocol):
@@ -179,11 +184,22 @@ class Context:
         return self._check("vfu_pci_add_capability", 0, 0, data)
 
     def setup_region(self, region: Region) -> None:
-        """Set up a memory region that every access to which goes to its handler."""
+        """Set up a memory region; accesses to what is not mapped go to its handler."""
         callback = _ffi.guard_region(self._name, region.name, region.handler)
         self._alive.append(callback)
         flags = _ffi.VFU_REGION_FLAG_RW | _ffi.VFU_REGION_FLAG_MEM
-        self._check("vfu_setup_region", region.index, region.size_bytes, callback, flags, None, 0, -1, 0)
+        areas = None if region.fd < 0 else _ffi.io_vectors([(0, region.mapped_bytes)])
+        self._check(
+            "vfu_setup_region",
+            region.index,
+            region.size_bytes,
+            callback,
+            flags,
+            areas,
+            0 if areas is None else len(areas),
+            region.fd,
+            0,
+        )
 
     def setup_config_region(self) -> None:
         """Set up the configuration space, which the library serves by itself."""

@@ -6,8 +6,8 @@ as long as the migration lasts; pages of zeros and pages never touched cost noth
 
 Measured on the project's machine (2 cores, 512 MiB, other work running), in bytes of the memory looked at:
 comparing words 13 GB/s in chunks of 1 MiB, 7 GB/s in chunks of 64 KiB; xor and or-reduce 11; numpy's void
-comparison 3; comparing `bytes` 1. A hash for each page (xxh3) would be as fast (15 GB/s) and needs no copy. It
-is not used: a guest can choose content that collides, and a page has to be copied before it can be sent
+comparison 3; comparing `bytes` 1. A hash for each page (xxh3) would be as fast (15 GB/s) and needs no copy.
+It is not used: a guest can choose content that collides, and a page has to be copied before it can be sent
 anyway, because it may change while its checksum is taken.
 """
 
@@ -42,7 +42,7 @@ _MAP_NORESERVE = 0x4000
 class Shadow:
     """The content of `memory` as a migration sent it last: zeros at first, as at the destination.
 
-    Args:    memory: mapped by a client. Its page map says what is clean; pages found changed are marked in it.
+    Args:    memory: mapped by a client. Its page map says what is clean; changed pages are marked in it.
 
     Attributes:
         settled: the device stands still and every page was looked at since: nothing will be found any more.

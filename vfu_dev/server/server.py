@@ -11,23 +11,23 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Generator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from vfu_dev import __version__
-from vfu_dev.device import Device, MsixBar
+from vfu_dev.device import Device, MemoryBar, MsixBar
 from vfu_dev.errors import ConfigError, LibraryError, VfuDevError
 from vfu_dev.figures import Figures
 from vfu_dev.libvfio_user import Context, Library, Region, ResetKind
 from vfu_dev.migration import StateHasher
-from vfu_dev.migration.fsm import PRE_COPY_GROUP
+from vfu_dev.migration.fsm import PRE_COPY_GROUP, RUNNING_GROUP
 from vfu_dev.migration.sampler import Sampler
 from vfu_dev.server.control import Command, ControlSocket
 from vfu_dev.server.feed import Feed
 from vfu_dev.server.snapshot import SnapshotMaker
 from vfu_dev.server.sockets import OwnedPath, claim_socket_path
-from vfu_dev.uapi import DeviceState
+from vfu_dev.uapi import VFIO_PRECOPY_INFO_REINIT, DeviceState
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,10 @@ class Server:
         )
         context.setup_config_region()
         for bar in device.bars:
-            context.setup_region(Region(bar.index, bar.size_bytes, device.region_handler(bar), bar.name))
+            region = Region(bar.index, bar.size_bytes, device.region_handler(bar), bar.name)
+            if isinstance(bar, MemoryBar) and bar.memory.mapped:
+                region = replace(region, fd=bar.memory.fd, mapped_bytes=bar.memory.size_bytes)
+            context.setup_region(region)
             if isinstance(bar, MsixBar):
                 context.add_capability(msix_capability(bar))
                 context.setup_msix(bar.vectors)
@@ -145,16 +148,19 @@ class Server:
         self.device.migration.write(data)
 
     def precopy_sizes(self) -> tuple[int, int, int]:
-        """Serve MIG_GET_PRECOPY_INFO; no flags until the device can reconfigure itself."""
-        info = self.device.migration.precopy_info()
-        return info.initial_bytes, info.dirty_bytes, 0
+        """Serve MIG_GET_PRECOPY_INFO; only a client that opted in gets to see the flags."""
+        migration = self.device.migration
+        info = migration.precopy_info()
+        flags = VFIO_PRECOPY_INFO_REINIT if migration.take_reinit() else 0
+        return info.initial_bytes, info.dirty_bytes, flags
 
     def stop_copy_length(self) -> int:
         """Serve MIG_DATA_SIZE."""
         return self.device.migration.stop_copy_length()
 
     def opt_in(self, enabled: bool) -> None:
-        """Note VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2; nothing depends on it yet."""
+        """Note VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2; it holds as long as the connection."""
+        self.device.migration.client_knows_reinit = enabled
 
     def _reset(self, kind: ResetKind) -> None:
         if kind is ResetKind.LOST_CONNECTION:
@@ -175,6 +181,7 @@ class Server:
             self.connected = False
             logger.info("%s: the client is gone", self.device.name)
             self.device.reset(DeviceState.RUNNING, "connection lost")
+            self.device.migration.client_knows_reinit = False
 
     # --- loop -----------------------------------------------------------------------------------------------
 
@@ -323,6 +330,13 @@ class Server:
                     "size_bytes": memory.size_bytes,
                     "page_size_bytes": memory.page_size_bytes,
                     "written_bytes": memory.written_bytes,
+                    "access": "mmap" if memory.mapped else "trap",
+                    "scans": {
+                        "looks": memory.scans.looks,
+                        "pages": memory.scans.pages,
+                        "seconds": memory.scans.ns / 1e9,
+                        "longest_seconds": memory.scans.longest_ns / 1e9,
+                    },
                 }
                 for memory in device.memories
             ],
@@ -363,9 +377,14 @@ class Server:
             yield
         return {
             "digest": hasher.digest(),
-            "stable": writes == self.device.counters.region_writes,
+            "stable": writes == self.device.counters.region_writes and not self._written_unseen(),
             "seconds": time.monotonic() - started,
         }
+
+    def _written_unseen(self) -> bool:
+        """Return whether a client may be writing to mapped memory at this moment."""
+        running = self.device.migration.state in RUNNING_GROUP
+        return running and self.connected and any(memory.mapped for memory in self.device.memories)
 
     def _dma_log(self, request: dict[str, Any]) -> dict[str, object]:
         """Have DMA escape its dirty logging, or not: shows that a test of the logging can fail."""
