@@ -93,6 +93,12 @@ class MemoryBar(BarSpace):
         self._mark = memory.pages.mark
         self._end = memory.size_bytes
 
+    def enlarge(self, size_bytes: int) -> None:
+        """Have a larger BAR; beyond the memory it reads 0xff."""
+        if self.memory.mapped and size_bytes != self.size_bytes:
+            raise ConfigError(f"{self.name}: the BAR of memory that can be mapped has the size of its file")
+        super().enlarge(size_bytes)
+
     def read(self, offset: int, out: memoryview) -> None:
         """Fill `out` from the memory."""
         count = len(out)

@@ -1,0 +1,260 @@
+"""The device contract: our own devices keep it, and a device that breaks one part of it is told which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from vfu_dev.device import (
+    Device,
+    Field,
+    PciIdentity,
+    ReferenceDevice,
+    Region,
+    Registers,
+)
+from vfu_dev.device.regions import BarSpace
+from vfu_dev.migration import PrecopyInfo
+from vfu_dev.testing import ContractError, InMemoryClient, check_device, move
+from vfu_dev.testing.contract import CHECKS
+from vfu_dev.uapi import DeviceState
+
+
+class Scratchpad(Device):
+    """The device of the house style: memory behind a BAR, and what a write does."""
+
+    bar0 = Region(0, size_bytes=4096, migrate=True)
+
+    def region_write(self, region: Region, offset: int, data: memoryview) -> None:
+        """Store it."""
+        region.store(offset, data)
+
+
+class Sum(Device):
+    """A good device that the broken ones below are made from."""
+
+    registers = Registers(
+        0,
+        [
+            Field("mode", 0, "<u4", "rw", "how", migrates=True),
+            Field("add", 8, "<u8", "wo", "added"),
+            Field("sum", 16, "<u8", "ro", "of what was added", migrates=True),
+        ],
+        initial={"mode": 3},
+    )
+    notes = Region(2, size_bytes=5 * 4096)
+
+    @registers.written("add")
+    def add(self, value: int) -> None:
+        """Add."""
+        self.registers["sum"] = (self.registers["sum"] + value) % (1 << 64)
+
+
+def reference(**options: Any) -> Callable[[], Device]:
+    return lambda: ReferenceDevice(memory_bytes=9 * 4096, **options)
+
+
+@pytest.mark.parametrize(
+    ("factory", "changed"),
+    [(Scratchpad, ()), (Sum, ()), (reference(), ("generation",)), (reference(fill_seed=5), ("generation",))],
+)
+def test_our_devices_keep_the_contract(factory: Callable[[], Device], changed: tuple[str, ...]) -> None:
+    assert check_device(factory, changed_by_load=changed) == [check.__name__ for check in CHECKS]
+
+
+class TooWide(Sum):
+    """Has a class code of 25 bits."""
+
+    identity = PciIdentity(0x4656, 1, class_code=0x1000000, revision=0)
+
+
+class Overlapping(Device):
+    """Has a 64-bit BAR where the next one begins."""
+
+    memory = Region(0, size_bytes=4096)
+    registers = Registers(1, [Field("a", 0, "<u4", "rw", "", migrates=True)])
+
+
+class Unbounded(Sum):
+    """Serves any address."""
+
+    def region_handler(self, bar: BarSpace) -> Callable[[memoryview, int, bool], None]:
+        """Check nothing."""
+
+        def access(data: memoryview, offset: int, is_write: bool) -> None:
+            if not is_write:
+                data[:] = bytes(len(data))
+
+        return access
+
+
+class Picky(Device):
+    """Raises what nobody catches."""
+
+    registers = Registers(0, [Field("mode", 0, "<u4", "rw", "", migrates=True)])
+
+    @registers.written("mode")
+    def choose(self, mode: int) -> None:
+        """Know two modes and be surprised by a third."""
+        {0: "off", 1: "on"}[mode]
+
+
+class Unreset(Sum):
+    """Has two initial states."""
+
+    def reset_registers(self) -> None:
+        """Come out of a reset in another mode than out of the factory."""
+        self.registers["mode"] = 7
+
+
+class Forgetful(Device):
+    """Its register is not part of its state."""
+
+    registers = Registers(0, [Field("mode", 0, "<u4", "rw", "")])
+
+
+class Outside(Device):
+    """Keeps what the guest wrote in an attribute, which nobody migrates."""
+
+    page = Region(0, size_bytes=4096)
+
+    def initialise(self) -> None:
+        """Start with nothing."""
+        self.kept = bytearray(4096)
+
+    def region_write(self, region: Region, offset: int, data: memoryview) -> None:
+        """Keep it in Python."""
+        self.kept[offset : offset + len(data)] = data
+
+    def region_read(self, region: Region, offset: int, out: memoryview) -> None:
+        """Return it from there."""
+        out[:] = self.kept[offset : offset + len(out)]
+
+
+class Unmarked(Device):
+    """Writes memory behind the back of dirty tracking."""
+
+    page = Region(0, size_bytes=4096)
+
+    def region_write(self, region: Region, offset: int, data: memoryview) -> None:
+        """Store without a mark."""
+        region.memory.raw[offset : offset + len(data)] = data
+
+
+class Stuck(Sum):
+    """Forgets the migration in a reset: a load that failed stays for ever."""
+
+    def reset(self, state: DeviceState, reason: str) -> None:
+        """Reset registers alone."""
+        for bar in self.bars:
+            bar.reset()
+
+
+class Restless(Sum):
+    """Takes writes when it must stand still."""
+
+    def _state_changed(self, state: DeviceState) -> None:
+        pass
+
+
+class Counting(Device):
+    """A read changes what migrates, also while the device is stopped."""
+
+    page = Region(0, size_bytes=4096)
+
+    def region_read(self, region: Region, offset: int, out: memoryview) -> None:
+        """Count reads in the memory that is read."""
+        region.store(0, bytes([(region.load(0, 1)[0] + 1) % 256]))
+        out[:] = region.load(offset, len(out))
+
+
+class Boastful(Sum):
+    """Promises a byte more than there is."""
+
+    def finish(self, extra_memories: Any = ()) -> None:
+        """Have a migration that lies."""
+        super().finish(extra_memories)
+        honest = self.migration.precopy_info
+
+        def info() -> PrecopyInfo:
+            found = honest()
+            return PrecopyInfo(found.initial_bytes, found.dirty_bytes + 1)
+
+        self.migration.precopy_info = info  # type: ignore[method-assign]
+
+
+class Sloppy(Sum):
+    """Accepts any stream."""
+
+    def finish(self, extra_memories: Any = ()) -> None:
+        """Have a migration that trusts."""
+        super().finish(extra_memories)
+
+        def trust() -> None:
+            self.migration._load = None
+
+        self.migration._end_load = trust  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("broken", "check", "text"),
+    [
+        (TooWide, "identity", "class_code 0x1000000 does not fit in 24 bits"),
+        (Overlapping, "identity", "both need BAR1"),
+        (Unbounded, "bounds", "not refused"),
+        (Picky, "access_sizes", "raised KeyError"),
+        (Unreset, "reset", "mode is 7, at first it was 3"),
+        (Forgetful, "round_trip", "differs in: mode"),
+        (Outside, "round_trip", "differs in: page"),
+        (Unmarked, "round_trip", "page"),
+        (Stuck, "damaged_stream", "in RESUMING"),
+        (Sloppy, "damaged_stream", "was accepted"),
+        (Restless, "state_policy", "takes writes in STOP"),
+        (Counting, "state_policy", "its state changes in STOP"),
+        (Boastful, "promised_bytes", "promised"),
+    ],
+)
+def test_each_check_finds_the_device_that_breaks_it(broken: type[Device], check: str, text: str) -> None:
+    with pytest.raises(ContractError) as caught:
+        check_device(broken)
+    assert check in caught.value.broken
+    assert text in caught.value.broken[check]
+    assert broken.__name__ in str(caught.value)
+
+
+def test_every_check_has_a_device_that_fails_it() -> None:
+    parameters = test_each_check_finds_the_device_that_breaks_it.pytestmark[0].args[1]  # type: ignore[attr-defined]
+    assert {check for _, check, _ in parameters} == {check.__name__ for check in CHECKS}
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[InMemoryClient, InMemoryClient]]:
+    with InMemoryClient(Sum("one")) as one, InMemoryClient(Sum("two")) as two:
+        yield one, two
+
+
+def test_a_client_in_memory_moves_a_device_in_any_slices(pair: tuple[InMemoryClient, InMemoryClient]) -> None:
+    source, target = pair
+    for value in (40, 2):
+        source.region_write(0, 8, value.to_bytes(8, "little"))
+    source.region_write(2, 5000, b"note")
+    moved = move(source, target, slice_bytes=11)
+    assert moved > 4096
+    assert target.region_read(0, 16, 8) == (42).to_bytes(8, "little")
+    assert target.region_read(2, 5000, 4) == b"note"
+    assert source.migration.get_state() is DeviceState.STOP
+
+
+def test_a_device_must_not_keep_the_bytes_it_was_handed() -> None:
+    """In a server they are gone after the call; in memory they are too."""
+    kept: list[memoryview] = []
+
+    class Keeper(Scratchpad):
+        def region_write(self, region: Region, offset: int, data: memoryview) -> None:
+            kept.append(data)
+
+    with InMemoryClient(Keeper()) as client:
+        client.region_write(0, 0, b"x")
+        assert bytes(kept[0]) == b"\xdd"

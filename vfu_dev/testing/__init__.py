@@ -1,0 +1,13 @@
+"""Test a device without a VM, a socket or a library: a client in memory, and the contract every device keeps.
+
+    from vfu_dev.testing import check_device
+
+    check_device(Scratchpad)
+
+needs no test framework; it raises `ContractError`, which says all that is wrong.
+"""
+
+from vfu_dev.testing.contract import ContractError, check_device
+from vfu_dev.testing.memory_client import InMemoryClient, move
+
+__all__ = ["ContractError", "InMemoryClient", "check_device", "move"]

@@ -1,0 +1,156 @@
+"""A client that calls the device instead of sending messages to it.
+
+Its methods are those of `vfu_dev.client.VfioUserDevice`, so that what drives a device in memory drives a
+served one too. What differs: nothing is negotiated, and nothing but the device is tested.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from vfu_dev.device import Device, MsixBar
+from vfu_dev.errors import AccessError
+from vfu_dev.migration import PrecopyInfo
+from vfu_dev.uapi import DeviceState, MigrationFlags
+
+Buffer = bytes | bytearray | memoryview
+
+
+def _kill(data: bytearray) -> None:
+    """Make `data` useless, as a server's buffer is after the call: a device that kept a view finds out."""
+    data[:] = b"\xdd" * len(data)
+
+
+class InMemoryMigration:
+    """Migration commands; see `vfu_dev.client.migration.Migration`."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    def flags(self) -> MigrationFlags:
+        """Return what the device announces."""
+        return self._device.flags
+
+    def get_state(self) -> DeviceState:
+        """Return the migration state."""
+        return self._device.migration.state
+
+    def set_state(self, state: DeviceState) -> None:
+        """Go to `state`, along single arcs. Raises: VfuDevError: an arc failed or does not exist."""
+        self._device.migration.set_state(state)
+
+    def data_size(self) -> int:
+        """Return stop_copy_length."""
+        return self._device.migration.stop_copy_length()
+
+    def precopy_info(self) -> PrecopyInfo:
+        """Return initial_bytes and dirty_bytes. Raises: StateError: not in PRE_COPY."""
+        return self._device.migration.precopy_info()
+
+    def read(self, count: int) -> bytes:
+        """Read up to `count` bytes of the stream; nothing: none now (PRE_COPY), or the end (STOP_COPY)."""
+        buffer = bytearray(count)
+        stored = self._device.migration.read_into(memoryview(buffer))
+        return bytes(buffer[:stored])
+
+    def read_all(self, slice_bytes: int = 1 << 20) -> bytes:
+        """Read until nothing comes."""
+        parts = []
+        while part := self.read(slice_bytes):
+            parts.append(part)
+        return b"".join(parts)
+
+    def write(self, data: Buffer) -> None:
+        """Take a slice of the stream. Raises: StreamError: refused, now and from now on."""
+        copy = bytearray(data)
+        try:
+            self._device.migration.write(memoryview(copy))
+        finally:
+            _kill(copy)
+
+
+class InMemoryClient:
+    """Drives `device`, which it closes in the end.
+
+    Attributes:
+        irqs: every MSI-X vector raised so far, in order.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.migration = InMemoryMigration(device)
+        self.irqs: list[int] = []
+        device.trigger_irq = self._raised
+        self._handlers = {bar.index: device.region_handler(bar) for bar in device.bars}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the device's memory back."""
+        self.device.close()
+
+    def _raised(self, vector: int) -> bool:
+        self.irqs.append(vector)
+        return True
+
+    def region_read(self, index: int, offset: int, count: int) -> bytearray:
+        """Read `count` bytes of BAR `index`. Raises: AccessError: refused."""
+        data = bytearray(count)
+        self._access(index, data, offset, False)
+        return data
+
+    def region_write(self, index: int, offset: int, data: Buffer) -> None:
+        """Write `data` to BAR `index`. Raises: AccessError: refused."""
+        copy = bytearray(data)
+        try:
+            self._access(index, copy, offset, True)
+        finally:
+            _kill(copy)
+
+    def _access(self, index: int, data: bytearray, offset: int, is_write: bool) -> None:
+        if index not in self._handlers:
+            raise AccessError(f"there is no BAR{index}")
+        self._handlers[index](memoryview(data), offset, is_write)
+
+    def reset(self) -> None:
+        """DEVICE_RESET: out of ERROR, else the migration state stays."""
+        state = self.device.migration.state
+        if state is DeviceState.ERROR:
+            state = DeviceState.RUNNING
+        self.device.reset(state, "reset")
+
+    def disconnect(self) -> None:
+        """Lose the connection, which resets the device and ends every migration; the client stays usable."""
+        self.device.reset(DeviceState.RUNNING, "connection lost")
+
+    @property
+    def vectors(self) -> int:
+        """How many MSI-X vectors the device has."""
+        return sum(bar.vectors for bar in self.device.bars if isinstance(bar, MsixBar))
+
+
+def move(source: InMemoryClient, target: InMemoryClient, slice_bytes: int = 1 << 20) -> int:
+    """Migrate: PRE_COPY as long as there is something, then STOP_COPY; returns the stream's length.
+
+    `source` is in STOP afterwards, `target` runs.
+    """
+    target.migration.set_state(DeviceState.RESUMING)
+    moved = 0
+    states = [DeviceState.STOP_COPY]
+    if MigrationFlags.VFIO_MIGRATION_PRE_COPY in source.migration.flags():
+        states.insert(0, DeviceState.PRE_COPY)
+    for state in states:
+        source.migration.set_state(state)
+        while data := source.migration.read(slice_bytes):
+            target.migration.write(data)
+            moved += len(data)
+    source.migration.set_state(DeviceState.STOP)
+    target.migration.set_state(DeviceState.RUNNING)
+    return moved
