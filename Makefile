@@ -11,7 +11,9 @@ OUT    := out
 # What the tests drive: the patched QEMU, the same with ASan (hostile servers), and one without our patches.
 TEST_ARTIFACTS := libvfio-user libvfio-user-tests libvfio-user-reduced guest qemu qemu-unpatched qemu-asan
 
-.PHONY: help demo test lint format clean distclean build venv
+TEST_PACKAGES := $(shell sed '/^\#/d' tests/packages.txt)
+
+.PHONY: help demo test test-packages lint format clean distclean build venv
 
 help:
 	@echo "make demo       live-migrate a Linux guest and its device with real QEMU; report in $(OUT)/demo"
@@ -39,9 +41,20 @@ build: venv
 demo: build
 	$(BIN)/vfu-dev lab migrate --out $(OUT)/demo
 
-test: venv
+test: venv test-packages
 	$(BIN)/vfu-dev build $(TEST_ARTIFACTS)
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+# What tests need from Debian beyond what builds bring; without root, a test that misses one is skipped.
+test-packages:
+	@missing=""; for package in $(TEST_PACKAGES); do \
+	    dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'install ok installed' || \
+	        missing="$$missing $$package"; \
+	done; \
+	[ -z "$$missing" ] || \
+	    { [ "$$(id -u)" = 0 ] && echo "installing$$missing" && apt-get update -qq && \
+	      DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; } || \
+	    echo "tests will be skipped for want of:$$missing" >&2
 
 lint: venv
 	$(BIN)/ruff check .

@@ -6,14 +6,15 @@ import itertools
 import json
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from promkit import program
 
+from vfu_dev.builds import BuildError
 from vfu_dev.figures import DOWNTIME_EDGES_SECONDS, MMIO_EDGES_SECONDS, Figures, Sample, Snapshot, Totals
 from vfu_dev.metrics import ALL_METRICS, DEVICE_LABEL, PREFIX, DeviceCollector, Metric
 
@@ -192,9 +193,10 @@ def test_the_text_parses_and_every_sample_has_the_device() -> None:
 
 
 def test_promtool_finds_nothing_to_complain_about() -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed (Debian: prometheus)")
+    try:
+        promtool = program("promtool")
+    except BuildError as error:
+        pytest.skip(str(error))
     result = subprocess.run(
         [promtool, "check", "metrics"], input=scrape(example()), capture_output=True, text=True, check=False
     )

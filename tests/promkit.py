@@ -20,7 +20,7 @@ from serverkit import wait_until
 from vfu_dev.builds import BuildError, Cache, Recipe, apt, build
 from vfu_dev.builds.command import Context
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+DEPLOY = Path(__file__).parents[1] / "deploy"
 
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
