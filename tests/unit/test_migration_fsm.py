@@ -10,8 +10,8 @@ from vfu_dev.uapi import MigrationFlags as F
 
 STOP_COPY, P2P, PRE_COPY = F.VFIO_MIGRATION_STOP_COPY, F.VFIO_MIGRATION_P2P, F.VFIO_MIGRATION_PRE_COPY
 
-# The next step of vfio_mig_get_next_state() with all optional features, transcribed row by row: the columns are
-# the states asked for, in the order of COLUMNS.
+# The next step of vfio_mig_get_next_state() with all optional features, transcribed row by row: the columns
+# are the states asked for, in the order of COLUMNS.
 KERNEL_TABLE = {
     S.STOP: "STOP RUNNING_P2P RUNNING_P2P RUNNING_P2P STOP_COPY RESUMING RUNNING_P2P",
     S.RUNNING: "RUNNING_P2P RUNNING PRE_COPY RUNNING_P2P RUNNING_P2P RUNNING_P2P RUNNING_P2P",
