@@ -113,8 +113,9 @@ def server_farm(library: Path, folder: Path) -> Iterator[ServerFactory]:
     """
     servers: list[RunningServer] = []
 
-    def start(*options: str, memory: str = "1M", name: str | None = None) -> RunningServer:
-        server = _start(library, folder, name or f"dev{len(servers)}", [*options, "--memory", memory])
+    def start(*options: str, memory: str | None = "1M", name: str | None = None) -> RunningServer:
+        size = ["--memory", memory] if memory else []
+        server = _start(library, folder, name or f"dev{len(servers)}", [*options, *size])
         servers.append(server)
         return server
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -179,8 +180,8 @@ def as_toml(ctx: click.Context, decided: dict[str, Any]) -> str:
         value = ctx.params.get(option.name)
         if value is None or value == ():
             value = decided.get(option.name)
-        text = "\n#   ".join((option.help or "").split("\n"))
-        lines.append(f"# {text} Expected: {allowed_values(option)}.")
+        about = f"{option.help} Expected: {allowed_values(option)}."
+        lines += textwrap.wrap(about, 100, initial_indent="# ", subsequent_indent="# ")
         if value is None or value == ():
             why = f": {option.show_default}" if isinstance(option.show_default, str) else ""
             lines += [f"# {key} is not set{why}", ""]
@@ -221,7 +222,7 @@ def blaming(ctx: click.Context, names: Iterable[str]) -> Iterator[None]:
         text = str(err)
         keys = {key_of(option): option.name for option in _options(ctx.command).values()}
         found = ctx.meta.get(_ORIGINS, {})
-        named = [name for key, name in keys.items() if f"{key}:" in text and name in found]
+        named = [name for key, name in keys.items() if re.search(rf"{key}\b", text) and name in found]
         lines = [found[name] for name in (named or names) if name in found]
         if not lines:
             raise

@@ -55,7 +55,7 @@ def _memory_texts(ctx: click.Context, param: click.Parameter, value: tuple[str, 
 )
 @config_options
 @click.option(
-    "--socket", "socket_path", type=click.Path(path_type=Path), help="Where QEMU connects.  [required]"
+    "--socket", "socket_path", type=click.Path(path_type=Path), help="Where QEMU connects; required."
 )
 @click.option(
     "--device",
@@ -163,8 +163,6 @@ def command(
     from vfu_dev import libvfio_user
     from vfu_dev.server import Server
 
-    if page_size < MIN_PAGE_SIZE_BYTES:
-        raise ConfigError(f"--page-size {page_size}: at least {MIN_PAGE_SIZE_BYTES}")
     ctx = click.get_current_context()
     if socket_path is None and not print_config:
         raise click.UsageError("Missing option '--socket'.", ctx)
@@ -173,6 +171,8 @@ def command(
     if pre_copy == "off":
         flags &= ~MigrationFlags.VFIO_MIGRATION_PRE_COPY
     with blaming(ctx, _DEVICE_OPTIONS):
+        if page_size < MIN_PAGE_SIZE_BYTES:
+            raise ConfigError(f"--page-size {page_size}: at least {MIN_PAGE_SIZE_BYTES}")
         memory, more = _parse_memories(memories, page_size)
         make = _maker(device_spec, _chosen(ctx))
         device = make(
@@ -207,7 +207,6 @@ def command(
 
 # Options that a device takes or not -> its keyword.
 _DEVICE_OPTIONS = {
-    "memory": "memory_bytes",
     "memories": "memory_bytes",
     "page_size": "page_size_bytes",
     "access": "mapped",

@@ -1,0 +1,143 @@
+"""`--config` and `--print-config`: what a file may say, who overrides whom, and what an error names."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from vfu_dev.cli.configfile import exact_size
+from vfu_dev.cli.serve import command
+from vfu_dev.errors import ConfigError
+from vfu_dev.sizes import parse_size
+
+
+def serve(*arguments: str) -> Result:
+    """Run `vfu-dev serve` as far as it goes without a library."""
+    return CliRunner().invoke(command, list(arguments))
+
+
+def printed(*arguments: str) -> dict[str, Any]:
+    """Return what --print-config prints, read as TOML."""
+    result = serve("--print-config", *arguments)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return tomllib.loads(result.stdout)
+
+
+def error_of(*arguments: str) -> str:
+    """Return the one line that the command ends with."""
+    result = serve("--print-config", *arguments)
+    assert isinstance(result.exception, ConfigError), (result.output, result.exception)
+    assert "\n" not in str(result.exception)
+    return str(result.exception)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "dev.toml"
+
+
+def test_the_defaults_are_printed_with_what_the_device_decides() -> None:
+    config = printed()
+    assert config["page-size"] == "4K"
+    assert (config["vendor-id"], config["device-id"], config["class-code"]) == (0x4656, 0x4455, 0x088000)
+    assert (config["subsystem-vendor-id"], config["subsystem-id"]) == (0x4656, 0x4455)
+    assert (config["msix-vectors"], config["bar0-size"], config["bar2-size"]) == (4, "4K", "256M")
+    assert "initial" not in config
+
+
+def test_what_is_printed_is_a_file_that_prints_the_same(file: Path) -> None:
+    options = ["--memory", "3M", "--vendor-id", "0x1af4", "--bar4-size", "64K", "--msix-vectors", "300"]
+    options += [
+        "--name",
+        'with "quotes" and \\ and ü',
+        "--initial",
+        "1M",
+        "--socket",
+        "/run/x",
+        "--fill",
+        "0x7",
+    ]
+    file.write_text(serve("--print-config", *options).stdout)
+    again = serve("--print-config", "--config", str(file))
+    assert again.stdout == file.read_text()
+    config = tomllib.loads(again.stdout)
+    assert config["name"] == 'with "quotes" and \\ and ü'
+    assert (config["vendor-id"], config["msix-vectors"], config["bar4-size"]) == (0x1AF4, 300, "64K")
+
+
+def test_every_option_is_in_what_is_printed() -> None:
+    text = serve("--print-config").stdout
+    for option in command.params:
+        assert isinstance(option, click.Option)
+        key = max(option.opts, key=len)[2:]
+        if key not in ("config", "print-config"):
+            assert f"\n{key} = " in text or f"# {key} is not set" in text, key
+
+
+def test_the_command_line_overrides_the_file_and_the_file_the_defaults(file: Path) -> None:
+    file.write_text('memory = "2M"\nname = "filed"\npre-copy = false\nmetrics-port = 9470\nrevision = 7\n')
+    config = printed("--config", str(file), "--name", "typed", "--revision", "0x9")
+    assert (config["name"], config["revision"]) == ("typed", 9)
+    assert (config["pre-copy"], config["metrics-port"], config["bar2-size"]) == ("off", 9470, "2M")
+    assert config["page-size"] == "4K"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('# a\n\nmemroy = "1M"', ":3: memroy: no such key; did you mean memory?"),
+        ("page_size = 4096", ":1: page_size: no such key; did you mean page-size?"),
+        ("qqq = 1", ":1: qqq: no such key; the keys are: socket, device,"),
+        ('name = "a"\naccess = "dma"', ':2: access = "dma": expected one of trap, mmap'),
+        ('initial = "10Q"', ':1: initial = "10Q": expected a size such as 4096, 64K, 16M, 1G'),
+        ("vendor-id = 70000", ":1: vendor-id = 70000: expected a number from 0 to 65535"),
+        ("vendor-id = 1.5", ":1: vendor-id = 1.5: expected a number from 0 to 65535"),
+        ("metrics-port = -1", ":1: metrics-port = -1: expected a number from 0 to 65535"),
+        ('name = ""', ':1: name = "": expected text'),
+        ("[pci]\nvendor = 1", ":1: pci: no such key"),
+        ("[name]\nx = 1", ":1: name = "),
+        ('memory = "10Q"', ':1: memory = "10Q"'),
+        ('memory = "10K"', ':1: memory = "10K"'),
+        ('name = "x"\npage-size = "6K"', ':2: page-size = "6K"'),
+        ("page-size = 512", ":1: page-size = 512"),
+        ('fill = "seed"', ':1: fill = "seed"'),
+        ("bar0-size = 100", ":1: bar0-size = 100"),
+        ('bar5-size = "4K"', ":1: bar5-size"),
+        ("name = ", "is not TOML"),
+    ],
+)
+def test_an_error_names_file_line_and_key(file: Path, content: str, expected: str) -> None:
+    file.write_text(content)
+    text = error_of("--config", str(file))
+    assert (f"{file}{expected}" if expected.startswith(":") else expected) in text
+    assert str(file) in text
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    assert "none.toml: cannot be read: No such file" in error_of("--config", str(tmp_path / "none.toml"))
+    (tmp_path / "latin.toml").write_bytes(b'name = "\xff"')
+    assert "is not UTF-8" in error_of("--config", str(tmp_path / "latin.toml"))
+
+
+def test_errors_of_the_command_line_do_not_blame_the_file(file: Path) -> None:
+    file.write_text('name = "x"\nmemory = "1M"\n')
+    text = error_of("--config", str(file), "--bar0-size", "100")
+    assert text == "bar0-size: registers: expected a power of two of at least 4096 bytes, not 100"
+
+
+def test_a_socket_is_needed_to_serve_and_may_come_from_the_file(file: Path) -> None:
+    result = serve()
+    assert result.exit_code == 2
+    assert "Missing option '--socket'" in result.output
+    file.write_text('socket = "/run/dev.sock"')
+    assert printed("--config", str(file))["socket"] == "/run/dev.sock"
+
+
+@pytest.mark.parametrize("count", [0, 1, 4096, 5000, 1 << 20, 3 << 30, (1 << 30) + 1024])
+def test_a_printed_size_is_exact(count: int) -> None:
+    assert parse_size(exact_size(count)) == count
