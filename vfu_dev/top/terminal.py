@@ -9,7 +9,7 @@ import termios
 import time
 import tty
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 
 class Keys:
@@ -17,7 +17,7 @@ class Keys:
 
     def __init__(self) -> None:
         self._fd = -1
-        self._before: list[object] = []
+        self._before: list[Any] = []
 
     def __enter__(self) -> Self:
         try:

@@ -69,7 +69,7 @@ def _panel(one: Watched, console: Console) -> Panel:
     rows.add_column(justify="right", min_width=12, no_wrap=True)
     rows.add_column(no_wrap=True, overflow="ellipsis")
     forecast = snapshot.forecast
-    curves = (
+    curves: tuple[tuple[str, list[float | None], str, str], ...] = (
         ("initial", [s.initial_bytes for s in samples], _bytes(forecast["initial_bytes"]), "blue"),
         ("dirty", [s.dirty_bytes for s in samples], _bytes(forecast["dirty_bytes"]), "yellow"),
         (
