@@ -10,7 +10,7 @@ import errno
 import logging
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -21,7 +21,7 @@ from vfu_dev.device.regions import BarSpace, MemoryBar, MsixBar, RegisterBar
 from vfu_dev.errors import AccessError, ConfigError
 from vfu_dev.figures import MMIO_EDGES_SECONDS, Histogram
 from vfu_dev.memory import DeviceMemory
-from vfu_dev.migration import MigratableState, Migration, RegisterBlock, StateMachine
+from vfu_dev.migration import MigratableState, Migration, RegisterBlock, StateMachine, StateObject
 from vfu_dev.migration.engine import ALL_FLAGS
 from vfu_dev.migration.fsm import P2P_STATES, RUNNING_GROUP
 from vfu_dev.uapi import DeviceState, MigrationFlags
@@ -128,6 +128,9 @@ class Device:
     # Class 0xff: "device does not fit in any defined classes" (PCI Code and ID Assignment Specification).
     identity = PciIdentity(vendor=0x4656, device=0xFFFF, class_code=0xFF0000, revision=0)
     type_name: ClassVar[str]
+    # What streams of older versions lack, and what they have that is not missed: see `MigratableState`.
+    added_state: ClassVar[Collection[str]] = ()
+    dropped_state: ClassVar[Collection[str]] = ()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -192,7 +195,13 @@ class Device:
         blocks += [worker.block() for worker in self.workers]
         if self.msix_vectors:
             blocks.append(self.interrupts.block())
-        state = MigratableState(self.type_name, self.memories, [b for b in blocks if b is not None])
+        state = MigratableState(
+            self.type_name,
+            self.memories,
+            [*(block for block in blocks if block is not None), *self.state_objects()],
+            added=self.added_state,
+            dropped=self.dropped_state,
+        )
         self.migration = Migration(
             self.name,
             state,
@@ -227,6 +236,10 @@ class Device:
 
         After a load that was given up, memory is zero instead.
         """
+
+    def state_objects(self) -> Sequence[StateObject]:
+        """Return state that is neither memory nor registers, with how to pack and unpack it; asked once."""
+        return ()
 
     def reset_registers(self) -> None:
         """Follow a device reset, after all registers returned to their initial values."""

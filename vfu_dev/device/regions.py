@@ -175,6 +175,8 @@ class Field:
         migrates: whether its value is part of the device's state.
         survives_reset: whether a device reset leaves it alone.
         doc: what it is for.
+        default: the value of a register that migrates when the state comes from a version of the device that
+            did not have it; None if such a state is to be refused.
     """
 
     name: str
@@ -184,6 +186,7 @@ class Field:
     doc: str
     migrates: bool = False
     survives_reset: bool = False
+    default: int | bytes | None = None
 
 
 class RegisterBar(BarSpace):
@@ -298,7 +301,9 @@ class RegisterBar(BarSpace):
         """Return the part of the registers that migrates, or None when none does."""
         if not self._migrating.names:
             return None
-        return RegisterBlock(self.name, self._migrating, self._pack, self._unpack)
+        names = self._migrating.names
+        defaults = {n: f.default for n, f in self.fields.items() if n in names and f.default is not None}
+        return RegisterBlock(self.name, self._migrating, self._pack, self._unpack, defaults=defaults)
 
     def _pack(self) -> bytes:
         block = np.zeros(1, dtype=self._migrating)

@@ -7,6 +7,7 @@ from vfu_dev.migration.audit import StateHasher
 from vfu_dev.migration.engine import Migration
 from vfu_dev.migration.fsm import StateMachine, TransitionError
 from vfu_dev.migration.load import LoadSession
+from vfu_dev.migration.objects import StateObject
 from vfu_dev.migration.save import PrecopyInfo, SaveSession
 from vfu_dev.migration.schema import MigratableState, RegisterBlock
 from vfu_dev.migration.stream import STREAM_VERSION, StreamDecoder
@@ -21,6 +22,7 @@ __all__ = [
     "SaveSession",
     "StateHasher",
     "StateMachine",
+    "StateObject",
     "StreamDecoder",
     "TransitionError",
 ]

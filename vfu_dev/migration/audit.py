@@ -52,7 +52,7 @@ class StateHasher:
         """Return the digest, with register blocks as they are now unless `blocks` are given."""
         assert self.done
         if blocks is None:
-            blocks = [block.pack() for block in self._state.blocks]
+            blocks = [block.pack_slot() for block in self._state.blocks]
         return self._state.digest([fold_hashes(hashes) for hashes in self.hashes], blocks)
 
     def differences(self, sent: list[npt.NDArray[np.uint64]]) -> list[str]:

@@ -6,9 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vfu_dev.errors import StreamError
-from vfu_dev.memory import DeviceMemory, fold_hashes, hash_pages, scatter
+from vfu_dev.memory import fold_hashes, hash_pages, scatter
 from vfu_dev.memory.pages import CODE_DATA, CODE_NEVER, CODE_ZERO, PageIndices
-from vfu_dev.migration.schema import MigratableState, blocks_digest
+from vfu_dev.migration.compat import Incoming
+from vfu_dev.migration.schema import Block, MigratableState, blocks_digest, state_digest
 from vfu_dev.migration.stream import StreamDecoder
 
 
@@ -21,17 +22,19 @@ class LoadSession:
     Args:    state: what migrates; its memories are cleared.
 
     Attributes:
-        digest: of the state as it lies in memory, hex; None until the end of the stream was verified.
+        digest: of the state as it lies in memory, hex, in the shape that the source has; None until the end
+            of the stream was verified.
     """
 
     def __init__(self, state: MigratableState) -> None:
         self.digest: str | None = None
         self._state = state
-        self._blocks: list[bytes] = []
+        self._incoming: Incoming  # from the schema on
+        self._blocks: list[bytes] = []  # as they arrived
+        self._unpacked: list[tuple[Block, bytes]] = []  # as they take effect
         self._hashes: list[npt.NDArray[np.uint64]] = []
         for memory in state.memories:
             memory.clear()
-            self._hashes.append(np.zeros(memory.page_count, dtype=np.uint64))
         self._decoder = StreamDecoder(state, self)
 
     @property
@@ -57,37 +60,54 @@ class LoadSession:
         Raises:  StreamError: something is missing or was wrong; the device must not run.
         """
         self._decoder.finish()
-        for block, content in zip(self._state.blocks, self._blocks, strict=True):
-            block.unpack(content)
+        for block, content in (*self._unpacked, *self._incoming.missing):
+            block.unpack_slot(content)
 
     # --- StreamSink ---------------------------------------------------------------------------------------
 
+    def expect(self, incoming: Incoming) -> None:
+        """Keep what the stream's schema says, and judge the defaults that it makes necessary."""
+        self._incoming = incoming
+        self._hashes = [np.zeros(memory.page_count, dtype=np.uint64) for memory in incoming.memories]
+        for block, content in incoming.missing:
+            block.validate_slot(content)
+
     def take_pages(self, memory: int, indices: PageIndices, payload: npt.NDArray[np.uint8]) -> None:
         """Store pages; their hashes are those of what now lies in memory, not of what arrived."""
-        target = self._state.memories[memory]
+        target = self._incoming.memories[memory].target
+        if target is None:
+            raw, size = payload.reshape(-1).data, payload.shape[1]
+            self._hashes[memory][indices] = hash_pages(raw, size, np.arange(len(indices)))
+            return
         scatter(target.rows, indices, payload)
         target.pages.codes[indices] = CODE_DATA
         self._hashes[memory][indices] = hash_pages(target.raw, target.page_size_bytes, indices)
 
     def take_zeros(self, memory: int, indices: PageIndices) -> None:
         """Make pages zero; one never written is zero and is not touched, or it would be allocated."""
-        target: DeviceMemory = self._state.memories[memory]
-        codes = target.pages.codes
-        written = indices[codes[indices] != CODE_NEVER]
-        target.rows[written] = 0
-        codes[indices] = CODE_ZERO
+        target = self._incoming.memories[memory].target
+        if target is not None:
+            codes = target.pages.codes
+            written = indices[codes[indices] != CODE_NEVER]
+            target.rows[written] = 0
+            codes[indices] = CODE_ZERO
         self._hashes[memory][indices] = 0
 
     def take_block(self, block: int, content: bytes) -> None:
-        """Keep a register block until all is verified."""
+        """Keep a block until all is verified."""
+        incoming = self._incoming.blocks[block]
         self._blocks.append(content)
+        if incoming.target is not None:
+            converted = incoming.convert(content)
+            incoming.target.validate_slot(converted)
+            self._unpacked.append((incoming.target, converted))
 
     def take_end(self, memory_digests: list[bytes], blocks_digest_sent: bytes) -> None:
         """Compare what lies in memory with what the source says it sent."""
         ours = [fold_hashes(hashes) for hashes in self._hashes]
-        for memory, here, sent in zip(self._state.memories, ours, memory_digests, strict=True):
+        for memory, here, sent in zip(self._incoming.memories, ours, memory_digests, strict=True):
             if here != sent:
                 raise StreamError(f"memory {memory.name}: digest {here.hex()}, the source sent {sent.hex()}")
         if blocks_digest(self._blocks) != blocks_digest_sent:
             raise StreamError("the digest of the register blocks differs from the one sent")
-        self.digest = self._state.digest(ours, self._blocks)
+        self.digest = state_digest(self._incoming.schema, ours, self._blocks)

@@ -346,7 +346,7 @@ class SaveSession:
         """Make the next register block or the end record; False when all was made."""
         blocks = self._state.blocks
         if len(self._blocks) < len(blocks):
-            content = blocks[len(self._blocks)].pack()
+            content = blocks[len(self._blocks)].pack_slot()
             record = self._encoder.record(RecordType.BLOCK, len(self._blocks), 0, [content])
             self._blocks.append(content)
         elif self.digest is None:

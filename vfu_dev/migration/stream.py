@@ -25,7 +25,8 @@ import xxhash
 
 from vfu_dev.errors import StreamError
 from vfu_dev.memory.pages import PageIndices
-from vfu_dev.migration.schema import MAX_SCHEMA_BYTES, MigratableState, require_same_schema
+from vfu_dev.migration.compat import Incoming, judge_schema
+from vfu_dev.migration.schema import MAX_SCHEMA_BYTES, MigratableState
 
 MAGIC = b"VFUDEV\r\n"  # the line end catches a transfer that "repairs" text, as in PNG
 STREAM_VERSION = 1
@@ -73,7 +74,7 @@ def prelude_bytes(state: MigratableState) -> int:
 
 def tail_bytes(state: MigratableState) -> int:
     """Return the stream bytes that only STOP_COPY can carry: register blocks and the end record."""
-    blocks = sum(RECORD.size + block.dtype.itemsize for block in state.blocks)
+    blocks = sum(RECORD.size + block.size_bytes for block in state.blocks)
     return blocks + RECORD.size + (len(state.memories) + 1) * DIGEST_BYTES
 
 
@@ -108,6 +109,9 @@ class StreamEncoder:
 class StreamSink(Protocol):
     """Takes what a stream carries; every argument was verified before the call."""
 
+    def expect(self, incoming: Incoming) -> None:
+        """Prepare for what the schema announces; memories and blocks are numbered as in there."""
+
     def take_pages(self, memory: int, indices: PageIndices, payload: npt.NDArray[np.uint8]) -> None:
         """Store `payload`, shape (n, page_size_bytes), a view that is dead after the call."""
 
@@ -115,7 +119,7 @@ class StreamSink(Protocol):
         """Make the pages `indices` zero."""
 
     def take_block(self, block: int, content: bytes) -> None:
-        """Keep the register block's content until the end."""
+        """Judge the block's content and keep it until the end; raises StreamError when it cannot be."""
 
     def take_end(self, memory_digests: list[bytes], blocks_digest: bytes) -> None:
         """Compare the digests; raises StreamError when the state is not the one that was sent."""
@@ -146,6 +150,7 @@ class StreamDecoder:
     def __init__(self, state: MigratableState, sink: StreamSink) -> None:
         self._state = state
         self._sink = sink
+        self._incoming: Incoming  # from the schema on
         self._buffer = bytearray()
         self._need = PRELUDE.size
         self._schema_checksum: tuple[bytes, int] | None = None  # of the prelude, while the schema is awaited
@@ -224,7 +229,8 @@ class StreamDecoder:
             signed, checksum = self._schema_checksum
             if xxhash.xxh3_64_intdigest(signed + bytes(piece)) != checksum:
                 raise StreamError("the stream's header is damaged: wrong checksum")
-            require_same_schema(self._state.schema, bytes(piece))
+            self._incoming = judge_schema(self._state, bytes(piece))
+            self._sink.expect(self._incoming)
             self._chain = checksum
             self._in_records = True
             self._need = RECORD.size
@@ -253,7 +259,7 @@ class StreamDecoder:
             raise StreamError(f"{where}: its number is {sequence}: lost, repeated or out of order")
         if reserved:
             raise StreamError(f"{where}: reserved field is {reserved:#x}")
-        memories, blocks = self._state.memories, self._state.blocks
+        memories, blocks = self._incoming.memories, self._incoming.blocks
         if kind in (RecordType.PAGES, RecordType.ZEROS):
             if index >= len(memories):
                 raise StreamError(f"{where}: memory {index} of {len(memories)}")
@@ -269,7 +275,7 @@ class StreamDecoder:
         elif kind == RecordType.BLOCK:
             if index >= len(blocks) or index != self._blocks_seen:
                 raise StreamError(f"{where}: register block {index}, expected {self._blocks_seen}")
-            expected = blocks[index].dtype.itemsize
+            expected = blocks[index].size_bytes
         elif kind == RecordType.END:
             if self._blocks_seen != len(blocks):
                 raise StreamError(
@@ -301,9 +307,7 @@ class StreamDecoder:
             case RecordType.ZEROS:
                 self._sink.take_zeros(header.target, self._judge_indices(header, body))
             case RecordType.BLOCK:
-                content = bytes(body)
-                self._state.blocks[header.target].validate(content)
-                self._sink.take_block(header.target, content)
+                self._sink.take_block(header.target, bytes(body))
                 self._blocks_seen += 1
             case RecordType.END:
                 digests = [bytes(body[i : i + DIGEST_BYTES]) for i in range(0, len(body), DIGEST_BYTES)]
@@ -313,7 +317,7 @@ class StreamDecoder:
     def _judge_indices(self, header: _Header, piece: memoryview) -> PageIndices:
         """Return page indices that are known to be ascending, without repeats, and inside the memory."""
         indices = np.frombuffer(piece, dtype="<u4").astype(np.intp)
-        page_count = self._state.memories[header.target].page_count
+        page_count = self._incoming.memories[header.target].page_count
         if (np.diff(indices) <= 0).any():
             raise StreamError(f"record {header.sequence}: page indices do not ascend")
         if indices[-1] >= page_count:
