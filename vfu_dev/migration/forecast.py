@@ -14,8 +14,8 @@ stop-copy rate: what the link carries when nothing else is to be done. A client 
 sends in bursts with pauses between them, and pauses no more once the device stopped (QEMU lifts the limit
 then); and the guest's MMIO, which takes its share of both processes before, ends with the stop. So this is
 not the mean of recent reads but, over their bytes, the speed that two thirds of them do not exceed. With
-QEMU 10.2.2 over a loopback on 2 cores it came to 0.9 to 1.1 times the median of STOP_COPY in four runs of
-60 to 130 MiB; the median came to 0.8.
+QEMU 10.2.2 over a loopback on 2 cores, in four runs of 19 to 60 MiB of STOP_COPY, the median of PRE_COPY
+came to 0.78 to 1.06 times that of STOP_COPY, the third quartile to 1.02 to 1.29 times.
 
 They are sampled by the server's own timer, never by whoever looks.
 """
@@ -35,8 +35,8 @@ _AVERAGED = 10
 _READS = 64
 _BURST_QUANTILE = 2 / 3
 
-# What a first migration is assumed to take besides reading: QEMU 10.2.2 took 8 to 11 ms from stop to end in four
-# runs of a VM without vCPUs.
+# What a first migration is assumed to take besides reading: QEMU 10.2.2 took 8 to 11 ms in four runs of a VM
+# without vCPUs.
 OVERHEAD_SECONDS = 0.01
 
 
