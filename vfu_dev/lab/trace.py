@@ -12,6 +12,7 @@ from typing import Any
 TRACE_PATTERNS = (
     "vfio_save_*",
     "vfio_load_*",
+    "vfio_precopy_*",
     "vfio_state_pending_*",
     "vfio_migration_*",
     "vfio_vmstate_change*",
@@ -22,6 +23,9 @@ _LINE = re.compile(r"^(?:(?P<time>\d{4}-\S+Z)\s+)?(?P<event>vfio_\w+)\s+(?P<text
 _DEVICE = re.compile(r"^\((?P<device>[^)]*)\)\s*(?P<rest>.*)$")
 _NUMBERS = {
     "vfio_save_iterate": re.compile(
+        r"precopy initial size (?P<initial>\d+) precopy dirty size (?P<dirty>\d+)"
+    ),
+    "vfio_precopy_reinit": re.compile(
         r"precopy initial size (?P<initial>\d+) precopy dirty size (?P<dirty>\d+)"
     ),
     "vfio_state_pending_estimate": re.compile(
