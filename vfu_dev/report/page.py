@@ -1,7 +1,8 @@
-"""One HTML file about one migration: no scripts, no network."""
+"""One HTML file about one migration: no scripts, no network. And its pictures for documents."""
 
 from __future__ import annotations
 
+import json
 import shlex
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,19 +10,68 @@ from typing import Any
 
 import jinja2
 
-from vfu_dev.report.plots import migration_figure, phases_figure, svg_text, write_png
+from vfu_dev.errors import ConfigError
+from vfu_dev.report.drawing import svg_text, write_png
+from vfu_dev.report.excerpt import excerpt
+from vfu_dev.report.passes import pass_list, passes_figure, phases_figure
+from vfu_dev.report.plots import migration_figure
+from vfu_dev.report.timeline import Timeline
 from vfu_dev.sizes import format_size
 
+KIND = "lab-migrate"
 # QEMU's log is long; the page shows this much of it, the JSON has all.
-TRACE_LINES = 400
+LINES = 400
+NOTHING = "\N{EN DASH}"  # a figure that is not known
+# matplotlib's picture of each, by the name of its file.
+PICTURES = {"migration": migration_figure, "passes": passes_figure, "phases": phases_figure}
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Return the result of a lab run that `path` holds.
+
+    Raises: ConfigError: the file cannot be read, or holds something else.
+    """
+    try:
+        result = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON: {error}") from error
+    if not isinstance(result, dict) or result.get("kind") != KIND:
+        found = result.get("kind", "no kind") if isinstance(result, dict) else type(result).__name__
+        raise ConfigError(
+            f"{path}: not a result of `vfu-dev lab migrate` (expected {KIND!r}, found {found!r})"
+        )
+    return result
 
 
 def _bytes(value: Any) -> str:
-    return f"{format_size(value)}" if isinstance(value, int | float) else "unknown"
+    return f"{format_size(value)}" if isinstance(value, int | float) else NOTHING
+
+
+def _rate(value: Any) -> str:
+    return f"{format_size(value)}/s" if isinstance(value, int | float) else NOTHING
+
+
+def _milliseconds(seconds: Any) -> str:
+    if not isinstance(seconds, int | float):
+        return NOTHING
+    return f"{seconds * 1000:.1f} ms" if seconds < 0.1 else f"{seconds * 1000:.0f} ms"
 
 
 def _clock(value: float) -> str:
     return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _headline(result: dict[str, Any]) -> str:
+    """Return what became of it in a word or three."""
+    status: str = result["qemu"]["status"]
+    stood = result.get("convergence") or {}
+    if status == "completed":
+        return "completed" if result["status"] == "completed" else "completed, but not as it should be"
+    if status == "none":
+        return "did not start"
+    return f"{status}, not converging" if stood.get("converging") is False else status
 
 
 def render(result: dict[str, Any]) -> str:
@@ -29,24 +79,56 @@ def render(result: dict[str, Any]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
-        undefined=jinja2.StrictUndefined,
+        # Older results lack what newer ones have; an unknown value is shown as such.
+        undefined=jinja2.ChainableUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters.update(size=_bytes, clock=_clock, shell=shlex.join)
-    trace = result["qemu"]["trace_source"]
+    environment.filters.update(size=_bytes, rate=_rate, ms=_milliseconds, clock=_clock, shell=shlex.join)
+    figures = {name: draw(result) for name, draw in PICTURES.items()}
+    qemu, zero = result["qemu"], Timeline(result).zero
+    sides = {}
+    for side in ("source", "destination"):
+        trace = qemu[f"trace_{side}"]
+        sides[side] = {
+            "excerpt": excerpt(trace, zero),
+            "trace": trace[:LINES],
+            "trace_left_out": max(0, len(trace) - LINES),
+            "events": qemu[f"events_{side}"][-LINES:],
+            "states": qemu[f"states_{side}"],
+            "vm": qemu.get(f"run_state_{side}"),
+            "command": qemu[f"command_line_{side}"],
+        }
     return environment.get_template("page.html.j2").render(
         r=result,
-        figure=svg_text(migration_figure(result)),
-        phases=svg_text(phases_figure(result)) if result["devices"] else "",
-        trace=trace[:TRACE_LINES],
-        trace_left_out=max(0, len(trace) - TRACE_LINES),
-        zero=result["samples"][0]["time"] if result["samples"] else result["started"],
+        headline=_headline(result),
+        figures={name: svg_text(figure, name) for name, figure in figures.items() if figure is not None},
+        passes={device["name"]: pass_list(device) for device in result["devices"]},
+        sides=sides,
+        zero=zero,
     )
+
+
+def write_page(result: dict[str, Any], path: Path) -> None:
+    """Write the page to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render(result))
+
+
+def write_pictures(result: dict[str, Any], folder: Path) -> list[Path]:
+    """Write the pictures into `folder`, those that have something to show, and return their paths."""
+    written = []
+    for name, draw in PICTURES.items():
+        figure = draw(result)
+        if figure is not None:
+            written.append(folder / f"{name}.png")
+            write_png(figure, written[-1])
+    return written
 
 
 def write_report(result: dict[str, Any], folder: Path) -> Path:
     """Write report.html and report.png into `folder` and return the page's path."""
-    folder.mkdir(parents=True, exist_ok=True)
     page = folder / "report.html"
-    page.write_text(render(result))
+    write_page(result, page)
     write_png(migration_figure(result), folder / "report.png")
     return page

@@ -1,163 +1,206 @@
-"""The pictures: one figure of a migration over time, one of the bytes of each phase."""
+"""The course of a migration: states, data left, rates, downtime and QEMU's view on one time axis."""
 
 from __future__ import annotations
 
-import io
-from pathlib import Path
 from typing import Any
 
-import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from vfu_dev.report.timeline import Series, Span, Timeline
+from vfu_dev.report.drawing import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    MIB,
+    ORANGE,
+    PINK,
+    RED,
+    SKY,
+    WIDTH_INCHES,
+    draw,
+    in_mib,
+    label_once,
+    legend,
+    title,
+)
+from vfu_dev.report.timeline import Series, Timeline
 from vfu_dev.sizes import format_size
 
-# Okabe and Ito's palette: distinct for colour-blind readers too.
 STATE_COLOURS = {
-    "RUNNING": "#009e73",
-    "PRE_COPY": "#56b4e9",
-    "PRE_COPY_P2P": "#0072b2",
+    "RUNNING": GREEN,
+    "PRE_COPY": SKY,
+    "PRE_COPY_P2P": BLUE,
     "RUNNING_P2P": "#66c2a4",
-    "STOP": "#999999",
-    "STOP_COPY": "#d55e00",
-    "RESUMING": "#e69f00",
-    "ERROR": "#000000",
+    "STOP": "#bbbbbb",
+    "STOP_COPY": RED,
+    "RESUMING": ORANGE,
+    "ERROR": BLACK,
 }
-INITIAL, DIRTY, STOPPED, RAM = "#0072b2", "#e69f00", "#d55e00", "#999999"
-
-
-def _mib(series: Series) -> list[float]:
-    """Return byte counts in MiB, so that the axis has round numbers."""
-    return [value / (1 << 20) for value in series.values]
+_DARK = {BLUE, RED, GREEN, BLACK}
 
 
 def _draw_states(axes: Axes, timeline: Timeline) -> None:
-    rows: list[tuple[str, list[Span]]] = []
+    names: list[str] = []
+    seen: set[str] = set()
     for device in timeline.result["devices"]:
         for side in ("source", "destination"):
-            spans = timeline.spans(device.get(f"transitions_{side}") or [])
-            rows.append((f"{device['name']} {side}", spans))
-    for height, (_, spans) in enumerate(rows):
-        for span in spans:
-            width = span.end - span.start
-            axes.barh(
-                height, width, left=span.start, height=0.7, color=STATE_COLOURS.get(span.state, "#cc79a7")
-            )
-            if width > timeline.end * 0.06:
-                axes.text(span.start + width / 2, height, span.state, ha="center", va="center", fontsize=7)
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
+            height = len(names)
+            names.append(f"{device['name']} {side}")
+            for span in timeline.spans(device.get(f"transitions_{side}") or []):
+                seen.add(span.state)
+                colour = STATE_COLOURS.get(span.state, PINK)
+                width = span.end - span.start
+                # The edge keeps a state of a millisecond visible.
+                axes.barh(
+                    height, width, left=span.start, height=0.7, color=colour, edgecolor=colour, linewidth=1
+                )
+                if width > timeline.end * 0.12:
+                    axes.text(
+                        span.start + width / 2,
+                        height,
+                        span.state,
+                        ha="center",
+                        va="center",
+                        fontsize=7.5,
+                        color="white" if colour in _DARK else "black",
+                    )
+    title(axes, "Device states")
+    axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
-    axes.set_title("device states", loc="left", fontsize=9)
+    patches = [Patch(color=colour, label=state) for state, colour in STATE_COLOURS.items() if state in seen]
+    if patches:
+        columns = 1 + (len(patches) > 2 * max(2, len(names)))
+        axes.legend(
+            handles=patches,
+            fontsize=7.5,
+            loc="upper left",
+            bbox_to_anchor=(1.01, 1.03),
+            borderaxespad=0,
+            frameon=False,
+            ncols=columns,
+            labelspacing=0.2,
+        )
 
 
 def _draw_remaining(axes: Axes, timeline: Timeline) -> None:
-    many = len(timeline.result["devices"]) > 1
-    for index, device in enumerate(timeline.result["devices"]):
-        suffix = f" {device['name']}" if many else ""
-        for key, colour, name in (("initial", INITIAL, "initial_bytes"), ("dirty", DIRTY, "dirty_bytes")):
-            live = timeline.server("source", index, name)
-            axes.plot(live.times, _mib(live), color=colour, lw=1.2, label=f"{name}{suffix} (server)")
-            seen = timeline.trace("vfio_save_iterate", key, index)
-            axes.plot(seen.times, _mib(seen), ".", color=colour, ms=3, alpha=0.6)
-        exact = timeline.trace("vfio_state_pending_exact", "stop_copy", index)
-        axes.plot(
-            exact.times,
-            _mib(exact),
-            "x",
-            color=STOPPED,
-            ms=4,
-            label=f"stop_copy_length{suffix} (QEMU asked)",
+    count = len(timeline.result["devices"])
+    labels = {
+        key: label_once(text, count)
+        for key, text in (
+            ("initial_bytes", "initial_bytes"),
+            ("dirty_bytes", "dirty_bytes"),
+            ("iterate", "both, as QEMU\nread them (trace)"),
+            ("exact", "stop_copy_length, as\nQEMU read it (trace)"),
         )
-    threshold = timeline.threshold_bytes()
-    if threshold:
-        axes.axhline(
-            threshold / (1 << 20),
-            color="black",
-            lw=0.8,
-            ls="--",
-            label=f"switchover below {format_size(threshold)}",
+    }
+    for index in range(count):
+        for key, colour, traced in (("initial_bytes", BLUE, "initial"), ("dirty_bytes", ORANGE, "dirty")):
+            draw(axes, in_mib(timeline.server("source", index, key)), next(labels[key]), colour)
+            seen = in_mib(timeline.trace("vfio_save_iterate", traced, index))
+            label = next(labels["iterate"]) if key == "initial_bytes" else None
+            draw(axes, seen, label, colour, ".", alpha=0.6)
+        exact = in_mib(timeline.trace("vfio_state_pending_exact", "stop_copy", index))
+        draw(axes, exact, next(labels["exact"]), RED, "x")
+    threshold = timeline.row("threshold_bytes")
+    if threshold.values:
+        draw(
+            axes,
+            in_mib(threshold),
+            f"QEMU switches over\nbelow {format_size(threshold.values[-1])}",
+            BLACK,
+            "--",
+            lw=0.9,
         )
-    axes.set_title("device data left to send (dots: QEMU's vfio_save_iterate)", loc="left", fontsize=9)
-    axes.legend(fontsize=7, loc="upper right")
-    axes.set_ylabel("MiB", fontsize=8)
+    axes.set_ylim(bottom=0)
+    title(axes, "Device data left to send", "MiB")
+    legend(axes)
+
+
+def _draw_rates(axes: Axes, timeline: Timeline) -> None:
+    count = len(timeline.result["devices"])
+    for key, text, colour in (
+        ("dirty_rate_bytes_per_second", "dirty rate", ORANGE),
+        ("transfer_rate_bytes_per_second", "transfer rate", BLUE),
+    ):
+        labels = label_once(text, count)
+        for index in range(count):
+            draw(axes, timeline.sampled(index, key, 1 / MIB), next(labels), colour)
+    axes.set_ylim(bottom=0)
+    title(axes, "Rates: it converges where the transfer rate is above the dirty rate", "MiB/s")
+    legend(axes)
+
+
+def _draw_downtime(axes: Axes, timeline: Timeline) -> None:
+    result, qemu = timeline.result, timeline.result["qemu"]
+    count = len(result["devices"])
+    labels = label_once("predicted from the device's\ndata and its reader", count)
+    measured = label_once("measured by the\ndevice's server", count)
+    for index, device in enumerate(result["devices"]):
+        predicted = timeline.sampled(index, "predicted_downtime_seconds", 1000)
+        draw(axes, _positive(predicted), next(labels), BLUE)
+        stopped, found = timeline.stopped(index), device.get("downtime_seconds")
+        if found and stopped is not None:
+            draw(axes, Series([stopped], [found * 1000]), next(measured), RED, "D", ms=5)
+    expected = _positive(timeline.qemu("expected-downtime"))
+    draw(axes, expected, "QEMU's expected-downtime\n(RAM only)", GREY, lw=3, alpha=0.5)
+    stopped = timeline.stopped(0) if count else None
+    if qemu.get("downtime_ms") and stopped is not None:
+        draw(axes, Series([stopped], [qemu["downtime_ms"]]), "measured by QEMU", BLACK, "*", ms=8)
+    limit = qemu.get("downtime_limit_ms")
+    if limit:
+        axes.axhline(limit, color=BLACK, lw=0.9, ls="--", label=f"downtime limit {limit} ms")
+    axes.set_yscale("log")
+    axes.set_ylim(
+        *_decades([float(value) for line in axes.get_lines() for value in np.ravel(line.get_ydata())])
+    )
+    title(axes, "Downtime, if the device stopped now", "ms")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=10))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="y", lw=0.3)
+    legend(axes)
+
+
+def _positive(series: Series) -> Series:
+    """Return the points that a logarithmic axis can show."""
+    points = [(at, value) for at, value in zip(series.times, series.values, strict=True) if value > 0]
+    return Series([at for at, _ in points], [value for _, value in points])
+
+
+def _decades(values: list[float]) -> tuple[float, float]:
+    """Return limits of a logarithmic axis around `values`, a factor of 10 apart at least."""
+    low, high = min(values, default=10.0) / 1.5, max(values, default=100.0) * 1.5
+    return min(low, high / 10), high
 
 
 def _draw_qemu(axes: Axes, timeline: Timeline) -> None:
-    for path, colour, label in (
-        (("ram", "remaining"), RAM, "RAM remaining"),
-        (("ram", "transferred"), "#cc79a7", "transferred, device state included"),
-        (("vfio", "transferred"), INITIAL, "device state transferred"),
+    for path, colour, label, width in (
+        (("ram", "remaining"), GREY, "RAM remaining", 1.2),
+        # Mostly the same curve as the next one, so it is drawn wider than that.
+        (("ram", "transferred"), PINK, "transferred in all,\ndevice state included", 3.0),
+        (("vfio", "transferred"), BLUE, "device state transferred", 1.2),
     ):
-        series = timeline.qemu(*path)
-        axes.plot(series.times, _mib(series), color=colour, lw=1.2, label=label)
-    axes.set_title("QEMU's own view (query-migrate)", loc="left", fontsize=9)
-    axes.set_ylabel("MiB", fontsize=8)
-    axes.legend(fontsize=7, loc="center left")
-    expected = timeline.qemu("expected-downtime")
-    if expected.values:
-        right = axes.twinx()
-        right.plot(
-            expected.times,
-            expected.values,
-            color=STOPPED,
-            lw=0.9,
-            ls=":",
-            label="expected downtime (RAM only)",
-        )
-        right.set_ylabel("ms", fontsize=8)
-        right.set_ylim(bottom=0)
-        right.legend(fontsize=7, loc="center right")
+        draw(axes, in_mib(timeline.qemu(*path)), label, colour, lw=width)
+    axes.set_ylim(bottom=0)
+    title(axes, "QEMU's own view (query-migrate)", "MiB")
+    legend(axes)
 
 
 def migration_figure(result: dict[str, Any]) -> Figure:
-    """Draw states, device data left and QEMU's view on one time axis."""
+    """Draw the whole course on one time axis."""
     timeline = Timeline(result)
     rows = max(2, 2 * len(result["devices"]))
-    figure = Figure(figsize=(9, 4.6 + 0.3 * rows), layout="constrained")
-    axes = figure.subplots(3, 1, sharex=True, gridspec_kw={"height_ratios": [0.35 * rows, 2.4, 1.9]})
-    _draw_states(axes[0], timeline)
-    _draw_remaining(axes[1], timeline)
-    _draw_qemu(axes[2], timeline)
-    axes[2].set_xlabel("seconds since the migration began")
-    axes[2].set_xlim(0, timeline.end)
-    for each in axes:
+    heights = [0.45 + 0.25 * rows, 2.1, 1.5, 1.8, 1.6]
+    figure = Figure(figsize=(WIDTH_INCHES, sum(heights) + 1.2), layout="constrained")
+    axes = figure.subplots(5, 1, sharex=True, gridspec_kw={"height_ratios": heights})
+    panels = (_draw_states, _draw_remaining, _draw_rates, _draw_downtime, _draw_qemu)
+    for each, panel in zip(axes, panels, strict=True):
+        panel(each, timeline)
         each.grid(axis="x", lw=0.3)
-        each.tick_params(labelsize=8)
+    axes[-1].set_xlabel("seconds since the migration began", fontsize=8.5)
+    axes[-1].set_xlim(0, timeline.end)
     return figure
-
-
-def phases_figure(result: dict[str, Any]) -> Figure:
-    """Draw how many stream bytes each device sent in pre-copy and in stop-copy."""
-    devices = result["devices"]
-    figure = Figure(figsize=(9, 0.9 + 0.45 * len(devices)), layout="constrained")
-    axes = figure.subplots()
-    names = [device["name"] for device in devices]
-    before = [device["precopy_bytes"] / (1 << 20) for device in devices]
-    after = [device["stop_copy_bytes"] / (1 << 20) for device in devices]
-    axes.barh(names, before, color=INITIAL, label="pre-copy (device running)")
-    axes.barh(names, after, left=before, color=STOPPED, label="stop-copy (device stopped)")
-    for device, height in zip(devices, range(len(devices)), strict=True):
-        axes.plot([device["size_bytes"] / (1 << 20)] * 2, [height - 0.4, height + 0.4], color="black", lw=1)
-    axes.set_title("stream bytes by phase (line: size of the device's memory)", loc="left", fontsize=9)
-    axes.set_xlabel("MiB", fontsize=8)
-    axes.tick_params(labelsize=8)
-    axes.legend(fontsize=7, loc="lower right")
-    axes.invert_yaxis()
-    return figure
-
-
-def svg_text(figure: Figure) -> str:
-    """Return a figure as an `<svg>` element to put into a page."""
-    buffer = io.StringIO()
-    # A fixed salt: the same result gives the same page.
-    with matplotlib.rc_context({"svg.hashsalt": "vfu-dev", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
-def write_png(figure: Figure, path: Path) -> None:
-    """Write a figure as a picture for documents."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=110)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-# How long after the last interesting instant the axis goes on.
-TAIL_SECONDS = 0.3
+# The axis goes on after the last interesting instant for this share of its length.
+TAIL_SHARE = 0.02
+# Points of a curve that are drawn: more than there are pixels, few enough for a page that is mailed around.
+POINTS = 600
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,19 @@ class Series:
             self.times.append(time)
             self.values.append(float(value))
 
+    def thin(self, limit: int = POINTS) -> Series:
+        """Return at most about `limit` points: of each stretch of the curve its lowest and its highest."""
+        count = len(self.times)
+        if count <= limit:
+            return self
+        kept: set[int] = {0, count - 1}
+        stretches = limit // 2
+        for number in range(stretches):
+            stretch = range(number * count // stretches, (number + 1) * count // stretches)
+            kept |= {min(stretch, key=self.values.__getitem__), max(stretch, key=self.values.__getitem__)}
+        order = sorted(kept)
+        return Series([self.times[i] for i in order], [self.values[i] for i in order])
+
 
 class Timeline:
     """Axis and curves of one result."""
@@ -46,7 +61,7 @@ class Timeline:
             for device in result.get("devices", [])
             for change in device.get("transitions_destination", [])
         ]
-        self.end = max([last, *arrivals]) - self.zero + TAIL_SECONDS
+        self.end = max(0.1, (max([last, *arrivals]) - self.zero) * (1 + TAIL_SHARE))
 
     def spans(self, transitions: list[dict[str, Any]]) -> list[Span]:
         """Return what a server's transitions say, cut to the axis."""
@@ -60,6 +75,31 @@ class Timeline:
         if self.end > start:
             spans.append(Span(state, start, self.end))
         return spans
+
+    def stopped(self, index: int) -> float | None:
+        """Return when the source's device last began to stop, None when it never did."""
+        for change in reversed(self.result["devices"][index].get("transitions_source") or []):
+            if change["from"] in ("PRE_COPY", "RUNNING") and change["to"] not in ("PRE_COPY", "RUNNING"):
+                return float(change["time"]) - self.zero
+        return None
+
+    def sampled(self, index: int, key: str, factor: float = 1.0) -> Series:
+        """Return a figure that the source's server sampled of device `index`, multiplied by `factor`."""
+        table = self.result["devices"][index].get("samples_source") or {"fields": [], "rows": []}
+        series = Series()
+        if key in table["fields"]:
+            time_at, value_at = table["fields"].index("time"), table["fields"].index(key)
+            for row in table["rows"]:
+                value = row[value_at]
+                series.add(row[time_at] - self.zero, None if value is None else value * factor)
+        return series
+
+    def row(self, key: str) -> Series:
+        """Return a figure that stands in the samples themselves."""
+        series = Series()
+        for row in self.samples:
+            series.add(row["time"] - self.zero, row.get(key))
+        return series
 
     def server(self, side: str, index: int, key: str) -> Series:
         """Return a figure of one server's status over time."""
@@ -89,10 +129,3 @@ class Timeline:
             if index < len(names) and entry.get("device", "") == names[index]:
                 series.add(entry["time"] - self.zero, entry.get("values", {}).get(key))
         return series
-
-    def threshold_bytes(self) -> float | None:
-        """Return below what QEMU switches over: bandwidth times downtime limit (migration/migration.c)."""
-        parameters = self.result["qemu"].get("parameters", {})
-        bandwidth = parameters.get("avail_switchover_bandwidth") or parameters.get("max_bandwidth")
-        limit = self.result["qemu"].get("downtime_limit_ms")
-        return bandwidth * limit / 1000 if bandwidth and limit else None

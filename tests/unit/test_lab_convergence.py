@@ -1,0 +1,69 @@
+"""The sentence that says whether a migration converges, and what QEMU would accept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vfu_dev.lab.convergence import assess, threshold_bytes
+
+MIB = 1 << 20
+
+
+def forecast(dirty: float | None, transfer: float | None, left: int | None) -> dict[str, Any]:
+    """Return the figures of one server that decide."""
+    return {
+        "dirty_rate_bytes_per_second": dirty,
+        "transfer_rate_bytes_per_second": transfer,
+        "stop_copy_length_bytes": left,
+        "predicted_downtime_seconds": None if left is None else 0.25,
+    }
+
+
+def test_threshold_is_bandwidth_times_limit() -> None:
+    """The bandwidth told for the switchover wins over the one that QEMU measured; without either, unknown."""
+    reply = {"ram": {"mbps": 80.0}}
+    assert threshold_bytes({"avail_switchover_bandwidth": 10 * MIB}, 300, reply) == 3 * MIB
+    assert threshold_bytes({"max_bandwidth": MIB}, 300, reply) == pytest.approx(3_000_000)
+    assert threshold_bytes({}, 300, {}) is None
+
+
+def test_dirtying_faster_than_the_link_is_said_with_its_numbers() -> None:
+    """Dirty rate, transfer rate, ratio, what remains and the threshold are in one sentence."""
+    found = assess([forecast(40 * MIB, 10 * MIB, 3 * MIB)], {"ram": {"remaining": MIB}}, 2 * MIB)
+    assert found.converging is False
+    assert found.ratio == 0.25
+    assert found.text == (
+        "not converging: dirty rate 40 MiB/s > transfer rate 10 MiB/s (ratio 0.25), "
+        "remaining 4 MiB > threshold 2 MiB"
+    )
+    assert found.to_json()["text"] == found.text
+
+
+def test_converging_says_whether_it_fits() -> None:
+    """A link that outruns the dirtying converges; what remains is compared with the threshold."""
+    far = assess([forecast(MIB, 10 * MIB, 3 * MIB)], {}, 2 * MIB)
+    near = assess([forecast(MIB, 10 * MIB, MIB)], {}, 2 * MIB)
+    assert far.converging
+    assert far.text.startswith("converging: dirty rate 1 MiB/s < transfer rate 10 MiB/s (ratio 10.00)")
+    assert far.text.endswith("remaining 3 MiB > threshold 2 MiB")
+    assert near.text.endswith("remaining 1 MiB <= threshold 2 MiB")
+
+
+def test_devices_share_the_link() -> None:
+    """Rates and remains of two devices are added; one device without rates leaves the question open."""
+    both = assess([forecast(6 * MIB, 5 * MIB, MIB), forecast(2 * MIB, 5 * MIB, MIB)], {}, None)
+    assert (both.converging, both.ratio, both.remaining_bytes) == (True, 1.25, 2 * MIB)
+    assert both.predicted_downtime_seconds == 0.5
+    unknown = assess([forecast(6 * MIB, 5 * MIB, MIB), forecast(None, None, MIB)], {}, 3 * MIB)
+    assert unknown.converging is None
+    assert unknown.text == "measuring rates, remaining 2 MiB <= threshold 3 MiB"
+
+
+def test_nothing_written_converges_without_a_ratio() -> None:
+    """JSON has no infinity."""
+    found = assess([forecast(0.0, MIB, 0)], {}, MIB)
+    assert found.converging
+    assert found.ratio is None
+    assert found.text.startswith("converging: dirty rate 0 B/s < transfer rate 1 MiB/s, remaining 0 B")

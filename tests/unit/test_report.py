@@ -1,0 +1,231 @@
+"""Pages and pictures from stored results of real runs (see data/), and from damaged ones."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from matplotlib.patches import Rectangle
+
+from vfu_dev.cli.report import command
+from vfu_dev.errors import ConfigError
+from vfu_dev.report.excerpt import HEAD_ROWS, TAIL_ROWS, excerpt
+from vfu_dev.report.page import load, render
+from vfu_dev.report.passes import passes_figure
+from vfu_dev.report.plots import migration_figure
+from vfu_dev.report.timeline import Series
+
+DATA = Path(__file__).parent / "data"
+COMPLETED, NOT_CONVERGING = DATA / "lab-completed.json", DATA / "lab-not-converging.json"
+MAX_BYTES = 500 << 10
+
+
+def stored(path: Path) -> dict[str, Any]:
+    """Return a stored result."""
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
+
+
+@pytest.fixture(scope="module")
+def completed() -> str:
+    """The page of a migration that converged."""
+    return render(stored(COMPLETED))
+
+
+@pytest.fixture(scope="module")
+def not_converging() -> str:
+    """The page of one that did not, and was cancelled."""
+    return render(stored(NOT_CONVERGING))
+
+
+def test_completed_page_has_every_part(completed: str) -> None:
+    """Verification, convergence, downtimes, curves, passes, trace, versions and command lines."""
+    result = stored(COMPLETED)
+    for heading in (
+        "Verification", "Does it converge?", "Downtime", "Over time", "Passes", "QEMU's VFIO trace",
+        "Versions and command lines",
+    ):  # fmt: skip
+        assert f"<h2>{heading}</h2>" in completed
+    device = result["devices"][0]
+    assert device["digest_source"] in completed
+    assert "0 bytes differ" in completed
+    assert f'<td class="n">{result["qemu"]["downtime_ms"]} ms</td>' in completed
+    assert f"{device['downtime_seconds'] * 1000:.1f} ms" in completed
+    assert completed.count("<svg") == 3
+    assert "vfio-user-pci" in completed
+    assert result["versions"]["qemu"] in completed
+    assert 'class="bad"' not in completed
+
+
+def test_page_of_a_migration_that_did_not_converge_says_so(not_converging: str) -> None:
+    """In its title, in its first box with the numbers that decide, and about the source that goes on."""
+    assert "<title>vfu-dev: migration cancelled, not converging</title>" in not_converging
+    found = re.search(
+        r"not converging: dirty rate [\d.]+ MiB/s &gt; transfer rate [\d.]+ MiB/s \(ratio 0\.\d\d\), "
+        r"remaining [\d.]+ MiB &gt; threshold [\d.]+ MiB",
+        not_converging,
+    )
+    assert found
+    assert found.start() < not_converging.index("<h2>")
+    assert "The state did not move" in not_converging
+    assert "The VM on the source is <b>running</b>" in not_converging
+    assert "digests differ" not in not_converging
+
+
+@pytest.mark.parametrize("path", [COMPLETED, NOT_CONVERGING])
+def test_page_is_small_valid_and_needs_no_network(path: Path) -> None:
+    """Nothing to fetch, nothing to run, every id once."""
+    page = render(stored(path))
+    assert len(page.encode()) < MAX_BYTES
+    assert "<script" not in page
+    assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!#)", page.replace("xlink:href", "href"))
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_same_result_gives_the_same_page(completed: str) -> None:
+    """A page made again differs in nothing."""
+    assert render(stored(COMPLETED)) == completed
+
+
+def test_long_run_stays_small() -> None:
+    """Three minutes of samples and trace are thinned; the page is still one that is mailed around."""
+    result = stored(NOT_CONVERGING)
+    last = result["samples"][-1]
+    table = result["devices"][0]["samples_source"]
+    trace = result["qemu"]["trace_source"]
+    for i in range(3000):
+        result["samples"].append({**last, "time": last["time"] + i * 0.06})
+        table["rows"].append([table["rows"][-1][0] + 0.1, *table["rows"][i][1:]])
+        trace.append({**trace[i], "time": trace[i].get("time", 0) + 1})
+    assert len(render(result).encode()) < MAX_BYTES
+
+
+def test_downtimes_share_one_axis() -> None:
+    """Our prediction, QEMU's expectation, both measures and the limit are curves of the same panel."""
+    axes = migration_figure(stored(COMPLETED)).axes[3]
+    labels = " ".join(str(line.get_label()).replace("\n", " ") for line in axes.get_lines())
+    for text in ("predicted", "expected-downtime (RAM only)", "measured by the device", "measured by QEMU",
+                 "downtime limit 300 ms"):  # fmt: skip
+        assert text in labels
+    assert {tuple(each.get_xlim()) for each in migration_figure(stored(COMPLETED)).axes[:5]} == {
+        tuple(axes.get_xlim())
+    }
+
+
+def test_a_bar_for_each_pass() -> None:
+    """As many bars as passes, with their bytes in MiB and their pages."""
+    result = stored(NOT_CONVERGING)
+    figure = passes_figure(result)
+    assert figure is not None
+    passes = result["devices"][0]["save"]["pass_list"]
+    heights = [
+        sorted(patch.get_height() for patch in axes.patches if isinstance(patch, Rectangle))
+        for axes in figure.axes
+    ]
+    assert heights[0] == pytest.approx(sorted(entry["stream_bytes"] / (1 << 20) for entry in passes))
+    assert heights[1] == sorted(entry["pages"] for entry in passes)
+
+
+def without(*path: str) -> Callable[[dict[str, Any]], None]:
+    """Return what removes a key, of every device where `path` begins with `devices`."""
+
+    def change(result: dict[str, Any]) -> None:
+        if path[0] == "devices":
+            for device in result["devices"]:
+                device.pop(path[1])
+        elif len(path) == 2:
+            result[path[0]].pop(path[1])
+        else:
+            result.pop(path[0])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        without("convergence"),
+        without("devices", "samples_source"),
+        without("devices", "downtime_seconds"),
+        without("devices", "predicted_downtime_seconds"),
+        without("qemu", "expected_downtime_ms"),
+        without("qemu", "run_state_source"),
+        lambda result: result.update(samples=[], devices=[], guest=None),
+        lambda result: result["devices"][0].update(save=None, load=None, transitions_source=[]),
+        lambda result: result["qemu"].update(trace_source=[], status="failed", downtime_ms=None),
+    ],
+)
+def test_older_and_poorer_results_give_a_page(change: Callable[[dict[str, Any]], None]) -> None:
+    """What an older version did not write, or a run that ended early did not learn, is left out."""
+    result = stored(COMPLETED)
+    change(result)
+    page = render(result)
+    assert "</html>" in page
+    assert "Undefined" not in page
+
+
+def test_text_of_a_guest_cannot_become_markup() -> None:
+    """Errors come from elsewhere and are quoted."""
+    result = stored(NOT_CONVERGING)
+    result["problems"] = ["<b>bold</b>"]
+    result["qemu"]["trace_source"][0]["text"] = "</pre><b>trace</b>"
+    page = render(result)
+    assert "<b>bold" not in page
+    assert "<b>trace" not in page
+
+
+def test_command_makes_page_and_pictures(tmp_path: Path) -> None:
+    """The page lies beside the JSON unless told otherwise; pictures go where they should."""
+    path = tmp_path / "report.json"
+    path.write_text(COMPLETED.read_text())
+    done = CliRunner().invoke(command, [str(path), "--png", str(tmp_path / "png")])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "report.html").read_text() == render(stored(COMPLETED))
+    for name in ("migration", "passes", "phases"):
+        assert (tmp_path / "png" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    elsewhere = tmp_path / "new" / "page.html"
+    assert CliRunner().invoke(command, [str(path), "--out", str(elsewhere)]).exit_code == 0
+    assert elsewhere.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "No such file"), ("{", "not JSON"), ("[]", "not a result"), ('{"kind": "bench"}', "'bench'")],
+)
+def test_other_files_are_refused_in_words(tmp_path: Path, content: str | None, words: str) -> None:
+    """A missing file, no JSON, and the JSON of something else."""
+    path = tmp_path / "file.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=words):
+        load(path)
+
+
+def test_excerpt_leaves_out_the_middle_and_what_repeats() -> None:
+    """Equal figures in a row are one row; a long trace keeps its beginning and its end."""
+
+    def event(number: int, dirty: int) -> dict[str, Any]:
+        values = {"initial": 0, "dirty": dirty}
+        return {"event": "vfio_save_iterate", "device": "d", "time": 5.0 + number, "values": values}
+
+    assert len(excerpt([event(0, 1), event(1, 1), event(2, 2)], 5.0)["head"]) == 2
+    found = excerpt([event(i, i) for i in range(200)], 5.0)
+    assert (len(found["head"]), len(found["tail"])) == (HEAD_ROWS, TAIL_ROWS)
+    assert found["left_out"] == 200 - HEAD_ROWS - TAIL_ROWS
+    assert found["tail"][-1]["time"] == 199.0
+
+
+def test_thinning_keeps_peaks() -> None:
+    """Lowest and highest points survive, in order."""
+    series = Series([float(i) for i in range(10_000)], [float(i % 7) for i in range(10_000)])
+    series.values[5_003] = 99.0
+    thin = series.thin(100)
+    assert len(thin.times) <= 102
+    assert max(thin.values) == 99.0
+    assert thin.times == sorted(thin.times)

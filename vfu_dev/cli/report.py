@@ -1,0 +1,38 @@
+"""`vfu-dev report FILE.json`: the page and the pictures of a lab run, made again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where the page goes; FILE with .html in place of .json unless said.",
+)
+@click.option(
+    "--png",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Also write the pictures into this folder.",
+)
+def command(file: Path, out: Path | None, png: Path | None) -> None:
+    """Make the page of a `vfu-dev lab migrate` run again from its JSON.
+
+    Example:
+
+        vfu-dev report out/lab/report.json --png pictures
+    """
+    # Imported here: `vfu-dev report --help` must not pay for matplotlib.
+    from vfu_dev.report.page import load, write_page, write_pictures
+
+    result = load(file)
+    page = out or file.with_suffix(".html")
+    write_page(result, page)
+    click.echo(str(page))
+    if png is not None:
+        for path in write_pictures(result, png):
+            click.echo(str(path))
