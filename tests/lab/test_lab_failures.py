@@ -184,7 +184,7 @@ def test_to_a_file_and_back(options: Options, in_lab: InLab, tmp_path: Path) -> 
 
     async def scenario(lab: Lab) -> MigrationResult:
         uri = f"file:{tmp_path / 'vm.state'}"
-        await lab.configure()
+        await lab.configure(return_path=False)
         await lab.begin(uri)
         assert (await lab.wait_final())["status"] == "completed"
         await lab.destination.qemu.execute("migrate-incoming", uri=uri)
@@ -199,7 +199,7 @@ def test_truncated_file_is_refused(options: Options, in_lab: InLab, tmp_path: Pa
 
     async def scenario(lab: Lab) -> None:
         path = tmp_path / "vm.state"
-        await lab.configure()
+        await lab.configure(return_path=False)
         await lab.begin(f"file:{path}")
         assert (await lab.wait_final())["status"] == "completed"
         with path.open("r+b") as file:

@@ -25,7 +25,7 @@ def test_attaches_and_uses_the_device(unpatched: Path, library: Path, tmp_path: 
             assert found.verified
             assert found.writes > 0
             # Documented in docs/cookbook.md: no blocker, no device state, nothing said.
-            await lab.configure(lab.source.qemu)
+            await lab.configure(lab.source.qemu, return_path=False)
             await lab.begin(f"file:{tmp_path / 'vm.state'}")
             assert (await lab.wait_final())["status"] == "completed"
             status = await lab.source.servers[0].status()

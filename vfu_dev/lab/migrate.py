@@ -161,16 +161,19 @@ class Lab:
         await self.guest.start(self.options.load)
         await asyncio.sleep(self.options.warmup_seconds)
 
-    async def configure(self, *qemus: Qemu) -> None:
-        """Set migration capabilities and parameters on `qemus`; both sides when none is named."""
+    async def configure(self, *qemus: Qemu, return_path: bool = True) -> None:
+        """Set migration capabilities and parameters on `qemus`; both sides when none is named.
+
+        With a return path the source waits for the destination's word. Without, as a file needs it, the
+        source completes when everything is sent, whether or not it is accepted.
+        """
         options = self.options
-        capabilities = [{"capability": "events", "state": True}]
+        capabilities = [
+            {"capability": "events", "state": True},
+            {"capability": "return-path", "state": return_path},
+        ]
         if options.switchover_ack:
-            # The acknowledgement comes back on the return path.
-            capabilities += [
-                {"capability": "return-path", "state": True},
-                {"capability": "switchover-ack", "state": True},
-            ]
+            capabilities.append({"capability": "switchover-ack", "state": True})
         for qemu in qemus or (self.source.qemu, self.destination.qemu):
             await qemu.execute("migrate-set-capabilities", capabilities=capabilities)
             await qemu.execute("migrate-set-parameters", **self.parameters())
