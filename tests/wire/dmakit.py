@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import select
 import struct
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from serverkit import wait_until
+from serverkit import readable, wait_until
 
 from vfu_dev.client import VfioUserDevice
 from vfu_dev.device.dma import CTRL_START, DESCRIPTOR, DMA_FIELDS, FLAG_INTERRUPT, Op, Status
@@ -105,7 +104,7 @@ class Driver:
             self.put(*descriptors[:-1], last)
             self.start(len(descriptors))
             deadline = time.monotonic() + 10
-            while not select.select(eventfds, [], [], 0)[0]:
+            while not readable(eventfds, 0):
                 assert time.monotonic() < deadline, self.outcomes(len(descriptors))
                 self.device.connection.serve(0.01)
         finally:

@@ -6,11 +6,10 @@ import errno
 import json
 import os
 import random
-import select
 import struct
 
 import pytest
-from serverkit import RunningServer, ServerFactory
+from serverkit import RunningServer, ServerFactory, readable
 
 from vfu_dev import uapi
 from vfu_dev.client import CommandError, Connection, ReplyTimeoutError, VfioUserDevice
@@ -232,17 +231,16 @@ def test_a_register_write_raises_an_interrupt(device: VfioUserDevice) -> None:
     try:
         for vector in range(count):
             device.region_write(BAR0, IRQ_RAISE, struct.pack("<I", vector))
-            ready, _, _ = select.select(eventfds, [], [], 5)
-            assert ready == [eventfds[vector]]
+            assert readable(eventfds, 5) == [eventfds[vector]]
             assert os.eventfd_read(eventfds[vector]) == 1
         assert register(device, IRQ_COUNT) == count
         device.trigger_irq(MSIX, 0)
-        assert select.select(eventfds, [], [], 5)[0] == [eventfds[0]]
+        assert readable(eventfds, 5) == [eventfds[0]]
         os.eventfd_read(eventfds[0])
         device.disable_irqs(MSIX)
         device.region_write(BAR0, IRQ_RAISE, struct.pack("<I", 0))
         register(device, IRQ_COUNT)  # the write has been handled
-        assert select.select(eventfds, [], [], 0)[0] == []
+        assert readable(eventfds, 0) == []
     finally:
         for fd in eventfds:
             os.close(fd)

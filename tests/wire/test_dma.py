@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import select
 import time
 import zlib
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import pytest
 from dmakit import KIB, MIB, Driver
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serverkit import RunningServer, ServerFactory, server_farm, short_folder
+from serverkit import RunningServer, ServerFactory, readable, server_farm, short_folder
 
 from vfu_dev import uapi
 from vfu_dev.client import VfioUserDevice
@@ -197,7 +196,7 @@ def test_completion_by_interrupt_comes_after_the_status(driver: Driver) -> None:
         driver.start(2)
         waiting = {eventfds[2], eventfds[3]}
         while waiting:
-            ready, _, _ = select.select(list(waiting), [], [], 5)
+            ready = readable(waiting, 5)
             assert ready
             for fd in ready:
                 assert driver.outcomes(2)[eventfds.index(fd) - 2].status is not Status.IDLE
