@@ -18,7 +18,7 @@ TEST_PACKAGES := $(shell sed '/^\#/d' tests/packages.txt)
 help:
 	@echo "make demo       live-migrate a Linux guest and its device with real QEMU; report in $(OUT)/demo"
 	@echo "make test       all tests, end to end included (PYTEST_ARGS=... to choose)"
-	@echo "make lint       ruff, mypy, and the checks of the native parts"
+	@echo "make lint       ruff and mypy"
 	@echo "make build      libvfio-user, QEMU and the guest, built or found in the cache"
 	@echo "make clean      what this checkout made; distclean: the virtual environment too"
 
