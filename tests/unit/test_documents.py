@@ -34,7 +34,8 @@ def test_the_python_of_the_authors_guide_runs_from_top_to_bottom() -> None:
     for line, source in found:
         # Empty lines before it: a traceback names the line of the page.
         exec(compile("\n" * (line - 1) + source, str(GUIDE), "exec"), names)
-    check_device(names["Counter"])  # type: ignore[arg-type]
+    for name in ("Counter", "Sampler"):
+        check_device(names[name])  # type: ignore[arg-type]
 
 
 def test_the_readme_shows_the_example_as_it_is() -> None:

@@ -7,15 +7,10 @@ from typing import Any
 
 import pytest
 
-from vfu_dev.device import (
-    Device,
-    Field,
-    PciIdentity,
-    ReferenceDevice,
-    Region,
-    Registers,
-)
+from vfu_dev.device import Device, Field, Msix, PciIdentity, ReferenceDevice, Region, Registers
+from vfu_dev.device.base import Worker
 from vfu_dev.device.regions import BarSpace
+from vfu_dev.errors import AccessError
 from vfu_dev.migration import PrecopyInfo
 from vfu_dev.testing import ContractError, InMemoryClient, check_device, move
 from vfu_dev.testing.contract import CHECKS
@@ -54,14 +49,6 @@ class Sum(Device):
 
 def reference(**options: Any) -> Callable[[], Device]:
     return lambda: ReferenceDevice(memory_bytes=9 * 4096, **options)
-
-
-@pytest.mark.parametrize(
-    ("factory", "changed"),
-    [(Scratchpad, ()), (Sum, ()), (reference(), ("generation",)), (reference(fill_seed=5), ("generation",))],
-)
-def test_our_devices_keep_the_contract(factory: Callable[[], Device], changed: tuple[str, ...]) -> None:
-    assert check_device(factory, changed_by_load=changed) == [check.__name__ for check in CHECKS]
 
 
 class TooWide(Sum):
@@ -198,6 +185,121 @@ class Sloppy(Sum):
         self.migration._end_load = trust  # type: ignore[method-assign]
 
 
+class Copier(Device):
+    """Copies guest memory into a region, when it may."""
+
+    registers = Registers(
+        0,
+        [
+            Field("source", 0, "<u8", "rw", "guest address", migrates=True),
+            Field("go", 8, "<u4", "wo", "bytes to copy"),
+            Field("status", 12, "<u4", "ro", "0 ok, 1 refused, 2 not now", migrates=True),
+        ],
+    )
+    page = Region(2, size_bytes=4096)
+    msix = Msix(1, vectors=1)
+
+    @registers.written("go")
+    def copy(self, count: int) -> None:
+        """Copy."""
+        self.registers["status"] = self.attempt(count)
+        self.raise_irq(0)
+
+    def attempt(self, count: int) -> int:
+        """Return the status."""
+        if not self.may_start:
+            return 2
+        data = bytearray(min(count, 4096))
+        try:
+            self.guest_memory.read(self.registers["source"], memoryview(data))
+        except AccessError:
+            return 1
+        self.page.store(0, data)
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("factory", "changed"),
+    [
+        (Scratchpad, ()),
+        (Sum, ()),
+        (Copier, ()),
+        (reference(), ("generation",)),
+        (reference(fill_seed=5), ("generation",)),
+    ],
+)
+def test_our_devices_keep_the_contract(factory: Callable[[], Device], changed: tuple[str, ...]) -> None:
+    assert check_device(factory, changed_by_load=changed) == [check.__name__ for check in CHECKS]
+
+
+class Loud(Copier):
+    """Reads guest memory in states where it must be quiet."""
+
+    @property
+    def may_start(self) -> bool:
+        """Ask nobody."""
+        return True
+
+
+class Direct(Sum):
+    """Raises interrupts past `raise_irq`, which would have kept them back."""
+
+    msix = Msix(1, vectors=1)
+
+    def add(self, value: int) -> None:
+        """Raise at once."""
+        self.trigger_irq(0)
+
+
+def test_a_device_reads_the_guest_memory_that_the_client_gives_it() -> None:
+    with InMemoryClient(Copier()) as client:
+        region = client.dma_map(0x10000, 4096)
+        region.memory[16:20] = b"data"
+        client.region_write(0, 0, (0x10010).to_bytes(8, "little"))
+        client.region_write(0, 8, (4).to_bytes(4, "little"))
+        assert client.region_read(2, 0, 4) == b"data"
+        client.dma_unmap(region)
+        client.region_write(0, 8, (4).to_bytes(4, "little"))
+        assert client.region_read(0, 12, 4) == b"\x01\0\0\0"
+        assert client.irqs == [0, 0]
+        assert client.guest.accesses == [(0x10010, 4, False)] * 2
+
+
+def test_a_declared_device_works_by_itself_where_it_may() -> None:
+    class Ticker(Device):
+        """Counts its own steps, five of them."""
+
+        registers = Registers(0, [Field("steps", 0, "<u4", "ro", "taken", migrates=True)])
+
+        def make_workers(self) -> list[Worker]:
+            return [Steps(self)]
+
+    class Steps:
+        def __init__(self, device: Ticker) -> None:
+            self.device = device
+
+        def due(self) -> float | None:
+            return 0 if self.device.registers["steps"] < 5 else None
+
+        def advance(self, budget_seconds: float) -> None:
+            self.device.registers["steps"] += 1
+
+        def reset(self) -> None:
+            pass
+
+        def block(self) -> None:
+            return None
+
+    with InMemoryClient(Ticker()) as client:
+        client.migration.set_state(DeviceState.RUNNING_P2P)
+        client.work()
+        assert client.region_read(0, 0, 4) == bytes(4)
+        client.migration.set_state(DeviceState.RUNNING)
+        client.work()
+        assert client.region_read(0, 0, 4) == b"\x05\0\0\0"
+    check_device(Ticker)
+
+
 @pytest.mark.parametrize(
     ("broken", "check", "text"),
     [
@@ -213,6 +315,8 @@ class Sloppy(Sum):
         (Sloppy, "damaged_stream", "was accepted"),
         (Restless, "state_policy", "takes writes in STOP"),
         (Counting, "state_policy", "its state changes in STOP"),
+        (Loud, "quiet", "guest memory was accessed in RUNNING_P2P"),
+        (Direct, "quiet", "interrupts [0] were raised in RUNNING_P2P"),
         (Boastful, "promised_bytes", "promised"),
     ],
 )

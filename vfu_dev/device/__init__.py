@@ -1,6 +1,6 @@
 """What a device author writes against, and the reference device built on it."""
 
-from vfu_dev.device.base import Counters, Device, PciIdentity
+from vfu_dev.device.base import Counters, Device, PciIdentity, Worker
 from vfu_dev.device.declare import Msix, Region, Registers
 from vfu_dev.device.reference import MemorySpec, ReferenceDevice
 from vfu_dev.device.regions import BarSpace, Field, MemoryBar, MsixBar, RegisterBar
@@ -19,4 +19,5 @@ __all__ = [
     "Region",
     "RegisterBar",
     "Registers",
+    "Worker",
 ]

@@ -170,6 +170,7 @@ class Device:
             self.__dict__[name] = mine
             self.add_bar(bar, migrate=one.migrate if isinstance(one, Region) else True)
         if everything:
+            self.workers += self.make_workers()
             self.finish()
 
     def overrides(self, method: str) -> bool:
@@ -230,6 +231,10 @@ class Device:
         self.msix_vectors = vectors
 
     # --- for authors --------------------------------------------------------------------------------------
+
+    def make_workers(self) -> Sequence[Worker]:
+        """Return what a declared device does by itself; called when registers and memories are there."""
+        return ()
 
     def initialise(self) -> None:
         """Give memory its first content; called once, when memories and registers are there.

@@ -324,7 +324,7 @@ def state_policy(bench: _Bench) -> None:
         _require(_digest(client.device) == before, f"its state changes in {state.name}, by a read or a write")
     client.disconnect()
     for state in RUNNING_GROUP:
-        if client.device.flags >= _needed(state):
+        if _needed(state) in client.device.flags:
             client.migration.set_state(state)
             for bar in client.device.bars:
                 client.region_read(bar.index, 0, 4)
@@ -339,6 +339,25 @@ def _needed(state: DeviceState) -> MigrationFlags:
     if state in (DeviceState.RUNNING_P2P, DeviceState.PRE_COPY_P2P):
         needed |= MigrationFlags.VFIO_MIGRATION_P2P
     return needed
+
+
+def quiet(bench: _Bench) -> None:
+    """In the P2P states nothing starts: no interrupt, no DMA, whatever is written; it follows afterwards."""
+    client = bench.used()
+    client.dma_map(0, 1 << 20)
+    for state in (DeviceState.RUNNING_P2P, DeviceState.PRE_COPY_P2P):
+        if _needed(state) not in client.device.flags:
+            continue
+        client.migration.set_state(state)
+        client.irqs.clear()
+        client.guest.accesses.clear()
+        bench.write_registers(client)
+        bench.write_memory(client)
+        client.work()
+        raised = f"interrupts {sorted(set(client.irqs))} were raised in {state.name}"
+        _require(not client.irqs, raised)
+        _require(not client.guest.accesses, f"guest memory was accessed in {state.name}: see `may_start`")
+        client.migration.set_state(DeviceState.RUNNING)
 
 
 def promised_bytes(bench: _Bench) -> None:
@@ -375,6 +394,7 @@ CHECKS: tuple[Callable[[_Bench], None], ...] = (
     round_trip,
     damaged_stream,
     state_policy,
+    quiet,
     promised_bytes,
 )
 

@@ -12,6 +12,7 @@ from typing import Self
 from vfu_dev.device import Device, MsixBar
 from vfu_dev.errors import AccessError
 from vfu_dev.migration import PrecopyInfo
+from vfu_dev.testing.guest_memory import GuestRegion, GuestRegions
 from vfu_dev.uapi import DeviceState, MigrationFlags
 
 Buffer = bytes | bytearray | memoryview
@@ -75,13 +76,17 @@ class InMemoryClient:
 
     Attributes:
         irqs: every MSI-X vector raised so far, in order.
+        guest: the guest memory that the device reaches; `dma_map` gives it some.
     """
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self.migration = InMemoryMigration(device)
         self.irqs: list[int] = []
+        self.guest = GuestRegions()
         device.trigger_irq = self._raised
+        device.guest_memory = self.guest
+        device.bus_master = lambda: True
         self._handlers = {bar.index: device.region_handler(bar) for bar in device.bars}
 
     def __enter__(self) -> Self:
@@ -118,6 +123,23 @@ class InMemoryClient:
         if index not in self._handlers:
             raise AccessError(f"there is no BAR{index}")
         self._handlers[index](memoryview(data), offset, is_write)
+
+    def dma_map(self, iova: int, size_bytes: int) -> GuestRegion:
+        """Give the device new zeroed memory at `iova`."""
+        region = GuestRegion(iova, bytearray(size_bytes))
+        self.guest.regions.append(region)
+        return region
+
+    def dma_unmap(self, region: GuestRegion) -> None:
+        """Take `region` back."""
+        self.guest.regions.remove(region)
+
+    def work(self, turns: int = 1000) -> None:
+        """Let the device do by itself what is due now, as a server's loop does between requests."""
+        for _ in range(turns):
+            if self.device.work_due() != 0:
+                return
+            self.device.work(0.001)
 
     def reset(self) -> None:
         """DEVICE_RESET: out of ERROR, else the migration state stays."""
