@@ -87,6 +87,14 @@ def test_the_command_line_overrides_the_file_and_the_file_the_defaults(file: Pat
     assert config["page-size"] == "4K"
 
 
+def test_several_memories_are_a_list(file: Path) -> None:
+    file.write_text('memory = ["2M", "aux=1M,bar=4,access=mmap"]\n')
+    config = printed("--config", str(file))
+    assert config["memory"] == ["2M", "aux=1M,bar=4,access=mmap"]
+    assert (config["bar2-size"], config["bar4-size"], config["bar1-size"]) == ("2M", "1M", "4K")
+    assert printed("--config", str(file), "--memory", "4M")["memory"] == ["4M"]
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [

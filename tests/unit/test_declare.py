@@ -93,6 +93,21 @@ def test_what_lies_beyond_the_memory_is_not_the_authors_business() -> None:
         assert asked == [(end - 2, 2), (end - 1, 1)]
 
 
+def test_a_mapped_region_is_not_the_devices_to_answer_for() -> None:
+    class Mapped(Device):
+        notes = Region(2, size_bytes=8192, mapped=True)
+
+    class Asking(Mapped):
+        def region_write(self, region: Region, offset: int, data: memoryview) -> None:
+            region.store(offset, data)
+
+    device = Mapped()
+    assert device.memories[0].mapped
+    device.close()
+    with pytest.raises(ConfigError, match="notes: a mapped region"):
+        Asking()
+
+
 def test_a_subclass_can_change_a_hook_and_replace_what_is_declared() -> None:
     class Twice(Counter):
         notes = Region(2, size_bytes=8 * 4096)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vfu_dev.device import Device, Field, Msix, PciIdentity, ReferenceDevice, Region, Registers
+from vfu_dev.device import Device, Field, MemorySpec, Msix, PciIdentity, ReferenceDevice, Region, Registers
 from vfu_dev.device.base import Worker
 from vfu_dev.device.regions import BarSpace
 from vfu_dev.errors import AccessError
@@ -25,6 +25,12 @@ class Scratchpad(Device):
     def region_write(self, region: Region, offset: int, data: memoryview) -> None:
         """Store it."""
         region.store(offset, data)
+
+
+class MappedPad(Device):
+    """Memory that the guest reaches without anybody being told."""
+
+    pad = Region(2, size_bytes=8192, mapped=True)
 
 
 class Sum(Device):
@@ -226,6 +232,9 @@ class Copier(Device):
         (Copier, ()),
         (reference(), ("generation",)),
         (reference(fill_seed=5), ("generation",)),
+        (reference(mapped=True), ("generation",)),
+        (reference(more=[MemorySpec("aux", 8192, bar=4)]), ("generation",)),
+        (MappedPad, ()),
     ],
 )
 def test_our_devices_keep_the_contract(factory: Callable[[], Device], changed: tuple[str, ...]) -> None:

@@ -150,6 +150,8 @@ class Region(Declared["Region"]):
         size_bytes: a multiple of the page size; the BAR is the next power of two.
         page_size_bytes: unit of dirty tracking.
         migrate: whether the content is part of the device's state.
+        mapped: the guest reaches the memory directly, without the device being asked or told; changes are
+            found by looking (`vfu_dev.memory.Shadow`) while it is migrated.
 
     Attributes:
         memory: the bytes, as numpy arrays; whoever changes them calls `memory.pages.mark` or uses `store`.
@@ -158,12 +160,19 @@ class Region(Declared["Region"]):
     memory: DeviceMemory
 
     def __init__(
-        self, index: int, *, size_bytes: int, page_size_bytes: int = 4096, migrate: bool = True
+        self,
+        index: int,
+        *,
+        size_bytes: int,
+        page_size_bytes: int = 4096,
+        migrate: bool = True,
+        mapped: bool = False,
     ) -> None:
         super().__init__(index)
         self.size_bytes = size_bytes
         self.page_size_bytes = page_size_bytes
         self.migrate = migrate
+        self.mapped = mapped
 
     def store(self, offset: int, data: bytes | memoryview) -> None:
         """Write `data` at `offset` and mark its pages dirty.
@@ -181,7 +190,9 @@ class Region(Declared["Region"]):
     def make(self, device: Device) -> tuple[Region, BarSpace]:
         """Return the region with zeroed memory of its own."""
         mine = copy.copy(self)
-        mine.memory = DeviceMemory(self.name, self.size_bytes, self.page_size_bytes)
+        if self.mapped and (device.overrides("region_read") or device.overrides("region_write")):
+            raise ConfigError(f"{self.name}: a mapped region is not asked for in region_read or region_write")
+        mine.memory = DeviceMemory(self.name, self.size_bytes, self.page_size_bytes, mapped=self.mapped)
         return mine, RegionBar(mine, device)
 
 
