@@ -16,6 +16,9 @@ from vfu_dev.errors import ConfigError
 from vfu_dev.sizes import parse_size
 
 
+KVSTORE = Path(__file__).parents[2] / "docs" / "examples" / "kvstore.py"
+
+
 def serve(*arguments: str) -> Result:
     """Run `vfu-dev serve` as far as it goes without a library."""
     return CliRunner().invoke(command, list(arguments))
@@ -85,6 +88,17 @@ def test_the_command_line_overrides_the_file_and_the_file_the_defaults(file: Pat
     assert (config["name"], config["revision"]) == ("typed", 9)
     assert (config["pre-copy"], config["metrics-port"], config["bar2-size"]) == ("off", 9470, "2M")
     assert config["page-size"] == "4K"
+
+
+def test_what_a_device_of_ones_own_does_not_take_is_left_out(file: Path) -> None:
+    first = serve("--print-config", "--device", f"{KVSTORE}:KeyValueStore", "--initial", "1M")
+    config = tomllib.loads(first.stdout)
+    assert not {"memory", "page-size", "fill", "access"} & set(config)
+    assert (config["device-id"], config["bar2-size"], config["initial"]) == (0x4B56, "1M", "1M")
+    file.write_text(first.stdout)
+    assert serve("--print-config", "--config", str(file)).stdout == first.stdout
+    file.write_text(first.stdout + 'fill = "1"\n')
+    assert ': fill = "1": KeyValueStore decides this itself' in error_of("--config", str(file))
 
 
 def test_several_memories_are_a_list(file: Path) -> None:

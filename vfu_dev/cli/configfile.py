@@ -11,7 +11,7 @@ import json
 import re
 import textwrap
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -168,11 +168,12 @@ def origin(ctx: click.Context, name: str) -> str:
     return max(option.opts, key=len)
 
 
-def as_toml(ctx: click.Context, decided: dict[str, Any]) -> str:
+def as_toml(ctx: click.Context, decided: Mapping[str, Any], without: Collection[str] = ()) -> str:
     """Return the effective options of `ctx` as a file that --config takes back.
 
     Args:    decided: name -> what becomes of an option that nobody set. An option without value, here and
              there, is a comment.
+        without: names of options that do not apply and would be refused; comments too.
     """
     lines: list[str] = []
     for key, option in _options(ctx.command).items():
@@ -182,7 +183,9 @@ def as_toml(ctx: click.Context, decided: dict[str, Any]) -> str:
             value = decided.get(option.name)
         about = f"{option.help} Expected: {allowed_values(option)}."
         lines += textwrap.wrap(about, 100, initial_indent="# ", subsequent_indent="# ")
-        if value is None or value == ():
+        if option.name in without:
+            lines += [f"# {key} does not apply", ""]
+        elif value is None or value == ():
             why = f": {option.show_default}" if isinstance(option.show_default, str) else ""
             lines += [f"# {key} is not set{why}", ""]
         else:

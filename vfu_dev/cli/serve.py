@@ -161,6 +161,7 @@ def command(
     """
     # Imported here: `--help` need not pay for numpy.
     from vfu_dev import libvfio_user
+    from vfu_dev.device.loader import keywords
     from vfu_dev.server import Server
 
     ctx = click.get_current_context()
@@ -189,7 +190,9 @@ def command(
         with blaming(ctx, identity):
             override(device, identity)
         if socket_path is None or print_config:
-            click.echo(as_toml(ctx, decided(device)), nl=False)
+            takes = keywords(type(device))
+            without = [option for option, keyword in _DEVICE_OPTIONS.items() if keyword not in takes]
+            click.echo(as_toml(ctx, decided(device), without), nl=False)
             return
         library = libvfio_user.load(find_library(library_path))
         with _exporter(metrics_addr, metrics_port) as exporter:
