@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -197,6 +198,47 @@ def test_descriptors_meet_the_memory_of_a_real_machine(options: Options, in_lab:
     assert statuses[:2] == [Status.DONE] * 2
     assert statuses[2] in (Status.FORBIDDEN, Status.UNMAPPED)
     assert set(statuses[3:]) == {Status.UNMAPPED}
+
+
+def test_one_device_writes_to_another_before_and_after_they_move(options: Options, in_lab: InLab) -> None:
+    """Peer to peer, by DMA_WRITE through QEMU: the first device fills the second's mapped memory."""
+
+    async def fill(first: Registers, second: Registers, page: int) -> None:
+        client = first.guest.client
+        assert client is not None
+        row = np.zeros(1, dtype=DESCRIPTOR)
+        row["op"], row["address"] = Op.FILL_GUEST, second.device.bar2 + 4096 * page
+        row["length"], row["value"] = 4096, 0x1000 + page
+        await client.write_block(TABLE, row.tobytes())
+        await first.set(dma_table=TABLE, dma_count=1, dma_ctrl=1)
+
+        # In memory, not in a register: a request must not cross DMA by message.
+        async def done() -> bool:
+            raw = await client.read_block(TABLE, row.nbytes)
+            return bool(np.frombuffer(raw, DESCRIPTOR)["status"][0])
+
+        await until(done, "the descriptor's status")
+        assert np.frombuffer(await client.read_block(TABLE, row.nbytes), DESCRIPTOR)["status"] == Status.DONE
+
+    async def pages(second: Registers) -> list[int]:
+        client = second.guest.client
+        assert client is not None
+        found = []
+        for page in (1, 2):
+            data = await client.read_block(second.device.bar2 + 4096 * page, 4096)
+            assert data == data[:8] * 512
+            found.append(int.from_bytes(data[:8], "little"))
+        return found
+
+    async def scenario(lab: Lab) -> None:
+        first, second = Registers(lab, 0), Registers(lab, 1)
+        await fill(first, second, 1)
+        await migrate(lab)
+        await fill(first, second, 2)
+        assert await pages(second) == [0x1001, 0x1002]
+
+    chosen = replace(moving(options, 2), server_extra=("--access", "mmap"), fill=0)
+    in_lab(chosen, scenario)
 
 
 # --- interrupts ---------------------------------------------------------------------------------------------
