@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from vfu_dev.device import Device, MsixBar
+from vfu_dev.device import Device
 from vfu_dev.errors import AccessError
 from vfu_dev.migration import PrecopyInfo
 from vfu_dev.testing.guest_memory import GuestRegion, GuestRegions
@@ -151,11 +151,6 @@ class InMemoryClient:
     def disconnect(self) -> None:
         """Lose the connection, which resets the device and ends every migration; the client stays usable."""
         self.device.reset(DeviceState.RUNNING, "connection lost")
-
-    @property
-    def vectors(self) -> int:
-        """How many MSI-X vectors the device has."""
-        return sum(bar.vectors for bar in self.device.bars if isinstance(bar, MsixBar))
 
 
 def move(source: InMemoryClient, target: InMemoryClient, slice_bytes: int = 1 << 20) -> int:
