@@ -41,6 +41,14 @@ def test_dirtying_faster_than_the_link_is_said_with_its_numbers() -> None:
     assert found.to_json()["text"] == found.text
 
 
+def test_ram_first() -> None:
+    """While QEMU is busy with RAM the device's rate says little, and the sentence says that."""
+    found = assess([forecast(4 * MIB, MIB, 3 * MIB)], {"ram": {"remaining": 100 * MIB}}, MIB)
+    assert found.text.startswith(
+        "not converging while QEMU sends RAM: dirty rate 4 MiB/s > transfer rate 1 MiB/s"
+    )
+
+
 def test_converging_says_whether_it_fits() -> None:
     """A link that outruns the dirtying converges; what remains is compared with the threshold."""
     far = assess([forecast(MIB, 10 * MIB, 3 * MIB)], {}, 2 * MIB)

@@ -30,6 +30,7 @@ class Convergence:
     Attributes:
         ratio: transfer rate over dirty rate; None also when nothing is written.
         remaining_bytes: device state, and the guest's RAM.
+        ram_bytes: the part that is RAM. As long as there is much of it, QEMU has little time for devices.
         predicted_downtime_seconds: if the devices stopped now; their reads share the link.
     """
 
@@ -38,6 +39,7 @@ class Convergence:
     transfer_rate_bytes_per_second: float | None
     ratio: float | None
     remaining_bytes: int | None
+    ram_bytes: int
     threshold_bytes: float | None
     predicted_downtime_seconds: float | None
 
@@ -58,7 +60,8 @@ class Convergence:
         if self.ratio is not None:
             rates += f" (ratio {self.ratio:.2f})"
         if not self.converging:
-            return f"not converging: {rates.format('>')}{self._left}"
+            ram = " while QEMU sends RAM" if self.ram_bytes > (self.threshold_bytes or 0) else ""
+            return f"not converging{ram}: {rates.format('>')}{self._left}"
         return f"converging: {rates.format('<')}{self._left}"
 
     @property
@@ -97,12 +100,14 @@ def assess(
     dirty = _sum(forecasts, "dirty_rate_bytes_per_second")
     transfer = _sum(forecasts, "transfer_rate_bytes_per_second")
     length = _sum(forecasts, "stop_copy_length_bytes")
+    ram = reply.get("ram", {}).get("remaining", 0)
     return Convergence(
         converging=None if dirty is None or transfer is None else transfer > dirty,
         dirty_rate_bytes_per_second=dirty,
         transfer_rate_bytes_per_second=transfer,
         ratio=transfer / dirty if dirty and transfer is not None else None,
-        remaining_bytes=None if length is None else max(0, length) + reply.get("ram", {}).get("remaining", 0),
+        remaining_bytes=None if length is None else max(0, length) + ram,
+        ram_bytes=ram,
         threshold_bytes=threshold,
         predicted_downtime_seconds=_sum(forecasts, "predicted_downtime_seconds"),
     )

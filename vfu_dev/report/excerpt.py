@@ -8,7 +8,13 @@ from typing import Any
 HEAD_ROWS, TAIL_ROWS = 16, 24
 # Events that say how much is left, or move data: hundreds of each.
 _SIZES = {"vfio_save_iterate", "vfio_state_pending_exact"}
-_NOISE = {"vfio_save_block", "vfio_state_pending_estimate", "vfio_load_state_device_data"}
+# Those, and a second word about each state, to the device instead of from QEMU's state machine.
+_NOISE = {
+    "vfio_save_block",
+    "vfio_state_pending_estimate",
+    "vfio_load_state_device_data",
+    "vfio_migration_set_device_state",
+}
 
 
 def short_name(device: str) -> str:

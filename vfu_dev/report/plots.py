@@ -144,7 +144,7 @@ def _draw_downtime(axes: Axes, timeline: Timeline) -> None:
         draw(axes, _positive(predicted), next(labels), BLUE)
         stopped, found = timeline.stopped(index), device.get("downtime_seconds")
         if found and stopped is not None:
-            draw(axes, Series([stopped], [found * 1000]), next(measured), RED, "D", ms=5)
+            draw(axes, Series([stopped], [found * 1000]), next(measured), RED, "D", ms=9)
     expected = _positive(timeline.qemu("expected-downtime"))
     draw(axes, expected, "QEMU's expected-downtime\n(RAM only)", GREY, lw=3, alpha=0.5)
     stopped = timeline.stopped(0) if count else None

@@ -1,0 +1,79 @@
+"""A migration that cannot converge: `docs/reading-a-report.md`'s own command, and what it must show."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "reading-a-report.md"
+
+
+def command_of_the_page(name: str) -> list[str]:
+    """Return the command whose results the page puts into `out/name`."""
+    (found,) = re.findall(rf"^vfu-dev (lab migrate .*--out out/{name})$", PAGE.read_text(), re.MULTILINE)
+    return shlex.split(found)
+
+
+@pytest.mark.timeout(60)
+def test_dirtying_above_the_link_ends_in_time_and_says_why(qemu: Path, library: Path, tmp_path: Path) -> None:
+    """Exit status 1 at the end of --timeout; the figures live, at the end, in JSON and in the page."""
+    argv = command_of_the_page("does-not-converge")
+    limit = float(argv[argv.index("--timeout") + 1])
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "vfu_dev", *argv],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    took = time.monotonic() - began
+    assert done.returncode == 1
+    assert took < limit + 15  # two QEMUs and two servers start before, and stop after
+    lines = done.stderr.replace("\n", " ")
+    # Seen while it ran, not only when it was over.
+    live = lines[: lines.index("giving up")]
+    assert re.search(r"not\s+converging: dirty rate .* > transfer rate .*\(ratio\s+0\.\d\d\)", live)
+    (problem,) = re.findall(r"^PROBLEM: (.*)$", done.stderr, re.MULTILINE)
+    assert re.fullmatch(
+        rf"not finished within {limit:g} s: not converging: dirty rate \S+ MiB/s > transfer rate \S+ MiB/s "
+        r"\(ratio 0\.\d\d\), remaining \S+ MiB > threshold \S+ MiB",
+        problem,
+    )
+
+    out = tmp_path / "out" / "does-not-converge"
+    result = json.loads((out / "report.json").read_text())
+    stood, device = result["convergence"], result["devices"][0]
+    assert result["status"] == "failed"
+    assert result["qemu"]["status"] == "cancelled"
+    assert stood["converging"] is False
+    assert stood["ratio"] < 1
+    assert stood["remaining_bytes"] > stood["threshold_bytes"]
+    # Nothing is lost by trying: the source goes on.
+    assert result["qemu"]["run_state_source"] == "running"
+    assert device["state_source"] == "RUNNING"
+    assert device["precopy_bytes"] > 2 * device["size_bytes"]
+    assert device["pages_resent"] > 0
+    assert len(device["save"]["pass_list"]) == device["passes"]
+    page = (out / "report.html").read_text()
+    assert problem.replace(">", "&gt;") in page
+    assert "cancelled, not converging" in page
+    assert len(page) < 500 << 10
+
+
+def test_page_shows_one_command_of_each_kind() -> None:
+    """One command that converges, one that does not, and how to make the page again."""
+    assert command_of_the_page("converges")
+    assert "--timeout" in command_of_the_page("does-not-converge")
+    text = PAGE.read_text()
+    assert "vfu-dev report out/converges/report.json" in text
+    for picture in re.findall(r"\]\((img/[\w.-]+)\)", text):
+        assert (PAGE.parent / picture).exists()
