@@ -15,7 +15,6 @@ from vfu_dev.cli.serve import command
 from vfu_dev.errors import ConfigError
 from vfu_dev.sizes import parse_size
 
-
 KVSTORE = Path(__file__).parents[2] / "docs" / "examples" / "kvstore.py"
 
 

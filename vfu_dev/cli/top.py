@@ -26,14 +26,12 @@ DUMB_WIDTH = 110  # nobody says how wide it is
 @click.option(
     "--once", is_flag=True, help="Show the figures once and end; fails if a server does not answer."
 )
-@click.option(
-    "--json", "as_json", is_flag=True, help="JSON instead of a picture, a line a look."
-)
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of a picture, a line a look.")
 def command(paths: tuple[Path, ...], interval: float, once: bool, as_json: bool) -> None:
     """Show state, rates and predicted downtime of one or more servers; q quits.
 
-    CONTROL is a server's control socket; its vfio-user socket will do when the control socket lies beside it as
-    SOCKET.ctl, or with the suffix .ctl.
+    CONTROL is a server's control socket; its vfio-user socket will do when the control socket lies beside
+    it as SOCKET.ctl, or with the suffix .ctl.
     """
     watched = [Watched(path) for path in paths]
     # Both ends are wanted ends: no traceback, and the terminal as it was.
