@@ -221,3 +221,18 @@ def test_what_is_known_of_mapped_memory_ends_with_the_session() -> None:
     target.memories[0].raw[5 * PAGE] = 3
     source.load(target.save())
     assert source.snapshot() == target.snapshot()
+
+
+def test_a_search_for_touched_pages_stops_in_time_and_goes_on(memory: DeviceMemory) -> None:
+    """Every second page touched: the kernel is asked a thousand times, a few at each look."""
+    memory.rows[::2, 5] = 1
+    assert memory.relearn(0.0) == 4096
+    assert memory.pages.written_pages == 1
+    copy = Shadow(memory)
+    for _ in range(1100):
+        copy.look(0.0)
+    assert memory.pages.written_pages == 1024
+    # and without the time to search, nothing that was written is missed in the end
+    memory.rows[1::2, 5] = 1
+    copy.stop(0.0)
+    assert memory.pages.dirty_pages == 2048

@@ -34,14 +34,18 @@ class PageMap:
     Args:
         page_count: pages in the memory.
         page_size_bytes: a power of two.
+
+    Attributes:
+        codes: of all pages, shape (page_count,) uint8.
+        marks: the same memory for single stores.
     """
 
     def __init__(self, page_count: int, page_size_bytes: int) -> None:
         self.page_count = page_count
         self._shift = page_size_bytes.bit_length() - 1
         # The bytearray takes the scalar stores, the array is the same memory for everything vectorised.
-        self._bytes = bytearray(page_count)
-        self.codes: npt.NDArray[np.uint8] = np.frombuffer(self._bytes, dtype=np.uint8)
+        self.marks = bytearray(page_count)
+        self.codes: npt.NDArray[np.uint8] = np.frombuffer(self.marks, dtype=np.uint8)
         # Found written by a look since `take_recent`; a write alone does not touch it.
         self._recent = np.zeros(page_count, dtype=np.bool_)
 
@@ -50,7 +54,7 @@ class PageMap:
         first = offset >> self._shift
         last = (offset + length - 1) >> self._shift
         if first == last:
-            self._bytes[first] = CODE_DIRTY
+            self.marks[first] = CODE_DIRTY
         else:
             self.codes[first : last + 1] = CODE_DIRTY
 

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vfu_dev.memory.device_memory import DeviceMemory
-from vfu_dev.memory.pages import CODE_CLEAN, CODE_DATA, PageIndices
+from vfu_dev.memory.pages import CODE_CLEAN, CODE_DATA, CODE_DIRTY, CODE_NEVER, PageIndices
 
 # Memory and copy are read once and streamed; the result of the comparison, an eighth of this, is read again
 # and stays in the cache.
@@ -60,7 +60,9 @@ class Shadow:
         self._words: npt.NDArray[np.uint64] = data.view(np.uint64).reshape(memory.page_count, -1)
         self._held = np.zeros(memory.page_count, dtype=np.bool_)  # pages of the copy that are not just zeros
         self._chunk_pages = max(1, LOOK_CHUNK_BYTES // memory.page_size_bytes)
-        self._allocated_blocks = -1
+        # Where a search for pages that got backing store goes on, and what was in use when it began.
+        self._search_at: int | None = 0
+        self._search_blocks = memory.allocated_blocks()
         self._cursor = 0
         self._final: list[int] | None = None  # chunks to look at since the device stopped
         self.settled = False
@@ -79,9 +81,13 @@ class Shadow:
 
     def stop(self, budget_seconds: float) -> None:
         """Note that nobody writes from now on: one more look at everything is the last."""
-        self._memory.mark_allocated()
+        memory = self._memory
+        if memory.mark_allocated(0, budget_seconds / 2) is not None:
+            # Rather too much than too little: what may have been written is sent.
+            codes = memory.pages.codes
+            codes[codes == CODE_NEVER] = CODE_DIRTY
         # What is sent as zeros from here on is not looked at again: it has to be zeros.
-        self._memory.pages.codes[self._memory.recheck_zeros(budget_seconds)] = CODE_DATA
+        memory.pages.codes[memory.recheck_zeros(budget_seconds / 2)] = CODE_DATA
         self._final = self._chunks_with_clean_pages().tolist()
         self.settled = not self._final
         self.expected_pages = 0
@@ -95,10 +101,7 @@ class Shadow:
             return 0
         memory = self._memory
         if self._final is None:
-            blocks = memory.allocated_blocks()
-            if blocks != self._allocated_blocks:
-                memory.mark_allocated()
-                self._allocated_blocks = blocks
+            self._find_allocated(budget_seconds / 2)
             # For the figures; what is written after it was sent as zeros is found like everything else.
             memory.recheck_zeros(budget_seconds)
             chunks = self._chunks_with_clean_pages()
@@ -120,6 +123,15 @@ class Shadow:
             self._final = left.tolist()
             self.settled = not self._final
         return looked
+
+    def _find_allocated(self, budget_seconds: float) -> None:
+        """Go on searching for pages written for the first time; begin again when there are more."""
+        if self._search_at is None:
+            blocks = self._memory.allocated_blocks()
+            if blocks == self._search_blocks:
+                return
+            self._search_at, self._search_blocks = 0, blocks
+        self._search_at = self._memory.mark_allocated(self._search_at, budget_seconds)
 
     def _chunks_with_clean_pages(self) -> PageIndices:
         clean = self._memory.pages.codes >= CODE_CLEAN

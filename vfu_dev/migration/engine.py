@@ -259,7 +259,7 @@ class Migration:
         budget_seconds = CLASSIFY_BUDGET_SECONDS / max(1, len(self.contents.memories))
         for memory in self.contents.memories:
             if memory.mapped:
-                memory.relearn()
+                memory.relearn(budget_seconds)
             memory.classify(budget_seconds)
             content = memory.pages.codes & 3  # with or without CODE_CLEAN of a session that is over
             total += pages_bytes(int(np.count_nonzero(content == CODE_DATA)), memory.page_size_bytes)

@@ -1,10 +1,12 @@
 """Passes through one memory: which pages are sent, in which order, and how many bytes that leaves.
 
 A pass is the set of pages that were dirty when it began, in order of how often each was sent before, so that
-a page that is rewritten all the time comes after all that are not. A page written again while it waits leaves
-the pass and waits for the next one: it is hot, others are colder, and sending it now would be wasted. Each
-pass sends a page at most once. Nothing starves: a pass that begins inside a read sends something, because
-nobody writes during a read.
+a page that is rewritten all the time comes after all that are not. A page that was sent more often than the
+pages of the pass usually were, and is written again while it waits, leaves the pass and waits for the next
+one: it is hot, others are colder, and sending it now would be wasted. (If every page that is written again
+left, a writer that goes through the memory in order would be overtaken for ever by a reader that sends what
+is written next; docs/state-stream.md has the figures.) Each pass sends a page at most once, and nothing
+starves: the coldest pages of a pass cannot leave it.
 
 A memory that a client has mapped is written without a mark. There every look at the page codes begins with a
 look for what changed (`Shadow`), for a limited time; when that was not enough, what the rest should hold is
@@ -16,6 +18,7 @@ pages that wait for the next fill records of their own, and are counted that way
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +51,7 @@ class PassPlan:
 
     Args:
         memory: its page map is read, and pages are claimed in it as they are taken.
-        cold_first: the policy above; False sends each pass in index order, rewritten pages included.
+        cold_first: the policy above; False sends each pass in index order.
         share: of the time that looks may take; other memories have the rest.
 
     Attributes:
@@ -63,11 +66,12 @@ class PassPlan:
         self._stopped = False
         self._shadow: Shadow | None = None
         if memory.mapped:
-            memory.relearn()
+            memory.relearn(CLASSIFY_BUDGET_SECONDS * share)
             self._shadow = Shadow(memory)
         else:
             memory.pages.rearm()
         self._cold_first = cold_first
+        self._usual_sends = math.inf
         count = memory.page_count
         self.initial = np.zeros(count, dtype=np.bool_)
         self.sends = np.zeros(count, dtype=np.uint8)
@@ -137,7 +141,8 @@ class PassPlan:
             chosen = chosen[self.initial[chosen]]
         self._in_pass[:] = False
         self._in_pass[chosen] = True
-        if self._cold_first:
+        if self._cold_first and len(chosen):
+            self._usual_sends = float(self.sends[chosen].mean())
             chosen = chosen[np.argsort(self.sends[chosen], kind="stable")]
         is_zero = pages.codes[chosen] == CODE_ZERO
         self._zeros, self._data = chosen[is_zero], chosen[~is_zero]
@@ -162,8 +167,10 @@ class PassPlan:
         codes = self.memory.pages.codes
         while missing and at < len(queue):
             window = queue[at : at + max(limit, _WINDOW_PAGES)]
-            if not self._cold_first and (codes[window] == CODE_DIRTY).any():
-                self._classify()
+            written = window[codes[window] == CODE_DIRTY]
+            if len(written):
+                # These are sent as they are now; what is hot waits for the next pass.
+                self.memory.classify(CLASSIFY_BUDGET_SECONDS * self._share, written[~self._is_hot(written)])
             fit = np.flatnonzero((codes[window] == code) & self._in_pass[window])[:missing]
             at += int(fit[-1]) + 1 if len(fit) == missing else len(window)
             missing -= len(fit)
@@ -183,10 +190,14 @@ class PassPlan:
         self._classify()
 
     def _classify(self) -> None:
-        """Tell data from zeros; pages written since they were planned leave the pass."""
-        if self._cold_first:
-            self._in_pass[self.memory.pages.unclassified()] = False
+        """Tell data from zeros; hot pages written since they were planned leave the pass."""
+        written = self.memory.pages.unclassified()
+        self._in_pass[written[self._is_hot(written)]] = False
         self.memory.classify(CLASSIFY_BUDGET_SECONDS * self._share)
+
+    def _is_hot(self, pages: PageIndices) -> npt.NDArray[np.bool_]:
+        """Say for each of `pages` whether it was sent more often than the pages of this pass usually were."""
+        return self.sends[pages] > self._usual_sends
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
