@@ -17,6 +17,7 @@ from vfu_dev.lab.judge import judge
 from vfu_dev.lab.migrate import Lab, MigrateOptions
 from vfu_dev.lab.qtest_guest import QtestGuest
 from vfu_dev.lab.result import MigrationResult
+from vfu_dev.report.page import render
 
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]
@@ -56,6 +57,20 @@ async def finish(lab: Lab, result: MigrationResult) -> MigrationResult:
     await lab.collect(result)
     judge(result, lab.options.pre_copy)
     return result
+
+
+async def failed_report(lab: Lab) -> tuple[MigrationResult, str]:
+    """Return result and page of a migration that failed; they name QEMU's error, not what follows from it."""
+    result = MigrationResult(command=["vfu-dev", "lab", "migrate"])
+    await lab.collect(result)
+    judge(result, lab.options.pre_copy)
+    assert result.status == "failed"
+    assert any(text.startswith("QEMU says 'failed'") for text in result.problems)
+    assert not any("digests" in text for text in result.problems)
+    page = render(result.to_json())
+    assert "<title>vfu-dev: migration failed" in page
+    assert "The state did not move" in page
+    return result, page
 
 
 async def source_still_works(lab: Lab) -> None:
@@ -131,6 +146,9 @@ def test_source_server_killed_in_precopy(options: Options, in_lab: InLab) -> Non
         await lab.guest.client.read(4, lab.guest.devices[0].bar0)
         assert lab.source.qemu.process.running
         assert lab.destination.qemu.process.status in (None, 0, 1)
+        result, page = await failed_report(lab)
+        assert "vfu0: source gone" in page
+        assert any("source-vfu0" in text for text in result.problems)
         return reply
 
     reply = in_lab(options(**SLOW), scenario)
@@ -149,6 +167,9 @@ def test_destination_server_killed_in_precopy(options: Options, in_lab: InLab) -
         status = lab.destination.qemu.process.status
         assert status is None or status >= 0, f"destination QEMU ended by signal {-status}"
         await source_still_works(lab)
+        _, page = await failed_report(lab)
+        assert "The VM on the source is <b>running</b>" in page
+        assert "vfu0: source RUNNING, destination gone" in page
 
     in_lab(options(**SLOW), scenario)
 
