@@ -38,6 +38,13 @@ def test_the_python_of_the_authors_guide_runs_from_top_to_bottom() -> None:
         check_device(names[name])  # type: ignore[arg-type]
 
 
+def test_the_device_of_the_page_about_state_keeps_the_contract() -> None:
+    names: dict[str, object] = {"__name__": "state_stream"}
+    for _, source in blocks(ROOT / "docs" / "state-stream.md", "python"):
+        exec(source, names)
+    check_device(names["Queue"])  # type: ignore[arg-type]
+
+
 def test_the_readme_shows_the_example_as_it_is() -> None:
     assert KVSTORE.read_text() in [source for _, source in blocks(README, "python")]
 

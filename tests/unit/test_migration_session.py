@@ -77,7 +77,7 @@ class MigrationMachine(RuleBasedStateMachine):
         self.reinits = 0
 
     @precondition(lambda self: self.state in PRE_COPY)
-    @rule(count=st.integers(1, 3000))
+    @rule(count=st.integers(1, 3000) | st.sampled_from([1, 65536, 1 << 20, 64 << 20]))
     def read(self, count: int) -> None:
         """A read is filled unless nothing is left."""
         promised = self.source.migration.precopy_info()
