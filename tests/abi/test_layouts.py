@@ -41,6 +41,12 @@ FUNCTIONS = {
     "vfu_pci_set_class": "void (*)(vfu_ctx_t *, uint8_t, uint8_t, uint8_t)",
     "vfu_pci_get_config_space": "vfu_pci_config_space_t *(*)(vfu_ctx_t *)",
     "vfu_pci_add_capability": "ssize_t (*)(vfu_ctx_t *, size_t, int, void *)",
+    "dma_sg_size": "size_t (*)(void)",
+    "vfu_addr_to_sgl": "int (*)(vfu_ctx_t *, vfu_dma_addr_t, size_t, dma_sg_t *, size_t, int)",
+    "vfu_sgl_get": "int (*)(vfu_ctx_t *, dma_sg_t *, struct iovec *, size_t, int)",
+    "vfu_sgl_put": "void (*)(vfu_ctx_t *, dma_sg_t *, struct iovec *, size_t)",
+    "vfu_sgl_read": "int (*)(vfu_ctx_t *, dma_sg_t *, size_t, void *)",
+    "vfu_sgl_write": "int (*)(vfu_ctx_t *, dma_sg_t *, size_t, void *)",
     "vfu_setup_device_dma": "int (*)(vfu_ctx_t *, vfu_dma_register_cb_t *, vfu_dma_unregister_cb_t *)",
     "vfu_setup_device_migration_callbacks": "int (*)(vfu_ctx_t *, const vfu_migration_callbacks_t *)",
     "vfu_setup_device_migration_ext": "int (*)(vfu_ctx_t *, const vfu_migration_ext_t *)",
@@ -63,6 +69,7 @@ SCALARS = {
     "size_t": ctypes.c_size_t,
     "ssize_t": ctypes.c_ssize_t,
     "bool": ctypes.c_bool,
+    "vfu_dma_addr_t": ctypes.c_void_p,  # a pointer in C, though to nothing of ours
     "void": None,
 }
 

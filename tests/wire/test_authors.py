@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import select
 import struct
 import subprocess
 from pathlib import Path
 
 import pytest
-from serverkit import RunningServer, ServerFactory
+from serverkit import RunningServer, ServerFactory, readable
 from test_serve import run
 
 from vfu_dev.client import MigrationError, Migrator, VfioUserDevice
@@ -86,7 +85,7 @@ def test_each_command_raises_the_interrupt(kvstore: RunningServer) -> None:
     with kvstore.connect() as device:
         (eventfd,) = device.enable_irqs(VFIO_PCI_MSIX_IRQ_INDEX, 1)
         Store(device).do(PUT, 1, 1)
-        assert select.select([eventfd], [], [], 5)[0]
+        assert readable([eventfd], 5)
 
 
 def test_the_example_migrates_between_two_servers_while_it_is_used(
