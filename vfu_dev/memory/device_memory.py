@@ -7,6 +7,7 @@ import fcntl
 import mmap
 import os
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -96,6 +97,8 @@ class DeviceMemory:
         except (OSError, ValueError, OverflowError) as err:
             os.close(self.fd)
             raise ConfigError(f"memory {name}: cannot provide {size_bytes} bytes: {err}") from err
+        # A memory that nobody closed, after a failed start or in a test, gives its descriptor back as well.
+        self._close_fd = weakref.finalize(self, os.close, self.fd)
         self.raw = memoryview(self._map)
         self.data: npt.NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)
         self.rows = self.data.reshape(self.page_count, page_size_bytes)
@@ -223,7 +226,7 @@ class DeviceMemory:
         """Give the memory back. The object, and every view somebody kept of it, is dead."""
         if self.fd < 0:
             return
-        os.close(self.fd)
+        self._close_fd()
         self.fd = -1
         with contextlib.suppress(BufferError):  # somebody kept a view: the mapping lives as long as that
             self.raw.release()
