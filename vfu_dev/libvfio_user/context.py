@@ -29,16 +29,17 @@ _STATES = {
     _ffi.VFU_MIGR_STATE_ERROR: DeviceState.ERROR,
 }
 
-# syslog(3) levels, as vfu_log uses them, to Python's.
+# syslog(3) levels, as vfu_log uses them, to Python's. The library's LOG_INFO is a narration with errno texts
+# ("vfu_reset_ctx: No message of desired type" is a client that left); the server logs the same in words.
 _LOG_LEVELS = [logging.CRITICAL] * 3 + [
     logging.ERROR,
     logging.WARNING,
     logging.INFO,
-    logging.INFO,
+    logging.DEBUG,
     logging.DEBUG,
 ]
 _SYSLOG_DEBUG = 7
-_SYSLOG_INFO = 6
+_SYSLOG_NOTICE = 5
 
 PCI_CONFIG_SPACE_SIZE_BYTES = 256
 _PCI_REVISION_ID = 0x08  # <linux/pci_regs.h>
@@ -140,7 +141,7 @@ class Context:
             # What a misbehaving client makes the library say is no error of ours.
             logger.log(level, "%s: %s", self._name, (text or b"").decode(errors="replace").rstrip())
 
-        level = _SYSLOG_DEBUG if logger.isEnabledFor(logging.DEBUG) else _SYSLOG_INFO
+        level = _SYSLOG_DEBUG if logger.isEnabledFor(logging.DEBUG) else _SYSLOG_NOTICE
         self._check("vfu_setup_log", self._guard(_ffi.LogCallback, "log", log, None), level)
 
     # --- set up -------------------------------------------------------------------------------------------
