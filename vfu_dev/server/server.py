@@ -38,8 +38,6 @@ _TURN_SECONDS = 0.01
 _IDLE_STEP_SECONDS = 0.005
 # One step of the device's own work, which goes on while a guest waits for its MMIO.
 _WORK_STEP_SECONDS = 0.001
-# A client that makes the library fail again and again without the connection ending is disconnected by
-# attach.
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
