@@ -7,12 +7,16 @@ import contextlib
 from vfu_dev.client import CommandError, VfioUserDevice
 from vfu_dev.uapi import DeviceState
 
+MAX_STREAM_BYTES = 1 << 30
+
 
 def read_all(device: VfioUserDevice, count: int) -> bytes:
-    """Read slices of at most `count` bytes until an empty one."""
-    parts = []
+    """Read slices of at most `count` bytes until an empty one; nobody may be writing in PRE_COPY."""
+    parts, total = [], 0
     while data := device.migration.read(count):
         parts.append(data)
+        total += len(data)
+        assert total < MAX_STREAM_BYTES, "the stream does not end: does somebody write to the device?"
     return b"".join(parts)
 
 
