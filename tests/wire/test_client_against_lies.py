@@ -155,7 +155,7 @@ def test_an_honest_session_completes() -> None:
 def test_every_lie_is_refused_in_words_or_harmless(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only errors of ours come out, soon, with no file descriptor left behind; a real lie never passes."""
     monkeypatch.setattr(lies, "DELAY_SECONDS", 0.5)
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = set(os.listdir("/proc/self/fd"))
     began = time.monotonic()
     told = None
     try:
@@ -163,7 +163,7 @@ def test_every_lie_is_refused_in_words_or_harmless(name: str, monkeypatch: pytes
     except VfuDevError as error:
         told = str(error)
     assert time.monotonic() - began < 20
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before
     if name in HARMLESS or name.endswith(HARMLESS_SUFFIXES):
         assert told is None
     else:
