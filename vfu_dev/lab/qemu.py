@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from qemu.qmp import ConnectError, EventListener, ExecuteError, QMPClient, QMPError
+from qemu.qmp.qmp_client import GreetingError
 
 from vfu_dev.builds import firmware_dirs
 from vfu_dev.errors import LabError
@@ -185,8 +186,10 @@ class Qemu:
                 await self._qmp.connect(str(self.qmp_socket))
                 return
             except ConnectError as error:
-                # Bound, but not listening yet: the window between two system calls of QEMU.
-                if not isinstance(error.exc, ConnectionRefusedError) or not self.process.running:
+                # Bound, but not listening yet: the window between two system calls of QEMU. Or an event of
+                # the VM's start came first: QEMU sends events to a monitor that it has not greeted yet.
+                early = isinstance(error.exc, ConnectionRefusedError | GreetingError)
+                if not early or not self.process.running:
                     raise
             await asyncio.sleep(0.01)
 
