@@ -17,8 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Self
+from typing import Self, TypedDict, Unpack
 
 from vfu_dev import uapi
 from vfu_dev.client.frames import (
@@ -31,15 +30,35 @@ from vfu_dev.client.frames import (
     ReplyTimeoutError,
     command_name,
 )
+from vfu_dev.closing import Closing
 from vfu_dev.errors import ProtocolError, VfuDevError, errno_of
 
 DEFAULT_TIMEOUT_SECONDS = 5.0  # QEMU's x-msg-timeout
 MAX_FDS = 16  # what QEMU accepts at most (VFIO_USER_MAX_MAX_FDS)
 
+
+class CallOptions(TypedDict, total=False):
+    """How a request is sent and what its reply may bring.
+
+    Attributes:
+        reply_bytes: room for the reply's fixed part; a longer reply breaks the connection.
+        into: writable bytes that take what follows the fixed part; must stay alive until `wait`.
+        fds: file descriptors to send with it.
+        max_fds: file descriptors accepted with the reply.
+        timeout_seconds: for the reply; the connection's own by default.
+    """
+
+    reply_bytes: int
+    into: memoryview | None
+    fds: Sequence[int]
+    max_fds: int
+    timeout_seconds: float | None
+
+
 RequestHandler = Callable[[int, memoryview], tuple[Buffer, ...]]
 
 
-class Connection:
+class Connection(Closing):
     """A vfio-user connection as its client. Threads may share one; replies find their own caller.
 
     Args: sock: connected AF_UNIX stream socket; owned from here on.
@@ -89,14 +108,6 @@ class Connection:
             raise DisconnectedError(f"cannot connect to {os.fspath(path)}: {reason}") from error
         return cls(sock, timeout_seconds=timeout_seconds)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     @property
     def closed(self) -> bool:
         """Whether the connection was closed or has failed."""
@@ -106,27 +117,9 @@ class Connection:
         """Close; calls still waiting fail with DisconnectedError. Closing twice is fine."""
         self._fail(DisconnectedError("the connection was closed"))
 
-    def call(
-        self,
-        command: int,
-        *parts: Buffer,
-        reply_bytes: int = 0,
-        into: memoryview | None = None,
-        fds: Sequence[int] = (),
-        max_fds: int = 0,
-        timeout_seconds: float | None = None,
-    ) -> Call:
+    def call(self, command: int, *parts: Buffer, **options: Unpack[CallOptions]) -> Call:
         """Send a request and wait for its reply; see `submit` and `wait`."""
-        call = self.submit(
-            command,
-            *parts,
-            reply_bytes=reply_bytes,
-            into=into,
-            fds=fds,
-            max_fds=max_fds,
-            timeout_seconds=timeout_seconds,
-        )
-        return self.wait(call)
+        return self.wait(self.submit(command, *parts, **options))
 
     def submit(
         self,
@@ -141,9 +134,7 @@ class Connection:
         """Send a request whose reply `wait` returns; several may be under way.
 
         Args:    parts: the payload, sent one after the other without joining them.
-                 reply_bytes: room for the reply's fixed part; a longer reply breaks the connection.
-                 into: writable bytes that take what follows the fixed part; must stay alive until `wait`.
-                 max_fds: file descriptors accepted with the reply.
+                 for the others see `CallOptions`.
         Raises:  DisconnectedError, ReplyTimeoutError: it could not be sent.
         """
         seconds = self.timeout_seconds if timeout_seconds is None else timeout_seconds

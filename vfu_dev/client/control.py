@@ -6,9 +6,9 @@ import json
 import os
 import socket
 import time
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from vfu_dev.closing import Closing
 from vfu_dev.errors import ProtocolError, VfuDevError
 
 MAX_LINE_BYTES = 4 << 20  # a status with 1000 transitions is about 100 KiB
@@ -18,7 +18,7 @@ class ControlError(VfuDevError):
     """The server answered a control command with an error, or cannot be asked."""
 
 
-class ControlClient:
+class ControlClient(Closing):
     """A connection to a control socket.
 
     Raises: ControlError: nobody listens on `path`.
@@ -35,14 +35,6 @@ class ControlClient:
         except OSError as error:
             self._sock.close()
             raise ControlError(f"no control socket at {self.path}: {error.strerror or error}") from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close; closing twice is fine."""

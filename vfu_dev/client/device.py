@@ -11,7 +11,6 @@ import json
 import mmap
 import os
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Self
 
 from vfu_dev import uapi
@@ -21,10 +20,11 @@ from vfu_dev.client.dma import DmaRegion, DmaSpace
 from vfu_dev.client.frames import Buffer
 from vfu_dev.client.messages import DeviceInfo, IrqInfo, RegionInfo, Version
 from vfu_dev.client.migration import Migration
+from vfu_dev.closing import Closing
 from vfu_dev.errors import AccessError, ProtocolError
 
 
-class RegionMapping:
+class RegionMapping(Closing):
     """A region's mappable areas, mapped; `areas` holds (offset in the region, memory)."""
 
     def __init__(self, info: RegionInfo, fd: int) -> None:
@@ -53,16 +53,8 @@ class RegionMapping:
         while self.areas:
             self.areas.pop()[1].close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class VfioUserDevice:
+class VfioUserDevice(Closing):
     """A device behind a vfio-user socket; negotiates at once.
 
     Args:   connection: owned from here on.
@@ -97,14 +89,6 @@ class VfioUserDevice:
         """Connect and negotiate; a server that serves somebody else lets this run into its timeout."""
         connection = Connection.connect(path, timeout_seconds=timeout_seconds)
         return cls(connection, max_data_xfer_size=max_data_xfer_size)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the connection and drop the DMA memory."""

@@ -6,9 +6,7 @@ served one too. What differs: nothing is negotiated, and nothing but the device 
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
+from vfu_dev.closing import Closing
 from vfu_dev.device import Device
 from vfu_dev.errors import AccessError
 from vfu_dev.migration import PrecopyInfo
@@ -71,7 +69,7 @@ class InMemoryMigration:
             _kill(copy)
 
 
-class InMemoryClient:
+class InMemoryClient(Closing):
     """Drives `device`, which it closes in the end.
 
     Attributes:
@@ -88,14 +86,6 @@ class InMemoryClient:
         device.guest_memory = self.guest
         device.bus_master = lambda: True
         self._handlers = {bar.index: device.region_handler(bar) for bar in device.bars}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Give the device's memory back."""
