@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from vfu_dev import __version__
-from vfu_dev.device import Device, MemoryBar, MsixBar
+from vfu_dev.device import Device, MemoryBar
 from vfu_dev.errors import ConfigError, LibraryError, VfuDevError
 from vfu_dev.figures import Figures
 from vfu_dev.libvfio_user import Context, Library, Region, ResetKind
 from vfu_dev.migration import StateHasher
 from vfu_dev.migration.fsm import PRE_COPY_GROUP, RUNNING_GROUP
 from vfu_dev.migration.sampler import Sampler
+from vfu_dev.server import pci
 from vfu_dev.server.control import Command, ControlSocket
 from vfu_dev.server.feed import Feed
 from vfu_dev.server.snapshot import SnapshotMaker
@@ -86,24 +87,13 @@ class Server:
 
     def _set_up(self) -> None:
         context, device = self._context, self.device
-        identity = device.identity
-        context.setup_pci(
-            identity.vendor,
-            identity.device,
-            identity.class_code,
-            identity.revision,
-            identity.subsystem_ids,
-        )
-        context.setup_config_region()
+        pci.set_up_identity(context, device)
         for bar in device.bars:
             region = Region(bar.index, bar.size_bytes, device.region_handler(bar), bar.name)
             if isinstance(bar, MemoryBar) and bar.memory.mapped:
                 region = replace(region, fd=bar.memory.fd, mapped_bytes=bar.memory.size_bytes)
             context.setup_region(region)
-            if isinstance(bar, MsixBar):
-                context.add_capability(msix_capability(bar))
-                context.setup_msix(bar.vectors)
-        context.add_capability(power_management_capability())
+        pci.add_capabilities(context, device)
         context.setup_reset(self._reset)
         context.setup_dma()
         flags = device.flags & self.library.flags
@@ -111,13 +101,11 @@ class Server:
             # The machine has to be the one that the library announces, or the arcs would not be the same.
             device.restrict_flags(flags)
         context.setup_migration(flags, self)
-        config = context.config_space()
-        for bar in device.bars:
-            config[_PCI_BASE_ADDRESS_0 + 4 * bar.index] |= bar.bar_flags
+        pci.set_bar_flags(context, device)
         device.trigger_irq = context.trigger_irq
         if context.dma is not None:
             device.guest_memory = context.dma
-            device.bus_master = lambda: bool(config[_PCI_COMMAND] & _PCI_COMMAND_MASTER)
+            device.bus_master = pci.bus_master(context)
 
     # --- MigrationCallbacks ---------------------------------------------------------------------------------
 
@@ -400,34 +388,3 @@ class Server:
             raise ConfigError(f"level {level!r}: expected one of {', '.join(_LOG_LEVELS)}")
         logging.getLogger("vfu_dev").setLevel(level)
         return {"level": level}
-
-
-# --- PCI configuration space: <linux/pci_regs.h> ------------------------------------------------------------
-
-_PCI_COMMAND = 0x04
-_PCI_COMMAND_MASTER = 0x4
-_PCI_BASE_ADDRESS_0 = 0x10
-_PCI_CAP_ID_PM = 0x01
-_PCI_CAP_ID_MSIX = 0x11
-_PCI_PM_CAP_VERSION_3 = 3
-_PCI_PM_CTRL_NO_SOFT_RESET = 0x0008
-
-
-def msix_capability(bar: MsixBar) -> bytes:
-    """Return the MSI-X capability: id, next, message control, table and PBA offsets with the BAR's index."""
-    return (
-        bytes([_PCI_CAP_ID_MSIX, 0])
-        + (bar.vectors - 1).to_bytes(2, "little")
-        + (bar.TABLE_OFFSET | bar.index).to_bytes(4, "little")
-        + (bar.PBA_OFFSET | bar.index).to_bytes(4, "little")
-    )
-
-
-def power_management_capability() -> bytes:
-    """Return a power management capability with D0 and D3hot that loses nothing on the way back to D0."""
-    return (
-        bytes([_PCI_CAP_ID_PM, 0])
-        + _PCI_PM_CAP_VERSION_3.to_bytes(2, "little")
-        + _PCI_PM_CTRL_NO_SOFT_RESET.to_bytes(2, "little")
-        + bytes(2)
-    )
