@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,13 @@ class ServerOptions:
     """What one `vfu-dev serve` is started with."""
 
     memory_bytes: int = 8 << 20
+    page_size: int = 4096
+    access: str = "trap"
     pre_copy: bool = True
     fill: int = 0
     library: Path | None = None
-    extra: tuple[str, ...] = field(default=())
+    faults: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
 
 
 class DeviceServer:
@@ -42,10 +45,13 @@ class DeviceServer:
         argv += ["--socket", str(self.socket)]
         argv += ["--control", str(self.control), "--name", name, "--memory", str(options.memory_bytes)]
         argv += ["--pre-copy", "on" if options.pre_copy else "off"]
+        argv += ["--page-size", str(options.page_size), "--access", options.access]
         if options.fill:
             argv += ["--fill", str(options.fill)]
         if options.library:
             argv += ["--library", str(options.library)]
+        for fault in options.faults:
+            argv += ["--fault", fault]
         argv += options.extra
         # The server must import this very package, wherever the lab was started from.
         env = dict(os.environ)
@@ -97,6 +103,11 @@ class DeviceServer:
     async def stop(self) -> int | None:
         """End the server with SIGTERM and return its exit status."""
         return await self.process.stop(signal.SIGTERM)
+
+    def remove_sockets(self) -> None:
+        """Remove what a server that was killed left behind."""
+        self.socket.unlink(missing_ok=True)
+        self.control.unlink(missing_ok=True)
 
     async def kill(self) -> None:
         """Kill the server at once, as a crash would."""

@@ -1,0 +1,64 @@
+"""What one experiment in the lab is: devices, load, guest and QEMU's migration settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vfu_dev.lab.guest import LoadPlan
+
+# QEMU migrates a Linux guest's own RAM too; a qtest machine needs next to none.
+LINUX_RAM_BYTES = 192 << 20
+QTEST_RAM_BYTES = 32 << 20
+# Added to the source's initial content, so that a destination that received nothing cannot match it.
+SOURCE_FILL = 0x5646_5544
+
+GuestKind = Literal["linux", "none"]
+LoadPlace = Literal["guest", "device"]
+
+
+@dataclass(frozen=True)
+class MigrateOptions:
+    """One experiment. Sizes in bytes, rates in bytes a second, times in milliseconds.
+
+    Attributes:
+        load_place: who writes: the guest, whose journal is compared with the device after the move, or the
+            device's own engine, where digests alone say that the move was right.
+        faults_source, faults_destination: `--fault` of the servers on that side (docs/faults.md). A side
+            keeps its role: after a turn-around the new destination gets the destination's.
+        parameters, capabilities: more of QEMU's migration parameters (`migrate-set-parameters`, hyphens or
+            underscores) and capabilities, for both sides.
+    """
+
+    qemu: Path
+    guest_image: Path | None = None  # None: --guest none
+    library: Path | None = None
+    memory_bytes: int = 8 << 20
+    page_size: int = 4096
+    access: str = "trap"
+    devices: int = 1
+    load: LoadPlan = field(default_factory=LoadPlan)
+    load_place: LoadPlace = "guest"
+    pre_copy: bool = True
+    switchover_ack: bool = False
+    downtime_limit_ms: int = 300
+    max_bandwidth: int = 32 << 20
+    switchover_bandwidth: int = 0  # 0: QEMU estimates it
+    parameters: tuple[tuple[str, Any], ...] = ()
+    capabilities: tuple[tuple[str, bool], ...] = ()
+    accel: str = "tcg"
+    warmup_seconds: float = 1.0
+    settle_seconds: float = 1.0
+    timeout_seconds: float = 180.0
+    fill: int = SOURCE_FILL
+    server_extra: tuple[str, ...] = ()
+    faults_source: tuple[str, ...] = ()
+    faults_destination: tuple[str, ...] = ()
+
+    @property
+    def ram_bytes(self) -> int:
+        """Guest RAM: the journals of all devices must fit beside the system."""
+        if self.guest_image is None:
+            return QTEST_RAM_BYTES
+        return LINUX_RAM_BYTES + self.devices * (-(-self.memory_bytes // (1 << 20)) << 20)

@@ -1,0 +1,290 @@
+"""The processes of one experiment: two hosts, a guest, and the steps of moving it from one to the other.
+
+`Lab` owns them; tests use its steps one by one. `vfu_dev.lab.migrate.run` is the whole of `vfu-dev lab
+migrate`; `vfu_dev.lab.scenario` moves one running VM back and forth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vfu_dev.errors import LabError
+from vfu_dev.figures import Sample, Snapshot
+from vfu_dev.lab.collect import FINAL_STATES, collect
+from vfu_dev.lab.convergence import Convergence, assess, threshold_bytes
+from vfu_dev.lab.guest import Guest, LinuxGuest, LoadPlan
+from vfu_dev.lab.options import MigrateOptions
+from vfu_dev.lab.qemu import Qemu
+from vfu_dev.lab.qtest_guest import QtestGuest
+from vfu_dev.lab.result import MigrationResult
+from vfu_dev.lab.side import Side
+
+# How often both sides are asked while a migration runs. QEMU itself decides every 100 ms.
+SAMPLE_SECONDS = 0.05
+# Samples grow fewer as a migration grows longer: about this many for each factor of e in time.
+SAMPLES_KEPT = 400
+# How long a cancelled migration may take to end.
+GIVE_UP_SECONDS = 10.0
+
+Observer = Callable[[str, dict[str, Any]], None]
+
+
+class TimeLimitError(LabError):
+    """What was waited for did not come in time."""
+
+
+class Lab:
+    """The processes of one experiment; an async context manager that leaves nothing behind.
+
+    `logs` is kept; sockets live in a short temporary path, because UNIX socket names end at 107 bytes.
+    """
+
+    def __init__(self, options: MigrateOptions, logs: Path, observer: Observer | None = None) -> None:
+        self.options = options
+        self.logs = logs
+        logs.mkdir(parents=True, exist_ok=True)
+        for old in logs.glob("*.log"):
+            old.unlink(missing_ok=True)
+        self.sockets = Path(tempfile.mkdtemp(prefix="vfud-lab-"))
+        self.source = Side("source", self.sockets, logs, options, incoming=False)
+        self.destination = Side("destination", self.sockets, logs, options, incoming=True)
+        self.guest: Guest = QtestGuest() if options.guest_image is None else LinuxGuest()
+        self.samples: list[dict[str, Any]] = []
+        self.convergence: Convergence | None = None
+        # The hosts are numbered: source is 1, destination 2, and each that comes later has the next number.
+        self.hosts = 2
+        self.moves = 0
+        # When the sides got their roles (Unix time); 0.0: they never had others.
+        self.roles_since = 0.0
+        # Of each of the source's servers: its figures, and all samples of this move.
+        self.snapshots: list[Snapshot | None] = [None] * options.devices
+        self.server_samples: list[list[Sample]] = [[] for _ in range(options.devices)]
+        self._sequences = [0] * options.devices
+        self.observe: Observer = observer or (lambda what, data: None)
+
+    async def __aenter__(self) -> Lab:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop everything, whatever state it is in."""
+        with contextlib.suppress(LabError, OSError):
+            await self.guest.close()
+        await asyncio.gather(self.source.stop(), self.destination.stop())
+        shutil.rmtree(self.sockets, ignore_errors=True)
+
+    async def start(self) -> None:
+        """Start both sides, wait for the guest, start the load. Raises: LabError."""
+        self.observe("phase", {"text": "starting servers and QEMU"})
+        await self.source.start()
+        await self.destination.start()
+        self.observe("phase", {"text": "waiting for the guest"})
+        await self.guest.ready(self.source.qemu)
+        self.observe("phase", {"text": "guest is up; load starts"})
+        await self._start_load()
+        await asyncio.sleep(self.options.warmup_seconds)
+
+    async def _start_load(self) -> None:
+        if self.options.load_place == "guest":
+            await self.guest.start(self.options.load)
+            return
+        await self.guest.start(LoadPlan(rate_bytes=0))
+        for server in self.source.servers:
+            await server.command("load", load=self.options.load.to_dict())
+
+    async def configure(self, *qemus: Qemu, return_path: bool = True) -> None:
+        """Set migration capabilities and parameters on `qemus`; both sides when none is named.
+
+        With a return path the source waits for the destination's word. Without, as a file needs it, the
+        source completes when everything is sent, whether or not it is accepted.
+        """
+        options = self.options
+        capabilities = [
+            {"capability": "events", "state": True},
+            {"capability": "return-path", "state": return_path},
+        ]
+        if options.switchover_ack:
+            capabilities.append({"capability": "switchover-ack", "state": True})
+        capabilities += [{"capability": name, "state": state} for name, state in options.capabilities]
+        for qemu in qemus or (self.source.qemu, self.destination.qemu):
+            await qemu.execute("migrate-set-capabilities", capabilities=capabilities)
+            await qemu.execute("migrate-set-parameters", **self.parameters())
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the migration parameters that this experiment sets, underscores for hyphens."""
+        parameters: dict[str, Any] = {
+            "downtime_limit": self.options.downtime_limit_ms,
+            "max_bandwidth": self.options.max_bandwidth,
+        }
+        if self.options.switchover_bandwidth:
+            parameters["avail_switchover_bandwidth"] = self.options.switchover_bandwidth
+        return parameters | {key.replace("-", "_"): value for key, value in self.options.parameters}
+
+    async def listen(self) -> str:
+        """Make the destination listen and return the address to migrate to."""
+        path = self.sockets / f"migration-{self.destination.name}.sock"
+        path.unlink(missing_ok=True)
+        await self.destination.qemu.execute("migrate-incoming", uri=f"unix:{path}")
+        return f"unix:{path}"
+
+    async def replace_destination(self, options: MigrateOptions | None = None) -> None:
+        """Stop the destination and start a fresh one (QEMU cannot receive twice)."""
+        await self.destination.stop()
+        self.destination = Side(
+            "destination", self.sockets, self.logs, options or self.options, incoming=True
+        )
+        await self.destination.start()
+
+    async def begin(self, uri: str) -> None:
+        """Start the outgoing migration. Raises: QmpError: refused (a blocker, say)."""
+        await self.source.qemu.execute("migrate", uri=uri)
+
+    async def sample(self) -> dict[str, Any]:
+        """Ask QEMU and all servers where they are, and keep the answer."""
+        now = time.time()
+        migration = await self.source.qemu.migration()
+        row: dict[str, Any] = {"time": now, "status": migration.get("status", "none"), "qemu": migration}
+        row["source"], row["destination"] = await asyncio.gather(
+            self.source.statuses(), self.destination.statuses()
+        )
+        row["threshold_bytes"] = threshold_bytes(
+            self.parameters(), self.options.downtime_limit_ms, row["qemu"]
+        )
+        self.samples.append(row)
+        await self._assess(row)
+        self.observe("sample", row)
+        return row
+
+    async def watch(self) -> None:
+        """Fetch what the source's servers measured since the last time; one that is gone stays as it was."""
+        for index, server in enumerate(self.source.servers):
+            with contextlib.suppress(LabError):
+                more = True
+                while more:
+                    figures = await server.figures(self._sequences[index])
+                    self.snapshots[index], more = figures.snapshot, figures.more
+                    self._sequences[index] = figures.sequence
+                    self.server_samples[index] += figures.samples
+
+    async def _assess(self, row: dict[str, Any]) -> None:
+        await self.watch()
+        devices = [snapshot for snapshot in self.snapshots if snapshot is not None]
+        if len(devices) == len(self.snapshots) and all("PRE_COPY" in device.state for device in devices):
+            self.convergence = assess(
+                [device.forecast for device in devices], row["qemu"], row["threshold_bytes"]
+            )
+            self.observe("convergence", self.convergence.to_json())
+
+    async def wait_for(
+        self, condition: Callable[[dict[str, Any]], bool], what: str, timeout_seconds: float | None = None
+    ) -> dict[str, Any]:
+        """Sample until `condition(row)` holds and return that row.
+
+        Raises: TimeLimitError: not within the time. LabError: the source's QEMU ended.
+        """
+        limit = timeout_seconds if timeout_seconds is not None else self.options.timeout_seconds
+        began = time.monotonic()
+        deadline = began + limit
+        while True:
+            row = await self.sample()
+            if condition(row):
+                return row
+            if time.monotonic() > deadline:
+                raise TimeLimitError(f"{what}: not within {limit:g} s; migration is {row['status']!r}")
+            pause = max(SAMPLE_SECONDS, (time.monotonic() - began) / SAMPLES_KEPT)
+            await asyncio.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+
+    async def wait_final(self, timeout_seconds: float | None = None) -> dict[str, Any]:
+        """Wait until the migration ends in any way and return `query-migrate`."""
+        row = await self.wait_for(
+            lambda r: r["status"] in FINAL_STATES, "end of the migration", timeout_seconds
+        )
+        reply: dict[str, Any] = row["qemu"]
+        return reply
+
+    async def wait_running(self, qemu: Qemu, timeout_seconds: float = 20.0) -> None:
+        """Wait until the VM of `qemu` runs. Raises: LabError, ProcessError."""
+        deadline = time.monotonic() + timeout_seconds
+        while (state := await qemu.run_state()) != "running":
+            if time.monotonic() > deadline:
+                raise LabError(f"{qemu.name}: the VM is {state!r}, not running, after {timeout_seconds:g} s")
+            await asyncio.sleep(0.01)
+
+    async def migrate(self) -> dict[str, Any]:
+        """Configure, listen, migrate and wait for the end; return the last `query-migrate`."""
+        await self.configure()
+        uri = await self.listen()
+        self.observe("phase", {"text": "migrating"})
+        await self.begin(uri)
+        return await self.wait_final()
+
+    async def move(self) -> MigrationResult:
+        """Move the VM and go on with its load on the destination; return what came of it, unjudged.
+
+        `turn_around` makes the next move possible.
+
+        Raises:  TimeLimitError: it does not end; `give_up` cancels it. LabError: it ended otherwise than by
+                 "completed", or a process is gone.
+        """
+        result = MigrationResult(started=time.time())
+        result.qemu.downtime_limit_ms, result.qemu.parameters = (
+            self.options.downtime_limit_ms,
+            self.parameters(),
+        )
+        reply = await self.migrate()
+        if reply["status"] != "completed":
+            raise LabError(f"migration {reply['status']}: {reply.get('error-desc', 'no reason given')}")
+        await self.wait_running(self.destination.qemu)
+        self.moves += 1
+        await self.guest.follow(self.destination.qemu)
+        await self.collect(result)
+        result.ended = time.time()
+        return result
+
+    async def turn_around(self, keep_logs: bool = False) -> None:
+        """After a completed move: stop the old source, start a fresh destination, and swap the roles.
+
+        What this move left is forgotten: samples, and the old source's logs unless `keep_logs`. The guest
+        must have followed (`move` has seen to it). Faults go with the role, not with the host.
+
+        Raises:  LabError, ProcessError: the fresh side does not start; the VM runs on, on what is now
+                 the source.
+        """
+        old, self.source = self.source, self.destination
+        self.hosts += 1
+        self.destination = Side(f"host{self.hosts}", self.sockets, self.logs, self.options, incoming=True)
+        # One after the other: so there are never more than two hosts, and never three of a big device.
+        await old.stop()
+        if not keep_logs:
+            old.remove_logs()
+        for server in old.servers:
+            server.remove_sockets()
+        await self.destination.start()
+        if self.options.faults_source != self.options.faults_destination:
+            await self.source.change_faults(self.options.faults_source)
+        self.samples, self.convergence = [], None
+        self.server_samples = [[] for _ in old.servers]
+        self._sequences = [0] * len(old.servers)
+        # What the new source sampled as a destination is not of the next move.
+        await self.watch()
+        self.server_samples = [[] for _ in old.servers]
+        self.roles_since = time.time()
+
+    async def give_up(self) -> None:
+        """Cancel the migration, so that the VM goes on at the source. Raises: LabError."""
+        self.observe("phase", {"text": "giving up: cancelling the migration"})
+        await self.source.qemu.execute("migrate_cancel")
+        await self.wait_final(GIVE_UP_SECONDS)
+
+    async def collect(self, result: MigrationResult) -> None:
+        """Take what servers, QEMUs and traces say into `result`; parts that are gone stay empty."""
+        await collect(self, result)

@@ -1,0 +1,81 @@
+"""One host of a migration: device servers and the QEMU attached to them."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from vfu_dev.errors import LabError
+from vfu_dev.lab.options import MigrateOptions
+from vfu_dev.lab.qemu import Qemu, QemuOptions
+from vfu_dev.lab.servers import DeviceServer, ServerOptions
+
+
+class Side:
+    """One host. `name` is its own for ever; whether it is source or destination changes with each move."""
+
+    def __init__(self, name: str, sockets: Path, logs: Path, options: MigrateOptions, incoming: bool) -> None:
+        self.name = name
+        self.logs = logs
+        server = ServerOptions(
+            memory_bytes=options.memory_bytes,
+            page_size=options.page_size,
+            access=options.access,
+            pre_copy=options.pre_copy,
+            fill=0 if incoming else options.fill,
+            library=options.library,
+            faults=options.faults_destination if incoming else options.faults_source,
+            extra=options.server_extra,
+        )
+        self.servers = [DeviceServer(f"{name}-vfu{i}", sockets, logs, server) for i in range(options.devices)]
+        machine = QemuOptions(
+            binary=options.qemu,
+            ram_bytes=options.ram_bytes,
+            accel=options.accel,
+            guest=options.guest_image,
+            incoming=incoming,
+        )
+        self.qemu = Qemu(name, sockets, logs, machine, [server.socket for server in self.servers])
+
+    async def start(self) -> None:
+        """Start the servers, then QEMU. Raises: ProcessError, LabError."""
+        await asyncio.gather(*(server.start() for server in self.servers))
+        await self.qemu.start()
+
+    async def stop(self) -> None:
+        """Stop QEMU, then the servers."""
+        await self.qemu.stop()
+        await asyncio.gather(*(server.stop() for server in self.servers))
+
+    async def change_faults(self, faults: tuple[str, ...]) -> None:
+        """Disarm every fault of this side's servers and arm `faults`. Raises: LabError: one is refused."""
+        for server in self.servers:
+            await server.command("fault", clear="all")
+            for text in faults:
+                await server.command("fault", fault=text)
+
+    def remove_logs(self) -> None:
+        """Remove what a stopped side logged."""
+        for pattern in (f"{self.name}.log", f"{self.name}-*.log", f"server-{self.name}-*.log"):
+            for path in self.logs.glob(pattern):
+                path.unlink(missing_ok=True)
+
+    async def statuses(self) -> list[dict[str, Any]]:
+        """Return what a sample keeps of each server's status; of one that is gone, its error."""
+        answers = await asyncio.gather(*(server.status() for server in self.servers), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, LabError):
+                raise answer
+        return [_brief(answer) for answer in answers]
+
+
+def _brief(answer: Any) -> dict[str, Any]:
+    """Return what a sample keeps of a server's status; the transitions alone would make it megabytes."""
+    if isinstance(answer, BaseException):
+        return {"error": str(answer)}
+    brief = {key: answer.get(key) for key in ("state", "initial_bytes", "dirty_bytes")}
+    save, load = answer.get("save") or {}, answer.get("load") or {}
+    brief.update({key: save.get(key) for key in ("precopy_bytes", "stop_copy_bytes", "passes")})
+    brief["received_bytes"] = load.get("received_bytes")
+    return brief
