@@ -21,7 +21,13 @@ from vfu_dev.migration.plan import CLASSIFY_BUDGET_SECONDS
 from vfu_dev.migration.records import LoadRecord, SaveRecord, Transition, log_state_change
 from vfu_dev.migration.save import PrecopyInfo, SaveSession
 from vfu_dev.migration.schema import MigratableState
-from vfu_dev.migration.stream import pages_bytes, prelude_bytes, tail_bytes, zeros_bytes
+from vfu_dev.migration.stream import (
+    INITIAL_END_BYTES,
+    pages_bytes,
+    prelude_bytes,
+    tail_bytes,
+    zeros_bytes,
+)
 from vfu_dev.migration.watch import Watch
 from vfu_dev.uapi import DeviceState, MigrationFlags
 
@@ -255,7 +261,7 @@ class Migration:
         if self._save is not None:
             info = self._look()
             return info.initial_bytes + info.dirty_bytes + self._save.tail_bytes
-        total = prelude_bytes(self.contents) + tail_bytes(self.contents)
+        total = prelude_bytes(self.contents) + INITIAL_END_BYTES + tail_bytes(self.contents)
         budget_seconds = CLASSIFY_BUDGET_SECONDS / max(1, len(self.contents.memories))
         for memory in self.contents.memories:
             if memory.mapped:
@@ -268,8 +274,12 @@ class Migration:
 
     @property
     def audit_pending(self) -> bool:
-        """Whether `advance_audit` has something to do."""
-        return self._audit is not None
+        """Whether `advance_audit` has something to do that costs no downtime.
+
+        In STOP_COPY the client still finds out that this was all, and the destination loads the last of it:
+        steps of 5 ms in between were 5 to 10 ms of the downtime.
+        """
+        return self._audit is not None and self.state is not DeviceState.STOP_COPY
 
     def advance_audit(self, budget_seconds: float = float("inf")) -> bool:
         """Compare what was sent with what lies in memory, a step at a time, while the device stands still.
