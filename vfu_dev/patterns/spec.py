@@ -1,4 +1,4 @@
-"""What a load is, as data: pattern, rate, size of a write, bursts, phases. docs/load.md defines each field."""
+"""What a load is, as data: pattern, rate, size of a write, bursts, phases. docs/load.md defines it all."""
 
 from __future__ import annotations
 

@@ -10,21 +10,20 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Generator
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vfu_dev import __version__
 from vfu_dev.device import Device, MemoryBar
-from vfu_dev.errors import ConfigError, LibraryError, VfuDevError
+from vfu_dev.errors import LibraryError, VfuDevError
 from vfu_dev.figures import Figures
 from vfu_dev.libvfio_user import Context, Library, Region, ResetKind
-from vfu_dev.migration import StateHasher
-from vfu_dev.migration.fsm import PRE_COPY_GROUP, RUNNING_GROUP
+from vfu_dev.libvfio_user.dma import DmaMemory
 from vfu_dev.migration.sampler import Sampler
 from vfu_dev.server import pci
-from vfu_dev.server.control import Command, ControlSocket
+from vfu_dev.server.commands import Commands
+from vfu_dev.server.control import ControlSocket
 from vfu_dev.server.feed import Feed
 from vfu_dev.server.snapshot import SnapshotMaker
 from vfu_dev.server.sockets import OwnedPath, claim_socket_path
@@ -39,7 +38,6 @@ _TURN_SECONDS = 0.01
 _IDLE_STEP_SECONDS = 0.005
 # One step of the device's own work, which goes on while a guest waits for its MMIO.
 _WORK_STEP_SECONDS = 0.001
-_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
 class Server:
@@ -80,7 +78,7 @@ class Server:
         self._poll()
         if control_path is not None:
             try:
-                self._control = ControlSocket(control_path, self._selector, self._commands())
+                self._control = ControlSocket(control_path, self._selector, Commands(self).table())
             except BaseException:
                 self.close()
                 raise
@@ -286,53 +284,12 @@ class Server:
             logger.warning("%s: protocol error: %s", self.device.name, err)
             self._poll()
 
-    # --- commands -------------------------------------------------------------------------------------------
+    # --- for commands and exporters -------------------------------------------------------------------------
 
-    def _commands(self) -> dict[str, Command]:
-        return {
-            "status": lambda _: self.status(),
-            "figures": self._figures,
-            "digest": lambda _: self._digest(),
-            "dma-log": self._dma_log,
-            "quit": lambda _: self.stop(),
-            "log-level": self._log_level,
-        }
-
-    def status(self) -> dict[str, object]:
-        """Return what the control socket's `status` shows."""
-        device = self.device
-        migration = device.migration
-        info = migration.precopy_info() if migration.state in PRE_COPY_GROUP else None
-        return {
-            "name": device.name,
-            "pid": os.getpid(),
-            "version": __version__,
-            "library": {"path": str(self.library.path), "api": self.library.api},
-            "state": migration.state.name,
-            "connected": self.connected,
-            "memories": [
-                {
-                    "name": memory.name,
-                    "size_bytes": memory.size_bytes,
-                    "page_size_bytes": memory.page_size_bytes,
-                    "written_bytes": memory.written_bytes,
-                    "access": "mmap" if memory.mapped else "trap",
-                    "scans": {
-                        "looks": memory.scans.looks,
-                        "pages": memory.scans.pages,
-                        "seconds": memory.scans.ns / 1e9,
-                        "longest_seconds": memory.scans.longest_ns / 1e9,
-                    },
-                }
-                for memory in device.memories
-            ],
-            "initial_bytes": None if info is None else info.initial_bytes,
-            "dirty_bytes": None if info is None else info.dirty_bytes,
-            "save": migration.save_status(),
-            "load": migration.load_status(),
-            "transitions": [transition.as_dict() for transition in migration.transitions],
-            "counters": asdict(device.counters),
-        }
+    @property
+    def dma(self) -> DmaMemory | None:
+        """Guest memory, where the library has DMA."""
+        return self._context.dma
 
     def figures(self, after: int = 0) -> Figures:
         """Return what `vfu-dev top`, the live page and the metrics show; cheap, it looks at no page.
@@ -341,50 +298,9 @@ class Server:
         """
         return self._snapshots.figures(self.connected, after)
 
-    def _figures(self, request: dict[str, Any]) -> dict[str, Any]:
-        after = request.get("after", 0)
-        if not isinstance(after, int) or after < 0:
-            raise ConfigError(f"after {after!r}: expected the number of a sample")
-        return self.figures(after).as_dict()
-
     def feed(self, peer: socket.socket) -> None:
         """Answer figures to `peer`: for each line with the number of a sample one line of JSON.
 
         For an exporter in a process of its own; the server owns `peer` from now on.
         """
         self._feeds.append(Feed(peer, self._selector, self.figures))
-
-    def _digest(self) -> Generator[None, None, dict[str, object]]:
-        """Hash all state in steps; the result says whether the device was written meanwhile."""
-        started = time.monotonic()
-        writes = self.device.counters.region_writes
-        hasher = StateHasher(self.device.migration.contents)
-        while not hasher.advance(_IDLE_STEP_SECONDS):
-            yield
-        return {
-            "digest": hasher.digest(),
-            "stable": writes == self.device.counters.region_writes and not self._written_unseen(),
-            "seconds": time.monotonic() - started,
-        }
-
-    def _written_unseen(self) -> bool:
-        """Return whether a client may be writing to mapped memory at this moment."""
-        running = self.device.migration.state in RUNNING_GROUP
-        return running and self.connected and any(memory.mapped for memory in self.device.memories)
-
-    def _dma_log(self, request: dict[str, Any]) -> dict[str, object]:
-        """Have DMA escape its dirty logging, or not: shows that a test of the logging can fail."""
-        enabled = request.get("enabled")
-        if not isinstance(enabled, bool):
-            raise ConfigError(f"enabled {enabled!r}: expected true or false")
-        if self._context.dma is None:
-            raise ConfigError("this libvfio-user has no DMA")
-        self._context.dma.log_writes = enabled
-        return {"enabled": enabled}
-
-    def _log_level(self, request: dict[str, Any]) -> dict[str, object]:
-        level = request.get("level")
-        if level not in _LOG_LEVELS:
-            raise ConfigError(f"level {level!r}: expected one of {', '.join(_LOG_LEVELS)}")
-        logging.getLogger("vfu_dev").setLevel(level)
-        return {"level": level}
