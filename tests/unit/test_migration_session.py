@@ -207,7 +207,7 @@ def test_initial_falls_to_zero_before_dirty_does() -> None:
     box.migration.set_state(S.PRE_COPY)
     info = box.migration.precopy_info()
     expected = stream.prelude_bytes(box.contents) + stream.pages_bytes(8, PAGE) + stream.zeros_bytes(2)
-    assert info.initial_bytes == expected
+    assert info.initial_bytes == expected + stream.INITIAL_END_BYTES
     assert info.dirty_bytes > 20 * PAGE
 
 
@@ -215,8 +215,42 @@ def test_an_idle_device_with_untouched_memory_still_has_initial_bytes() -> None:
     box = Box()
     box.migration.set_state(S.PRE_COPY)
     info = box.migration.precopy_info()
-    assert info.initial_bytes == stream.prelude_bytes(box.contents)
+    assert info.initial_bytes == stream.prelude_bytes(box.contents) + stream.INITIAL_END_BYTES
     assert info.dirty_bytes == 0
+
+
+@pytest.mark.parametrize("limit", [None, 10 * PAGE, 0])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_destination_knows_when_initial_data_has_arrived(limit: int | None, stopped: bool) -> None:
+    """It is told with the very byte that takes initial_bytes to zero, also in STOP_COPY."""
+    source, target = filled(initial_limit_bytes=limit), Box()
+    source.migration.set_state(S.STOP_COPY if stopped else S.PRE_COPY)
+    record = source.migration.save_status()
+    assert record is not None
+    initial = record["initial_bytes"]
+    assert isinstance(initial, int)
+    data = source.read_all()
+    target.migration.set_state(S.RESUMING)
+    target.migration.write(memoryview(data[: initial - 1]))
+    assert not target.migration.initial_loaded
+    target.migration.write(memoryview(data[initial - 1 : initial]))
+    assert target.migration.initial_loaded
+    target.migration.write(memoryview(data[initial:]))
+    assert target.migration.initial_loaded == 1
+
+
+def test_new_initial_data_is_announced_complete_once_more() -> None:
+    source, target = filled(), Box()
+    source.migration.client_knows_reinit = True
+    source.migration.set_state(S.PRE_COPY)
+    target.migration.set_state(S.RESUMING)
+    target.migration.write(memoryview(source.read_all()))
+    source.migration.reinit(source.memories[0], np.arange(5))
+    data = source.read_all()
+    target.migration.write(memoryview(data[:-1]))
+    assert target.migration.initial_loaded == 1
+    target.migration.write(memoryview(data[-1:]))
+    assert target.migration.initial_loaded == 2
 
 
 def test_a_record_sent_in_parts_is_a_snapshot() -> None:

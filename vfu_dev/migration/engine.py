@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from vfu_dev.errors import StateError, StreamError
+from vfu_dev.errors import StateError, StreamError, VfuDevError
 from vfu_dev.figures.totals import interruption
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.memory.pages import CODE_DATA, CODE_ZERO, PageIndices
@@ -342,6 +342,21 @@ class Migration:
         record.status, record.ended = "completed", time.time()
         self.watch.load_ended("completed")
         self._on_loaded()
+
+    @property
+    def initial_loaded(self) -> int:
+        """How often all initial data of the load under way has arrived; above 1 only after a REINIT."""
+        return 0 if self._load is None else self._load.initial_ends
+
+    def break_session(self, error: VfuDevError) -> None:
+        """End the session under way as failed: migration data could not be read, or taken.
+
+        What was sent has a hole from then on, so a save cannot be completed and a load is refused for good.
+        """
+        if self._save is not None:
+            self._end_save("failed", str(error), "failed")
+        if self._load is not None and self._load_record is not None:
+            self._refuse_load(self._load_record, self._load.refuse(str(error)))
 
     def _refuse_load(self, record: LoadRecord, error: StreamError) -> None:
         if record.status == "active":

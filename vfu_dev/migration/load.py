@@ -24,10 +24,12 @@ class LoadSession:
     Attributes:
         digest: of the state as it lies in memory, hex, in the shape that the source has; None until the end
             of the stream was verified.
+        initial_ends: how often the source said that all initial data was sent: once, and after each REINIT.
     """
 
     def __init__(self, state: MigratableState) -> None:
         self.digest: str | None = None
+        self.initial_ends = 0
         self._state = state
         self._incoming: Incoming  # from the schema on
         self._blocks: list[bytes] = []  # as they arrived
@@ -45,6 +47,12 @@ class LoadSession:
     @property
     def failure(self) -> StreamError | None:
         """Why the stream was refused, or None."""
+        return self._decoder.failure
+
+    def refuse(self, reason: str) -> StreamError:
+        """Give the stream up for `reason`; returns what every later call raises."""
+        if self._decoder.failure is None:
+            self._decoder.failure = StreamError(reason)
         return self._decoder.failure
 
     def write(self, data: memoryview) -> None:
@@ -92,6 +100,10 @@ class LoadSession:
             target.rows[written] = 0
             codes[indices] = CODE_ZERO
         self._hashes[memory][indices] = 0
+
+    def take_initial(self) -> None:
+        """Note that all initial data has arrived."""
+        self.initial_ends += 1
 
     def take_block(self, block: int, content: bytes) -> None:
         """Keep a block until all is verified."""

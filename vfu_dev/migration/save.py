@@ -21,6 +21,7 @@ from vfu_dev.memory.pages import PageIndices
 from vfu_dev.migration.plan import FINAL_LOOK_SECONDS, PASS_LOOK_SECONDS, PassPlan
 from vfu_dev.migration.schema import MigratableState, blocks_digest
 from vfu_dev.migration.stream import (
+    INITIAL_END_BYTES,
     RecordType,
     Segment,
     StreamEncoder,
@@ -116,6 +117,7 @@ class SaveSession:
             chosen = plan.choose_initial(left)
             left = None if left is None else max(0, left - chosen)
         self._prelude_made = False
+        self._initial_told = False  # that all of it is sent
         self._initial_pass = True
         self._tail_bytes = tail_bytes(state)  # not made yet
         self._blocks: list[bytes] = []  # made so far
@@ -146,6 +148,7 @@ class SaveSession:
             self._plans[memory].memory.pages.mark_pages(pages)
             return
         self._plans[memory].add_initial(pages)
+        self._initial_told = self._initial_told and not len(pages)
         # What is initial is read first: the next read plans anew.
         for plan in self._plans:
             plan.drop_pass()
@@ -168,6 +171,7 @@ class SaveSession:
     def info(self) -> PrecopyInfo:
         """Return what could be read now without stopping; looks at pages written since the last look."""
         initial = 0 if self._prelude_made else prelude_bytes(self._state)
+        initial += 0 if self._initial_told else INITIAL_END_BYTES
         dirty = 0
         if self._kind is _Kind.INITIAL:
             initial += self._segments_bytes
@@ -249,7 +253,7 @@ class SaveSession:
         if (
             not self._blocks
             and self.digest is None
-            and (self._next_pages() or (self._start_pass() and self._next_pages()))
+            and (self._next_pages() or self._tell_initial() or (self._start_pass() and self._next_pages()))
         ):
             return True
         if not self.stopped:
@@ -270,6 +274,14 @@ class SaveSession:
         self._borrowed = borrowed
         if kind is not _Kind.TAIL and self.pass_list:  # the prelude comes before the first pass
             self.pass_list[-1].stream_bytes += self._segments_bytes
+
+    def _tell_initial(self) -> bool:
+        """Between two passes: say that initial data is complete, once; False when there is nothing to say."""
+        if self._initial_told or any(plan.initial.any() for plan in self._plans):
+            return False
+        self._initial_told = True
+        self._send(_Kind.INITIAL, self._encoder.record(RecordType.INITIAL, 0, 0, []))
+        return True
 
     def _start_pass(self) -> bool:
         """Plan the next pass over all memories: over initial pages alone as long as there are any."""

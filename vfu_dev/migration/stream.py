@@ -6,6 +6,7 @@
     zeros    n page indices (u32, ascending) of pages that are all zeros
     block    a packed register block; each once, in order, when the device stopped
     end      a 16-byte digest for each memory and one for all blocks; nothing may follow
+    initial  no body: all that counted as initial is before it; again after each REINIT
 
 All integers are little endian. Each checksum is the xxh3 of header and body seeded with the checksum before
 it, the first one with that of the prelude: a record that is changed, missing, repeated, moved, or spliced in
@@ -49,6 +50,7 @@ class RecordType(IntEnum):
     ZEROS = 2
     BLOCK = 3
     END = 4
+    INITIAL = 5
 
 
 def pages_a_record(page_size_bytes: int) -> int:
@@ -79,6 +81,10 @@ def tail_bytes(state: MigratableState) -> int:
 
 
 Segment = memoryview | bytes
+
+
+# What says that initial data is complete.
+INITIAL_END_BYTES = RECORD.size
 
 
 class StreamEncoder:
@@ -117,6 +123,9 @@ class StreamSink(Protocol):
 
     def take_zeros(self, memory: int, indices: PageIndices) -> None:
         """Make the pages `indices` zero."""
+
+    def take_initial(self) -> None:
+        """Note that all initial data has arrived."""
 
     def take_block(self, block: int, content: bytes) -> None:
         """Judge the block's content and keep it until the end; raises StreamError when it cannot be."""
@@ -282,6 +291,10 @@ class StreamDecoder:
                     f"{where}: the end after {self._blocks_seen} of {len(blocks)} register blocks"
                 )
             expected = (len(memories) + 1) * DIGEST_BYTES
+        elif kind == RecordType.INITIAL:
+            if index or count or self._blocks_seen:
+                raise StreamError(f"{where}: initial data ends where it cannot")
+            expected = 0
         else:
             raise StreamError(f"{where}: unknown type {kind}")
         if length != expected:
@@ -309,6 +322,8 @@ class StreamDecoder:
             case RecordType.BLOCK:
                 self._sink.take_block(header.target, bytes(body))
                 self._blocks_seen += 1
+            case RecordType.INITIAL:
+                self._sink.take_initial()
             case RecordType.END:
                 digests = [bytes(body[i : i + DIGEST_BYTES]) for i in range(0, len(body), DIGEST_BYTES)]
                 self._sink.take_end(digests[:-1], digests[-1])
