@@ -1,9 +1,27 @@
 """Load patterns as data, and the writes that follow from them: numpy only, used by every generator.
 
-`LoadSpec` says what a load is, `Writes` which write comes where, `Pacer` when; docs/load.md is the definition
-that a generator in another language follows.
+`LoadSpec` says what a load is; `Program` binds it to a memory: which write comes where (`Writes`) and when
+(`Pacer`). docs/load.md is the definition that a generator in another language follows.
 """
 
+from vfu_dev.patterns.pacer import Pacer, Run
+from vfu_dev.patterns.program import Program
 from vfu_dev.patterns.spec import PAGE_PATTERNS, PATTERNS, Burst, LoadSpec, Phase, parse_rate
+from vfu_dev.patterns.trace import Trace
+from vfu_dev.patterns.writes import Writes, contents, writes_of
 
-__all__ = ["PAGE_PATTERNS", "PATTERNS", "Burst", "LoadSpec", "Phase", "parse_rate"]
+__all__ = [
+    "PAGE_PATTERNS",
+    "PATTERNS",
+    "Burst",
+    "LoadSpec",
+    "Pacer",
+    "Phase",
+    "Program",
+    "Run",
+    "Trace",
+    "Writes",
+    "contents",
+    "parse_rate",
+    "writes_of",
+]
