@@ -11,14 +11,25 @@ from pathlib import Path
 from vfu_dev.builds import apt
 from vfu_dev.builds.cache import tree_digest
 from vfu_dev.builds.command import Context, compiler_version, output_of
+from vfu_dev.builds.guest_module import compile_module, keep_headers
 from vfu_dev.builds.initramfs import Initramfs
 from vfu_dev.builds.native import native_dir
 from vfu_dev.builds.recipe import Facts, Recipe
 from vfu_dev.errors import BuildError
 
-_VERSION = 1
+_VERSION = 2
 _KERNEL = "linux-image-cloud-amd64"
+_HEADERS = "linux-headers-cloud-amd64"
 _BUSYBOX = "busybox-static"
+# What takes the place of apt's downloads in a --sources folder, one file for each pattern. The metapackages
+# are empty; the kernel's own packages have a version in their names.
+_FILES = (
+    "linux-image-[0-9]*.deb",
+    "linux-headers-[0-9]*-cloud-amd64_*.deb",
+    "linux-headers-[0-9]*-common_*.deb",
+    "linux-kbuild-[0-9]*.deb",
+    f"{_BUSYBOX}_*.deb",
+)
 _C_FLAGS = ("-static", "-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror")
 
 # vmlinux's module section `.modinfo` holds NUL-terminated name=value strings.
@@ -33,13 +44,13 @@ def _base_inputs() -> Facts:
         release = {}
     return {
         "recipe": _VERSION,
-        "packages": [_KERNEL, _BUSYBOX],
+        "packages": [_KERNEL, _HEADERS, _BUSYBOX],
         "release": f"{release.get('ID', 'unknown')} {release.get('VERSION_ID', '')}".strip(),
     }
 
 
 def _make_base(context: Context, out: Path) -> Facts:
-    """Unpack kernel and busybox: vmlinuz, modules/*.ko and busybox in `out`."""
+    """Unpack kernel and busybox: vmlinuz, modules/*.ko, headers/ and busybox in `out`."""
     downloads = out / "downloads"
     downloads.mkdir()
     packages = _packages(context, downloads)
@@ -60,37 +71,44 @@ def _make_base(context: Context, out: Path) -> Facts:
     modules.mkdir()
     for path in root.glob("**/lib/modules/**/*.ko*"):
         shutil.move(path, modules / path.name)
+    kernel = kernels[0].name.removeprefix("vmlinuz-")
+    keep_headers(root, kernel, out / "headers")
     shutil.rmtree(root)
     shutil.rmtree(downloads)
     return {
         "packages": [package.name for package in packages],
-        "kernel": kernels[0].name.removeprefix("vmlinuz-"),
+        "kernel": kernel,
         "modules": len(list(modules.iterdir())),
     }
 
 
 def _packages(context: Context, downloads: Path) -> list[Path]:
-    """Return the two .deb files: from the sources folder if they are there, else downloaded by apt."""
+    """Return the .deb files: from the sources folder if they are there, else downloaded by apt."""
     if context.sources is not None:
-        # The metapackage linux-image-cloud-amd64 is empty; the kernel's own package has a version in its
-        # name.
-        found = [
-            sorted(context.sources.glob(name)) for name in ("linux-image-[0-9]*.deb", f"{_BUSYBOX}_*.deb")
-        ]
+        found = [sorted(context.sources.glob(pattern)) for pattern in _FILES]
         if all(found):
             return [paths[-1] for paths in found]
     if not apt.available():
         raise BuildError(
             "the guest's kernel and busybox are Debian packages, and there is no apt here to fetch them\n"
-            f"  Put linux-image-VERSION-cloud-amd64_*.deb and {_BUSYBOX}_*.deb into the --sources folder."
+            f"  Put these into the --sources folder: {' '.join(_FILES)}"
         )
     private = apt.PrivateApt(context.cache.root / "apt" / "machine")
     private.update(context, "fetch package lists")
-    kernels = [name for name in private.depends(_KERNEL) if name.startswith("linux-image-")]
-    if not kernels:
-        raise BuildError(f"this machine's mirrors have no {_KERNEL}")
-    private.download(context, [kernels[0], _BUSYBOX], downloads)
+    kernel = _depends(private, _KERNEL, "linux-image-")
+    headers = _depends(private, _HEADERS, "linux-headers-")
+    common = _depends(private, headers, "linux-headers-")
+    kbuild = _depends(private, headers, "linux-kbuild-")
+    private.download(context, [kernel, headers, common, kbuild, _BUSYBOX], downloads)
     return sorted(downloads.glob("*.deb"))
+
+
+def _depends(private: apt.PrivateApt, package: str, prefix: str) -> str:
+    """Return the first package that `package` depends on whose name starts with `prefix`."""
+    for name in private.depends(package):
+        if name.startswith(prefix):
+            return name
+    raise BuildError(f"this machine's mirrors have no {package}, or it depends on no {prefix}VERSION")
 
 
 BASE = Recipe(
@@ -130,6 +148,7 @@ def _make(context: Context, out: Path) -> Facts:
     for name, data in programs.items():
         archive.file(f"bin/{name}", data, executable=True)
     modules = _modules(source / "modules.txt", base / "modules")
+    modules |= compile_module(context, base / "headers", source / "module", out)
     for name, data in modules.items():
         archive.file(f"lib/modules/{name}.ko", data)
     order = "".join(f"/lib/modules/{name}.ko\n" for name in modules)
@@ -141,14 +160,17 @@ def _make(context: Context, out: Path) -> Facts:
 
 
 def _compile(context: Context, source: Path, out: Path) -> dict[str, bytes]:
-    """Compile each C file of `source` to a static program of its name; return the programs, stripped."""
+    """Compile each folder of `source` that has a main.c to a static program of its name; return them."""
     programs = {}
-    for file in sorted(source.glob("*.c")):
-        program = out / file.stem
+    for folder in sorted(path.parent for path in source.glob("*/main.c")):
+        program = out / folder.name
+        files = sorted(folder.glob("*.c"))
         context.run(
-            ["cc", *_C_FLAGS, "-s", "-o", program, file], title=f"guest: compile {file.name}", cwd=source
+            ["cc", *_C_FLAGS, "-s", "-o", program, *files, "-lm"],
+            title=f"guest: compile {folder.name}",
+            cwd=folder,
         )
-        programs[file.stem] = program.read_bytes()
+        programs[folder.name] = program.read_bytes()
         program.unlink()
     return programs
 

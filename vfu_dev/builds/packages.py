@@ -79,6 +79,10 @@ GROUPS: dict[str, tuple[Need, ...]] = {
         Need("gcc", program="cc"),
         Need("libc6-dev", files=("/usr/lib*/libc.a", "/usr/lib*/*/libc.a")),
         Need("dpkg", program="dpkg-deb"),
+        # The kernel module: kbuild, and its objtool.
+        Need("make", program="make"),
+        Need("binutils", program="strip"),
+        Need("libelf1", files=("/usr/lib*/libelf.so.1", "/usr/lib*/*/libelf.so.1")),
     ),
     "run": (
         Need("seabios", files=tuple(f"{folder}/bios-256k.bin" for folder in FIRMWARE_DIRS)),

@@ -1,6 +1,6 @@
 """Guests that write to the device, remember what they wrote, and check it after the move.
 
-`Guest` is what an experiment needs of one. `LinuxGuest` commands native/guest/vfud-load.c over a serial port;
+`Guest` is what an experiment needs of one. `LinuxGuest` commands native/guest/vfud-load over a serial port;
 `QtestGuest` (qtest_guest.py) plays the guest itself where no CPU runs.
 """
 

@@ -1,0 +1,242 @@
+/*
+ * Finding and mapping the devices; their registers.
+ *
+ * Copyright (c) the vfu-dev authors.  SPDX-License-Identifier: BSD-3-Clause
+ */
+
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "vfud-load.h"
+
+#define SYSFS_PCI "/sys/bus/pci/devices"
+#define VENDOR_ID 0x4656
+#define DEVICE_ID 0x4455
+
+struct device devices[MAX_DEVICES];
+size_t device_count;
+
+static unsigned long read_sysfs_number(const char *address, const char *name)
+{
+    char path[PATH_MAX], text[32] = "";
+    FILE *file;
+
+    snprintf(path, sizeof(path), SYSFS_PCI "/%s/%s", address, name);
+    file = fopen(path, "r");
+    if (!file)
+        return ULONG_MAX;
+    if (!fgets(text, sizeof(text), file))
+        text[0] = '\0';
+    fclose(file);
+    return strtoul(text, NULL, 0);
+}
+
+int write_sysfs(const char *address, const char *name, const char *text)
+{
+    char path[PATH_MAX];
+    int fd, error = 0;
+
+    snprintf(path, sizeof(path), SYSFS_PCI "/%s/%s", address, name);
+    fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return errno;
+    if (write(fd, text, strlen(text)) < 0)
+        error = errno;
+    close(fd);
+    return error;
+}
+
+static volatile void *map_bar(const char *address, int bar, uint64_t need)
+{
+    char path[PATH_MAX];
+    struct stat info;
+    void *base;
+    int fd;
+
+    snprintf(path, sizeof(path), SYSFS_PCI "/%s/resource%d", address, bar);
+    fd = open(path, O_RDWR | O_SYNC | O_CLOEXEC);
+    if (fd < 0)
+        die("%s: %s", path, strerror(errno));
+    if (fstat(fd, &info) < 0 || (uint64_t)info.st_size < need)
+        die("%s: %lld bytes, %" PRIu64 " needed", path, (long long)info.st_size, need);
+    base = mmap(NULL, (size_t)info.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (base == MAP_FAILED)
+        die("mapping %s: %s", path, strerror(errno));
+    close(fd);
+    return base;
+}
+
+/* The module's file for this device: /dev/vfudN, N as sysfs has it. -1: the module does not drive the device. */
+static int open_driver(const char *address)
+{
+    char path[PATH_MAX];
+    struct dirent **entries;
+    int count, fd = -1;
+
+    snprintf(path, sizeof(path), SYSFS_PCI "/%s/misc", address);
+    count = scandir(path, &entries, NULL, alphasort);
+    for (int i = 0; i < count; i++) {
+        if (fd < 0 && !strncmp(entries[i]->d_name, "vfud", 4)) {
+            snprintf(path, sizeof(path), "/dev/%s", entries[i]->d_name);
+            fd = open(path, O_RDWR | O_CLOEXEC);
+            if (fd < 0)
+                die("%s: %s", path, strerror(errno));
+        }
+        free(entries[i]);
+    }
+    if (count >= 0)
+        free(entries);
+    return fd;
+}
+
+uint32_t read32(const struct device *dev, unsigned int offset)
+{
+    return *(volatile uint32_t *)(dev->registers + offset);
+}
+
+uint64_t read64(const struct device *dev, unsigned int offset)
+{
+    return *(volatile uint64_t *)(dev->registers + offset);
+}
+
+void write32(struct device *dev, unsigned int offset, uint32_t value)
+{
+    *(volatile uint32_t *)(dev->registers + offset) = value;
+}
+
+void write64(struct device *dev, unsigned int offset, uint64_t value)
+{
+    *(volatile uint64_t *)(dev->registers + offset) = value;
+}
+
+static uint64_t fill_word(uint64_t seed, uint64_t index)
+{
+    return seed ? mix(seed + (index + 1) * GOLDEN) : 0;
+}
+
+static void open_device(struct device *dev, const char *address)
+{
+    uint64_t size, page_size;
+    int error;
+
+    snprintf(dev->address, sizeof(dev->address), "%s", address);
+    dev->driver = open_driver(address);
+    /* A driver enabled the device when it was bound; then this is not ours to do. */
+    error = dev->driver < 0 ? write_sysfs(address, "enable", "1") : 0;
+    if (error)
+        die("enabling %s: %s", address, strerror(error));
+    dev->registers = map_bar(address, 0, BAR0_SIZE);
+    if (read32(dev, REG_ID) != ID_VALUE)
+        die("%s: ID register is %#x, not %#x", address, read32(dev, REG_ID), ID_VALUE);
+    if (read32(dev, REG_VERSION) != 1)
+        die("%s: register layout %u, this program knows 1", address, read32(dev, REG_VERSION));
+    size = read64(dev, REG_MEMSIZE);
+    page_size = read32(dev, REG_PAGE_SIZE);
+    if (page_size < 8 || page_size & (page_size - 1) || size < page_size || size % page_size)
+        die("%s: memory of %" PRIu64 " bytes in pages of %" PRIu64, address, size, page_size);
+    dev->memory = map_bar(address, 2, size);
+    dev->words = size / 8;
+    dev->page_words = page_size / 8;
+    dev->fill = read64(dev, REG_FILL);
+    dev->generation = read64(dev, REG_GENERATION);
+    dev->journal = malloc(size);
+    if (!dev->journal)
+        die("%s: no RAM for a journal of %" PRIu64 " bytes", address, size);
+    for (uint64_t i = 0; i < dev->words; i++)
+        dev->journal[i] = fill_word(dev->fill, i);
+    printf("vfud-load: %s: %" PRIu64 " bytes, pages of %" PRIu64 ", fill %" PRIu64 ", generation %" PRIu64 "%s\n",
+           address, size, page_size, dev->fill, dev->generation, dev->driver < 0 ? ", no driver" : "");
+}
+
+void find_devices(void)
+{
+    struct dirent **entries;
+    int count = scandir(SYSFS_PCI, &entries, NULL, alphasort);
+
+    if (count < 0)
+        die(SYSFS_PCI ": %s", strerror(errno));
+    for (int i = 0; i < count; i++) {
+        const char *name = entries[i]->d_name;
+
+        if (name[0] != '.' && device_count < MAX_DEVICES && read_sysfs_number(name, "vendor") == VENDOR_ID &&
+            read_sysfs_number(name, "device") == DEVICE_ID)
+            open_device(&devices[device_count++], name);
+        free(entries[i]);
+    }
+    free(entries);
+}
+
+struct device *chosen_device(const char *command, const char *arguments)
+{
+    uint64_t index = integer(arguments, "device", 0);
+
+    if (index >= device_count) {
+        refuse(command, "no device %" PRIu64 ", there are %zu", index, device_count);
+        return NULL;
+    }
+    return &devices[index];
+}
+
+void poll_generations(void)
+{
+    for (size_t d = 0; d < device_count; d++) {
+        struct device *dev = &devices[d];
+        uint64_t generation = read64(dev, REG_GENERATION);
+
+        if (generation == dev->generation)
+            continue;
+        printf("vfud-load: %s: generation %" PRIu64 " -> %" PRIu64 "\n", dev->address, dev->generation, generation);
+        reply("{\"event\":\"generation\",\"device\":%zu,\"from\":%" PRIu64 ",\"to\":%" PRIu64 "}", d,
+              dev->generation, generation);
+        dev->generation = generation;
+    }
+}
+
+void write_scratch(struct device *dev, uint64_t seed)
+{
+    dev->scratch_seed = mix(seed + 1) | 1;
+    for (unsigned int i = 0; i < SCRATCH_WORDS; i++)
+        write64(dev, REG_SCRATCH + i * 8, mix(dev->scratch_seed + i));
+}
+
+unsigned int scratch_errors(const struct device *dev)
+{
+    unsigned int errors = 0;
+
+    if (!dev->scratch_seed)
+        return 0;
+    for (unsigned int i = 0; i < SCRATCH_WORDS; i++)
+        errors += read64(dev, REG_SCRATCH + i * 8) != mix(dev->scratch_seed + i);
+    return errors;
+}
+
+/* A reset by the guest's own kernel (FLR, PM or bus reset, whichever the device offers). */
+void command_reset(const char *arguments)
+{
+    struct device *dev = chosen_device("reset", arguments);
+    bool cleared;
+    int error;
+
+    if (!dev)
+        return;
+    write_scratch(dev, now_ns());
+    error = write_sysfs(dev->address, "reset", "1");
+    /*
+     * Registers do not survive a reset; the device's memory does. What the device shows decides, not the kernel's
+     * word: after a bus reset it waits for a link, and a port over a device that is not Express has none (ENOTTY).
+     */
+    cleared = read64(dev, REG_SCRATCH) == 0;
+    if (cleared)
+        dev->scratch_seed = 0;
+    reply("{\"reply\":\"reset\",\"ok\":%s,\"scratch_cleared\":%s,\"error\":\"%s\"}", cleared ? "true" : "false",
+          cleared ? "true" : "false", error ? strerror(error) : "");
+}
