@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -10,6 +11,15 @@ import pytest
 from serverkit import ServerFactory, server_farm, short_folder
 
 from vfu_dev.errors import VfuDevError
+
+
+def pytest_configure() -> None:
+    """Give the programs under test a SIGINT to react to.
+
+    A shell without job control starts what it puts into the background with SIGINT ignored, and everything
+    below inherits that; Ctrl-C in a terminal is what the tests are about.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
