@@ -163,7 +163,7 @@ class ZipfWrites(PlacedWrites):
     def chosen(self, first: int, count: int) -> Words:
         """Return the number of sums that are not above the fraction's part of the whole sum."""
         sought = fractions(draw(self.seed, DRAW_PLACE, first, count)) * self.sums[-1]
-        found = np.searchsorted(self.sums, sought, side="right").astype(np.uint64)
+        found: Words = np.searchsorted(self.sums, sought, side="right").astype(np.uint64)
         np.minimum(found, np.uint64(self.places - 1), out=found)
         return found
 
