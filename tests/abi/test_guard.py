@@ -30,8 +30,8 @@ class Served:
         self.raising: BaseException | None = None
         self.resets: list[ResetKind] = []
         self.context = Context(libvfio_user.load(library), str(path), "guarded")
-        self.context.setup_pci(1, 2, 0xFF0000, 0)
-        self.context.setup_config_region()
+        self.context.setup_pci(express=False)
+        self.context.setup_config_region(256, self.access)
         self.context.setup_region(Region(0, 4096, self.access, "bar0"))
         self.context.setup_reset(self.reset)
         self.context.realize()

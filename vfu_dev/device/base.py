@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from vfu_dev.device.config_space import ConfigSpace
 from vfu_dev.device.declare import Region, declared
 from vfu_dev.device.guest_memory import GuestMemory, NoGuestMemory
 from vfu_dev.device.interrupts import Interrupts
@@ -118,6 +119,7 @@ class Device:
     Attributes:
         identity: what the PCI bus sees; the default is numbers that nobody was assigned.
         type_name: both ends of a migration have to agree on it; the class's name by default.
+        express: whether it is a PCI Express endpoint, with function level reset, or a conventional function.
 
     Args:
         name: this device among others, for logs and status; the type's by default.
@@ -127,6 +129,7 @@ class Device:
 
     # Class 0xff: "device does not fit in any defined classes" (PCI Code and ID Assignment Specification).
     identity = PciIdentity(vendor=0x4656, device=0xFFFF, class_code=0xFF0000, revision=0)
+    express = True
     type_name: ClassVar[str]
     # What streams of older versions lack, and what they have that is not missed: see `MigratableState`.
     added_state: ClassVar[Collection[str]] = ()
@@ -154,6 +157,7 @@ class Device:
         self.unmigrated: list[DeviceMemory] = []
         self.msix_vectors = 0
         self.interrupts = Interrupts(lambda: self.msix_vectors)
+        self.config = ConfigSpace()  # laid out by the server
         self.workers: list[Worker] = []
         # Set by the server: guest memory, and whether the command register lets the device reach it.
         self.guest_memory: GuestMemory = NoGuestMemory()
@@ -196,6 +200,7 @@ class Device:
         blocks += [worker.block() for worker in self.workers]
         if self.msix_vectors:
             blocks.append(self.interrupts.block())
+        blocks.append(self.config.block())
         state = MigratableState(
             self.type_name,
             self.memories,
@@ -354,6 +359,7 @@ class Device:
         for bar in self.bars:
             bar.reset()
         self.interrupts.reset()
+        self.config.reset()
         for worker in self.workers:
             worker.reset()
         self.reset_registers()

@@ -20,7 +20,6 @@ from ctypes import (
     c_size_t,
     c_ssize_t,
     c_uint8,
-    c_uint16,
     c_uint32,
     c_uint64,
     c_void_p,
@@ -41,12 +40,14 @@ VFU_REGION_FLAG_READ = 1 << 0
 VFU_REGION_FLAG_WRITE = 1 << 1
 VFU_REGION_FLAG_RW = VFU_REGION_FLAG_READ | VFU_REGION_FLAG_WRITE
 VFU_REGION_FLAG_MEM = 1 << 2
+VFU_REGION_FLAG_ALWAYS_CB = 1 << 3
 
 VFU_RESET_DEVICE = 0
 VFU_RESET_LOST_CONN = 1
 VFU_RESET_PCI_FLR = 2
 
 VFU_PCI_TYPE_CONVENTIONAL = 0
+VFU_PCI_TYPE_EXPRESS = 3
 
 VFU_MIGR_STATE_STOP = 0
 VFU_MIGR_STATE_RUNNING = 1
@@ -143,10 +144,6 @@ PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "vfu_setup_device_nr_irqs": (c_int, (c_void_p, c_int, c_uint32)),
     "vfu_irq_trigger": (c_int, (c_void_p, c_uint32)),
     "vfu_pci_init": (c_int, (c_void_p, c_int, c_int, c_int)),
-    "vfu_pci_set_id": (None, (c_void_p, c_uint16, c_uint16, c_uint16, c_uint16)),
-    "vfu_pci_set_class": (None, (c_void_p, c_uint8, c_uint8, c_uint8)),
-    "vfu_pci_get_config_space": (c_void_p, (c_void_p,)),
-    "vfu_pci_add_capability": (c_ssize_t, (c_void_p, c_size_t, c_int, c_void_p)),
     "dma_sg_size": (c_size_t, ()),
     "vfu_addr_to_sgl": (c_int, (c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_int)),
     "vfu_sgl_get": (c_int, (c_void_p, c_void_p, POINTER(IoVec), c_size_t, c_int)),
@@ -163,6 +160,7 @@ EXT_PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "vfu_setup_device_migration_ext": SETUP_MIGRATION_EXT,
     "vfu_migration_get_state": (c_int, (c_void_p,)),
     "vfu_migration_fail": (c_int, (c_void_p,)),
+    "vfu_reset_device": (c_int, (c_void_p, c_int)),
     "vfu_ext_api_version": (c_uint32, ()),
     "vfu_client_has_precopy_info": (c_bool, (c_void_p,)),
 }
@@ -202,8 +200,8 @@ def last_errno() -> int:
 def view(address: int, count: int) -> memoryview:
     """Return `count` bytes at `address` as a writable view.
 
-    The memory is the library's: the view is dead when the callback that received the address returns (or, for
-    the PCI configuration space, when the context is destroyed). Nobody may keep it.
+    The memory is the library's: the view is dead when the callback that received the address returns. Nobody
+    may keep it.
     """
     return memoryview((c_uint8 * count).from_address(address)).cast("B")
 

@@ -41,9 +41,6 @@ _LOG_LEVELS = [logging.CRITICAL] * 3 + [
 _SYSLOG_DEBUG = 7
 _SYSLOG_NOTICE = 5
 
-PCI_CONFIG_SPACE_SIZE_BYTES = 256
-_PCI_REVISION_ID = 0x08  # <linux/pci_regs.h>
-
 RegionHandler = Callable[[memoryview, int, bool], None]
 
 
@@ -111,7 +108,6 @@ class Context:
         self._library = library
         self._name = name
         self._alive: list[Any] = []  # callbacks and structs that C points to
-        self._config_space: memoryview | None = None
         self.dma: DmaMemory | None = None  # guest memory, where the library has DMA
         ctx = library.function("vfu_create_ctx")(
             _ffi.VFU_TRANS_SOCK,
@@ -146,43 +142,10 @@ class Context:
 
     # --- set up -------------------------------------------------------------------------------------------
 
-    def setup_pci(
-        self,
-        vendor: int,
-        device: int,
-        class_code: int,
-        revision: int,
-        subsystem: tuple[int, int] | None = None,
-    ) -> None:
-        """Make it a conventional PCI function.
-
-        Args:
-            class_code: base, sub and interface, 24 bits.
-            subsystem: vendor and id of the subsystem; None for the same again.
-
-        Conventional, because QEMU puts any function with 256 bytes of configuration space on any bus of a
-        q35; one with PCI Express capabilities has to be told which kind of port it sits behind.
-        """
-        self._check("vfu_pci_init", _ffi.VFU_PCI_TYPE_CONVENTIONAL, 0, 0)
-        self._library.function("vfu_pci_set_id")(self._ctx, vendor, device, *(subsystem or (vendor, device)))
-        self._library.function("vfu_pci_set_class")(
-            self._ctx, class_code >> 16, class_code >> 8 & 0xFF, class_code & 0xFF
-        )
-        # The revision that vfu_pci_init takes is that of the PCI standard; this is the device's.
-        self.config_space()[_PCI_REVISION_ID] = revision
-
-    def config_space(self) -> memoryview:
-        """Return the PCI configuration space, writable, until `destroy`."""
-        if self._config_space is None:
-            address = self._library.function("vfu_pci_get_config_space")(self._ctx)
-            if not address:
-                raise failed("vfu_pci_get_config_space")
-            self._config_space = _ffi.view(address, PCI_CONFIG_SPACE_SIZE_BYTES)
-        return self._config_space
-
-    def add_capability(self, data: bytes) -> int:
-        """Append a PCI capability whose bytes start with its id; returns its offset."""
-        return self._check("vfu_pci_add_capability", 0, 0, data)
+    def setup_pci(self, *, express: bool) -> None:
+        """Make it a PCI Express function, or a conventional one; ids and the rest are the config region's."""
+        kind = _ffi.VFU_PCI_TYPE_EXPRESS if express else _ffi.VFU_PCI_TYPE_CONVENTIONAL
+        self._check("vfu_pci_init", kind, 0, 0)
 
     def setup_region(self, region: Region) -> None:
         """Set up a memory region; accesses to what is not mapped go to its handler."""
@@ -202,18 +165,16 @@ class Context:
             0,
         )
 
-    def setup_config_region(self) -> None:
-        """Set up the configuration space, which the library serves by itself."""
+    def setup_config_region(self, size_bytes: int, handler: RegionHandler) -> None:
+        """Have `handler` serve all of the configuration space, after `setup_pci`.
+
+        The library's own idea of it knows few capabilities, and writes only as wide as a register.
+        """
+        callback = _ffi.guard_region(self._name, "config", handler)
+        self._alive.append(callback)
+        flags = _ffi.VFU_REGION_FLAG_RW | _ffi.VFU_REGION_FLAG_ALWAYS_CB
         self._check(
-            "vfu_setup_region",
-            VFIO_PCI_CONFIG_REGION_INDEX,
-            PCI_CONFIG_SPACE_SIZE_BYTES,
-            _ffi.RegionCallback(),
-            _ffi.VFU_REGION_FLAG_RW,
-            None,
-            0,
-            -1,
-            0,
+            "vfu_setup_region", VFIO_PCI_CONFIG_REGION_INDEX, size_bytes, callback, flags, None, 0, -1, 0
         )
 
     def setup_msix(self, vectors: int) -> None:
@@ -228,6 +189,13 @@ class Context:
             return 0
 
         self._check("vfu_setup_device_reset_cb", self._guard(_ffi.ResetCallback, "reset", reset))
+
+    def reset(self, kind: ResetKind) -> None:
+        """Reset the device as a client's request would, which comes back as a call of the reset handler.
+
+        A foreign library is not asked: nothing but its migration state would need to know.
+        """
+        self._check("vfu_reset_device", kind.value)
 
     def setup_dma(self) -> None:
         """Let the client map guest memory, which is `dma` from then on, and answer DMA logging."""
@@ -353,8 +321,6 @@ class Context:
         """Close everything; the object is of no use afterwards. Calling it again does nothing."""
         if self._ctx is None:
             return
-        if self._config_space is not None:
-            self._config_space.release()
         ctx, self._ctx = self._ctx, None
         self._library.function("vfu_destroy_ctx")(ctx)
         self._alive.clear()

@@ -85,13 +85,12 @@ class Server:
 
     def _set_up(self) -> None:
         context, device = self._context, self.device
-        pci.set_up_identity(context, device)
+        pci.set_up(context, device, self._function_reset)
         for bar in device.bars:
             region = Region(bar.index, bar.size_bytes, device.region_handler(bar), bar.name)
             if isinstance(bar, MemoryBar) and bar.memory.mapped:
                 region = replace(region, fd=bar.memory.fd, mapped_bytes=bar.memory.size_bytes)
             context.setup_region(region)
-        pci.add_capabilities(context, device)
         context.setup_reset(self._reset)
         context.setup_dma()
         flags = device.flags & self.library.flags
@@ -99,11 +98,9 @@ class Server:
             # The machine has to be the one that the library announces, or the arcs would not be the same.
             device.restrict_flags(flags)
         context.setup_migration(flags, self)
-        pci.set_bar_flags(context, device)
         device.trigger_irq = context.trigger_irq
         if context.dma is not None:
             device.guest_memory = context.dma
-            device.bus_master = pci.bus_master(context)
 
     # --- MigrationCallbacks ---------------------------------------------------------------------------------
 
@@ -134,7 +131,7 @@ class Server:
     def precopy_sizes(self) -> tuple[int, int, int]:
         """Serve MIG_GET_PRECOPY_INFO; only a client that opted in gets to see the flags."""
         migration = self.device.migration
-        info = migration.precopy_info()
+        info = migration.precopy_info(by_client=True)
         flags = VFIO_PRECOPY_INFO_REINIT if migration.take_reinit() else 0
         return info.initial_bytes, info.dirty_bytes, flags
 
@@ -159,6 +156,12 @@ class Server:
                 state = DeviceState.RUNNING
         logger.info("%s: reset by the client (%s)", self.device.name, kind.name)
         self.device.reset(state, f"reset: {kind.name}")
+
+    def _function_reset(self) -> None:
+        if self.library.is_ours:
+            self._context.reset(ResetKind.PCI_FLR)
+        else:
+            self._reset(ResetKind.PCI_FLR)
 
     def _lost_connection(self) -> None:
         if self.connected:

@@ -195,6 +195,19 @@ vfu_migration_fail(vfu_ctx_t *vfu_ctx)
     return 0;
 }
 
+EXPORT int
+vfu_reset_device(vfu_ctx_t *vfu_ctx, vfu_reset_type_t reason)
+{
+    assert(vfu_ctx != NULL);
+
+    /* Whether a connection is lost is not for the device to say. */
+    if (reason != VFU_RESET_DEVICE && reason != VFU_RESET_PCI_FLR) {
+        return ERROR_INT(EINVAL);
+    }
+
+    return handle_device_reset(vfu_ctx, reason);
+}
+
 EXPORT bool
 vfu_client_has_precopy_info(vfu_ctx_t *vfu_ctx)
 {
