@@ -5,10 +5,10 @@ from __future__ import annotations
 from vfu_dev.lab.result import MigrationResult
 
 
-def judge(result: MigrationResult, pre_copy: bool, verified: bool = True) -> None:
+def judge(result: MigrationResult, pre_copy: bool | None, verified: bool = True) -> None:
     """Fill `problems`, `warnings` and `status`.
 
-    Args:    pre_copy: whether the device should have moved that way.
+    Args:    pre_copy: whether the device should have moved that way; None: either will do.
              verified: whether a guest should have read everything back.
     """
     qemu, guest = result.qemu, result.guest
@@ -44,7 +44,7 @@ def _judge_unmoved(result: MigrationResult) -> None:
         problems.append(f"the VM on the source is {qemu.run_state_source or 'gone'}, not running")
 
 
-def _judge_moved(result: MigrationResult, pre_copy: bool, verified: bool) -> None:
+def _judge_moved(result: MigrationResult, pre_copy: bool | None, verified: bool) -> None:
     """Find everything that a completed migration should have brought and did not."""
     problems, qemu = result.problems, result.qemu
     for device in result.devices:
@@ -61,7 +61,7 @@ def _judge_moved(result: MigrationResult, pre_copy: bool, verified: bool) -> Non
             problems.append(f"{name}: nothing was sent")
         if pre_copy and not (device.initial_bytes and device.precopy_bytes):
             problems.append(f"{name}: pre-copy moved nothing")
-        if not pre_copy and device.precopy_bytes:
+        if pre_copy is False and device.precopy_bytes:
             problems.append(f"{name}: {device.precopy_bytes} bytes moved in pre-copy, which is off")
         sent = device.precopy_bytes + device.stop_copy_bytes
         if device.received_bytes != sent:

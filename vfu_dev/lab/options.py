@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vfu_dev.lab.guest import LoadPlan
+from vfu_dev.lab.trace import TRACE_PATTERNS
+from vfu_dev.patterns import LoadSpec
 
 # QEMU migrates a Linux guest's own RAM too; a qtest machine needs next to none.
 LINUX_RAM_BYTES = 192 << 20
@@ -29,6 +31,7 @@ class MigrateOptions:
             keeps its role: after a turn-around the new destination gets the destination's.
         parameters, capabilities: more of QEMU's migration parameters (`migrate-set-parameters`, hyphens or
             underscores) and capabilities, for both sides.
+        traces: QEMU's trace events to log, patterns.
     """
 
     qemu: Path
@@ -38,7 +41,7 @@ class MigrateOptions:
     page_size: int = 4096
     access: str = "trap"
     devices: int = 1
-    load: LoadPlan = field(default_factory=LoadPlan)
+    load: LoadSpec | LoadPlan = field(default_factory=LoadPlan)
     load_place: LoadPlace = "guest"
     pre_copy: bool = True
     switchover_ack: bool = False
@@ -47,6 +50,7 @@ class MigrateOptions:
     switchover_bandwidth: int = 0  # 0: QEMU estimates it
     parameters: tuple[tuple[str, Any], ...] = ()
     capabilities: tuple[tuple[str, bool], ...] = ()
+    traces: tuple[str, ...] = TRACE_PATTERNS
     accel: str = "tcg"
     warmup_seconds: float = 1.0
     settle_seconds: float = 1.0

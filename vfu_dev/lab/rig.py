@@ -25,6 +25,7 @@ from vfu_dev.lab.qemu import Qemu
 from vfu_dev.lab.qtest_guest import QtestGuest
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.lab.side import Side
+from vfu_dev.patterns import LoadSpec
 
 # How often both sides are asked while a migration runs. QEMU itself decides every 100 ms.
 SAMPLE_SECONDS = 0.05
@@ -34,6 +35,20 @@ SAMPLES_KEPT = 400
 GIVE_UP_SECONDS = 10.0
 
 Observer = Callable[[str, dict[str, Any]], None]
+
+
+def plan_of(load: LoadSpec | LoadPlan) -> LoadPlan:
+    """Return what the guests of this version take."""
+    if isinstance(load, LoadPlan):
+        return load
+    pattern = load.pattern if load.pattern in ("uniform", "sequential", "hotset") else "uniform"
+    return LoadPlan(
+        rate_bytes=int(load.page_rate * 4096),
+        pattern=pattern,
+        seed=load.seed,
+        hot_fraction=load.hot_fraction,
+        hot_share=load.hot_share,
+    )
 
 
 class TimeLimitError(LabError):
@@ -94,12 +109,24 @@ class Lab:
         await asyncio.sleep(self.options.warmup_seconds)
 
     async def _start_load(self) -> None:
-        if self.options.load_place == "guest":
-            await self.guest.start(self.options.load)
+        load = self.options.load
+        if self.options.load_place == "guest" or isinstance(load, LoadPlan):
+            await self.guest.start(plan_of(load))
             return
         await self.guest.start(LoadPlan(rate_bytes=0))
         for server in self.source.servers:
-            await server.command("load", load=self.options.load.to_dict())
+            await server.command("load", load=load.to_dict())
+
+    async def pause(self) -> None:
+        """Stop the VM, devices included, so that another one has the machine. Raises: LabError."""
+        await self.source.qemu.execute("stop")
+
+    async def resume(self) -> None:
+        """Let the VM run on after `pause`; its load goes on. Raises: LabError."""
+        await self.source.qemu.execute("cont")
+        await self.wait_running(self.source.qemu)
+        if isinstance(self.guest, QtestGuest):
+            await self.guest.follow(self.source.qemu)
 
     async def configure(self, *qemus: Qemu, return_path: bool = True) -> None:
         """Set migration capabilities and parameters on `qemus`; both sides when none is named.
@@ -140,7 +167,7 @@ class Lab:
         """Stop the destination and start a fresh one (QEMU cannot receive twice)."""
         await self.destination.stop()
         self.destination = Side(
-            "destination", self.sockets, self.logs, options or self.options, incoming=True
+            self.destination.name, self.sockets, self.logs, options or self.options, incoming=True
         )
         await self.destination.start()
 
@@ -271,13 +298,15 @@ class Lab:
         await self.destination.start()
         if self.options.faults_source != self.options.faults_destination:
             await self.source.change_faults(self.options.faults_source)
-        self.samples, self.convergence = [], None
-        self.server_samples = [[] for _ in old.servers]
-        self._sequences = [0] * len(old.servers)
-        # What the new source sampled as a destination is not of the next move.
-        await self.watch()
-        self.server_samples = [[] for _ in old.servers]
+        await self.forget()
         self.roles_since = time.time()
+
+    async def forget(self) -> None:
+        """Drop what was sampled so far, here and on the source's servers: it is not of the next move."""
+        self.samples, self.convergence = [], None
+        self._sequences = [0] * len(self.source.servers)
+        await self.watch()
+        self.server_samples = [[] for _ in self.source.servers]
 
     async def give_up(self) -> None:
         """Cancel the migration, so that the VM goes on at the source. Raises: LabError."""

@@ -35,6 +35,7 @@ class Side:
             accel=options.accel,
             guest=options.guest_image,
             incoming=incoming,
+            traces=options.traces,
         )
         self.qemu = Qemu(name, sockets, logs, machine, [server.socket for server in self.servers])
 

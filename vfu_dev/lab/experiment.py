@@ -1,0 +1,212 @@
+"""Runs a scenario: every point, resumable, into one folder.
+
+The folder: `scenario.toml` as run, `points/NAME.csv` and `.json` of each finished point, `moves.csv` (a row for
+each move), `summary.json`, `failures/` (logs of the first moves that went wrong). A point that was cut off left
+no `.json` and is done again from its beginning: its VM is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vfu_dev.builds import artifact
+from vfu_dev.errors import ConfigError, LabError
+from vfu_dev.lab.qemu import qemu_features
+from vfu_dev.lab.rig import Observer
+from vfu_dev.lab.rows import COMPLETED, CsvFile, Row, read_rows, write_rows
+from vfu_dev.lab.scenario import Point, Scenario
+from vfu_dev.lab.shuttle import Shuttle
+from vfu_dev.lab.summary import SUMMARY, machine, point_summary, read_json, summarise, versions, write_json
+
+# A summary of one point for whoever watches; see `run_scenario`.
+Annotate = Callable[[Point, Sequence[Row]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """What was built for the lab. `guest` is needed by points with a Linux guest."""
+
+    qemu: Path
+    library: Path
+    guest: Path | None = None
+
+    @classmethod
+    def find(cls, points: Sequence[Point]) -> Artifacts:
+        """Return the built artifacts that `points` need. Raises: BuildError: one is missing."""
+        linux = any(point["qemu.guest"] == "linux" for point in points)
+        return cls(artifact("qemu"), artifact("libvfio-user"), artifact("guest") if linux else None)
+
+
+def run_scenario(
+    scenario: Scenario,
+    out: Path,
+    observer: Observer | None = None,
+    *,
+    short: bool = False,
+    resume: bool = False,
+    command: Sequence[str] = (),
+    artifacts: Artifacts | None = None,
+    annotate: Annotate | None = None,
+) -> dict[str, Any]:
+    """Run all points of `scenario` and return the summary, which is also `out`/summary.json.
+
+    Args:
+        out: the result folder; made, and refused when it holds a run already, unless `resume`.
+        observer: is told `plan` (points, moves, done), `point` (name, number), `move` (row, point), `phase`
+            (text), and what a Lab tells (`sample`, `convergence`, `verify`).
+        short: the short form.
+        resume: go on with what is in `out`; finished points are not repeated.
+        annotate: adds what it returns to the summary of each finished point (a model's prediction, say).
+
+    Raises:  ConfigError: `out` holds something else. BuildError, LabError: the run cannot be made.
+    """
+    return asyncio.run(_Run(scenario, out, observer, short, resume, command, artifacts, annotate).run())
+
+
+class _Run:
+    def __init__(
+        self,
+        scenario: Scenario,
+        out: Path,
+        observer: Observer | None,
+        short: bool,
+        resume: bool,
+        command: Sequence[str],
+        artifacts: Artifacts | None,
+        annotate: Annotate | None,
+    ) -> None:
+        self.scenario = scenario
+        self.out = out
+        self.short = short
+        self.resume = resume
+        self.points = scenario.chosen(short)
+        self.artifacts = artifacts or Artifacts.find(self.points)
+        self.observe: Observer = observer or (lambda what, data: None)
+        self.annotate = annotate
+        self.command = list(command)
+        self.libvfio_user = ""
+        self._files = out / "points"
+
+    async def run(self) -> dict[str, Any]:
+        features = qemu_features(self.artifacts.qemu)
+        if not features.migration:
+            raise LabError(f"{self.artifacts.qemu} cannot migrate vfio-user devices; run: vfu-dev build qemu")
+        self._prepare()
+        began, before = time.time(), machine()
+        groups = [list(group) for _, group in itertools.groupby(self.points, lambda p: list(p.sweep.items()))]
+        todo = [group for group in groups if not all(self._finished(point) for point in group)]
+        moves = sum(point["run.moves"] for point in self.points)
+        left = sum(point["run.moves"] for group in todo for point in group)
+        self.observe("plan", {"points": len(self.points), "moves": moves, "done": moves - left})
+        for group in todo:
+            await self._run_group(group)
+        shutil.rmtree(self.out / "logs", ignore_errors=True)
+        facts = {
+            "versions": {**versions(features.version), "libvfio-user": self._libvfio_user()},
+            "machine": before,
+            "command": self.command,
+            "started": began,
+            "ended": time.time(),
+        }
+        rows = [row for point in self.points for row in read_rows(self._files / f"{point.name}.csv")]
+        write_rows(self.out / "moves.csv", rows)
+        points = [read_json(self._files / f"{point.name}.json") for point in self.points]
+        summary = summarise(self.scenario, self.short, points, rows, facts)
+        write_json(self.out / SUMMARY, summary)
+        return summary
+
+    def _libvfio_user(self) -> str:
+        told = (read_json(self._files / f"{p.name}.json").get("libvfio_user") for p in self.points)
+        return next((text for text in told if text), "")
+
+    def _prepare(self) -> None:
+        """Make the folder, or see that the one there is of this scenario."""
+        kept = self.out / "scenario.toml"
+        if kept.exists():
+            if not self.resume:
+                raise ConfigError(f"{self.out}: holds a run already; --resume goes on with it")
+            form = read_json(self.out / "form.json")
+            if kept.read_text(encoding="utf-8") != self.scenario.text or form["short"] != self.short:
+                raise ConfigError(
+                    f"{self.out}: holds a run of another scenario or form; choose another folder"
+                )
+        elif self.out.exists() and any(self.out.iterdir()):
+            raise ConfigError(f"{self.out}: not empty, and no run of a scenario; choose another folder")
+        self._files.mkdir(parents=True, exist_ok=True)
+        write_json(self.out / "form.json", {"scenario": self.scenario.name, "short": self.short})
+        kept.write_text(self.scenario.text, encoding="utf-8")
+
+    def _finished(self, point: Point) -> bool:
+        path = self._files / f"{point.name}.json"
+        if not path.exists() or not (self._files / f"{point.name}.csv").exists():
+            return False
+        found = read_json(path)
+        same = json.loads(json.dumps(point.to_dict()))
+        return bool(all(found.get(key) == value for key, value in same.items()))
+
+    async def _run_group(self, group: Sequence[Point]) -> None:
+        """Move the VMs of all variants in turns, so that what disturbs the machine disturbs them alike.
+
+        All of them exist at the same time; those whose turn it is not are stopped (QMP `stop`).
+        """
+        for point in group:
+            (self._files / f"{point.name}.json").unlink(missing_ok=True)
+        alone = len(group) == 1
+        async with contextlib.AsyncExitStack() as stack:
+            vms: list[tuple[Shuttle, CsvFile, list[Row]]] = []
+            for point in group:
+                self.observe("point", {"name": point.name, "number": self.points.index(point) + 1})
+                vm = Shuttle(
+                    point,
+                    point.options(self.artifacts.qemu, self.artifacts.library, self.artifacts.guest),
+                    self.out / "logs" / point.name,
+                    self.out / "failures",
+                    self.observe,
+                )
+                stack.push_async_callback(vm.stop)
+                file = stack.enter_context(CsvFile(self._files / f"{point.name}.csv"))
+                await vm.start()
+                if not alone and vm.lab is not None:
+                    await vm.pause()
+                vms.append((vm, file, []))
+            for number in range(1, max(point["run.moves"] for point in group) + 1):
+                for vm, file, rows in vms:
+                    if number <= vm.point["run.moves"] and vm.lab is not None:
+                        await self._turn(vm, number, file, rows, alone)
+            for vm, _, rows in vms:
+                await self._finish(vm, rows, alone)
+
+    async def _turn(self, vm: Shuttle, number: int, file: CsvFile, rows: list[Row], alone: bool) -> None:
+        if not alone:
+            await vm.resume()
+        row = await vm.move(number)
+        file.append(row)
+        rows.append(row)
+        self.observe("move", {"row": row, "point": vm.point.name})
+        if not alone and vm.lab is not None:
+            await vm.pause()
+
+    async def _finish(self, vm: Shuttle, rows: list[Row], alone: bool) -> None:
+        if vm.lab is not None:
+            if not alone:
+                await vm.resume()
+            await vm.finish()
+            await vm.stop()
+        entry = {**vm.point.to_dict(), **point_summary(rows)}
+        entry |= {"problems": vm.problems, "guest": vm.guest, "load_status": vm.load}
+        entry["libvfio_user"] = vm.libvfio_user
+        if self.annotate is not None:
+            entry |= self.annotate(vm.point, rows)
+        write_json(self._files / f"{vm.point.name}.json", entry)
+
+
+__all__ = ["COMPLETED", "Artifacts", "run_scenario"]

@@ -1,0 +1,183 @@
+"""One row a move: what a scenario keeps of each, as CSV."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from vfu_dev.errors import ConfigError
+from vfu_dev.lab.result import DeviceResult, MigrationResult
+
+
+class Metric(NamedTuple):
+    """A column with a figure: its unit, what it is, and whether more of it is worse."""
+
+    unit: str
+    about: str
+    worse: bool = True
+
+
+METRICS: dict[str, Metric] = {
+    "downtime_ms": Metric("ms", "downtime as QEMU's source measures it, the destination's load included"),
+    "outage_ms": Metric(
+        "ms", "from the stop of the source's device to the start of the destination's, longest"
+    ),
+    "device_downtime_ms": Metric("ms", "as the source's servers measure it, longest"),
+    "stop_copy_ms": Metric("ms", "from STOP_COPY to the last byte read, longest"),
+    "predicted_ms": Metric(
+        "ms", "downtime that the servers predicted when their devices stopped, longest", False
+    ),
+    "expected_ms": Metric("ms", "QEMU's own last expected-downtime; it counts RAM only", False),
+    "total_ms": Metric("ms", "the whole migration"),
+    "setup_ms": Metric("ms", "its setup"),
+    "passes": Metric("", "passes over the dirty pages in PRE_COPY, most"),
+    "initial_bytes": Metric("bytes", "initial data, all devices"),
+    "precopy_bytes": Metric("bytes", "stream bytes read in PRE_COPY, all devices"),
+    "stop_copy_bytes": Metric("bytes", "stream bytes read in STOP_COPY, all devices"),
+    "vfio_bytes": Metric("bytes", "device state, as QEMU counts it"),
+    "transferred_bytes": Metric("bytes", "all that QEMU sent, RAM included"),
+    "pages_sent": Metric("pages", "pages in the stream, all devices"),
+    "pages_resent": Metric("pages", "of them, pages that had been sent before"),
+    "dirty_rate": Metric("bytes/s", "dirty rate when PRE_COPY ended, all devices", False),
+    "transfer_rate": Metric("bytes/s", "transfer rate when PRE_COPY ended, all devices", False),
+}
+TEXTS = ("point", "move", "started", "status", "digest_match", "digests", "text")
+COLUMNS = (*TEXTS, *METRICS)
+COMPLETED, NOT_CONVERGED, FAILED = "completed", "not-converged", "failed"
+
+
+@dataclass
+class Row:
+    """One move of one point. `metrics` lacks what is not known; `text` says what was wrong or decided."""
+
+    point: str
+    move: int
+    started: float
+    status: str
+    metrics: dict[str, float]
+    digest_match: bool = False
+    digests: str = ""
+    text: str = ""
+
+    def cells(self) -> list[str]:
+        """Return the row's cells in the order of `COLUMNS`."""
+        texts = [self.point, str(self.move), f"{self.started:.6f}", self.status]
+        texts += [str(int(self.digest_match)), self.digests, self.text]
+        figures = (self.metrics.get(name) for name in METRICS)
+        return [*texts, *("" if value is None else f"{value:.10g}" for value in figures)]
+
+    @classmethod
+    def from_cells(cls, cells: Mapping[str, str]) -> Row:
+        """Return the row that a CSV reader read. Raises: KeyError, ValueError: it is none."""
+        return cls(
+            point=cells["point"],
+            move=int(cells["move"]),
+            started=float(cells["started"]),
+            status=cells["status"],
+            digest_match=cells["digest_match"] == "1",
+            digests=cells["digests"],
+            text=cells["text"],
+            metrics={name: float(cells[name]) for name in METRICS if cells.get(name)},
+        )
+
+
+def row_of(point: str, move: int, status: str, result: MigrationResult, text: str = "") -> Row:
+    """Return the row of one move."""
+    devices, qemu = result.devices, result.qemu
+    stood = result.convergence or {}
+    figures: dict[str, float | None] = {
+        "downtime_ms": qemu.downtime_ms,
+        "outage_ms": _most(1000, (_outage_seconds(device) for device in devices)),
+        "device_downtime_ms": _most(1000, (device.downtime_seconds for device in devices)),
+        "stop_copy_ms": _most(1000, (device.stop_copy_seconds for device in devices)),
+        "predicted_ms": _most(1000, (device.predicted_downtime_seconds for device in devices)),
+        "expected_ms": qemu.expected_downtime_ms,
+        "total_ms": qemu.total_ms,
+        "setup_ms": qemu.setup_ms,
+        "passes": _most(1, (device.passes for device in devices)),
+        "vfio_bytes": qemu.vfio_bytes,
+        "transferred_bytes": qemu.transferred_bytes,
+        "dirty_rate": stood.get("dirty_rate_bytes_per_second"),
+        "transfer_rate": stood.get("transfer_rate_bytes_per_second"),
+    }
+    for name in ("initial_bytes", "precopy_bytes", "stop_copy_bytes", "pages_sent", "pages_resent"):
+        figures[name] = sum(getattr(device, name) for device in devices)
+    if status != COMPLETED:
+        # What a migration before this one left in a server's account is not of this one.
+        for name in ("outage_ms", "device_downtime_ms", "stop_copy_ms", "predicted_ms"):
+            figures[name] = None
+    return Row(
+        point=point,
+        move=move,
+        started=result.started,
+        status=status,
+        digest_match=bool(devices) and all(device.digest_match for device in devices),
+        digests=" ".join(device.digest_source or "-" for device in devices),
+        text=" ".join(text.split()),
+        metrics={name: float(value) for name, value in figures.items() if value is not None},
+    )
+
+
+def _most(factor: float, values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return factor * max(known) if known else None
+
+
+def _outage_seconds(device: DeviceResult) -> float | None:
+    """From the device's stop here to its start there; both servers read this machine's clock."""
+    running = ("PRE_COPY", "PRE_COPY_P2P", "RUNNING", "RUNNING_P2P")
+    stops = [
+        change["time"]
+        for change in device.transitions_source
+        if change["from"] in running and change["to"] not in running
+    ]
+    starts = [change["time"] for change in device.transitions_destination if change["to"] == "RUNNING"]
+    return starts[-1] - stops[-1] if stops and starts and starts[-1] > stops[-1] else None
+
+
+class CsvFile:
+    """Rows appended one by one, each on disk before the next move begins; a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", newline="", encoding="utf-8")
+        self._writer = csv.writer(self._file, lineterminator="\n")
+        self._writer.writerow(COLUMNS)
+
+    def append(self, row: Row) -> None:
+        """Write one row."""
+        self._writer.writerow(row.cells())
+        self._file.flush()
+
+    def __enter__(self) -> CsvFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a CSV file. Raises: ConfigError: it cannot be read or is something else."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [Row.from_cells(cells) for cells in csv.DictReader(file)]
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (KeyError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: not the moves of `vfu-dev lab run`: {error}") from error
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write a CSV file at once or not at all."""
+    partial = path.with_name(path.name + ".part")
+    with CsvFile(partial) as file:
+        for row in rows:
+            file.append(row)
+    partial.replace(path)
+
+
+def values_of(rows: Iterable[Row], metric: str) -> list[float]:
+    """Return `metric` of the completed moves that have it, in order."""
+    return [row.metrics[metric] for row in rows if row.status == COMPLETED and metric in row.metrics]

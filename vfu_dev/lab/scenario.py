@@ -1,0 +1,290 @@
+"""A scenario: devices, load, QEMU's settings and what is varied, from a TOML file to points to be measured.
+
+docs/experiments.md is the format's definition. A point is one combination of a variant and the values of all
+sweeps: one running VM, moved back and forth.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vfu_dev.errors import ConfigError
+from vfu_dev.lab.checks import Check, parse_check
+from vfu_dev.lab.options import MigrateOptions
+from vfu_dev.lab.schema import KEYS, LOAD_PLACE, Source, flatten, judge_value
+from vfu_dev.patterns import LoadSpec
+
+# The shipped scenarios are files of the package.
+SHIPPED = Path(__file__).resolve().parents[1] / "scenarios"
+# What the audience of such figures accepts (docs/experiments.md): 70 to 100 moves of one running VM.
+METHOD_MOVES = 70
+SHORT_MOVES = 3
+MAX_POINTS = 10_000
+TABLES = ("device", "faults", "load", "qemu", "run")
+TOP = ("title", "about", *TABLES, "short", "sweep", "variants", "check")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One VM to move back and forth.
+
+    Attributes:
+        name: of its files; made of variant and sweep values.
+        variant: None where the scenario has none.
+        sweep: key -> value as written in the file.
+        settings: every `table.key` with its meaning (sizes in bytes), except the load's.
+    """
+
+    name: str
+    variant: str | None
+    sweep: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    load: LoadSpec
+
+    def __getitem__(self, name: str) -> Any:
+        return self.settings[name]
+
+    def options(self, qemu: Path, library: Path | None, guest: Path | None) -> MigrateOptions:
+        """Return the lab's options for this point; `guest`: the image for points with a Linux guest."""
+        more = {
+            table: tuple(
+                (name.removeprefix(f"{table}."), value)
+                for name, value in self.settings.items()
+                if name.startswith(f"{table}.")
+            )
+            for table in ("qemu.parameters", "qemu.capabilities")
+        }
+        capabilities = more["qemu.capabilities"]
+        if self["qemu.auto-converge"]:
+            capabilities += (("auto-converge", True),)
+        return MigrateOptions(
+            qemu=qemu,
+            library=library,
+            guest_image=guest if self["qemu.guest"] == "linux" else None,
+            memory_bytes=self["device.memory"],
+            page_size=self["device.page-size"],
+            access=self["device.access"],
+            devices=self["device.devices"],
+            load=self.load,
+            load_place=self["load.place"],
+            pre_copy=self["qemu.pre-copy"],
+            switchover_ack=self["qemu.switchover-ack"],
+            downtime_limit_ms=self["qemu.downtime-limit"],
+            max_bandwidth=self["qemu.max-bandwidth"],
+            switchover_bandwidth=self["qemu.avail-switchover-bandwidth"],
+            parameters=more["qemu.parameters"],
+            capabilities=capabilities,
+            accel=self["qemu.accel"],
+            warmup_seconds=self["run.warmup"],
+            settle_seconds=self["run.settle"],
+            timeout_seconds=self["run.timeout"],
+            server_extra=self["device.serve"],
+            faults_source=self["faults.source"],
+            faults_destination=self["faults.destination"],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it for a summary."""
+        return {
+            "name": self.name,
+            "variant": self.variant,
+            "sweep": dict(self.sweep),
+            "settings": {key: list(v) if isinstance(v, tuple) else v for key, v in self.settings.items()},
+            "load": self.load.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A scenario file, judged. `text` is the file as it was."""
+
+    name: str
+    title: str
+    about: str
+    text: str
+    points: tuple[Point, ...]
+    short_points: tuple[Point, ...]
+    checks: tuple[Check, ...] = ()
+    variants: tuple[str, ...] = ()
+    sweep: tuple[str, ...] = ()
+
+    def chosen(self, short: bool) -> tuple[Point, ...]:
+        """Return the points of the full or the short form."""
+        return self.short_points if short else self.points
+
+
+@dataclass
+class _Parts:
+    base: dict[str, Any]
+    short: dict[str, Any]
+    variants: dict[str, dict[str, Any]]
+    sweep: dict[str, list[Any]]
+    short_sweep: dict[str, list[Any]] = field(default_factory=dict)
+
+
+def parse(text: str, name: str, source_name: str | None = None) -> Scenario:
+    """Return the scenario that `text` describes.
+
+    Args:    name: of the scenario. source_name: what errors call the file.
+    Raises:  ConfigError: file, line, key and what is allowed there.
+    """
+    source = Source(source_name or name, text)
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source.name}: is not TOML: {error}") from error
+    for key in raw:
+        if key not in TOP:
+            raise source.error(key, f"no such table or key; there are {', '.join(TOP)}")
+    for key in ("title", "about"):
+        if not isinstance(raw.get(key, ""), str):
+            raise source.error(key, "expected text")
+    for key in (*TABLES, "short", "sweep", "variants"):
+        if not isinstance(raw.get(key, {}), dict):
+            raise source.error(key, f"expected a table: [{key}]")
+    parts = _parts(source, raw)
+    variants = tuple(parts.variants)
+    points = tuple(_points(source, parts, short=False))
+    short_points = tuple(_points(source, parts, short=True))
+    return Scenario(
+        name=name,
+        title=raw.get("title", name),
+        about=raw.get("about", "").strip(),
+        text=text,
+        points=points,
+        short_points=short_points,
+        checks=tuple(parse_check(source, entry, variants) for entry in raw.get("check", [])),
+        variants=variants,
+        sweep=tuple(parts.sweep),
+    )
+
+
+def load_scenario(name: str | Path) -> Scenario:
+    """Return the scenario in a file, or the shipped one of that name.
+
+    Raises:  ConfigError: neither exists, or it says something impossible.
+    """
+    path = Path(name)
+    if path.suffix != ".toml" and not path.exists():
+        path = SHIPPED / f"{name}.toml"
+        if not path.exists():
+            raise ConfigError(
+                f"no file and no shipped scenario {str(name)!r}; there are {', '.join(shipped())}"
+            )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text") from error
+    return parse(text, path.stem, str(path))
+
+
+def shipped() -> list[str]:
+    """Return the names of the shipped scenarios."""
+    return sorted(path.stem for path in SHIPPED.glob("*.toml"))
+
+
+def _parts(source: Source, raw: Mapping[str, Any]) -> _Parts:
+    base = flatten({table: raw[table] for table in TABLES if table in raw})
+    short = dict(raw.get("short", {}))
+    short_sweep = short.pop("sweep", {})
+    variants = {}
+    for variant, table in raw.get("variants", {}).items():
+        if not isinstance(table, dict) or not re.fullmatch(r"[\w.-]+", variant):
+            raise source.error(
+                f"variants.{variant}", "expected a table whose name has letters, digits, . _ -"
+            )
+        variants[variant] = flatten(table)
+    parts = _Parts(base, flatten(short), variants, raw.get("sweep", {}), short_sweep)
+    for sweep, at in ((parts.sweep, "sweep"), (parts.short_sweep, "short.sweep")):
+        for key, values in sweep.items():
+            if not isinstance(values, list) or not values:
+                raise source.error(f"{at}.{key}", f'expected "{key}" = [a list of values]')
+            for value in values:
+                judge_value(source, f"{at}.{key}", key, value)
+    tables = {"": base, "short.": parts.short, **{f"variants.{name}.": v for name, v in variants.items()}}
+    for at, table in tables.items():
+        for key, value in table.items():
+            judge_value(source, at + key, key, value)
+    return parts
+
+
+def _points(source: Source, parts: _Parts, short: bool) -> Iterator[Point]:
+    defaults = {"load.place": LOAD_PLACE.default}
+    for table, keys in KEYS.items():
+        defaults |= {f"{table}.{key}": entry.default for key, entry in keys.items()}
+    if short:
+        defaults["run.moves"] = SHORT_MOVES
+        # A file's own number is of the full form.
+        base = {key: value for key, value in parts.base.items() if key != "run.moves"} | parts.short
+        sweep = parts.sweep | parts.short_sweep
+    else:
+        base, sweep = parts.base, parts.sweep
+    count = max(1, len(parts.variants))
+    for values in sweep.values():
+        count *= len(values)
+    if count > MAX_POINTS:
+        raise source.error("sweep", f"{count} points, at most {MAX_POINTS}")
+    names: set[str] = set()
+    variants: list[str | None] = [*parts.variants] or [None]
+    for combination in itertools.product(*sweep.values()):
+        swept = dict(zip(sweep, combination, strict=True))
+        for variant in variants:
+            changes = parts.variants.get(variant or "", {})
+            point = _point(source, defaults, base, changes, swept, variant, short)
+            while point.name in names:  # two values that are written alike in a file's name
+                point = replace(point, name=point.name + "_")
+            names.add(point.name)
+            yield point
+
+
+def _point(
+    source: Source,
+    defaults: Mapping[str, Any],
+    base: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    swept: Mapping[str, Any],
+    variant: str | None,
+    short: bool,
+) -> Point:
+    if short:
+        # Variants say what differs; how often the short form moves is the short form's.
+        changes = {key: value for key, value in changes.items() if key != "run.moves"}
+    settings, load = dict(defaults), dict[str, Any]()
+    for values, at in ((base, ""), (changes, f"variants.{variant}."), (swept, "sweep.")):
+        for key, value in values.items():
+            if key.startswith("load.") and key != "load.place":
+                field_name = key.removeprefix("load.").replace("-", "_")
+                if field_name in ("rate", "rate_bytes", "rate_pages"):  # one of them: the later wins
+                    load = {k: v for k, v in load.items() if k not in ("rate", "rate_bytes", "rate_pages")}
+                load[field_name] = value
+            else:
+                settings[key] = judge_value(source, at + key, key, value)
+    try:
+        spec = LoadSpec.from_dict(load or {"pattern": "idle"})
+    except ConfigError as error:
+        raise source.error("load", str(error)) from error
+    words = [variant or "", *(f"{key.rpartition('.')[2]}={value}" for key, value in swept.items())]
+    name = re.sub(r"[^\w.=-]+", "-", "_".join(word for word in words if word)) or "all"
+    point = Point(name, variant, swept, settings, spec)
+    _agree(source, point)
+    return point
+
+
+def _agree(source: Source, point: Point) -> None:
+    """Refuse settings that cannot be together."""
+    if point["device.memory"] % point["device.page-size"]:
+        raise source.error("device.memory", f"not a multiple of the page size, {point['device.page-size']}")
+    if point["load.place"] == "device" and point["run.verify"] == "guest":
+        raise source.error(
+            "load.place", 'the guest cannot verify what the device wrote: run.verify = "digests"'
+        )
+    if point["qemu.accel"] == "kvm" and point["qemu.guest"] == "none":
+        raise source.error("qemu.accel", 'kvm needs qemu.guest = "linux"')

@@ -1,0 +1,221 @@
+"""The keys of a scenario file: what each takes, its default, and where in the file a wrong one stands."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vfu_dev.errors import ConfigError
+from vfu_dev.sizes import parse_size
+
+# A move on a machine with two cores takes a second or two; more than this is a mistake in the file.
+MAX_MOVES = 10_000
+MAX_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: `parse` returns what a value means or raises ValueError; `allowed`: what it takes."""
+
+    allowed: str
+    parse: Callable[[Any], Any]
+    default: Any = None
+
+
+def _size(low: int = 1, default: Any = None) -> Key:
+    def parse(value: Any) -> int:
+        size = parse_size(value) if isinstance(value, str) else value
+        if not isinstance(size, int) or isinstance(size, bool) or size < low:
+            raise ValueError
+        return size
+
+    return Key(f"a size such as 4096, 64K, 16M, 1G, {low} at least", parse, default)
+
+
+def _int(low: int, high: int, default: int) -> Key:
+    def parse(value: Any) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError
+        return value
+
+    return Key(f"a whole number from {low} to {high}", parse, default)
+
+
+def _seconds(low: float, default: float) -> Key:
+    def parse(value: Any) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= MAX_SECONDS:
+            raise ValueError
+        return float(value)
+
+    return Key(f"seconds from {low:g} to {MAX_SECONDS:g}", parse, default)
+
+
+def _bool(default: bool) -> Key:
+    def parse(value: Any) -> bool:
+        if value in ("on", "off"):
+            return bool(value == "on")
+        if not isinstance(value, bool):
+            raise ValueError
+        return value
+
+    return Key('true or false (or "on", "off")', parse, default)
+
+
+def _choice(*words: str) -> Key:
+    def parse(value: Any) -> str:
+        if value not in words:
+            raise ValueError
+        return str(value)
+
+    return Key("one of " + ", ".join(words), parse, words[0])
+
+
+def _texts(what: str) -> Key:
+    def parse(value: Any) -> tuple[str, ...]:
+        if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
+            raise ValueError
+        return tuple(value)
+
+    return Key(f"a list of {what}", parse, ())
+
+
+def _any() -> Key:
+    def parse(value: Any) -> Any:
+        if not isinstance(value, str | int | float):
+            raise ValueError
+        return value
+
+    return Key("a number, true, false or text, as QEMU takes it", parse)
+
+
+# Of each table its keys. `load`, `qemu.parameters` and `qemu.capabilities` are open: see `key_of`.
+KEYS: dict[str, dict[str, Key]] = {
+    "device": {
+        "memory": _size(4096, 8 << 20),
+        "devices": _int(1, 8, 1),
+        "access": _choice("trap", "mmap"),
+        "page-size": _size(4096, 4096),
+        "serve": _texts('further arguments of `vfu-dev serve`, such as ["--initial", "1M"]'),
+    },
+    "faults": {
+        "source": _texts("faults of the source's servers (docs/faults.md)"),
+        "destination": _texts("faults of the destination's servers (docs/faults.md)"),
+    },
+    "qemu": {
+        "guest": _choice("none", "linux"),
+        "accel": _choice("tcg", "kvm"),
+        "pre-copy": _bool(True),
+        "switchover-ack": _bool(False),
+        "auto-converge": _bool(False),
+        "downtime-limit": _int(1, 2_000_000, 300),
+        "max-bandwidth": _size(1, 128 << 20),
+        # 0: QEMU measures it, which is noise where a machine's load changes.
+        "avail-switchover-bandwidth": _size(0, 0),
+    },
+    "run": {
+        "moves": _int(1, MAX_MOVES, 70),
+        "warmup": _seconds(0, 0.5),
+        "settle": _seconds(0, 0.2),
+        "timeout": _seconds(0.5, 60.0),
+        "verify": _choice("guest", "digests"),
+        "expect": _choice("completed", "not-converged"),
+    },
+}
+_OPEN = ("load", "qemu.parameters", "qemu.capabilities")
+LOAD_PLACE = _choice("guest", "device")
+
+
+def key_of(name: str) -> Key | None:
+    """Return what `table.key` takes; None for a key of the load, which LoadSpec judges as a whole.
+
+    Raises:  KeyError: there is no such key.
+    """
+    table, _, key = name.rpartition(".")
+    if name == "load.place":
+        return LOAD_PLACE
+    if table == "load":
+        return None
+    if table == "qemu.capabilities":
+        return _bool(True)
+    if table in _OPEN:
+        return _any()
+    return KEYS[table][key]
+
+
+def names() -> list[str]:
+    """Return every `table.key` there is."""
+    found = [f"{table}.{key}" for table, keys in KEYS.items() for key in keys]
+    return [*found, "load.place"]
+
+
+class Source:
+    """A scenario's text, for messages that say where something stands."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name = name
+        self._lines = text.splitlines()
+
+    def line_of(self, key: str) -> int | None:
+        """Return the number of the line that sets `key` (dotted), or its table's, or None."""
+        best: tuple[int, int] | None = None
+        table = ""
+        for number, line in enumerate(self._lines, 1):
+            if header := re.match(r"\s*\[+\s*([^\]]+?)\s*\]", line):
+                table = _bare(header[1])
+                if (key + ".").startswith(table + ".") and (best is None or best[0] < 1):
+                    best = (0, number)
+                continue
+            assigned = re.match(r"\s*([\w.\"'-]+(?:\s*\.\s*[\w\"'-]+)*)\s*=", line)
+            if assigned:
+                full = ".".join(part for part in (table, _bare(assigned[1])) if part)
+                if full == key:
+                    return number
+                if key.startswith(full + ".") and (best is None or len(full) > best[0]):
+                    best = (len(full), number)
+        return best[1] if best else None
+
+    def error(self, key: str, text: str) -> ConfigError:
+        """Return an error about `key`, with file and line."""
+        line = self.line_of(key)
+        return ConfigError(f"{self.name}{f':{line}' if line else ''}: {key}: {text}")
+
+
+def _bare(key: str) -> str:
+    return re.sub(r"[\"'\s]", "", key)
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested tables as dotted names; `load.burst` stays a table, which LoadSpec takes."""
+    out: dict[str, Any] = {}
+    for key, value in table.items():
+        name = f"{prefix}.{key}" if prefix else key
+        if isinstance(value, Mapping) and not name.startswith("load."):
+            out |= flatten(value, name)
+        else:
+            out[name] = value
+    return out
+
+
+def judge_value(source: Source, at: str, name: str, value: Any) -> Any:
+    """Return what `value` of the key `name` means.
+
+    Args:    at: where it stands in the file, dotted: the name itself, or below `short`, `sweep`, `variants`.
+    Raises:  ConfigError: file, line, key and what is allowed.
+    """
+    try:
+        key = key_of(name)
+    except KeyError:
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(names())}, and load's"
+        raise source.error(at, f"no such key; {hint}") from None
+    if key is None:
+        return value
+    try:
+        return key.parse(value)
+    except (ValueError, TypeError):
+        shown = json.dumps(value, default=str)
+        raise source.error(at, f"{shown[:80]}: expected {key.allowed}") from None

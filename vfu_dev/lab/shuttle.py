@@ -1,0 +1,167 @@
+"""One point of a scenario at work: a running VM moved back and forth, a row for each move."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from vfu_dev.errors import LabError
+from vfu_dev.lab.judge import judge
+from vfu_dev.lab.options import MigrateOptions
+from vfu_dev.lab.result import MigrationResult
+from vfu_dev.lab.rig import Lab, Observer, TimeLimitError
+from vfu_dev.lab.rows import COMPLETED, FAILED, NOT_CONVERGED, Row, row_of
+from vfu_dev.lab.scenario import Point
+
+# A log line for each look that QEMU takes would be much of what 70 moves cost; states are enough to find why.
+TRACES = ("vfio_migration_set_state",)
+# Logs are kept of the first moves that went wrong, of each file its end.
+KEPT_FAILURES = 5
+KEPT_LOG_BYTES = 1 << 20
+# A VM that was lost is started anew, so often; then the point is given up.
+RESTARTS = 2
+
+
+class Shuttle:
+    """The VM of one point.
+
+    Args:
+        options: of the point.
+        logs: a folder of its own; emptied at the end.
+        failures: where logs of moves that went wrong are kept.
+    """
+
+    def __init__(
+        self, point: Point, options: MigrateOptions, logs: Path, failures: Path, observer: Observer
+    ) -> None:
+        self.point = point
+        self.options = replace(options, traces=TRACES)
+        self.lab: Lab | None = None
+        self.problems: list[str] = []
+        self.guest: dict[str, Any] | None = None
+        self.load: dict[str, Any] | None = None
+        self.libvfio_user = ""
+        self._logs = logs
+        self._failures = failures
+        self._observe = observer
+        self._restarts = 0
+
+    async def start(self) -> None:
+        """Start the VM and its load. Where that fails, `lab` stays None and `problems` say why."""
+        self.lab = Lab(self.options, self._logs, self._observe)
+        try:
+            await self.lab.start()
+        except (LabError, OSError) as error:
+            self.problems.append(str(error))
+            self._keep_logs(0)
+            await self.stop()
+
+    async def stop(self) -> None:
+        """End everything and remove the logs."""
+        if self.lab is not None:
+            await self.lab.close()
+            self.lab = None
+        shutil.rmtree(self._logs, ignore_errors=True)
+
+    @property
+    def _running(self) -> Lab:
+        assert self.lab is not None
+        return self.lab
+
+    async def pause(self) -> None:
+        """Stop the VM until `resume`, so that another point has the machine. Raises: LabError."""
+        await self._running.pause()
+
+    async def resume(self) -> None:
+        """Let the VM run on. Raises: LabError."""
+        await self._running.resume()
+
+    async def move(self, number: int) -> Row:
+        """Move once. What goes wrong is in the row; after a failure the VM is started anew, a few times.
+
+        After the last time there is no VM any more: `lab` is None.
+        """
+        lab = self._running
+        await asyncio.sleep(self.options.settle_seconds)
+        result = MigrationResult(started=time.time())
+        status, text = FAILED, ""
+        try:
+            result = await lab.move()
+            status = COMPLETED
+        except TimeLimitError as error:
+            status = NOT_CONVERGED
+            text = lab.convergence.text if lab.convergence else str(error)
+        except (LabError, OSError) as error:
+            text = str(error)
+        if status == COMPLETED:
+            judge(result, None if self.options.pre_copy else False, verified=False)
+            if result.problems:
+                status, text = FAILED, "; ".join(result.problems)
+        self.libvfio_user = result.versions.get("libvfio-user", self.libvfio_user)
+        try:
+            await self._after(lab, status, result)
+        except (LabError, OSError) as error:
+            status, text = FAILED, f"{text}; {error}" if text else str(error)
+        row = row_of(self.point.name, number, status, result, text)
+        if status == FAILED:
+            self.problems.append(f"move {number}: {text}")
+            self._keep_logs(number)
+            await self._recover()
+        elif status != self.point["run.expect"]:
+            self.problems.append(f"move {number}: {status}, {self.point['run.expect']} was expected: {text}")
+            self._keep_logs(number)
+        return row
+
+    async def _after(self, lab: Lab, status: str, result: MigrationResult) -> None:
+        """Make the next move possible."""
+        if status == COMPLETED:
+            await lab.turn_around()
+        elif status == NOT_CONVERGED:
+            await lab.give_up()
+            await lab.collect(result)
+            lab.destination.remove_logs()
+            await lab.replace_destination()
+            await lab.forget()
+
+    async def _recover(self) -> None:
+        await self.stop()
+        if self._restarts >= RESTARTS:
+            self.problems.append(f"given up after {RESTARTS + 1} moves that failed")
+            return
+        self._restarts += 1
+        self._observe("phase", {"text": f"{self.point.name}: starting the VM anew"})
+        await self.start()
+
+    async def finish(self) -> None:
+        """End the load and, where the point asks for it, have the guest read everything back."""
+        lab = self._running
+        try:
+            if self.options.load_place == "device":
+                self.load = await lab.source.servers[0].command("load-status")
+                return
+            await lab.guest.stop()
+            if self.point["run.verify"] == "guest":
+                self._observe("phase", {"text": f"{self.point.name}: the guest reads everything back"})
+                found = await lab.guest.verify()
+                self.guest = asdict(found)
+                if not found.verified or found.mismatched_bytes:
+                    self.problems.append(f"guest: {found.error or f'{found.mismatched_bytes} bytes differ'}")
+        except LabError as error:
+            self.problems.append(str(error))
+
+    def _keep_logs(self, number: int) -> None:
+        """Copy the end of each log. The first few moves that went wrong tell what the others would."""
+        kept = len(list(self._failures.glob("*"))) if self._failures.exists() else 0
+        if kept >= KEPT_FAILURES:
+            return
+        folder = self._failures / f"{self.point.name}-move{number}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for log in self._logs.glob("*.log"):
+            with contextlib.suppress(OSError), log.open("rb") as file:
+                file.seek(max(0, log.stat().st_size - KEPT_LOG_BYTES))
+                (folder / log.name).write_bytes(file.read())

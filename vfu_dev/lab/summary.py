@@ -1,0 +1,125 @@
+"""summary.json: what a scenario's run found, point by point."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vfu_dev import __version__
+from vfu_dev.errors import ConfigError
+from vfu_dev.lab.rows import METRICS, Row, values_of
+from vfu_dev.lab.scenario import METHOD_MOVES, Scenario
+from vfu_dev.lab.statistics import percentiles
+
+KIND = "lab-run"
+VERSION = 1
+SUMMARY = "summary.json"
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on: processor, cores, memory, kernel, and how busy it all is."""
+    model = ""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        memory = 0
+    return {
+        "processor": model or platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": memory,
+        "kernel": platform.release(),
+        "load_average": list(os.getloadavg()),
+    }
+
+
+def versions(qemu: str) -> dict[str, str]:
+    """Return the versions of what a run consists of; `libvfio-user` is added by the run."""
+    return {"vfu-dev": __version__, "python": platform.python_version(), "qemu": qemu}
+
+
+def point_summary(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return counts and percentiles of one point's rows; only completed moves count."""
+    return {
+        "moves": len(rows),
+        "statuses": dict(Counter(row.status for row in rows)),
+        "digests_equal": sum(row.digest_match for row in rows),
+        "metrics": {
+            name: figures for name in METRICS if (figures := percentiles(values_of(rows, name)))["n"]
+        },
+    }
+
+
+def summarise(
+    scenario: Scenario,
+    short: bool,
+    points: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the summary of a finished run.
+
+    Args:    points: what was written of each point (`Point.to_dict`, `point_summary`, problems).
+             facts: versions, machine, command, times.
+    """
+    names = {str(point["name"]): point["variant"] for point in points}
+    by_variant: dict[str | None, list[Row]] = {name: [] for name in scenario.variants}
+    by_variant[None] = list(rows)
+    for row in rows:
+        if names[row.point] is not None:
+            by_variant[names[row.point]].append(row)
+    checks = [check.judge(by_variant) for check in scenario.checks]
+    problems = [f"{point['name']}: {text}" for point in points for text in point["problems"]]
+    problems += [f"check: {check['text']}" for check in checks if not check["ok"]]
+    fewest = min((point["statuses"].get("completed", 0) for point in points), default=0)
+    return {
+        "kind": KIND,
+        "version": VERSION,
+        "scenario": scenario.name,
+        "title": scenario.title,
+        "about": scenario.about,
+        "short": short,
+        "method_moves": METHOD_MOVES,
+        "fewest_moves": fewest,
+        **facts,
+        "variants": list(scenario.variants),
+        "sweep": list(scenario.sweep),
+        "points": list(points),
+        "checks": checks,
+        "problems": problems,
+        "ok": not problems,
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file at once or not at all."""
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    partial.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds. Raises: ConfigError: it cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON: {error}") from error
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Return the summary in a result folder. Raises: ConfigError: there is none."""
+    path = folder / SUMMARY
+    found = read_json(path)
+    if not isinstance(found, dict) or found.get("kind") != KIND:
+        raise ConfigError(f"{path}: not a result of `vfu-dev lab run`")
+    return found
