@@ -49,6 +49,15 @@ def _memory_texts(ctx: click.Context, param: click.Parameter, value: tuple[str, 
     return value
 
 
+def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse what is no fault; raises ConfigError."""
+    from vfu_dev.faults import Fault
+
+    for text in value:
+        Fault.parse(text)
+    return value
+
+
 @click.command(
     epilog="Example: vfu-dev serve --socket /tmp/vfu.sock --memory 64M --fill 1 --control /tmp/vfu.ctl",
     context_settings={"show_default": True},
@@ -109,6 +118,16 @@ def _memory_texts(ctx: click.Context, param: click.Parameter, value: tuple[str, 
     "--pre-copy", default="on", type=click.Choice(["on", "off"]), help="Announce the PRE_COPY states."
 )
 @click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    callback=_faults,
+    metavar="KEY=VALUE[,...]",
+    help="Make something go wrong, repeatable (docs/faults.md): op=OPERATION, an action such as error=EIO, "
+    "delay=1.5, corrupt, truncate=1M, disconnect, and when: rate=10%, count=1, after=3, trigger=FILE, "
+    "state=STOP_COPY. Example: op=mig-write,delay=1.5,when=initial-loaded",
+)
+@click.option(
     "--metrics-port",
     default=0,
     type=click.IntRange(0, 65535),
@@ -148,6 +167,7 @@ def command(
     name: str,
     control_path: Path | None,
     pre_copy: str,
+    faults: tuple[str, ...],
     metrics_port: int,
     metrics_addr: str,
     log_format: str,
@@ -162,6 +182,7 @@ def command(
     # Imported here: `--help` need not pay for numpy.
     from vfu_dev import libvfio_user
     from vfu_dev.device.loader import keywords
+    from vfu_dev.faults import Fault
     from vfu_dev.server import Server
 
     ctx = click.get_current_context()
@@ -198,6 +219,8 @@ def command(
         with _exporter(metrics_addr, metrics_port) as exporter:
             server = Server(device, library, socket_path, control_path)
             try:
+                for fault in faults:
+                    server.faults.arm(Fault.parse(fault))
                 if exporter is not None:
                     server.feed(exporter.feed)
                     logger.info("%s: metrics and live page on %s", name, exporter.url)

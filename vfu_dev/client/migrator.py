@@ -100,6 +100,7 @@ class Migrator:
         size = min(source.max_data_xfer_size, destination.max_data_xfer_size)
         self._buffers = [memoryview(bytearray(size)), memoryview(bytearray(size))]
         self._turn = 0
+        self._read: Call | None = None  # the reads and writes under way
         self._write: Call | None = None
         self._began = 0.0
         self._window_began = 0.0
@@ -120,8 +121,8 @@ class Migrator:
             self._stop_copy()
             self._finish()
         except VfuDevError as error:
-            reason = str(error) + self._recover()
-            raise MigrationError(state.phase, reason) from error
+            first = self._first_error(error)
+            raise MigrationError(state.phase, str(first) + self._recover()) from first
         except BaseException:  # Ctrl-C among them: the source must not stay behind in PRE_COPY
             self._recover()
             raise
@@ -223,6 +224,16 @@ class Migrator:
         if self.options.resume_source:
             self.source.set_state(DeviceState.RUNNING)
 
+    def _first_error(self, error: VfuDevError) -> VfuDevError:
+        """Return why a read under way failed, if it did: a request sent after it fails because of that."""
+        call, self._read = self._read, None
+        if call is not None and isinstance(error, CommandError):
+            try:
+                self.source.finish_read(call)
+            except VfuDevError as before:
+                return before
+        return error
+
     def _recover(self) -> str:
         """Take the source back to RUNNING; return what to add to the reason."""
         try:
@@ -237,7 +248,8 @@ class Migrator:
 
     def _submit_read(self) -> Call:
         """Ask for the next slice, into the buffer that no write is using."""
-        return self.source.submit_read(self._buffers[self._turn])
+        self._read = self.source.submit_read(self._buffers[self._turn])
+        return self._read
 
     def _take(self, call: Call, *, again: bool = True) -> tuple[int, Call | None]:
         """Finish a read, ask for the next one and send this one on.
@@ -247,6 +259,7 @@ class Migrator:
 
         Returns: bytes read, and the read that is under way now; None after an empty one, or if not `again`.
         """
+        self._read = None
         count = self.source.finish_read(call)
         self._finish_write()  # its buffer takes the next read
         data = self._buffers[self._turn][:count]

@@ -237,10 +237,16 @@ def guard(callback_type: Any, device: str, name: str, function: Callable[..., An
     return callback_type(guarded)
 
 
-def guard_region(device: str, name: str, handler: Callable[[memoryview, int, bool], None]) -> Any:
+RegionHandler = Callable[[memoryview, int, bool], None]
+
+
+def guard_region(
+    device: str, name: str, handler: RegionHandler
+) -> tuple[Any, Callable[[RegionHandler], None]]:
     """Return the callback of one region; `handler` gets (data, offset, is_write) and fills or takes `data`.
 
-    The same as `guard`, written out because every MMIO access comes through here.
+    The same as `guard`, written out because every MMIO access comes through here. Also returned is what puts
+    another handler in the place of this one, which costs accesses nothing.
     """
     array_of = c_uint8.__mul__
     set_errno = ctypes.set_errno
@@ -254,7 +260,11 @@ def guard_region(device: str, name: str, handler: Callable[[memoryview, int, boo
             set_errno(errno_of(error))
             return -1
 
-    return RegionCallback(guarded)
+    def exchange(other: RegionHandler) -> None:
+        nonlocal handler
+        handler = other
+
+    return RegionCallback(guarded), exchange
 
 
 def report(device: str, callback: str, error: BaseException) -> None:

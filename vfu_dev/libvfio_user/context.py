@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from vfu_dev.libvfio_user import _ffi
 from vfu_dev.libvfio_user.dma import DmaMemory
@@ -41,7 +41,14 @@ _LOG_LEVELS = [logging.CRITICAL] * 3 + [
 _SYSLOG_DEBUG = 7
 _SYSLOG_NOTICE = 5
 
-RegionHandler = Callable[[memoryview, int, bool], None]
+RegionHandler = _ffi.RegionHandler
+
+
+class Gate(NamedTuple):
+    """The way into one region: its handler, and what puts another in its place while the region is served."""
+
+    handler: RegionHandler
+    exchange: Callable[[RegionHandler], None]
 
 
 class ResetKind(Enum):
@@ -109,6 +116,7 @@ class Context:
         self._name = name
         self._alive: list[Any] = []  # callbacks and structs that C points to
         self.dma: DmaMemory | None = None  # guest memory, where the library has DMA
+        self.gates: list[Gate] = []  # of all regions but the configuration space
         ctx = library.function("vfu_create_ctx")(
             _ffi.VFU_TRANS_SOCK,
             os.fsencode(socket_path),
@@ -149,8 +157,9 @@ class Context:
 
     def setup_region(self, region: Region) -> None:
         """Set up a memory region; accesses to what is not mapped go to its handler."""
-        callback = _ffi.guard_region(self._name, region.name, region.handler)
+        callback, exchange = _ffi.guard_region(self._name, region.name, region.handler)
         self._alive.append(callback)
+        self.gates.append(Gate(region.handler, exchange))
         flags = _ffi.VFU_REGION_FLAG_RW | _ffi.VFU_REGION_FLAG_MEM
         areas = None if region.fd < 0 else _ffi.io_vectors([(0, region.mapped_bytes)])
         self._check(
@@ -170,7 +179,7 @@ class Context:
 
         The library's own idea of it knows few capabilities, and writes only as wide as a register.
         """
-        callback = _ffi.guard_region(self._name, "config", handler)
+        callback, _ = _ffi.guard_region(self._name, "config", handler)
         self._alive.append(callback)
         flags = _ffi.VFU_REGION_FLAG_RW | _ffi.VFU_REGION_FLAG_ALWAYS_CB
         self._check(

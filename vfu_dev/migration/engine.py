@@ -385,6 +385,10 @@ class Migration:
         record = self._save_record
         return (0, 0) if record is None else (record.precopy_bytes + record.stop_copy_bytes, record.passes)
 
+    def received(self) -> int:
+        """Return the stream bytes of the most recent incoming migration so far."""
+        return 0 if self._load_record is None else self._load_record.received_bytes
+
     def load_status(self) -> dict[str, object] | None:
         """Return the most recent incoming migration."""
         return None if self._load_record is None else asdict(self._load_record)

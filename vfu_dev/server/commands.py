@@ -40,6 +40,11 @@ class Commands:
             "dma-log": self._dma_log,
             "quit": lambda _: self._server.stop(),
             "log-level": self._log_level,
+            "fault": self._server.faults.command,
+            "faults": lambda _: {
+                "armed": self._server.faults.listed(),
+                "injected": self._server.faults.injected,
+            },
         }
 
     def status(self) -> dict[str, object]:

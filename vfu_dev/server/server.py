@@ -24,6 +24,7 @@ from vfu_dev.migration.sampler import Sampler
 from vfu_dev.server import pci
 from vfu_dev.server.commands import Commands
 from vfu_dev.server.control import ControlSocket
+from vfu_dev.server.faults import fault_board, wait
 from vfu_dev.server.feed import Feed
 from vfu_dev.server.snapshot import SnapshotMaker
 from vfu_dev.server.sockets import OwnedPath, claim_socket_path
@@ -69,6 +70,7 @@ class Server:
         self._context = Context(library, os.fspath(socket_path), device.name)
         try:
             self._set_up()
+            self.faults = fault_board(self, self._context, self._hold)
             self._context.realize()
             self._path = OwnedPath(socket_path)
         except BaseException:
@@ -91,7 +93,8 @@ class Server:
             if isinstance(bar, MemoryBar) and bar.memory.mapped:
                 region = replace(region, fd=bar.memory.fd, mapped_bytes=bar.memory.size_bytes)
             context.setup_region(region)
-        context.setup_reset(self._reset)
+        # Looked up for each call, as all that libvfio-user calls here: a fault may stand in its place.
+        context.setup_reset(lambda kind: self.follow_reset(kind))
         context.setup_dma()
         flags = device.flags & self.library.flags
         if flags != device.flags:
@@ -143,7 +146,8 @@ class Server:
         """Note VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2; it holds as long as the connection."""
         self.device.migration.client_knows_reinit = enabled
 
-    def _reset(self, kind: ResetKind) -> None:
+    def follow_reset(self, kind: ResetKind) -> None:
+        """Follow a reset that the client asked for, or a lost connection."""
         if kind is ResetKind.LOST_CONNECTION:
             self._lost_connection()
             return
@@ -161,7 +165,7 @@ class Server:
         if self.library.is_ours:
             self._context.reset(ResetKind.PCI_FLR)
         else:
-            self._reset(ResetKind.PCI_FLR)
+            self.follow_reset(ResetKind.PCI_FLR)
 
     def _lost_connection(self) -> None:
         if self.connected:
@@ -238,6 +242,24 @@ class Server:
         was_connected = self.connected
         self.device.work(_WORK_STEP_SECONDS)
         if was_connected and not self.connected:
+            self._poll()
+
+    def _hold(self, seconds: float | None, over: Callable[[], bool]) -> None:
+        """In the middle of a client's request: let the client wait, and serve all others meanwhile."""
+
+        def turn() -> bool:
+            self._sampler.poll()
+            if self._control is None or not self._control.busy:
+                return False
+            self._control.advance()
+            return self._control.busy
+
+        connection_fd = self._context.poll_fd
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(self._polled_fd)
+        try:
+            wait(seconds, lambda: self._stopping or over(), self._selector, connection_fd, turn)
+        finally:
             self._poll()
 
     def _poll(self) -> None:

@@ -1,0 +1,161 @@
+"""Puts faults around a device that is served, and takes them away again."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from vfu_dev.device import Device
+from vfu_dev.errors import ConfigError
+from vfu_dev.faults import filters
+from vfu_dev.faults.injected import ArmedFault, InjectedError
+from vfu_dev.faults.spec import OPERATIONS, Fault
+from vfu_dev.uapi import DeviceState
+
+logger = logging.getLogger(__name__)
+
+MAX_ARMED = 64
+
+
+class Host(Protocol):
+    """The server around the device: what a fault may do beside failing a call."""
+
+    def hold(self, seconds: float | None, over: Callable[[], bool]) -> None:
+        """Serve no client for so long (None: no limit) or until `over()`; commands are answered."""
+
+    def disconnect(self) -> None:
+        """Close the client's connection."""
+
+    def fail_device(self, reason: str) -> None:
+        """Take the device to ERROR."""
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """One function of the device's interface that faults are put around.
+
+    Attributes:
+        operations: which ones go through it.
+        inner: the function itself, or the object that has them.
+        put: puts another one in its place, for as long as there are faults; called with None to undo that.
+    """
+
+    operations: tuple[str, ...]
+    inner: Any
+    put: Callable[[Any], None]
+
+
+class FaultBoard:
+    """The faults of one served device.
+
+    Attributes:
+        injected: how often a fault happened since the server started, by operation.
+    """
+
+    def __init__(self, device: Device, host: Host, places: Sequence[Wrapped]) -> None:
+        self.injected = dict.fromkeys(OPERATIONS, 0)
+        self._device = device
+        self._host = host
+        self._places = places
+        self._armed: dict[int, ArmedFault] = {}
+        self._last = 0
+        self._reach = filters.Reach(device.migration, self._strikes, self._act)
+
+    def arm(self, fault: Fault) -> int:
+        """Put `fault` in place, around those that are there; returns the number to clear it by.
+
+        Raises:  ConfigError: the device has no such operation, or too many faults are armed.
+        """
+        if not any(fault.op in place.operations for place in self._places):
+            raise ConfigError(f"fault: op {fault.op}: not with this libvfio-user")
+        if len(self._armed) >= MAX_ARMED:
+            raise ConfigError(f"fault: {MAX_ARMED} are armed, which is the limit")
+        self._last += 1
+        self._armed[self._last] = ArmedFault(self._last, fault)
+        self._place(fault.op)
+        logger.info("%s: fault %d armed: %s", self._device.name, self._last, fault)
+        return self._last
+
+    def clear(self, ident: int | None = None) -> int:
+        """Take away one fault, or all; returns how many. What it holds up goes on.
+
+        Raises:  ConfigError: no such number.
+        """
+        if ident is not None and ident not in self._armed:
+            known = ", ".join(str(number) for number in self._armed) or "none"
+            raise ConfigError(f"fault: clear {ident}: not armed; there are: {known}")
+        gone = [ident] if ident is not None else list(self._armed)
+        for number in gone:
+            one = self._armed.pop(number)
+            one.cleared = True
+            self._place(one.fault.op)
+            logger.info("%s: fault %d cleared after %d hits", self._device.name, number, one.hits)
+        return len(gone)
+
+    def listed(self) -> list[dict[str, object]]:
+        """Return all that are armed: id, fault, calls, hits."""
+        return [one.as_dict() for one in self._armed.values()]
+
+    def command(self, request: dict[str, Any]) -> dict[str, object]:
+        """Serve `fault` of the control socket: `{"fault": {...} or text}` or `{"clear": ID or "all"}`.
+
+        Raises:  ConfigError: it is neither.
+        """
+        if ("fault" in request) == ("clear" in request):
+            raise ConfigError('fault: expected either "fault" or "clear"')
+        if "clear" in request:
+            which = request["clear"]
+            if which == "all":
+                return {"cleared": self.clear()}
+            if not isinstance(which, int) or isinstance(which, bool):
+                raise ConfigError(f'fault: clear {which!r}: expected the number of a fault, or "all"')
+            return {"cleared": self.clear(which)}
+        given = request["fault"]
+        return {"id": self.arm(Fault.parse(given) if isinstance(given, str) else Fault.from_dict(given))}
+
+    def _place(self, op: str) -> None:
+        """Rebuild what stands around the functions that `op` goes through; the first armed is innermost."""
+        for place in self._places:
+            if op not in place.operations:
+                continue
+            outer = place.inner
+            here = [one for one in self._armed.values() if one.fault.op in place.operations]
+            for one in here:
+                outer = filters.FILTERS[one.fault.op](one, self._reach, outer)
+            place.put(outer if here else None)
+
+    # --- what filters call ----------------------------------------------------------------------------------
+
+    def _strikes(self, one: ArmedFault, here: bool = True, target: DeviceState | None = None) -> bool:
+        if not one.strikes(self._device.migration.state, target, here):
+            return False
+        self.injected[one.fault.op] += 1
+        # A fault may happen in every access: the first one is news, the rest is counted.
+        level = logging.INFO if one.hits == 1 else logging.DEBUG
+        logger.log(level, "%s: fault %d happens: %s", self._device.name, one.ident, one.fault)
+        return True
+
+    def _act(self, one: ArmedFault) -> None:
+        """Do what a fault does that changes no content; returns when the operation goes on."""
+        fault = one.fault
+        match fault.action:
+            case "error":
+                raise one.error()
+            case "delay":
+                self._host.hold(fault.delay, lambda: one.cleared)
+            case "stall":
+                self._host.hold(None, lambda: one.cleared or not one.triggered)
+            case "disconnect":
+                self._host.disconnect()
+                raise InjectedError(errno.ECONNRESET, str(fault))
+            case "broken":
+                self._host.fail_device(f"injected fault: {fault}")
+                raise one.error()
+            case "exit":
+                logger.warning("%s: fault %d: the server ends", self._device.name, one.ident)
+                logging.shutdown()
+                os._exit(fault.exit or 0)
