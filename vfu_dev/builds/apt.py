@@ -52,14 +52,14 @@ class PrivateApt:
         # Without this, apt-get update ends with 0 when a mirror did not answer.
         self._get(context, ["update", "-oAPT::Update::Error-Mode=any"], title, self.folder)
 
-    def source(self, context: Context, package: str, version: str, into: Path) -> None:
-        """Download the source package's files into `into`, unpacking nothing. Raises: CommandError."""
-        self._get(
-            context,
-            ["source", "--download-only", f"{package}={version}"],
-            f"download {package} {version}",
-            into,
-        )
+    def source(self, context: Context, package: str, version: str | None, into: Path) -> None:
+        """Download the source package's files into `into`, unpacking nothing; None: the newest there is.
+
+        Raises: CommandError.
+        """
+        wanted = package if version is None else f"{package}={version}"
+        title = f"download {package} {version or ''}".rstrip()
+        self._get(context, ["source", "--download-only", wanted], title, into)
 
     def download(self, context: Context, packages: Sequence[str], into: Path) -> None:
         """Download binary packages into `into`. Raises: CommandError."""

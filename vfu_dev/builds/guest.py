@@ -14,6 +14,7 @@ from vfu_dev.builds.command import Context, compiler_version, output_of
 from vfu_dev.builds.guest_module import compile_module, keep_headers
 from vfu_dev.builds.initramfs import Initramfs
 from vfu_dev.builds.native import native_dir
+from vfu_dev.builds.pciutils import IDS_FOLDER, PCIUTILS
 from vfu_dev.builds.recipe import Facts, Recipe
 from vfu_dev.errors import BuildError
 
@@ -142,6 +143,9 @@ def _make(context: Context, out: Path) -> Facts:
     archive.character_device("dev/null", 1, 3)
     archive.file("bin/busybox", (base / "busybox").read_bytes(), executable=True)
     programs = _compile(context, source, out)
+    tools = PCIUTILS.folder(context.cache)
+    programs["lspci"] = (tools / "lspci").read_bytes()
+    archive.file(f"{IDS_FOLDER}/pci.ids", (tools / "pci.ids").read_bytes())
     for applet in output_of([base / "busybox", "--list"]).split():
         if applet != "busybox" and applet not in programs:
             archive.link(f"bin/{applet}", "busybox")
@@ -211,5 +215,5 @@ GUEST = Recipe(
     inputs=_inputs,
     make=_make,
     needs=("guest",),
-    after=(BASE,),
+    after=(BASE, PCIUTILS),
 )

@@ -79,6 +79,7 @@ GROUPS: dict[str, tuple[Need, ...]] = {
         Need("gcc", program="cc"),
         Need("libc6-dev", files=("/usr/lib*/libc.a", "/usr/lib*/*/libc.a")),
         Need("dpkg", program="dpkg-deb"),
+        Need("dpkg-dev", program="dpkg-source"),
         # The kernel module: kbuild, and its objtool.
         Need("make", program="make"),
         Need("binutils", program="strip"),

@@ -55,7 +55,7 @@ int write_sysfs(const char *address, const char *name, const char *text)
     return error;
 }
 
-static volatile void *map_bar(const char *address, int bar, uint64_t need)
+static volatile void *map_bar(const char *address, int bar, uint64_t need, uint64_t *mapped)
 {
     char path[PATH_MAX];
     struct stat info;
@@ -72,6 +72,7 @@ static volatile void *map_bar(const char *address, int bar, uint64_t need)
     if (base == MAP_FAILED)
         die("mapping %s: %s", path, strerror(errno));
     close(fd);
+    *mapped = (uint64_t)info.st_size;
     return base;
 }
 
@@ -128,13 +129,14 @@ static void open_device(struct device *dev, const char *address)
     uint64_t size, page_size;
     int error;
 
+    memset(dev, 0, sizeof(*dev));
     snprintf(dev->address, sizeof(dev->address), "%s", address);
     dev->driver = open_driver(address);
     /* A driver enabled the device when it was bound; then this is not ours to do. */
     error = dev->driver < 0 ? write_sysfs(address, "enable", "1") : 0;
     if (error)
         die("enabling %s: %s", address, strerror(error));
-    dev->registers = map_bar(address, 0, BAR0_SIZE);
+    dev->registers = map_bar(address, 0, BAR0_SIZE, &dev->registers_mapped);
     if (read32(dev, REG_ID) != ID_VALUE)
         die("%s: ID register is %#x, not %#x", address, read32(dev, REG_ID), ID_VALUE);
     if (read32(dev, REG_VERSION) != 1)
@@ -143,7 +145,7 @@ static void open_device(struct device *dev, const char *address)
     page_size = read32(dev, REG_PAGE_SIZE);
     if (page_size < 8 || page_size & (page_size - 1) || size < page_size || size % page_size)
         die("%s: memory of %" PRIu64 " bytes in pages of %" PRIu64, address, size, page_size);
-    dev->memory = map_bar(address, 2, size);
+    dev->memory = map_bar(address, 2, size, &dev->memory_mapped);
     dev->words = size / 8;
     dev->page_words = page_size / 8;
     dev->fill = read64(dev, REG_FILL);
@@ -157,6 +159,23 @@ static void open_device(struct device *dev, const char *address)
            address, size, page_size, dev->fill, dev->generation, dev->driver < 0 ? ", no driver" : "");
 }
 
+void close_device(struct device *dev)
+{
+    munmap((void *)(uintptr_t)dev->registers, dev->registers_mapped);
+    munmap((void *)(uintptr_t)dev->memory, dev->memory_mapped);
+    if (dev->driver >= 0)
+        close(dev->driver);
+    free(dev->journal);
+}
+
+static bool is_open(const char *address)
+{
+    for (size_t d = 0; d < device_count; d++)
+        if (!strcmp(devices[d].address, address))
+            return true;
+    return false;
+}
+
 void find_devices(void)
 {
     struct dirent **entries;
@@ -167,8 +186,8 @@ void find_devices(void)
     for (int i = 0; i < count; i++) {
         const char *name = entries[i]->d_name;
 
-        if (name[0] != '.' && device_count < MAX_DEVICES && read_sysfs_number(name, "vendor") == VENDOR_ID &&
-            read_sysfs_number(name, "device") == DEVICE_ID)
+        if (name[0] != '.' && device_count < MAX_DEVICES && !is_open(name) &&
+            read_sysfs_number(name, "vendor") == VENDOR_ID && read_sysfs_number(name, "device") == DEVICE_ID)
             open_device(&devices[device_count++], name);
         free(entries[i]);
     }
@@ -219,24 +238,38 @@ unsigned int scratch_errors(const struct device *dev)
     return errors;
 }
 
-/* A reset by the guest's own kernel (FLR, PM or bus reset, whichever the device offers). */
+/* The methods by which the kernel could reset the device, its choice first: "flr bus". */
+static void reset_methods(const struct device *dev, char *methods, size_t size)
+{
+    char path[PATH_MAX];
+    FILE *file;
+
+    snprintf(path, sizeof(path), SYSFS_PCI "/%s/reset_method", dev->address);
+    file = fopen(path, "r");
+    if (!file || !fgets(methods, (int)size, file))
+        methods[0] = '\0';
+    methods[strcspn(methods, "\n")] = '\0';
+    if (file)
+        fclose(file);
+}
+
+/* A reset by the guest's own kernel, by function level reset where the device offers it. */
 void command_reset(const char *arguments)
 {
     struct device *dev = chosen_device("reset", arguments);
+    char methods[64];
     bool cleared;
     int error;
 
     if (!dev)
         return;
     write_scratch(dev, now_ns());
+    reset_methods(dev, methods, sizeof(methods));
     error = write_sysfs(dev->address, "reset", "1");
-    /*
-     * Registers do not survive a reset; the device's memory does. What the device shows decides, not the kernel's
-     * word: after a bus reset it waits for a link, and a port over a device that is not Express has none (ENOTTY).
-     */
+    /* Registers do not survive a reset; the device's memory does. */
     cleared = read64(dev, REG_SCRATCH) == 0;
     if (cleared)
         dev->scratch_seed = 0;
-    reply("{\"reply\":\"reset\",\"ok\":%s,\"scratch_cleared\":%s,\"error\":\"%s\"}", cleared ? "true" : "false",
-          cleared ? "true" : "false", error ? strerror(error) : "");
+    reply("{\"reply\":\"reset\",\"ok\":%s,\"scratch_cleared\":%s,\"methods\":\"%s\",\"error\":\"%s\"}",
+          cleared && !error ? "true" : "false", cleared ? "true" : "false", methods, error ? strerror(error) : "");
 }

@@ -155,6 +155,11 @@ static const struct {
     {"irqs", command_irqs},
     {"irq-raise", command_irq_raise},
     {"irq-mask", command_irq_mask},
+    {"lspci", command_lspci},
+    {"dmesg", command_dmesg},
+    {"config", command_config},
+    {"release", command_release},
+    {"rescan", command_rescan},
 };
 
 static void execute(char *line)

@@ -42,6 +42,8 @@ struct device {
     volatile uint8_t *registers; /* BAR0 */
     volatile uint64_t *memory;   /* BAR2, as the 64-bit words that the journal has */
     uint64_t *journal;           /* what memory must hold */
+    uint64_t registers_mapped; /* bytes */
+    uint64_t memory_mapped;
     uint64_t words;
     uint64_t page_words;
     uint64_t fill;
@@ -84,7 +86,8 @@ static inline uint64_t mix(uint64_t z)
 
 /* --- device.c --------------------------------------------------------------------------------------------- */
 
-void find_devices(void);
+void find_devices(void);                 /* and open those that are not open yet */
+void close_device(struct device *dev); /* let go of all that is mapped and open */
 int write_sysfs(const char *address, const char *name, const char *text); /* 0 or errno */
 /* The device that "device=N" names, the first if none is named; NULL after a refusal. */
 struct device *chosen_device(const char *command, const char *arguments);
@@ -114,5 +117,11 @@ void command_irq(const char *arguments); /* irq.c */
 void command_irqs(const char *arguments);
 void command_irq_raise(const char *arguments);
 void command_irq_mask(const char *arguments);
+
+void command_lspci(const char *arguments); /* pci.c */
+void command_dmesg(const char *arguments);
+void command_config(const char *arguments);
+void command_release(const char *arguments);
+void command_rescan(const char *arguments);
 
 #endif
