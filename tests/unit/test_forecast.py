@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from vfu_dev.figures import Sample
-from vfu_dev.migration.forecast import OVERHEAD_SECONDS, DirtyMeter, Forecaster, ReadMeter
+from vfu_dev.migration.forecast import (
+    CHECK_SECONDS_PER_BYTE,
+    OVERHEAD_SECONDS,
+    PATH_FACTOR,
+    DirtyMeter,
+    Forecaster,
+    ReadMeter,
+)
 from vfu_dev.migration.watch import SAMPLES_KEPT, Watch
 from vfu_dev.uapi import DeviceState
 
@@ -13,35 +20,51 @@ MIB = 1 << 20
 MS = 1_000_000
 
 
-def steady(meter: ReadMeter, reads: int, interval_ms: int, *, start_ms: int = 0) -> int:
+SERVICE_MS = 1  # what a read of 1 MiB takes in the callback, in these tests
+
+
+def read(meter: ReadMeter, ended_ms: float, *, stored: int = MIB, service_ms: float = SERVICE_MS) -> None:
+    """Read `stored` of 1 MiB; that ends at `ended_ms`."""
+    meter.note(MIB, stored, round((ended_ms - service_ms) * MS), round(ended_ms * MS))
+
+
+def steady(meter: ReadMeter, reads: int, interval_ms: float, *, start_ms: float = 0) -> float:
     """Read 1 MiB each `interval_ms`, with more left each time; returns when the last read ended."""
     for number in range(1, reads + 1):
-        meter.note(MIB, MIB, (start_ms + number * interval_ms) * MS)
+        read(meter, start_ms + number * interval_ms)
     return start_ms + reads * interval_ms
 
 
-def test_one_read_says_nothing_two_say_a_rate() -> None:
+def cost_ms(forecaster: Forecaster) -> float:
+    """Return what 1 MiB is expected to take in STOP_COPY."""
+    cost = forecaster.stop_copy_cost
+    assert cost is not None
+    return cost * MIB / MS
+
+
+def test_one_read_says_nothing_of_the_link_two_say_a_rate() -> None:
     """What counts is the time between two reads, in which the bytes of the first went over the link."""
     meter = ReadMeter()
-    meter.note(MIB, MIB, 5 * MS)
+    read(meter, 5)
     assert meter.rate is None
-    assert meter.burst_rate is None
-    meter.note(MIB, MIB, 15 * MS)
-    assert meter.rate == meter.burst_rate == pytest.approx(100 * MIB)
+    assert meter.quick_cost() == (None, False)
+    read(meter, 15)
+    assert meter.rate == pytest.approx(100 * MIB)
+    assert meter.quick_cost() == (pytest.approx(10 * MS / MIB), True)
 
 
 def test_time_without_anything_to_read_does_not_count() -> None:
     """A short read opens a pause; however long that is, the rate is that of the link."""
     meter = ReadMeter()
     end = steady(meter, 10, 10)
-    meter.note(MIB, 100, (end + 10) * MS)  # that was all
-    end = steady(meter, 10, 10, start_ms=end + 5000)
+    read(meter, end + 10, stored=100)  # that was all
+    steady(meter, 10, 10, start_ms=end + 5000)
     assert meter.rate == pytest.approx(100 * MIB)
 
 
 def test_the_rate_is_that_of_the_last_ten_intervals() -> None:
     meter = ReadMeter()
-    end = 0
+    end = 0.0
     for interval_ms in [100] + [10] * 10:
         end = steady(meter, 10, interval_ms, start_ms=end)
         meter.tick()
@@ -49,17 +72,6 @@ def test_the_rate_is_that_of_the_last_ten_intervals() -> None:
     for _ in range(50):
         meter.tick()  # nothing to read: nothing new about the link
     assert meter.rate == pytest.approx(100 * MIB, rel=0.01)
-
-
-def test_pauses_of_a_bandwidth_limit_do_not_move_the_burst_rate() -> None:
-    """Nine reads at full speed, then a pause: on average the link carried a quarter of what it can."""
-    meter = ReadMeter()
-    end = 0
-    for _ in range(20):
-        end = steady(meter, 9, 1, start_ms=end)
-        end = steady(meter, 1, 31, start_ms=end)
-    assert meter.rate == pytest.approx(250 * MIB, rel=0.05)
-    assert meter.burst_rate == pytest.approx(1000 * MIB)
 
 
 def test_the_dirty_rate_is_an_average_over_a_second() -> None:
@@ -71,33 +83,120 @@ def test_the_dirty_rate_is_an_average_over_a_second() -> None:
     assert meter.rate == pytest.approx(10e6)
 
 
-def test_prediction_is_what_is_left_over_the_burst_rate() -> None:
+@pytest.mark.parametrize(
+    ("bursts", "pause_ms"),
+    [
+        pytest.param([1] * 20, 100, id="a read each 100 ms, a limit below 10 MiB/s"),
+        pytest.param([1] * 20, 300, id="a read each third time, RAM in between"),
+        pytest.param([2] * 20, 95, id="two reads each 100 ms, a limit of 16 MiB/s"),
+        pytest.param([9] * 8, 50, id="bursts"),
+        pytest.param([1] * 40 + [4] * 4, 50, id="RAM between most reads"),
+    ],
+)
+def test_pauses_of_the_client_do_not_move_the_prediction(bursts: list[int], pause_ms: float) -> None:
+    """Limits and RAM end with the stop; what is then left is the path, in times of our own work."""
+    forecaster = Forecaster()
+    end = 0.0
+    for reads in bursts:
+        end = steady(forecaster.reads, 1, pause_ms, start_ms=end)
+        end = steady(forecaster.reads, reads - 1, 4, start_ms=end)
+    assert cost_ms(forecaster) == pytest.approx(PATH_FACTOR * SERVICE_MS)
+
+
+@pytest.mark.parametrize("interval_ms", [20, 62.5, 125])
+def test_a_slow_link_is_told_from_pauses_by_its_steadiness(interval_ms: float) -> None:
+    """Most reads take the same time, which is not the 100 ms of QEMU's clock."""
+    forecaster = Forecaster()
+    steady(forecaster.reads, 20, interval_ms)
+    assert cost_ms(forecaster) == pytest.approx(interval_ms)
+
+
+def test_a_path_quicker_than_assumed_is_seen_in_the_reads() -> None:
+    """A client that reads once each 2 ms needs no more than that, whatever our callback took of it."""
+    forecaster = Forecaster()
+    steady(forecaster.reads, 20, 2)
+    assert cost_ms(forecaster) == pytest.approx(2)
+
+
+def test_prediction_is_what_is_left_times_the_cost_and_the_rest() -> None:
     forecaster = Forecaster()
     assert forecaster.estimate() == (None, None)
+    forecaster.tell(100 * MIB)
     steady(forecaster.reads, 20, 10)
-    forecaster.length_bytes = 25 * MIB
-    assert forecaster.estimate() == pytest.approx((0.25, 0.25 + OVERHEAD_SECONDS))
+    forecaster.tell(25 * MIB)
+    seconds = 25 * PATH_FACTOR * SERVICE_MS / 1000
+    rest = OVERHEAD_SECONDS + 100 * MIB * CHECK_SECONDS_PER_BYTE
+    assert forecaster.estimate() == pytest.approx((seconds, seconds + rest))
 
 
-def test_what_came_on_top_is_learnt() -> None:
-    """Each migration counts half; one faster than estimated counts as nothing on top."""
+def test_path_and_overhead_are_learnt() -> None:
+    """The first migration replaces what was assumed, each later one counts half."""
     forecaster = Forecaster()
-    forecaster.learn(estimated_seconds=0.1, downtime_seconds=0.13)
-    assert forecaster.overhead_seconds == pytest.approx(0.02)
+    service_cost = MS / MIB
+    forecaster.learn(service_cost, 10 * MIB, reading_seconds=0.1, downtime_seconds=0.13)
+    assert forecaster.path_factor == pytest.approx(10)
+    assert forecaster.overhead_seconds == pytest.approx(0.03)
     forecaster.begin()
+    forecaster.learn(service_cost, 10 * MIB, reading_seconds=0.2, downtime_seconds=0.21)
+    assert forecaster.path_factor == pytest.approx(15)
     assert forecaster.overhead_seconds == pytest.approx(0.02)
-    assert forecaster.estimate() == (None, None)
-    forecaster.learn(estimated_seconds=0.1, downtime_seconds=0.05)
-    assert forecaster.overhead_seconds == pytest.approx(0.01)
 
 
-@pytest.mark.parametrize(("page_bytes", "converging"), [(9 * MIB, True), (11 * MIB, False)])
-def test_the_verdict_compares_the_rates(page_bytes: int, converging: bool) -> None:
+def test_a_short_stop_teaches_nothing_about_the_path() -> None:
     forecaster = Forecaster()
-    assert forecaster.forecast(1, 2).converging is None
-    steady(forecaster.reads, 20, 10)
-    forecaster.dirty.note(0.1, page_bytes)
-    assert forecaster.forecast(1, 2).converging is converging
+    forecaster.learn(MS / MIB, MIB, reading_seconds=0.1, downtime_seconds=0.12)
+    assert forecaster.path_factor == PATH_FACTOR
+    assert forecaster.overhead_seconds == pytest.approx(0.02)
+
+
+def test_reads_between_ram_do_not_overrule_what_a_stop_has_shown() -> None:
+    forecaster = Forecaster()
+    forecaster.learn(MS / MIB, 10 * MIB, reading_seconds=0.05, downtime_seconds=0.06)
+    forecaster.begin()
+    steady(forecaster.reads, 20, 60)  # RAM for 50 ms between any two
+    assert cost_ms(forecaster) == pytest.approx(5 * SERVICE_MS)
+
+
+def at_rates(transfer_ms: float, dirty_bytes: int) -> Forecaster:
+    """Return a forecaster whose client read 1 MiB each `transfer_ms` while `dirty_bytes` came each 0.1 s."""
+    forecaster = Forecaster()
+    steady(forecaster.reads, 20, transfer_ms)
+    forecaster.dirty.note(0.1, dirty_bytes)
+    return forecaster
+
+
+def round_of(forecaster: Forecaster, read_bytes: int, left_bytes: int) -> None:
+    """Have the client read so much and ask what is left."""
+    forecaster.rounds.read(read_bytes)
+    forecaster.rounds.ask(left_bytes)
+
+
+def test_a_client_that_reads_faster_than_the_guest_writes_converges() -> None:
+    assert Forecaster().converging is None
+    assert at_rates(10, 9 * MIB).converging is True
+
+
+def test_a_slow_client_is_not_blamed_before_it_asked_twice_and_found_no_less() -> None:
+    """While QEMU sends RAM it reads little from the device and asks nothing: neither yes nor no."""
+    forecaster = at_rates(10, 11 * MIB)
+    forecaster.rounds.ask(64 * MIB)  # when the migration is set up
+    round_of(forecaster, 200 * MIB, 20 * MIB)  # RAM is through; only now QEMU asks again
+    assert forecaster.converging is None
+    round_of(forecaster, 10 * MIB, 20 * MIB)  # asked in the middle of a round
+    assert forecaster.converging is None
+    round_of(forecaster, 10 * MIB, 20 * MIB)
+    assert forecaster.converging is False
+
+
+def test_a_round_that_leaves_less_takes_it_back() -> None:
+    forecaster = at_rates(10, 11 * MIB)
+    for left in (20 * MIB, 20 * MIB, 20 * MIB):
+        round_of(forecaster, 20 * MIB, left)
+    assert forecaster.converging is False
+    round_of(forecaster, 20 * MIB, 10 * MIB)
+    assert forecaster.converging is None
+    forecaster.begin()
+    assert forecaster.rounds.falling is None
 
 
 def sample(number: int) -> Sample:

@@ -5,6 +5,13 @@ from __future__ import annotations
 from vfu_dev.figures.snapshot import Snapshot
 from vfu_dev.sizes import format_size
 
+# What `vfu_dev.migration.forecast` found.
+_CONVERGENCE = {
+    True: "converges",
+    False: "DOES NOT CONVERGE",
+    None: "too early to tell, the client has other data to send",
+}
+
 
 def verdict(snapshot: Snapshot) -> str:
     """Return what is going on and how it will end."""
@@ -12,13 +19,13 @@ def verdict(snapshot: Snapshot) -> str:
     if state == "ERROR":
         return "in ERROR: only a reset helps"
     if state in ("PRE_COPY", "PRE_COPY_P2P"):
-        if forecast["converging"] is None:
+        dirty, transfer = forecast["dirty_rate_bytes_per_second"], forecast["transfer_rate_bytes_per_second"]
+        if dirty is None or transfer is None:
             return "measuring rates"
-        rates = (
-            f"the guest writes {format_size(forecast['dirty_rate_bytes_per_second'])}/s, "
-            f"the client reads {format_size(forecast['transfer_rate_bytes_per_second'])}/s"
+        return (
+            f"{_CONVERGENCE[forecast['converging']]}: the guest writes {format_size(dirty)}/s, "
+            f"the client reads {format_size(transfer)}/s"
         )
-        return ("converges: " if forecast["converging"] else "DOES NOT CONVERGE: ") + rates
     if state == "STOP_COPY":
         left = forecast["stop_copy_length_bytes"]
         return "the device is stopped" + ("" if left is None else f", {format_size(max(0, left))} to go")

@@ -241,19 +241,22 @@ class Migration:
             self._audit, self._audit_blocks = StateHasher(self.contents), save.block_contents
         return stored
 
-    def precopy_info(self) -> PrecopyInfo:
-        """Serve MIG_GET_PRECOPY_INFO.
+    def precopy_info(self, *, by_client: bool = False) -> PrecopyInfo:
+        """Serve MIG_GET_PRECOPY_INFO; what the client asks, and when, tells how far it is (`forecast`).
 
         Raises:  StateError: outside PRE_COPY and PRE_COPY_P2P.
         """
         if self.state not in PRE_COPY_GROUP or self._save is None:
             raise StateError(f"no pre-copy figures in {self.state.name}")
-        return self._look()
+        info = self._look()
+        if by_client:
+            self.watch.asked(info.initial_bytes + info.dirty_bytes)
+        return info
 
     def _look(self) -> PrecopyInfo:
         assert self._save is not None
         info = self._save.info()
-        self.watch.forecaster.length_bytes = info.initial_bytes + info.dirty_bytes + self._save.tail_bytes
+        self.watch.forecaster.tell(info.initial_bytes + info.dirty_bytes + self._save.tail_bytes)
         return info
 
     def stop_copy_length(self) -> int:

@@ -73,6 +73,9 @@ class Sampler:
             if watch.totals.saves_started == self._saves:
                 forecaster.dirty.note(now - self._sampled, written)
                 forecaster.reads.tick()
+            if not forecaster.rounds.asked:
+                # A client that cannot ask: it would go by what is left when it has read as much.
+                forecaster.rounds.ask(info.initial_bytes + info.dirty_bytes)
             self._saves = watch.totals.saves_started
         if state is DeviceState.RESUMING:
             watch.forecast = Forecast()

@@ -44,6 +44,9 @@ class Watch:
         self._stopped_ns = 0  # the device stands still since
         self._stop_copy_ns = 0  # STOP_COPY since
         self._stop_copy_seconds: float | None = None
+        # Since STOP_COPY: when the first read began, when the last with data ended, and their bytes.
+        self._first_ns = self._last_ns = self._stop_copy_bytes = 0
+        self._service_cost: float | None = None  # as PRE_COPY left it
         self._estimated: tuple[float | None, float | None] = (None, None)
 
     def state_changed(self, origin: DeviceState, target: DeviceState) -> None:
@@ -55,8 +58,10 @@ class Watch:
             # PRE_COPY_P2P and RUNNING_P2P are where a client with several devices begins to stop them.
             self._stopped_ns = now
             self._estimated = self.forecaster.estimate()
+            self._service_cost = self.forecaster.reads.service_cost
         if target is DeviceState.STOP_COPY:
             self._stop_copy_ns = now
+            self._first_ns = self._last_ns = self._stop_copy_bytes = 0
 
     @property
     def predicted_seconds(self) -> float | None:
@@ -68,15 +73,23 @@ class Watch:
         self.totals.saves_started += 1
         self._stop_copy_seconds = None
         self._estimated = None, None
+        self._service_cost = None
         self.forecaster.begin()
 
     def read(self, asked: int, stored: int, began_ns: int) -> None:
         """Count a read of the stream that began at `began_ns`, of the clock `time.perf_counter_ns`."""
         now = time.perf_counter_ns()
         self.read_seconds.observe_ns(now - began_ns)
-        self.forecaster.reads.note(asked, stored, now)
-        if self.forecaster.length_bytes is not None:
-            self.forecaster.length_bytes -= stored
+        self.forecaster.read(asked, stored, began_ns, now)
+        if stored:
+            self._first_ns = self._first_ns or began_ns
+            self._last_ns = now
+            self._stop_copy_bytes += stored
+
+    def asked(self, left_bytes: int) -> None:
+        """Note that the client asked how much is left in PRE_COPY."""
+        self.forecaster.rounds.asked += 1
+        self.forecaster.rounds.ask(left_bytes)
 
     def all_read(self) -> None:
         """Note that the stream was read to its end."""
@@ -93,9 +106,9 @@ class Watch:
         self.downtime_seconds.observe(downtime)
         self.last_stop_copy_seconds = self._stop_copy_seconds
         self.last_downtime_seconds = downtime
-        estimated, self.last_predicted_downtime_seconds = self._estimated
-        if estimated is not None:
-            self.forecaster.learn(estimated, downtime)
+        self.last_predicted_downtime_seconds = self.predicted_seconds
+        reading = (self._last_ns - self._first_ns) / 1e9
+        self.forecaster.learn(self._service_cost, self._stop_copy_bytes, reading, downtime)
 
     def load_ended(self, result: str) -> None:
         """Count the end of an incoming migration, one of LOAD_RESULTS."""
