@@ -80,7 +80,7 @@ def test_read_only_registers_and_gaps_drop_writes(device: ReferenceDevice) -> No
     bus.write(0, 0x00, b"\xff" * 0x18)
     bus.write(0, 0x24, b"\xff" * 0x10)
     bus.write(0, 0x48, b"\xff" * 0x38)
-    bus.write(0, 0xC0, b"\xff" * 0x40)
+    bus.write(0, 0xE8, b"\xff" * 0x18)
     assert bus.read(0, 0, 0x100) == before
 
 

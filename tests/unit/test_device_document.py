@@ -11,6 +11,7 @@ import pytest
 
 from vfu_dev.device import reference
 from vfu_dev.device.dma import DESCRIPTOR, SLICE_BYTES, Op, Status
+from vfu_dev.device.load_registers import LoadPattern, LoadStatus
 from vfu_dev.device.reference import FIELDS
 from vfu_dev.device.writer import STAMP_SEED, WriterStatus
 
@@ -28,7 +29,7 @@ def tables() -> list[list[list[str]]]:
     return [table[2:] for table in found if table]
 
 
-REGISTERS, DESCRIPTORS, OPERATIONS, STATUSES, WRITER = tables()
+REGISTERS, DESCRIPTORS, OPERATIONS, STATUSES, WRITER, LOAD_PATTERNS, LOAD_STATUSES = tables()
 
 
 def test_the_registers_are_those_of_the_device() -> None:
@@ -59,7 +60,15 @@ def test_the_descriptor_is_that_of_the_engine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "enum"), [(OPERATIONS, Op), (STATUSES, Status), (WRITER, WriterStatus)], ids=lambda x: ""
+    ("table", "enum"),
+    [
+        (OPERATIONS, Op),
+        (STATUSES, Status),
+        (WRITER, WriterStatus),
+        (LOAD_PATTERNS, LoadPattern),
+        (LOAD_STATUSES, LoadStatus),
+    ],
+    ids=lambda x: "",
 )
 def test_numbers_are_those_of_the_code(table: list[list[str]], enum: type[IntEnum]) -> None:
     assert [row[:2] for row in table] == [[str(one.value), one.name] for one in enum]

@@ -11,6 +11,7 @@ import numpy as np
 from vfu_dev.device.base import Device, PciIdentity
 from vfu_dev.device.dma import DMA_FIELDS, DmaEngine, Host
 from vfu_dev.device.fill import fill_words
+from vfu_dev.device.load_registers import LOAD_FIELDS, RegisterLoad
 from vfu_dev.device.regions import Field, MemoryBar, MsixBar, RegisterBar
 from vfu_dev.device.writer import WRITER_FIELDS, DmaWriter
 from vfu_dev.errors import ConfigError
@@ -56,6 +57,7 @@ FIELDS = (
     ),
     *DMA_FIELDS,
     *WRITER_FIELDS,
+    *LOAD_FIELDS,
     Field("scratch", 0x100, "V256", "rw", "free to use; zero after a reset", migrates=True),
 )
 
@@ -124,6 +126,7 @@ class ReferenceDevice(Device):
             "window": lambda _: self._move_windows(),
         }
         hooks |= {"dma_ctrl": self._write_dma_ctrl, "writer_ctrl": self._write_writer_ctrl}
+        hooks["load_ctrl"] = lambda value: self.load.write_ctrl(int(value))
         self.registers = RegisterBar(VFIO_PCI_BAR0_REGION_INDEX, "registers", 4096, FIELDS, hooks)
         registers = self.registers
         registers["id"] = REGISTER_ID
@@ -142,7 +145,8 @@ class ReferenceDevice(Device):
         )
         self.dma = DmaEngine(registers, self.memory, host)
         self.writer = DmaWriter(registers, host)
-        self.workers += [self.dma, self.writer]
+        self.load = RegisterLoad(registers, self.memory, lambda: self.migration)
+        self.workers += [self.dma, self.writer, self.load]
         self.add_bar(registers)
         self.add_bar(MemoryBar(VFIO_PCI_BAR2_REGION_INDEX, self.memory))
         unseen = []

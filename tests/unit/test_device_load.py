@@ -1,0 +1,324 @@
+"""The load engine in the device: what it writes and marks, where it stops, what it says of itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vfu_dev.device import Device, ReferenceDevice
+from vfu_dev.device.load import LoadRun, MemoryWriter, OperatorLoad
+from vfu_dev.device.load_registers import CTRL_PAGES, CTRL_RUN, LoadPattern, LoadStatus
+from vfu_dev.errors import ConfigError
+from vfu_dev.memory import DeviceMemory
+from vfu_dev.patterns import LoadSpec, Phase, contents, writes_of
+from vfu_dev.uapi import DeviceState
+
+MEMORY = 1 << 20
+S = DeviceState
+
+
+def journal(spec: LoadSpec, count: int, memory_bytes: int = MEMORY, page_bytes: int = 4096) -> bytearray:
+    """What a zeroed memory holds after the first `count` writes, made one by one."""
+    writes = writes_of(spec, memory_bytes, page_bytes)
+    assert writes is not None
+    held = bytearray(memory_bytes)
+    offsets, lengths = writes.offsets(0, count).tolist(), writes.lengths(0, count).tolist()
+    for number, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
+        held[offset : offset + length] = contents(spec.seed, number, 1, length).tobytes()
+    return held
+
+
+def work_until(device: Device, reached: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Do the device's work as the server's loop does until something is so."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline
+        if device.work_due() == 0:
+            device.work(0.001)
+
+
+@pytest.fixture
+def device() -> ReferenceDevice:
+    return ReferenceDevice(memory_bytes=MEMORY)
+
+
+@pytest.fixture
+def load(device: ReferenceDevice) -> OperatorLoad:
+    load = OperatorLoad(lambda: device.memories, device.migration)
+    device.workers.append(load)
+    return load
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from(["sequential", "uniform", "hotset", "zipf"]),
+    st.sampled_from([1, 3, 8, 24, 100, 4096, 4104, 12288, 32768, 40000, 65536]),
+    st.sampled_from([64, 4096, 65536]),
+    st.booleans(),
+    st.lists(st.integers(1, 40), min_size=1, max_size=5),
+)
+def test_batches_leave_what_single_writes_would(
+    pattern: str, size: int, page: int, mapped: bool, batches: list[int]
+) -> None:
+    """Memory content and dirty pages are those of the writes made one after the other, byte by byte."""
+    memory = DeviceMemory("memory", MEMORY, page, mapped=mapped)
+    spec = LoadSpec(pattern, rate_pages=1, write_bytes=size, seed=5, hot_fraction=0.01)
+    writes = writes_of(spec, MEMORY, page)
+    assert writes is not None
+    writer = MemoryWriter(memory, writes)
+    made = 0
+    for count in batches:
+        assert writer.write(made, count) == count * size
+        made += count
+    expected = journal(spec, made, MEMORY, page)
+    assert memory.raw.tobytes() == expected
+    offsets = writes.offsets(0, made)
+    touched = {p for o in offsets.tolist() for p in range(o // page, (o + size - 1) // page + 1)}
+    assert set(memory.pages.collect().tolist()) == touched
+    memory.close()
+
+
+def test_a_trace_is_written(tmp_path: object, device: ReferenceDevice) -> None:
+    """Writes of different lengths, across pages, with the pages they touch."""
+    path = f"{tmp_path}/a.csv"
+    with open(path, "w") as file:
+        file.write("time,offset,length\n0,4090,12\n0.001,9000,1\n0.002,20480,8192\n")
+    spec = LoadSpec("trace", trace=path, seed=9)
+    writes = writes_of(spec, MEMORY)
+    assert writes is not None
+    assert MemoryWriter(device.memory, writes).write(0, 3) == 12 + 1 + 8192
+    assert device.memory.raw.tobytes() == journal(spec, 3)
+    assert device.memory.pages.collect().tolist() == [0, 1, 2, 5, 6]
+
+
+def test_the_rate_is_reached(device: ReferenceDevice, load: OperatorLoad) -> None:
+    """In half a second the writes of half a second are made, none is missed, and the memory holds them."""
+    spec = LoadSpec("hotset", rate_bytes=4 << 20, write_bytes=4096)
+    load.start(spec, seconds=0.5)
+    work_until(device, lambda: not load.status()["running"])
+    status = load.status()
+    assert status["missed_writes"] == 0
+    assert status["keeps_up"]
+    assert 0.95 * (4 << 20) * 0.5 < status["written_bytes"] <= (4 << 20) * status["seconds"]  # type: ignore[operator]
+    assert status["load"] == spec.to_dict()
+    assert device.memory.raw.tobytes() == journal(spec, int(str(status["writes"])))
+    assert load.due() is None
+
+
+def test_too_much_is_said(device: ReferenceDevice, load: OperatorLoad) -> None:
+    """A rate that no machine carries: writes are missed, and the figures say that it does not keep up."""
+    load.start(LoadSpec("uniform", rate_bytes=1 << 45, write_bytes=1 << 20))
+    work_until(device, lambda: bool(load.status()["missed_writes"]))
+    status = load.status()
+    assert not status["keeps_up"]
+    assert status["carried"] < 0.95  # type: ignore[operator]
+    assert status["reached_rate_bytes"] < status["asked_rate_bytes"]  # type: ignore[operator]
+    load.stop()
+    assert load.status()["missed_writes"] == status["missed_writes"]
+    assert device.work_due() is None
+
+
+def test_a_turn_is_short(device: ReferenceDevice, load: OperatorLoad) -> None:
+    """However much is due, one turn makes a part of it and comes back."""
+    load.start(LoadSpec("uniform", rate_bytes=1 << 45, write_bytes=4096))
+    work_until(device, lambda: bool(load.written_bytes))
+    before = load.written_bytes
+    device.work(10.0)
+    # What TURN_SECONDS allows at 100 GB/s; without it, a quarter of a second's worth would be written.
+    assert 0 < load.written_bytes - before < 100e9 * 0.001
+
+
+def test_phases_take_turns(device: ReferenceDevice, load: OperatorLoad) -> None:
+    """Each phase writes its own numbers, and an idle one nothing."""
+    busy = LoadSpec("sequential", rate_pages=10_000, write_bytes=8, seed=3)
+    spec = LoadSpec("phases", phases=(Phase(0.05, busy), Phase(0.05, LoadSpec("idle"))))
+    load.start(spec, seconds=0.2)
+    work_until(device, lambda: not load.status()["running"])
+    writes = int(str(load.status()["writes"]))
+    assert 900 <= writes <= 1000
+    assert device.memory.raw.tobytes() == journal(busy, writes)
+
+
+@pytest.mark.parametrize("quiet", [S.RUNNING_P2P, S.PRE_COPY_P2P, S.STOP, S.STOP_COPY, S.RESUMING])
+def test_quiet_states_are_quiet(device: ReferenceDevice, load: OperatorLoad, quiet: DeviceState) -> None:
+    """Nothing is written there, it is not held against the load, and afterwards it goes on."""
+    load.start(LoadSpec("uniform", rate_pages=20_000))
+    work_until(device, lambda: load.written_bytes > 0)
+    if quiet is S.PRE_COPY_P2P:
+        device.migration.set_state(S.PRE_COPY)
+    device.migration.set_state(quiet)
+    before, missed = load.written_bytes, load.status()["missed_writes"]
+    began = time.monotonic()
+    while time.monotonic() - began < 0.6:
+        assert device.work_due() is None
+        device.work(0.001)
+    assert load.written_bytes == before
+    if quiet is S.RESUMING:
+        device.reset(S.RUNNING, "given up")
+    else:
+        device.migration.set_state(S.RUNNING)
+    work_until(device, lambda: load.written_bytes > before + 8 * 2000)
+    status = load.status()
+    assert status["missed_writes"] == missed
+    assert 0.59 < float(str(status["quiet_seconds"])) < 0.59 + 5
+
+
+def test_it_goes_on_while_state_is_saved(device: ReferenceDevice, load: OperatorLoad) -> None:
+    """In PRE_COPY the device writes, and what was read before is dirty again."""
+    load.start(LoadSpec("sequential", rate_pages=20_000))
+    device.migration.set_state(S.PRE_COPY)
+    work_until(device, lambda: load.written_bytes > 8 * 512)
+    buffer = memoryview(bytearray(4 << 20))
+    while device.migration.read_into(buffer):
+        pass
+    before = load.written_bytes
+    work_until(device, lambda: load.written_bytes > before)
+    assert device.migration.precopy_info().dirty_bytes > 0
+
+
+def test_it_survives_a_reset(device: ReferenceDevice, load: OperatorLoad) -> None:
+    """The operator's load is not the guest's to end."""
+    load.start(LoadSpec("uniform", rate_pages=20_000))
+    device.reset(S.RUNNING, "test")
+    before = load.written_bytes
+    work_until(device, lambda: load.written_bytes > before)
+
+
+def test_what_cannot_be_is_refused(device: ReferenceDevice, load: OperatorLoad) -> None:
+    """Another memory, a write that does not fit: an error, and what was running goes on."""
+    load.start(LoadSpec("uniform", rate_pages=20_000))
+    with pytest.raises(ConfigError, match="expected one of memory"):
+        load.start(LoadSpec("idle"), "vram")
+    small = OperatorLoad(lambda: [DeviceMemory("tiny", 4096)], device.migration)
+    with pytest.raises(ConfigError, match="does not fit"):
+        small.start(LoadSpec("uniform", rate_pages=1, write_bytes=8192))
+    with pytest.raises(ConfigError, match="no memory"):
+        OperatorLoad(list, device.migration).start(LoadSpec("idle"))
+    assert load.status()["running"]
+
+
+# --- registers --------------------------------------------------------------------------------------------
+
+
+def set_load(device: ReferenceDevice, pattern: int = LoadPattern.UNIFORM, **more: int) -> LoadSpec:
+    """Write a load into the registers as a guest does and start it; returns what it should be."""
+    values = {"load_rate": 20_000, "load_seed": 77, "load_write_bytes": 16, "load_hot_share": 800_000}
+    values |= {"load_hot_fraction": 250_000, "load_zipf_exponent": 1_200_000, "load_pattern": pattern}
+    for name, value in (values | more | {"load_ctrl": more.get("load_ctrl", CTRL_RUN | CTRL_PAGES)}).items():
+        write(device, name, value)
+    return LoadSpec(
+        LoadPattern(pattern).name.lower(),
+        rate_pages=20_000,
+        seed=77,
+        write_bytes=16,
+        hot_fraction=0.25,
+        hot_share=0.8,
+        zipf_exponent=1.2,
+    )
+
+
+def write(device: ReferenceDevice, name: str, value: int) -> None:
+    field = device.registers.fields[name]
+    size = np.dtype(field.format).itemsize
+    device.registers.write(field.offset, memoryview(value.to_bytes(size, "little")))
+
+
+@pytest.mark.parametrize("pattern", list(LoadPattern))
+def test_registers_make_a_load(device: ReferenceDevice, pattern: LoadPattern) -> None:
+    """Stopped, the count says what the memory holds."""
+    spec = set_load(device, pattern)
+    work_until(device, lambda: device.registers["load_count"] > 500)
+    write(device, "load_ctrl", 0)
+    assert device.registers["load_status"] == LoadStatus.STOPPED
+    assert device.work_due() is None
+    assert device.memory.raw.tobytes() == journal(spec, device.registers["load_count"])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"pattern": 0}, {"load_write_bytes": 0}, {"load_hot_share": 1_000_001}, {"load_rate": 1 << 60}]
+)
+def test_registers_without_sense_stop_it(device: ReferenceDevice, wrong: dict[str, int]) -> None:
+    """At the start, and when they are changed under way."""
+    if "pattern" not in wrong:
+        set_load(device, **wrong)
+        assert device.registers["load_status"] == LoadStatus.BAD_LOAD
+    set_load(device)
+    work_until(device, lambda: device.registers["load_count"] > 0)
+    for name, value in wrong.items():
+        write(device, "load_pattern" if name == "pattern" else name, value)
+    work_until(device, lambda: device.registers["load_status"] == LoadStatus.BAD_LOAD)
+    assert device.registers["load_ctrl"] == 0
+    assert device.work_due() is None
+
+
+def test_a_changed_seed_goes_on_with_the_number(device: ReferenceDevice) -> None:
+    """The writes after the change are those of the other load, from the same number on."""
+    set_load(device)
+    work_until(device, lambda: device.registers["load_count"] > 100)
+    write(device, "load_seed", 78)
+    changed = device.registers["load_count"]
+    work_until(device, lambda: device.registers["load_count"] > changed)
+    write(device, "load_ctrl", 0)
+    count = device.registers["load_count"]
+    other = LoadSpec("uniform", rate_pages=1, seed=78, write_bytes=16)
+    writes = writes_of(other, MEMORY)
+    assert writes is not None
+    for number in range(changed, count):
+        offset = int(writes.offsets(number, 1)[0])
+        later = {int(o) for o in writes.offsets(number + 1, count - number)}
+        if offset not in later:
+            assert device.memory.raw[offset : offset + 16] == contents(78, number, 1, 16).tobytes()
+
+
+def test_a_reset_ends_it(device: ReferenceDevice) -> None:
+    """Registers and load are as new."""
+    set_load(device)
+    work_until(device, lambda: device.registers["load_count"] > 0)
+    device.reset(S.RUNNING, "test")
+    assert device.registers["load_count"] == 0
+    assert device.work_due() is None
+
+
+def test_it_goes_on_at_the_destination(device: ReferenceDevice) -> None:
+    """Source and destination together make one load: no write is lost, doubled or other than it would be."""
+    target = ReferenceDevice(memory_bytes=MEMORY)
+    spec = set_load(device, LoadPattern.ZIPF)
+    work_until(device, lambda: device.registers["load_count"] > 200)
+    source = device.migration
+    source.set_state(S.PRE_COPY)
+    target.migration.set_state(S.RESUMING)
+    buffer = memoryview(bytearray(1 << 20))
+
+    def move() -> None:
+        while count := source.read_into(buffer):
+            target.migration.write(buffer[:count])
+
+    move()
+    before = device.registers["load_count"]
+    work_until(device, lambda: device.registers["load_count"] > before)
+    source.set_state(S.STOP_COPY)
+    move()
+    source.set_state(S.STOP)
+    target.migration.set_state(S.STOP)
+    moved = target.registers["load_count"]
+    assert moved == device.registers["load_count"]
+    target.migration.set_state(S.RUNNING)
+    work_until(target, lambda: target.registers["load_count"] > moved + 200)
+    write(target, "load_ctrl", 0)
+    assert target.memory.raw.tobytes() == journal(spec, target.registers["load_count"])
+    assert target.registers["load_missed"] == device.registers["load_missed"]
+
+
+def test_a_run_begins_where_it_is_told(device: ReferenceDevice) -> None:
+    """Its first write is the one named, not number 0."""
+    spec = LoadSpec("sequential", rate_pages=100_000)
+    run = LoadRun(spec, device.memory, device.migration, first=10)
+    deadline = time.monotonic() + 20
+    while not run.writes and time.monotonic() < deadline:
+        run.advance(0.001)
+    assert device.memory.pages.collect()[0] == 10

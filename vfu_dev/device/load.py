@@ -1,0 +1,327 @@
+"""The load engine: the device writes to its own memory, at a rate, in turns too short to be in the way.
+
+It runs in the server's loop, as a worker: in RUNNING and PRE_COPY only. The kernel would allow a device in a
+P2P state to go on changing its own state; here it starts nothing there, so that what is dirty when the client
+stops the device is what it saw when it decided to. Time in other states is not held against the load.
+
+The load that an operator sets (`OperatorLoad`) belongs to this process: it survives resets and clients, and
+does not migrate. The one behind registers (load_registers.py) is the guest's: it migrates, and a reset ends
+it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vfu_dev.errors import ConfigError
+from vfu_dev.memory import DeviceMemory
+from vfu_dev.migration import Migration, RegisterBlock
+from vfu_dev.migration.fsm import P2P_STATES, RUNNING_GROUP
+from vfu_dev.patterns import LoadSpec, Pacer, Program, Writes, contents
+from vfu_dev.patterns.splitmix import GOLDEN
+from vfu_dev.patterns.writes import DRAW_CONTENT, draw
+
+_NS = 1_000_000_000
+
+# How long one turn takes: a guest's MMIO waits for the rest of it.
+TURN_SECONDS = 0.0003
+# What is written between two looks at the clock, and how often the device wakes up for it at most.
+_SLICE_BYTES = 64 << 10
+_SLICE_WRITES = 1024
+# Writes from this size on are computed where they go; smaller ones in batches (measured: equal at 32 KiB).
+_DIRECT_BYTES = 32 << 10
+_WAKE_NS = 1_000_000
+# A gap between turns that makes it worth asking whether the device was quiet meanwhile.
+_GAP_NS = 5_000_000
+_RATE_WINDOW_NS = _NS
+_RATE_STEP_NS = _NS // 10
+# Below this part of what was due, the machine does not carry the load.
+KEEPS_UP = 0.95
+
+
+class MemoryWriter:
+    """Carries out `writes` on `memory`: vectorised, pages marked dirty."""
+
+    def __init__(self, memory: DeviceMemory, writes: Writes) -> None:
+        self._memory = memory
+        self._writes = writes
+        self._page_bytes = memory.page_size_bytes
+        size = writes.write_bytes
+        self.bytes_per_write = size
+        self._table: npt.NDArray[Any] | None = None
+        if size is not None:
+            # Writes of one size begin at multiples of it within a place: an array whose elements are whole
+            # writes takes a batch in one assignment. numpy moves words of 8 bytes fastest.
+            span = -(-size // self._page_bytes)
+            self._place_bytes = span * self._page_bytes
+            places = memory.size_bytes // self._place_bytes
+            slots = max(1, self._page_bytes // size)
+            self._element = np.dtype("<u8") if size == 8 else np.dtype(f"V{size}")
+            self._table = np.ndarray(
+                (places, slots), self._element, buffer=memory.data, strides=(self._place_bytes, size)
+            )
+            self._pages = np.arange(span, dtype=np.intp)
+            self._words: npt.NDArray[np.uint64] = memory.data.view("<u8")
+            self._steps = np.arange(size // 8, dtype=np.uint64) * np.uint64(GOLDEN)
+
+    def write(self, first: int, count: int) -> int:
+        """Make the writes from number `first`; returns the bytes written."""
+        if self._table is None or self.bytes_per_write is None:
+            return self._write_singly(first, count)
+        writes, size = self._writes, self.bytes_per_write
+        offsets = writes.offsets(first, count)
+        if size >= _DIRECT_BYTES and size % 8 == 0:
+            starts = draw(writes.seed, DRAW_CONTENT, first, count)
+            for offset, start in zip((offsets // 8).tolist(), starts, strict=True):
+                np.add(self._steps, start, out=self._words[offset : offset + size // 8])
+        else:
+            data = contents(writes.seed, first, count, size)
+            places, rest = np.divmod(offsets, self._place_bytes)
+            # A place named twice keeps the later write: numpy assigns in order.
+            self._table[places, rest // size] = np.ascontiguousarray(data).view(self._element)[:, 0]
+        pages = offsets // self._page_bytes
+        if len(self._pages) > 1:
+            pages = (pages[:, np.newaxis] + self._pages).reshape(-1)
+        self._memory.pages.mark_pages(pages)
+        return size * count
+
+    def _write_singly(self, first: int, count: int) -> int:
+        offsets, lengths = self._writes.offsets(first, count), self._writes.lengths(first, count)
+        for number, (offset, length) in enumerate(zip(offsets.tolist(), lengths.tolist(), strict=True)):
+            self._memory.store(offset, contents(self._writes.seed, first + number, 1, length).tobytes())
+        return int(lengths.sum())
+
+
+@dataclass
+class LoadFigures:
+    """What a load did so far.
+
+    Attributes:
+        asked_rate_bytes: on average, see docs/load.md.
+        reached_rate_bytes: since it began, quiet time left out.
+        recent_rate_bytes: in the last second or so.
+        missed_writes: that were due when the device had no time for them.
+        carried: of the writes that were due, the part that was made; None before the first was due.
+        keeps_up: whether that is 95 % or more.
+        quiet_seconds: in which the device was not to write.
+    """
+
+    asked_rate_bytes: float
+    reached_rate_bytes: float
+    recent_rate_bytes: float
+    writes: int
+    written_bytes: int
+    missed_writes: int
+    carried: float | None
+    keeps_up: bool
+    seconds: float
+    quiet_seconds: float
+
+
+class LoadRun:
+    """One load on one memory, from its first write on.
+
+    Args:
+        first: number of the first write, for a load that began elsewhere.
+
+    Raises:  ConfigError: the memory is too small for it; a file cannot be used.
+    """
+
+    def __init__(self, spec: LoadSpec, memory: DeviceMemory, migration: Migration, first: int = 0) -> None:
+        self.spec = spec
+        self.memory = memory
+        self._migration = migration
+        program = Program(spec, memory.size_bytes, memory.page_size_bytes)
+        self.asked_rate_bytes = program.asked_rate_bytes
+        self._writers = [
+            None if writes is None else MemoryWriter(memory, writes) for writes in program.writes
+        ]
+        now = time.monotonic_ns()
+        self._pacer: Pacer = program.pacer(now, first)
+        self._began = self._last = now
+        self._last_time = time.time()
+        self._quiet_ns = 0
+        self._wake: int | None = now
+        self.written_bytes = 0
+        self._window: deque[tuple[int, int]] = deque([(now, 0)])
+        sizes = [writer.bytes_per_write or 4096 for writer in self._writers if writer is not None]
+        self._limit = max(1, min(_SLICE_WRITES, _SLICE_BYTES // max(sizes, default=1)))
+
+    @property
+    def writes(self) -> int:
+        """Writes made by this run."""
+        return self._pacer.taken
+
+    @property
+    def missed(self) -> int:
+        """Writes that nobody had time for."""
+        return self._pacer.missed
+
+    def due(self) -> float | None:
+        """See `Worker`."""
+        if self._wake is None:
+            return None
+        return max(0, self._wake - time.monotonic_ns()) / _NS
+
+    def advance(self, budget_seconds: float) -> None:
+        """Make the writes that are due, for about so long, and say when it goes on."""
+        now = time.monotonic_ns()
+        if now - self._last > _GAP_NS:
+            self._notice_quiet(now)
+        deadline = now + int(min(budget_seconds, TURN_SECONDS) * _NS)
+        while True:
+            runs = self._pacer.take(now, self._limit)
+            for run in runs:
+                writer = self._writers[run.phase]
+                if writer is not None:
+                    self.written_bytes += writer.write(run.first, run.count)
+            before, now = now, time.monotonic_ns()
+            if sum(run.count for run in runs) < self._limit:
+                # All that was due is done. Many small turns would cost more than the writes.
+                following = self._pacer.next_ns()
+                self._wake = None if following is None else max(following, before + _WAKE_NS)
+                break
+            if now >= deadline:
+                self._wake = now
+                break
+        self._last, self._last_time = now, time.time()
+        if now - self._window[-1][0] >= _RATE_STEP_NS:
+            self._window.append((now, self.written_bytes))
+            while now - self._window[0][0] > _RATE_WINDOW_NS + _RATE_STEP_NS:
+                self._window.popleft()
+
+    def _notice_quiet(self, now: int) -> None:
+        """Take the time in which the device had to be quiet out of the load's."""
+        quiet = _quiet_seconds(self._migration, self._last_time)
+        quiet_ns = min(int(quiet * _NS), now - self._last)
+        if quiet_ns:
+            self._pacer.hold(quiet_ns)
+            self._quiet_ns += quiet_ns
+            self._window.clear()
+            self._window.append((now, self.written_bytes))
+
+    def figures(self) -> LoadFigures:
+        """Return what it did so far."""
+        now = time.monotonic_ns()
+        # Quiet time that nobody took out yet, because the device still is quiet.
+        quiet = self._quiet_ns + int(_quiet_seconds(self._migration, self._last_time) * _NS)
+        seconds = max(0, now - self._began - quiet) / _NS
+        made, missed = self._pacer.taken, self._pacer.missed
+        carried = made / (made + missed) if made + missed else None
+        since, had = self._window[0]
+        recent = (self.written_bytes - had) * _NS / max(1, self._last - since)
+        return LoadFigures(
+            asked_rate_bytes=self.asked_rate_bytes,
+            reached_rate_bytes=self.written_bytes / seconds if seconds else 0.0,
+            recent_rate_bytes=recent if now - self._last < _RATE_WINDOW_NS else 0.0,
+            writes=made,
+            written_bytes=self.written_bytes,
+            missed_writes=missed,
+            carried=carried,
+            keeps_up=carried is None or carried >= KEEPS_UP,
+            seconds=seconds,
+            quiet_seconds=quiet / _NS,
+        )
+
+
+def _quiet_seconds(migration: Migration, since: float) -> float:
+    """Return how long since `since` (Unix time) the device was in states in which it does nothing."""
+    active = RUNNING_GROUP - P2P_STATES
+    until, quiet = time.time(), 0.0
+    for transition in reversed(migration.transitions):
+        begin = max(transition.time, since)
+        if transition.target not in active:
+            quiet += max(0.0, until - begin)
+        if transition.time <= since:
+            return quiet
+        until = transition.time
+        first = transition.origin
+    else:
+        # The first transition that is remembered is younger than `since`.
+        if migration.transitions and first not in active:
+            quiet += max(0.0, until - since)
+    return quiet
+
+
+class OperatorLoad:
+    """The load that the control socket sets: a worker of any device with memories."""
+
+    def __init__(self, memories: Callable[[], Sequence[DeviceMemory]], migration: Migration) -> None:
+        self._memories = memories
+        self._migration = migration
+        self._run: LoadRun | None = None
+        self._until: float | None = None
+        self._last: dict[str, object] = {"running": False, "load": None, "memory": None}
+
+    def start(self, spec: LoadSpec, memory: str | None = None, seconds: float | None = None) -> None:
+        """Begin `spec` on the memory of that name, or the first one; it replaces what was running.
+
+        Args:    seconds: stop by itself after so long; None for never.
+        Raises:  ConfigError: no such memory, or it is too small; what was running goes on.
+        """
+        memories = {each.name: each for each in self._memories()}
+        if not memories:
+            raise ConfigError("this device has no memory to write to")
+        chosen = memories.get(memory) if memory is not None else next(iter(memories.values()))
+        if chosen is None:
+            raise ConfigError(f"memory {memory!r}: expected one of {', '.join(memories)}")
+        run = LoadRun(spec, chosen, self._migration)
+        self.stop()
+        self._run = run
+        self._until = None if seconds is None else time.monotonic() + seconds
+
+    def stop(self) -> None:
+        """Stop writing; the figures stay."""
+        if self._run is not None:
+            self._last = self.status() | {"running": False}
+            self._run = None
+
+    def status(self) -> dict[str, object]:
+        """Return the load and its figures; the last one's when none is running."""
+        run = self._run
+        if run is None:
+            return dict(self._last)
+        return {
+            "running": True,
+            "load": run.spec.to_dict(),
+            "memory": run.memory.name,
+            **asdict(run.figures()),
+        }
+
+    @property
+    def written_bytes(self) -> int:
+        """Bytes that the present load wrote; another number whenever it wrote something."""
+        return 0 if self._run is None else self._run.written_bytes
+
+    def due(self) -> float | None:
+        """See `Worker`."""
+        if self._run is None:
+            return None
+        due = self._run.due()
+        if self._until is not None:
+            left = max(0.0, self._until - time.monotonic())
+            return left if due is None else min(due, left)
+        return due
+
+    def advance(self, budget_seconds: float) -> None:
+        """Write what is due, or stop when it is time."""
+        if self._run is None:
+            return
+        if self._until is not None and time.monotonic() >= self._until:
+            self.stop()
+            return
+        self._run.advance(budget_seconds)
+
+    def reset(self) -> None:
+        """Go on: the load is the operator's, not the guest's."""
+
+    def block(self) -> RegisterBlock | None:
+        """Nothing of it migrates."""
+        return None

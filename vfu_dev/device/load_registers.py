@@ -1,0 +1,155 @@
+"""A load that the guest sets by registers: all of it migrates, and it goes on at the destination.
+
+Write n at the destination is what write n would have been at the source: the number is in a register.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntEnum
+
+from vfu_dev.device.load import LoadRun
+from vfu_dev.device.regions import Field, RegisterBar
+from vfu_dev.errors import ConfigError
+from vfu_dev.memory import DeviceMemory
+from vfu_dev.migration import Migration, RegisterBlock
+from vfu_dev.patterns import LoadSpec
+
+MILLION = 1_000_000
+_MASK = (1 << 64) - 1
+
+
+def _field(name: str, offset: int, form: str, access: str, doc: str) -> Field:
+    # A state from before there was a load has none.
+    return Field(name, offset, form, access, doc, migrates=True, default=0)
+
+
+LOAD_FIELDS = (
+    _field("load_rate", 0xC0, "<u8", "rw", "bytes, or pages, written each second"),
+    _field("load_seed", 0xC8, "<u8", "rw", "of what is random, see docs/load.md"),
+    _field("load_pattern", 0xD0, "<u4", "rw", "which pages, see below"),
+    _field("load_write_bytes", 0xD4, "<u4", "rw", "size of one write, 1 to 1 MiB"),
+    _field("load_hot_fraction", 0xD8, "<u4", "rw", "hot set: of the pages, in millionths"),
+    _field("load_hot_share", 0xDC, "<u4", "rw", "hot set: of the writes, in millionths"),
+    _field("load_zipf_exponent", 0xE0, "<u4", "rw", "Zipf: the exponent, in millionths"),
+    _field(
+        "load_ctrl", 0xE4, "<u4", "rw", "bit 0: begin anew at write 0, clear to stop; bit 1: rate in pages"
+    ),
+    _field("load_status", 0xE8, "<u4", "ro", "see below"),
+    _field("load_count", 0xF0, "<u8", "ro", "writes made since the load began"),
+    _field("load_missed", 0xF8, "<u8", "ro", "writes that were due and had no time"),
+)
+# What a load consists of: when one of these changes, it is another load that goes on with the same number.
+_PARAMETERS = tuple(field.name for field in LOAD_FIELDS if field.access == "rw")
+
+CTRL_RUN = 1 << 0
+CTRL_PAGES = 1 << 1
+
+
+class LoadPattern(IntEnum):
+    """Register load_pattern."""
+
+    SEQUENTIAL = 1
+    UNIFORM = 2
+    HOTSET = 3
+    ZIPF = 4
+
+
+class LoadStatus(IntEnum):
+    """Register load_status."""
+
+    STOPPED = 0  # stopped, or never begun
+    WRITING = 1
+    BAD_LOAD = 2  # a register holds what makes no sense
+
+
+class RegisterLoad:
+    """The worker behind `LOAD_FIELDS`; it writes to `memory`."""
+
+    def __init__(
+        self, registers: RegisterBar, memory: DeviceMemory, migration: Callable[[], Migration]
+    ) -> None:
+        self._registers = registers
+        self._memory = memory
+        self._migration = migration  # the device has one when all of it is declared
+        self._run: LoadRun | None = None
+        self._parameters: tuple[int, ...] = ()
+        self._first = self._first_missed = 0
+
+    def write_ctrl(self, value: int) -> None:
+        """Begin or stop."""
+        registers = self._registers
+        self._run = None
+        if value & CTRL_RUN:
+            registers["load_count"] = registers["load_missed"] = 0
+            registers["load_status"] = LoadStatus.WRITING
+            self._begin()
+        else:
+            registers["load_status"] = LoadStatus.STOPPED
+
+    def spec(self) -> LoadSpec:
+        """Return what the registers say.
+
+        Raises:  ConfigError: they make no sense.
+        """
+        registers = self._registers
+        try:
+            pattern = LoadPattern(registers["load_pattern"])
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        rate = registers["load_rate"]
+        by_pages = bool(registers["load_ctrl"] & CTRL_PAGES)
+        return LoadSpec(
+            pattern.name.lower(),
+            rate_bytes=None if by_pages else rate,
+            rate_pages=rate if by_pages else None,
+            write_bytes=registers["load_write_bytes"],
+            seed=registers["load_seed"],
+            hot_fraction=registers["load_hot_fraction"] / MILLION,
+            hot_share=registers["load_hot_share"] / MILLION,
+            zipf_exponent=registers["load_zipf_exponent"] / MILLION,
+        )
+
+    def _read_parameters(self) -> tuple[int, ...]:
+        return tuple(self._registers[name] for name in _PARAMETERS)
+
+    def _begin(self) -> None:
+        """Make a run of what the registers say, at the number that they say."""
+        registers = self._registers
+        self._parameters = self._read_parameters()
+        self._first, self._first_missed = registers["load_count"], registers["load_missed"]
+        try:
+            self._run = LoadRun(self.spec(), self._memory, self._migration(), self._first)
+        except ConfigError:
+            self._run = None
+            registers["load_ctrl"] = 0
+            registers["load_status"] = LoadStatus.BAD_LOAD
+
+    def due(self) -> float | None:
+        """See `Worker`."""
+        if self._registers["load_status"] != LoadStatus.WRITING:
+            return None
+        return 0.0 if self._run is None else self._run.due()
+
+    def advance(self, budget_seconds: float) -> None:
+        """Make the writes that are due."""
+        registers = self._registers
+        run = self._run
+        # Another load, or another number: the guest wrote a register, or the state arrived by migration.
+        known = run is not None and registers["load_count"] == (self._first + run.writes) & _MASK
+        if not known or self._parameters != self._read_parameters():
+            self._begin()
+            run = self._run
+        if run is None:
+            return
+        run.advance(budget_seconds)
+        registers["load_count"] = (self._first + run.writes) & _MASK
+        registers["load_missed"] = (self._first_missed + run.missed) & _MASK
+
+    def reset(self) -> None:
+        """Stop; registers were reset before."""
+        self._run = None
+
+    def block(self) -> RegisterBlock | None:
+        """Nothing migrates beside the registers."""
+        return None
