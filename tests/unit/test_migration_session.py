@@ -14,6 +14,7 @@ from migrationkit import PAGE, Box, filled, small_records, use_small_records  # 
 from vfu_dev.errors import StateError, StreamError
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import MigratableState, SaveSession, stream
+from vfu_dev.migration.sampler import Sampler
 from vfu_dev.uapi import DeviceState as S
 
 PRE_COPY = (S.PRE_COPY, S.PRE_COPY_P2P)
@@ -366,3 +367,20 @@ def test_qemu_never_spins_between_close_and_far() -> None:
             estimate = max(0, estimate - len(box.read(512)))
         else:
             pytest.fail(f"no end with threshold {threshold}")
+
+
+def test_a_read_that_failed_leaves_nothing_that_fails_later() -> None:
+    """The device stays in PRE_COPY without a session: there are no figures, and sampling goes on."""
+    box = filled()
+    sampler = Sampler(box.migration, 0.0)
+    box.migration.set_state(S.PRE_COPY)
+    sampler.poll()
+    box.migration.break_session(StateError("a defect"))
+    assert box.migration.state is S.PRE_COPY
+    assert not box.migration.has_precopy_info
+    sampler.poll()
+    with pytest.raises(StateError, match="a defect"):
+        box.migration.set_state(S.STOP_COPY)
+    box.migration.set_state(S.RUNNING)
+    box.migration.set_state(S.PRE_COPY)
+    assert box.migration.has_precopy_info

@@ -241,12 +241,17 @@ class Migration:
             self._audit, self._audit_blocks = StateHasher(self.contents), save.block_contents
         return stored
 
+    @property
+    def has_precopy_info(self) -> bool:
+        """Whether `precopy_info` has an answer: in PRE_COPY, unless a read failed there."""
+        return self.state in PRE_COPY_GROUP and self._save is not None
+
     def precopy_info(self, *, by_client: bool = False) -> PrecopyInfo:
         """Serve MIG_GET_PRECOPY_INFO; what the client asks, and when, tells how far it is (`forecast`).
 
         Raises:  StateError: outside PRE_COPY and PRE_COPY_P2P.
         """
-        if self.state not in PRE_COPY_GROUP or self._save is None:
+        if not self.has_precopy_info:
             raise StateError(f"no pre-copy figures in {self.state.name}")
         info = self._look()
         if by_client:

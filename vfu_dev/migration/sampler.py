@@ -62,7 +62,7 @@ class Sampler:
         forecaster = watch.forecaster
         initial = dirty = None
         passes = 0
-        if state in PRE_COPY_GROUP:
+        if migration.has_precopy_info:
             info = migration.precopy_info()  # looks at what was written since the look before
             initial, dirty = info.initial_bytes, info.dirty_bytes
             written = sum(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vfu_dev import __version__
 from vfu_dev.errors import ConfigError
 from vfu_dev.migration import StateHasher
-from vfu_dev.migration.fsm import PRE_COPY_GROUP, RUNNING_GROUP
+from vfu_dev.migration.fsm import RUNNING_GROUP
 from vfu_dev.server.control import Command
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Commands:
         """Return what `status` shows."""
         server, device = self._server, self._device
         migration = device.migration
-        info = migration.precopy_info() if migration.state in PRE_COPY_GROUP else None
+        info = migration.precopy_info() if migration.has_precopy_info else None
         return {
             "name": device.name,
             "pid": os.getpid(),
