@@ -1,0 +1,323 @@
+"""Faults in real servers: every operation and action, and what is left of the device afterwards.
+
+The promise (Cloud Hypervisor's): after a failed migration the source has a functional device, and the error
+that came first is what is reported. Nothing hangs, and a second migration without the fault succeeds.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serverkit import RunningServer, ServerFactory, server_farm, short_folder, wait_until
+
+from vfu_dev import uapi
+from vfu_dev.client import CommandError, VfioUserDevice
+from vfu_dev.client.frames import Call
+from vfu_dev.client.migrator import MigrationError, Migrator, Options
+from vfu_dev.errors import VfuDevError
+from vfu_dev.uapi import DeviceState as S
+
+BAR0, BAR2 = uapi.VFIO_PCI_BAR0_REGION_INDEX, uapi.VFIO_PCI_BAR0_REGION_INDEX + 2
+# How long the client waits for a reply here, and what outlasts it.
+PATIENCE_SECONDS = 0.4
+TOO_LONG = f"{PATIENCE_SECONDS + 0.4}"
+
+
+@pytest.fixture(scope="module")
+def pair(library: Path) -> Iterator[tuple[RunningServer, RunningServer]]:
+    """Return a filled source and an empty destination, for as long as they live."""
+    with short_folder() as folder, server_farm(library, folder) as serve:
+        yield serve("--fill", "7"), serve()
+
+
+def arm(server: RunningServer, fault: str) -> int:
+    with server.control() as control:
+        number: int = control.command("fault", fault=fault)["id"]
+        return number
+
+
+def clear(server: RunningServer) -> dict[str, Any]:
+    """Clear all faults; returns how the (first) one did."""
+    with server.control() as control:
+        armed = control.command("faults")["armed"]
+        control.command("fault", clear="all")
+        return dict(armed[0]) if armed else {}
+
+
+def move(source: RunningServer, destination: RunningServer, patience: float = 5.0) -> None:
+    """Migrate; afterwards the source runs again, for the next one."""
+    with (
+        source.connect(timeout_seconds=patience) as one,
+        destination.connect(timeout_seconds=patience) as other,
+    ):
+        # 4.8 MiB fit into the downtime limit.
+        options = Options(resume_source=True, timeout_seconds=10, max_passes=10, max_bandwidth=16 << 20)
+        Migrator(one, other, options).run()
+
+
+def functional(server: RunningServer, value: int) -> None:
+    """The device answers, takes a write and runs."""
+    with server.connect() as device:
+        device.region_write(BAR2, 4096, value.to_bytes(8, "little"))
+        assert bytes(device.region_read(BAR2, 4096, 8)) == value.to_bytes(8, "little")
+        assert bytes(device.region_read(BAR0, 0, 4)) == b"VFUD"
+        assert device.migration.get_state() is S.RUNNING
+
+
+# What a failed migration reports: the errno asked for, where the fault is an error.
+ERROR, REFUSED, LOST = os.strerror(errno.ENOSPC), "Invalid argument", "clos|gone|reset|no reply"
+OK = None
+# Fault; the server that has it (s: source, d: destination); what the error says, OK for none.
+TABLE = [
+    ("op=transition,error=ENOSPC,to=PRE_COPY", "s", ERROR),
+    ("op=transition,error=ENOSPC,to=STOP_COPY", "s", ERROR),
+    ("op=transition,error=ENOSPC,arc=STOP_COPY->STOP", "s", ERROR),
+    ("op=transition,error=ENOSPC,to=RESUMING", "d", ERROR),
+    ("op=transition,error=ENOSPC,arc=RESUMING->STOP", "d", ERROR),
+    ("op=transition,error=ENOSPC,arc=STOP->RUNNING_P2P", "d", ERROR),
+    ("op=transition,broken,to=STOP_COPY", "s", "Input/output"),
+    ("op=transition,broken,arc=RESUMING->STOP", "d", "Input/output"),
+    ("op=transition,delay=0.1,to=STOP_COPY", "s", OK),
+    (f"op=transition,delay={TOO_LONG},to=STOP_COPY", "s", LOST),
+    ("op=transition,stall,to=STOP_COPY", "s", LOST),
+    ("op=transition,disconnect,to=STOP_COPY", "s", LOST),
+    ("op=mig-read,error=ENOSPC,state=PRE_COPY", "s", ERROR),
+    ("op=mig-read,error=ENOSPC,state=STOP_COPY", "s", ERROR),
+    ("op=mig-read,error=ENOSPC,after-bytes=100K", "s", ERROR),
+    ("op=mig-read,delay=0.1,count=2", "s", OK),
+    (f"op=mig-read,delay={TOO_LONG},count=1", "s", LOST),
+    ("op=mig-read,stall,state=STOP_COPY", "s", LOST),
+    ("op=mig-read,corrupt=300000", "s", REFUSED),
+    ("op=mig-read,corrupt", "s", REFUSED),
+    ("op=mig-read,corrupt,state=STOP_COPY", "s", REFUSED),
+    ("op=mig-read,truncate=500K", "s", "converge|Invalid argument"),
+    ("op=mig-read,truncate,state=STOP_COPY", "s", REFUSED),
+    ("op=mig-read,short=1000,state=STOP_COPY", "s", OK),
+    ("op=mig-read,disconnect,after=1", "s", LOST),
+    ("op=mig-write,error=ENOSPC", "d", ERROR),
+    ("op=mig-write,error=ENOSPC,when=initial-loaded", "d", ERROR),
+    ("op=mig-write,delay=0.1,when=initial-loaded", "d", OK),
+    (f"op=mig-write,delay={TOO_LONG},count=1", "d", LOST),
+    ("op=mig-write,stall,when=initial-loaded", "d", LOST),
+    ("op=mig-write,corrupt=300000", "d", REFUSED),
+    ("op=mig-write,corrupt", "d", REFUSED),
+    ("op=mig-write,truncate=500K", "d", REFUSED),
+    ("op=mig-write,short=1000", "d", REFUSED),
+    ("op=mig-write,disconnect", "d", LOST),
+    ("op=precopy-info,error=ENOSPC", "s", ERROR),
+    ("op=precopy-info,delay=0.1,count=1", "s", OK),
+    (f"op=precopy-info,delay={TOO_LONG}", "s", LOST),
+    ("op=precopy-info,lie=zero", "s", OK),
+    ("op=precopy-info,lie=huge", "s", "did not converge"),
+    ("op=precopy-info,lie=grow", "s", "did not converge"),
+    ("op=precopy-info,lie=2G", "s", "did not converge"),
+    ("op=precopy-info,disconnect", "s", LOST),
+    ("op=data-size,error=ENOSPC", "s", OK),  # a server may have no such thing
+    ("op=data-size,delay=0.1", "s", OK),
+    (f"op=data-size,delay={TOO_LONG}", "s", LOST),
+    ("op=data-size,lie=zero", "s", OK),
+    ("op=data-size,lie=huge", "s", "did not converge"),
+    ("op=data-size,lie=grow", "s", "did not converge"),
+    ("op=data-size,disconnect", "s", LOST),
+]
+
+
+@pytest.mark.parametrize(("fault", "side", "says"), TABLE, ids=[f"{case[1]}:{case[0]}" for case in TABLE])
+def test_a_migration_with_a_fault_leaves_working_devices(
+    pair: tuple[RunningServer, RunningServer], fault: str, side: str, says: str | None
+) -> None:
+    """Fails in the words of the fault, or succeeds; both servers live; without it, states arrive equal."""
+    source, destination = pair
+    struck = source if side == "s" else destination
+    arm(struck, fault)
+    try:
+        impatient = says == LOST
+        if says is OK:
+            move(source, destination)
+        else:
+            with pytest.raises(VfuDevError, match=says) as caught:
+                move(source, destination, PATIENCE_SECONDS if impatient else 5.0)
+            assert isinstance(caught.value, MigrationError)
+    finally:
+        done = clear(struck)
+    assert done["hits"] > 0, done
+    functional(source, time.monotonic_ns())
+    assert not {source.status()["state"], destination.status()["state"]} & {"ERROR", "RESUMING"}
+    move(source, destination)
+    saved, loaded = source.status()["save"], destination.status()["load"]
+    assert (saved["status"], loaded["status"]) == ("completed", "completed")
+    assert saved["digest"] == loaded["digest"]
+
+
+def test_a_save_that_a_fault_ended_says_so(pair: tuple[RunningServer, RunningServer]) -> None:
+    """The source's own record names the fault, not what followed from it."""
+    source, destination = pair
+    arm(source, "op=mig-read,error=ENOSPC,after=1")
+    with pytest.raises(MigrationError):
+        move(source, destination)
+    clear(source)
+    saved = source.status()["save"]
+    assert saved["status"] == "failed"
+    assert "op=mig-read,error=ENOSPC" in saved["error"]
+    arm(destination, "op=mig-write,error=ENOSPC")
+    with pytest.raises(MigrationError):
+        move(source, destination)
+    clear(destination)
+    loaded = destination.status()["load"]
+    assert loaded["status"] == "failed"
+    assert "op=mig-write,error=ENOSPC" in loaded["error"]
+
+
+def test_the_chosen_share_of_calls_fails_with_the_chosen_errno(server: RunningServer) -> None:
+    """10 % of 1000 reads are 50 to 150, all with that errno; 0 % is none, 100 % is all; then all is well."""
+    with server.connect() as device:
+        for rate, low, high in (("10%", 50, 150), ("0%", 0, 0), ("100%", 1000, 1000), (None, 0, 0)):
+            if rate is not None:
+                arm(server, f"op=region-read,error=EBUSY,rate={rate},seed=3")
+            errors = []
+            for _ in range(1000):
+                try:
+                    device.region_read(BAR2, 0, 8)
+                except CommandError as error:
+                    errors.append(error.errno)
+            assert low <= len(errors) <= high
+            assert set(errors) <= {errno.EBUSY}
+            done = clear(server)
+            if rate is not None:
+                assert (done["calls"], done["hits"]) == (1000, len(errors))
+
+
+@pytest.mark.parametrize("action", ["corrupt", "short=3", "corrupt=2"])
+def test_region_accesses_are_changed_as_asked(server: RunningServer, action: str) -> None:
+    """One bit, or the end of an access: on the way in and on the way out; then neither."""
+    with server.connect() as device:
+        device.region_write(BAR2, 0, bytes(8))
+        arm(server, f"op=region-read,{action}")
+        changed = bytes(device.region_read(BAR2, 0, 8))
+        clear(server)
+        assert bytes(device.region_read(BAR2, 0, 8)) == bytes(8)
+        arm(server, f"op=region-write,{action}")
+        device.region_write(BAR2, 8, bytes([0xAA] * 8))
+        clear(server)
+        written = bytes(device.region_read(BAR2, 8, 8))
+    if action.startswith("short"):
+        assert changed == bytes(3) + b"\xff" * 5
+        expected = bytes([0xAA] * 3)
+        assert written[:3] == expected
+        assert written != bytes([0xAA] * 8)
+    else:
+        assert int.from_bytes(changed, "little").bit_count() == 1
+        difference = int.from_bytes(written, "little") ^ int.from_bytes([0xAA] * 8, "little")
+        assert difference.bit_count() == 1
+        if action.endswith("2"):
+            assert changed[2] == 1
+
+
+def test_a_reset_can_fail(server: RunningServer) -> None:
+    with server.connect() as device:
+        arm(server, "op=reset,error=EBUSY,count=1")
+        with pytest.raises(CommandError) as caught:
+            device.reset()
+        assert caught.value.errno == errno.EBUSY
+        device.reset()
+
+
+def submit_read(device: VfioUserDevice) -> Call:
+    """Ask for 8 bytes of BAR2 without waiting for them."""
+    request = (0).to_bytes(8, "little") + BAR2.to_bytes(4, "little") + (8).to_bytes(4, "little")
+    return device.connection.submit(uapi.VFIO_USER_REGION_READ, request, reply_bytes=64)
+
+
+def test_the_control_socket_answers_while_the_client_waits(server: RunningServer) -> None:
+    """A stalled request lasts until its fault is cleared, and goes on then; others are served meanwhile."""
+    with server.connect() as device:
+        number = arm(server, "op=region-read,stall")
+        request = submit_read(device)
+        with server.control() as control:
+            wait_until(lambda: control.command("faults")["armed"][0]["hits"] == 1, "the read is held up")
+            assert control.status()["connected"]
+            digest = control.command("digest")
+            assert digest["digest"]
+            control.command("fault", clear=number)
+        assert len(device.connection.wait(request).payload) >= 24
+        assert server.status()["counters"]["region_reads"] == 1
+
+
+def test_a_client_that_goes_away_ends_a_stall(server: RunningServer) -> None:
+    """The server serves the next client, with the fault still armed."""
+    arm(server, "op=region-read,stall")
+    with server.connect(timeout_seconds=0.2) as device, pytest.raises(VfuDevError):
+        device.region_read(BAR2, 0, 8)
+    with server.connect() as device:
+        device.region_write(BAR2, 0, b"hello")
+        clear(server)
+        assert bytes(device.region_read(BAR2, 0, 5)) == b"hello"
+
+
+def test_a_trigger_file_ends_a_stall(server: RunningServer, short_tmp: Path) -> None:
+    """The operation goes on when the file is gone."""
+    file = short_tmp / "inject"
+    file.touch()
+    arm(server, f"op=region-read,stall,trigger={file}")
+    with server.connect() as device, server.control() as control:
+        request = submit_read(device)
+        wait_until(lambda: control.command("faults")["armed"][0]["hits"] == 1, "the read is held up")
+        file.unlink()
+        device.connection.wait(request)
+
+
+def test_the_server_can_be_made_to_end(serve: ServerFactory) -> None:
+    """`exit` is a crash with a status of one's choice: sockets stay behind, a client finds it gone."""
+    server = serve()
+    arm(server, "op=region-read,exit=9")
+    with server.connect() as device, pytest.raises(VfuDevError):
+        device.region_read(BAR2, 0, 8)
+    assert server.process.wait(10) == 9
+    assert server.socket.exists()
+    server.status_expected = 9
+
+
+def test_a_fault_can_be_there_from_the_start(serve: ServerFactory) -> None:
+    """`serve --fault`, twice; the list says what they are and what they did."""
+    server = serve("--fault", "op=region-read,error=EBUSY,count=1", "--fault", "op=mig-write,delay=1")
+    with server.connect() as device:
+        with pytest.raises(CommandError):
+            device.region_read(BAR2, 0, 8)
+        device.region_read(BAR2, 0, 8)
+    with server.control() as control:
+        found = control.command("faults")
+        assert [one["fault"] for one in found["armed"]] == [
+            "op=region-read,error=EBUSY,count=1",
+            "op=mig-write,delay=1.0",
+        ]
+        assert [(one["calls"], one["hits"]) for one in found["armed"]] == [(2, 1), (0, 0)]
+        assert found["injected"]["region-read"] == 1
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"fault": {"op": "nonsense"}},
+        {"fault": ["op=irq"]},
+        {"fault": None},
+        {"clear": 99},
+        {"clear": True},
+        {"clear": "some"},
+        {"fault": "op=irq,error", "clear": "all"},
+    ],
+    ids=str,
+)
+def test_a_malformed_command_gets_an_error(
+    pair: tuple[RunningServer, RunningServer], request_: dict[str, Any]
+) -> None:
+    with pair[0].control() as control:
+        with pytest.raises(VfuDevError, match="fault"):
+            control.command("fault", **request_)
+        assert control.command("faults")["armed"] == []
