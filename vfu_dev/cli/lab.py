@@ -12,6 +12,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from vfu_dev.cli.lab_run import compare, run, scenarios
 from vfu_dev.errors import ConfigError
 from vfu_dev.sizes import format_size, parse_size
 
@@ -37,6 +38,11 @@ SIZE = SizeParam()
 @click.group()
 def command() -> None:
     """Run whole experiments with real QEMU."""
+
+
+command.add_command(run)
+command.add_command(scenarios)
+command.add_command(compare)
 
 
 @command.command()
@@ -125,7 +131,8 @@ def migrate(
     # Imported here: `vfu-dev lab --help` must not pay for matplotlib and QMP.
     from vfu_dev.builds import artifact
     from vfu_dev.lab.guest import LoadPlan
-    from vfu_dev.lab.migrate import MigrateOptions, run
+    from vfu_dev.lab.migrate import MigrateOptions
+    from vfu_dev.lab.migrate import run as run_migration
     from vfu_dev.lab.progress import Progress
     from vfu_dev.report.page import write_report
 
@@ -149,7 +156,7 @@ def migrate(
     console = Console(stderr=True)
     logs = out / "logs"
     with Progress(console, quiet) as progress:
-        result = asyncio.run(run(options, logs, ["vfu-dev", *sys.argv[1:]], progress))
+        result = asyncio.run(run_migration(options, logs, ["vfu-dev", *sys.argv[1:]], progress))
     result.write(out / "report.json")
     page = write_report(result.to_json(), out)
     if json_file is not None and str(json_file) == "-":

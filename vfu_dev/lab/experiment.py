@@ -1,8 +1,8 @@
 """Runs a scenario: every point, resumable, into one folder.
 
-The folder: `scenario.toml` as run, `points/NAME.csv` and `.json` of each finished point, `moves.csv` (a row for
-each move), `summary.json`, `failures/` (logs of the first moves that went wrong). A point that was cut off left
-no `.json` and is done again from its beginning: its VM is gone.
+The folder: `scenario.toml` as run; `points/NAME.csv` and `.json` of each finished point; `moves.csv`, all moves;
+`summary.json`; `failures/`, logs of the first moves that went wrong. A point that was cut off has no `.json` yet
+and is done again from its beginning: its VM is gone.
 """
 
 from __future__ import annotations
@@ -114,6 +114,7 @@ class _Run:
             "versions": {**versions(features.version), "libvfio-user": self._libvfio_user()},
             "machine": before,
             "command": self.command,
+            "changes": self._form()["changes"],
             "started": began,
             "ended": time.time(),
         }
@@ -135,15 +136,19 @@ class _Run:
             if not self.resume:
                 raise ConfigError(f"{self.out}: holds a run already; --resume goes on with it")
             form = read_json(self.out / "form.json")
-            if kept.read_text(encoding="utf-8") != self.scenario.text or form["short"] != self.short:
+            if kept.read_text(encoding="utf-8") != self.scenario.text or form != self._form():
                 raise ConfigError(
                     f"{self.out}: holds a run of another scenario or form; choose another folder"
                 )
         elif self.out.exists() and any(self.out.iterdir()):
             raise ConfigError(f"{self.out}: not empty, and no run of a scenario; choose another folder")
         self._files.mkdir(parents=True, exist_ok=True)
-        write_json(self.out / "form.json", {"scenario": self.scenario.name, "short": self.short})
+        write_json(self.out / "form.json", self._form())
         kept.write_text(self.scenario.text, encoding="utf-8")
+
+    def _form(self) -> dict[str, Any]:
+        changes = {key: str(value) for key, value in self.scenario.changes.items()}
+        return {"scenario": self.scenario.name, "short": self.short, "changes": changes}
 
     def _finished(self, point: Point) -> bool:
         path = self._files / f"{point.name}.json"

@@ -113,6 +113,7 @@ class Scenario:
     checks: tuple[Check, ...] = ()
     variants: tuple[str, ...] = ()
     sweep: tuple[str, ...] = ()
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     def chosen(self, short: bool) -> tuple[Point, ...]:
         """Return the points of the full or the short form."""
@@ -125,13 +126,17 @@ class _Parts:
     short: dict[str, Any]
     variants: dict[str, dict[str, Any]]
     sweep: dict[str, list[Any]]
-    short_sweep: dict[str, list[Any]] = field(default_factory=dict)
+    short_sweep: dict[str, list[Any]]
+    changes: Mapping[str, Any]
 
 
-def parse(text: str, name: str, source_name: str | None = None) -> Scenario:
+def parse(
+    text: str, name: str, source_name: str | None = None, changes: Mapping[str, Any] | None = None
+) -> Scenario:
     """Return the scenario that `text` describes.
 
     Args:    name: of the scenario. source_name: what errors call the file.
+             changes: `table.key` -> value, over whatever the file says.
     Raises:  ConfigError: file, line, key and what is allowed there.
     """
     source = Source(source_name or name, text)
@@ -148,7 +153,7 @@ def parse(text: str, name: str, source_name: str | None = None) -> Scenario:
     for key in (*TABLES, "short", "sweep", "variants"):
         if not isinstance(raw.get(key, {}), dict):
             raise source.error(key, f"expected a table: [{key}]")
-    parts = _parts(source, raw)
+    parts = _parts(source, raw, changes or {})
     variants = tuple(parts.variants)
     points = tuple(_points(source, parts, short=False))
     short_points = tuple(_points(source, parts, short=True))
@@ -162,11 +167,12 @@ def parse(text: str, name: str, source_name: str | None = None) -> Scenario:
         checks=tuple(parse_check(source, entry, variants) for entry in raw.get("check", [])),
         variants=variants,
         sweep=tuple(parts.sweep),
+        changes=dict(changes or {}),
     )
 
 
-def load_scenario(name: str | Path) -> Scenario:
-    """Return the scenario in a file, or the shipped one of that name.
+def load_scenario(name: str | Path, changes: Mapping[str, Any] | None = None) -> Scenario:
+    """Return the scenario in a file, or the shipped one of that name; `changes` as in `parse`.
 
     Raises:  ConfigError: neither exists, or it says something impossible.
     """
@@ -183,7 +189,7 @@ def load_scenario(name: str | Path) -> Scenario:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text") from error
-    return parse(text, path.stem, str(path))
+    return parse(text, path.stem, str(path), changes)
 
 
 def shipped() -> list[str]:
@@ -191,7 +197,7 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.toml"))
 
 
-def _parts(source: Source, raw: Mapping[str, Any]) -> _Parts:
+def _parts(source: Source, raw: Mapping[str, Any], changes: Mapping[str, Any]) -> _Parts:
     base = flatten({table: raw[table] for table in TABLES if table in raw})
     short = dict(raw.get("short", {}))
     short_sweep = short.pop("sweep", {})
@@ -202,13 +208,15 @@ def _parts(source: Source, raw: Mapping[str, Any]) -> _Parts:
                 f"variants.{variant}", "expected a table whose name has letters, digits, . _ -"
             )
         variants[variant] = flatten(table)
-    parts = _Parts(base, flatten(short), variants, raw.get("sweep", {}), short_sweep)
+    parts = _Parts(base, flatten(short), variants, raw.get("sweep", {}), short_sweep, changes)
     for sweep, at in ((parts.sweep, "sweep"), (parts.short_sweep, "short.sweep")):
         for key, values in sweep.items():
             if not isinstance(values, list) or not values:
                 raise source.error(f"{at}.{key}", f'expected "{key}" = [a list of values]')
             for value in values:
                 judge_value(source, f"{at}.{key}", key, value)
+    for key, value in changes.items():
+        judge_value(Source("--set", ""), key, key, value)
     tables = {"": base, "short.": parts.short, **{f"variants.{name}.": v for name, v in variants.items()}}
     for at, table in tables.items():
         for key, value in table.items():
@@ -223,7 +231,7 @@ def _points(source: Source, parts: _Parts, short: bool) -> Iterator[Point]:
     if short:
         defaults["run.moves"] = SHORT_MOVES
         # A file's own number is of the full form.
-        base = {key: value for key, value in parts.base.items() if key != "run.moves"} | parts.short
+        base = _without(parts.base, "run.moves") | parts.short
         sweep = parts.sweep | parts.short_sweep
     else:
         base, sweep = parts.base, parts.sweep
@@ -237,28 +245,39 @@ def _points(source: Source, parts: _Parts, short: bool) -> Iterator[Point]:
     for combination in itertools.product(*sweep.values()):
         swept = dict(zip(sweep, combination, strict=True))
         for variant in variants:
-            changes = parts.variants.get(variant or "", {})
-            point = _point(source, defaults, base, changes, swept, variant, short)
+            words = [variant or "", *(f"{key.rpartition('.')[2]}={value}" for key, value in swept.items())]
+            layers: dict[str, Mapping[str, Any]] = {
+                "": base,
+                f"variants.{variant}.": parts.variants.get(variant or "", {}),
+                "sweep.": swept,
+            }
+            if short:
+                # Variants say what differs; how often the short form moves is the short form's.
+                layers[f"variants.{variant}."] = _without(layers[f"variants.{variant}."], "run.moves")
+            layers["--set "] = parts.changes
+            name = "_".join(word for word in words if word)
+            point = _point(source, re.sub(r"[^\w.=-]+", "-", name) or "all", variant, swept, defaults, layers)
             while point.name in names:  # two values that are written alike in a file's name
                 point = replace(point, name=point.name + "_")
             names.add(point.name)
             yield point
 
 
+def _without(table: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in table.items() if name != key}
+
+
 def _point(
     source: Source,
-    defaults: Mapping[str, Any],
-    base: Mapping[str, Any],
-    changes: Mapping[str, Any],
-    swept: Mapping[str, Any],
+    name: str,
     variant: str | None,
-    short: bool,
+    swept: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    layers: Mapping[str, Mapping[str, Any]],
 ) -> Point:
-    if short:
-        # Variants say what differs; how often the short form moves is the short form's.
-        changes = {key: value for key, value in changes.items() if key != "run.moves"}
+    """Return a point; each layer's keys replace those of the layers before it."""
     settings, load = dict(defaults), dict[str, Any]()
-    for values, at in ((base, ""), (changes, f"variants.{variant}."), (swept, "sweep.")):
+    for at, values in layers.items():
         for key, value in values.items():
             if key.startswith("load.") and key != "load.place":
                 field_name = key.removeprefix("load.").replace("-", "_")
@@ -267,12 +286,12 @@ def _point(
                 load[field_name] = value
             else:
                 settings[key] = judge_value(source, at + key, key, value)
+    if not load or load.get("pattern") == "idle":
+        load = {"pattern": "idle"}  # the rate of what it replaces goes with it
     try:
-        spec = LoadSpec.from_dict(load or {"pattern": "idle"})
+        spec = LoadSpec.from_dict(load)
     except ConfigError as error:
         raise source.error("load", str(error)) from error
-    words = [variant or "", *(f"{key.rpartition('.')[2]}={value}" for key, value in swept.items())]
-    name = re.sub(r"[^\w.=-]+", "-", "_".join(word for word in words if word)) or "all"
     point = Point(name, variant, swept, settings, spec)
     _agree(source, point)
     return point
@@ -286,5 +305,10 @@ def _agree(source: Source, point: Point) -> None:
         raise source.error(
             "load.place", 'the guest cannot verify what the device wrote: run.verify = "digests"'
         )
+    writer = point["qemu.guest"] == "none" and point["load.place"] == "guest" and not point.load.is_idle
+    if writer and point["device.access"] == "mmap":
+        # Nothing stops what stands for the guest there: no CPU that QEMU could halt, no trap to refuse.
+        text = 'with mmap a load needs qemu.guest = "linux" or load.place = "device"'
+        raise source.error("device.access", text)
     if point["qemu.accel"] == "kvm" and point["qemu.guest"] == "none":
         raise source.error("qemu.accel", 'kvm needs qemu.guest = "linux"')

@@ -1,0 +1,249 @@
+"""`vfu-dev lab run`, `scenarios` and `compare`: experiments that are repeated often enough to count."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from vfu_dev.errors import ConfigError
+
+DEFAULT_OUT = Path("out/experiments")
+
+
+def _changes(texts: tuple[str, ...]) -> dict[str, Any]:
+    """Return `--set KEY=VALUE` as a table; the value is TOML's, or text where it is none."""
+    changes = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {text}: expected KEY=VALUE, such as run.moves=10")
+        try:
+            changes[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            changes[key.strip()] = value.strip()
+    return changes
+
+
+@click.command()
+@click.argument("names", metavar="[NAME|FILE.toml]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Run every shipped scenario.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=DEFAULT_OUT,
+    show_default=True,
+    help="Each scenario's results go into a folder of its name below this one.",
+)
+@click.option("--short", is_flag=True, help="The short form: a few moves, to see that it works.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run; finished points are kept.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a key of the scenario (run.moves=10, load.rate=4M); repeatable.",
+)
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Also write the summaries here (-: stdout)."
+)
+@click.option("--quiet", is_flag=True, help="No progress, only the table.")
+def run(
+    names: tuple[str, ...],
+    everything: bool,
+    out: Path,
+    short: bool,
+    resume: bool,
+    settings: tuple[str, ...],
+    json_file: Path | None,
+    quiet: bool,
+) -> None:
+    """Run scenarios: VMs moved back and forth under load, percentiles of what that cost.
+
+    NAME is a shipped scenario (`vfu-dev lab scenarios` lists them), FILE.toml one of your own
+    (docs/experiments.md). The folder gets scenario.toml, moves.csv (a row for each move), summary.json,
+    report.html, table.md and plots. Logs are kept of the first 5 moves that went wrong, 1 MiB of each file.
+
+    Exit status 0 only when every move did what the scenario expects and every check of it holds. Example:
+
+        vfu-dev lab run steady --out out/experiments
+    """
+    # Imported here: `--help` must not pay for numpy, matplotlib and QMP.
+    from vfu_dev.lab.experiment import run_scenario
+    from vfu_dev.lab.run_progress import RunProgress
+    from vfu_dev.lab.scenario import load_scenario, shipped
+    from vfu_dev.report.experiment import write_experiment
+
+    chosen = [*names, *(shipped() if everything else ())]
+    if not chosen:
+        raise ConfigError(f"which scenario? A file, --all, or one of {', '.join(shipped())}")
+    changes = _changes(settings)
+    # All files are judged before the first VM starts.
+    scenarios = [load_scenario(name, changes) for name in chosen]
+    summaries = []
+    for scenario in scenarios:
+        folder = out / scenario.name
+        with RunProgress(Console(stderr=True), scenario.name, quiet) as progress:
+            try:
+                summary = run_scenario(
+                    scenario, folder, progress, short=short, resume=resume, command=["vfu-dev", *sys.argv[1:]]
+                )
+            except KeyboardInterrupt:
+                again = shlex.join(["vfu-dev", *sys.argv[1:], *(() if resume else ("--resume",))])
+                click.echo(f"interrupted; go on with: {again}", err=True)
+                sys.exit(130)
+        page = write_experiment(folder)
+        summaries.append(summary)
+        _show(summary, page)
+    if json_file is not None:
+        text = json.dumps(summaries[0] if len(summaries) == 1 else summaries, indent=1)
+        if str(json_file) == "-":
+            click.echo(text)
+        else:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+            json_file.write_text(text + "\n")
+    if not all(summary["ok"] for summary in summaries):
+        sys.exit(1)
+
+
+def _show(summary: Mapping[str, Any], page: Path) -> None:
+    from vfu_dev.report.experiment import HEADINGS, table_rows
+
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
+    table = Table(title=f"{summary['title']}: percentiles 25 / 50 / 95", title_justify="left", box=None)
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == "point" else "right")
+    for row in table_rows(summary):
+        table.add_row(*row)
+    console.print(table)
+    if summary["fewest_moves"] < summary["method_moves"]:
+        fewest, asked = summary["fewest_moves"], summary["method_moves"]
+        console.print(f"note: {fewest} completed moves at the fewest; figures to compare need {asked}")
+    for check in summary["checks"]:
+        console.print(
+            f"{'holds' if check['ok'] else 'FAILS'}: {check['text']}", markup=False, highlight=False
+        )
+    for text in summary["problems"]:
+        console.print(f"PROBLEM: {text}", markup=False, highlight=False)
+    console.print(f"report: {page}", markup=False, highlight=False)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def scenarios(as_json: bool) -> None:
+    """List the shipped scenarios."""
+    from vfu_dev.lab.scenario import load_scenario, shipped
+
+    found = [load_scenario(name) for name in shipped()]
+    if as_json:
+        click.echo(
+            json.dumps(
+                [
+                    {
+                        "name": one.name,
+                        "title": one.title,
+                        "about": one.about,
+                        "points": [point.name for point in one.points],
+                        "moves": sum(point["run.moves"] for point in one.points),
+                        "short_moves": sum(point["run.moves"] for point in one.short_points),
+                    }
+                    for one in found
+                ],
+                indent=1,
+            )
+        )
+        return
+    table = Table(box=None, header_style="bold")
+    for heading, justify in (("name", "left"), ("points", "right"), ("moves", "right"), ("what", "left")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for one in found:
+        moves = sum(point["run.moves"] for point in one.points)
+        table.add_row(one.name, str(len(one.points)), str(moves), one.title)
+    Console().print(table)
+
+
+@click.command()
+@click.argument("first", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("second", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--metric", "metrics", multiple=True, help="Compare this column of moves.csv; repeatable.")
+@click.option(
+    "--max-regression",
+    type=click.FloatRange(0),
+    metavar="PERCENT",
+    help="Exit status 1 when a median of SECOND is worse by more than this, significantly.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw both into this file (.png or .svg).",
+)
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Also write the comparison here (-: stdout)."
+)
+def compare(
+    first: Path,
+    second: Path,
+    metrics: tuple[str, ...],
+    max_regression: float | None,
+    plot: Path | None,
+    json_file: Path | None,
+) -> None:
+    """Compare two result folders of `vfu-dev lab run`: ratios of percentiles, and whether they differ.
+
+    Ratios are SECOND over FIRST, with a 95 % interval of the medians' ratio (bootstrap). The sets differ
+    where the Mann-Whitney U test gives p < 0.05. Points are matched by name. Example:
+
+        vfu-dev lab compare out/before/steady out/after/steady --max-regression 20
+    """
+    from vfu_dev.lab.compare import DEFAULT_METRICS
+    from vfu_dev.lab.compare import compare as compare_folders
+
+    found = compare_folders(first, second, metrics or DEFAULT_METRICS)
+    table = Table(box=None, header_style="bold")
+    for heading in (
+        "point",
+        "metric",
+        "first 25/50/95",
+        "second 25/50/95",
+        "ratio 25/50/95",
+        "95 % of median",
+    ):
+        table.add_column(heading, justify="left" if heading in ("point", "metric") else "right")
+    table.add_column("statement")
+    for entry in found["entries"]:
+        interval = "-" if entry["low"] is None else f"{entry['low']:.2f}..{entry['high']:.2f}"
+        ratios = " / ".join("-" if one is None else f"{one:.2f}" for one in entry["ratios"].values())
+        sides = (_percentiles(entry[side]) for side in ("first", "second"))
+        table.add_row(entry["point"], entry["metric"], *sides, ratios, interval, entry["text"])
+    Console(stderr=str(json_file) == "-", width=None if sys.stdout.isatty() else 200).print(table)
+    for side, names in zip((first, second), found["only"], strict=True):
+        if names:
+            click.echo(f"only in {side}: {', '.join(names)}", err=True)
+    if plot is not None:
+        from vfu_dev.report.experiment import write_comparison
+
+        write_comparison(first, second, found, plot)
+    if json_file is not None and str(json_file) == "-":
+        click.echo(json.dumps(found))
+    elif json_file is not None:
+        json_file.write_text(json.dumps(found, indent=1) + "\n")
+    if max_regression is not None:
+        worse = [e for e in found["entries"] if (e["regression"] or 0) > max_regression]
+        for entry in worse:
+            where = f"{entry['point']}: {entry['metric']}"
+            text = f"{where} is {entry['regression']:.0f} % worse, {max_regression:g} % allowed"
+            click.echo(f"REGRESSION: {text}", err=True)
+        if worse:
+            sys.exit(1)
+
+
+def _percentiles(figures: Mapping[str, Any]) -> str:
+    return " / ".join(f"{figures[name]:.4g}" for name in ("p25", "p50", "p95"))

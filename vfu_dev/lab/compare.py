@@ -1,0 +1,80 @@
+"""Two result folders of `vfu-dev lab run`, point by point: ratios of percentiles, and whether they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vfu_dev.errors import ConfigError
+from vfu_dev.lab.rows import METRICS, Row, read_rows, values_of
+from vfu_dev.lab.statistics import difference, percentiles
+from vfu_dev.lab.summary import read_summary
+
+KIND = "lab-compare"
+DEFAULT_METRICS = ("downtime_ms", "outage_ms", "total_ms", "stop_copy_bytes", "vfio_bytes", "passes")
+
+
+def compare(first: Path, second: Path, metrics: Sequence[str] = DEFAULT_METRICS) -> dict[str, Any]:
+    """Return the comparison of two result folders.
+
+    Points are matched by name; where both folders have a single point each, those two are matched. `entries`
+    has one object for each point and metric that both sides measured; `only` the points without a partner.
+
+    Raises:  ConfigError: a folder holds no result, nothing matches, or a metric is unknown.
+    """
+    for metric in metrics:
+        if metric not in METRICS:
+            raise ConfigError(f"metric {metric!r}: expected one of {', '.join(METRICS)}")
+    sides = [_side(folder) for folder in (first, second)]
+    names = [list(side["rows"]) for side in sides]
+    pairs = [(name, name) for name in names[0] if name in names[1]]
+    if not pairs and len(names[0]) == len(names[1]) == 1:
+        pairs = [(names[0][0], names[1][0])]
+    if not pairs:
+        raise ConfigError(f"{first} and {second}: no point in common: {names[0]} and {names[1]}")
+    entries = []
+    for mine, other in pairs:
+        for metric in metrics:
+            values = [
+                values_of(side["rows"][n], metric) for side, n in zip(sides, (mine, other), strict=True)
+            ]
+            if not all(values):
+                continue
+            found = difference(*values)
+            entries.append(
+                {
+                    "point": mine if mine == other else f"{mine} / {other}",
+                    "metric": metric,
+                    "unit": METRICS[metric].unit,
+                    "first": percentiles(values[0]),
+                    "second": percentiles(values[1]),
+                    **found.to_json(),
+                    "regression": regression(metric, found.ratios["p50"], found.significant),
+                }
+            )
+    matched = {name for pair in pairs for name in pair}
+    return {
+        "kind": KIND,
+        "version": 1,
+        "first": sides[0]["about"],
+        "second": sides[1]["about"],
+        "entries": entries,
+        "only": [[name for name in side if name not in matched] for side in names],
+    }
+
+
+def regression(metric: str, ratio: float | None, significant: bool) -> float | None:
+    """Return by how many percent the second median is worse; None where it is not, or cannot be told."""
+    if ratio is None or not significant or not METRICS[metric].worse or ratio <= 1:
+        return None
+    return (ratio - 1) * 100
+
+
+def _side(folder: Path) -> dict[str, Any]:
+    summary = read_summary(folder)
+    rows: dict[str, list[Row]] = {point["name"]: [] for point in summary["points"]}
+    for row in read_rows(folder / "moves.csv"):
+        rows.setdefault(row.point, []).append(row)
+    about = {key: summary[key] for key in ("scenario", "short", "versions", "machine", "started")}
+    return {"rows": rows, "about": {"folder": str(folder), **about}}

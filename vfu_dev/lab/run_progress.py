@@ -1,0 +1,102 @@
+"""What a person sees while a scenario runs: bars on a terminal, a line for each move elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from vfu_dev.lab.rows import COMPLETED, Row
+
+# Without a terminal, how a move stands is said this often.
+STANDS_SECONDS = 2.0
+
+
+class RunProgress:
+    """Observes `run_scenario`; a context manager around it. `quiet` shows nothing."""
+
+    def __init__(self, console: Console, name: str, quiet: bool = False) -> None:
+        self._console = console
+        self._name = name
+        self._quiet = quiet
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._points = 0
+        self._started = time.monotonic()
+        self._stood = self._started
+
+    def __enter__(self) -> RunProgress:
+        if not self._quiet and self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("moves"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[last]}"),
+                console=self._console,
+            )
+            self._task = self._bar.add_task(self._name, total=None, last="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, what: str, data: dict[str, Any]) -> None:
+        """Take one observation."""
+        if what == "plan":
+            self._points = data["points"]
+            if self._bar is not None:
+                self._bar.update(self._task, total=data["moves"], completed=data["done"])
+            done = f", {data['done']} moves done before" if data["done"] else ""
+            self._line(f"{self._name}: {data['points']} points, {data['moves']} moves{done}")
+        elif what == "point":
+            text = f"{self._name} [{data['number']}/{self._points}] {data['name']}"
+            if self._bar is not None:
+                self._bar.update(self._task, description=text.replace("[", r"\["))
+            self._line(text)
+        elif what == "move":
+            text = describe(data["row"])
+            if self._bar is not None:
+                self._bar.update(self._task, advance=1, last=text)
+            self._line(f"  {text}")
+        elif what == "convergence":
+            self._stands(str(data["text"]))
+
+    def _stands(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, last=text)
+        elif time.monotonic() - self._stood >= STANDS_SECONDS:
+            self._line(f"  {text}")
+
+    def _line(self, text: str) -> None:
+        if self._quiet or self._bar is not None:
+            return
+        self._stood = time.monotonic()
+        self._console.print(f"[{self._stood - self._started:6.1f} s] {text}", markup=False, highlight=False)
+
+
+def describe(row: Row) -> str:
+    """Return a move in one line."""
+    if row.status != COMPLETED:
+        return f"{row.point} {row.move}: {row.status}: {row.text}"
+    figures = (("downtime", "downtime_ms"), ("total", "total_ms"))
+    parts = [f"{label} {row.metrics[key]:.0f} ms" for label, key in figures if key in row.metrics]
+    parts.append(f"{row.metrics.get('passes', 0):.0f} passes")
+    return f"{row.point} {row.move}: {', '.join(parts)}"

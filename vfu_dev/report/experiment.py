@@ -1,0 +1,124 @@
+"""The results of `vfu-dev lab run` as tables, pictures and one page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from vfu_dev.lab.rows import METRICS, Row, read_rows
+from vfu_dev.lab.summary import read_summary
+from vfu_dev.report.distributions import comparison_figure, course_figure, downtime_figure, sweep_figure
+from vfu_dev.report.drawing import svg_text, write_png
+from vfu_dev.sizes import format_size
+
+NOTHING = "-"
+# Heading, metric, factor: the columns of every table, each with its 25th, 50th and 95th percentile.
+_COLUMNS = (
+    ("downtime ms", "downtime_ms"),
+    ("device outage ms", "outage_ms"),
+    ("predicted ms", "predicted_ms"),
+    ("total ms", "total_ms"),
+    ("passes", "passes"),
+    ("device bytes", "vfio_bytes"),
+    ("stop-copy bytes", "stop_copy_bytes"),
+)
+HEADINGS = ("point", "n", *(heading for heading, _ in _COLUMNS))
+
+
+def table_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """Return one row of texts for each point, as `HEADINGS` names them; n counts completed moves."""
+    rows = []
+    for point in summary["points"]:
+        statuses = point["statuses"]
+        count = str(statuses.get("completed", 0))
+        others = [f"{number} {status}" for status, number in statuses.items() if status != "completed"]
+        cells = [_three(point["metrics"].get(metric), METRICS[metric].unit) for _, metric in _COLUMNS]
+        rows.append([point["name"], " + ".join([count, *others]), *cells])
+    return rows
+
+
+def _three(figures: Mapping[str, float] | None, unit: str) -> str:
+    if not figures:
+        return NOTHING
+    values = [figures[name] for name in ("p25", "p50", "p95")]
+    if unit == "bytes":
+        texts = [format_size(value) for value in values]
+        return texts[1] if len(set(texts)) == 1 else f"{texts[1]} (95 %: {texts[2]})"
+    texts = [f"{value:.0f}" for value in values]
+    return " / ".join(texts)
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """Return the table for a document, with what it needs to be read rightly."""
+    machine, versions = summary["machine"], summary["versions"]
+    lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
+    lines += ["| " + " | ".join(row) + " |" for row in table_rows(summary)]
+    load = machine["load_average"][0]
+    lines += [
+        "",
+        "Three figures are the 25th, 50th and 95th percentile of n completed moves of one running VM. "
+        f"{machine['processor']}, {machine['cores']} cores, load average {load:.1f} when it began; "
+        f"QEMU {versions['qemu']}, Linux {machine['kernel']}.",
+    ]
+    lines += [f"- {'holds' if check['ok'] else 'FAILS'}: {check['text']}" for check in summary["checks"]]
+    return "\n".join(lines) + "\n"
+
+
+def figures_of(summary: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    """Return matplotlib's figures by name; those without anything to show are left out."""
+    figures = {
+        "downtime": downtime_figure(summary, rows),
+        "course": course_figure(summary, rows),
+        "sweep": sweep_figure(summary),
+    }
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def write_experiment(folder: Path) -> Path:
+    """Write plots/NAME.png and .svg, table.md and report.html into a result folder; return the page's path.
+
+    Raises:  ConfigError: there is no result in `folder`.
+    """
+    summary = read_summary(folder)
+    figures = figures_of(summary, read_rows(folder / "moves.csv"))
+    plots = folder / "plots"
+    plots.mkdir(exist_ok=True)
+    elements = {}
+    for name, figure in figures.items():
+        elements[name] = svg_text(figure, name)
+        (plots / f"{name}.svg").write_text('<?xml version="1.0" encoding="utf-8"?>\n' + elements[name])
+        write_png(figure, plots / f"{name}.png")
+    (folder / "table.md").write_text(markdown(summary))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.ChainableUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = folder / "report.html"
+    page.write_text(
+        environment.get_template("experiment.html.j2").render(
+            s=summary,
+            headings=HEADINGS,
+            rows=table_rows(summary),
+            figures=elements,
+            metrics=METRICS,
+            toml=(folder / "scenario.toml").read_text(encoding="utf-8"),
+        )
+    )
+    return page
+
+
+def write_comparison(first: Path, second: Path, found: Mapping[str, Any], path: Path) -> None:
+    """Draw two result folders side by side into `path`, .svg or .png."""
+    rows = (read_rows(first / "moves.csv"), read_rows(second / "moves.csv"))
+    figure = comparison_figure(found, *rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".svg":
+        path.write_text(svg_text(figure, "compare"))
+    else:
+        write_png(figure, path)
