@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "pattern.h"
 #include "vfud-load.h"
 
 #define GENERATION_POLL_NS 250000000ull
@@ -146,10 +147,16 @@ static const struct {
     const char *name;
     void (*run)(const char *arguments);
 } commands[] = {
+    {"program", command_program},
     {"start", command_start},
     {"stop", command_stop},
     {"status", command_status},
     {"verify", command_verify},
+    {"dma", command_dma},
+    {"dma-status", command_dma_status},
+    {"dma-stop", command_dma_stop},
+    {"writer", command_writer},
+    {"writer-check", command_writer_check},
     {"reset", command_reset},
     {"irq", command_irq},
     {"irqs", command_irqs},
@@ -220,12 +227,19 @@ static void open_line(const char *path)
     }
 }
 
+static uint64_t soonest(uint64_t one, uint64_t other)
+{
+    return one < other ? one : other;
+}
+
 int main(int argc, char **argv)
 {
     uint64_t last_poll = 0;
 
+    if (argc == 5 && !strcmp(argv[1], "--dump"))
+        return dump(strtoull(argv[2], NULL, 0), strtoull(argv[3], NULL, 0), strtoull(argv[4], NULL, 0));
     if (argc != 2) {
-        fprintf(stderr, "usage: %s SERIAL\n", argv[0]);
+        fprintf(stderr, "usage: %s SERIAL | --dump MEMORY_BYTES PAGE_BYTES SEED_OFFSET\n", argv[0]);
         return 2;
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
@@ -233,7 +247,8 @@ int main(int argc, char **argv)
     find_devices();
     reply("{\"event\":\"ready\",\"devices\":%zu}", device_count);
     for (;;) {
-        uint64_t wait_ns = load_running() ? run_load() : GENERATION_POLL_NS, now = now_ns();
+        uint64_t wait_ns = soonest(load_running() ? run_load() : NEVER, dma_running() ? run_dma_load() : NEVER);
+        uint64_t now = now_ns();
         struct pollfd waited = {.fd = line_fd, .events = POLLIN};
         struct timespec timeout;
 

@@ -26,6 +26,16 @@
 #define REG_IRQ_COUNT 0x24
 #define REG_GENERATION 0x28
 #define REG_PAGE_SIZE 0x30
+#define REG_DMA_TABLE 0x80
+#define REG_DMA_COUNT 0x88
+#define REG_DMA_CTRL 0x8c
+#define REG_DMA_STATUS 0x90
+#define REG_WRITER_BUFFER 0x98
+#define REG_WRITER_LENGTH 0xa0
+#define REG_WRITER_RATE 0xa8
+#define REG_WRITER_CTRL 0xb0
+#define REG_WRITER_STATUS 0xb4
+#define REG_WRITER_COUNT 0xb8
 #define REG_SCRATCH 0x100
 #define SCRATCH_WORDS 32
 
@@ -35,6 +45,24 @@
 
 #define NS_PER_SECOND 1000000000ull
 #define GOLDEN 0x9E3779B97F4A7C15ull
+
+#define ENGINE_DESCRIPTORS 1024
+
+/* Memory that the device may reach too; the module's. */
+struct buffer {
+    uint8_t *data;
+    uint64_t address; /* as the device knows it */
+    uint64_t bytes;
+};
+
+/* The device's DMA engine (engine.h). */
+struct engine {
+    struct buffer table;
+    struct buffer bounce[2]; /* for verify */
+    uint32_t count;          /* descriptors of the run under way; 0: none */
+    uint64_t looked_ns;
+    uint64_t lost_statuses; /* runs that ended without their last status in guest memory */
+};
 
 struct device {
     char address[NAME_MAX + 1];  /* 0000:01:00.0 */
@@ -49,9 +77,9 @@ struct device {
     uint64_t fill;
     uint64_t generation;
     uint64_t scratch_seed; /* 0: scratch was not written */
-    uint64_t cursor;       /* sequential pattern: next page */
     uint64_t readback_checks;
     uint64_t readback_errors;
+    struct engine engine;
 };
 
 extern struct device devices[MAX_DEVICES];
@@ -84,6 +112,8 @@ static inline uint64_t mix(uint64_t z)
     return z ^ z >> 31;
 }
 
+uint32_t crc32(const uint8_t *data, uint64_t bytes); /* crc.c */
+
 /* --- device.c --------------------------------------------------------------------------------------------- */
 
 void find_devices(void);                 /* and open those that are not open yet */
@@ -105,11 +135,27 @@ unsigned int scratch_errors(const struct device *dev);
 
 void command_reset(const char *arguments); /* device.c */
 
-void command_start(const char *arguments); /* load.c */
+void command_program(const char *arguments); /* load.c */
+void command_start(const char *arguments);
 void command_stop(const char *arguments);
 void command_status(const char *arguments);
 bool load_running(void);
+bool load_uses_engine(void);
+bool load_overlaps(uint64_t offset, uint64_t bytes); /* in device memory */
+void load_settle(void);                              /* wait for DMA under way */
 uint64_t run_load(void); /* do the writes that are due; nanoseconds until the next one is */
+
+void command_dma(const char *arguments); /* dma.c */
+void command_dma_stop(const char *arguments);
+void command_dma_status(const char *arguments);
+bool dma_running(void);
+bool dma_overlaps(const struct device *dev, uint64_t offset, uint64_t bytes);
+void dma_settle(void);
+uint64_t dma_mismatched(size_t d); /* bytes of the buffers that are not as the journal says */
+uint64_t run_dma_load(void);
+
+void command_writer(const char *arguments); /* writer.c */
+void command_writer_check(const char *arguments);
 
 void command_verify(const char *arguments); /* verify.c */
 
@@ -123,5 +169,7 @@ void command_dmesg(const char *arguments);
 void command_config(const char *arguments);
 void command_release(const char *arguments);
 void command_rescan(const char *arguments);
+
+int dump(uint64_t memory_bytes, uint64_t page_bytes, uint64_t seed_offset); /* dump.c */
 
 #endif

@@ -1,0 +1,405 @@
+/*
+ * Load patterns, as docs/load.md defines them.
+ *
+ * Copyright (c) the vfu-dev authors.  SPDX-License-Identifier: BSD-3-Clause
+ */
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "pattern.h"
+#include "vfud-load.h"
+
+#define CATCH_UP_NS (NS_PER_SECOND / 4)
+#define DRAWS 4
+enum { DRAW_PLACE, DRAW_HOT, DRAW_SLOT, DRAW_CONTENT };
+
+typedef unsigned __int128 wide;
+
+/* --- the program ------------------------------------------------------------------------------------------ */
+
+void program_clear(struct program *program)
+{
+    for (size_t i = 0; i < program->count; i++)
+        free(program->phases[i].rows);
+    free(program->phases);
+    memset(program, 0, sizeof(*program));
+}
+
+const char *program_add_phase(struct program *program, const char *arguments)
+{
+    static const char *const names[] = {"idle", "sequential", "uniform", "hotset", "zipf", "trace"};
+    struct phase phase = {.pattern = PATTERN_IDLE}, *phases;
+    bool known = false;
+
+    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
+        if (option_is(arguments, "pattern", names[i])) {
+            phase.pattern = (enum pattern)i;
+            known = true;
+        }
+    }
+    if (!known)
+        return "pattern: idle, sequential, uniform, hotset, zipf or trace";
+    phase.duration_ns = integer(arguments, "duration_ns", 0);
+    phase.seed = integer(arguments, "seed", 1);
+    phase.write_bytes = (uint32_t)integer(arguments, "write_bytes", 8);
+    phase.hot_fraction = number(arguments, "hot_fraction", 0.1);
+    phase.hot_share = number(arguments, "hot_share", 0.9);
+    phase.zipf_exponent = number(arguments, "zipf_exponent", 1.0);
+    phase.up = integer(arguments, "up", 0);
+    phase.down = integer(arguments, "down", 1);
+    phase.on_ns = integer(arguments, "on_ns", 1);
+    phase.period_ns = integer(arguments, "period_ns", 1);
+    phase.round_ns = integer(arguments, "round_ns", 0);
+    if (phase.write_bytes < 1 || phase.write_bytes > 1 << 20)
+        return "write_bytes: 1 to 1 MiB";
+    if (!phase.down || !phase.on_ns || phase.on_ns > phase.period_ns)
+        return "rate: up / down writes in a nanosecond, during on_ns of period_ns";
+    if (phase.pattern == PATTERN_TRACE && !phase.round_ns)
+        return "trace: needs round_ns";
+    if (program->count && (!phase.duration_ns || !program->phases[0].duration_ns))
+        return "phases: each needs duration_ns";
+    if (program->count == MAX_PHASES)
+        return "phases: too many";
+    phases = realloc(program->phases, (program->count + 1) * sizeof(*phases));
+    if (!phases)
+        return "no memory for phases";
+    program->phases = phases;
+    phases[program->count++] = phase;
+    return NULL;
+}
+
+const char *program_add_rows(struct program *program, const char *text)
+{
+    struct phase *phase = program->count ? &program->phases[program->count - 1] : NULL;
+
+    if (!phase || phase->pattern != PATTERN_TRACE)
+        return "rows belong to a trace";
+    while (*text) {
+        struct row row;
+        char *end;
+
+        row.time_ns = strtoull(text, &end, 10);
+        row.offset = *end == ',' ? strtoull(end + 1, &end, 10) : 0;
+        row.length = *end == ',' ? (uint32_t)strtoul(end + 1, &end, 10) : 0;
+        if (!row.length || row.length > 1 << 20 || (*end && *end != ' ') || row.time_ns > phase->round_ns)
+            return "rows: time in ns,offset,length with spaces between them";
+        if (phase->row_count == phase->row_room) {
+            size_t room = phase->row_room ? 2 * phase->row_room : 256;
+            struct row *rows = realloc(phase->rows, room * sizeof(*rows));
+
+            if (!rows)
+                return "no memory for rows";
+            phase->rows = rows;
+            phase->row_room = room;
+        }
+        phase->rows[phase->row_count++] = row;
+        text = end + strspn(end, " ");
+    }
+    return NULL;
+}
+
+/* --- which write comes where ------------------------------------------------------------------------------ */
+
+static uint64_t output(uint64_t seed, uint64_t i)
+{
+    return mix(seed + (i + 1) * GOLDEN);
+}
+
+static uint64_t below(uint64_t x, uint64_t bound)
+{
+    return (x >> 32) * bound >> 32;
+}
+
+static double fraction(uint64_t x)
+{
+    return (double)(x >> 11) * 0x1.0p-53;
+}
+
+const char *writes_open(struct writes *writes, const struct phase *phase, uint64_t memory_bytes,
+                        uint64_t page_bytes, uint64_t seed_offset)
+{
+    uint64_t write_bytes = phase->write_bytes;
+
+    memset(writes, 0, sizeof(*writes));
+    writes->phase = phase;
+    writes->seed = phase->seed + seed_offset;
+    writes->page_bytes = page_bytes;
+    if (phase->pattern == PATTERN_IDLE)
+        return NULL;
+    if (phase->pattern == PATTERN_TRACE) {
+        if (!phase->row_count)
+            return "trace: no rows";
+        for (size_t i = 0; i < phase->row_count; i++)
+            if (phase->rows[i].offset + phase->rows[i].length > memory_bytes)
+                return "trace: a row ends beyond the memory";
+        return NULL;
+    }
+    writes->span = (write_bytes + page_bytes - 1) / page_bytes;
+    writes->places = memory_bytes / page_bytes / writes->span;
+    writes->slots = page_bytes / write_bytes;
+    if (!writes->places)
+        return "write_bytes: larger than the memory";
+    if (writes->places > 1ull << 32)
+        return "more than 2^32 places";
+    writes->hot = (uint64_t)((double)writes->places * phase->hot_fraction);
+    if (writes->hot < 1)
+        writes->hot = 1;
+    if (phase->pattern == PATTERN_ZIPF) {
+        double sum = 0;
+
+        if (writes->places > 1 << 24)
+            return "zipf: more than 2^24 places";
+        writes->sums = malloc(writes->places * sizeof(double));
+        if (!writes->sums)
+            return "zipf: no memory for the table";
+        for (uint64_t r = 0; r < writes->places; r++)
+            writes->sums[r] = sum += pow((double)(r + 1), -phase->zipf_exponent);
+    }
+    return NULL;
+}
+
+void writes_close(struct writes *writes)
+{
+    free(writes->sums);
+    writes->sums = NULL;
+}
+
+static uint64_t zipf_place(const struct writes *writes, uint64_t x)
+{
+    double sought = fraction(x) * writes->sums[writes->places - 1];
+    uint64_t low = 0, high = writes->places;
+
+    while (low < high) {
+        uint64_t middle = low + (high - low) / 2;
+
+        if (writes->sums[middle] <= sought)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < writes->places ? low : writes->places - 1;
+}
+
+static uint64_t place_of(const struct writes *writes, uint64_t n)
+{
+    uint64_t x = output(writes->seed, DRAWS * n + DRAW_PLACE);
+
+    switch (writes->phase->pattern) {
+    case PATTERN_SEQUENTIAL:
+        return n % writes->places;
+    case PATTERN_HOTSET:
+        if (writes->hot >= writes->places ||
+            fraction(output(writes->seed, DRAWS * n + DRAW_HOT)) < writes->phase->hot_share)
+            return below(x, writes->hot < writes->places ? writes->hot : writes->places);
+        return writes->hot + below(x, writes->places - writes->hot);
+    case PATTERN_ZIPF:
+        return zipf_place(writes, x);
+    default:
+        return below(x, writes->places);
+    }
+}
+
+uint64_t write_offset(const struct writes *writes, uint64_t n)
+{
+    const struct phase *phase = writes->phase;
+    uint64_t offset;
+
+    if (phase->pattern == PATTERN_TRACE)
+        return phase->rows[n % phase->row_count].offset;
+    offset = place_of(writes, n) * writes->span * writes->page_bytes;
+    if (writes->slots > 1)
+        offset += below(output(writes->seed, DRAWS * n + DRAW_SLOT), writes->slots) * phase->write_bytes;
+    return offset;
+}
+
+uint32_t write_length(const struct writes *writes, uint64_t n)
+{
+    const struct phase *phase = writes->phase;
+
+    return phase->pattern == PATTERN_TRACE ? phase->rows[n % phase->row_count].length : phase->write_bytes;
+}
+
+void write_content(const struct writes *writes, uint64_t n, uint64_t from, uint64_t count, uint8_t *to)
+{
+    uint64_t start = output(writes->seed, DRAWS * n + DRAW_CONTENT);
+
+    for (uint64_t done = 0; done < count;) {
+        uint64_t at = from + done, word = start + at / 8 * GOLDEN, piece = 8 - at % 8;
+
+        if (piece > count - done)
+            piece = count - done;
+        memcpy(to + done, (uint8_t *)&word + at % 8, piece); /* x86: little endian */
+        done += piece;
+    }
+}
+
+/* --- when ------------------------------------------------------------------------------------------------- */
+
+/* How many writes of a phase are due until `time_ns` of its own clock. */
+static uint64_t due_until(const struct phase *phase, uint64_t time_ns)
+{
+    uint64_t active;
+
+    if (phase->pattern == PATTERN_TRACE) {
+        uint64_t rest = time_ns % phase->round_ns;
+        size_t low = 0, high = phase->row_count;
+
+        while (low < high) {
+            size_t middle = low + (high - low) / 2;
+
+            if (phase->rows[middle].time_ns <= rest)
+                low = middle + 1;
+            else
+                high = middle;
+        }
+        return time_ns / phase->round_ns * phase->row_count + low;
+    }
+    if (phase->pattern == PATTERN_IDLE || !phase->up)
+        return 0;
+    active = time_ns;
+    if (phase->on_ns < phase->period_ns) {
+        uint64_t rest = time_ns % phase->period_ns;
+
+        active = time_ns / phase->period_ns * phase->on_ns + (rest < phase->on_ns ? rest : phase->on_ns);
+    }
+    return (uint64_t)((wide)active * phase->up / phase->down);
+}
+
+/* The first moment at which `writes` (at least one) are due. */
+static uint64_t moment_of(const struct phase *phase, uint64_t writes)
+{
+    wide active;
+
+    if (phase->pattern == PATTERN_TRACE)
+        return (writes - 1) / phase->row_count * phase->round_ns + phase->rows[(writes - 1) % phase->row_count].time_ns;
+    if (phase->pattern == PATTERN_IDLE || !phase->up)
+        return NEVER;
+    active = ((wide)writes * phase->down + phase->up - 1) / phase->up;
+    if (phase->on_ns < phase->period_ns)
+        active = (active - 1) / phase->on_ns * phase->period_ns + (active - 1) % phase->on_ns + 1;
+    return active < NEVER ? (uint64_t)active : NEVER;
+}
+
+bool pacer_open(struct pacer *pacer, const struct program *program, uint64_t now)
+{
+    memset(pacer, 0, sizeof(*pacer));
+    pacer->program = program;
+    pacer->starts = calloc(program->count, sizeof(*pacer->starts));
+    pacer->next = calloc(program->count, sizeof(*pacer->next));
+    if (!pacer->starts || !pacer->next) {
+        pacer_close(pacer);
+        return false;
+    }
+    for (size_t i = 0; i < program->count; i++) {
+        pacer->starts[i] = pacer->cycle;
+        pacer->cycle += program->phases[i].duration_ns;
+    }
+    pacer->origin = now;
+    return true;
+}
+
+void pacer_close(struct pacer *pacer)
+{
+    free(pacer->starts);
+    free(pacer->next);
+    pacer->starts = pacer->next = NULL;
+}
+
+/* The phase at the load's clock, where its part until `target` ends, and that end on the phase's own clock. */
+static size_t segment(const struct pacer *pacer, uint64_t target, uint64_t *end, uint64_t *own_end)
+{
+    uint64_t rounds, rest, begin, duration;
+    size_t phase = 0;
+
+    if (!pacer->cycle) {
+        *end = *own_end = target == NEVER ? pacer->clock : target;
+        return 0;
+    }
+    rounds = pacer->clock / pacer->cycle;
+    rest = pacer->clock % pacer->cycle;
+    while (phase + 1 < pacer->program->count && pacer->starts[phase + 1] <= rest)
+        phase++;
+    duration = pacer->program->phases[phase].duration_ns;
+    begin = rounds * pacer->cycle + pacer->starts[phase];
+    *end = begin + duration < target ? begin + duration : target;
+    *own_end = rounds * duration + *end - begin;
+    return phase;
+}
+
+/* How many writes of all phases are due until `time_ns` of the load's clock. */
+static uint64_t total_until(const struct pacer *pacer, uint64_t time_ns)
+{
+    uint64_t total = 0, rounds, rest;
+
+    if (!pacer->cycle)
+        return due_until(&pacer->program->phases[0], time_ns);
+    rounds = time_ns / pacer->cycle;
+    rest = time_ns % pacer->cycle;
+    for (size_t i = 0; i < pacer->program->count; i++) {
+        const struct phase *phase = &pacer->program->phases[i];
+        uint64_t part = rest > pacer->starts[i] ? rest - pacer->starts[i] : 0;
+
+        total += due_until(phase, rounds * phase->duration_ns +
+                                      (part < phase->duration_ns ? part : phase->duration_ns));
+    }
+    return total;
+}
+
+size_t pacer_take(struct pacer *pacer, uint64_t now, uint64_t limit, struct run *runs, size_t room)
+{
+    uint64_t target = now > pacer->origin ? now - pacer->origin : 0;
+    size_t count = 0;
+
+    if (target < pacer->clock)
+        target = pacer->clock;
+    if (target - pacer->clock > CATCH_UP_NS) {
+        uint64_t late = target - pacer->clock - CATCH_UP_NS;
+
+        pacer->missed += total_until(pacer, target) - total_until(pacer, target - late);
+        pacer->origin += late;
+        target -= late;
+    }
+    for (;;) {
+        uint64_t end, own_end, due, now_due;
+        size_t phase = segment(pacer, target, &end, &own_end);
+
+        due = due_until(&pacer->program->phases[phase], own_end) - pacer->next[phase];
+        now_due = due <= limit ? due : limit;
+        if (now_due) {
+            if (count == room)
+                return count; /* the clock stands where this part begins: the next call goes on here */
+            runs[count++] = (struct run){phase, pacer->next[phase], now_due};
+            pacer->next[phase] += now_due;
+            pacer->taken += now_due;
+        }
+        if (due > limit) {
+            /* Behind: the clock is where the last of them was due. */
+            if (limit) {
+                uint64_t moment = end - (own_end - moment_of(&pacer->program->phases[phase], pacer->next[phase]));
+
+                if (moment > pacer->clock)
+                    pacer->clock = moment;
+            }
+            return count;
+        }
+        limit -= now_due;
+        pacer->clock = end;
+        if (end >= target)
+            return count;
+    }
+}
+
+uint64_t pacer_next_ns(const struct pacer *pacer)
+{
+    uint64_t end, own_end, moment;
+    size_t phase = segment(pacer, NEVER, &end, &own_end);
+
+    moment = moment_of(&pacer->program->phases[phase], pacer->next[phase] + 1);
+    if (!pacer->cycle)
+        return moment == NEVER ? NEVER : pacer->origin + moment;
+    if (moment == NEVER || moment > own_end)
+        return pacer->origin + end;
+    return pacer->origin + end - (own_end - moment);
+}

@@ -1,0 +1,101 @@
+/*
+ * Load patterns: which write comes where, with what content, and when. docs/load.md is the definition; a test
+ * compares this with vfu_dev/patterns, which is the same in Python.
+ *
+ * Copyright (c) the vfu-dev authors.  SPDX-License-Identifier: BSD-3-Clause
+ */
+#ifndef PATTERN_H
+#define PATTERN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define MAX_PHASES 1000
+
+enum pattern { PATTERN_IDLE, PATTERN_SEQUENTIAL, PATTERN_UNIFORM, PATTERN_HOTSET, PATTERN_ZIPF, PATTERN_TRACE };
+
+struct row {
+    uint64_t time_ns;
+    uint64_t offset;
+    uint32_t length;
+};
+
+/* One phase of a load; a load without phases is one phase that lasts for ever. */
+struct phase {
+    enum pattern pattern;
+    uint64_t duration_ns; /* 0: for ever */
+    uint64_t seed;
+    uint32_t write_bytes;
+    double hot_fraction;
+    double hot_share;
+    double zipf_exponent;
+    /* up / down writes in each nanosecond of a burst, which lasts on_ns of each period_ns. 0: never. */
+    uint64_t up, down;
+    uint64_t on_ns, period_ns;
+    /* The recording: rows that write something, repeated every round_ns. */
+    struct row *rows;
+    size_t row_count, row_room;
+    uint64_t round_ns;
+};
+
+struct program {
+    struct phase *phases;
+    size_t count;
+};
+
+void program_clear(struct program *program);
+/* "pattern=uniform seed=1 ...": adds a phase. Returns NULL or what is wrong. */
+const char *program_add_phase(struct program *program, const char *arguments);
+/* "0,4096,8 1000,8192,8 ...": rows (ns, offset, length) of the last phase's recording. NULL or what is wrong. */
+const char *program_add_rows(struct program *program, const char *text);
+
+/* The writes of one phase to one memory. */
+struct writes {
+    const struct phase *phase;
+    uint64_t seed;
+    uint64_t page_bytes;
+    uint64_t span;   /* pages of a place */
+    uint64_t places;
+    uint64_t slots;  /* in a page */
+    uint64_t hot;    /* places */
+    double *sums;    /* zipf */
+};
+
+/* NULL or what is wrong. `seed_offset` is added to the phase's seed. */
+const char *writes_open(struct writes *writes, const struct phase *phase, uint64_t memory_bytes,
+                        uint64_t page_bytes, uint64_t seed_offset);
+void writes_close(struct writes *writes);
+uint64_t write_offset(const struct writes *writes, uint64_t n);
+uint32_t write_length(const struct writes *writes, uint64_t n);
+/* Bytes from..from+count-1 of what write n writes. */
+void write_content(const struct writes *writes, uint64_t n, uint64_t from, uint64_t count, uint8_t *to);
+
+/* Turns a clock into writes that are due, and counts those that nobody had time for: vfu_dev.patterns.Pacer. */
+struct pacer {
+    const struct program *program;
+    uint64_t *starts;
+    uint64_t *next;
+    uint64_t cycle;
+    uint64_t clock;
+    uint64_t origin;
+    uint64_t taken;
+    uint64_t missed;
+};
+
+struct run {
+    size_t phase;
+    uint64_t first;
+    uint64_t count;
+};
+
+#define NEVER UINT64_MAX
+
+bool pacer_open(struct pacer *pacer, const struct program *program, uint64_t now_ns); /* false: no memory */
+void pacer_close(struct pacer *pacer);
+/* The writes that are due, at most `limit` writes in at most `room` runs; returns the number of runs. */
+size_t pacer_take(struct pacer *pacer, uint64_t now_ns, uint64_t limit, struct run *runs, size_t room);
+/* When (on the clock of pacer_take) to ask again; NEVER if nothing will ever be due. */
+uint64_t pacer_next_ns(const struct pacer *pacer);
+
+#endif
