@@ -67,19 +67,32 @@ def now(page: Layout) -> None:
             [("text", None)],
             mappings=state_mappings(),
         ),
-        6,
+        5,
         5,
     )
     page.add(
         stat(
             "Convergence",
-            "Bytes that the link carries for each that the guest makes dirty."
-            " Below 1 this migration does not end.",
+            "Bytes that the client reads for each that the guest makes dirty. Above 1 this migration ends;"
+            " below 1 it does not, once the panel beside it says so.",
             f"vfu_migration_convergence_ratio{D}",
             "short",
             [("red", None), ("orange", 1), ("green", 1.5)],
         ),
-        4,
+        3,
+        5,
+    )
+    page.add(
+        stat(
+            "Converges",
+            "NO: the client read as much as was left, asked again, and there was no less. Nothing: it cannot"
+            " be told, as while QEMU sends RAM first.",
+            f"vfu_migration_converging{D}",
+            "short",
+            [("red", None), ("green", 1)],
+            mappings=[{"type": "value", "options": {"0": {"text": "NO"}, "1": {"text": "yes"}}}],
+        ),
+        3,
         5,
     )
     page.add(
@@ -112,7 +125,7 @@ def now(page: Layout) -> None:
             "s",
             above_limit,
         ),
-        4,
+        3,
         5,
     )
     page.add(

@@ -172,7 +172,17 @@ def stat(
         "justifyMode": "auto",
         "orientation": "auto",
     }
-    return panel("stat", title, description, {legend: expr}, unit=unit, options=options, defaults=defaults)
+    # Instant: the last value of the time shown may be one of a migration that is long over.
+    return panel(
+        "stat",
+        title,
+        description,
+        {legend: expr},
+        unit=unit,
+        options=options,
+        instant=True,
+        defaults=defaults,
+    )
 
 
 def bars(title: str, description: str, legend: str, expr: str, *, buckets: bool = False) -> Json:

@@ -54,22 +54,22 @@ def test_grafanas_schema_knows_every_field() -> None:
 
 
 def _misspell_option(text: dict[str, Any]) -> None:
-    text["panels"][8]["options"]["legnd"] = text["panels"][8]["options"].pop("legend")
+    text["panels"][9]["options"]["legnd"] = text["panels"][9]["options"].pop("legend")
 
 
 def _misspell_field(text: dict[str, Any]) -> None:
-    text["panels"][8]["fieldConfig"]["defaults"]["custom"]["fillOpactiy"] = 5
+    text["panels"][9]["fieldConfig"]["defaults"]["custom"]["fillOpactiy"] = 5
 
 
 def _misspell_target(text: dict[str, Any]) -> None:
-    text["panels"][8]["targets"][0]["legendformat"] = "x"
+    text["panels"][9]["targets"][0]["legendformat"] = "x"
 
 
 @pytest.mark.parametrize("damage", [_misspell_option, _misspell_field, _misspell_target])
 def test_the_schema_would_notice(damage: Callable[[dict[str, Any]], None]) -> None:
     """A field with a wrong name does not come through, so that the test above can fail."""
     text = dashboard()
-    assert text["panels"][8]["type"] == "timeseries"
+    assert text["panels"][9]["type"] == "timeseries"
     damage(text)
     assert len(list(lost(text, read_by_grafana(copy.deepcopy(text))))) == 1
 

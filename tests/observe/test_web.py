@@ -62,6 +62,7 @@ def test_a_scrape_after_a_migration_tells_what_status_tells(pair: Pair) -> None:
     silent = {m.name for m in ALL_METRICS if m.kind != "histogram" and m.name not in names}
     assert silent == {
         "vfu_migration_convergence_ratio",
+        "vfu_migration_converging",
         "vfu_migration_estimated_stop_copy_seconds",
         "vfu_migration_predicted_downtime_seconds",
     }

@@ -38,7 +38,12 @@ def test_the_edges_that_decisions_hang_on_are_there() -> None:
             False,
             "DOES NOT CONVERGE: the guest writes 47.7 MiB/s, the client reads 119.2 MiB/s",
         ),
-        ("PRE_COPY", None, "measuring rates"),
+        (
+            "PRE_COPY",
+            None,
+            "too early to tell, the client has other data to send: the guest writes 47.7 MiB/s, the client "
+            "reads 119.2 MiB/s",
+        ),
         ("STOP_COPY", None, "the device is stopped, 5 MiB to go"),
         ("RESUMING", None, "receiving state"),
         ("ERROR", None, "in ERROR: only a reset helps"),
@@ -50,6 +55,13 @@ def test_verdicts(state: str, converging: bool | None, expected: str) -> None:
     snapshot.state = state
     snapshot.forecast["converging"] = converging
     assert verdict(snapshot) == expected
+
+
+def test_before_the_second_read_there_are_no_rates_to_name() -> None:
+    snapshot = example()
+    snapshot.state = "PRE_COPY"
+    snapshot.forecast["transfer_rate_bytes_per_second"] = snapshot.forecast["converging"] = None
+    assert verdict(snapshot) == "measuring rates"
 
 
 def test_a_sparkline_keeps_peaks_and_shows_what_is_not_nothing() -> None:

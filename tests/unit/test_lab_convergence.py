@@ -11,9 +11,12 @@ from vfu_dev.lab.convergence import assess, threshold_bytes
 MIB = 1 << 20
 
 
-def forecast(dirty: float | None, transfer: float | None, left: int | None) -> dict[str, Any]:
+def forecast(
+    dirty: float | None, transfer: float | None, left: int | None, converging: bool | None = None
+) -> dict[str, Any]:
     """Return the figures of one server that decide."""
     return {
+        "converging": converging,
         "dirty_rate_bytes_per_second": dirty,
         "transfer_rate_bytes_per_second": transfer,
         "stop_copy_length_bytes": left,
@@ -31,7 +34,7 @@ def test_threshold_is_bandwidth_times_limit() -> None:
 
 def test_dirtying_faster_than_the_link_is_said_with_its_numbers() -> None:
     """Dirty rate, transfer rate, ratio, what remains and the threshold are in one sentence."""
-    found = assess([forecast(40 * MIB, 10 * MIB, 3 * MIB)], {"ram": {"remaining": MIB}}, 2 * MIB)
+    found = assess([forecast(40 * MIB, 10 * MIB, 3 * MIB, False)], {"ram": {"remaining": MIB}}, 2 * MIB)
     assert found.converging is False
     assert found.ratio == 0.25
     assert found.text == (
@@ -44,9 +47,12 @@ def test_dirtying_faster_than_the_link_is_said_with_its_numbers() -> None:
 def test_ram_first() -> None:
     """While QEMU is busy with RAM the device's rate says little, and the sentence says that."""
     found = assess([forecast(4 * MIB, MIB, 3 * MIB)], {"ram": {"remaining": 100 * MIB}}, MIB)
+    assert found.converging is None
     assert found.text.startswith(
-        "not converging while QEMU sends RAM: dirty rate 4 MiB/s > transfer rate 1 MiB/s"
+        "too early to tell, QEMU sends RAM: dirty rate 4 MiB/s > transfer rate 1 MiB/s"
     )
+    later = assess([forecast(4 * MIB, MIB, 3 * MIB)], {"ram": {"remaining": 0}}, MIB)
+    assert later.text.startswith("too early to tell: dirty rate 4 MiB/s > transfer rate 1 MiB/s")
 
 
 def test_converging_says_whether_it_fits() -> None:
@@ -64,6 +70,8 @@ def test_devices_share_the_link() -> None:
     both = assess([forecast(6 * MIB, 5 * MIB, MIB), forecast(2 * MIB, 5 * MIB, MIB)], {}, None)
     assert (both.converging, both.ratio, both.remaining_bytes) == (True, 1.25, 2 * MIB)
     assert both.predicted_downtime_seconds == 0.5
+    stuck = assess([forecast(6 * MIB, 2 * MIB, MIB, False), forecast(2 * MIB, 5 * MIB, MIB, True)], {}, None)
+    assert stuck.converging is False
     unknown = assess([forecast(6 * MIB, 5 * MIB, MIB), forecast(None, None, MIB)], {}, 3 * MIB)
     assert unknown.converging is None
     assert unknown.text == "measuring rates, remaining 2 MiB <= threshold 3 MiB"

@@ -103,6 +103,7 @@ def example() -> Snapshot:
             "transfer_rate_bytes_per_second": 125e6,
             "estimated_stop_copy_seconds": 0.042,
             "predicted_downtime_seconds": 0.06,
+            "converging": True,
         },
         last_stop_copy_seconds=0.0125,
         last_downtime_seconds=0.03125,
@@ -155,6 +156,7 @@ def test_what_is_not_known_is_absent_and_nothing_written_is_infinite() -> None:
     snapshot.forecast = dict.fromkeys(snapshot.forecast)
     text = scrape(snapshot)
     assert "vfu_migration_convergence_ratio{" not in text
+    assert "vfu_migration_converging{" not in text
     assert "vfu_migration_predicted_downtime_seconds{" not in text
     assert 'vfu_migration_dirty_bytes{device="gpu0"} 0.0' in text
     snapshot.forecast |= {"dirty_rate_bytes_per_second": 0.0, "transfer_rate_bytes_per_second": 1e6}
@@ -163,7 +165,12 @@ def test_what_is_not_known_is_absent_and_nothing_written_is_infinite() -> None:
 
 UNITS = ("bytes", "seconds", "ratio", "bytes_per_second", "info", "total", "timestamp_seconds")
 # Counts of one thing, and states: what has no unit.
-UNITLESS = {"vfu_client_connected", "vfu_migration_state", "vfu_scrape_collector_success"}
+UNITLESS = {
+    "vfu_client_connected",
+    "vfu_migration_converging",
+    "vfu_migration_state",
+    "vfu_scrape_collector_success",
+}
 
 
 @pytest.mark.parametrize("metric", ALL_METRICS, ids=lambda metric: metric.name)

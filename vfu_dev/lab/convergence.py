@@ -1,7 +1,7 @@
 """Does the migration converge? What the servers measure beside what QEMU would accept, and one sentence.
 
-Rates come from the servers (`vfu_dev.migration.forecast` says how they are measured). Here they are only
-added up over the devices of a VM, which share one link, and compared with QEMU's threshold.
+Rates and verdicts come from the servers (`vfu_dev.migration.forecast` says how they are made). Here they are
+only added up over the devices of a VM, which share one link, and compared with QEMU's threshold.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Convergence:
     """How a pre-copy stands. Bytes and bytes a second are sums over the devices; None: not known yet.
 
     Attributes:
+        converging: None also while it cannot be told because QEMU sends other data, RAM most of all.
         ratio: transfer rate over dirty rate; None also when nothing is written.
         remaining_bytes: device state, and the guest's RAM.
         ram_bytes: the part that is RAM. As long as there is much of it, QEMU has little time for devices.
@@ -53,16 +54,20 @@ class Convergence:
     @property
     def text(self) -> str:
         """The sentence, with the numbers that decide it."""
-        if self.converging is None:
+        dirty, transfer = self.dirty_rate_bytes_per_second, self.transfer_rate_bytes_per_second
+        if dirty is None or transfer is None:
             return f"measuring rates{self._left}"
-        rates = f"dirty rate {_rate(self.dirty_rate_bytes_per_second)} {{}} transfer rate "
-        rates += _rate(self.transfer_rate_bytes_per_second)
+        if self.converging is None:
+            ram = self.ram_bytes > (self.threshold_bytes or 0)
+            word = "too early to tell" + (", QEMU sends RAM" if ram else "")
+        else:
+            word = "converging" if self.converging else "not converging"
+        rates = (
+            f"dirty rate {_rate(dirty)} {'<' if dirty < transfer else '>'} transfer rate {_rate(transfer)}"
+        )
         if self.ratio is not None:
             rates += f" (ratio {self.ratio:.2f})"
-        if not self.converging:
-            ram = " while QEMU sends RAM" if self.ram_bytes > (self.threshold_bytes or 0) else ""
-            return f"not converging{ram}: {rates.format('>')}{self._left}"
-        return f"converging: {rates.format('<')}{self._left}"
+        return f"{word}: {rates}{self._left}"
 
     @property
     def _left(self) -> str:
@@ -101,8 +106,13 @@ def assess(
     transfer = _sum(forecasts, "transfer_rate_bytes_per_second")
     length = _sum(forecasts, "stop_copy_length_bytes")
     ram = reply.get("ram", {}).get("remaining", 0)
+    converging: bool | None = None
+    if dirty is not None and transfer is not None:
+        # One of several devices may be read slowly while the others are; together they tell.
+        alone = [forecast["converging"] for forecast in forecasts]
+        converging = True if transfer > dirty else False if False in alone else None
     return Convergence(
-        converging=None if dirty is None or transfer is None else transfer > dirty,
+        converging=converging,
         dirty_rate_bytes_per_second=dirty,
         transfer_rate_bytes_per_second=transfer,
         ratio=transfer / dirty if dirty and transfer is not None else None,

@@ -31,7 +31,7 @@ DIRTY_RATE = Metric(
     "vfu_migration_dirty_rate_bytes_per_second",
     "gauge",
     "Distinct pages that the guest writes in a sampling interval, as stream bytes a second; 0 when no "
-    "migration runs. Above the transfer rate the migration cannot converge.",
+    "migration runs. Above the transfer rate for long the migration cannot converge.",
 )
 TRANSFER_RATE = Metric(
     "vfu_migration_transfer_rate_bytes_per_second",
@@ -42,8 +42,16 @@ TRANSFER_RATE = Metric(
 CONVERGENCE = Metric(
     "vfu_migration_convergence_ratio",
     "gauge",
-    "Transfer rate over dirty rate. Below 1 the migration does not converge; +Inf when nothing is written. "
+    "Transfer rate over dirty rate. Above 1 the migration converges; +Inf when nothing is written. Below 1 it "
+    "does not, unless the client is busy elsewhere and will read faster: vfu_migration_converging tells. "
     "Absent when no migration runs, and until both rates are known.",
+)
+CONVERGING = Metric(
+    "vfu_migration_converging",
+    "gauge",
+    "1 while the client reads faster than the guest writes. 0 when it read as much as was left, and there "
+    "is no less: the migration will not end. Absent while neither is known, as when QEMU sends RAM first, "
+    "and without a migration.",
 )
 ESTIMATED_STOP_COPY = Metric(
     "vfu_migration_estimated_stop_copy_seconds",
@@ -81,6 +89,7 @@ METRICS = (
     DIRTY_RATE,
     TRANSFER_RATE,
     CONVERGENCE,
+    CONVERGING,
     ESTIMATED_STOP_COPY,
     PREDICTED_DOWNTIME,
     LAST_STOP_COPY,
@@ -98,6 +107,7 @@ def collect(snapshot: Snapshot) -> Iterator[Family]:
     yield DIRTY_RATE.one(device, forecast["dirty_rate_bytes_per_second"] or 0)
     yield TRANSFER_RATE.one(device, forecast["transfer_rate_bytes_per_second"] or 0)
     yield CONVERGENCE.one(device, convergence_ratio(forecast))
+    yield CONVERGING.one(device, forecast["converging"])
     yield ESTIMATED_STOP_COPY.one(device, forecast["estimated_stop_copy_seconds"])
     yield PREDICTED_DOWNTIME.one(device, forecast["predicted_downtime_seconds"])
     yield LAST_STOP_COPY.one(device, snapshot.last_stop_copy_seconds)

@@ -120,7 +120,7 @@ def _verdict(snapshot: Snapshot) -> Text:
 
 def _table(watched: Sequence[Watched], console: Console) -> Table:
     table = Table(box=None, pad_edge=False, expand=False)
-    for name in ("device", "state"):
+    for name in ("device", "state", "converges"):
         table.add_column(name, no_wrap=True)
     for name in ("initial", "dirty", "reads", "writes", "downtime"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -128,13 +128,14 @@ def _table(watched: Sequence[Watched], console: Console) -> Table:
     for one in watched:
         snapshot = one.snapshot
         if snapshot is None or one.error is not None:
-            table.add_row(one.path.name, Text("gone", style="red"), *["-"] * 5, one.error or "no answer yet")
+            table.add_row(one.path.name, Text("gone", style="red"), *["-"] * 6, one.error or "no answer yet")
             continue
         forecast = snapshot.forecast
         left = [(s.initial_bytes or 0) + (s.dirty_bytes or 0) for s in one.latest()]
         table.add_row(
             snapshot.device,
             Text(snapshot.state, style=_STYLES.get(snapshot.state, "yellow")),
+            _converges(snapshot),
             _bytes(forecast["initial_bytes"]),
             _bytes(forecast["dirty_bytes"]),
             _bytes(forecast["transfer_rate_bytes_per_second"], "/s"),
@@ -143,6 +144,13 @@ def _table(watched: Sequence[Watched], console: Console) -> Table:
             sparkline(left, 16, _unicode(console)).rstrip(),
         )
     return table
+
+
+def _converges(snapshot: Snapshot) -> Text:
+    converging, rate = snapshot.forecast["converging"], snapshot.forecast["transfer_rate_bytes_per_second"]
+    if converging is None or not snapshot.state.startswith("PRE_COPY"):
+        return Text("-" if rate is None or converging is not None else "?")
+    return Text("yes", style="green") if converging else Text("NO", style="bold red")
 
 
 def _bytes(count: float | None, suffix: str = "") -> str:
