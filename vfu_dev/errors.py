@@ -77,3 +77,11 @@ def errno_of(error: BaseException) -> int:
     if isinstance(error, MemoryError):
         return errno.ENOMEM
     return errno.EIO
+
+
+def shown(value: object) -> str:
+    """Return `value` for an error message: short, whatever somebody sent."""
+    if isinstance(value, int) and abs(value) >= 1 << 128:
+        return "(huge)"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

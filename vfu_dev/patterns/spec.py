@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any
 
-from vfu_dev.errors import ConfigError
+from vfu_dev.errors import ConfigError, shown
 from vfu_dev.sizes import format_size, parse_size
 
 PATTERNS = ("idle", "sequential", "uniform", "hotset", "zipf", "trace", "phases")
@@ -91,7 +91,7 @@ class LoadSpec:
 
     def __post_init__(self) -> None:
         if self.pattern not in PATTERNS:
-            raise ConfigError(f"pattern {_shown(self.pattern)}: expected one of {', '.join(PATTERNS)}")
+            raise ConfigError(f"pattern {shown(self.pattern)}: expected one of {', '.join(PATTERNS)}")
         rates = [rate for rate in (self.rate_bytes, self.rate_pages) if rate is not None]
         if self.pattern in PAGE_PATTERNS and len(rates) != 1:
             raise ConfigError(f"{self.pattern}: expected rate_bytes or rate_pages, one of them")
@@ -300,16 +300,11 @@ def _size(name: str, text: str) -> int:
 
 def _integer(name: str, value: object, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ConfigError(f"{name} {_shown(value)}: expected a whole number from {low} to {high}")
+        raise ConfigError(f"{name} {shown(value)}: expected a whole number from {low} to {high}")
 
 
 def _number(name: str, value: object, low: float, high: float, *, above: bool = False) -> None:
     fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
     if not fits or (above and value == low) or not math.isfinite(value):  # type: ignore[arg-type]
         words = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
-        raise ConfigError(f"{name} {_shown(value)}: expected a number {words}")
-
-
-def _shown(value: object) -> str:
-    text = repr(value) if not isinstance(value, int) or abs(value) < 1 << 128 else "(huge)"
-    return text if len(text) <= 60 else f"{text[:60]}..."
+        raise ConfigError(f"{name} {shown(value)}: expected a number {words}")

@@ -7,12 +7,18 @@ import os
 import time
 from collections.abc import Generator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from vfu_dev import __version__
-from vfu_dev.errors import ConfigError
+from vfu_dev.device import RegisterBar
+from vfu_dev.errors import ConfigError, StateError, shown
+from vfu_dev.memory import fold_hashes
 from vfu_dev.migration import StateHasher
 from vfu_dev.migration.fsm import RUNNING_GROUP
+from vfu_dev.migration.schema import blocks_digest
+from vfu_dev.patterns import LoadSpec
 from vfu_dev.server.control import Command
 
 if TYPE_CHECKING:
@@ -24,6 +30,34 @@ LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 STEP_SECONDS = 0.005
 
 
+MAX_LOAD_SECONDS = 1e6
+
+
+class _Hashed(NamedTuple):
+    """The hashes of all memories, whether nothing changed meanwhile, and how long it took."""
+
+    hasher: StateHasher
+    stable: bool
+    seconds: float
+
+
+def _takes(function: Command, *keys: str) -> Command:
+    """Return `function` for requests that have no other keys: a misspelt one must not be overlooked."""
+
+    def serve(request: dict[str, Any]) -> Any:
+        unknown = sorted(set(request) - {"command", *keys})
+        if unknown:
+            known = f"there are {', '.join(keys)}" if keys else "it takes nothing"
+            raise ConfigError(f"{request['command']}: no key {shown(unknown[0])}; {known}")
+        return function(request)
+
+    return serve
+
+
+def _is_number(value: object, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= most
+
+
 class Commands:
     """The commands of one server; called in its loop, between requests of its client."""
 
@@ -33,18 +67,20 @@ class Commands:
 
     def table(self) -> dict[str, Command]:
         """Return what a `ControlSocket` serves, by name."""
+        faults, load = self._server.faults, self._server.load
         return {
-            "status": lambda _: self.status(),
-            "figures": self._figures,
-            "digest": lambda _: self._digest(),
-            "dma-log": self._dma_log,
-            "quit": lambda _: self._server.stop(),
-            "log-level": self._log_level,
-            "fault": self._server.faults.command,
-            "faults": lambda _: {
-                "armed": self._server.faults.listed(),
-                "injected": self._server.faults.injected,
-            },
+            "status": _takes(lambda _: self.status()),
+            "figures": _takes(self._figures, "after"),
+            "digest": _takes(lambda _: self._digest()),
+            "snapshot": _takes(lambda _: self._snapshot()),
+            "load": _takes(self._load, "load", "memory", "seconds"),
+            "load-status": _takes(lambda _: load.status()),
+            "reinit": _takes(self._reinit, "pages", "memory"),
+            "dma-log": _takes(self._dma_log, "enabled"),
+            "fault": _takes(faults.command, "fault", "clear"),
+            "faults": _takes(lambda _: {"armed": faults.listed(), "injected": faults.injected}),
+            "log-level": _takes(self._log_level, "level"),
+            "quit": _takes(lambda _: self._server.stop()),
         }
 
     def status(self) -> dict[str, object]:
@@ -77,6 +113,7 @@ class Commands:
             ],
             "initial_bytes": None if info is None else info.initial_bytes,
             "dirty_bytes": None if info is None else info.dirty_bytes,
+            "generator": self._server.load.status(),
             "save": migration.save_status(),
             "load": migration.load_status(),
             "transitions": [transition.as_dict() for transition in migration.transitions],
@@ -85,33 +122,103 @@ class Commands:
 
     def _figures(self, request: dict[str, Any]) -> dict[str, Any]:
         after = request.get("after", 0)
-        if not isinstance(after, int) or after < 0:
-            raise ConfigError(f"after {after!r}: expected the number of a sample")
+        if not isinstance(after, int) or isinstance(after, bool) or after < 0:
+            raise ConfigError(f"after {shown(after)}: expected the number of a sample")
         return self._server.figures(after).as_dict()
 
     def _digest(self) -> Generator[None, None, dict[str, object]]:
-        """Hash all state in steps; the result says whether the device was written meanwhile."""
-        started = time.monotonic()
-        writes = self._device.counters.region_writes
-        hasher = StateHasher(self._device.migration.contents)
+        """Hash all state in steps; the result says whether the device changed meanwhile."""
+        hashed = yield from self._hashed()
+        return {"digest": hashed.hasher.digest(), "stable": hashed.stable, "seconds": hashed.seconds}
+
+    def _snapshot(self) -> Generator[None, None, dict[str, object]]:
+        """Hash all state in steps: the digest of each memory and block, and what the registers hold."""
+        hashed = yield from self._hashed()
+        contents = self._device.migration.contents
+        slots = [block.pack_slot() for block in contents.blocks]
+        return {
+            "state": self._device.migration.state.name,
+            "digest": hashed.hasher.digest(slots),
+            "stable": hashed.stable,
+            "seconds": hashed.seconds,
+            "memories": [
+                {
+                    "name": memory.name,
+                    "size_bytes": memory.size_bytes,
+                    "written_bytes": memory.written_bytes,
+                    "digest": fold_hashes(hashes).hex(),
+                }
+                for memory, hashes in zip(contents.memories, hashed.hasher.hashes, strict=True)
+            ],
+            "blocks": [
+                {"name": block.name, "size_bytes": len(slot), "digest": blocks_digest([slot]).hex()}
+                for block, slot in zip(contents.blocks, slots, strict=True)
+            ],
+            "registers": {
+                bar.name: {
+                    field.name: f"{bar[field.name]:#x}"
+                    for field in bar.fields.values()
+                    if bar.dtype[field.name].kind == "u"
+                }
+                for bar in self._device.bars
+                if isinstance(bar, RegisterBar)
+            },
+        }
+
+    def _hashed(self) -> Generator[None, None, _Hashed]:
+        device, started = self._device, time.monotonic()
+        writes = device.counters.region_writes
+        hasher = StateHasher(device.migration.contents)
+        # A device with work to do changes by itself.
+        stable = device.work_due() is None
         while not hasher.advance(STEP_SECONDS):
             yield
-        return {
-            "digest": hasher.digest(),
-            "stable": writes == self._device.counters.region_writes and not self._written_unseen(),
-            "seconds": time.monotonic() - started,
-        }
+            stable = stable and device.work_due() is None
+        stable = stable and writes == device.counters.region_writes and not self._written_unseen()
+        return _Hashed(hasher, stable, time.monotonic() - started)
 
     def _written_unseen(self) -> bool:
         """Return whether a client may be writing to mapped memory at this moment."""
         running = self._device.migration.state in RUNNING_GROUP
         return running and self._server.connected and any(memory.mapped for memory in self._device.memories)
 
+    def _load(self, request: dict[str, Any]) -> dict[str, object]:
+        """Set the load that the device makes by itself, or end it."""
+        if "load" not in request:
+            raise ConfigError("load: expected a load, or null for none")
+        load, memory, seconds = request["load"], request.get("memory"), request.get("seconds")
+        if memory is not None and not isinstance(memory, str):
+            raise ConfigError(f"memory {shown(memory)}: expected the name of one")
+        if seconds is not None and not _is_number(seconds, MAX_LOAD_SECONDS):
+            raise ConfigError(f"seconds {shown(seconds)}: expected more than 0, up to {MAX_LOAD_SECONDS:g}")
+        if load is None:
+            self._server.load.stop()
+        else:
+            self._server.load.start(LoadSpec.from_dict(load), memory, seconds)
+        return self._server.load.status()
+
+    def _reinit(self, request: dict[str, Any]) -> dict[str, object]:
+        """Have the first pages of a memory be initial data once more, as after a reconfiguration."""
+        memories = {memory.name: memory for memory in self._device.memories}
+        if not memories:
+            raise ConfigError("reinit: this device has no memory that migrates")
+        name = request.get("memory", next(iter(memories)))
+        if not isinstance(name, str) or name not in memories:
+            raise ConfigError(f"memory {shown(name)}: expected one of {', '.join(memories)}")
+        memory, pages = memories[name], request.get("pages", memories[name].page_count)
+        if not isinstance(pages, int) or isinstance(pages, bool) or not 1 <= pages <= memory.page_count:
+            raise ConfigError(f"pages {shown(pages)}: expected a number from 1 to {memory.page_count}")
+        migration = self._device.migration
+        if migration.state not in RUNNING_GROUP:
+            raise StateError(f"reinit: in {migration.state.name} the device does not change")
+        migration.reinit(memory, np.arange(pages, dtype=np.intp))
+        return {"memory": name, "pages": pages, "state": migration.state.name}
+
     def _dma_log(self, request: dict[str, Any]) -> dict[str, object]:
         """Have DMA escape its dirty logging, or not: shows that a test of the logging can fail."""
         enabled = request.get("enabled")
         if not isinstance(enabled, bool):
-            raise ConfigError(f"enabled {enabled!r}: expected true or false")
+            raise ConfigError(f"enabled {shown(enabled)}: expected true or false")
         dma = self._server.dma
         if dma is None:
             raise ConfigError("this libvfio-user has no DMA")
@@ -121,6 +228,6 @@ class Commands:
     def _log_level(self, request: dict[str, Any]) -> dict[str, object]:
         level = request.get("level")
         if level not in LOG_LEVELS:
-            raise ConfigError(f"level {level!r}: expected one of {', '.join(LOG_LEVELS)}")
+            raise ConfigError(f"level {shown(level)}: expected one of {', '.join(LOG_LEVELS)}")
         logging.getLogger("vfu_dev").setLevel(level)
         return {"level": level}

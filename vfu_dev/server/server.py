@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vfu_dev.device import Device, MemoryBar
+from vfu_dev.device.load import OperatorLoad
 from vfu_dev.errors import LibraryError, VfuDevError
 from vfu_dev.figures import Figures
 from vfu_dev.libvfio_user import Context, Library, Region, ResetKind
@@ -63,6 +64,7 @@ class Server:
         self._sampler = Sampler(device.migration)
         self._snapshots = SnapshotMaker(device, library)
         self._feeds: list[Feed] = []
+        self.load = OperatorLoad(lambda: [*device.memories, *device.unmigrated], device.migration)
         self._selector = selectors.DefaultSelector()
         self._control: ControlSocket | None = None
         self._polled_fd = -1
@@ -78,6 +80,7 @@ class Server:
             self._selector.close()
             raise
         self._poll()
+        device.workers.append(self.load)
         if control_path is not None:
             try:
                 self._control = ControlSocket(control_path, self._selector, Commands(self).table())
@@ -209,6 +212,7 @@ class Server:
 
     def close(self) -> None:
         """Close all sockets and remove them; the device lives on."""
+        self.device.workers.remove(self.load)
         for feed in self._feeds:
             feed.close()
         if self._control is not None:
