@@ -42,8 +42,8 @@ TRANSFER_RATE = Metric(
 CONVERGENCE = Metric(
     "vfu_migration_convergence_ratio",
     "gauge",
-    "Transfer rate over dirty rate. Above 1 the migration converges; +Inf when nothing is written. Below 1 it "
-    "does not, unless the client is busy elsewhere and will read faster: vfu_migration_converging tells. "
+    "Transfer rate over dirty rate. Above 1 the migration converges; +Inf when nothing is written. Below 1 "
+    "it does not, unless the client is busy elsewhere and will read faster: vfu_migration_converging tells. "
     "Absent when no migration runs, and until both rates are known.",
 )
 CONVERGING = Metric(
