@@ -690,6 +690,208 @@ test_dma_by_message(void **state UNUSED)
     assert_int_equal(1, nr_resets);
 }
 
+/* What cross_dma() does when a request for DMA has come. */
+struct crossing {
+    bool reads;         /* read a region, and wait for that reply first */
+    int nr_infos;       /* send requests that have to wait */
+    bool large;         /* large ones */
+    bool silent;        /* leave it at that */
+    uint16_t id_offset; /* reply to another message than this */
+    struct vfio_user_header late;
+    bool ok;
+};
+
+static void *
+cross_dma(void *arg)
+{
+    struct vfio_user_region_access read = {
+        .region = VFU_PCI_DEV_BAR0_REGION_IDX, .offset = 0x100, .count = 4
+    };
+    uint32_t info[1000] = { sizeof(struct vfio_device_info) };
+    struct vfio_user_dma_region_access dma;
+    struct vfio_user_header hdr;
+    struct crossing *x = arg;
+    char reply[36];
+    int i;
+
+    x->ok = recv(sock, &hdr, 16, MSG_WAITALL) == 16 &&
+            recv(sock, &dma, 16, MSG_WAITALL) == 16 && dma.count == 4;
+    if (x->reads) {
+        send_msg(VFIO_USER_REGION_READ, &read, sizeof(read));
+        x->ok = x->ok && recv_reply(reply, 20) == 0 &&
+                memcmp(reply + 16, "abcd", 4) == 0;
+    }
+    for (i = 0; i < x->nr_infos; i++) {
+        send_msg(VFIO_USER_DEVICE_GET_INFO, info,
+                 x->large ? sizeof(info) : info[0]);
+    }
+    hdr.msg_size = 36;
+    hdr.flags.type = VFIO_USER_F_TYPE_REPLY;
+    hdr.msg_id += x->id_offset;
+    x->late = hdr;
+    if (!x->silent) {
+        memcpy(reply, &hdr, 16);
+        memcpy(reply + 16, &dma, 16);
+        memcpy(reply + 32, "efgh", 4);
+        send_bytes(reply, 36);
+    }
+    return NULL;
+}
+
+static int
+crossed_read(struct crossing *x, char *in)
+{
+    pthread_t thread;
+    dma_sg_t sg;
+    int ret, err;
+
+    assert_int_equal(1, vfu_addr_to_sgl(ctx, (void *)0x12000, 4, &sg, 1,
+                                        PROT_READ));
+    assert_int_equal(0, pthread_create(&thread, NULL, cross_dma, x));
+    ret = vfu_sgl_read(ctx, &sg, 1, in);
+    err = errno;
+    pthread_join(thread, NULL);
+    assert_true(x->ok);
+    return ret == 0 ? 0 : err;
+}
+
+/*
+ * A client need not reply to DMA before its own requests were replied to.
+ */
+static void
+test_requests_cross_dma(void **state UNUSED)
+{
+    struct vfio_user_dma_map map = {
+        .argsz = sizeof(map), .flags = 3, .addr = 0x10000, .size = 0x10000
+    };
+    struct crossing x = { .reads = true }, y = { .nr_infos = 2 };
+    struct crossing z = { .nr_infos = 1, .silent = true };
+    struct crossing lost = { .id_offset = 100 };
+    char in[4], info[sizeof(struct vfio_user_device_info)];
+    int64_t began;
+    int i;
+
+    assert_non_null(attach(CAPS("")));
+    send_msg(VFIO_USER_DMA_MAP, &map, sizeof(map));
+    assert_int_equal(1, vfu_run_ctx(ctx));
+    assert_int_equal(0, recv_reply(NULL, 0));
+    memcpy(memory + 0x100, "abcd", 4);
+
+    /* An access to a region is served in the middle. */
+    assert_int_equal(0, crossed_read(&x, in));
+    assert_memory_equal("efgh", in, 4);
+    assert_false(vfu_has_request(ctx));
+
+    /* Others wait until it is over, and then are served in their order. */
+    memset(in, 0, 4);
+    assert_int_equal(0, crossed_read(&y, in));
+    assert_memory_equal("efgh", in, 4);
+    for (i = 0; i < 2; i++) {
+        assert_true(vfu_has_request(ctx));
+        assert_int_equal(1, vfu_run_ctx(ctx));
+        assert_int_equal(0, recv_reply(info, sizeof(info)));
+    }
+    assert_false(vfu_has_request(ctx));
+
+    /* They do not wait for ever, and a reply that is late does no harm. */
+    began = now();
+    assert_int_equal(EBUSY, crossed_read(&z, in));
+    assert_in_range(now() - began, TRAN_SOCK_TIMEOUT_MS / 5 - 1,
+                    TRAN_SOCK_TIMEOUT_MS - 1);
+    assert_true(vfu_has_request(ctx));
+    send_bytes(&z.late, 16);
+    send_bytes("0123456789abcdefghij", 20);
+    assert_int_equal(1, vfu_run_ctx(ctx));
+    assert_int_equal(0, recv_reply(info, sizeof(info)));
+    assert_int_equal(0, vfu_run_ctx(ctx));
+    assert_int_equal(0, crossed_read(&x, in));
+
+    /* It may come while the next one is waited for. */
+    assert_int_equal(EBUSY, crossed_read(&z, in));
+    assert_int_equal(1, vfu_run_ctx(ctx));
+    assert_int_equal(0, recv_reply(info, sizeof(info)));
+    send_bytes(&z.late, 16);
+    send_bytes("0123456789abcdefghij", 20);
+    assert_int_equal(0, crossed_read(&x, in));
+    assert_int_equal(0, nr_resets);
+
+    /* Another reply than any that is due is the end. */
+    assert_int_equal(ENOTCONN, crossed_read(&lost, in));
+    assert_int_equal(1, nr_resets);
+}
+
+static ssize_t
+reading_cb(vfu_ctx_t *c, char *buf UNUSED, size_t count, loff_t offset UNUSED,
+           bool is_write UNUSED)
+{
+    dma_sg_t sg;
+    char in[4];
+
+    assert_int_equal(1, vfu_addr_to_sgl(c, (void *)0x12000, 4, &sg, 1,
+                                        PROT_READ));
+    assert_int_equal(-1, vfu_sgl_read(c, &sg, 1, in));
+    assert_int_equal(EBUSY, errno);
+    memcpy(buf, "abcd", 4);
+    return count;
+}
+
+/* No transfer in a transfer; and what waits is not kept from a lost client. */
+static void
+test_crossing_ends(void **state UNUSED)
+{
+    struct vfio_user_dma_map map = {
+        .argsz = sizeof(map), .flags = 3, .addr = 0x10000, .size = 0x10000
+    };
+    struct crossing x = { .reads = true };
+    /* One more than are kept, and some that are still on their way then. */
+    struct crossing y = {
+        .nr_infos = MAX_QUEUED_SIZE / (sizeof(vfu_msg_t) + 16 + 4000) + 10,
+        .large = true
+    };
+    char in[4];
+
+    assert_non_null(attach(CAPS("")));
+    send_msg(VFIO_USER_DMA_MAP, &map, sizeof(map));
+    assert_int_equal(1, vfu_run_ctx(ctx));
+    assert_int_equal(0, recv_reply(NULL, 0));
+
+    ctx->reg_info[VFU_PCI_DEV_BAR0_REGION_IDX].cb = reading_cb;
+    assert_int_equal(0, crossed_read(&x, in));
+
+    /* A client that asks and asks finds an end to it. */
+    assert_int_equal(EBUSY, crossed_read(&y, in));
+    assert_true(vfu_has_request(ctx));
+    close(sock);
+    sock = -1;
+    while (vfu_run_ctx(ctx) >= 0) {
+    }
+    assert_int_equal(ENOTCONN, errno);
+    assert_false(vfu_has_request(ctx));
+    assert_int_equal(1, nr_resets);
+}
+
+static ssize_t
+silent_cb(vfu_ctx_t *c UNUSED, char *buf UNUSED, size_t count UNUSED,
+          loff_t offset UNUSED, bool is_write UNUSED)
+{
+    return ERROR_INT(0);
+}
+
+/* Whoever fails and does not say why has failed. */
+static void
+test_failure_without_errno(void **state UNUSED)
+{
+    struct vfio_user_region_access read = {
+        .region = VFU_PCI_DEV_BAR0_REGION_IDX, .count = 4
+    };
+
+    assert_non_null(attach(CAPS("")));
+    ctx->reg_info[VFU_PCI_DEV_BAR0_REGION_IDX].cb = silent_cb;
+    send_msg(VFIO_USER_REGION_READ, &read, sizeof(read));
+    assert_int_equal(1, vfu_run_ctx(ctx));
+    assert_int_equal(EIO, recv_reply(NULL, 0));
+}
+
 /*
  * Every command with bodies of every length, whether it makes sense or not:
  * each gets one reply, and a sanitizer sees what is read of it.
@@ -737,6 +939,9 @@ main(void)
         TEST(test_config_space),
         TEST(test_irqs),
         TEST(test_dma_by_message),
+        TEST(test_requests_cross_dma),
+        TEST(test_crossing_ends),
+        TEST(test_failure_without_errno),
         TEST(test_any_length),
     };
     int ret;
