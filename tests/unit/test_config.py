@@ -120,7 +120,7 @@ def test_several_memories_are_a_list(file: Path) -> None:
         ("vendor-id = 1.5", ":1: vendor-id = 1.5: expected a number from 0 to 65535"),
         ("metrics-port = -1", ":1: metrics-port = -1: expected a number from 0 to 65535"),
         ('name = ""', ':1: name = "": expected text'),
-        ("[pci]\nvendor = 1", ":1: pci: no such key"),
+        ("[ids]\nvendor = 1", ":1: ids: no such key"),
         ("[name]\nx = 1", ":1: name = "),
         ('memory = "10Q"', ':1: memory = "10Q"'),
         ('memory = "10K"', ':1: memory = "10K"'),

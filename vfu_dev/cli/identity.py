@@ -19,6 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 # PCI Local Bus Specification 3.0, section 6.8.2: Message Control has eleven bits for the table size.
 MAX_MSIX_VECTORS = 2048
 PCI_BARS = 6
+PCI_KINDS = ("express", "conventional")
 
 
 class PciNumber(click.IntRange):
@@ -64,6 +65,12 @@ def identity_options(command: F) -> F:
         option = f"--bar{index}-size"
         command = click.option(option, callback=_size, metavar="SIZE", help=text, show_default=own)(command)
     command = click.option(
+        "--pci",
+        type=click.Choice(PCI_KINDS),
+        help="An Express endpoint, which has function level reset, or a conventional function.",
+        show_default=own,
+    )(command)
+    command = click.option(
         "--msix-vectors",
         type=click.IntRange(1, MAX_MSIX_VECTORS),
         help="MSI-X interrupts.",
@@ -86,6 +93,8 @@ def override(device: Device, chosen: dict[str, Any]) -> None:
         if value is not None:
             changes[part] = value
     device.identity = replace(device.identity, **changes)
+    if chosen["pci"] is not None:
+        device.express = chosen["pci"] == "express"
     if chosen["msix_vectors"] is not None:
         device.set_msix_vectors(chosen["msix_vectors"])
     bars = {bar.index: bar for bar in device.bars}
@@ -109,5 +118,6 @@ def decided(device: Device) -> dict[str, Any]:
         option.replace("-", "_"): getattr(identity, part) for option, (part, _, _) in _IDENTITY.items()
     }
     values["subsystem_vendor_id"], values["subsystem_id"] = identity.subsystem_ids
+    values["pci"] = PCI_KINDS[0] if device.express else PCI_KINDS[1]
     values["msix_vectors"] = device.msix_vectors or None
     return values | {f"bar{bar.index}_size": bar.size_bytes for bar in device.bars}
