@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vfu_dev.lab.guest import LoadPlan
 from vfu_dev.lab.trace import TRACE_PATTERNS
 from vfu_dev.patterns import LoadSpec
 
@@ -41,7 +40,7 @@ class MigrateOptions:
     page_size: int = 4096
     access: str = "trap"
     devices: int = 1
-    load: LoadSpec | LoadPlan = field(default_factory=LoadPlan)
+    load: LoadSpec = LoadSpec("uniform", rate_pages=512)
     load_place: LoadPlace = "guest"
     pre_copy: bool = True
     switchover_ack: bool = False

@@ -28,6 +28,8 @@ from vfu_dev.lab.trace import TRACE_PATTERNS, TraceEvent, parse_trace
 # The first slot of bus 0 that q35 leaves free with -nodefaults is 1; 0 is the host bridge, 31 the LPC.
 FIRST_SLOT = 3
 QMP_TIMEOUT_SECONDS = 20.0
+# A guest may take its time: pciehp waits five seconds, in case the button is pressed again.
+UNPLUG_TIMEOUT_SECONDS = 30.0
 
 
 class QmpError(LabError):
@@ -77,6 +79,8 @@ class QemuOptions:
     """Everything about a QEMU that is not the devices' sockets.
 
     `guest` is a folder with vmlinuz and initramfs.cpio.gz, or None for the qtest protocol and no CPU.
+    `spare_ports` root ports of a Linux guest are free for `Qemu.plug`. With `reboot` a guest that reboots
+    does; otherwise QEMU ends, because a guest that reboots unasked has crashed.
     """
 
     binary: Path
@@ -87,6 +91,8 @@ class QemuOptions:
     migration_events: bool = True
     traces: tuple[str, ...] = TRACE_PATTERNS
     device_properties: tuple[tuple[str, Any], ...] = ()
+    spare_ports: int = 0
+    reboot: bool = False
     extra: tuple[str, ...] = ()
 
 
@@ -127,7 +133,9 @@ class Qemu:
             argv += ["-accel", "qtest", "-qtest-log", "none"]
             argv += ["-qtest", f"unix:{self.qtest_socket},server=on,wait=off"]
         else:
-            argv += ["-accel", options.accel, "-no-reboot"]
+            argv += ["-accel", options.accel]
+            if not options.reboot:
+                argv.append("-no-reboot")
             argv += [
                 "-kernel",
                 str(options.guest / "vmlinuz"),
@@ -139,27 +147,46 @@ class Qemu:
             argv += ["-chardev", f"file,id=console,path={self.console_log}", "-serial", "chardev:console"]
             argv += ["-chardev", f"socket,id=line,path={self.line_socket},server=on,wait=off"]
             argv += ["-serial", "chardev:line"]
-        for index, socket in enumerate(self._devices):
-            device: dict[str, Any] = {
-                "driver": "vfio-user-pci",
-                "id": f"vfu{index}",
-                "socket": {"type": "unix", "path": str(socket)},
-            }
-            address = f"{FIRST_SLOT + index:#x}"
-            if options.guest is None:
-                device.update(bus="pcie.0", addr=address)
-            else:
+        if options.guest is not None:
+            for index in range(len(self._devices) + options.spare_ports):
                 # As real devices are: below a port of its own, whose bus the guest's kernel can reset.
-                port = f"pcie-root-port,id=port{index},bus=pcie.0,addr={address},chassis={index + 1}"
-                argv += ["-device", port]
-                device["bus"] = f"port{index}"
-            if options.migration_events and qemu_features(options.binary).migration:
-                device["migration-events"] = True
-            device.update(options.device_properties)
-            argv += ["-device", json.dumps(device)]
+                place = f"addr={FIRST_SLOT + index:#x},chassis={index + 1},slot={index + 1}"
+                argv += ["-device", f"pcie-root-port,id=port{index},bus=pcie.0,{place}"]
+        for index, socket in enumerate(self._devices):
+            argv += ["-device", json.dumps(self._device(index, socket))]
         if options.incoming:
             argv += ["-incoming", "defer"]
         return [*argv, *options.extra]
+
+    def _device(self, index: int, socket: Path) -> dict[str, Any]:
+        """Return what `-device` and `device_add` take for the device at place `index`."""
+        options = self.options
+        device: dict[str, Any] = {
+            "driver": "vfio-user-pci",
+            "id": f"vfu{index}",
+            "socket": {"type": "unix", "path": str(socket)},
+        }
+        if options.guest is None:
+            device.update(bus="pcie.0", addr=f"{FIRST_SLOT + index:#x}")
+        else:
+            device["bus"] = f"port{index}"
+        if options.migration_events and qemu_features(options.binary).migration:
+            device["migration-events"] = True
+        device.update(options.device_properties)
+        return device
+
+    async def plug(self, index: int, socket: Path) -> None:
+        """Plug the device on `socket` into root port `index`, which is free. Raises: QmpError."""
+        await self.execute("device_add", **self._device(index, socket))
+
+    async def unplug(self, index: int) -> None:
+        """Ask the guest for the device in root port `index`, and wait until it has let go of it.
+
+        Raises:  QmpError: there is none. LabError: the guest keeps it.
+        """
+        began = time.time()
+        await self.execute("device_del", id=f"vfu{index}")
+        await self.wait_event("DEVICE_DELETED", UNPLUG_TIMEOUT_SECONDS, after=began, device=f"vfu{index}")
 
     async def start(self) -> None:
         """Start QEMU and connect to its monitor.

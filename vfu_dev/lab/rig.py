@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from vfu_dev.errors import LabError
 from vfu_dev.figures import Sample, Snapshot
 from vfu_dev.lab.collect import FINAL_STATES, collect
 from vfu_dev.lab.convergence import Convergence, assess, threshold_bytes
-from vfu_dev.lab.guest import Guest, LinuxGuest, LoadPlan
+from vfu_dev.lab.guest import Guest, LinuxGuest
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.qemu import Qemu
 from vfu_dev.lab.qtest_guest import QtestGuest
@@ -35,20 +36,6 @@ SAMPLES_KEPT = 400
 GIVE_UP_SECONDS = 10.0
 
 Observer = Callable[[str, dict[str, Any]], None]
-
-
-def plan_of(load: LoadSpec | LoadPlan) -> LoadPlan:
-    """Return what the guests of this version take."""
-    if isinstance(load, LoadPlan):
-        return load
-    pattern = load.pattern if load.pattern in ("uniform", "sequential", "hotset") else "uniform"
-    return LoadPlan(
-        rate_bytes=int(load.page_rate * 4096),
-        pattern=pattern,
-        seed=load.seed,
-        hot_fraction=load.hot_fraction,
-        hot_share=load.hot_share,
-    )
 
 
 class TimeLimitError(LabError):
@@ -109,13 +96,17 @@ class Lab:
         await asyncio.sleep(self.options.warmup_seconds)
 
     async def _start_load(self) -> None:
+        if self.options.load_place == "guest":
+            await self.guest.start(self.options.load)
+        else:
+            await self.guest.start(LoadSpec("idle"))
+            await self._load_devices(self.source)
+
+    async def _load_devices(self, side: Side) -> None:
+        """Start the servers' own engines; device i has the seed of the load plus i, as a guest would do it."""
         load = self.options.load
-        if self.options.load_place == "guest" or isinstance(load, LoadPlan):
-            await self.guest.start(plan_of(load))
-            return
-        await self.guest.start(LoadPlan(rate_bytes=0))
-        for server in self.source.servers:
-            await server.command("load", load=load.to_dict())
+        for index, server in enumerate(side.servers):
+            await server.command("load", load=replace(load, seed=load.seed + index).to_dict())
 
     async def pause(self) -> None:
         """Stop the VM, devices included, so that another one has the machine. Raises: LabError."""
@@ -127,6 +118,30 @@ class Lab:
         await self.wait_running(self.source.qemu)
         if isinstance(self.guest, QtestGuest):
             await self.guest.follow(self.source.qemu)
+
+    async def plug(self) -> None:
+        """Plug one more device into a spare port of the source's VM.
+
+        The destination is another machine from now on, so it is replaced: it has the device from the start.
+        Raises:  LabError, ProcessError.
+        """
+        await self.source.plug()
+        await self._devices_changed(1)
+
+    async def unplug(self) -> None:
+        """Take the last device from the source's VM, whose guest agrees, and from the destination."""
+        await self.source.unplug()
+        await self._devices_changed(-1)
+
+    async def _devices_changed(self, more: int) -> None:
+        options = self.options
+        self.options = replace(
+            options, devices=options.devices + more, spare_ports=options.spare_ports - more
+        )
+        self.snapshots = [None] * self.options.devices
+        self.server_samples = [[] for _ in self.source.servers]
+        await self.forget()
+        await self.replace_destination()
 
     async def configure(self, *qemus: Qemu, return_path: bool = True) -> None:
         """Set migration capabilities and parameters on `qemus`; both sides when none is named.
@@ -254,6 +269,13 @@ class Lab:
         await self.begin(uri)
         return await self.wait_final()
 
+    async def follow(self) -> None:
+        """Go on with guest and load on the destination, where the VM now runs. Raises: LabError."""
+        if self.options.load_place == "device":
+            # The servers' engines are no part of the device's state: theirs ended with the source.
+            await self._load_devices(self.destination)
+        await self.guest.follow(self.destination.qemu)
+
     async def move(self) -> MigrationResult:
         """Move the VM and go on with its load on the destination; return what came of it, unjudged.
 
@@ -272,7 +294,7 @@ class Lab:
             raise LabError(f"migration {reply['status']}: {reply.get('error-desc', 'no reason given')}")
         await self.wait_running(self.destination.qemu)
         self.moves += 1
-        await self.guest.follow(self.destination.qemu)
+        await self.follow()
         await self.collect(result)
         result.ended = time.time()
         return result

@@ -28,7 +28,8 @@ class Side:
             faults=options.faults_destination if incoming else options.faults_source,
             extra=options.server_extra,
         )
-        self.servers = [DeviceServer(f"{name}-vfu{i}", sockets, logs, server) for i in range(options.devices)]
+        self._sockets, self._server_options = sockets, server
+        self.servers = [self._make_server(index) for index in range(options.devices)]
         machine = QemuOptions(
             binary=options.qemu,
             ram_bytes=options.ram_bytes,
@@ -36,8 +37,13 @@ class Side:
             guest=options.guest_image,
             incoming=incoming,
             traces=options.traces,
+            spare_ports=options.spare_ports,
+            reboot=options.reboot,
         )
         self.qemu = Qemu(name, sockets, logs, machine, [server.socket for server in self.servers])
+
+    def _make_server(self, index: int) -> DeviceServer:
+        return DeviceServer(f"{self.name}-vfu{index}", self._sockets, self.logs, self._server_options)
 
     async def start(self) -> None:
         """Start the servers, then QEMU. Raises: ProcessError, LabError."""
@@ -48,6 +54,18 @@ class Side:
         """Stop QEMU, then the servers."""
         await self.qemu.stop()
         await asyncio.gather(*(server.stop() for server in self.servers))
+
+    async def plug(self) -> None:
+        """Serve one more device and plug it into the first free root port. Raises: ProcessError, QmpError."""
+        server = self._make_server(len(self.servers))
+        await server.start()
+        self.servers.append(server)
+        await self.qemu.plug(len(self.servers) - 1, server.socket)
+
+    async def unplug(self) -> None:
+        """Have the guest give the last device back, and end its server. Raises: LabError: it does not."""
+        await self.qemu.unplug(len(self.servers) - 1)
+        await self.servers.pop().stop()
 
     async def change_faults(self, faults: tuple[str, ...]) -> None:
         """Disarm every fault of this side's servers and arm `faults`. Raises: LabError: one is refused."""
