@@ -30,6 +30,8 @@ class MigrateOptions:
             keeps its role: after a turn-around the new destination gets the destination's.
         parameters, capabilities: more of QEMU's migration parameters (`migrate-set-parameters`, hyphens or
             underscores) and capabilities, for both sides.
+        spare_ports: root ports of a Linux guest that are free for hot-plug (`Lab.plug`).
+        reboot: a guest that reboots does, instead of ending the experiment.
         traces: QEMU's trace events to log, patterns.
     """
 
@@ -40,6 +42,8 @@ class MigrateOptions:
     page_size: int = 4096
     access: str = "trap"
     devices: int = 1
+    spare_ports: int = 0
+    reboot: bool = False
     load: LoadSpec = LoadSpec("uniform", rate_pages=512)
     load_place: LoadPlace = "guest"
     pre_copy: bool = True
@@ -64,4 +68,4 @@ class MigrateOptions:
         """Guest RAM: the journals of all devices must fit beside the system."""
         if self.guest_image is None:
             return QTEST_RAM_BYTES
-        return LINUX_RAM_BYTES + self.devices * (-(-self.memory_bytes // (1 << 20)) << 20)
+        return LINUX_RAM_BYTES + (self.devices + self.spare_ports) * (-(-self.memory_bytes // (1 << 20)) << 20)
