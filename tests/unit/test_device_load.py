@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vfu_dev.device import Device, ReferenceDevice
-from vfu_dev.device.load import LoadRun, MemoryWriter, OperatorLoad
+from vfu_dev.device.load import LoadRun, OperatorLoad
 from vfu_dev.device.load_registers import CTRL_PAGES, CTRL_RUN, LoadPattern, LoadStatus
 from vfu_dev.errors import ConfigError
 from vfu_dev.memory import DeviceMemory
-from vfu_dev.patterns import LoadSpec, Phase, contents, writes_of
+from vfu_dev.patterns import ArrayWriter, LoadSpec, Phase, contents, writes_of
 from vfu_dev.uapi import DeviceState
 
 MEMORY = 1 << 20
@@ -65,35 +66,45 @@ def load(device: ReferenceDevice) -> OperatorLoad:
 def test_batches_leave_what_single_writes_would(
     pattern: str, size: int, page: int, mapped: bool, batches: list[int]
 ) -> None:
-    """Memory content and dirty pages are those of the writes made one after the other, byte by byte."""
+    """Content and pages touched are those of the writes made one after the other, byte by byte."""
     memory = DeviceMemory("memory", MEMORY, page, mapped=mapped)
     spec = LoadSpec(pattern, rate_pages=1, write_bytes=size, seed=5, hot_fraction=0.01)
     writes = writes_of(spec, MEMORY, page)
     assert writes is not None
-    writer = MemoryWriter(memory, writes)
-    made = 0
+    writer = ArrayWriter(memory.data, page, writes)
+    made, touched = 0, set()
     for count in batches:
-        assert writer.write(made, count) == count * size
+        written, pages = writer.write(made, count)
+        assert written == count * size
+        touched |= set(pages.tolist())
         made += count
-    expected = journal(spec, made, MEMORY, page)
-    assert memory.raw.tobytes() == expected
-    offsets = writes.offsets(0, made)
-    touched = {p for o in offsets.tolist() for p in range(o // page, (o + size - 1) // page + 1)}
-    assert set(memory.pages.collect().tolist()) == touched
+    assert memory.raw.tobytes() == journal(spec, made, MEMORY, page)
+    offsets = writes.offsets(0, made).tolist()
+    assert touched == {p for o in offsets for p in range(o // page, (o + size - 1) // page + 1)}
     memory.close()
 
 
-def test_a_trace_is_written(tmp_path: object, device: ReferenceDevice) -> None:
+def test_a_trace_is_written(tmp_path: Path, device: ReferenceDevice, load: OperatorLoad) -> None:
     """Writes of different lengths, across pages, with the pages they touch."""
-    path = f"{tmp_path}/a.csv"
-    with open(path, "w") as file:
-        file.write("time,offset,length\n0,4090,12\n0.001,9000,1\n0.002,20480,8192\n")
-    spec = LoadSpec("trace", trace=path, seed=9)
+    path = tmp_path / "a.csv"
+    path.write_text("time,offset,length\n0,4090,12\n0.001,9000,1\n0.002,20480,8192\n")
+    spec = LoadSpec("trace", trace=str(path), seed=9)
+    load.start(spec)
+    work_until(device, lambda: load.written_bytes > 3 * (12 + 1 + 8192))
+    load.stop()
+    assert device.memory.raw.tobytes() == journal(spec, int(str(load.status()["writes"])))
+    assert device.memory.pages.collect().tolist() == [0, 1, 2, 5, 6]
+
+
+def test_pages_are_marked(device: ReferenceDevice, load: OperatorLoad) -> None:
+    """Exactly the pages that were written are dirty."""
+    spec = LoadSpec("hotset", rate_pages=20_000, write_bytes=100, hot_share=1.0)
+    load.start(spec, seconds=0.02)
+    work_until(device, lambda: not load.status()["running"])
     writes = writes_of(spec, MEMORY)
     assert writes is not None
-    assert MemoryWriter(device.memory, writes).write(0, 3) == 12 + 1 + 8192
-    assert device.memory.raw.tobytes() == journal(spec, 3)
-    assert device.memory.pages.collect().tolist() == [0, 1, 2, 5, 6]
+    pages = writes.offsets(0, int(str(load.status()["writes"]))) // 4096
+    assert device.memory.pages.collect().tolist() == sorted(set(pages.tolist()))
 
 
 def test_the_rate_is_reached(device: ReferenceDevice, load: OperatorLoad) -> None:

@@ -15,18 +15,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from vfu_dev.errors import ConfigError
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import Migration, RegisterBlock
 from vfu_dev.migration.fsm import P2P_STATES, RUNNING_GROUP
-from vfu_dev.patterns import LoadSpec, Pacer, Program, Writes, contents
-from vfu_dev.patterns.splitmix import GOLDEN
-from vfu_dev.patterns.writes import DRAW_CONTENT, draw
+from vfu_dev.patterns import ArrayWriter, LoadSpec, Pacer, Program
 
 _NS = 1_000_000_000
 
@@ -35,8 +29,6 @@ TURN_SECONDS = 0.0003
 # What is written between two looks at the clock, and how often the device wakes up for it at most.
 _SLICE_BYTES = 64 << 10
 _SLICE_WRITES = 1024
-# Writes from this size on are computed where they go; smaller ones in batches (measured: equal at 32 KiB).
-_DIRECT_BYTES = 32 << 10
 _WAKE_NS = 1_000_000
 # A gap between turns that makes it worth asking whether the device was quiet meanwhile.
 _GAP_NS = 5_000_000
@@ -44,59 +36,6 @@ _RATE_WINDOW_NS = _NS
 _RATE_STEP_NS = _NS // 10
 # Below this part of what was due, the machine does not carry the load.
 KEEPS_UP = 0.95
-
-
-class MemoryWriter:
-    """Carries out `writes` on `memory`: vectorised, pages marked dirty."""
-
-    def __init__(self, memory: DeviceMemory, writes: Writes) -> None:
-        self._memory = memory
-        self._writes = writes
-        self._page_bytes = memory.page_size_bytes
-        size = writes.write_bytes
-        self.bytes_per_write = size
-        self._table: npt.NDArray[Any] | None = None
-        if size is not None:
-            # Writes of one size begin at multiples of it within a place: an array whose elements are whole
-            # writes takes a batch in one assignment. numpy moves words of 8 bytes fastest.
-            span = -(-size // self._page_bytes)
-            self._place_bytes = span * self._page_bytes
-            places = memory.size_bytes // self._place_bytes
-            slots = max(1, self._page_bytes // size)
-            self._element = np.dtype("<u8") if size == 8 else np.dtype(f"V{size}")
-            self._table = np.ndarray(
-                (places, slots), self._element, buffer=memory.data, strides=(self._place_bytes, size)
-            )
-            self._pages = np.arange(span, dtype=np.intp)
-            self._words: npt.NDArray[np.uint64] = memory.data.view("<u8")
-            self._steps = np.arange(size // 8, dtype=np.uint64) * np.uint64(GOLDEN)
-
-    def write(self, first: int, count: int) -> int:
-        """Make the writes from number `first`; returns the bytes written."""
-        if self._table is None or self.bytes_per_write is None:
-            return self._write_singly(first, count)
-        writes, size = self._writes, self.bytes_per_write
-        offsets = writes.offsets(first, count)
-        if size >= _DIRECT_BYTES and size % 8 == 0:
-            starts = draw(writes.seed, DRAW_CONTENT, first, count)
-            for offset, start in zip((offsets // 8).tolist(), starts, strict=True):
-                np.add(self._steps, start, out=self._words[offset : offset + size // 8])
-        else:
-            data = contents(writes.seed, first, count, size)
-            places, rest = np.divmod(offsets, self._place_bytes)
-            # A place named twice keeps the later write: numpy assigns in order.
-            self._table[places, rest // size] = np.ascontiguousarray(data).view(self._element)[:, 0]
-        pages = offsets // self._page_bytes
-        if len(self._pages) > 1:
-            pages = (pages[:, np.newaxis] + self._pages).reshape(-1)
-        self._memory.pages.mark_pages(pages)
-        return size * count
-
-    def _write_singly(self, first: int, count: int) -> int:
-        offsets, lengths = self._writes.offsets(first, count), self._writes.lengths(first, count)
-        for number, (offset, length) in enumerate(zip(offsets.tolist(), lengths.tolist(), strict=True)):
-            self._memory.store(offset, contents(self._writes.seed, first + number, 1, length).tobytes())
-        return int(lengths.sum())
 
 
 @dataclass
@@ -141,7 +80,8 @@ class LoadRun:
         program = Program(spec, memory.size_bytes, memory.page_size_bytes)
         self.asked_rate_bytes = program.asked_rate_bytes
         self._writers = [
-            None if writes is None else MemoryWriter(memory, writes) for writes in program.writes
+            None if writes is None else ArrayWriter(memory.data, memory.page_size_bytes, writes)
+            for writes in program.writes
         ]
         now = time.monotonic_ns()
         self._pacer: Pacer = program.pacer(now, first)
@@ -181,7 +121,9 @@ class LoadRun:
             for run in runs:
                 writer = self._writers[run.phase]
                 if writer is not None:
-                    self.written_bytes += writer.write(run.first, run.count)
+                    written, pages = writer.write(run.first, run.count)
+                    self.memory.pages.mark_pages(pages)
+                    self.written_bytes += written
             before, now = now, time.monotonic_ns()
             if sum(run.count for run in runs) < self._limit:
                 # All that was due is done. Many small turns would cost more than the writes.

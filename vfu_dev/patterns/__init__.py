@@ -4,6 +4,7 @@
 (`Pacer`). docs/load.md is the definition that a generator in another language follows.
 """
 
+from vfu_dev.patterns.carry import ArrayWriter
 from vfu_dev.patterns.pacer import Pacer, Run
 from vfu_dev.patterns.program import Program
 from vfu_dev.patterns.spec import PAGE_PATTERNS, PATTERNS, Burst, LoadSpec, Phase, parse_rate
@@ -13,6 +14,7 @@ from vfu_dev.patterns.writes import Writes, contents, writes_of
 __all__ = [
     "PAGE_PATTERNS",
     "PATTERNS",
+    "ArrayWriter",
     "Burst",
     "LoadSpec",
     "Pacer",

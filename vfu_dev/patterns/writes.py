@@ -52,9 +52,11 @@ class Writes(ABC):
 
     Attributes:
         seed: of what they write.
+        scattered: they begin anywhere, not in places at multiples of their size.
     """
 
     seed: int
+    scattered = False
 
     @abstractmethod
     def offsets(self, first: int, count: int) -> Offsets:
@@ -170,6 +172,8 @@ class ZipfWrites(PlacedWrites):
 
 class TraceWrites(Writes):
     """What a file recorded, round after round."""
+
+    scattered = True
 
     def __init__(self, trace: Trace, seed: int, memory_bytes: int) -> None:
         ends = trace.offsets + trace.lengths
