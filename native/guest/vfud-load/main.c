@@ -167,6 +167,7 @@ static const struct {
     {"config", command_config},
     {"release", command_release},
     {"rescan", command_rescan},
+    {"reboot", command_reboot},
 };
 
 static void execute(char *line)

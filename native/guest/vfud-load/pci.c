@@ -1,5 +1,6 @@
 /*
  * The PCI bus as the guest's kernel sees it: lspci, its messages, configuration space, devices that come and go.
+ * And the kernel's own reset.
  *
  * Copyright (c) the vfu-dev authors.  SPDX-License-Identifier: BSD-3-Clause
  */
@@ -12,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/klog.h>
+#include <sys/reboot.h>
 #include <unistd.h>
 
 #include "vfud-load.h"
@@ -162,4 +164,14 @@ void command_rescan(const char *arguments)
     }
     find_devices();
     reply("{\"reply\":\"rescan\",\"ok\":true,\"devices\":%zu}", device_count);
+}
+
+/* reboot: the machine's own way, by the kernel; this program starts anew then and knows of nothing it did. */
+void command_reboot(const char *arguments)
+{
+    (void)arguments;
+    reply("{\"reply\":\"reboot\",\"ok\":true}");
+    sync();
+    if (reboot(RB_AUTOBOOT) < 0)
+        die("reboot: %s", strerror(errno));
 }

@@ -169,6 +169,7 @@ void command_dmesg(const char *arguments);
 void command_config(const char *arguments);
 void command_release(const char *arguments);
 void command_rescan(const char *arguments);
+void command_reboot(const char *arguments);
 
 int dump(uint64_t memory_bytes, uint64_t page_bytes, uint64_t seed_offset); /* dump.c */
 
