@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -15,6 +15,9 @@ from rich.console import Console
 from vfu_dev.cli.lab_run import compare, run, scenarios
 from vfu_dev.errors import ConfigError
 from vfu_dev.sizes import format_size, parse_size
+
+if TYPE_CHECKING:
+    from vfu_dev.lab.options import LoadPlace
 
 
 class SizeParam(click.ParamType[int]):
@@ -33,6 +36,7 @@ class SizeParam(click.ParamType[int]):
 
 
 SIZE = SizeParam()
+PAGE_BYTES = 4096
 
 
 @click.group()
@@ -53,14 +57,66 @@ command.add_command(compare)
     type=SIZE,
     default="2M",
     show_default=True,
-    help="Bytes of pages the guest dirties a second.",
+    help="Bytes of pages that are dirtied a second, in each device; 0: none.",
 )
 @click.option(
     "--pattern",
-    type=click.Choice(["uniform", "sequential", "hotset"]),
+    type=click.Choice(["uniform", "sequential", "hotset", "zipf"]),
     default="uniform",
     show_default=True,
-    help="Which pages the guest writes to.",
+    help="Which pages are written (docs/load.md).",
+)
+@click.option(
+    "--write-size", type=SIZE, default="8", show_default=True, help="Bytes of one write, at most 1M."
+)
+@click.option(
+    "--hot-fraction",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
+    help="hotset: the part of the pages that is hot.",
+)
+@click.option(
+    "--hot-share",
+    type=click.FloatRange(0, 1),
+    default=0.9,
+    show_default=True,
+    help="hotset: the part of the writes that goes there.",
+)
+@click.option(
+    "--zipf-exponent",
+    type=click.FloatRange(0, 10),
+    default=1.0,
+    show_default=True,
+    help="zipf: 0 is uniform.",
+)
+@click.option(
+    "--load-place",
+    type=click.Choice(["guest", "device"]),
+    default="guest",
+    show_default=True,
+    help="Who writes: the guest, which reads all back in the end, or the device's own engine.",
+)
+@click.option(
+    "--access",
+    type=click.Choice(["trap", "mmap"]),
+    default="trap",
+    show_default=True,
+    help="How the guest reaches the memory, as in `vfu-dev serve`.",
+)
+@click.option(
+    "--fault-source",
+    "faults_source",
+    multiple=True,
+    metavar="FAULT",
+    help="Make something go wrong in the source's servers, as `vfu-dev serve --fault`; repeatable.",
+)
+@click.option(
+    "--fault-destination",
+    "faults_destination",
+    multiple=True,
+    metavar="FAULT",
+    help="The same in the destination's. Example: op=mig-write,delay=1.5,when=initial-loaded",
 )
 @click.option(
     "--guest",
@@ -108,6 +164,14 @@ def migrate(
     devices: int,
     dirty_rate: int,
     pattern: str,
+    write_size: int,
+    hot_fraction: float,
+    hot_share: float,
+    zipf_exponent: float,
+    load_place: LoadPlace,
+    access: str,
+    faults_source: tuple[str, ...],
+    faults_destination: tuple[str, ...],
     guest: str,
     pre_copy: str,
     switchover_ack: bool,
@@ -130,21 +194,38 @@ def migrate(
     """
     # Imported here: `vfu-dev lab --help` must not pay for matplotlib and QMP.
     from vfu_dev.builds import artifact
-    from vfu_dev.lab.guest import LoadPlan
     from vfu_dev.lab.migrate import MigrateOptions
     from vfu_dev.lab.migrate import run as run_migration
     from vfu_dev.lab.progress import Progress
+    from vfu_dev.patterns import LoadSpec
     from vfu_dev.report.page import write_report
 
-    if memory < 4096 or memory % 4096:
+    if memory < PAGE_BYTES or memory % PAGE_BYTES:
         raise ConfigError(f"--memory {memory}: must be a multiple of 4096 bytes, the page size")
+    load = LoadSpec("idle")
+    if dirty_rate:
+        load = LoadSpec(
+            pattern,
+            rate_pages=dirty_rate / PAGE_BYTES,
+            write_bytes=write_size,
+            seed=seed,
+            hot_fraction=hot_fraction,
+            hot_share=hot_share,
+            zipf_exponent=zipf_exponent,
+        )
+    if access == "mmap" and guest == "none" and load_place == "guest" and not load.is_idle:
+        raise ConfigError("--access mmap: a load needs --guest linux or --load-place device")
     options = MigrateOptions(
         qemu=artifact("qemu"),
         library=artifact("libvfio-user"),
         guest_image=artifact("guest") if guest == "linux" else None,
         memory_bytes=memory,
         devices=devices,
-        load=LoadPlan(rate_bytes=dirty_rate, pattern=pattern, seed=seed),
+        load=load,
+        load_place=load_place,
+        access=access,
+        faults_source=faults_source,
+        faults_destination=faults_destination,
         pre_copy=pre_copy == "on",
         switchover_ack=switchover_ack,
         downtime_limit_ms=downtime_limit,

@@ -1,8 +1,8 @@
 """Runs a scenario: every point, resumable, into one folder.
 
-The folder: `scenario.toml` as run; `points/NAME.csv` and `.json` of each finished point; `moves.csv`, all moves;
-`summary.json`; `failures/`, logs of the first moves that went wrong. A point that was cut off has no `.json` yet
-and is done again from its beginning: its VM is gone.
+The folder: `scenario.toml` as run; `points/NAME.csv` and `.json` of each finished point; `moves.csv`, all
+moves; `summary.json`; `failures/`, logs of the first moves that went wrong. A point that was cut off has no
+`.json` yet and is done again from its beginning: its VM is gone.
 """
 
 from __future__ import annotations

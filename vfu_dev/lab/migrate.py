@@ -40,7 +40,7 @@ async def run(
             result.problems.append(str(error))
         await lab.collect(result)
     result.ended = time.time()
-    judge(result, options.pre_copy)
+    judge(result, options.pre_copy, verified=options.load_place == "guest")
     return result
 
 
@@ -63,9 +63,11 @@ async def _run_steps(lab: Lab, result: MigrationResult) -> None:
         return
     await lab.wait_running(lab.destination.qemu)
     lab.observe("phase", {"text": "moved; the guest goes on writing on the destination"})
-    await lab.guest.follow(lab.destination.qemu)
+    await lab.follow()
     await asyncio.sleep(lab.options.settle_seconds)
     await lab.guest.stop()
+    if lab.options.load_place == "device":
+        return  # the guest has no journal of what the devices wrote; digests were compared
     lab.observe("phase", {"text": "the guest reads everything back"})
     result.guest = await lab.guest.verify(
         lambda done, total: lab.observe("verify", {"compared_bytes": done, "total_bytes": total})

@@ -15,6 +15,9 @@ QTEST_RAM_BYTES = 32 << 20
 # Added to the source's initial content, so that a destination that received nothing cannot match it.
 SOURCE_FILL = 0x5646_5544
 
+# 2 MiB of pages a second.
+DEFAULT_LOAD = LoadSpec("uniform", rate_pages=512)
+
 GuestKind = Literal["linux", "none"]
 LoadPlace = Literal["guest", "device"]
 
@@ -44,7 +47,7 @@ class MigrateOptions:
     devices: int = 1
     spare_ports: int = 0
     reboot: bool = False
-    load: LoadSpec = LoadSpec("uniform", rate_pages=512)
+    load: LoadSpec = DEFAULT_LOAD
     load_place: LoadPlace = "guest"
     pre_copy: bool = True
     switchover_ack: bool = False

@@ -103,7 +103,7 @@ class Lab:
             await self._load_devices(self.source)
 
     async def _load_devices(self, side: Side) -> None:
-        """Start the servers' own engines; device i has the seed of the load plus i, as a guest would do it."""
+        """Start the servers' own engines; device i has the load's seed plus i, as a guest does it."""
         load = self.options.load
         for index, server in enumerate(side.servers):
             await server.command("load", load=replace(load, seed=load.seed + index).to_dict())

@@ -1,0 +1,149 @@
+"""Scenario files: what they mean, and what a wrong one is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from vfu_dev.errors import ConfigError
+from vfu_dev.lab.scenario import METHOD_MOVES, Scenario, load_scenario, parse, shipped
+
+GOOD = """
+title = "T"
+[device]
+memory = "1M"
+[load]
+pattern = "uniform"
+rate = "100p"
+[qemu]
+downtime-limit = 100
+[run]
+moves = 80
+[sweep]
+"load.rate" = ["50p", "1M"]
+"qemu.max-bandwidth" = ["16M", "32M", "64M"]
+[variants.on]
+[variants.off]
+qemu.pre-copy = false
+[short]
+"run.moves" = 2
+[short.sweep]
+"load.rate" = ["50p"]
+[[check]]
+metric = "downtime_ms"
+variant = "on"
+against = "off"
+max-ratio = 0.1
+"""
+
+
+def test_points_are_all_combinations() -> None:
+    """Two variants, two rates and three bandwidths are twelve points, each with all its settings."""
+    scenario = parse(GOOD, "t")
+    assert len(scenario.points) == 12
+    assert len({point.name for point in scenario.points}) == 12
+    assert [point.variant for point in scenario.points[:2]] == ["on", "off"]
+    last = scenario.points[-1]
+    assert last["qemu.pre-copy"] is False
+    assert last["qemu.max-bandwidth"] == 64 << 20
+    assert last["device.memory"] == 1 << 20
+    assert last["run.moves"] == 80
+    assert last.load.rate_bytes == 1 << 20
+    assert last.load.rate_pages is None
+    assert scenario.points[0].load.rate_pages == 50
+
+
+def test_short_form_changes_what_it_says() -> None:
+    """The short form has its own number of moves and sweep, and everything else of the full one."""
+    scenario = parse(GOOD, "t")
+    assert len(scenario.short_points) == 6
+    assert {point["run.moves"] for point in scenario.short_points} == {2}
+    assert {point["device.memory"] for point in scenario.short_points} == {1 << 20}
+
+
+def test_default_is_the_method() -> None:
+    """Without a number of moves a point makes as many as the method asks for; the short form a few."""
+    scenario = parse('title = "t"', "t")
+    assert scenario.points[0]["run.moves"] == METHOD_MOVES
+    assert scenario.short_points[0]["run.moves"] < 10
+    assert scenario.points[0].load.is_idle
+
+
+def test_set_is_over_everything() -> None:
+    """What --set says holds in every point, over variants and sweeps."""
+    scenario = parse(GOOD, "t", changes={"run.moves": 3, "load.rate": "7p", "qemu.pre-copy": "off"})
+    assert {point["run.moves"] for point in scenario.points} == {3}
+    assert {point.load.rate_pages for point in scenario.points} == {7}
+    assert {point["qemu.pre-copy"] for point in scenario.points} == {False}
+    assert {point["run.moves"] for point in scenario.short_points} == {3}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (('memory = "1M"', 'memory = "1000"'), ["t.toml:4: device.memory", "4096 at least"]),
+        (('memory = "1M"', 'memroy = "1M"'), ["t.toml:4: device.memroy", "did you mean device.memory?"]),
+        (("downtime-limit = 100", 'downtime-limit = "no"'), ["t.toml:9:", "from 1 to 2000000"]),
+        (("moves = 80", "moves = 0"), ["t.toml:11: run.moves", "from 1 to 10000"]),
+        (
+            ("pre-copy = false", 'pre-copy = "maybe"'),
+            ["t.toml:17: variants.off.qemu.pre-copy", "or false"],
+        ),
+        (('"50p", "1M"', '"fast"'), ["t.toml", "load", "2000p"]),
+        (('["16M", "32M", "64M"]', '"16M"'), ["t.toml:14: sweep.qemu.max-bandwidth", "a list"]),
+        (('["16M", "32M", "64M"]', '["16M", "x"]'), ["t.toml:14:", "a size such as"]),
+        (('pattern = "uniform"', 'pattern = "random"'), ["t.toml:5: load", "zipf"]),
+        (('metric = "downtime_ms"', 'metric = "downtime"'), ["check.metric", "downtime_ms"]),
+        (('against = "off"', 'against = "of"'), ["check.against", "on, off"]),
+        (("max-ratio = 0.1", ""), ["check", "max-ratio"]),
+        (('title = "T"', "title = 3"), ["t.toml:2: title"]),
+        (("[run]", "[runs]"), ["t.toml:10: runs", "no such table"]),
+        (("[device]", "[device"), ["t.toml: is not TOML"]),
+        (('memory = "1M"', 'memory = "1M"\naccess = "mmap"'), ["t.toml:5: device.access", "load.place"]),
+        (("[load]", '[load]\nplace = "device"'), ["load.place", "digests"]),
+    ],
+)
+def test_errors_name_file_line_key_and_values(change: tuple[str, str], said: list[str]) -> None:
+    """A wrong file is refused with the place and what is allowed there."""
+    assert change[0] in GOOD
+    with pytest.raises(ConfigError) as refused:
+        parse(GOOD.replace(*change, 1), "t", "t.toml")
+    for text in said:
+        assert text in str(refused.value)
+
+
+def test_sweeps_that_never_end_are_refused() -> None:
+    """A product of sweeps is counted before it is made."""
+    values = str(list(range(1, 200)))
+    text = f'[sweep]\n"run.moves" = {values}\n"qemu.downtime-limit" = {values}\n"device.devices" = [1, 2]\n'
+    with pytest.raises(ConfigError, match="points, at most"):
+        parse(text, "t")
+
+
+def test_unknown_name_lists_what_there_is() -> None:
+    """Neither a file nor a shipped scenario: the error lists the shipped ones."""
+    with pytest.raises(ConfigError, match="switchover-ack"):
+        load_scenario("nothing-like-it")
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_scenarios_are_of_the_method(name: str) -> None:
+    """Each parses, explains itself, and makes 70 moves a point unless what it shows is that it never ends."""
+    scenario: Scenario = load_scenario(name)
+    assert scenario.title != name
+    assert scenario.about
+    assert scenario.short_points
+    for point in scenario.points:
+        assert (
+            point["run.moves"] >= METHOD_MOVES or point["run.expect"] == "not-converged" or name == "rescued"
+        )
+    assert sum(point["run.moves"] for point in scenario.short_points) <= 6
+
+
+def test_shipped_scenarios_are_those_of_the_issue() -> None:
+    """The list that the documentation and `lab run --all` promise."""
+    assert shipped() == sorted(
+        [
+            "bursty", "devices", "hotset", "idle", "many-small", "non-convergent", "one-large", "precopy",
+            "rescued", "steady", "switchover-ack",
+        ]
+    )  # fmt: skip
