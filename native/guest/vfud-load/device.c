@@ -253,19 +253,25 @@ static void reset_methods(const struct device *dev, char *methods, size_t size)
         fclose(file);
 }
 
-/* A reset by the guest's own kernel, by function level reset where the device offers it. */
+/*
+ * reset [kind=kernel|soft] [device=N]: by the guest's own kernel, which does a function level reset where the device
+ * offers it; or by the bit in the device's own control register.
+ */
 void command_reset(const char *arguments)
 {
     struct device *dev = chosen_device("reset", arguments);
     char methods[64];
     bool cleared;
-    int error;
+    int error = 0;
 
     if (!dev)
         return;
     write_scratch(dev, now_ns());
     reset_methods(dev, methods, sizeof(methods));
-    error = write_sysfs(dev->address, "reset", "1");
+    if (option_is(arguments, "kind", "soft"))
+        write32(dev, REG_CTRL, CTRL_RESET);
+    else
+        error = write_sysfs(dev->address, "reset", "1");
     /* Registers do not survive a reset; the device's memory does. */
     cleared = read64(dev, REG_SCRATCH) == 0;
     if (cleared)

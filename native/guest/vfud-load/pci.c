@@ -69,14 +69,20 @@ void command_lspci(const char *arguments)
         reply_text("lspci");
 }
 
-/* dmesg [level=N]: the kernel's messages of that level and more severe ones; 4 is a warning, 3 an error. */
+/*
+ * dmesg [level=N] [match=WORD]: the kernel's messages of that level and more severe ones; 4 is a warning, 3 an error.
+ * With a word, only lines that have it.
+ */
 void command_dmesg(const char *arguments)
 {
     static char log[1 << 18];
     unsigned long most = (unsigned long)integer(arguments, "level", LEVEL_DEBUG), level = LEVEL_DEBUG;
     int length = klogctl(SYSLOG_ACTION_READ_ALL, log, sizeof(log) - 1);
+    const char *match = option(arguments, "match");
+    char word[64];
     size_t used = 0;
 
+    snprintf(word, sizeof(word), "%.*s", match ? (int)strcspn(match, " ") : 0, match ? match : "");
     if (length < 0) {
         refuse("dmesg", "%s", strerror(errno));
         return;
@@ -88,10 +94,10 @@ void command_dmesg(const char *arguments)
         if (*line == '<')
             level = strtoul(line + 1, NULL, 10) & 7; /* the rest is the facility; further lines have no prefix */
         size = strlen(line);
-        if (level > most)
+        if (level > most || !strstr(line, word))
             continue;
         if (used + size + 1 > TEXT_MAX) {
-            refuse("dmesg", "more than %d bytes; ask for fewer levels", TEXT_MAX);
+            refuse("dmesg", "more than %d bytes; ask for a level, or for a word", TEXT_MAX);
             return;
         }
         memcpy(text + used, line, size);

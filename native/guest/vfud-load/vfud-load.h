@@ -22,6 +22,8 @@
 #define REG_VERSION 0x04
 #define REG_MEMSIZE 0x08
 #define REG_FILL 0x10
+#define REG_CTRL 0x18
+#define CTRL_RESET 1u
 #define REG_IRQ_RAISE 0x20
 #define REG_IRQ_COUNT 0x24
 #define REG_GENERATION 0x28
