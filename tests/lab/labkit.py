@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vfu_dev.lab.guest import LoadPlan
 from vfu_dev.lab.migrate import MigrateOptions
+from vfu_dev.patterns import LoadSpec
 
 KIB, MIB = 1 << 10, 1 << 20
+
+
+def dirtying(rate_bytes: int, pattern: str = "uniform") -> LoadSpec:
+    """Return a load that dirties so many bytes of pages a second, by writes of 8 bytes; 0 writes nothing."""
+    return LoadSpec(pattern, rate_pages=rate_bytes / 4096) if rate_bytes else LoadSpec("idle")
 
 
 def small(qemu: Path, library: Path, **changes: Any) -> MigrateOptions:
@@ -20,7 +25,7 @@ def small(qemu: Path, library: Path, **changes: Any) -> MigrateOptions:
         "qemu": qemu,
         "library": library,
         "memory_bytes": MIB,
-        "load": LoadPlan(rate_bytes=512 * KIB),
+        "load": dirtying(512 * KIB),
         "max_bandwidth": 16 * MIB,
         "switchover_bandwidth": 1280 * KIB,
         "downtime_limit_ms": 100,

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from labkit import MIB
+from labkit import MIB, dirtying
 
 from vfu_dev.device.dma import DESCRIPTOR, DMA_FIELDS, Op, Status
 from vfu_dev.device.writer import WRITER_FIELDS, expected_pages
-from vfu_dev.lab.guest import LoadPlan
 from vfu_dev.lab.migrate import Lab, MigrateOptions
 from vfu_dev.lab.qtest import CONFIG_ADDRESS, CONFIG_DATA
 from vfu_dev.lab.qtest_guest import PCI_BASE_ADDRESS_0, QtestGuest
@@ -33,7 +32,7 @@ def moving(options: Options, devices: int = 1) -> MigrateOptions:
     """Return options under which guest memory is sent while the device writes to it, and still converges."""
     return options(
         devices=devices,
-        load=LoadPlan(rate_bytes=0),
+        load=dirtying(0),
         max_bandwidth=64 * MIB,
         switchover_bandwidth=64 * MIB,
         downtime_limit_ms=300,

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from labkit import KIB, MIB
+from labkit import KIB, MIB, dirtying
 
 from vfu_dev.errors import LabError
-from vfu_dev.lab.guest import LoadPlan
 from vfu_dev.lab.judge import judge
 from vfu_dev.lab.migrate import Lab, MigrateOptions
 from vfu_dev.lab.qtest_guest import QtestGuest
@@ -23,7 +22,7 @@ Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]
 
 # Slow enough that a 2 MiB device is half sent for about a second: QEMU reads it in blocks of 1 MiB.
-SLOW: dict[str, Any] = {"memory_bytes": 2 * MIB, "max_bandwidth": MIB, "load": LoadPlan(rate_bytes=128 * KIB)}
+SLOW: dict[str, Any] = {"memory_bytes": 2 * MIB, "max_bandwidth": MIB, "load": dirtying(128 * KIB)}
 
 
 async def begin_and_wait_half(lab: Lab) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from labkit import KIB, MIB
+from labkit import KIB, MIB, dirtying
 
-from vfu_dev.lab.guest import LinuxGuest, LoadPlan
+from vfu_dev.lab.guest import LinuxGuest
 from vfu_dev.lab.judge import judge
 from vfu_dev.lab.migrate import Lab, MigrateOptions
 from vfu_dev.lab.result import MigrationResult
@@ -83,7 +83,7 @@ def test_guest_resets_the_device_in_precopy(options: Options, in_lab: InLab, gue
             guest_image=guest_image,
             memory_bytes=256 * KIB,
             max_bandwidth=4 * MIB,
-            load=LoadPlan(rate_bytes=256 * KIB),
+            load=dirtying(256 * KIB),
         ),
         scenario,
     )

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from labkit import KIB, MIB, small
+from labkit import KIB, MIB, dirtying, small
 
-from vfu_dev.lab.guest import LoadPlan
 from vfu_dev.lab.migrate import Lab, MigrateOptions, run
 from vfu_dev.lab.qtest_guest import QtestGuest
 from vfu_dev.lab.result import MigrationResult
+from vfu_dev.patterns import LoadSpec
 from vfu_dev.report.page import write_report
 
 Options = Callable[..., MigrateOptions]
@@ -38,7 +38,7 @@ def converged(qemu: Path, library: Path, tmp_path_factory: pytest.TempPathFactor
         memory_bytes=2 * MIB,
         max_bandwidth=2 * MIB,
         switchover_bandwidth=640 * KIB,
-        load=LoadPlan(rate_bytes=MIB),
+        load=dirtying(MIB),
     )
     return migrate(options, tmp_path_factory.mktemp("converged"))
 
@@ -98,7 +98,7 @@ def test_goes_on_until_the_downtime_limit_can_be_kept(options: Options, in_lab: 
         await lab.configure()
         await lab.begin(await lab.listen())
         await lab.wait_for(lambda row: row["source"][0].get("initial_bytes") == 0, "the end of initial data")
-        await guest.write_pages(lab.options.memory_bytes // 4096)
+        await guest.write_pages(lab.options.memory_bytes // 4096, LoadSpec("sequential", rate_pages=1))
         row = await lab.wait_for(lambda row: row["source"][0].get("dirty_bytes") == 0, "a clean device")
         assert row["status"] == "active"
         await lab.source.qemu.execute(
@@ -112,7 +112,7 @@ def test_goes_on_until_the_downtime_limit_can_be_kept(options: Options, in_lab: 
 
     impossible = options(
         memory_bytes=3 * MIB,
-        load=LoadPlan(rate_bytes=0, pattern="sequential"),
+        load=dirtying(0),
         switchover_bandwidth=100_000,
         downtime_limit_ms=1,
     )
@@ -197,7 +197,7 @@ def test_switchover_ack_sends_initial_data_first(options: Options, in_lab: InLab
         max_bandwidth=2 * MIB,
         switchover_bandwidth=1 << 30,
         downtime_limit_ms=2000,
-        load=LoadPlan(rate_bytes=0),
+        load=dirtying(0),
         switchover_ack=acknowledge,
     )
     result = in_lab(generous, scenario)
@@ -212,9 +212,7 @@ def test_switchover_ack_sends_initial_data_first(options: Options, in_lab: InLab
 @pytest.mark.parametrize("pattern", ["sequential", "hotset"])
 def test_other_patterns(options: Options, tmp_path: Path, pattern: str) -> None:
     """Each pattern's writes are where its journal says."""
-    result = migrate(
-        options(memory_bytes=256 * KIB, load=LoadPlan(rate_bytes=256 * KIB, pattern=pattern)), tmp_path
-    )
+    result = migrate(options(memory_bytes=256 * KIB, load=dirtying(256 * KIB, pattern)), tmp_path)
     assert result.problems == []
 
 

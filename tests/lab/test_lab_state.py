@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from labkit import KIB, MIB
+from labkit import KIB, MIB, dirtying
 
-from vfu_dev.lab.guest import Guest, LoadPlan, VerifyProgress
+from vfu_dev.lab.guest import Guest, VerifyProgress
 from vfu_dev.lab.migrate import Lab, MigrateOptions
 from vfu_dev.lab.qemu import FIRST_SLOT, Qemu
 from vfu_dev.lab.qtest import QtestClient
 from vfu_dev.lab.qtest_guest import PCI_BASE_ADDRESS_0, PCI_COMMAND, REG_GENERATION, REG_SCRATCH
 from vfu_dev.lab.result import GuestResult, MigrationResult
+from vfu_dev.patterns import LoadSpec
 
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]
@@ -61,11 +62,11 @@ class TwoMemoryGuest(Guest):
         self.client = QtestClient(qemu.qtest_socket)
         await self.client.connect()
 
-    async def start(self, plan: LoadPlan) -> None:
+    async def start(self, load: LoadSpec) -> None:
         """Write to both memories and the scratch register until `stop`."""
         await self.client.write(8, BAR_ADDRESS[0] + REG_SCRATCH, 0x5CA7C4)
         self._stopping = False
-        if plan.rate_bytes:
+        if not load.is_idle:
             self._task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
@@ -169,7 +170,7 @@ def test_two_gigabytes_in_two_memories_move_under_load(options: Options, tmp_pat
     chosen = options(
         memory_bytes=GIB,
         server_extra=("--access", first, "--memory", f"second=1G,bar=4,access={second}"),
-        load=LoadPlan(rate_bytes=MIB),
+        load=dirtying(MIB),
         max_bandwidth=4 * GIB,
         switchover_bandwidth=MIB,  # never enough while the guest writes
         downtime_limit_ms=1,
@@ -208,7 +209,7 @@ def test_a_linux_guest_writes_to_mapped_memory(options: Options, in_lab: InLab, 
             guest_image=guest_image,
             memory_bytes=8 * MIB,
             server_extra=("--access", "mmap"),
-            load=LoadPlan(rate_bytes=4 * MIB),
+            load=dirtying(4 * MIB),
             max_bandwidth=64 * MIB,
             switchover_bandwidth=16 * MIB,
         ),
@@ -239,7 +240,7 @@ def test_initial_is_what_the_operator_says(options: Options, in_lab: InLab) -> N
             memory_bytes=4 * MIB,
             max_bandwidth=4 * MIB,
             switchover_ack=True,
-            load=LoadPlan(rate_bytes=0),
+            load=dirtying(0),
             server_extra=("--initial", "1M"),
         ),
         scenario,
@@ -292,7 +293,7 @@ def test_switchover_waits_for_initial_data_that_appears_late(
             switchover_bandwidth=64 * KIB,
             downtime_limit_ms=1,
             switchover_ack=True,
-            load=LoadPlan(rate_bytes=2 * MIB),
+            load=dirtying(2 * MIB),
         ),
         scenario,
     )

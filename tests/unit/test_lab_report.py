@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vfu_dev.device import fill as device_fill
-from vfu_dev.lab.qtest_guest import fill_words
 from vfu_dev.lab.result import DeviceResult, MigrationResult
 from vfu_dev.lab.trace import parse_trace, states_set
 from vfu_dev.report.plots import migration_figure
@@ -97,11 +95,3 @@ def test_curves_are_in_mib() -> None:
     assert lines["initial_bytes"].tolist() == [8.0, 4.0]
     assert lines["QEMU switches over\nbelow 3 MiB"].tolist() == [3.0, 3.0]
     assert axes.get_ylabel() == "MiB"
-
-
-def test_fill_is_the_reference_devices() -> None:
-    """The writer's idea of the initial content, written independently, is the device's own."""
-    theirs = np.empty(512, np.uint64)
-    device_fill.fill_words(theirs, 7)
-    assert np.array_equal(fill_words(7, 512), theirs)
-    assert not fill_words(0, 4).any()

@@ -7,53 +7,32 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from vfu_dev.errors import LabError
+from vfu_dev.lab.guest_line import COMMAND_TIMEOUT_SECONDS, GuestLine, Transport
+from vfu_dev.lab.guest_line import GuestError as GuestError
 from vfu_dev.lab.qemu import Qemu
 from vfu_dev.lab.result import GuestResult
+from vfu_dev.patterns import LoadSpec, Program
 
-PAGE_BYTES = 4096
-PATTERNS = ("uniform", "sequential", "hotset")
+PATTERNS = ("uniform", "sequential", "hotset", "zipf")
+IDLE = LoadSpec("idle")
 
 # Told (bytes compared, bytes in all) while a guest verifies.
 VerifyProgress = Callable[[int, int], None]
 
 # TCG under a loaded machine needs about 10 s to reach init; ten times that is a hang.
 BOOT_TIMEOUT_SECONDS = 120.0
-COMMAND_TIMEOUT_SECONDS = 20.0
-# A full read-back is one trapped round trip (40-60 us) for each 8 bytes; silence this long is a hang.
+# A read-back by the CPU is one trapped round trip (40-60 us) for each 8 bytes; silence this long is a hang.
 VERIFY_SILENCE_SECONDS = 120.0
 
 
-class GuestError(LabError):
-    """The guest did not answer, or refused a command."""
-
-
-@dataclass(frozen=True)
-class LoadPlan:
-    """What the guest writes. One write of 8 bytes dirties one page, so `rate_bytes` / 4096 writes a second.
-
-    `rate_bytes`: bytes of pages dirtied a second in each device; 0 writes nothing. `hot_fraction` of the
-    pages gets `hot_share` of the writes in the pattern `hotset`.
-    """
-
-    rate_bytes: int = 2 << 20
-    pattern: str = "uniform"
-    seed: int = 1
-    hot_fraction: float = 0.1
-    hot_share: float = 0.9
-
-    @property
-    def writes_per_second(self) -> float:
-        """Writes a second in each device."""
-        return self.rate_bytes / PAGE_BYTES
+def LoadPlan(rate_bytes: int = 2 << 20, pattern: str = "uniform", seed: int = 1) -> LoadSpec:  # noqa: N802
+    """Return a load that dirties `rate_bytes` of pages a second by writes of 8 bytes; 0 writes nothing."""
+    return LoadSpec(pattern, rate_pages=rate_bytes / 4096, seed=seed) if rate_bytes else IDLE
 
 
 class Guest(ABC):
@@ -66,8 +45,8 @@ class Guest(ABC):
         """Wait until the guest runs on `source` and has found its devices. Raises: GuestError."""
 
     @abstractmethod
-    async def start(self, plan: LoadPlan) -> None:
-        """Begin to write."""
+    async def start(self, load: LoadSpec) -> None:
+        """Begin to write to every device; device i has the seed of `load` plus i. Raises: ConfigError."""
 
     @abstractmethod
     async def follow(self, destination: Qemu) -> None:
@@ -86,71 +65,26 @@ class Guest(ABC):
         """Let go of connections."""
 
 
-class LineChannel:
-    """The serial line of vfud-load: commands out, JSON lines in."""
-
-    def __init__(self, on_event: Callable[[dict[str, Any]], None]) -> None:
-        self._on_event = on_event
-        self._replies: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self._writer: asyncio.StreamWriter | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    async def connect(self, qemu: Qemu) -> None:
-        """Connect to the serial port of `qemu`."""
-        reader, self._writer = await asyncio.open_unix_connection(str(qemu.line_socket))
-        self._task = asyncio.create_task(self._read(reader))
-
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        with contextlib.suppress(ConnectionError):
-            while line := await reader.readline():
-                # A line cut by the move to another host is not JSON; whoever waits for it times out.
-                with contextlib.suppress(ValueError):
-                    message = json.loads(line)
-                    if "reply" in message:
-                        self._replies.put_nowait(message)
-                    else:
-                        self._on_event({**message, "time": time.time()})
-
-    def send(self, text: str) -> None:
-        """Send one command line."""
-        if self._writer is None:
-            raise GuestError("no serial line to the guest")
-        self._writer.write(text.encode() + b"\n")
-
-    async def reply(self, command: str, timeout_seconds: float) -> dict[str, Any]:
-        """Return the next reply to `command`. Raises: GuestError: none, or `ok` is false."""
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                while True:
-                    message = await self._replies.get()
-                    if message["reply"] == command:
-                        break
-        except TimeoutError as error:
-            raise GuestError(f"guest: no reply to {command!r} in {timeout_seconds:g} s") from error
-        if not message.get("ok"):
-            raise GuestError(f"guest: {command}: {message.get('error', 'refused')}")
-        return message
-
-    async def close(self) -> None:
-        """Close the connection."""
-        if self._writer is not None:
-            self._writer.close()
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-
-
 class LinuxGuest(Guest):
-    """A Linux guest that runs vfud-load."""
+    """A Linux guest that runs vfud-load.
+
+    Args:  tick_ms: its heartbeat.
+           via: how its writes reach the device.
+
+    Attributes:
+        events: all that it said unasked, with the time at which it came.
+        status: its answer when it was found ready.
+    """
 
     kind = "linux"
 
-    def __init__(self, tick_ms: int = 25) -> None:
+    def __init__(self, tick_ms: int = 25, via: Transport = "mmio") -> None:
+        self.via = via
+        self.status: dict[str, Any] = {}
         self._tick_ms = tick_ms
-        self._line: LineChannel | None = None
+        self._line: GuestLine | None = None
         self._qemu: Qemu | None = None
-        self._plan = LoadPlan(rate_bytes=0)
+        self._spec = IDLE
         self.events: list[dict[str, Any]] = []
         self._last_event = 0.0
         self._progress: VerifyProgress | None = None
@@ -164,20 +98,19 @@ class LinuxGuest(Guest):
         if event.get("event") == "progress" and self._progress is not None:
             self._progress(event["compared_bytes"], event["total_bytes"])
 
-    async def _attach(self, qemu: Qemu) -> LineChannel:
+    async def _attach(self, qemu: Qemu) -> GuestLine:
         if self._line is not None:
             await self._line.close()
         self._qemu = qemu
-        self._line = LineChannel(self._note)
-        await self._line.connect(qemu)
+        self._line = GuestLine(self._note)
+        await self._line.connect(qemu.line_socket)
         return self._line
 
     async def command(self, text: str, timeout_seconds: float = COMMAND_TIMEOUT_SECONDS) -> dict[str, Any]:
         """Run one command of vfud-load and return its reply. Raises: GuestError."""
         if self._line is None:
             raise GuestError("the guest has not been started")
-        self._line.send(text)
-        return await self._line.reply(text.split(" ", 1)[0], timeout_seconds)
+        return await self._line.command(text, timeout_seconds)
 
     async def ready(self, source: Qemu) -> None:
         """Wait for the guest's program: ask until it answers (its greeting may precede our connection)."""
@@ -186,26 +119,30 @@ class LinuxGuest(Guest):
         while True:
             source.process.check()
             try:
-                status = await self.command("status", 2.0)
+                self.status = await self.command("status", 2.0)
                 break
             except GuestError:
                 if time.monotonic() > deadline:
                     raise GuestError(
                         f"the guest is not up after {BOOT_TIMEOUT_SECONDS:g} s; console: {source.console_log}"
                     ) from None
-        self._devices = int(status["devices"])
+        self._devices = int(self.status["devices"])
         if not self._devices:
             raise GuestError(f"the guest found no device; console: {source.console_log}")
 
-    async def start(self, plan: LoadPlan) -> None:
+    async def start(self, load: LoadSpec) -> None:
         """Begin to write, with a heartbeat on the serial line."""
-        self._plan = plan
-        if plan.rate_bytes <= 0:
+        await self.start_on(load, None)
+
+    async def start_on(self, load: LoadSpec, part: tuple[int, int] | None) -> None:
+        """Begin to write to `part` (offset, bytes) of each device's memory, all of it for None."""
+        self._spec = load
+        if load.is_idle:
             return
-        await self.command(
-            f"start rate={plan.writes_per_second:.3f} pattern={plan.pattern} seed={plan.seed} "
-            f"hot_fraction={plan.hot_fraction} hot_share={plan.hot_share} tick_ms={self._tick_ms}"
-        )
+        if self._line is None:
+            raise GuestError("the guest has not been started")
+        page_bytes = self.status["page_bytes"]
+        await self._line.start_load(load, page_bytes, via=self.via, tick_ms=self._tick_ms, part=part)
 
     async def follow(self, destination: Qemu) -> None:
         """Talk to the destination's serial port from now on."""
@@ -243,12 +180,14 @@ class LinuxGuest(Guest):
         found = waiter.result()
         load = self._load
         seconds = load.get("elapsed_ns", 0) / 1e9
-        reached = load.get("writes", 0) / max(self._devices, 1) * PAGE_BYTES / seconds if seconds else 0.0
+        reached = load.get("written_bytes", 0) / max(self._devices, 1) / seconds if seconds else 0.0
+        memory_bytes, page_bytes = self.status["memory_bytes"], self.status["page_bytes"]
+        asked = 0.0 if self._spec.is_idle else Program(self._spec, memory_bytes, page_bytes).asked_rate_bytes
         return GuestResult(
             kind=self.kind,
             verified=found["verified"],
             compared_bytes=found["compared_bytes"],
-            mismatched_bytes=found["mismatched_bytes"],
+            mismatched_bytes=found["mismatched_bytes"] + found["buffer_mismatched_bytes"],
             first_mismatch=found["first_mismatch"],
             scratch_errors=found["scratch_errors"],
             readback_checks=found["readback_checks"],
@@ -256,7 +195,7 @@ class LinuxGuest(Guest):
             generation=found["generation"],
             writes=load.get("writes", 0),
             missed_writes=load.get("missed_writes", 0),
-            asked_rate_bytes=self._plan.rate_bytes,
+            asked_rate_bytes=asked,
             reached_rate_bytes=reached,
             max_access_ms=load.get("max_access_ns", 0) / 1e6,
             max_gap_ms=load.get("max_gap_ns", 0) / 1e6,

@@ -22,7 +22,7 @@ def judge(result: MigrationResult, pre_copy: bool | None, verified: bool = True)
         )
     if guest and guest.verified and guest.reached_rate_bytes < 0.95 * guest.asked_rate_bytes:
         result.warnings.append(
-            f"the guest dirtied {guest.reached_rate_bytes:.0f} bytes/s, {guest.asked_rate_bytes} were asked"
+            f"the guest wrote {guest.reached_rate_bytes:.0f} bytes/s, {guest.asked_rate_bytes:.0f} were asked"
         )
     result.status = "completed" if not result.problems else "failed"
 

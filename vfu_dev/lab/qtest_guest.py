@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import time
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from vfu_dev.errors import LabError
-from vfu_dev.lab.guest import PAGE_BYTES, Guest, GuestError, LoadPlan, VerifyProgress
+from vfu_dev.lab.guest import Guest, GuestError, VerifyProgress
 from vfu_dev.lab.qemu import FIRST_SLOT, Qemu
 from vfu_dev.lab.qtest import QtestClient, QtestError
 from vfu_dev.lab.result import GuestResult
+from vfu_dev.patterns import LoadSpec, Pacer, Phase, Program, Run, Writes, contents
+from vfu_dev.patterns.spec import MAX_SEED
+from vfu_dev.patterns.splitmix import outputs
 
 # <linux/pci_regs.h>
 PCI_VENDOR_ID = 0x00
@@ -32,27 +38,22 @@ REG_ID = 0x00
 REG_MEMSIZE = 0x08
 REG_FILL = 0x10
 REG_GENERATION = 0x28
+REG_PAGE_SIZE = 0x30
 REG_SCRATCH = 0x100
 ID_VALUE = 0x4455_4656
 
-GOLDEN = np.uint64(0x9E37_79B9_7F4A_7C15)
 # One qtest batch: long enough to amortise the round trip, short enough to notice a stopped VM.
 BATCH_WRITES = 64
+BATCH_BYTES = 64 << 10
+# Of a write, this much at its end is read back to see whether it has arrived.
+TAIL_BYTES = 8
 VERIFY_BLOCK_BYTES = 256 << 10
 
 
-def mix(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Return the splitmix64 finaliser of each word, shape as given."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58_476D_1CE4_E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D0_49BB_1331_11EB)
-    return value ^ (value >> np.uint64(31))
-
-
-def fill_words(seed: int, count: int) -> npt.NDArray[np.uint64]:
-    """Return the reference device's initial content as `count` little-endian words; zeros for seed 0."""
-    if seed == 0:
-        return np.zeros(count, np.uint64)
-    return mix(np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * GOLDEN)
+def with_seed(load: LoadSpec, index: int) -> LoadSpec:
+    """Return what device `index` gets of `load`: the same with a seed of its own, as vfud-load does it."""
+    phases = tuple(Phase(phase.seconds, with_seed(phase.load, index)) for phase in load.phases)
+    return replace(load, seed=(load.seed + index) & MAX_SEED, phases=phases)
 
 
 class _Device:
@@ -63,9 +64,11 @@ class _Device:
         self.bar0 = bar0
         self.bar2 = bar2
         self.size_bytes = size_bytes
-        self.journal = fill_words(fill, size_bytes // 8)
+        self.page_bytes = 4096
+        words = outputs(fill, 0, size_bytes // 8) if fill else np.zeros(size_bytes // 8, np.uint64)
+        self.journal = words.view(np.uint8)
         self.scratch: int | None = None
-        self.cursor = 0
+        self.program: Program | None = None
 
 
 class QtestGuest(Guest):
@@ -79,12 +82,12 @@ class QtestGuest(Guest):
         self._qemu: Qemu | None = None
         self._task: asyncio.Task[None] | None = None
         self._result = GuestResult(kind=self.kind)
-        self._plan = LoadPlan(rate_bytes=0)
-        self._random = np.random.default_rng(0)
-        self._sequence = 0
+        self._pacer: Pacer | None = None
         self._stopping = False
         self._elapsed = 0.0
         self._last_write = 0.0
+        self._left_ns = 0
+        self._written_bytes = 0
 
     async def attach(self, qemu: Qemu) -> QtestClient:
         """Connect to the qtest socket of `qemu`."""
@@ -146,111 +149,134 @@ class QtestGuest(Guest):
             raise GuestError(f"device in slot {slot}: ID register is {found:#x}, not {ID_VALUE:#x}")
         size = await self.client.read(8, device.bar0 + REG_MEMSIZE)
         fill = await self.client.read(8, device.bar0 + REG_FILL)
-        return _Device(slot, device.bar0, device.bar2, size, fill)
+        found_device = _Device(slot, device.bar0, device.bar2, size, fill)
+        found_device.page_bytes = await self.client.read(4, device.bar0 + REG_PAGE_SIZE)
+        return found_device
 
-    async def start(self, plan: LoadPlan) -> None:
+    async def start(self, load: LoadSpec) -> None:
         """Write in a task of its own until `stop`, or until the VM is stopped by a migration."""
-        self._plan = plan
-        self._random = np.random.default_rng(plan.seed)
-        for device in self.devices:
-            device.scratch = plan.seed << 32 | device.slot
+        for index, device in enumerate(self.devices):
+            device.program = Program(with_seed(load, index), device.size_bytes, device.page_bytes)
+            device.scratch = load.seed % (1 << 32) << 32 | device.slot
             assert self.client is not None
             await self.client.write(8, device.bar0 + REG_SCRATCH, device.scratch)
-        if plan.rate_bytes > 0:
+            self._result.asked_rate_bytes = device.program.asked_rate_bytes
+        self._pacer = None
+        if not load.is_idle:
             self._task = asyncio.create_task(self._run())
 
-    def _choose(self, device: _Device, count: int) -> npt.NDArray[np.int64]:
-        pages = device.size_bytes // PAGE_BYTES
-        if self._plan.pattern == "sequential":
-            chosen = (device.cursor + np.arange(count)) % pages
-            device.cursor = int(chosen[-1]) + 1
-        elif self._plan.pattern == "hotset":
-            hot = max(1, int(pages * self._plan.hot_fraction))
-            cold = np.logical_and(self._random.random(count) >= self._plan.hot_share, hot < pages)
-            chosen = self._random.integers(0, hot, count)
-            chosen[cold] = self._random.integers(hot, pages, int(cold.sum())) if hot < pages else 0
-        else:
-            chosen = self._random.integers(0, pages, count)
-        words: npt.NDArray[np.int64] = chosen * (PAGE_BYTES // 8)
-        words += self._random.integers(0, PAGE_BYTES // 8, count)
-        return words
-
-    async def write_pages(self, count: int) -> None:
-        """Write a word to each of `count` pages of every device, as the plan's pattern chooses, at once."""
-        for device in self.devices:
-            for start in range(0, count, BATCH_WRITES):
-                await self._write(device, min(BATCH_WRITES, count - start))
+    async def write_pages(self, count: int, load: LoadSpec) -> None:
+        """Carry out the first `count` writes of `load` on every device at once."""
+        for index, device in enumerate(self.devices):
+            (writes,) = Program(with_seed(load, index), device.size_bytes, device.page_bytes).writes
+            assert writes is not None
+            for first in range(0, count, BATCH_WRITES):
+                await self._write(device, writes, first, min(BATCH_WRITES, count - first))
 
     async def _run(self) -> None:
         started = self._last_write = time.monotonic()
-        done = 0
+        program = self.devices[0].program
+        assert program is not None
+        if self._pacer is None:
+            self._pacer = program.pacer(time.monotonic_ns())
+        else:
+            self._pacer.hold(time.monotonic_ns() - self._left_ns)
         try:
             while not self._stopping:
-                due = int((time.monotonic() - started) * self._plan.writes_per_second)
-                count = min(BATCH_WRITES, due - done)
-                if count <= 0:
-                    await asyncio.sleep(0.002)
-                    continue
-                for device in self.devices:
-                    if not await self._write(device, count):
+                runs = self._pacer.take(time.monotonic_ns(), BATCH_WRITES)
+                for run in runs:
+                    if not await self._carry_out(run):
                         return
-                done += count
+                if not runs:
+                    await asyncio.sleep(0.002)
         except (QtestError, ConnectionError):
             return  # QEMU is gone; verify() will say so
         finally:
             self._elapsed += time.monotonic() - started
+            self._left_ns = time.monotonic_ns()
+            self._result.missed_writes = self._pacer.missed * len(self.devices)
 
-    async def _write(self, device: _Device, count: int) -> bool:
-        """Write `count` words; return False when the VM turned out to be stopped.
+    async def _carry_out(self, run: Run) -> bool:
+        """Do the writes of `run` to every device; False when the VM turned out to be stopped."""
+        for device in self.devices:
+            assert device.program is not None
+            writes = device.program.writes[run.phase]
+            assert writes is not None
+            first = run.first
+            while first < run.first + run.count:
+                most = max(1, BATCH_BYTES // int(writes.lengths(first, 1)[0]))
+                count = min(most, BATCH_WRITES, run.first + run.count - first)
+                if not await self._write(device, writes, first, count):
+                    return False
+                first += count
+        return True
 
-        A stopped device refuses writes, and nobody tells the writer. So the last word of each batch is read
-        back: if it is there, everything before it is (the device serves accesses in order). If it is not, the
-        VM was stopped within this batch, and each word is read to learn which write was the guest's last.
+    async def _write(self, device: _Device, writes: Writes, first: int, count: int) -> bool:
+        """Do `count` writes; return False when the VM turned out to be stopped.
+
+        A stopped device refuses writes, and nobody tells the writer. So the end of each batch is read back:
+        if it is there, everything before it is (the device serves accesses in order). If it is not, the VM
+        was stopped within this batch, and each write is read to learn which bytes were the guest's last.
         """
         assert self.client is not None
-        words = self._choose(device, count)
-        numbers = np.arange(self._sequence, self._sequence + count, dtype=np.uint64)
-        values = mix(numbers + np.uint64(self._plan.seed) * GOLDEN) ^ words.astype(np.uint64)
-        self._sequence += count
+        offsets = writes.offsets(first, count).tolist()
+        lengths = writes.lengths(first, count).tolist()
+        data = [contents(writes.seed, first + n, 1, length)[0] for n, length in enumerate(lengths)]
         commands = [
-            f"writeq {device.bar2 + 8 * word:#x} {value:#x}"
-            for word, value in zip(words.tolist(), values.tolist(), strict=True)
+            f"b64write {device.bar2 + offset:#x} {len(row):#x} {base64.b64encode(row.tobytes()).decode()}"
+            for offset, row in zip(offsets, data, strict=True)
         ]
+        tail = min(TAIL_BYTES, lengths[-1])
+        last = device.bar2 + offsets[-1] + lengths[-1] - tail
         before, wall = time.monotonic(), time.time()
-        replies = await self.client.batch([*commands, f"readq {device.bar2 + 8 * int(words[-1]):#x}"])
+        replies = await self.client.batch([*commands, f"b64read {last:#x} {tail:#x}"])
         after = time.monotonic()
         self._result.max_gap_ms = max(self._result.max_gap_ms, (after - self._last_write) * 1000)
         self._result.max_access_ms = max(self._result.max_access_ms, (after - before) * 1000 / (count + 1))
         self._last_write = after
-        if int(replies[-1], 0) == int(values[-1]):
-            device.journal[words] = values
-            self._result.writes += count
-            self._result.readback_checks += 1
-            return True
-        assert self._qemu is not None
-        state = await self._qemu.run_state()
-        stops = [event for event in self._qemu.events if event["event"] == "STOP" and event["time"] >= wall]
-        if state == "running" and not stops:
-            self._result.readback_checks += 1
+        arrived = base64.b64decode(replies[-1]) == data[-1][-tail:].tobytes()
+        if not arrived:
+            assert self._qemu is not None
+            state = await self._qemu.run_state()
+            stops = [e for e in self._qemu.events if e["event"] == "STOP" and e["time"] >= wall]
+            if state != "running" or stops:
+                await self._take_stock(device, offsets, data)
+                return state == "running"
             self._result.readback_errors += 1
-            device.journal[words] = values
-            return True
-        for word, value in zip(words.tolist(), values.tolist(), strict=True):
-            if await self.client.read(8, device.bar2 + 8 * word) == value:
-                device.journal[word] = value
+        for offset, row in zip(offsets, data, strict=True):
+            device.journal[offset : offset + len(row)] = row
+        self._result.writes += count
+        self._written_bytes += sum(lengths)
+        self._result.readback_checks += 1
+        return True
+
+    async def _take_stock(
+        self, device: _Device, offsets: list[int], data: list[npt.NDArray[np.uint8]]
+    ) -> None:
+        """Enter into the journal what of these writes has arrived: aligned words that read as written."""
+        assert self.client is not None
+        for offset, row in zip(offsets, data, strict=True):
+            found = np.frombuffer(await self.client.read_block(device.bar2 + offset, len(row)), np.uint8)
+            same = found == row
+            for start, end in pairwise([0, *range(8 - offset % 8, len(row), 8), len(row)]):
+                if same[start:end].all():
+                    device.journal[offset + start : offset + end] = row[start:end]
+            if same.all():
                 self._result.writes += 1
-        return state == "running"
+                self._written_bytes += len(row)
 
     async def follow(self, destination: Qemu) -> None:
         """Go on writing on the destination, where QEMU has restored the BARs."""
+        loaded = self._task is not None
         await self._join()
         gap_from = self._last_write
         await self.attach(destination)
         for device in self.devices:
             assert self.client is not None
-            if self._plan.rate_bytes > 0 and await self._write(device, 1):
+            if loaded:
+                await self.client.read(8, device.bar2)
                 self._result.outage_ms = (time.monotonic() - gap_from) * 1000
-        if self._plan.rate_bytes > 0:
+        if loaded:
             self._task = asyncio.create_task(self._run())
 
     async def _join(self) -> None:
@@ -278,7 +304,7 @@ class QtestGuest(Guest):
                     block = await self.client.read_block(device.bar2 + offset, count)
                 except LabError as error:
                     raise GuestError(f"verify: {error}") from error
-                expected = device.journal[offset // 8 : (offset + count) // 8].view(np.uint8)
+                expected = device.journal[offset : offset + count]
                 wrong = np.flatnonzero(np.frombuffer(block, np.uint8) != expected)
                 result.compared_bytes += count
                 if wrong.size and result.first_mismatch is None:
@@ -296,9 +322,8 @@ class QtestGuest(Guest):
             result.scratch_errors += device.scratch is not None and found != device.scratch
             result.generation = await self.client.read(8, device.bar0 + REG_GENERATION)
         result.verify_seconds = time.monotonic() - started
-        result.asked_rate_bytes = self._plan.rate_bytes
         if self._elapsed:
-            result.reached_rate_bytes = result.writes * PAGE_BYTES / max(len(self.devices), 1) / self._elapsed
+            result.reached_rate_bytes = self._written_bytes / max(len(self.devices), 1) / self._elapsed
         result.verified = not (result.mismatched_bytes or result.readback_errors or result.scratch_errors)
         return result
 

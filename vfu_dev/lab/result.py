@@ -132,7 +132,10 @@ class QemuResult:
 
 @dataclass
 class GuestResult:
-    """What the guest says after the move: its journal against every byte of the device's memory."""
+    """What the guest says after the move: its journal against every byte of the device's memory.
+
+    Rates are bytes written a second to each device (`LoadSpec.asked_rate_bytes`), not pages dirtied.
+    """
 
     kind: str
     verified: bool = False
@@ -145,7 +148,7 @@ class GuestResult:
     generation: int = 0
     writes: int = 0
     missed_writes: int = 0
-    asked_rate_bytes: int = 0
+    asked_rate_bytes: float = 0.0
     reached_rate_bytes: float = 0.0
     max_access_ms: float = 0.0
     max_gap_ms: float = 0.0
