@@ -1,0 +1,391 @@
+"""What a migration will do, from page count, load, link and cost: passes, bytes, time, downtime, convergence.
+
+docs/model.md derives it and says where it stops holding. In short: the memory is cut into bins of pages that
+are alike (same pattern, neighbouring addresses), and for each bin three expected numbers are followed through
+time: pages that are clean, pages that wait in the pass under way, pages that wait for the next one. The load
+takes clean pages to the third, the link takes the second to the first, in the order of the session's own
+policy (`vfu_dev.migration.plan`: sent least first; a page sent more often than usual that is written again
+while it waits leaves the pass). QEMU's rule ends it: what is left fits into bandwidth times downtime limit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vfu_dev.errors import ConfigError
+from vfu_dev.migration.forecast import OVERHEAD_SECONDS
+from vfu_dev.migration.stream import INDEX_BYTES, RECORD, pages_a_record
+from vfu_dev.patterns import LoadSpec
+from vfu_dev.patterns.spec import DEFAULT_PAGE_BYTES
+from vfu_dev.sizes import format_size
+
+Vector = npt.NDArray[np.float64]
+
+# QEMU's BUFFER_DELAY: no bandwidth, and so no threshold, before so long (migration/migration.c of 10.2.2).
+WINDOW_SECONDS = 0.1
+DOWNTIME_LIMIT_SECONDS = 0.3
+
+# Bins: so many of equal size, and so many that grow from the start of the memory, where hot pages are.
+_EVEN_BINS = 256
+_GROWING_BINS = 128
+# Steps: a pass is followed in so many at least, and a load's period too.
+_STEPS_A_PASS = 24
+_STEPS_A_PERIOD = 24
+_MAX_STEPS = 20_000
+# Without a lower point for so many passes, and so many seconds, it has come to stand still.
+_SETTLED_PASSES = 12
+_SETTLED_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Link:
+    """What the state goes through, and when a client stops the device.
+
+    Attributes:
+        bandwidth: bytes a second while the device runs.
+        downtime_limit_seconds: what may be left is bandwidth times this.
+        switchover_bandwidth: bytes a second that the client reckons with, not what it measures; 0: none.
+        stop_bandwidth: bytes a second once the device is stopped; 0: `bandwidth`. QEMU lifts its limit then.
+        pass_seconds: what the start of a pass costs beside sending.
+        overhead_seconds: of the downtime, beside sending what is left.
+        initial_first: stop only when all initial data is sent: switchover-ack, and this project's migrator.
+    """
+
+    bandwidth: float
+    downtime_limit_seconds: float = DOWNTIME_LIMIT_SECONDS
+    switchover_bandwidth: float = 0.0
+    stop_bandwidth: float = 0.0
+    pass_seconds: float = 0.0
+    overhead_seconds: float = OVERHEAD_SECONDS
+    initial_first: bool = False
+
+    def __post_init__(self) -> None:
+        if self.bandwidth <= 0:
+            raise ConfigError(f"bandwidth {self.bandwidth:g}: expected bytes a second, above 0")
+
+    @property
+    def threshold_bytes(self) -> float:
+        """What may be left when the device is stopped."""
+        return (self.switchover_bandwidth or self.bandwidth) * self.downtime_limit_seconds
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a migration does; bytes are of the stream.
+
+    Attributes:
+        converges: whether what is left ever fits. Otherwise the figures are those of the time looked at.
+        passes: as the session counts them, that of STOP_COPY included.
+        left_bytes: when the device stopped; of a migration that does not converge, the least there ever was
+            once it had settled.
+        dirty_rate_bytes: of distinct pages written a second, in windows of 0.1 s.
+    """
+
+    converges: bool
+    passes: int
+    total_bytes: float
+    precopy_bytes: float
+    total_seconds: float
+    downtime_seconds: float
+    left_bytes: float
+    threshold_bytes: float
+    bandwidth: float
+    dirty_rate_bytes: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON knows it."""
+        return asdict(self)
+
+    @property
+    def text(self) -> str:
+        """One sentence with the numbers that decide it."""
+        rates = (
+            f"dirty rate {format_size(self.dirty_rate_bytes)}/s "
+            f"{'<' if self.dirty_rate_bytes < self.bandwidth else '>='} link {format_size(self.bandwidth)}/s"
+        )
+        sign = "<=" if self.converges else ">"
+        left = f"left {format_size(self.left_bytes)} {sign} threshold {format_size(self.threshold_bytes)}"
+        if not self.converges:
+            return f"does not converge: {rates}; {left}"
+        return (
+            f"converges: {rates}; {left}; {self.passes} passes, {format_size(self.total_bytes)} in "
+            f"{self.total_seconds:.2f} s, downtime {self.downtime_seconds * 1000:.0f} ms"
+        )
+
+
+def page_cost_bytes(page_bytes: int = DEFAULT_PAGE_BYTES) -> float:
+    """Return what a page costs in the stream: itself, its index, its share of a record's header."""
+    return page_bytes + INDEX_BYTES + RECORD.size / pages_a_record(page_bytes)
+
+
+def distinct_pages(spec: LoadSpec, pages: int, seconds: float, page_bytes: int = DEFAULT_PAGE_BYTES) -> float:
+    """Return how many different pages a steady load writes in so long, as it is expected to."""
+    bins = _Bins.of(spec, pages)
+    touched = _Writer(spec, bins, page_bytes).touched(0.0, seconds)
+    return float(bins.sizes @ touched)
+
+
+def floor_pages(spec: LoadSpec, pages: int, pages_per_second: float, page_bytes: int = 4096) -> float:
+    """Return how many pages wait in the long run under a uniform or sequential load, in closed form.
+
+    Uniform: a write finds a clean page with probability 1 - d/P, a page is sent `pages_per_second` times a
+    second: they balance at d = P (1 - s / r). Sequential: half of that way, P (1 - s / 2r), where writer and
+    reader keep no step; between P (1 - s / r) and P where they do.
+    """
+    rate = float(spec.write_rate(page_bytes) * spec.pages_per_write(page_bytes))
+    if rate <= pages_per_second:
+        return 0.0
+    share = pages_per_second / rate
+    return pages * (1 - (share / 2 if spec.pattern == "sequential" else share))
+
+
+def border_rate(memory_bytes: float, link: Link, page_bytes: int = DEFAULT_PAGE_BYTES) -> float:
+    """Return the dirty rate up to which a uniform load converges, bytes of pages a second.
+
+    P (1 - s / r) pages left are as many as fit into the downtime limit at r = s / (1 - threshold / P).
+    Infinite where the whole memory fits.
+    """
+    cost = page_cost_bytes(page_bytes)
+    share = link.threshold_bytes / (memory_bytes / page_bytes * cost)
+    return math.inf if share >= 1 else link.bandwidth / cost * page_bytes / (1 - share)
+
+
+@dataclass(frozen=True)
+class _Bins:
+    """The memory, cut where a pattern may change: `edges` are page numbers, `sizes` pages of each bin."""
+
+    edges: Vector
+    sizes: Vector
+
+    @classmethod
+    def of(cls, spec: LoadSpec, pages: int) -> _Bins:
+        loads = [phase.load for phase in spec.phases] or [spec]
+        cuts = [np.linspace(0, pages, min(pages, _EVEN_BINS) + 1)]
+        cuts.append(np.geomspace(1, pages, min(pages, _GROWING_BINS)))
+        cuts.append(np.array([float(_hot_pages(load, pages)) for load in loads]))
+        edges: Vector = np.unique(np.round(np.concatenate(cuts))).astype(np.float64)
+        return cls(edges, np.diff(edges))
+
+
+def _hot_pages(load: LoadSpec, pages: int) -> int:
+    return max(1, int(pages * load.hot_fraction))
+
+
+class _Writer:
+    """Which share of each bin's pages a load writes in a stretch of time."""
+
+    def __init__(self, spec: LoadSpec, bins: _Bins, page_bytes: int) -> None:
+        if spec.pattern == "trace":
+            raise ConfigError("trace: the model needs a pattern")
+        self._bins = bins
+        self._pages = float(bins.edges[-1])
+        loads = [(phase.seconds, phase.load) for phase in spec.phases] or [(math.inf, spec)]
+        self._loads = [
+            (seconds, load, float(load.write_rate(page_bytes) * load.pages_per_write(page_bytes)))
+            for seconds, load in loads
+        ]
+        self._weights = [self._per_page(load) for _, load in loads]
+        self._cursors = [0.0 for _ in loads]
+        self._cycle = sum(seconds for seconds, _ in loads)
+
+    @property
+    def period_seconds(self) -> float:
+        """The shortest time in which the load changes; infinite for a steady one."""
+        times = [seconds for seconds, _, _ in self._loads]
+        times += [
+            min(load.burst.duty, 1 - load.burst.duty) * load.burst.period_seconds
+            for _, load, _ in self._loads
+            if load.burst is not None and load.burst.duty < 1
+        ]
+        return min(times)
+
+    def _per_page(self, load: LoadSpec) -> Vector:
+        """Return the share of all writes that goes to a page of each bin."""
+        pages, sizes, edges = self._pages, self._bins.sizes, self._bins.edges
+        if load.pattern == "hotset":
+            hot = _hot_pages(load, int(pages))
+            if hot < pages:
+                is_hot = edges[:-1] < hot
+                return np.where(is_hot, load.hot_share / hot, (1 - load.hot_share) / (pages - hot))
+        if load.pattern == "zipf":
+            sums = np.concatenate([[0.0], np.cumsum(np.arange(1, pages + 1) ** -load.zipf_exponent)])
+            share: Vector = np.diff(sums[edges.astype(np.int64)]) / sums[-1] / sizes
+            return share
+        return np.full(len(sizes), 1 / pages)
+
+    def touched(self, now: float, seconds: float) -> Vector:
+        """Return the share of each bin that is written between `now` and `seconds` later, and go on there."""
+        number, inside = 0, now
+        if len(self._loads) > 1:
+            inside = now % self._cycle
+            while number + 1 < len(self._loads) and inside >= self._loads[number][0]:
+                inside -= self._loads[number][0]
+                number += 1
+        _, load, rate = self._loads[number]
+        if load.is_idle:
+            return np.zeros(len(self._bins.sizes))
+        writes = rate * _active(load, inside, seconds)
+        if load.pattern == "sequential":
+            begin = self._cursors[number]
+            self._cursors[number] = (begin + writes) % self._pages
+            if writes >= self._pages:
+                return np.ones(len(self._bins.sizes))
+            parts = _overlap(self._bins, begin, min(begin + writes, self._pages))
+            parts += _overlap(self._bins, 0.0, max(0.0, begin + writes - self._pages))
+            return np.minimum(1.0, parts / self._bins.sizes)
+        share: Vector = -np.expm1(-writes * self._weights[number])
+        return share
+
+
+def _overlap(bins: _Bins, begin: float, end: float) -> Vector:
+    low, high = np.maximum(bins.edges[:-1], begin), np.minimum(bins.edges[1:], end)
+    overlap: Vector = np.maximum(0.0, high - low)
+    return overlap
+
+
+def _active(load: LoadSpec, begin: float, seconds: float) -> float:
+    """Return for how much of a stretch of time the load's average rate stands: more in a burst."""
+    if load.burst is None or load.burst.duty >= 1:
+        return seconds
+    period, on = load.burst.period_seconds, load.burst.duty * load.burst.period_seconds
+
+    def until(time: float) -> float:
+        return time // period * on + min(time % period, on)
+
+    return (until(begin + seconds) - until(begin)) / load.burst.duty
+
+
+class _Course:
+    """One migration, step by step, as expected numbers."""
+
+    def __init__(self, spec: LoadSpec, pages: int, initial_pages: int, link: Link, page_bytes: int) -> None:
+        self.bins = _Bins.of(spec, pages)
+        self.writer = _Writer(spec, self.bins, page_bytes)
+        self.link = link
+        self.cost = page_cost_bytes(page_bytes)
+        self.rate = link.bandwidth / self.cost  # pages a second
+        count = len(self.bins.sizes)
+        self.waiting = np.minimum(self.bins.sizes, np.maximum(0, initial_pages - self.bins.edges[:-1]))
+        self.next = np.zeros(count)
+        self.sends = np.zeros(count)
+        self.usual = math.inf
+        self.order = np.arange(count)
+        self.passes = 1
+        self.time = 0.0
+        self.sent = 0.0
+        self._pausing = link.pass_seconds
+
+    @property
+    def left(self) -> float:
+        """Pages that wait."""
+        return float(self.waiting.sum() + self.next.sum())
+
+    def step(self, seconds: float) -> None:
+        """Write and send for so long; a pass that ends in between begins anew with what waits."""
+        touched = self.writer.touched(self.time, seconds)
+        # Half of the writes before what is sent, half after: a step has no order within.
+        half = 1 - np.sqrt(1 - touched)
+        self._write(half)
+        pause = min(seconds, self._pausing)
+        self._pausing -= pause
+        self._send((seconds - pause) * self.rate)
+        self._write(half)
+        self.time += seconds
+
+    def _write(self, touched: Vector) -> None:
+        clean = self.bins.sizes - self.waiting - self.next
+        self.next += np.maximum(0.0, clean) * touched
+        hot = self.sends > self.usual
+        if hot.any():
+            leaving = np.where(hot, self.waiting * touched, 0.0)
+            self.waiting -= leaving
+            self.next += leaving
+
+    def _send(self, pages: float) -> None:
+        for _ in range(2):  # what is left of this pass, and as much of the next one
+            if self.waiting.sum() < 1e-9:
+                self._start_pass()
+            if self._pausing:
+                return
+            queue = self.waiting[self.order]
+            before = np.concatenate([[0.0], np.cumsum(queue)[:-1]])
+            taken = np.clip(pages - before, 0.0, queue)
+            sent = np.zeros_like(self.waiting)
+            sent[self.order] = taken
+            self.waiting -= sent
+            self.sends += sent / self.bins.sizes
+            self.sent += float(sent.sum())
+            pages -= float(sent.sum())
+            if pages < 1e-9 or self.next.sum() < 1e-9:
+                return
+
+    def _start_pass(self) -> None:
+        if self.next.sum() < 1e-9:
+            return
+        self.waiting, self.next = self.next, np.zeros_like(self.next)
+        self.usual = float(self.sends @ self.waiting / self.waiting.sum())
+        self.order = np.argsort(np.round(self.sends), kind="stable")
+        self.passes += 1
+        self._pausing = self.link.pass_seconds
+
+
+def predict(
+    spec: LoadSpec,
+    pages: int,
+    link: Link,
+    *,
+    initial_pages: int | None = None,
+    page_bytes: int = DEFAULT_PAGE_BYTES,
+    tail_bytes: float = 1500.0,
+    limit_seconds: float = 600.0,
+) -> Prediction:
+    """Return what migrating a memory of so many pages under such a load does.
+
+    Args:
+        initial_pages: pages ever written when it begins; None for all.
+        tail_bytes: what only STOP_COPY can carry: registers and the end.
+        limit_seconds: how long the migration is followed; one that did not end by then does not converge.
+    Raises:  ConfigError: a trace, whose pattern is not known.
+    """
+    first = pages if initial_pages is None else min(pages, initial_pages)
+    course = _Course(spec, pages, first, link, page_bytes)
+    threshold = link.threshold_bytes
+    lowest, lowest_pass, lowest_time = math.inf, 0, 0.0
+    converged = False
+    for _ in range(_MAX_STEPS):
+        planned = float(course.waiting.sum()) / course.rate
+        step = max(1e-4, min(WINDOW_SECONDS / 4, planned / _STEPS_A_PASS))
+        step = max(min(step, course.writer.period_seconds / _STEPS_A_PERIOD), limit_seconds / _MAX_STEPS)
+        course.step(step)
+        left = course.left * course.cost + tail_bytes
+        ready = not link.initial_first or course.passes > 1 or course.waiting.sum() < 1
+        if left <= threshold and course.time >= WINDOW_SECONDS and ready:
+            converged = True
+            break
+        if left < lowest * 0.999:
+            lowest, lowest_pass, lowest_time = left, course.passes, course.time
+        settled = course.passes - lowest_pass > _SETTLED_PASSES
+        if course.time > limit_seconds or (settled and course.time - lowest_time > _SETTLED_SECONDS):
+            break
+    left = course.left * course.cost + tail_bytes
+    stop_rate = link.stop_bandwidth or link.bandwidth
+    precopy = course.sent * course.cost
+    downtime = left / stop_rate + link.overhead_seconds
+    distinct = distinct_pages(spec, pages, WINDOW_SECONDS, page_bytes) if not spec.phases else 0.0
+    return Prediction(
+        converges=converged,
+        passes=course.passes + (1 if course.left >= 1 else 0),
+        total_bytes=precopy + left,
+        precopy_bytes=precopy,
+        total_seconds=course.time + downtime,
+        downtime_seconds=downtime,
+        left_bytes=left if converged else lowest,
+        threshold_bytes=threshold,
+        bandwidth=link.bandwidth,
+        dirty_rate_bytes=distinct / WINDOW_SECONDS * course.cost,
+    )
