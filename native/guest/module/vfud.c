@@ -32,8 +32,9 @@
 #define VFUD_VENDOR 0x4656
 #define VFUD_DEVICE 0x4455
 
-/* BAR0: interrupts pending at the INTx pin, one bit a cause; writing ones takes them back. */
-#define REG_IRQ_COUNT 0x24
+/* BAR0: what INTx is asserted for, one bit a cause; writing ones acknowledges them. */
+#define REG_INTX_CAUSES 0x48
+#define CAUSES 32
 
 /* The largest stretch that the page allocator of x86 has. */
 #define BUFFER_MAX (4UL << 20)
@@ -64,12 +65,12 @@ struct vfud {
     struct mutex lock; /* all below but the counts */
     bool gone;
     u32 mode;
-    unsigned int vectors;
+    unsigned int vectors;  /* that are counted: of INTx, its causes */
+    unsigned int requested; /* interrupts of the kernel's; of INTx, one */
     struct vfud_vector *vector;
     struct list_head buffers;
     u64 next_handle;
     u64 foreign;
-    u32 last_count;
     atomic64_t total;
     wait_queue_head_t changed;
 };
@@ -113,24 +114,28 @@ static irqreturn_t vfud_message(int irq, void *data)
 
 static irqreturn_t vfud_line(int irq, void *data)
 {
-    struct vfud_vector *vector = data;
-    struct vfud *vfud = vector->vfud;
-    u32 count = ioread32(vfud->registers + REG_IRQ_COUNT);
+    struct vfud_vector *first = data;
+    struct vfud *vfud = first->vfud;
+    u32 causes = ioread32(vfud->registers + REG_INTX_CAUSES);
+    unsigned int i;
 
-    if (count == vfud->last_count) {
+    /* All ones: the device is gone. */
+    if (!causes || causes == ~0U) {
         vfud->foreign++;
         return IRQ_NONE;
     }
-    vfud->last_count = count;
-    vfud_count(vector);
+    iowrite32(causes, vfud->registers + REG_INTX_CAUSES);
+    for (i = 0; i < CAUSES; i++)
+        if (causes & BIT(i))
+            vfud_count(&first[i]);
     return IRQ_HANDLED;
 }
 
-static void vfud_irq_free(struct vfud *vfud, unsigned int requested)
+static void vfud_irq_free(struct vfud *vfud)
 {
     unsigned int i;
 
-    for (i = 0; i < requested; i++) {
+    for (i = 0; i < vfud->requested; i++) {
         struct vfud_vector *vector = &vfud->vector[i];
         int irq = pci_irq_vector(vfud->pdev, i);
 
@@ -143,6 +148,7 @@ static void vfud_irq_free(struct vfud *vfud, unsigned int requested)
     kfree(vfud->vector);
     vfud->vector = NULL;
     vfud->vectors = 0;
+    vfud->requested = 0;
     vfud->mode = VFUD_IRQ_NONE;
 }
 
@@ -150,48 +156,49 @@ static int vfud_irq_setup(struct vfud *vfud, struct vfud_irq_setup *setup)
 {
     static const unsigned int kinds[] = {0, PCI_IRQ_LEGACY, PCI_IRQ_MSI, PCI_IRQ_MSIX};
     bool exact = setup->vectors;
+    bool line = setup->mode == VFUD_IRQ_INTX;
     unsigned int wanted = exact ? setup->vectors : VFUD_MAX_VECTORS;
     unsigned int i;
     int got, error;
 
     if (setup->mode >= ARRAY_SIZE(kinds) || wanted > VFUD_MAX_VECTORS)
         return -EINVAL;
-    vfud_irq_free(vfud, vfud->vectors);
+    vfud_irq_free(vfud);
     vfud->foreign = 0;
     atomic64_set(&vfud->total, 0);
     setup->vectors = 0;
     if (setup->mode == VFUD_IRQ_NONE)
         return 0;
-    if (setup->mode == VFUD_IRQ_INTX)
+    if (line)
         wanted = 1;
     got = pci_alloc_irq_vectors(vfud->pdev, exact ? wanted : 1, wanted, kinds[setup->mode]);
     if (got < 0)
         return got;
     vfud->mode = setup->mode;
-    vfud->vector = kcalloc(got, sizeof(*vfud->vector), GFP_KERNEL);
+    vfud->vector = kcalloc(line ? CAUSES : got, sizeof(*vfud->vector), GFP_KERNEL);
     if (!vfud->vector) {
-        vfud_irq_free(vfud, 0);
+        vfud_irq_free(vfud);
         return -ENOMEM;
     }
-    pci_intx(vfud->pdev, setup->mode == VFUD_IRQ_INTX);
-    vfud->last_count = ioread32(vfud->registers + REG_IRQ_COUNT);
+    vfud->vectors = line ? CAUSES : got;
+    for (i = 0; i < vfud->vectors; i++)
+        vfud->vector[i].vfud = vfud;
+    pci_intx(vfud->pdev, line);
     for (i = 0; i < (unsigned int)got; i++) {
         int irq = pci_irq_vector(vfud->pdev, i);
-        bool line = setup->mode == VFUD_IRQ_INTX;
 
-        vfud->vector[i].vfud = vfud;
         /* Masking has to reach the device: the lazy way only ignores what it sends. */
         if (!line)
             irq_set_status_flags(irq, IRQ_DISABLE_UNLAZY);
         error = request_irq(irq, line ? vfud_line : vfud_message, line ? IRQF_SHARED : 0, vfud->misc.name,
                             &vfud->vector[i]);
         if (error) {
-            vfud_irq_free(vfud, i);
+            vfud_irq_free(vfud);
             return error;
         }
+        vfud->requested++;
     }
-    vfud->vectors = got;
-    setup->vectors = got;
+    setup->vectors = vfud->vectors;
     return 0;
 }
 
@@ -199,7 +206,7 @@ static int vfud_irq_mask(struct vfud *vfud, const struct vfud_irq_mask *mask)
 {
     struct vfud_vector *vector;
 
-    if (mask->vector >= vfud->vectors || mask->masked > 1)
+    if (mask->vector >= vfud->requested || mask->masked > 1)
         return -EINVAL;
     vector = &vfud->vector[mask->vector];
     if (vector->masked == mask->masked)
@@ -436,7 +443,7 @@ static void vfud_remove(struct pci_dev *pdev)
 
     misc_deregister(&vfud->misc);
     mutex_lock(&vfud->lock);
-    vfud_irq_free(vfud, vfud->vectors);
+    vfud_irq_free(vfud);
     WRITE_ONCE(vfud->gone, true);
     mutex_unlock(&vfud->lock);
     wake_up_interruptible(&vfud->changed);

@@ -5,7 +5,8 @@
  * The device's registers and memory are not here: programs map them from sysfs (resource0, resource2), which works
  * with or without this module. What needs a kernel is here: interrupts and memory that the device may reach.
  *
- * pread(fd, counts, 8 * n, 8 * v)  how often vectors v..v+n-1 were handled since VFUD_IRQ_SETUP, u64 each
+ * pread(fd, counts, 8 * n, 8 * v)  how often vectors v..v+n-1 were handled since VFUD_IRQ_SETUP, u64 each; with
+ *                                  INTx, which is one interrupt, how often each of its 32 causes was acknowledged
  * poll(fd)                         readable when any count changed since the last read of this file
  * mmap(fd, bytes, handle)          the buffer that VFUD_DMA_ALLOC returned as `handle`
  *
