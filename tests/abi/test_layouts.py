@@ -51,6 +51,10 @@ FUNCTIONS = {
     "vfu_reset_device": "int (*)(vfu_ctx_t *, vfu_reset_type_t)",
     "vfu_ext_api_version": "uint32_t (*)(void)",
     "vfu_client_has_precopy_info": "bool (*)(vfu_ctx_t *)",
+    "vfu_has_request": "bool (*)(vfu_ctx_t *)",
+    "vfu_irq_get_type": "int (*)(vfu_ctx_t *, uint32_t *)",
+    "vfu_irq_set_level": "int (*)(vfu_ctx_t *, bool)",
+    "vfu_irq_take_back": "int (*)(vfu_ctx_t *, uint32_t)",
 }
 # C parameter -> the ctypes type that has to stand for it; every pointer is a c_void_p or says to what.
 SCALARS = {

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from serverkit import readable, wait_until
+from streamkit import read_all
 
 from vfu_dev.client import VfioUserDevice
 from vfu_dev.device.dma import CTRL_START, DESCRIPTOR, DMA_FIELDS, FLAG_INTERRUPT, Op, Status
@@ -19,6 +20,7 @@ from vfu_dev.uapi import (
     VFIO_PCI_BAR0_REGION_INDEX,
     VFIO_PCI_CONFIG_REGION_INDEX,
     VFIO_PCI_MSIX_IRQ_INDEX,
+    DeviceState,
 )
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -120,3 +122,14 @@ class Driver:
         self["writer_buffer"], self["writer_length"], self["writer_rate"] = buffer, length, rate
         self["writer_ctrl"] = 1
         return WriterStatus(self["writer_status"])
+
+
+def carry(source: VfioUserDevice, target: VfioUserDevice) -> None:
+    """Move device state, and guest memory as it is at the stop; the target is RUNNING, the source stopped."""
+    source.migration.set_state(DeviceState.STOP_COPY)
+    for region in source.dma.regions.values():
+        target.dma.regions[region.iova].memory[:] = region.memory[:]
+    stream = read_all(source, 1 << 20)
+    target.migration.set_state(DeviceState.RESUMING)
+    target.migration.write(stream)
+    target.migration.set_state(DeviceState.RUNNING)

@@ -8,9 +8,8 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from dmakit import KIB, MIB, Driver
+from dmakit import KIB, MIB, Driver, carry
 from serverkit import RunningServer, ServerFactory, readable, wait_until
-from streamkit import read_all
 
 from vfu_dev.client import VfioUserDevice
 from vfu_dev.device.dma import FLAG_INTERRUPT, Op, Status
@@ -35,17 +34,6 @@ def attached(server: RunningServer) -> Iterator[tuple[VfioUserDevice, Driver, li
                 os.close(fd)
 
 
-def carry(source: VfioUserDevice, target: VfioUserDevice) -> None:
-    """Move device state, and guest memory as it is at the stop; the target is RUNNING, the source stopped."""
-    source.migration.set_state(S.STOP_COPY)
-    for region in source.dma.regions.values():
-        target.dma.regions[region.iova].memory[:] = region.memory[:]
-    stream = read_all(source, 1 << 20)
-    target.migration.set_state(S.RESUMING)
-    target.migration.write(stream)
-    target.migration.set_state(S.RUNNING)
-
-
 @pytest.mark.parametrize("state", [S.RUNNING_P2P, S.PRE_COPY_P2P])
 def test_a_quiet_device_serves_accesses_and_starts_nothing(server: RunningServer, state: S) -> None:
     """Registers work, a doorbell is taken; DMA and interrupts wait until the device runs."""
@@ -67,21 +55,6 @@ def test_a_quiet_device_serves_accesses_and_starts_nothing(server: RunningServer
         driver["writer_ctrl"] = 0
         assert readable(eventfds, 5) == [eventfds[0], eventfds[3]]
         assert [os.eventfd_read(fd) for fd in (eventfds[0], eventfds[3])] == [1, 1]
-
-
-def test_an_interrupt_raised_before_the_stop_arrives_once_on_one_side(serve: ServerFactory) -> None:
-    """Raised while running it is the source's, raised in PRE_COPY_P2P it is the destination's."""
-    with attached(serve()) as (source, driver, here), attached(serve()) as (target, _, there):
-        source.migration.set_state(S.PRE_COPY)
-        driver["irq_raise"] = 1
-        source.migration.set_state(S.PRE_COPY_P2P)
-        for _ in range(3):
-            driver["irq_raise"] = 2
-        carry(source, target)
-        assert readable(here, 0) == [here[1]]
-        assert readable(there, 5) == [there[2]]
-        assert os.eventfd_read(there[2]) == os.eventfd_read(here[1]) == 1
-        assert readable(here + there, 0) == []
 
 
 def test_a_migration_that_is_given_up_delivers_at_the_source(server: RunningServer) -> None:

@@ -7,6 +7,7 @@ migratable with pre-copy, and observable follows.
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import time
 from bisect import bisect_left
@@ -17,7 +18,7 @@ from typing import ClassVar, Protocol
 from vfu_dev.device.config_space import ConfigSpace
 from vfu_dev.device.declare import Region, declared
 from vfu_dev.device.guest_memory import GuestMemory, NoGuestMemory
-from vfu_dev.device.interrupts import Interrupts
+from vfu_dev.device.interrupts import MAX_MESSAGES, Interrupts
 from vfu_dev.device.regions import BarSpace, MemoryBar, MsixBar, RegisterBar
 from vfu_dev.errors import AccessError, ConfigError
 from vfu_dev.figures import MMIO_EDGES_SECONDS, Histogram
@@ -119,6 +120,7 @@ class Device:
     Attributes:
         identity: what the PCI bus sees; the default is numbers that nobody was assigned.
         type_name: both ends of a migration have to agree on it; the class's name by default.
+        msi_vectors: how many interrupts MSI is asked for, 0 for a device without it; None for those of MSI-X.
         express: whether it is a PCI Express endpoint, with function level reset, or a conventional function.
 
     Args:
@@ -130,6 +132,7 @@ class Device:
     # Class 0xff: "device does not fit in any defined classes" (PCI Code and ID Assignment Specification).
     identity = PciIdentity(vendor=0x4656, device=0xFFFF, class_code=0xFF0000, revision=0)
     express = True
+    msi_vectors: int | None = None
     type_name: ClassVar[str]
     # What streams of older versions lack, and what they have that is not missed: see `MigratableState`.
     added_state: ClassVar[Collection[str]] = ()
@@ -156,7 +159,7 @@ class Device:
         self.memories: list[DeviceMemory] = []
         self.unmigrated: list[DeviceMemory] = []
         self.msix_vectors = 0
-        self.interrupts = Interrupts(lambda: self.msix_vectors)
+        self.interrupts = Interrupts(lambda: self.irq_vectors)
         self.config = ConfigSpace()  # laid out by the server
         self.workers: list[Worker] = []
         # Set by the server: guest memory, and whether the command register lets the device reach it.
@@ -192,13 +195,37 @@ class Device:
             (self.memories if migrate else self.unmigrated).append(bar.memory)
         if isinstance(bar, MsixBar):
             self.msix_vectors = bar.vectors
+        if isinstance(bar, RegisterBar):
+            self._connect_line(bar)
+
+    def _connect_line(self, bar: RegisterBar) -> None:
+        """Let the register that shows the causes of INTx do so, if `bar` has one."""
+        for field in bar.fields.values():
+            if field.access != "intx":
+                continue
+            if self.interrupts.has_line:
+                raise ConfigError(f"{bar.name}: {field.name}: a second register that acknowledges INTx")
+            self.interrupts.has_line = True
+            self.interrupts.mirror = functools.partial(bar.__setitem__, field.name)
+            bar.acknowledge = self.interrupts.acknowledge
+
+    @property
+    def irq_vectors(self) -> int:
+        """How many interrupts there are to raise, whichever kind the guest uses."""
+        return self.msix_vectors or self.msi_vectors or int(self.interrupts.has_line)
+
+    @property
+    def msi_messages(self) -> int:
+        """How many messages MSI has, a power of two; 0 for no MSI. By default those of MSI-X, at most 32."""
+        wanted = min(self.msix_vectors, MAX_MESSAGES) if self.msi_vectors is None else self.msi_vectors
+        return 1 << (wanted - 1).bit_length() if wanted else 0
 
     def finish(self, extra_memories: Sequence[DeviceMemory] = ()) -> None:
         """Complete the declaration; `extra_memories` migrate without being behind a BAR."""
         self.memories += extra_memories
         blocks = [bar.block() for bar in self.bars if isinstance(bar, RegisterBar)]
         blocks += [worker.block() for worker in self.workers]
-        if self.msix_vectors:
+        if self.irq_vectors:
             blocks.append(self.interrupts.block())
         blocks.append(self.config.block())
         state = MigratableState(
@@ -266,11 +293,14 @@ class Device:
         region.store(offset, data)
 
     def raise_irq(self, vector: int) -> None:
-        """Raise the MSI-X interrupt `vector`; one that does not exist is ignored, as hardware would.
+        """Raise interrupt `vector` in the way that the guest chose; one that does not exist is ignored.
+
+        By MSI-X it is message `vector`. By MSI too, or that of `vector` modulo the messages that the guest
+        allowed. By INTx it is a cause that stands until the guest acknowledges it.
 
         While the device has to be quiet it stays pending, migrates, and is raised when the device runs again.
         """
-        if vector < self.msix_vectors:
+        if vector < self.irq_vectors:
             self.counters.irqs += 1
             self.interrupts.raise_vector(vector)
         else:

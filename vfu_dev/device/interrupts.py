@@ -1,8 +1,13 @@
 """A device's interrupts: raised at once while the device runs, kept pending while it must be quiet.
 
-In RUNNING_P2P and PRE_COPY_P2P a device starts nothing of its own (<linux/vfio.h>, "P2P"), and an MSI-X
-interrupt is a write to memory. What is raised there, or while stopped, is remembered, migrates, and is raised
-on whichever side runs again. Pending is one bit a vector, as in the PBA of real MSI-X.
+The client uses one of INTx, MSI and MSI-X at a time. A message is raised and forgotten. INTx is a line,
+asserted as long as there is a cause that the guest has not acknowledged: vector n, or 31 for all beyond.
+
+In RUNNING_P2P and PRE_COPY_P2P a device starts nothing of its own (<linux/vfio.h>, "P2P"), and a message is a
+write to memory. What is raised there, or while stopped, is remembered, migrates, and is raised on whichever
+side runs again. Pending is one bit a vector, as in the PBA of real MSI-X. What was raised before without
+the client having noticed is pending too: nobody looks at it any more when the VM has moved. Either the
+client has it or the device, never both.
 """
 
 from __future__ import annotations
@@ -13,8 +18,15 @@ import numpy as np
 
 from vfu_dev.errors import StreamError
 from vfu_dev.migration import RegisterBlock
+from vfu_dev.uapi import VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX
 
 MAX_VECTORS = 2048  # PCI_MSIX_FLAGS_QSIZE + 1, <linux/pci_regs.h>
+MAX_MESSAGES = 32  # of MSI: PCI Local Bus Specification 3.0, section 6.8.1.3
+CAUSES = 32
+
+
+def _bits(mask: int) -> list[int]:
+    return [bit for bit in range(mask.bit_length()) if mask >> bit & 1]
 
 
 class Interrupts:
@@ -24,53 +36,105 @@ class Interrupts:
         vectors: returns how many there are; at most `MAX_VECTORS`.
 
     Attributes:
-        trigger: set by the server; raises a vector, True when the client has it set up.
+        asserted: causes of INTx that the guest has not acknowledged, one bit each.
+        has_line: whether there is INTx: whether the guest has a register to acknowledge it.
+        mirror: called with `asserted`, for that register.
+
+    Set by the server:
+        trigger: raises a vector as a message, True when the client has it set up.
+        take_back: takes a message back; True when the client had not noticed it.
+        mode: which VFIO_PCI_*_IRQ_INDEX the client has set up, None for none.
+        set_line: sets the level of INTx.
+        line_disabled: whether the guest forbids INTx, in its command register.
+        show: called with whether INTx is asserted, or would be if it were not disabled.
     """
 
     def __init__(self, vectors: Callable[[], int]) -> None:
         self.trigger: Callable[[int], bool] = lambda _: False
+        self.take_back: Callable[[int], bool] = lambda _: False
+        self.mode: Callable[[], int | None] = lambda: VFIO_PCI_MSIX_IRQ_INDEX
+        self.set_line: Callable[[bool], None] = lambda _: None
+        self.line_disabled: Callable[[], bool] = lambda: False
+        self.show: Callable[[bool], None] = lambda _: None
+        self.asserted = 0
+        self.has_line = False
+        self.mirror: Callable[[int], None] = lambda _: None
         self._vectors = vectors
         self._pending = 0
+        self._sent = 0  # vectors raised since the device was last quiet
         self._held = False
 
     @property
     def pending(self) -> list[int]:
         """Vectors that wait for the device to run, ascending."""
-        return [vector for vector in range(self._pending.bit_length()) if self._pending >> vector & 1]
+        return _bits(self._pending)
 
     def raise_vector(self, vector: int) -> None:
         """Raise `vector`, which exists, now or when the device runs again."""
         if self._held:
             self._pending |= 1 << vector
+        elif self.has_line and self.mode() == VFIO_PCI_INTX_IRQ_INDEX:
+            self.asserted |= 1 << min(vector, CAUSES - 1)
+            self.update_line()
         else:
+            self._sent |= 1 << vector
             self.trigger(vector)
 
+    def acknowledge(self, causes: int) -> None:
+        """Take back causes of INTx, which the guest has seen."""
+        self.asserted &= ~causes
+        self.update_line()
+
+    def update_line(self) -> None:
+        """Set INTx to what it should be; called when anything that it depends on has changed."""
+        if self.has_line:
+            self.mirror(self.asserted)
+            self.show(self.asserted != 0)
+            self.set_line(self.asserted != 0 and not self._held and not self.line_disabled())
+
     def hold(self) -> None:
-        """Be quiet from now on."""
+        """Be quiet from now on, and take back what nobody has noticed."""
+        if self._held:
+            return
         self._held = True
+        self.update_line()
+        for vector in _bits(self._sent):
+            if self.take_back(vector):
+                self._pending |= 1 << vector
+        self._sent = 0
 
     def release(self) -> None:
         """Raise what is pending, lowest vector first, and from now on everything at once."""
         self._held = False
         waiting, self._pending = self.pending, 0
         for vector in waiting:
-            self.trigger(vector)
+            self.raise_vector(vector)
+        self.update_line()
 
     def reset(self) -> None:
-        """Forget what is pending."""
-        self._pending = 0
+        """Forget what is pending, and every cause."""
+        self._pending = self._sent = self.asserted = 0
+        self.update_line()
 
     def block(self) -> RegisterBlock:
-        """Return what migrates: one bit for each vector."""
-        dtype = np.dtype([("pending", "<u8", (MAX_VECTORS // 64,))])
-        return RegisterBlock("interrupts", dtype, self._pack, self._unpack, self._validate)
+        """Return what migrates: one bit for each vector, and the causes of INTx."""
+        dtype = np.dtype([("pending", "<u8", (MAX_VECTORS // 64,)), ("asserted", "<u4")])
+        return RegisterBlock(
+            "interrupts", dtype, self._pack, self._unpack, self._validate, defaults={"asserted": 0}
+        )
 
     def _pack(self) -> bytes:
-        return self._pending.to_bytes(MAX_VECTORS // 8, "little")
+        return self._pending.to_bytes(MAX_VECTORS // 8, "little") + self.asserted.to_bytes(4, "little")
 
     def _unpack(self, content: bytes) -> None:
-        self._pending = int.from_bytes(content, "little")
+        self._pending = int.from_bytes(content[:-4], "little")
+        self.asserted = int.from_bytes(content[-4:], "little")
+        self.update_line()
 
     def _validate(self, content: bytes) -> None:
-        if int.from_bytes(content, "little") >> self._vectors():
-            raise StreamError(f"interrupts pending beyond the last of {self._vectors()} vectors")
+        vectors = self._vectors()
+        if int.from_bytes(content[:-4], "little") >> vectors:
+            raise StreamError(f"interrupts pending beyond the last of {vectors} vectors")
+        asserted = int.from_bytes(content[-4:], "little")
+        if asserted >> min(vectors, CAUSES) or (asserted and not self.has_line):
+            raise StreamError(f"INTx asserted for causes that {vectors} vectors cannot have: {asserted:#x}")

@@ -42,7 +42,7 @@ FIELDS = (
     Field("fill", 0x10, "<u8", "ro", "seed of the memory's first content, 0 for zeros", survives_reset=True),
     Field("ctrl", 0x18, "<u4", "rw", "bit 0: reset the registers, clears itself"),
     Field("status", 0x1C, "<u4", "ro", "bit 0: ready"),
-    Field("irq_raise", 0x20, "<u4", "wo", "raises the MSI-X vector written"),
+    Field("irq_raise", 0x20, "<u4", "wo", "raises the interrupt written"),
     Field("irq_count", 0x24, "<u4", "ro", "interrupts raised since reset", migrates=True),
     Field(
         "generation", 0x28, "<u8", "ro", "completed migrations into here", migrates=True, survives_reset=True
@@ -55,6 +55,7 @@ FIELDS = (
     Field(
         "window", 0x40, "<u8", "rw", "where the windows of memories larger than a BAR begin", migrates=True
     ),
+    Field("intx_causes", 0x48, "<u4", "intx", "interrupts that INTx is asserted for", migrates=True),
     *DMA_FIELDS,
     *WRITER_FIELDS,
     *LOAD_FIELDS,
@@ -140,7 +141,7 @@ class ReferenceDevice(Device):
             guest=lambda: self.guest_memory,
             bus_master=lambda: self.bus_master(),
             raise_irq=self.raise_irq,
-            vectors=lambda: self.msix_vectors,
+            vectors=lambda: self.irq_vectors,
             counters=self.counters,
         )
         self.dma = DmaEngine(registers, self.memory, host)
@@ -177,7 +178,7 @@ class ReferenceDevice(Device):
         self.writer.write_ctrl(int(value))
 
     def _write_irq_raise(self, vector: int) -> None:
-        if vector < self.msix_vectors:
+        if vector < self.irq_vectors:
             # Wraps as the register does.
             self.registers["irq_count"] = (self.registers["irq_count"] + 1) & 0xFFFF_FFFF
         self.raise_irq(vector)

@@ -171,7 +171,8 @@ class Field:
     Attributes:
         offset: in the BAR.
         format: a numpy dtype, little endian: "<u4", "<u8", "V256" for plain bytes.
-        access: "ro" reads the stored value, writes are dropped; "rw"; "wo" reads zero.
+        access: "ro" reads the stored value, writes are dropped; "rw"; "wo" reads zero; "intx" reads the
+            causes of INTx, of which ones written are acknowledged: a device with such a register has INTx.
         migrates: whether its value is part of the device's state.
         survives_reset: whether a device reset leaves it alone.
         doc: what it is for.
@@ -226,8 +227,9 @@ class RegisterBar(BarSpace):
         unknown = set(hooks) - set(self.fields)
         if unknown:
             raise ConfigError(f"{name}: hooks for registers that do not exist: {sorted(unknown)}")
+        self.acknowledge: Callable[[int], None] = lambda _: None  # of INTx, set by the device
         self._initial = bytes(size_bytes)
-        migrating = [f for f in fields if f.migrates]
+        migrating = [f for f in fields if f.migrates and f.access != "intx"]  # that is in `Interrupts`
         # Explicit and packed: what travels does not depend on where a register sits in the BAR.
         self._migrating = np.dtype([(f.name, f.format) for f in migrating])
 
@@ -287,6 +289,8 @@ class RegisterBar(BarSpace):
             self._bytes[at : at + len(data)] = data
             if hook is not None:
                 hook(self.values[field.name][0])
+        elif field.access == "intx":
+            self.acknowledge(int.from_bytes(bytes(offset) + data, "little"))
         elif hook is not None:
             hook(int.from_bytes(bytes(offset) + data, "little"))
 

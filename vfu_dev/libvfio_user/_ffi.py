@@ -162,6 +162,10 @@ EXT_PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "vfu_migration_fail": (c_int, (c_void_p,)),
     "vfu_reset_device": (c_int, (c_void_p, c_int)),
     "vfu_ext_api_version": (c_uint32, ()),
+    "vfu_has_request": (c_bool, (c_void_p,)),
+    "vfu_irq_get_type": (c_int, (c_void_p, POINTER(c_uint32))),
+    "vfu_irq_set_level": (c_int, (c_void_p, c_bool)),
+    "vfu_irq_take_back": (c_int, (c_void_p, c_uint32)),
     "vfu_client_has_precopy_info": (c_bool, (c_void_p,)),
 }
 
@@ -204,6 +208,11 @@ def view(address: int, count: int) -> memoryview:
     may keep it.
     """
     return memoryview((c_uint8 * count).from_address(address)).cast("B")
+
+
+def count() -> Any:
+    """Return a number for C to store, passed as its address."""
+    return c_uint32()
 
 
 def scratch(count: int) -> Any:

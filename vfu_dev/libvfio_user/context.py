@@ -13,7 +13,13 @@ from typing import Any, NamedTuple, Protocol
 from vfu_dev.libvfio_user import _ffi
 from vfu_dev.libvfio_user.dma import DmaMemory
 from vfu_dev.libvfio_user.library import Library, failed
-from vfu_dev.uapi import VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, DeviceState, MigrationFlags
+from vfu_dev.uapi import (
+    VFIO_PCI_CONFIG_REGION_INDEX,
+    VFIO_PCI_MSI_IRQ_INDEX,
+    VFIO_PCI_MSIX_IRQ_INDEX,
+    DeviceState,
+    MigrationFlags,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +135,11 @@ class Context:
         self._ctx: int | None = ctx
         self._run = library.function("vfu_run_ctx")
         self._trigger = library.function("vfu_irq_trigger")
+        if library.is_ours:
+            self._irq_type = library.function("vfu_irq_get_type")
+            self._irq_count = _ffi.count()
+            self._take_back = library.function("vfu_irq_take_back")
+            self._has_request = library.function("vfu_has_request")
         self._setup_log()
 
     def _check(self, function: str, *arguments: Any) -> int:
@@ -186,9 +197,14 @@ class Context:
             "vfu_setup_region", VFIO_PCI_CONFIG_REGION_INDEX, size_bytes, callback, flags, None, 0, -1, 0
         )
 
-    def setup_msix(self, vectors: int) -> None:
-        """Announce `vectors` MSI-X interrupts."""
-        self._check("vfu_setup_device_nr_irqs", VFIO_PCI_MSIX_IRQ_INDEX, vectors)
+    @property
+    def has_all_irqs(self) -> bool:
+        """Whether there is more than MSI-X: a foreign library does not say which kind the client uses."""
+        return self._library.is_ours
+
+    def setup_irqs(self, index: int, count: int) -> None:
+        """Announce `count` interrupts of the kind VFIO_PCI_*_IRQ_INDEX."""
+        self._check("vfu_setup_device_nr_irqs", index, count)
 
     def setup_reset(self, handler: Callable[[ResetKind], None]) -> None:
         """Call `handler` on every reset and lost connection."""
@@ -307,13 +323,42 @@ class Context:
         raise failed("vfu_run_ctx")
 
     @property
+    def has_request(self) -> bool:
+        """Whether a request waits that `poll_fd` does not tell of: it crossed DMA by message."""
+        return self._library.is_ours and bool(self._has_request(self._ctx))
+
+    @property
     def poll_fd(self) -> int:
         """What to wait on: the connection, or the listening socket while there is none."""
         return int(self._library.function("vfu_get_poll_fd")(self._ctx))
 
+    def irq_mode(self) -> int | None:
+        """Return which VFIO_PCI_*_IRQ_INDEX the client has set up, None for none."""
+        if not self.has_all_irqs:
+            return VFIO_PCI_MSIX_IRQ_INDEX
+        index: int = self._irq_type(self._ctx, None)
+        return None if index < 0 else index
+
     def trigger_irq(self, vector: int) -> bool:
-        """Raise an interrupt; False when the client has not set that vector up."""
-        return self._trigger(self._ctx, vector) == 0  # type: ignore[no-any-return]
+        """Raise a message; False when the client has not set that vector up."""
+        return self._trigger(self._ctx, self._message(vector)) == 0  # type: ignore[no-any-return]
+
+    def take_back_irq(self, vector: int) -> bool:
+        """Take a message back; False when the client has noticed it, or there was none."""
+        return self.has_all_irqs and self._take_back(self._ctx, self._message(vector)) == 1
+
+    def set_irq_line(self, asserted: bool) -> None:
+        """Set the level of INTx; nothing happens once the context is gone."""
+        if self._ctx is not None:
+            self._check("vfu_irq_set_level", asserted)
+
+    def _message(self, vector: int) -> int:
+        """Return the message for a vector: MSI may have been allowed fewer than there are, a power of two."""
+        if vector == 0 or self.irq_mode() != VFIO_PCI_MSI_IRQ_INDEX:
+            return vector
+        self._irq_type(self._ctx, self._irq_count)
+        count: int = self._irq_count.value
+        return vector & max(0, count - 1)
 
     def migration_state(self) -> DeviceState | None:
         """Return the library's migration state; None when it is a foreign one, which does not tell."""

@@ -30,6 +30,7 @@ _MISSING_IN_V2 = (
     "pre-copy sizes (MIG_GET_PRECOPY_INFO)",
     "stop-copy size (MIG_DATA_SIZE)",
     "P2P states, so one migratable device a VM",
+    "INTx and MSI; interrupts raised at the last moment before a migration are lost",
 )
 
 

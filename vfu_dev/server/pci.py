@@ -13,6 +13,7 @@ from vfu_dev.device import Device, MsixBar
 from vfu_dev.device.base import RefusedAccessError
 from vfu_dev.device.config_space import CONVENTIONAL_BYTES, EXPRESS_BYTES, ConfigSpace
 from vfu_dev.libvfio_user import Context
+from vfu_dev.uapi import VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX
 
 _PCI_COMMAND_MEMORY = 0x2
 _PCI_COMMAND_MASTER = 0x4
@@ -50,6 +51,15 @@ _LNKCTL_WRITABLE = 0x00CB  # ASPM, read completion boundary, common clock, exten
 _PCI_EXP_DEVCAP2_COMP_TMOUT_DIS = 0x10
 _LNKCAP2_SPEEDS = 0b11 << 1  # 2.5 and 5 GT/s
 
+_PIN_A = 1
+_PCI_STATUS_INTERRUPT = 0x8
+
+_PCI_CAP_ID_MSI = 0x05
+_PCI_CAP_MSI_SIZEOF = 24
+_MSI_LAYOUT = 0x80 | 0x100  # PCI_MSI_FLAGS_64BIT | PCI_MSI_FLAGS_MASKBIT
+_MSI_WRITABLE = 0x01 | 0x70  # PCI_MSI_FLAGS_ENABLE | PCI_MSI_FLAGS_QSIZE
+_ALL_64_BITS = (1 << 64) - 1
+
 _PCI_CAP_ID_MSIX = 0x11
 _PCI_CAP_MSIX_SIZEOF = 12
 _MSIX_WRITABLE = 0x8000 | 0x4000  # PCI_MSIX_FLAGS_ENABLE | PCI_MSIX_FLAGS_MASKALL
@@ -68,10 +78,15 @@ def set_up(context: Context, device: Device, function_reset: Callable[[], None])
     _add_power_management(capabilities)
     if device.express:
         _add_express(capabilities, function_reset)
+    if context.has_all_irqs:
+        _add_line(config, device, context)
+        if device.msi_messages:
+            _add_msi(capabilities, device.msi_messages)
+            context.setup_irqs(VFIO_PCI_MSI_IRQ_INDEX, device.msi_messages)
     for bar in device.bars:
         if isinstance(bar, MsixBar):
             _add_msix(capabilities, bar)
-            context.setup_msix(bar.vectors)
+            context.setup_irqs(VFIO_PCI_MSIX_IRQ_INDEX, bar.vectors)
     context.setup_pci(express=device.express)
     context.setup_config_region(config.size_bytes, _handler(device))
     device.bus_master = lambda: _is_bus_master(config)
@@ -181,6 +196,34 @@ def _add_express(capabilities: _Capabilities, function_reset: Callable[[], None]
             function_reset()
 
     config.on_write("device_control", written)
+
+
+def _add_line(config: ConfigSpace, device: Device, context: Context) -> None:
+    """Have interrupt pin A, its state in the status register, and INTx Disable, where the device has INTx."""
+    interrupts = device.interrupts
+    if not interrupts.has_line:
+        return
+    config.register("interrupt_pin", 0x3D, 1, _PIN_A)
+    context.setup_irqs(VFIO_PCI_INTX_IRQ_INDEX, 1)
+
+    def show(asserted: bool) -> None:
+        config["status"] = _PCI_STATUS_CAP_LIST | (_PCI_STATUS_INTERRUPT if asserted else 0)
+
+    interrupts.show = show
+    interrupts.line_disabled = lambda: bool(config["command"] & _PCI_COMMAND_INTX_DISABLE)
+    config.on_write("command", lambda _before, _written: interrupts.update_line())
+
+
+def _add_msi(capabilities: _Capabilities, messages: int) -> None:
+    """Add MSI with a mask bit for each message; the client masks, and sends the messages."""
+    config = capabilities.config
+    offset = capabilities.add(_PCI_CAP_ID_MSI, _PCI_CAP_MSI_SIZEOF)
+    order = messages.bit_length() - 1
+    config.register("msi_control", offset + 2, 2, _MSI_LAYOUT | order << 1, _MSI_WRITABLE)
+    config.register("msi_address", offset + 4, 8, writable=_ALL_64_BITS & ~3)
+    config.register("msi_data", offset + 12, 2, writable=0xFFFF)
+    config.register("msi_mask", offset + 16, 4, writable=(1 << messages) - 1)
+    config.register("msi_pending", offset + 20, 4)
 
 
 def _add_msix(capabilities: _Capabilities, bar: MsixBar) -> None:

@@ -105,6 +105,10 @@ class Server:
             device.restrict_flags(flags)
         context.setup_migration(flags, self)
         device.trigger_irq = context.trigger_irq
+        device.interrupts.take_back = context.take_back_irq
+        device.interrupts.mode = context.irq_mode
+        if context.has_all_irqs:
+            device.interrupts.set_line = context.set_irq_line
         if context.dma is not None:
             device.guest_memory = context.dma
 
@@ -229,6 +233,8 @@ class Server:
         """Return how long the loop may sleep: no time when there is idle work, else until the next sample."""
         if self.device.migration.audit_pending or (self._control is not None and self._control.busy):
             return 0
+        if self._context.has_request:
+            return 0
         timeouts = (self._sampler.timeout(), self.device.work_due())
         return min((seconds for seconds in timeouts if seconds is not None), default=None)
 
@@ -236,6 +242,8 @@ class Server:
         self._sampler.poll()
         if self.device.work_due() == 0:
             self._work()
+        if self._context.has_request:
+            self._serve_requests()
         if self.device.migration.audit_pending:
             self.device.migration.advance_audit(_IDLE_STEP_SECONDS)
         if self._control is not None and self._control.busy:
