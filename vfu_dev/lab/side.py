@@ -56,11 +56,18 @@ class Side:
         await asyncio.gather(*(server.stop() for server in self.servers))
 
     async def plug(self) -> None:
-        """Serve one more device and plug it into the first free root port. Raises: ProcessError, QmpError."""
+        """Serve one more device and plug it into the first free root port.
+
+        Raises:  ProcessError, QmpError: it is not served, or QEMU refuses it; then all is as before.
+        """
         server = self._make_server(len(self.servers))
-        await server.start()
+        try:
+            await server.start()
+            await self.qemu.plug(len(self.servers), server.socket)
+        except LabError:
+            await server.stop()
+            raise
         self.servers.append(server)
-        await self.qemu.plug(len(self.servers) - 1, server.socket)
 
     async def unplug(self) -> None:
         """Have the guest give the last device back, and end its server. Raises: LabError: it does not."""

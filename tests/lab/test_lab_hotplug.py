@@ -1,0 +1,130 @@
+"""Devices that come and go in a running Linux guest, before a migration and after one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from labkit import KIB, MIB, dirtying
+from pcilab import complaints, guest_of, wait_devices
+
+from vfu_dev.lab.judge import judge
+from vfu_dev.lab.migrate import Lab, MigrateOptions
+from vfu_dev.lab.qemu import QmpError
+from vfu_dev.lab.result import GuestResult, MigrationResult
+from vfu_dev.patterns import LoadSpec
+
+Options = Callable[..., MigrateOptions]
+InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]
+
+LOAD = dirtying(256 * KIB)
+
+
+@dataclass
+class Story:
+    """What came of each step."""
+
+    moves: list[MigrationResult] = field(default_factory=list)
+    checks: list[GuestResult] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+    reset: dict[str, Any] = field(default_factory=dict)
+
+
+async def move(lab: Lab, story: Story) -> None:
+    """Move the VM under load, check every byte of every device, and be ready for the next move."""
+    guest = guest_of(lab)
+    await guest.start(LOAD)
+    result = await lab.move()
+    await guest.stop()
+    story.checks.append(await guest.verify())
+    judge(result, None, verified=False)
+    story.moves.append(result)
+    await lab.turn_around()
+
+
+def test_devices_come_and_go(options: Options, in_lab: InLab, guest_image: Path) -> None:
+    """One is added and moves along; after a move it is removed, and another one added after the next.
+
+    No destination needs one that left, and each has those that came. The guest's kernel takes each device up
+    and lets it go without a complaint, and uses it as any other.
+    """
+
+    async def scenario(lab: Lab) -> Story:
+        guest, story = guest_of(lab), Story()
+        await lab.plug()  # before a migration
+        await wait_devices(guest, 2)
+        await move(lab, story)
+
+        await guest.command("release device=1")  # after one
+        await lab.unplug()
+        await move(lab, story)
+
+        await lab.plug()  # into the port that was used before, with a server that nobody knows yet
+        await wait_devices(guest, 2)
+        story.reset = await guest.command("reset device=1")
+        await move(lab, story)
+        story.complaints = await complaints(guest)
+        return story
+
+    story = in_lab(
+        options(
+            guest_image=guest_image,
+            memory_bytes=256 * KIB,
+            load=LoadSpec("idle"),
+            spare_ports=1,
+            max_bandwidth=256 * MIB,
+            warmup_seconds=0.0,
+        ),
+        scenario,
+    )
+    assert [result.problems for result in story.moves] == [[], [], []]
+    assert [len(result.devices) for result in story.moves] == [2, 1, 2]
+    assert [check.verified for check in story.checks] == [True] * 3
+    assert [check.compared_bytes for check in story.checks] == [512 * KIB, 256 * KIB, 512 * KIB]
+    assert story.reset["methods"].split()[0] == "flr"
+    assert story.reset["scratch_cleared"]
+    assert story.complaints == []
+
+
+def test_nothing_is_plugged_while_a_vm_moves(options: Options, in_lab: InLab, guest_image: Path) -> None:
+    """QEMU refuses both with a reason; the migration goes on, and afterwards it works."""
+
+    async def scenario(lab: Lab) -> tuple[list[str], MigrationResult]:
+        guest = guest_of(lab)
+        await lab.configure()
+        await lab.source.qemu.execute("migrate-set-parameters", max_bandwidth=2 * MIB)
+        await lab.begin(await lab.listen())
+        await lab.wait_for(lambda row: row["source"][0].get("state") == "PRE_COPY", "PRE_COPY")
+        refused = []
+        for change in (lab.source.plug, lab.source.unplug):
+            with pytest.raises(QmpError) as caught:
+                await change()
+            refused.append(caught.value.reason)
+        assert (await lab.source.servers[0].status())["state"] == "PRE_COPY"
+        await lab.source.qemu.execute("migrate-set-parameters", max_bandwidth=256 * MIB)
+        assert (await lab.wait_final())["status"] == "completed"
+        await lab.wait_running(lab.destination.qemu)
+        await guest.follow(lab.destination.qemu)
+        result = MigrationResult(guest=await guest.verify())
+        await lab.collect(result)
+        judge(result, None)
+        await lab.turn_around()
+        await lab.plug()
+        await wait_devices(guest, 2)
+        return refused, result
+
+    refused, result = in_lab(
+        options(
+            guest_image=guest_image,
+            memory_bytes=256 * KIB,
+            load=LoadSpec("idle"),
+            spare_ports=1,
+            warmup_seconds=0.0,
+        ),
+        scenario,
+    )
+    assert all("migrat" in reason for reason in refused), refused
+    assert result.problems == []
