@@ -16,6 +16,8 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("vfu_dev.cli.serve", "Serve the device on a vfio-user socket."),
     "info": ("vfu_dev.cli.info", "Show what a vfio-user server offers."),
     "migrate": ("vfu_dev.cli.migrate", "Move a device's state from one server to another, without QEMU."),
+    "load": ("vfu_dev.cli.load", "Write to a device at a rate: inside it, from a guest, as a client."),
+    "ctl": ("vfu_dev.cli.ctl", "Command a running server: status, load, faults, digests."),
     "top": ("vfu_dev.cli.top", "Watch servers in the terminal: state, rates, predicted downtime."),
     "lab": ("vfu_dev.cli.lab", "Run whole experiments with real QEMU."),
     "report": ("vfu_dev.cli.report", "Make the page of a lab run again from its JSON."),

@@ -14,13 +14,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from vfu_dev.errors import ConfigError
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import Migration, RegisterBlock
 from vfu_dev.migration.fsm import P2P_STATES, RUNNING_GROUP
-from vfu_dev.patterns import ArrayWriter, LoadSpec, Pacer, Program
+from vfu_dev.patterns import ArrayWriter, LoadFigures, LoadSpec, Pacer, Program
 
 _NS = 1_000_000_000
 
@@ -34,34 +34,6 @@ _WAKE_NS = 1_000_000
 _GAP_NS = 5_000_000
 _RATE_WINDOW_NS = _NS
 _RATE_STEP_NS = _NS // 10
-# Below this part of what was due, the machine does not carry the load.
-KEEPS_UP = 0.95
-
-
-@dataclass
-class LoadFigures:
-    """What a load did so far.
-
-    Attributes:
-        asked_rate_bytes: on average, see docs/load.md.
-        reached_rate_bytes: since it began, quiet time left out.
-        recent_rate_bytes: in the last second or so.
-        missed_writes: that were due when the device had no time for them.
-        carried: of the writes that were due, the part that was made; None before the first was due.
-        keeps_up: whether that is 95 % or more.
-        quiet_seconds: in which the device was not to write.
-    """
-
-    asked_rate_bytes: float
-    reached_rate_bytes: float
-    recent_rate_bytes: float
-    writes: int
-    written_bytes: int
-    missed_writes: int
-    carried: float | None
-    keeps_up: bool
-    seconds: float
-    quiet_seconds: float
 
 
 class LoadRun:
@@ -154,21 +126,14 @@ class LoadRun:
         now = time.monotonic_ns()
         # Quiet time that nobody took out yet, because the device still is quiet.
         quiet = self._quiet_ns + int(_quiet_seconds(self._migration, self._last_time) * _NS)
-        seconds = max(0, now - self._began - quiet) / _NS
-        made, missed = self._pacer.taken, self._pacer.missed
-        carried = made / (made + missed) if made + missed else None
         since, had = self._window[0]
         recent = (self.written_bytes - had) * _NS / max(1, self._last - since)
-        return LoadFigures(
+        return LoadFigures.of(
+            self._pacer,
             asked_rate_bytes=self.asked_rate_bytes,
-            reached_rate_bytes=self.written_bytes / seconds if seconds else 0.0,
             recent_rate_bytes=recent if now - self._last < _RATE_WINDOW_NS else 0.0,
-            writes=made,
             written_bytes=self.written_bytes,
-            missed_writes=missed,
-            carried=carried,
-            keeps_up=carried is None or carried >= KEEPS_UP,
-            seconds=seconds,
+            seconds=max(0, now - self._began - quiet) / _NS,
             quiet_seconds=quiet / _NS,
         )
 

@@ -5,6 +5,7 @@
 """
 
 from vfu_dev.patterns.carry import ArrayWriter
+from vfu_dev.patterns.figures import LoadFigures
 from vfu_dev.patterns.pacer import Pacer, Run
 from vfu_dev.patterns.program import Program
 from vfu_dev.patterns.spec import PAGE_PATTERNS, PATTERNS, Burst, LoadSpec, Phase, parse_rate
@@ -16,6 +17,7 @@ __all__ = [
     "PATTERNS",
     "ArrayWriter",
     "Burst",
+    "LoadFigures",
     "LoadSpec",
     "Pacer",
     "Phase",

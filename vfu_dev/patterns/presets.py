@@ -44,15 +44,21 @@ class Decision:
         return self.left_bytes <= self.threshold_bytes
 
     @property
+    def rates_text(self) -> str:
+        """How fast the memory is written, and how fast the link carries."""
+        sign = "<" if self.dirty_rate_bytes < self.bandwidth_bytes else ">="
+        return f"{format_size(self.dirty_rate_bytes)}/s {sign} link {format_size(self.bandwidth_bytes)}/s"
+
+    @property
+    def left_text(self) -> str:
+        """What is left, and what may be."""
+        return f"{format_size(self.left_bytes)} left, {format_size(self.threshold_bytes)} may be"
+
+    @property
     def text(self) -> str:
         """The numbers, in a sentence."""
         verdict = "converges" if self.converges else "NEVER CONVERGES"
-        sign = "<" if self.dirty_rate_bytes < self.bandwidth_bytes else ">="
-        return (
-            f"{verdict}: written {format_size(self.dirty_rate_bytes)}/s {sign} link "
-            f"{format_size(self.bandwidth_bytes)}/s; {format_size(self.left_bytes)} always left, "
-            f"{format_size(self.threshold_bytes)} may be"
-        )
+        return f"{verdict}: written {self.rates_text}; in the end {self.left_text}"
 
 
 def decide(

@@ -1,0 +1,329 @@
+"""`vfu-dev load`: write to a device at a rate: inside it, from a guest, or as a vfio-user client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vfu_dev.cli.load_options import load_of, load_options
+from vfu_dev.client.control import ControlClient
+from vfu_dev.client.device import VfioUserDevice
+from vfu_dev.client.migrator import MigrationError, Options
+from vfu_dev.errors import ConfigError, VfuDevError
+from vfu_dev.load.client import ClientLoad
+from vfu_dev.load.moving import migrate, watch
+from vfu_dev.load.stop import Stop
+from vfu_dev.patterns import LoadFigures, LoadSpec
+from vfu_dev.patterns.presets import PRESETS
+from vfu_dev.sizes import format_size, parse_size
+
+# The exit statuses that are not a shell's own: an error is 1, a usage error 2.
+EXIT_NOT_CARRIED = 3
+LINE_SECONDS = 1.0
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    try:
+        return None if value is None else parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@dataclass
+class _Place:
+    """Where the load is made, and what belongs to it."""
+
+    control: str | None
+    socket: str | None
+    guest: str | None
+    memory: str | None
+    bar: int | None
+    access: str
+    via: str
+    check: bool
+    migrate_to: str | None
+    migrate_after: float
+    options: Options
+
+    @property
+    def name(self) -> str | None:
+        """`device`, `client`, `guest`, or None when it is none of them."""
+        named = {"device": self.control, "client": self.socket, "guest": self.guest}
+        return next((place for place, path in named.items() if path is not None), None)
+
+
+class _Lines:
+    """A line a second on standard error: what is reached."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._last = time.monotonic()
+
+    def __call__(self, figures: LoadFigures) -> None:
+        now = time.monotonic()
+        if self._quiet or now - self._last < LINE_SECONDS:
+            return
+        self._last = now
+        behind = "" if figures.keeps_up else f", {figures.missed_writes} writes missed"
+        click.echo(
+            f"{figures.seconds:7.1f} s  {format_size(figures.recent_rate_bytes):>10}/s of "
+            f"{format_size(figures.asked_rate_bytes)}/s, "
+            f"{figures.writes / max(figures.seconds, 1e-9):.0f} writes/s{behind}",
+            err=True,
+        )
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  vfu-dev load --control a.ctl --rate 100M --write 4K --duration 10\n"
+    "  vfu-dev load --socket a.sock --rate 2000p --pattern hotset --migrate-to b.sock --check\n"
+    "  vfu-dev load --guest out/lab/source.line --rate 500p --via dma\n"
+    "  vfu-dev load --preset never        (and: --preset surely)"
+)
+@click.option("--control", type=click.Path(), metavar="PATH", help="Inside the device: its control socket.")
+@click.option("--socket", type=click.Path(), metavar="PATH", help="As its client: its vfio-user socket.")
+@click.option(
+    "--guest", type=click.Path(), metavar="PATH", help="From the guest: the socket of its serial port."
+)
+@load_options
+@click.option(
+    "--duration",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Stop after so long; 0: when interrupted.",
+)
+@click.option("--memory", metavar="NAME", help="--control: which memory.  [default: the first]")
+@click.option("--bar", type=click.IntRange(0, 5), help="--socket: which BAR.  [default: the largest]")
+@click.option(
+    "--access",
+    type=click.Choice(["auto", "mmap", "trap"]),
+    default="auto",
+    show_default=True,
+    help="--socket: map the BAR where that is possible, or write by messages.",
+)
+@click.option(
+    "--via",
+    type=click.Choice(["mmio", "dma"]),
+    default="mmio",
+    show_default=True,
+    help="--guest: by its CPU, or fetched by the device's DMA engine.",
+)
+@click.option("--check", is_flag=True, help="--socket: in the end, compare the memory with what was written.")
+@click.option(
+    "--migrate-to", type=click.Path(), metavar="PATH", help="--socket: move the device there meanwhile."
+)
+@click.option(
+    "--migrate-after",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="--migrate-to: so long after the load began.",
+)
+@click.option("--max-bandwidth", callback=_size, metavar="RATE", help="Of the migration.  [--preset: 64M]")
+@click.option("--downtime-limit", default=300.0, show_default=True, metavar="MS", help="Of the migration.")
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    help="A migration between two servers of its own under a load that never, or surely, lets it converge.",
+)
+@click.option("--preset-memory", callback=_size, default="256M", show_default=True, metavar="SIZE")
+@click.option("--json", "json_path", type=click.Path(allow_dash=True), metavar="FILE", help="-: stdout.")
+@click.option("--quiet", is_flag=True, help="No progress, no summary.")
+def command(
+    load_arguments: dict[str, Any],
+    duration: float,
+    max_bandwidth: int | None,
+    downtime_limit: float,
+    preset: str | None,
+    preset_memory: int,
+    json_path: str | None,
+    quiet: bool,
+    **where: Any,
+) -> None:
+    """Write to a device's memory in a pattern, at a rate, and say which rate was reached.
+
+    The load is made in one of three places: inside the device (--control), in its guest (--guest), or by this
+    command as the device's client, without a VM (--socket), which can migrate the device meanwhile. Patterns
+    and rates are defined in docs/load.md.
+
+    Exit status 3 when less than 95 % of what was asked for could be done; 1 when something failed, --check
+    found a difference, or a preset did not end as it should. Interrupted, the load ends and its figures are
+    shown; the status is 0 with --duration 0, else 128 and the signal's number.
+    """
+    options = Options(
+        downtime_limit_seconds=downtime_limit / 1000, max_bandwidth=max_bandwidth, max_passes=None
+    )
+    place = _Place(**where, options=options)
+    given = [path for path in (place.control, place.socket, place.guest) if path is not None]
+    if preset is not None:
+        if given or load_of(load_arguments) is not None:
+            raise ConfigError("--preset: it has a load and servers of its own")
+        _preset(preset, duration, preset_memory, max_bandwidth, downtime_limit / 1000, json_path, quiet)
+        return
+    if len(given) != 1:
+        raise ConfigError("expected one of --control, --socket and --guest, or --preset")
+    if place.socket is None and (place.migrate_to or place.check):
+        raise ConfigError("--migrate-to and --check: with --socket only")
+    spec = load_of(load_arguments)
+    if spec is None:
+        raise ConfigError("expected a load: --rate, --pattern, --trace or --spec (docs/load.md)")
+    stop = Stop()
+    with stop.on_signals():
+        result = _run(place, spec, duration or None, stop, _Lines(quiet))
+    result["interrupted"] = stop.signal is not None
+    _write_json(result, json_path)
+    if not quiet:
+        click.echo(_summary(result, spec), err=json_path == "-")
+    failed = result.get("migration", {}).get("status") == "failed" or result.get("mismatched_bytes")
+    if failed:
+        sys.exit(1)
+    if stop.signal is not None and duration:
+        sys.exit(128 + stop.signal)
+    if not result["keeps_up"]:
+        sys.exit(EXIT_NOT_CARRIED)
+
+
+def _run(place: _Place, spec: LoadSpec, seconds: float | None, stop: Stop, report: _Lines) -> dict[str, Any]:
+    # The guest's side needs asyncio and the lab; the others do not pay for it.
+    if place.control is not None:
+        from vfu_dev.load.commanded import run_in_device
+
+        with ControlClient(place.control) as control:
+            figures = run_in_device(control, spec, seconds, stop, report, place.memory)
+        more: dict[str, Any] = {}
+    elif place.guest is not None:
+        from vfu_dev.load.commanded import run_in_guest
+
+        via: Any = place.via
+        figures = asyncio.run(run_in_guest(Path(place.guest), spec, seconds, stop, report, via))
+        more = {}
+    else:
+        figures, more = _as_client(place, spec, seconds, stop, report)
+    return {"place": place.name, "load": spec.to_dict(), **asdict(figures), **more}
+
+
+def _as_client(
+    place: _Place, spec: LoadSpec, seconds: float | None, stop: Stop, report: _Lines
+) -> tuple[LoadFigures, dict[str, Any]]:
+    assert place.socket is not None
+    more: dict[str, Any] = {}
+    with ExitStack() as stack:
+        source = stack.enter_context(VfioUserDevice.connect(place.socket))
+        destination = None
+        if place.migrate_to is not None:
+            destination = stack.enter_context(VfioUserDevice.connect(place.migrate_to))
+        load = stack.enter_context(
+            ClientLoad(source, spec, index=place.bar, access=place.access, journal=place.check)
+        )
+        began = time.monotonic()
+        if destination is not None:
+            watch(load, place.migrate_after, stop, report)
+            more["migration"] = _migration(place, load, source, destination, stop, report)
+        left = None if seconds is None else max(0.0, began + seconds - time.monotonic())
+        watch(load, left, stop, report)
+        load.close()
+        figures = load.figures()
+        if place.check:
+            more["mismatched_bytes"] = load.mismatched_bytes()
+    return figures, more
+
+
+def _migration(
+    place: _Place,
+    load: ClientLoad,
+    source: VfioUserDevice,
+    destination: VfioUserDevice,
+    stop: Stop,
+    report: _Lines,
+) -> dict[str, Any]:
+    try:
+        progress = migrate(load, source, destination, place.options, stop, report)
+    except MigrationError as error:
+        return {"status": "failed", "error": str(error)}
+    return {
+        "status": "completed",
+        "error": None,
+        "passes": progress.passes,
+        "initial_bytes": progress.initial_bytes,
+        "precopy_bytes": progress.precopy_bytes,
+        "stop_copy_bytes": progress.stop_copy_bytes,
+        "bandwidth_bytes_per_second": round(progress.bandwidth),
+        "total_ms": round(progress.total_seconds * 1000, 3),
+        "downtime_ms": round(progress.downtime_seconds * 1000, 3),
+    }
+
+
+def _preset(
+    name: str,
+    duration: float,
+    memory: int,
+    bandwidth: int | None,
+    downtime: float,
+    json_path: str | None,
+    quiet: bool,
+) -> None:
+    from vfu_dev.load.rehearsal import Rehearsal, rehearse
+
+    if not duration:
+        raise ConfigError("--duration 0: a preset that never converges has to be given up some time")
+    plan = Rehearsal(name, bandwidth or 64 << 20, memory, downtime, duration)
+    stop = Stop()
+    with stop.on_signals():
+        result = rehearse(plan, stop, lambda text: None if quiet else click.echo(text, err=json_path == "-"))
+    _write_json(result, json_path)
+    if not quiet:
+        after = f"after {result['total_ms'] / 1000:.1f} s and {result['passes']} passes"
+        down = "" if result["downtime_ms"] is None else f", downtime {result['downtime_ms']:.0f} ms"
+        said = (
+            "as expected" if result["as_expected"] else f"NOT as expected: {result['error'] or 'too early'}"
+        )
+        click.echo(f"{result['outcome']} {after}{down}: {said}", err=json_path == "-")
+    if stop.signal is not None:
+        sys.exit(128 + stop.signal)
+    if not result["as_expected"]:
+        sys.exit(1)
+
+
+def _write_json(result: dict[str, Any], path: str | None) -> None:
+    if path is None:
+        return
+    try:
+        with click.open_file(path, "w") as file:
+            file.write(json.dumps(result, indent=2) + "\n")
+    except OSError as error:
+        raise VfuDevError(f"--json {path}: {error.strerror}") from error
+
+
+def _summary(result: dict[str, Any], spec: LoadSpec) -> str:
+    asked, reached = result["asked_rate_bytes"], result["reached_rate_bytes"]
+    lines = [
+        f"{result['place']}: {spec.describe()}",
+        f"reached {format_size(reached)}/s of {format_size(asked)}/s in {result['seconds']:.1f} s: "
+        f"{result['writes']} writes ({result['writes'] / max(result['seconds'], 1e-9):.0f} a second), "
+        f"{result['missed_writes']} missed",
+    ]
+    if not result["keeps_up"]:
+        lines.append(f"WARNING: the machine carried {result['carried']:.1%} of this load")
+    moved = result.get("migration")
+    if moved is not None and moved["status"] == "completed":
+        lines.append(
+            f"migrated meanwhile: {format_size(moved['precopy_bytes'])} in {moved['passes']} passes, "
+            f"downtime {moved['downtime_ms']:.0f} ms, total {moved['total_ms']:.0f} ms"
+        )
+    elif moved is not None:
+        lines.append(f"not migrated: {moved['error']}")
+    if "mismatched_bytes" in result:
+        count = result["mismatched_bytes"]
+        lines.append("the memory holds what was written" if not count else f"{count} BYTES DIFFER")
+    return "\n".join(lines)

@@ -1,0 +1,120 @@
+"""Loads that others make when told to: the engine in the device, and the program in a guest."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from vfu_dev.client.control import ControlClient
+from vfu_dev.errors import ProtocolError
+from vfu_dev.lab.guest_line import GuestError, GuestLine, Transport
+from vfu_dev.load.stop import Stop, deadline_of
+from vfu_dev.patterns import LoadFigures, LoadSpec, Program
+from vfu_dev.patterns.figures import KEEPS_UP, carried_part
+
+# Between two looks at what a load does.
+LOOK_SECONDS = 0.25
+
+Report = Callable[[LoadFigures], None]
+
+
+def figures_of(status: Any) -> LoadFigures:
+    """Return the figures in an answer to `load-status`.
+
+    Raises:  ProtocolError: it is something else.
+    """
+    try:
+        return LoadFigures(**{field.name: status[field.name] for field in fields(LoadFigures)})
+    except (KeyError, TypeError) as error:
+        raise ProtocolError("the server answered load-status with something else") from error
+
+
+def run_in_device(
+    control: ControlClient,
+    spec: LoadSpec,
+    seconds: float | None,
+    stop: Stop,
+    report: Report,
+    memory: str | None = None,
+) -> LoadFigures:
+    """Have the device behind `control` make the load, and watch it.
+
+    It ends in the server after `seconds`, also when this process is gone by then.
+
+    Raises:  ControlError: the server refuses, or is gone.
+    """
+    arguments = {"memory": memory, "seconds": seconds}
+    given = {name: value for name, value in arguments.items() if value is not None}
+    status = control.command("load", load=spec.to_dict(), **given)
+    try:
+        while status["running"] and not stop.wait(LOOK_SECONDS):
+            status = control.command("load-status")
+            report(figures_of(status))
+    finally:
+        if status["running"]:
+            status = control.command("load", load=None)
+    return figures_of(status)
+
+
+async def run_in_guest(
+    line_socket: Path,
+    spec: LoadSpec,
+    seconds: float | None,
+    stop: Stop,
+    report: Report,
+    via: Transport = "mmio",
+) -> LoadFigures:
+    """Have the guest behind `line_socket` make the load on each of its devices, and watch it.
+
+    Raises:  GuestError: no such guest, or it refuses.
+    """
+    line = GuestLine()
+    try:
+        await line.connect(line_socket)
+    except OSError as error:
+        raise GuestError(
+            f"no guest at {line_socket}: {error.strerror}; it is the socket of the guest's serial port, "
+            "NAME.line of a lab run"
+        ) from error
+    try:
+        status = await line.command("status")
+        if not status["devices"]:
+            raise GuestError("the guest found no device")
+        asked = Program(spec, status["memory_bytes"], status["page_bytes"]).asked_rate_bytes
+        asked *= status["devices"]
+        before = (0.0, 0)
+        await line.start_load(spec, status["page_bytes"], via=via)
+        deadline = deadline_of(seconds)
+        try:
+            while time.monotonic() < deadline and not stop.asked:
+                await asyncio.sleep(min(LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
+                status = await line.command("status")
+                report(_guest_figures(status, asked, before))
+                before = status["elapsed_ns"] / 1e9, status["written_bytes"]
+        finally:
+            status = await line.command("stop")
+        return _guest_figures(status, asked, before)
+    finally:
+        await line.close()
+
+
+def _guest_figures(status: dict[str, Any], asked: float, before: tuple[float, int]) -> LoadFigures:
+    """Return what a guest says in our words; `before` is when it last did, and the bytes then."""
+    seconds, written = status["elapsed_ns"] / 1e9, status["written_bytes"]
+    carried = carried_part(status["writes"], status["missed_writes"])
+    return LoadFigures(
+        asked_rate_bytes=asked,
+        reached_rate_bytes=written / seconds if seconds else 0.0,
+        recent_rate_bytes=(written - before[1]) / max(seconds - before[0], 1e-9),
+        writes=status["writes"],
+        written_bytes=written,
+        missed_writes=status["missed_writes"],
+        carried=carried,
+        keeps_up=carried is None or carried >= KEEPS_UP,
+        seconds=seconds,
+        quiet_seconds=0.0,
+    )

@@ -1,0 +1,59 @@
+"""A client's load, alone or while the device that it writes to is migrated."""
+
+from __future__ import annotations
+
+import time
+
+from vfu_dev.client.device import VfioUserDevice
+from vfu_dev.client.migrator import MigrationError, Migrator, Options, Progress
+from vfu_dev.load.client import ClientLoad
+from vfu_dev.load.commanded import LOOK_SECONDS, Report
+from vfu_dev.load.stop import Stop, deadline_of
+
+
+def watch(load: ClientLoad, seconds: float | None, stop: Stop, report: Report) -> None:
+    """Let the load go on for so long, or until asked to stop.
+
+    Raises:  what ended the load, if something did.
+    """
+    deadline = deadline_of(seconds)
+    while not stop.asked and time.monotonic() < deadline:
+        stop.wait(min(LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
+        load.check()
+        report(load.figures())
+    load.check()
+
+
+def migrate(
+    load: ClientLoad,
+    source: VfioUserDevice,
+    destination: VfioUserDevice,
+    options: Options,
+    stop: Stop,
+    report: Report,
+) -> Progress:
+    """Move the device from `source` to `destination` under its load, which goes on where the device runs.
+
+    Raises:  MigrationError: it failed or was interrupted; the load goes on at the source.
+    """
+
+    def progress(state: Progress) -> None:
+        # As a guest's CPUs do: nothing is written any more before the device is stopped.
+        if state.phase == "stop-copy":
+            load.pause()
+        load.check()
+        if stop.asked and state.phase in ("setup", "pre-copy"):
+            raise KeyboardInterrupt
+        report(load.figures())
+
+    migrator = Migrator(source, destination, options, progress=progress)
+    try:
+        migrator.run()
+    except KeyboardInterrupt:
+        load.resume()
+        raise MigrationError(migrator.progress.phase, "interrupted") from None
+    except BaseException:
+        load.resume()
+        raise
+    load.resume(destination)
+    return migrator.progress

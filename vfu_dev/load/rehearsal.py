@@ -1,0 +1,168 @@
+"""A migration whose outcome is certain, with two servers of its own: the presets of `vfu-dev load`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vfu_dev.client.control import ControlClient, ControlError
+from vfu_dev.client.device import VfioUserDevice
+from vfu_dev.client.migrator import MigrationError, Migrator, Options, Progress
+from vfu_dev.errors import LabError
+from vfu_dev.load.stop import Stop
+from vfu_dev.patterns import LoadSpec
+from vfu_dev.patterns.presets import PRESETS, Decision, decide
+
+START_SECONDS = 30.0
+STOP_SECONDS = 10.0
+LINE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What to rehearse.
+
+    Attributes:
+        preset: a name in `PRESETS`.
+        seconds: give up after so long: how a migration that does not converge ends.
+    """
+
+    preset: str
+    bandwidth_bytes: int = 64 << 20
+    memory_bytes: int = 256 << 20
+    downtime_seconds: float = 0.3
+    seconds: float = 10.0
+    seed: int = 1
+
+    def load(self) -> tuple[LoadSpec, Decision]:
+        """Return the load and what decides.
+
+        Raises:  ConfigError: the memory is too small for a load that never converges.
+        """
+        numbers = (self.bandwidth_bytes, self.memory_bytes, self.downtime_seconds)
+        spec = PRESETS[self.preset](*numbers, 4096, self.seed)
+        return spec, decide(spec, *numbers)
+
+
+@contextmanager
+def servers(names: tuple[str, ...], memory_bytes: int) -> Iterator[list[tuple[Path, Path]]]:
+    """Serve a device of that memory under each name; yields the paths of socket and control socket.
+
+    Raises:  LabError: one does not come up.
+    """
+    with tempfile.TemporaryDirectory(prefix="vfu-load-") as text, ExitStack() as stack:
+        folder = Path(text)
+        paths = []
+        for name in names:
+            sockets = folder / f"{name}.sock", folder / f"{name}.ctl"
+            log = stack.enter_context((folder / f"{name}.log").open("w+b"))
+            argv = [sys.executable, "-m", "vfu_dev", "serve", "--name", name, "--fill", "1"]
+            argv += ["--socket", str(sockets[0]), "--control", str(sockets[1]), "--memory", str(memory_bytes)]
+            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            stack.callback(_end, process)
+            deadline = time.monotonic() + START_SECONDS
+            while not _answers(sockets[1]):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise LabError(f"the server does not come up: {log.read().decode(errors='replace')}")
+                time.sleep(0.02)
+            paths.append(sockets)
+        yield paths
+
+
+def _answers(control: Path) -> bool:
+    try:
+        with ControlClient(control) as client:
+            return bool(client.status())
+    except ControlError:
+        return False
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def rehearse(plan: Rehearsal, stop: Stop, say: Callable[[str], None]) -> dict[str, Any]:
+    """Migrate under the preset's load and return how it went, as JSON knows it.
+
+    Args:    say: told the numbers that decide: those expected at once, those measured each second.
+    Raises:  ConfigError, LabError, ControlError, ProtocolError: it cannot be carried out.
+    """
+    spec, decision = plan.load()
+    say(f"expected: {decision.text}")
+    options = Options(
+        downtime_limit_seconds=plan.downtime_seconds,
+        max_bandwidth=plan.bandwidth_bytes,
+        max_passes=None,
+        timeout_seconds=plan.seconds,
+    )
+    with ExitStack() as stack:
+        (source, control_path), (destination, _) = stack.enter_context(
+            servers(("source", "destination"), plan.memory_bytes)
+        )
+        control = stack.enter_context(ControlClient(control_path))
+        control.command("load", load=spec.to_dict())
+        devices = [stack.enter_context(VfioUserDevice.connect(path)) for path in (source, destination)]
+        watch = _Watch(control, stop, say)
+        migrator = Migrator(devices[0], devices[1], options, progress=watch)
+        outcome, error = "completed", None
+        deadline = time.monotonic() + plan.seconds
+        try:
+            migrator.run()
+        except MigrationError as failed:
+            out_of_time = time.monotonic() >= deadline and failed.phase == "pre-copy"
+            outcome, error = "did not converge" if out_of_time else "failed", failed.reason
+        except KeyboardInterrupt:
+            outcome = "interrupted"
+        progress = migrator.progress
+    return {
+        "preset": plan.preset,
+        "load": spec.to_dict(),
+        "expected": "completed" if decision.converges else "did not converge",
+        "outcome": outcome,
+        "as_expected": outcome == ("completed" if decision.converges else "did not converge"),
+        "error": error,
+        "decision": asdict(decision),
+        "measured": watch.measured,
+        "passes": progress.passes,
+        "total_ms": round(progress.total_seconds * 1000, 3),
+        "downtime_ms": round(progress.downtime_seconds * 1000, 3) if outcome == "completed" else None,
+    }
+
+
+class _Watch:
+    """Measures what decides, once a second."""
+
+    def __init__(self, control: ControlClient, stop: Stop, say: Callable[[str], None]) -> None:
+        self._control, self._stop, self._say = control, stop, say
+        self._last = 0.0
+        self.measured: dict[str, float] = {}
+
+    def __call__(self, progress: Progress) -> None:
+        """Follow the migration."""
+        if self._stop.asked and progress.phase in ("setup", "pre-copy"):
+            raise KeyboardInterrupt
+        if progress.phase != "pre-copy" or progress.total_seconds - self._last < LINE_SECONDS:
+            return
+        self._last = progress.total_seconds
+        load = self._control.command("load-status")
+        dirty = load["recent_rate_bytes"] / load["load"]["write_bytes"] * 4096
+        found = Decision(dirty, progress.bandwidth, progress.remaining_bytes, progress.threshold_bytes)
+        self.measured = asdict(found) | {"seconds": progress.total_seconds}
+        carried = "" if load["keeps_up"] else "; the machine does NOT carry the load"
+        self._say(
+            f"{progress.total_seconds:5.1f} s: written {found.rates_text}; {found.left_text} "
+            f"(pass {progress.passes + 1}){carried}"
+        )
