@@ -1,23 +1,13 @@
-"""A real Linux guest: the whole command, and a reset that the guest's own kernel does."""
+"""A real Linux guest: the whole command."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
 
-from labkit import KIB, MIB, dirtying
-
-from vfu_dev.lab.guest import LinuxGuest
-from vfu_dev.lab.judge import judge
-from vfu_dev.lab.migrate import Lab, MigrateOptions
-from vfu_dev.lab.result import MigrationResult
-
-Options = Callable[..., MigrateOptions]
-InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]
+from labkit import MIB
 
 VFU_DEV = [sys.executable, "-m", "vfu_dev"]
 
@@ -51,40 +41,3 @@ def test_command_moves_a_linux_guest(qemu: Path, library: Path, guest_image: Pat
     assert result["guest"]["generation"] == 1
     assert result["qemu"]["vfio_bytes"] > MIB
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
-
-
-def test_guest_resets_the_device_in_precopy(options: Options, in_lab: InLab, guest_image: Path) -> None:
-    """The guest's kernel resets the device while it is sent: registers go, memory and migration stay."""
-
-    async def scenario(lab: Lab) -> MigrationResult:
-        guest = lab.guest
-        assert isinstance(guest, LinuxGuest)
-        await lab.configure()
-        await lab.begin(await lab.listen())
-        await lab.wait_for(lambda row: row["source"][0].get("state") == "PRE_COPY", "PRE_COPY")
-        before = (await lab.source.servers[0].status())["counters"]["resets"]
-        reply = await guest.command("reset device=0")
-        assert reply["scratch_cleared"]
-        status = await lab.source.servers[0].status()
-        assert status["counters"]["resets"] > before
-        assert status["state"] == "PRE_COPY"
-        await lab.source.qemu.execute("migrate-set-parameters", max_bandwidth=64 * MIB)
-        assert (await lab.wait_final())["status"] == "completed"
-        await lab.wait_running(lab.destination.qemu)
-        await guest.follow(lab.destination.qemu)
-        await guest.stop()
-        result = MigrationResult(guest=await guest.verify())
-        await lab.collect(result)
-        judge(result, lab.options.pre_copy)
-        return result
-
-    result = in_lab(
-        options(
-            guest_image=guest_image,
-            memory_bytes=256 * KIB,
-            max_bandwidth=4 * MIB,
-            load=dirtying(256 * KIB),
-        ),
-        scenario,
-    )
-    assert result.problems == []

@@ -108,12 +108,13 @@ def journey(
 
 
 def test_lspci_shows_bars_and_capabilities(journey: Journey) -> None:
-    """BARs where firmware put them, power management, an Express endpoint with FLR, and MSI-X."""
+    """BARs where firmware put them, power management, an Express endpoint with FLR, INTx, MSI and MSI-X."""
     text = journey.before.lspci
     for expected in (
         r"System peripheral \[0880\]: Device \[4656:4455\] \(rev 01\)",
         r"Subsystem: Device \[4656:4455\]",
         r"Control: I/O- Mem\+ BusMaster\+",
+        r"Interrupt: pin A routed to IRQ \d+",
         r"Region 0: Memory at [0-9a-f]+ \(32-bit, non-prefetchable\) \[size=4K\]",
         r"Region 2: Memory at [0-9a-f]+ \(64-bit, prefetchable\) \[size=256K\]",
         r"Region 4: Memory at [0-9a-f]+ \(32-bit, non-prefetchable\) \[size=4K\]",
@@ -122,6 +123,7 @@ def test_lspci_shows_bars_and_capabilities(journey: Journey) -> None:
         r"Express \(v2\) Endpoint",
         r"RBE\+ FLReset\+",
         r"LnkSta:\s+Speed 5GT/s, Width x4",
+        r"MSI: Enable- Count=1/4 Maskable\+ 64bit\+",
         r"MSI-X: Enable\+ Count=4 Masked-",
         r"Vector table: BAR=4 offset=00000000",
         r"PBA: BAR=4 offset=00000800",

@@ -29,7 +29,7 @@ def tables() -> list[list[list[str]]]:
     return [table[2:] for table in found if table]
 
 
-REGISTERS, DESCRIPTORS, OPERATIONS, STATUSES, WRITER, LOAD_PATTERNS, LOAD_STATUSES = tables()
+REGISTERS, DESCRIPTORS, OPERATIONS, STATUSES, WRITER, LOAD_PATTERNS, LOAD_STATUSES, _RESETS = tables()
 
 
 def test_the_registers_are_those_of_the_device() -> None:
