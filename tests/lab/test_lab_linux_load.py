@@ -1,0 +1,191 @@
+"""Loads from the Linux guest, and the device's own DMA into it, while a real QEMU moves both."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from labkit import KIB, MIB
+
+from vfu_dev.errors import ConfigError
+from vfu_dev.lab.guest import GuestError, LinuxGuest
+from vfu_dev.lab.migrate import Lab, MigrateOptions
+from vfu_dev.patterns import Burst, LoadSpec, Phase
+
+Options = Callable[..., MigrateOptions]
+InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]
+
+
+@pytest.fixture
+def linux(options: Options, guest_image: Path) -> Callable[..., MigrateOptions]:
+    """Make options for a Linux guest that is idle until it is told otherwise."""
+
+    def make(**changes: Any) -> MigrateOptions:
+        values = {
+            "guest_image": guest_image,
+            "memory_bytes": 256 * KIB,
+            "load": LoadSpec("idle"),
+            "max_bandwidth": 1 << 30,
+            "switchover_bandwidth": 64 * MIB,
+            "warmup_seconds": 0.0,
+        }
+        return options(**{**values, **changes})
+
+    return make
+
+
+def guest_of(lab: Lab) -> LinuxGuest:
+    assert isinstance(lab.guest, LinuxGuest)
+    return lab.guest
+
+
+async def until_written(guest: LinuxGuest, writes: int) -> dict[str, Any]:
+    """Wait until the running load has made so many writes."""
+    async with asyncio.timeout(20):
+        while (status := await guest.command("status"))["writes"] < writes:
+            await asyncio.sleep(0.01)
+    return status
+
+
+async def until_batches(guest: LinuxGuest, batches: int) -> None:
+    """Wait until the DMA load has completed so many batches."""
+    async with asyncio.timeout(20):
+        while (await guest.command("dma-status"))["batches"] < batches:
+            await asyncio.sleep(0.01)
+
+
+def recording(path: Path) -> str:
+    rows = [f"{n / 1000},{n * 37 % (200 * KIB)},{1 + n * 7 % 5000}" for n in range(250)]
+    path.write_text("\n".join(["time,offset,length", *rows, "0.3,0,0", ""]))
+    return str(path)
+
+
+def test_loads_of_every_kind_arrive(linux: Options, in_lab: InLab, tmp_path: Path) -> None:
+    """Writes of 1 byte to 64 KiB, by MMIO and by DMA: the device holds what the guest wrote, and no more."""
+    loads = [
+        LoadSpec("uniform", rate_pages=2000, write_bytes=1, seed=1),
+        LoadSpec("zipf", rate_pages=2000, write_bytes=3, seed=2),
+        LoadSpec("hotset", rate_bytes=4e5, write_bytes=1000, seed=3, burst=Burst(0.3, 0.05)),
+        LoadSpec("sequential", rate_bytes=4e5, write_bytes=64 * KIB, seed=4),
+        LoadSpec("phases", phases=(Phase(0.05, LoadSpec(rate_pages=3000)), Phase(0.01, LoadSpec("idle")))),
+        LoadSpec("trace", trace=recording(tmp_path / "trace.csv"), seed=6),
+    ]
+
+    async def scenario(lab: Lab) -> None:
+        guest = guest_of(lab)
+        for load in loads:
+            for guest.via in ("mmio", "dma"):
+                await guest.start(load)
+                await until_written(guest, 5 if load.write_bytes > 4096 else 150)
+                assert (await guest.command("stop"))["dma_errors"] == 0
+                found = await guest.command("verify via=dma")
+                assert found["verified"], (load.describe(), guest.via, found)
+        found = await guest.command("verify via=mmio", 60)
+        assert found["verified"], found
+        assert (found["via"], found["compared_bytes"]) == ("mmio", 256 * KIB)
+        # The same checks see what somebody else wrote.
+        await lab.source.servers[0].command("load", load=LoadSpec(rate_pages=2000, seed=9).to_dict())
+        async with asyncio.timeout(20):
+            while (await guest.command("verify via=dma"))["mismatched_bytes"] < 100:
+                await asyncio.sleep(0.01)
+        await lab.source.servers[0].command("load", load=None)
+        by_dma = await guest.command("verify via=dma")
+        by_cpu = await guest.command("verify via=mmio", 60)
+        assert not by_cpu["verified"]
+        for key in ("mismatched_bytes", "first_mismatch"):
+            assert by_cpu[key] == by_dma[key]
+
+    in_lab(linux(), scenario)
+
+
+def test_a_load_keeps_its_rate_or_says_so(linux: Options, in_lab: InLab) -> None:
+    """What the machine carries is carried out in full; what it does not is counted as missed."""
+
+    async def scenario(lab: Lab) -> None:
+        guest = guest_of(lab)
+        await guest.start(LoadSpec(rate_pages=400, write_bytes=16))
+        await until_written(guest, 200)
+        await guest.stop()
+        kept = await guest.verify()
+        assert kept.asked_rate_bytes == 6400
+        assert kept.reached_rate_bytes == pytest.approx(6400, rel=0.05) or kept.missed_writes
+        # Each write is a message to the server: ten million a second are not possible.
+        await guest.start(LoadSpec(rate_pages=10_000_000))
+        async with asyncio.timeout(20):
+            while not (await guest.command("status"))["missed_writes"]:
+                await asyncio.sleep(0.01)
+        await guest.stop()
+        lost = await guest.verify()
+        assert lost.verified
+        assert lost.missed_writes > 0
+        assert lost.reached_rate_bytes < 0.5 * lost.asked_rate_bytes == 40e6
+        with pytest.raises(GuestError, match="larger than the memory"):
+            await guest.start(LoadSpec(rate_pages=1, write_bytes=512 * KIB))
+        with pytest.raises(ConfigError, match="cannot count"):
+            await guest.start(LoadSpec(rate_pages=1 << 50, burst=Burst(1e-14, 86400.0)))
+
+    in_lab(linux(), scenario)
+
+
+def test_mapped_memory_is_read_as_memory(linux: Options, in_lab: InLab) -> None:
+    """Where no access is trapped the guest reads 16 MiB itself, before a move under load and after it."""
+
+    async def scenario(lab: Lab) -> None:
+        guest = guest_of(lab)
+        await guest.start(LoadSpec("uniform", rate_pages=2000, write_bytes=100))
+        await until_written(guest, 300)
+        assert (await guest.command("verify"))["via"] == "mmio"
+        await lab.move()
+        await until_written(guest, 600)
+        await guest.stop()
+        found = await guest.command("verify")
+        assert found["verified"], found
+        assert (found["via"], found["compared_bytes"], found["generation"]) == ("mmio", 16 * MIB, 1)
+
+    in_lab(linux(access="mmap", memory_bytes=16 * MIB), scenario)
+
+
+def test_what_the_device_writes_into_a_linux_guest_arrives(linux: Options, in_lab: InLab) -> None:
+    """Descriptors of every kind, each batch with its interrupt, and stamps: all is there after the move."""
+
+    async def scenario(lab: Lab) -> None:
+        guest = guest_of(lab)
+        assert (await guest.command("irq mode=msix"))["vectors"] == 4
+        await guest.command(f"writer buffer={MIB} rate={16 * MIB}")
+        await guest.command(f"dma rate={8 * MIB} vector=1")
+        await until_batches(guest, 5)
+        await lab.move()
+        await until_batches(guest, (await guest.command("dma-status"))["batches"] + 5)
+        stamps, batches = await guest.command("writer-check"), await guest.command("dma-stop")
+        assert (stamps["wrong_bytes"], stamps["status"]) == (0, 1)
+        assert stamps["stamps"] > stamps["pages"]
+        assert (batches["errors"], batches["mismatched_bytes"], batches["lost_interrupts"]) == (0, 0, 0)
+        assert batches["interrupts"] == batches["batches"]
+        assert (await guest.command("verify"))["verified"]
+
+    in_lab(linux(memory_bytes=MIB), scenario)
+
+
+def test_a_linux_guest_notices_that_dma_is_not_logged(linux: Options, in_lab: InLab) -> None:
+    """The check of the stamps passes with dirty logging, fails without, and passes with it again."""
+
+    async def wrong_bytes(lab: Lab, *, logged: bool) -> int:
+        guest = guest_of(lab)
+        await lab.source.servers[0].command("dma-log", enabled=logged)
+        await guest.command(f"writer buffer={MIB} rate={16 * MIB}")
+        await lab.move()
+        stamps = await guest.command("writer-check")
+        assert (stamps["status"], stamps["pages"]) == (1, 256)
+        assert stamps["stamps"] > 0
+        await lab.turn_around()
+        return int(stamps["wrong_bytes"])
+
+    async def scenario(lab: Lab) -> None:
+        assert await wrong_bytes(lab, logged=True) == 0
+        assert await wrong_bytes(lab, logged=False) > 0
+        assert await wrong_bytes(lab, logged=True) == 0
+
+    in_lab(linux(), scenario)
