@@ -139,6 +139,41 @@ def test_a_client_that_leaves_takes_its_command_along(loop: Loop) -> None:
         assert loop.answers(other, 1)[0]["ok"]
 
 
+def test_a_client_that_only_stops_sending_gets_its_answers(loop: Loop) -> None:
+    """As `nc` does: the requests, the end, and then waiting; it is let go when it has everything."""
+    with loop.connect() as client:
+        client.send(b'{"command": "slow"}\n{"command": "echo"}\n')
+        client.shutdown(socket.SHUT_WR)
+        assert [a["ok"] for a in loop.answers(client, 2)] == [True, True]
+        client.setblocking(True)
+        assert client.recv(1) == b""
+    assert not loop.control.busy
+
+
+def test_one_that_stops_sending_and_leaves_is_dropped(loop: Loop) -> None:
+    client = loop.connect()
+    client.send(b'{"command": "slow"}\n')
+    client.shutdown(socket.SHUT_WR)
+    while not loop.control.busy:
+        loop.turn()
+    client.close()
+    loop.turn()
+    assert not loop.control.busy
+
+
+def test_many_requests_at_once_share_the_loop(loop: Loop) -> None:
+    """A flood from one client is served a few at a time, in order; another's request is not kept waiting."""
+    with loop.connect() as flood, loop.connect() as other:
+        requests = b"".join(b'{"command": "echo", "n": %d}\n' % n for n in range(1000))
+        flood.send(requests)
+        while not loop.control.busy:
+            loop.turn()
+        other.send(b'{"command": "echo"}\n')
+        assert loop.answers(other, 1)[0]["ok"]
+        assert loop.control.busy
+        assert [a["result"]["n"] for a in loop.answers(flood, 1000)] == list(range(1000))
+
+
 def test_paths_of_the_dead_are_free_and_of_the_living_are_not(loop: Loop, short_tmp: Path) -> None:
     with pytest.raises(ConfigError, match="alive"):
         claim_socket_path(loop.path, "socket")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 import selectors
 import socket
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 64 * 1024
 MAX_CLIENTS = 32
+# Requests of one client served before the vfio-user socket is looked at again.
+_REQUESTS_A_TURN = 16
 # A client that does not read its answers is dropped beyond this.
 _MAX_UNSENT_BYTES = 4 << 20
 
@@ -38,7 +41,14 @@ class _Client:
         self.received = bytearray()
         self.unsent = bytearray()
         self.job: Any = None
+        self.more = False  # there may be whole lines in `received`
         self.closing = False
+        self.ended = False  # it sends nothing more, but may wait for answers
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to do for it without hearing from it."""
+        return self.job is not None or self.more
 
 
 class ControlSocket:
@@ -74,13 +84,15 @@ class ControlSocket:
     @property
     def busy(self) -> bool:
         """Whether a command is at work that `advance` would advance."""
-        return any(client.job is not None for client in self._clients.values())
+        return any(client.busy for client in self._clients.values())
 
     def advance(self) -> None:
         """Give every command at work one step."""
         for client in list(self._clients.values()):
             if client.job is not None:
                 self._step(client)
+            elif client.more:
+                self._serve_lines(client)
 
     def flush(self) -> None:
         """Send what can be sent at once; for the answer to the command that ends the server."""
@@ -112,6 +124,12 @@ class ControlSocket:
     def _ready(self, client: _Client) -> None:
         if client.unsent:
             self._send(client)
+        if client.ended:
+            if _has_hung_up(client.connection):
+                self._drop(client)
+            return
+        if client.busy and len(client.received) > MAX_LINE_BYTES:
+            return  # it has asked enough; the rest waits in the socket
         try:
             data = client.connection.recv(MAX_LINE_BYTES)
         except (BlockingIOError, InterruptedError):
@@ -120,13 +138,21 @@ class ControlSocket:
             self._drop(client)
             return
         if not data:
-            self._drop(client)
+            # `echo ... | nc -U PATH` ends its side at once and reads what comes.
+            client.ended = True
+            if _has_hung_up(client.connection):
+                self._drop(client)
+            else:
+                self._send(client)
             return
         client.received += data
         self._serve_lines(client)
 
     def _serve_lines(self, client: _Client) -> None:
-        while client.job is None and not client.closing:
+        for _ in range(_REQUESTS_A_TURN):
+            client.more = False
+            if client.job is not None or client.closing:
+                break
             line, newline, rest = client.received.partition(b"\n")
             if not newline:
                 if len(line) > MAX_LINE_BYTES:
@@ -134,6 +160,7 @@ class ControlSocket:
                     client.closing = True
                 break
             client.received = rest
+            client.more = bool(rest)
             if line.strip():
                 self._serve(client, bytes(line))
         self._send(client)
@@ -194,10 +221,12 @@ class ControlSocket:
         except OSError:
             self._drop(client)
             return
-        if client.closing and not client.unsent:
+        if (client.closing or (client.ended and not client.busy)) and not client.unsent:
             self._drop(client)
             return
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.unsent else 0)
+        events = selectors.EVENT_WRITE if client.unsent else 0
+        if not client.ended or not events:
+            events |= selectors.EVENT_READ
         if client.connection.fileno() in self._clients:
             self._selector.modify(client.connection, events, lambda: self._ready(client))
 
@@ -207,3 +236,10 @@ class ControlSocket:
         client.job = None
         self._selector.unregister(client.connection)
         client.connection.close()
+
+
+def _has_hung_up(connection: socket.socket) -> bool:
+    """Return whether the peer is gone, rather than only done with sending."""
+    poll = select.poll()
+    poll.register(connection, 0)  # POLLHUP is always told
+    return any(events & select.POLLHUP for _, events in poll.poll(0))
