@@ -24,7 +24,7 @@ LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
     epilog="\b\nExamples:\n"
     "  vfu-dev ctl a.ctl status\n"
     "  vfu-dev ctl a.ctl load --rate 100M --write 4K --seconds 30\n"
-    "  vfu-dev ctl a.ctl fault op=mig-read,action=error,count=1\n"
+    "  vfu-dev ctl a.ctl fault op=mig-read,error=EIO,count=1\n"
     "  vfu-dev ctl a.ctl snapshot --json | jq .memories"
 )
 @click.argument("path", type=click.Path())
