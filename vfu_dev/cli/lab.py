@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from vfu_dev.cli.lab_model import model
 from vfu_dev.cli.lab_run import compare, run, scenarios
 from vfu_dev.errors import ConfigError
 from vfu_dev.sizes import format_size, parse_size
@@ -47,6 +48,7 @@ def command() -> None:
 command.add_command(run)
 command.add_command(scenarios)
 command.add_command(compare)
+command.add_command(model)
 
 
 @command.command()

@@ -29,6 +29,10 @@ Vector = npt.NDArray[np.float64]
 # QEMU's BUFFER_DELAY: no bandwidth, and so no threshold, before so long (migration/migration.c of 10.2.2).
 WINDOW_SECONDS = 0.1
 DOWNTIME_LIMIT_SECONDS = 0.3
+# What QEMU reads of a device at once: VFIO_MIG_DEFAULT_DATA_BUFFER_SIZE, hw/vfio/migration.c of 10.2.2.
+QEMU_BLOCK_BYTES = 1 << 20
+# What `vfu-dev migrate` does (its servers' limit for a transfer).
+MIGRATOR_TRANSFER_BYTES = 1 << 20
 
 # Bins: so many of equal size, and so many that grow from the start of the memory, where hot pages are.
 _EVEN_BINS = 256
@@ -54,6 +58,11 @@ class Link:
         pass_seconds: what the start of a pass costs beside sending.
         overhead_seconds: of the downtime, beside sending what is left.
         initial_first: stop only when all initial data is sent: switchover-ack, and this project's migrator.
+        burst_seconds: the client sends what its bandwidth allows for so long at once, and pauses until then.
+            At the end of a burst less is left than of an even stream, by half of a burst on average, and that
+            is when it looks. QEMU: 0.1.
+        drain_bytes: are under way when the client decides to stop: while they pass nothing is read, and the
+            device goes on. What it writes meanwhile must fit as well. The migrator: one transfer.
     """
 
     bandwidth: float
@@ -63,6 +72,8 @@ class Link:
     pass_seconds: float = 0.0
     overhead_seconds: float = OVERHEAD_SECONDS
     initial_first: bool = False
+    burst_seconds: float = 0.0
+    drain_bytes: float = 0.0
 
     def __post_init__(self) -> None:
         if self.bandwidth <= 0:
@@ -72,6 +83,26 @@ class Link:
     def threshold_bytes(self) -> float:
         """What may be left when the device is stopped."""
         return (self.switchover_bandwidth or self.bandwidth) * self.downtime_limit_seconds
+
+
+def qemu_bandwidth(max_bandwidth: float) -> float:
+    """Return what QEMU really sends of device state, bytes a second, when `max-bandwidth` is set to this.
+
+    It reads blocks of 1 MiB and looks at its limit between two of them, anew each 0.1 s; what it sent too
+    much is forgotten (migration/migration.c, hw/vfio/migration.c of 10.2.2). So whole blocks are sent, one at
+    least: 10 MiB/s is the least there is, and the steps.
+    """
+    return math.ceil(max_bandwidth * WINDOW_SECONDS / QEMU_BLOCK_BYTES) * QEMU_BLOCK_BYTES / WINDOW_SECONDS
+
+
+def qemu_link(max_bandwidth: float, **more: Any) -> Link:
+    """Return QEMU as a `Link`, with its `max-bandwidth`; `more` as there."""
+    return Link(qemu_bandwidth(max_bandwidth), burst_seconds=WINDOW_SECONDS, **more)
+
+
+def migrator_link(bandwidth: float, **more: Any) -> Link:
+    """Return `vfu-dev migrate` as a `Link`."""
+    return Link(bandwidth, initial_first=True, drain_bytes=MIGRATOR_TRANSFER_BYTES, **more)
 
 
 @dataclass(frozen=True)
@@ -147,11 +178,12 @@ def floor_pages(spec: LoadSpec, pages: int, pages_per_second: float, page_bytes:
 def border_rate(memory_bytes: float, link: Link, page_bytes: int = DEFAULT_PAGE_BYTES) -> float:
     """Return the dirty rate up to which a uniform load converges, bytes of pages a second.
 
-    P (1 - s / r) pages left are as many as fit into the downtime limit at r = s / (1 - threshold / P).
-    Infinite where the whole memory fits.
+    P (1 - s / r) pages left are as many as may be left, k, at r = s / (1 - k / P). k is what fits into the
+    downtime limit, and half a burst more where the client sends in bursts. Infinite where all of P fits.
     """
     cost = page_cost_bytes(page_bytes)
-    share = link.threshold_bytes / (memory_bytes / page_bytes * cost)
+    allowed = link.threshold_bytes + link.bandwidth * link.burst_seconds / 2
+    share = allowed / (memory_bytes / page_bytes * cost)
     return math.inf if share >= 1 else link.bandwidth / cost * page_bytes / (1 - share)
 
 
@@ -218,8 +250,11 @@ class _Writer:
             return share
         return np.full(len(sizes), 1 / pages)
 
-    def touched(self, now: float, seconds: float) -> Vector:
-        """Return the share of each bin that is written between `now` and `seconds` later, and go on there."""
+    def touched(self, now: float, seconds: float, peek: bool = False) -> Vector:
+        """Return the share of each bin that is written between `now` and `seconds` later, and go on there.
+
+        Args:    peek: do not go on.
+        """
         number, inside = 0, now
         if len(self._loads) > 1:
             inside = now % self._cycle
@@ -232,7 +267,8 @@ class _Writer:
         writes = rate * _active(load, inside, seconds)
         if load.pattern == "sequential":
             begin = self._cursors[number]
-            self._cursors[number] = (begin + writes) % self._pages
+            if not peek:
+                self._cursors[number] = (begin + writes) % self._pages
             if writes >= self._pages:
                 return np.ones(len(self._bins.sizes))
             parts = _overlap(self._bins, begin, min(begin + writes, self._pages))
@@ -296,6 +332,14 @@ class _Course:
         self._send((seconds - pause) * self.rate)
         self._write(half)
         self.time += seconds
+
+    def seen(self) -> float:
+        """Return the pages that are left as the client finds them when it decides, see `Link`."""
+        left = self.left - self.rate * self.link.burst_seconds / 2
+        if self.link.drain_bytes:
+            touched = self.writer.touched(self.time, self.link.drain_bytes / self.link.bandwidth, peek=True)
+            left += float((self.bins.sizes - self.waiting - self.next) @ touched)
+        return max(0.0, left)
 
     def _write(self, touched: Vector) -> None:
         clean = self.bins.sizes - self.waiting - self.next
@@ -362,7 +406,7 @@ def predict(
         step = max(1e-4, min(WINDOW_SECONDS / 4, planned / _STEPS_A_PASS))
         step = max(min(step, course.writer.period_seconds / _STEPS_A_PERIOD), limit_seconds / _MAX_STEPS)
         course.step(step)
-        left = course.left * course.cost + tail_bytes
+        left = course.seen() * course.cost + tail_bytes
         ready = not link.initial_first or course.passes > 1 or course.waiting.sum() < 1
         if left <= threshold and course.time >= WINDOW_SECONDS and ready:
             converged = True
@@ -372,7 +416,7 @@ def predict(
         settled = course.passes - lowest_pass > _SETTLED_PASSES
         if course.time > limit_seconds or (settled and course.time - lowest_time > _SETTLED_SECONDS):
             break
-    left = course.left * course.cost + tail_bytes
+    left = course.seen() * course.cost + tail_bytes
     stop_rate = link.stop_bandwidth or link.bandwidth
     precopy = course.sent * course.cost
     downtime = left / stop_rate + link.overhead_seconds
@@ -382,7 +426,7 @@ def predict(
         passes=course.passes + (1 if course.left >= 1 else 0),
         total_bytes=precopy + left,
         precopy_bytes=precopy,
-        total_seconds=course.time + downtime,
+        total_seconds=course.time + link.drain_bytes / link.bandwidth + downtime,
         downtime_seconds=downtime,
         left_bytes=left if converged else lowest,
         threshold_bytes=threshold,

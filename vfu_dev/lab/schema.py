@@ -120,9 +120,11 @@ KEYS: dict[str, dict[str, Key]] = {
         "moves": _int(1, MAX_MOVES, 70),
         "warmup": _seconds(0, 0.5),
         "settle": _seconds(0, 0.2),
+        # A load with a period meets moves at every point of it, not always at the same one.
+        "jitter": _seconds(0, 0.0),
         "timeout": _seconds(0.5, 60.0),
         "verify": _choice("guest", "digests"),
-        "expect": _choice("completed", "not-converged"),
+        "expect": _choice("completed", "not-converged", "either"),
     },
 }
 _OPEN = ("load", "qemu.parameters", "qemu.capabilities")

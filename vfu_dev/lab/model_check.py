@@ -1,0 +1,107 @@
+"""Predictions beside what `vfu-dev lab run` measured: one for each point of a result folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vfu_dev.errors import ConfigError
+from vfu_dev.lab.model import Link, Prediction, predict, qemu_link
+from vfu_dev.lab.rows import Row, read_rows
+from vfu_dev.lab.summary import read_summary
+from vfu_dev.patterns import LoadSpec
+
+COMPLETED = "completed"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One point: what the model says and what its moves were.
+
+    Attributes:
+        converged: share of the moves that completed.
+        measured: median of each figure over the moves that did; those that did not have none.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    load: LoadSpec
+    link: Link
+    prediction: Prediction
+    converged: float
+    measured: Mapping[str, float]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both say the same about convergence."""
+        return self.prediction.converges == (self.converged > 0.5)
+
+
+def link_of(settings: Mapping[str, Any], stop_bandwidth: float = 0.0) -> Link:
+    """Return the link of a scenario's point."""
+    return qemu_link(
+        settings["qemu.max-bandwidth"],
+        downtime_limit_seconds=settings["qemu.downtime-limit"] / 1000,
+        switchover_bandwidth=settings["qemu.avail-switchover-bandwidth"],
+        initial_first=settings["qemu.switchover-ack"],
+        stop_bandwidth=stop_bandwidth,
+    )
+
+
+def predict_point(settings: Mapping[str, Any], load: LoadSpec, stop_bandwidth: float = 0.0) -> Prediction:
+    """Return the prediction for a point of a scenario with one device and without a guest.
+
+    Raises:  ConfigError: several devices, a guest whose RAM shares the link, no pre-copy, or a trace.
+    """
+    if settings["device.devices"] != 1 or settings["qemu.guest"] != "none" or not settings["qemu.pre-copy"]:
+        raise ConfigError("the model is of one device, with pre-copy, alone on its link")
+    page = settings["device.page-size"]
+    return predict(
+        load,
+        settings["device.memory"] // page,
+        link_of(settings, stop_bandwidth),
+        page_bytes=page,
+        limit_seconds=settings["run.timeout"],
+    )
+
+
+def stop_bandwidth_of(rows: Sequence[Row]) -> float:
+    """Return the median rate at which STOP_COPY was read, bytes a second; 0 where there was too little."""
+    rates = sorted(
+        row.metrics["stop_copy_bytes"] / row.metrics["stop_copy_ms"] * 1000
+        for row in rows
+        if row.status == COMPLETED
+        and row.metrics.get("stop_copy_ms")
+        and row.metrics.get("stop_copy_bytes", 0) > 1 << 20
+    )
+    return rates[len(rates) // 2] if rates else 0.0
+
+
+def compare(folder: Path) -> list[Compared]:
+    """Return all points of the result folder of a scenario that the model covers.
+
+    Raises:  ConfigError: no result folder, or nothing in it that the model covers.
+    """
+    summary = read_summary(folder)
+    rows = read_rows(folder / "moves.csv")
+    stop = stop_bandwidth_of(rows)
+    found = []
+    for point in summary["points"]:
+        settings, load = point["settings"], LoadSpec.from_dict(point["load"])
+        try:
+            prediction = predict_point(settings, load, stop)
+        except ConfigError:
+            continue
+        mine = [row for row in rows if row.point == point["name"]]
+        if not mine:
+            continue
+        done = [row for row in mine if row.status == COMPLETED]
+        measured = {name: figures["p50"] for name, figures in point["metrics"].items()} if done else {}
+        link = link_of(settings, stop)
+        share = len(done) / len(mine)
+        found.append(Compared(point["name"], settings, load, link, prediction, share, measured))
+    if not found:
+        raise ConfigError(f"{folder}: no point that the model covers (one device, no guest, pre-copy)")
+    return found
