@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from labkit import KIB, MIB, dirtying
-from pcilab import complaints, guest_of, wait_devices
+from pcilab import complaints, distrust, guest_of, wait_devices
 
 from vfu_dev.lab.judge import judge
 from vfu_dev.lab.migrate import Lab, MigrateOptions
@@ -86,6 +86,40 @@ def test_devices_come_and_go(options: Options, in_lab: InLab, guest_image: Path)
     assert [check.compared_bytes for check in story.checks] == [512 * KIB, 256 * KIB, 512 * KIB]
     assert story.reset["methods"].split()[0] == "flr"
     assert story.reset["scratch_cleared"]
+    assert story.complaints == []
+
+
+def test_a_device_whose_server_died_is_replaced(options: Options, in_lab: InLab, guest_image: Path) -> None:
+    """The VM lives on without it, lets go of it, takes up a fresh one in its place, and migrates again."""
+
+    async def scenario(lab: Lab) -> tuple[str, Story]:
+        guest, story = guest_of(lab), Story()
+        await lab.source.servers[1].kill()
+        assert await lab.source.qemu.run_state() == "running"
+        dead = (await guest.command("lspci device=1"))["text"]
+        await guest.command("release device=1")
+        await lab.unplug()
+        await lab.plug()
+        await wait_devices(guest, 2)
+        story.complaints = await complaints(guest)
+        await move(lab, story)
+        return dead, story
+
+    dead, story = in_lab(
+        options(
+            guest_image=guest_image,
+            memory_bytes=256 * KIB,
+            devices=2,
+            load=LoadSpec("idle"),
+            max_bandwidth=256 * MIB,
+            warmup_seconds=0.0,
+        ),
+        scenario,
+    )
+    assert distrust(dead), "a device that is gone reads as all ones, and lspci says so"
+    assert story.moves[0].problems == []
+    assert story.checks[0].verified
+    assert story.checks[0].compared_bytes == 512 * KIB
     assert story.complaints == []
 
 

@@ -61,6 +61,7 @@ class Side:
         Raises:  ProcessError, QmpError: it is not served, or QEMU refuses it; then all is as before.
         """
         server = self._make_server(len(self.servers))
+        server.remove_sockets()  # of one that was killed: they would be taken for this one's
         try:
             await server.start()
             await self.qemu.plug(len(self.servers), server.socket)
