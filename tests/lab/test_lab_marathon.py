@@ -25,7 +25,8 @@ async def change_interrupts(guest: LinuxGuest, mode: str) -> None:
     """Have the driver use another kind of interrupt, and the DMA load begin anew with it."""
     await stop_dma(guest)
     vectors = (await guest.command(f"irq mode={mode}"))["vectors"]
-    await guest.command(f"dma rate={8 * MIB} vector={vectors - 1} offset={2 * MIB} bytes={2 * MIB}")
+    # INTx has 32 causes, the device raises four of them.
+    await guest.command(f"dma rate={8 * MIB} vector={min(vectors, 4) - 1} offset={2 * MIB} bytes={2 * MIB}")
 
 
 async def stop_dma(guest: LinuxGuest) -> None:
@@ -47,7 +48,7 @@ async def check(lab: Lab, guest: LinuxGuest) -> None:
         batches,
     )
     found = await guest.command("verify")
-    assert found["verified"], (lab.moves, found)
+    assert found["verified"], f"move {lab.moves}: {found}"
     assert found["generation"] == lab.moves
 
 
