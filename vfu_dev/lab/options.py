@@ -71,4 +71,5 @@ class MigrateOptions:
         """Guest RAM: the journals of all devices must fit beside the system."""
         if self.guest_image is None:
             return QTEST_RAM_BYTES
-        return LINUX_RAM_BYTES + (self.devices + self.spare_ports) * (-(-self.memory_bytes // (1 << 20)) << 20)
+        journal = -(-self.memory_bytes // (1 << 20)) << 20
+        return LINUX_RAM_BYTES + (self.devices + self.spare_ports) * journal

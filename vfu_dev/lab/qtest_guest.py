@@ -7,6 +7,7 @@ import base64
 import contextlib
 import time
 from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -31,6 +32,8 @@ PCI_BASE_ADDRESS_0 = 0x10
 # q35: above the ECAM window, below the I/O APIC; libqos uses the same start.
 BAR_WINDOW = 0xE000_0000
 BAR_WINDOW_END = 0xFEB0_0000
+# What does not fit there and has 64 bits of address: far above any RAM, within 40 bits of physical address.
+HIGH_WINDOW = 0x40_0000_0000
 
 # Reference device (vfu_dev/device): identification and BAR0 registers.
 DEVICE_IDS = 0x4455 << 16 | 0x4656
@@ -65,10 +68,16 @@ class _Device:
         self.bar2 = bar2
         self.size_bytes = size_bytes
         self.page_bytes = 4096
-        words = outputs(fill, 0, size_bytes // 8) if fill else np.zeros(size_bytes // 8, np.uint64)
-        self.journal = words.view(np.uint8)
+        self.fill = fill
         self.scratch: int | None = None
         self.program: Program | None = None
+
+    @cached_property
+    def journal(self) -> npt.NDArray[np.uint8]:
+        """What the memory must hold; made when it is first needed, because it is as large as the memory."""
+        count = self.size_bytes // 8
+        words = outputs(self.fill, 0, count) if self.fill else np.zeros(count, np.uint64)
+        return words.view(np.uint8)
 
 
 class QtestGuest(Guest):
@@ -119,20 +128,25 @@ class QtestGuest(Guest):
     async def program_bars(self) -> None:
         """Assign addresses and enable memory decoding, as firmware does after power-on or reset."""
         assert self.client is not None
-        address = BAR_WINDOW
+        address, high = BAR_WINDOW, HIGH_WINDOW
         for device in self.devices:
             sizes = [await self._bar_size(device.slot, index) for index in (0, 2, 4)]
             for index, size in sorted(zip((0, 2, 4), sizes, strict=True), key=lambda pair: -pair[1]):
-                address = -(-address // size) * size
-                if address + size > BAR_WINDOW_END:
+                place = -(-address // size) * size
+                if place + size <= BAR_WINDOW_END:
+                    address = place + size
+                elif index == 2:
+                    place = -(-high // size) * size
+                    high = place + size
+                else:
                     raise GuestError(f"no room for a BAR of {size} bytes below 4 GiB; use --guest linux")
-                await self.client.config_write(device.slot, PCI_BASE_ADDRESS_0 + 4 * index, address)
+                low = place & 0xFFFF_FFFF
+                await self.client.config_write(device.slot, PCI_BASE_ADDRESS_0 + 4 * index, low)
                 if index == 2:
-                    await self.client.config_write(device.slot, PCI_BASE_ADDRESS_0 + 12, 0)
-                    device.bar2 = address
+                    await self.client.config_write(device.slot, PCI_BASE_ADDRESS_0 + 12, place >> 32)
+                    device.bar2 = place
                 elif index == 0:
-                    device.bar0 = address
-                address += size
+                    device.bar0 = place
             command = PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER
             await self.client.config_write(device.slot, PCI_COMMAND, command)
 

@@ -127,6 +127,7 @@ class _Parts:
     variants: dict[str, dict[str, Any]]
     sweep: dict[str, list[Any]]
     short_sweep: dict[str, list[Any]]
+    short_variants: list[str] | None
     changes: Mapping[str, Any]
 
 
@@ -200,7 +201,7 @@ def shipped() -> list[str]:
 def _parts(source: Source, raw: Mapping[str, Any], changes: Mapping[str, Any]) -> _Parts:
     base = flatten({table: raw[table] for table in TABLES if table in raw})
     short = dict(raw.get("short", {}))
-    short_sweep = short.pop("sweep", {})
+    short_sweep, short_variants = short.pop("sweep", {}), short.pop("variants", None)
     variants = {}
     for variant, table in raw.get("variants", {}).items():
         if not isinstance(table, dict) or not re.fullmatch(r"[\w.-]+", variant):
@@ -208,13 +209,17 @@ def _parts(source: Source, raw: Mapping[str, Any], changes: Mapping[str, Any]) -
                 f"variants.{variant}", "expected a table whose name has letters, digits, . _ -"
             )
         variants[variant] = flatten(table)
-    parts = _Parts(base, flatten(short), variants, raw.get("sweep", {}), short_sweep, changes)
+    parts = _Parts(base, flatten(short), variants, raw.get("sweep", {}), short_sweep, short_variants, changes)
     for sweep, at in ((parts.sweep, "sweep"), (parts.short_sweep, "short.sweep")):
         for key, values in sweep.items():
             if not isinstance(values, list) or not values:
                 raise source.error(f"{at}.{key}", f'expected "{key}" = [a list of values]')
             for value in values:
                 judge_value(source, f"{at}.{key}", key, value)
+    if short_variants is not None and (
+        not isinstance(short_variants, list) or set(short_variants) - set(variants)
+    ):
+        raise source.error("short.variants", f"expected a list of variants: {', '.join(variants)}")
     for key, value in changes.items():
         judge_value(Source("--set", ""), key, key, value)
     tables = {"": base, "short.": parts.short, **{f"variants.{name}.": v for name, v in variants.items()}}
@@ -242,6 +247,8 @@ def _points(source: Source, parts: _Parts, short: bool) -> Iterator[Point]:
         raise source.error("sweep", f"{count} points, at most {MAX_POINTS}")
     names: set[str] = set()
     variants: list[str | None] = [*parts.variants] or [None]
+    if short and parts.short_variants is not None:
+        variants = [*parts.short_variants]
     for combination in itertools.product(*sweep.values()):
         swept = dict(zip(sweep, combination, strict=True))
         for variant in variants:

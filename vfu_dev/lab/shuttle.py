@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import shutil
 import time
 from dataclasses import asdict, replace
@@ -50,6 +51,7 @@ class Shuttle:
         self._failures = failures
         self._observe = observer
         self._restarts = 0
+        self._random = random.Random(point.name)
 
     async def start(self) -> None:
         """Start the VM and its load. Where that fails, `lab` stays None and `problems` say why."""
@@ -87,7 +89,7 @@ class Shuttle:
         After the last time there is no VM any more: `lab` is None.
         """
         lab = self._running
-        await asyncio.sleep(self.options.settle_seconds)
+        await asyncio.sleep(self.options.settle_seconds + self._random.uniform(0, self.point["run.jitter"]))
         result = MigrationResult(started=time.time())
         status, text = FAILED, ""
         try:
