@@ -105,6 +105,7 @@ def example() -> Snapshot:
             "predicted_downtime_seconds": 0.06,
             "converging": True,
         },
+        faults={"mig-read": 3, "irq": 0},
         last_stop_copy_seconds=0.0125,
         last_downtime_seconds=0.03125,
         last_predicted_downtime_seconds=0.03,

@@ -298,6 +298,7 @@ def test_a_fault_can_be_there_from_the_start(serve: ServerFactory) -> None:
         ]
         assert [(one["calls"], one["hits"]) for one in found["armed"]] == [(2, 1), (0, 0)]
         assert found["injected"]["region-read"] == 1
+        assert control.command("figures")["snapshot"]["faults"]["region-read"] == 1
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ class Snapshot:
         scans: `looks`, `pages`, `seconds`, over all memories.
         histograms: by name, each as `Histogram.as_dict` gives it.
         forecast: `Forecast` as a dict; its values are None where there is nothing to say.
+        faults: how often injected ones happened, by operation.
         last_*: of the most recent outgoing migration that was completed, None before the first.
         snapshot_seconds: what making the snapshot before this one cost the device's thread.
     """
@@ -56,6 +57,7 @@ class Snapshot:
     scans: dict[str, float]
     histograms: dict[str, dict[str, Any]]
     forecast: dict[str, Any]
+    faults: dict[str, int]
     last_stop_copy_seconds: float | None = None
     last_downtime_seconds: float | None = None
     last_predicted_downtime_seconds: float | None = None

@@ -73,6 +73,7 @@ class Server:
         try:
             self._set_up()
             self.faults = fault_board(self, self._context, self._hold)
+            self._snapshots.faults = self.faults.injected
             self._context.realize()
             self._path = OwnedPath(socket_path)
         except BaseException:

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 
 from vfu_dev import __version__
 from vfu_dev.device import Device
+from vfu_dev.faults import OPERATIONS
 from vfu_dev.figures import Figures, Snapshot
 from vfu_dev.libvfio_user import Library
 from vfu_dev.migration.fsm import ARCS
@@ -27,6 +28,7 @@ class SnapshotMaker:
     """Reads what `device` and its migration count. It looks at no page and changes nothing."""
 
     def __init__(self, device: Device, library: Library) -> None:
+        self.faults: dict[str, int] = dict.fromkeys(OPERATIONS, 0)  # the server puts its board's there
         self._device = device
         identity = device.identity
         self._build = {"version": __version__, "python": platform.python_version()}
@@ -92,6 +94,7 @@ class SnapshotMaker:
                 "downtime": watch.downtime_seconds.as_dict(),
             },
             forecast=watch.forecast.as_dict(),
+            faults=dict(self.faults),
             last_stop_copy_seconds=watch.last_stop_copy_seconds,
             last_downtime_seconds=watch.last_downtime_seconds,
             last_predicted_downtime_seconds=watch.last_predicted_downtime_seconds,
