@@ -1,8 +1,7 @@
-"""DMA and interrupts while a real QEMU migrates the device: guest memory holds what the device wrote."""
+"""DMA while a real QEMU migrates the device: guest memory holds what the device wrote."""
 
 from __future__ import annotations
 
-import asyncio
 import struct
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -10,68 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from labkit import MIB, dirtying
+from labkit import MIB
+from qtestkit import Registers, migrate, moving, until
 
-from vfu_dev.device.dma import DESCRIPTOR, DMA_FIELDS, Op, Status
-from vfu_dev.device.writer import WRITER_FIELDS, expected_pages
+from vfu_dev.device.dma import DESCRIPTOR, Op, Status
+from vfu_dev.device.writer import expected_pages
 from vfu_dev.lab.migrate import Lab, MigrateOptions
-from vfu_dev.lab.qtest import CONFIG_ADDRESS, CONFIG_DATA
-from vfu_dev.lab.qtest_guest import PCI_BASE_ADDRESS_0, QtestGuest
 
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]
 
-OFFSETS = {field.name: (field.offset, int(field.format[-1])) for field in (*DMA_FIELDS, *WRITER_FIELDS)}
-IRQ_RAISE = 0x20
 # In guest memory, of which the guest without a CPU uses nothing.
 TABLE, BUFFERS, BUFFER_BYTES = 8 * MIB, 16 * MIB, 2 * MIB
-MESSAGES = 12 * MIB  # where MSI-X writes to, instead of an APIC
-
-
-def moving(options: Options, devices: int = 1) -> MigrateOptions:
-    """Return options under which guest memory is sent while the device writes to it, and still converges."""
-    return options(
-        devices=devices,
-        load=dirtying(0),
-        max_bandwidth=64 * MIB,
-        switchover_bandwidth=64 * MIB,
-        downtime_limit_ms=300,
-        warmup_seconds=0.0,
-    )
-
-
-class Registers:
-    """The registers of one device of the lab's guest, wherever the guest is now."""
-
-    def __init__(self, lab: Lab, index: int = 0) -> None:
-        assert isinstance(lab.guest, QtestGuest)
-        self.guest = lab.guest
-        self.device = lab.guest.devices[index]
-
-    async def get(self, name: str) -> int:
-        """Read a register."""
-        offset, width = OFFSETS[name]
-        assert self.guest.client is not None
-        return await self.guest.client.read(width, self.device.bar0 + offset)
-
-    async def set(self, **values: int) -> None:
-        """Write registers, in the order given."""
-        assert self.guest.client is not None
-        for name, value in values.items():
-            offset, width = OFFSETS[name]
-            await self.guest.client.write(width, self.device.bar0 + offset, value)
-
-    async def config(self, offset: int) -> int:
-        """Read a word of configuration space."""
-        assert self.guest.client is not None
-        return await self.guest.client.config_read(self.device.slot, offset)
-
-
-async def until(condition: Callable[[], Coroutine[Any, Any, bool]], what: str) -> None:
-    """Wait for a condition that is asked for every few milliseconds."""
-    async with asyncio.timeout(20):
-        while not await condition():
-            await asyncio.sleep(0.005)
 
 
 async def start_writer(registers: Registers, buffer: int, rate: int) -> None:
@@ -82,16 +31,6 @@ async def start_writer(registers: Registers, buffer: int, rate: int) -> None:
 
 async def more_stamps(registers: Registers, than: int) -> bool:
     return await registers.get("writer_count") > than
-
-
-async def migrate(lab: Lab) -> None:
-    """Move the VM; the guest follows."""
-    await lab.configure()
-    await lab.begin(await lab.listen())
-    row = await lab.wait_final()
-    assert row["status"] == "completed", row
-    await lab.wait_running(lab.destination.qemu)
-    await lab.guest.follow(lab.destination.qemu)
 
 
 async def wrong_bytes(registers: Registers, buffer: int) -> int:
@@ -238,72 +177,3 @@ def test_one_device_writes_to_another_before_and_after_they_move(options: Option
 
     chosen = replace(moving(options, 2), server_extra=("--access", "mmap"), fill=0)
     in_lab(chosen, scenario)
-
-
-# --- interrupts ---------------------------------------------------------------------------------------------
-
-CAPABILITIES, MSIX_CAPABILITY = 0x34, 0x11
-ENTRY_BYTES, MASKED = 16, 1
-
-
-async def set_up_msix(registers: Registers, vectors: int) -> int:
-    """Have each vector write its number + 1 to a word of RAM; returns the table's address."""
-    client = registers.guest.client
-    assert client is not None
-    table = await registers.config(PCI_BASE_ADDRESS_0 + 16) & ~0xF
-    capability = await registers.config(CAPABILITIES) & 0xFF
-    while (word := await registers.config(capability)) & 0xFF != MSIX_CAPABILITY:
-        capability = word >> 8 & 0xFF
-    # The upper half alone: the lower one, the capability's id, may not be written.
-    select = f"outl {CONFIG_ADDRESS:#x} {0x80000000 | registers.device.slot << 11 | capability:#x}"
-    await client.batch([select, f"outw {CONFIG_DATA + 2:#x} {word >> 16 | 1 << 15:#x}"])
-    for vector in range(vectors):
-        entry = table + ENTRY_BYTES * vector
-        for offset, value in ((0, MESSAGES + 4 * vector), (4, 0), (8, vector + 1), (12, 0)):
-            await client.write(4, entry + offset, value)
-    return table
-
-
-async def messages(registers: Registers) -> list[int]:
-    """Return which vectors' messages are in RAM."""
-    assert registers.guest.client is not None
-    words = struct.unpack("<4I", await registers.guest.client.read_block(MESSAGES, 16))
-    return [word - 1 for word in words if word]
-
-
-@pytest.mark.parametrize("masked", [2, 3])
-def test_masked_and_pending_interrupts_survive(options: Options, in_lab: InLab, masked: int) -> None:
-    """One delivered before, one masked and pending while it moves: unmasked there, it is delivered there.
-
-    QEMU keeps masks and what is pending behind them, but asks the server when the guest reads the PBA, so
-    that a guest cannot see it there (vfio_user_pba_read); the message tells. A masked vector below others is
-    what a destination without the last patch of our series dies of.
-    """
-
-    async def scenario(lab: Lab) -> None:
-        registers = Registers(lab)
-        client = registers.guest.client
-        assert client is not None
-        table = await set_up_msix(registers, 4)
-        await client.write(4, table + ENTRY_BYTES * masked + 12, MASKED)
-        for vector in (masked, 1):
-            await client.write(4, registers.device.bar0 + IRQ_RAISE, vector)
-        await until(lambda: are(registers, [1]), "vector 1 delivered, the masked one not")
-        await client.write(4, MESSAGES + 4, 0)
-        await migrate(lab)
-        moved = registers.guest.client
-        assert moved is not None
-        assert await messages(registers) == []
-        await moved.write(4, table + ENTRY_BYTES * masked + 12, 0)
-        assert await messages(registers) == [masked]
-        await moved.write(4, MESSAGES + 4 * masked, 0)
-        await moved.write(4, registers.device.bar0 + IRQ_RAISE, 0)
-        await until(lambda: are(registers, [0]), "a new interrupt on the destination")
-        for side in (lab.source, lab.destination):
-            assert (await side.servers[0].status())["counters"]["irq_errors"] == 0
-
-    in_lab(moving(options), scenario)
-
-
-async def are(registers: Registers, vectors: list[int]) -> bool:
-    return await messages(registers) == vectors
