@@ -12,6 +12,7 @@ import pytest
 
 from vfu_dev.builds.guest import _modules
 from vfu_dev.builds.initramfs import Initramfs
+from vfu_dev.builds.pciutils import reduced_ids
 from vfu_dev.errors import BuildError
 
 
@@ -74,3 +75,16 @@ def test_modules_come_with_what_they_depend_on_in_loading_order(tmp_path: Path) 
     with pytest.raises(BuildError, match="has no module vfoi"):
         _modules(wanted, folder)
     assert _modules(tmp_path / "absent", folder) == {}
+
+
+def test_the_list_of_ids_keeps_classes_and_qemus_vendors() -> None:
+    ours = [
+        "1b36  Red Hat, Inc.",
+        "\t000c  Root port",
+        "\t\t1af4 1100  Machine",
+        "C 08  Generic system peripheral",
+        "\t80  System peripheral",
+    ]
+    others = ["8086  Intel", "\t0001  Thing", "", "# classes"]
+    whole = ["# a comment", "", "1b35  Other", "\t0001  Card", *ours[:3], *others, *ours[3:]]
+    assert reduced_ids("\n".join(whole)) == "\n".join(ours) + "\n"

@@ -12,6 +12,7 @@ import pytest
 from serverkit import RunningServer, ServerFactory, server_farm, short_folder, wait_until
 from streamkit import abandon_load, load, read_all, save
 
+from vfu_dev.builds import artifact
 from vfu_dev.client import CommandError, VfioUserDevice
 from vfu_dev.uapi import DeviceState
 
@@ -173,3 +174,14 @@ def test_a_failed_load_is_left_by_a_function_reset_too(other: RunningServer) -> 
         pcikit.function_reset(device)
         assert device.migration.get_state() is S.RUNNING
         abandon_load(device)
+
+
+def test_a_function_reset_needs_no_library_of_ours(farm: ServerFactory) -> None:
+    """Upstream's version 2 is not told of it, and does not have to be: the device is reset."""
+    reduced = artifact("libvfio-user-reduced", build=True)
+    with farm("--library", str(reduced), memory=str(MEMORY_BYTES)).connect() as device:
+        device.region_write(BAR0, SCRATCH, NOTE)
+        device.migration.set_state(S.STOP)
+        pcikit.function_reset(device)
+        assert device.region_read(BAR0, SCRATCH, len(NOTE)) == bytes(len(NOTE))
+        assert device.migration.get_state() is S.STOP

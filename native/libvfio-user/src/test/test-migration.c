@@ -489,7 +489,8 @@ test_reset(void **state UNUSED)
         force_state(s);
         assert_int_equal(0, handle_device_reset(dev.ctx, VFU_RESET_DEVICE));
         assert_int_equal(s, dev.state_in_reset);
-        assert_int_equal(0, handle_device_reset(dev.ctx, VFU_RESET_PCI_FLR));
+        assert_int_equal(0, vfu_reset_device(dev.ctx, VFU_RESET_PCI_FLR));
+        assert_int_equal(s, dev.state_in_reset);
         assert_int_equal(s, get_state());
         assert_int_equal(0, dev.nr_arcs);
     }
@@ -500,6 +501,13 @@ test_reset(void **state UNUSED)
     assert_int_equal(0, handle_device_reset(dev.ctx, VFU_RESET_DEVICE));
     assert_int_equal(ST(RUNNING), dev.state_in_reset);
     assert_int_equal(ST(RUNNING), get_state());
+
+    /* The same by a reset that the device found in its configuration space. */
+    force_state(ST(ERROR));
+    assert_int_equal(0, vfu_reset_device(dev.ctx, VFU_RESET_PCI_FLR));
+    assert_int_equal(ST(RUNNING), dev.state_in_reset);
+    assert_int_equal(ST(RUNNING), get_state());
+    assert_fails(EINVAL, vfu_reset_device(dev.ctx, VFU_RESET_LOST_CONN));
 
     /* After a failure, once. */
     force_state(ST(STOP));
