@@ -41,6 +41,7 @@ RECIPES: dict[str, Recipe] = {
         libvfio_user.TESTS,
         libvfio_user.REDUCED,
         libvfio_user.SANITIZED,
+        libvfio_user.REFERENCE,
         guest.BASE,
         pciutils.PCIUTILS,
         guest.GUEST,

@@ -18,6 +18,7 @@ _VERSION = 1
 _SUBPROJECT = "subprojects/libvfio-user"
 _PRODUCT = "libvfio-user.so.0"
 _TARGET = "lib/libvfio-user.so.0.0.1"
+_REFERENCE = "vfu-ref-server"
 
 _RELEASE = ("-Dbuildtype=release", "-Ddebug-logs=disabled")
 # With debug information the subproject's own meson.build turns on -Werror and its debug logging.
@@ -96,6 +97,19 @@ def _make_library(
     return {"options": options, "defines": defines, "compiler": compiler_version()}
 
 
+def _make_reference(context: Context, out: Path) -> Facts:
+    """Build the sample server; meson gave it a run path, ../lib from its folder."""
+    work = out / "work"
+    work.mkdir()
+    build = _compile(context, work, _RELEASE, (), "libvfio-user-reference", f"samples/{_REFERENCE}")
+    for name, folder in ((f"samples/{_REFERENCE}", "samples"), (_TARGET, "lib")):
+        (out / folder).mkdir()
+        shutil.copy(build / name, out / folder)
+    (out / "lib" / Path(_TARGET).name).rename(out / "lib" / _PRODUCT)
+    shutil.rmtree(work)
+    return {"options": _RELEASE, "compiler": compiler_version()}
+
+
 def _run_tests(options: tuple[str, ...], defines: tuple[str, ...], context: Context, out: Path) -> Facts:
     """Build all of it with warnings as errors and run the library's own tests; their log is the artifact."""
     work = out / "work"
@@ -154,6 +168,14 @@ SANITIZED = _library(
     _SANITIZED,
     defines=("-g", "-fno-omit-frame-pointer"),
     strip=False,
+)
+REFERENCE = Recipe(
+    name="libvfio-user-reference",
+    summary="a device in C that is nothing but memory, for `vfu-dev bench` to compare with",
+    product=f"samples/{_REFERENCE}",
+    inputs=partial(_inputs, _RELEASE, ()),
+    make=_make_reference,
+    needs=("libvfio-user",),
 )
 TESTS = Recipe(
     name="libvfio-user-tests",

@@ -21,6 +21,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "top": ("vfu_dev.cli.top", "Watch servers in the terminal: state, rates, predicted downtime."),
     "lab": ("vfu_dev.cli.lab", "Run whole experiments with real QEMU."),
     "report": ("vfu_dev.cli.report", "Make the page of a lab run again from its JSON."),
+    "bench": ("vfu_dev.cli.bench", "Measure the device against one in C, and check the limits."),
     "build": ("vfu_dev.cli.build", "Fetch, check, patch and build libvfio-user, QEMU and the guest."),
     "doctor": ("vfu_dev.cli.doctor", "Say what is installed here and what it can do."),
 }

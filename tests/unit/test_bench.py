@@ -1,0 +1,103 @@
+"""`vfu-dev bench`: what its figures are made of, and that it runs; speed itself is no matter of tests."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from vfu_dev.bench import limits
+from vfu_dev.bench.figures import figure, in_turns, percentiles
+from vfu_dev.bench.limits import LIMITS, Limit
+from vfu_dev.bench.run import CASES
+from vfu_dev.builds import BuildError, artifact
+from vfu_dev.cli.bench import command
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "bench.md"
+
+
+def test_both_sides_are_first_in_turns() -> None:
+    order: list[str] = []
+    pairs = in_turns(4, lambda: order.append("ours") or 1, lambda: order.append("peer") or 2)  # type: ignore[func-returns-value]
+    assert pairs == [(1, 2)] * 4
+    assert order == ["ours", "peer", "peer", "ours"] * 2
+
+
+def test_a_ratio_is_that_of_rounds_not_of_medians() -> None:
+    """A round in which the machine was slow for both says as much as any other."""
+    found = figure("mmio-read/p50", "us", [(10, 10), (40, 40), (22, 20)], "C server")
+    assert (found.ours, found.peer, found.ratio) == (22, 20, 1.0)
+    assert found.ratio_low <= found.ratio <= found.ratio_high
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs", "kept"),
+    [
+        ("mmio-read/p50", [(9, 10)] * 3 + [(100, 10)] * 6, True),
+        ("mmio-read/p50", [(9, 10)] + [(100, 10)] * 8, False),
+        ("stream-in/rate", [(9, 10)] * 3 + [(0.1, 10)] * 6, True),
+        ("stream-in/rate", [(9, 10)] + [(0.1, 10)] * 8, False),
+    ],
+)
+def test_a_limit_is_kept_when_a_quarter_of_the_rounds_keeps_it(
+    name: str, pairs: list[tuple[float, float]], kept: bool
+) -> None:
+    """Noise spoils some rounds, a change for the worse all of them; that holds for 'less' and for 'more'."""
+    assert figure(name, "x", pairs, "peer").kept is kept
+
+
+def test_percentiles_are_of_each_round_in_microseconds() -> None:
+    slow = np.arange(1, 101) * 2000
+    fast = np.arange(1, 101) * 1000
+    half, most = percentiles("mmio-read", [(slow, fast)] * 3, "C server")
+    assert (half.name, half.ours, half.ratio) == ("mmio-read/p50", pytest.approx(101), 2.0)
+    assert most.name == "mmio-read/p99"
+    assert most.peer == pytest.approx(99.01)
+
+
+def test_the_document_names_every_figure_with_its_limit() -> None:
+    rows = dict(re.findall(r"^\| `([\w/-]+)` \|.*\| [<>]= ([\d.]+) \|$", DOCUMENT.read_text(), re.MULTILINE))
+    assert {name: float(limit) for name, limit in rows.items()} == {
+        name: limit.ratio for name, limit in LIMITS.items()
+    }
+    for case in CASES:
+        assert f"`{case}`" in DOCUMENT.read_text()
+
+
+@pytest.fixture
+def servers() -> None:
+    """Have what the cases start."""
+    try:
+        artifact("libvfio-user", build=True)
+        artifact("libvfio-user-reference", build=True)
+    except BuildError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.usefixtures("servers")
+def test_every_case_measures_what_has_a_limit(tmp_path: Path) -> None:
+    """All figures come, each positive, as JSON and as text; nothing is left behind."""
+    file = tmp_path / "bench.json"
+    done = CliRunner().invoke(command, ["--quick", "--json", str(file)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    result = json.loads(file.read_text())
+    figures = {one["name"]: one for one in result["figures"]}
+    assert set(figures) == set(LIMITS)
+    assert all(one["ours"] > 0 and one["peer"] > 0 and one["ratio"] > 0 for one in figures.values())
+    assert result["machine"]["cpus"] >= 1
+    assert all(name in done.output for name in LIMITS)
+
+
+@pytest.mark.parametrize(("ratio", "status"), [(1e9, 0), (0.0, 1)])
+def test_check_is_an_exit_status(monkeypatch: pytest.MonkeyPatch, ratio: float, status: int) -> None:
+    """With --check a limit that was not kept ends in status 1, else in 0; the line says which it was."""
+    for name in ("scan-mmap/gib", "scan-trap/gib"):
+        monkeypatch.setitem(limits.LIMITS, name, Limit(ratio))
+    for options, expected in (([], 0), (["--check"], status)):
+        done = CliRunner().invoke(command, ["scan", "--quick", *options], catch_exceptions=False)
+        assert done.exit_code == expected
+        assert ("BROKEN" in done.output) == bool(status)

@@ -1,0 +1,75 @@
+"""How fast the device's DMA engine moves guest memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from vfu_dev.bench.figures import Effort, Figure, figure, in_turns
+from vfu_dev.bench.peers import Bench, BenchError
+from vfu_dev.client import VfioUserDevice
+from vfu_dev.device.dma import CTRL_START, DESCRIPTOR, DMA_FIELDS, Op, Status
+from vfu_dev.uapi import VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX
+
+MIB = 1 << 20
+TABLE, DATA = 0x1000, 0x100000  # guest addresses
+COMMAND, MEMORY_AND_MASTER = 0x04, 0x06  # <linux/pci_regs.h>
+RUN_SECONDS = 30.0
+
+_FIELDS = {field.name: (field.offset, np.dtype(field.format).itemsize) for field in DMA_FIELDS}
+
+
+def engine(bench: Bench, effort: Effort) -> Iterator[Figure]:
+    """MiB a second between guest and device memory, in one descriptor, against numpy copying as much."""
+    size = effort.memory_mib * MIB
+    server = bench.ours(effort.memory_mib)
+    source, target = np.ones(size, np.uint8), np.empty(size, np.uint8)
+
+    def copy() -> float:
+        began = time.perf_counter()
+        np.copyto(target, source)
+        return size / MIB / (time.perf_counter() - began)
+
+    copy()
+    with VfioUserDevice.connect(server.socket) as device:
+        device.region_write(VFIO_PCI_CONFIG_REGION_INDEX, COMMAND, MEMORY_AND_MASTER.to_bytes(2, "little"))
+        table = device.dma_map(0, DATA)
+        device.dma_map(DATA, size)
+        with memoryview(table.memory) as view:  # nothing may look at the memory when it is unmapped
+            for op in (Op.TO_DEVICE, Op.TO_GUEST):
+                run = _run(device, view, op, size)
+                run()
+                name = f"dma-{op.name.lower().replace('_', '-')}/rate"
+                yield figure(name, "MiB/s", in_turns(effort.rounds, run, copy), "numpy copies")
+
+
+def _run(device: VfioUserDevice, table: memoryview, op: Op, size: int) -> Callable[[], float]:
+    def put(name: str, value: int) -> None:
+        offset, count = _FIELDS[name]
+        device.region_write(VFIO_PCI_BAR0_REGION_INDEX, offset, value.to_bytes(count, "little"))
+
+    def status() -> Status:
+        offset, count = _FIELDS["dma_status"]
+        return Status(int.from_bytes(device.region_read(VFIO_PCI_BAR0_REGION_INDEX, offset, count), "little"))
+
+    def run() -> float:
+        row = np.zeros(1, DESCRIPTOR)
+        row["op"], row["address"], row["length"] = op, DATA, size
+        table[TABLE : TABLE + row.nbytes] = row.tobytes()
+        began = time.perf_counter()
+        put("dma_table", TABLE)
+        put("dma_count", 1)
+        put("dma_ctrl", CTRL_START)
+        while status() is Status.BUSY:
+            if time.perf_counter() - began > RUN_SECONDS:
+                raise BenchError(f"DMA of {size} bytes is not done after {RUN_SECONDS:g} s")
+            time.sleep(0.001)  # each look takes the engine's time
+        seconds = time.perf_counter() - began
+        done = Status(int(np.frombuffer(table[TABLE : TABLE + row.nbytes], DESCRIPTOR)["status"][0]))
+        if done is not Status.DONE:
+            raise BenchError(f"DMA ended with {done.name}")
+        return size / MIB / seconds
+
+    return run

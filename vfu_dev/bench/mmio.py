@@ -1,0 +1,139 @@
+"""What a guest waits for: MMIO, at rest, while somebody scrapes, and during PRE_COPY."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from vfu_dev.bench.figures import Effort, Figure, in_turns, percentiles
+from vfu_dev.bench.peers import Bench, BenchError
+from vfu_dev.bench.raw import Nanoseconds, RawClient, region_read, region_write, state_read
+from vfu_dev.uapi import VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR2_REGION_INDEX, DeviceState
+
+C_SERVER = "C server"
+PAGES = 1024  # accesses go to so many pages of BAR2, as a guest's do
+SCRATCH = 0x100  # registers without a meaning, in BAR0 of the reference device
+READS_BEHIND = 12  # migration reads of 1 MiB a round, with one MMIO waiting behind each
+_VALUE = bytes(range(8))
+
+
+def _places() -> list[int]:
+    return [int(page) * 4096 for page in np.random.default_rng(1).permutation(PAGES)]
+
+
+def reads() -> list[bytes]:
+    """Return requests that read 8 bytes of one page each."""
+    return [region_read(VFIO_PCI_BAR2_REGION_INDEX, place, 8) for place in _places()]
+
+
+def writes() -> list[bytes]:
+    """Return requests that write 8 bytes to one page each."""
+    return [region_write(VFIO_PCI_BAR2_REGION_INDEX, place, _VALUE) for place in _places()]
+
+
+def registers() -> list[bytes]:
+    """Return requests that write 8 bytes to a register, for a device whose memory is mapped."""
+    return [region_write(VFIO_PCI_BAR0_REGION_INDEX, SCRATCH + 8 * number, _VALUE) for number in range(16)]
+
+
+def at_rest(bench: Bench, effort: Effort) -> Iterator[Figure]:
+    """Reads and writes of a device that nobody moves, and of the C server's."""
+    ours, peer = bench.ours(effort.memory_mib), bench.reference(effort.memory_mib)
+    with RawClient(ours.socket) as mine, RawClient(peer.socket) as theirs:
+        for case, messages in (("mmio-read", reads()), ("mmio-write", writes())):
+            for client in (mine, theirs):
+                client.time_calls(messages, effort.calls // 4)  # caches and page tables
+            pairs = in_turns(
+                effort.rounds,
+                _timed(mine, messages, effort.calls),
+                _timed(theirs, messages, effort.calls),
+            )
+            yield from percentiles(case, pairs, C_SERVER)
+
+
+def _timed(client: RawClient, messages: list[bytes], calls: int) -> Callable[[], Nanoseconds]:
+    return lambda: client.time_calls(messages, calls)
+
+
+@contextmanager
+def scraping(port: int) -> Iterator[None]:
+    """Have the metrics scraped ten times a second. Raises: BenchError: they cannot be."""
+    argv = [sys.executable, "-m", "vfu_dev.bench.scraper", str(port)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as scraper:
+        assert scraper.stdin is not None
+        assert scraper.stdout is not None
+        try:
+            if scraper.stdout.readline().strip() != "scraping":
+                raise BenchError("the metrics port does not answer")
+            yield
+        finally:
+            scraper.stdin.close()
+            scraper.wait(10)
+
+
+def scraped(bench: Bench, effort: Effort) -> Iterator[Figure]:
+    """Reads while /metrics is scraped ten times a second, against the same server left alone."""
+    server = bench.ours(effort.memory_mib, metrics=True)
+    assert server.port is not None
+    port, messages = server.port, reads()
+    with RawClient(server.socket) as client:
+        client.time_calls(messages, effort.calls // 4)
+
+        def window() -> Nanoseconds:
+            end, found = time.monotonic() + effort.seconds, []
+            while time.monotonic() < end:
+                found.append(client.time_calls(messages, 200))
+            return np.concatenate(found)
+
+        def window_scraped() -> Nanoseconds:
+            with scraping(port):
+                return window()
+
+        yield from percentiles("mmio-scraped", in_turns(effort.rounds, window_scraped, window), "not scraped")
+
+
+class Moving:
+    """A device in PRE_COPY: between migration reads, and behind them.
+
+    Args:    messages: MMIO that the device takes as messages.
+    """
+
+    def __init__(self, client: RawClient, messages: list[bytes], calls: int) -> None:
+        self._client = client
+        self._messages = messages
+        self._calls = calls
+
+    def __call__(self) -> tuple[Nanoseconds, Nanoseconds]:
+        """Return latencies between reads, and behind one, of one session that is cancelled in the end."""
+        client = self._client
+        client.set_state(DeviceState.PRE_COPY)
+        behind, between = [], []
+        for number in range(READS_BEHIND):
+            message = self._messages[number % len(self._messages)]
+            behind.append(client.time_call_behind(state_read(), message))
+            between.append(client.time_calls(self._messages, self._calls // READS_BEHIND))
+        client.set_state(DeviceState.RUNNING)
+        return np.concatenate(between), np.array(behind, np.int64)
+
+
+def in_precopy(bench: Bench, effort: Effort) -> Iterator[Figure]:
+    """Writes during PRE_COPY, trapped and beside mapped memory, against the C server's."""
+    peer = bench.reference(effort.memory_mib)
+    for access, messages in (("trap", writes()), ("mmap", registers())):
+        ours = bench.ours(effort.memory_mib, "--access", access)
+        with RawClient(ours.socket) as mine, RawClient(peer.socket) as theirs:
+            my_move = Moving(mine, messages, effort.calls)
+            their_move = Moving(theirs, writes(), effort.calls)
+            for move in (my_move, their_move):
+                move()
+            pairs = in_turns(effort.rounds, my_move, their_move)
+        bench.stop(ours)
+        between = [(first[0], second[0]) for first, second in pairs]
+        behind = [(first[1], second[1]) for first, second in pairs]
+        yield from percentiles(f"mmio-precopy-{access}", between, C_SERVER)
+        yield from percentiles(f"mmio-behind-read-{access}", behind, C_SERVER, which=(50,))

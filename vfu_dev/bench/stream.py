@@ -1,0 +1,149 @@
+"""How fast the state goes out and comes in, and what finding dirty pages costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from vfu_dev.bench.figures import Effort, Figure, figure, in_turns
+from vfu_dev.bench.mmio import C_SERVER
+from vfu_dev.bench.peers import Bench, Served
+from vfu_dev.bench.raw import RawClient
+from vfu_dev.memory import DeviceMemory
+from vfu_dev.memory.shadow import Shadow
+from vfu_dev.uapi import DeviceState
+
+MIB = 1 << 20
+GIB = 1 << 30
+SCANNED_MIB = 256
+DIRTY_SHARE = 0.01  # of the pages, before each look
+
+
+def out(bench: Bench, effort: Effort) -> Iterator[Figure]:
+    """MiB a second that MIG_DATA_READ gives in PRE_COPY, trapped and mapped, against the C server's."""
+    peer = bench.reference(effort.memory_mib)
+    for access in ("trap", "mmap"):
+        ours = bench.ours(effort.memory_mib, "--access", access)
+        with RawClient(ours.socket) as mine, RawClient(peer.socket) as theirs:
+            pairs = in_turns(effort.rounds, _reading(mine), _reading(theirs))
+        bench.stop(ours)
+        yield figure(f"stream-out-{access}/rate", "MiB/s", pairs, C_SERVER)
+
+
+def _reading(client: RawClient) -> Callable[[], float]:
+    def read() -> float:
+        client.set_state(DeviceState.PRE_COPY)
+        count, began = 0, time.perf_counter()
+        while data := len(client.read_state()):
+            count += data
+        rate = count / MIB / (time.perf_counter() - began)
+        client.set_state(DeviceState.RUNNING)
+        return rate
+
+    return read
+
+
+def into(bench: Bench, effort: Effort) -> Iterator[Figure]:
+    """MiB a second that MIG_DATA_WRITE takes, the final check of all of it included."""
+    size = effort.memory_mib
+    streams = [_stream_of(bench, bench.ours(size)), _stream_of(bench, bench.reference(size))]
+    ours, peer = bench.ours(size, fill=0), bench.reference(size, fill=0)
+    with RawClient(ours.socket) as mine, RawClient(peer.socket) as theirs:
+        pairs = in_turns(effort.rounds, _writing(mine, streams[0]), _writing(theirs, streams[1]))
+    yield figure("stream-in/rate", "MiB/s", pairs, C_SERVER)
+
+
+def _stream_of(bench: Bench, server: Served) -> list[bytes]:
+    """Return the whole state of a device, in pieces of 1 MiB."""
+    pieces = []
+    with RawClient(server.socket) as client:
+        client.set_state(DeviceState.STOP_COPY)
+        while len(data := client.read_state()):
+            pieces.append(bytes(data))
+        client.set_state(DeviceState.RUNNING)
+    bench.stop(server)
+    return pieces
+
+
+def _writing(client: RawClient, pieces: list[bytes]) -> Callable[[], float]:
+    def write() -> float:
+        client.set_state(DeviceState.RESUMING)
+        began = time.perf_counter()
+        for piece in pieces:
+            client.write_state(piece)
+        client.set_state(DeviceState.STOP)
+        rate = sum(map(len, pieces)) / MIB / (time.perf_counter() - began)
+        client.set_state(DeviceState.RUNNING)
+        return rate
+
+    return write
+
+
+def scans(bench: Bench, effort: Effort) -> Iterator[Figure]:
+    """Milliseconds for each GiB of memory to find what was written since the last look.
+
+    Mapped memory is compared with a copy of what was sent; the peer is numpy comparing the same bytes. Of
+    trapped memory only the page map is looked at; the peer is numpy counting its bytes.
+    """
+    with_copy = DeviceMemory("bench", SCANNED_MIB * MIB, mapped=True)
+    try:
+        yield figure("scan-mmap/gib", "ms", _scan_mapped(with_copy, effort), "numpy compares")
+    finally:
+        with_copy.close()
+    tracked = DeviceMemory("bench", SCANNED_MIB * MIB)
+    try:
+        yield figure("scan-trap/gib", "ms", _scan_tracked(tracked, effort), "numpy counts")
+    finally:
+        tracked.close()
+
+
+def _some_pages(memory: DeviceMemory) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+    count = round(memory.page_count * DIRTY_SHARE)
+    chosen = np.random.default_rng(1).choice(memory.page_count, count, replace=False)
+    return np.sort(chosen).astype(np.intp)
+
+
+def _scan_mapped(memory: DeviceMemory, effort: Effort) -> list[tuple[float, float]]:
+    everything = np.arange(memory.page_count, dtype=np.intp)
+    memory.words[:] = np.random.default_rng(2).integers(1, 1 << 63, memory.words.shape, dtype=np.uint64)
+    memory.relearn()
+    memory.classify()
+    shadow = Shadow(memory)
+    copy = memory.words.copy()
+    chosen = _some_pages(memory)
+
+    def look() -> float:
+        shadow.keep(everything, memory.rows)  # as if all had just been sent
+        memory.pages.claim(everything)
+        memory.words[chosen, 0] += np.uint64(1)
+        return _seconds_a_gib(lambda: shadow.look(float("inf")), memory) * 1000
+
+    def compare() -> float:
+        return _seconds_a_gib(lambda: np.count_nonzero(memory.words != copy), memory) * 1000
+
+    look()
+    return in_turns(effort.rounds, look, compare)
+
+
+def _scan_tracked(memory: DeviceMemory, effort: Effort) -> list[tuple[float, float]]:
+    pages, chosen = memory.pages, _some_pages(memory)
+    pages.mark_pages(np.arange(memory.page_count, dtype=np.intp))
+
+    def collect() -> float:
+        pages.claim(np.arange(memory.page_count, dtype=np.intp))
+        pages.mark_pages(chosen)
+        return _seconds_a_gib(pages.collect, memory) * 1000
+
+    def count() -> float:
+        return _seconds_a_gib(lambda: np.count_nonzero(pages.codes), memory) * 1000
+
+    collect()
+    return in_turns(effort.rounds, collect, count)
+
+
+def _seconds_a_gib(action: Callable[[], object], memory: DeviceMemory) -> float:
+    began = time.perf_counter()
+    action()
+    return (time.perf_counter() - began) * GIB / memory.size_bytes

@@ -1,0 +1,82 @@
+"""`vfu-dev bench`: what the device costs, as ratios taken in one run, and whether they are within limits."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from vfu_dev.bench.figures import FULL, QUICK, Figure
+from vfu_dev.bench.limits import LIMITS
+from vfu_dev.bench.run import CASES, run
+
+
+@click.command(
+    epilog="Example: vfu-dev bench --check --json bench.json        (all cases, about two minutes). "
+    "docs/bench.md says what each figure is."
+)
+@click.argument("cases", nargs=-1, type=click.Choice(list(CASES)), metavar="[CASE]...")
+@click.option("--quick", is_flag=True, help="A tenth of the work, to see that it runs; figures are rough.")
+@click.option("--check", is_flag=True, help="Exit with status 1 when a ratio is beyond its limit.")
+@click.option(
+    "--json", "json_file", metavar="FILE", help="Write the figures as JSON; `-` is standard output."
+)
+def command(cases: tuple[str, ...], quick: bool, check: bool, json_file: str | None) -> None:
+    """Measure CASEs (all): MMIO at rest, scraped and during PRE_COPY, migration data, scans, DMA.
+
+    Nearly every figure is a ratio to a device in C on the same library, both taken in turns, so that other
+    work on the machine meets both. "of limit" says how much of what is allowed is used up.
+
+    CASEs: mmio, scraped, precopy, stream-out, stream-in, scan, dma.
+    """
+    console = Console(stderr=json_file == "-", highlight=False)
+
+    def tell(figure: Figure) -> None:
+        if not console.is_terminal:
+            console.print(_line(figure), markup=False, soft_wrap=True)
+
+    with console.status("measuring"):
+        result = run(list(cases) or list(CASES), QUICK if quick else FULL, tell)
+    if console.is_terminal:
+        console.print(_table(result))
+    if json_file == "-":
+        click.echo(json.dumps(result, indent=1))
+    elif json_file:
+        Path(json_file).write_text(json.dumps(result, indent=1) + "\n")
+    if check and not result["kept"]:
+        sys.exit(1)
+
+
+def _line(figure: Figure) -> str:
+    limit = LIMITS[figure.name]
+    return (
+        f"{figure.name:28} {figure.ours:9.1f} {figure.unit:5} {figure.peer_name} {figure.peer:9.1f}   "
+        f"ratio {figure.ratio:.2f} ({figure.ratio_low:.2f}..{figure.ratio_high:.2f}), "
+        f"limit {'<=' if limit.better == 'less' else '>='} {limit.ratio:g}"
+        + ("" if figure.kept else "  BROKEN")
+    )
+
+
+def _table(result: dict[str, object]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("figure", "ours", "peer", "", "ratio", "quartiles", "limit"):
+        table.add_column(name, justify="left" if name in ("figure", "") else "right", no_wrap=True)
+    figures = result["figures"]
+    assert isinstance(figures, list)
+    for one in figures:
+        sign = "<=" if one["better"] == "less" else ">="
+        table.add_row(
+            one["name"],
+            f"{one['ours']:.1f} {one['unit']}",
+            f"{one['peer']:.1f} {one['unit']}",
+            one["peer_name"],
+            f"{one['ratio']:.2f}",
+            f"{one['ratio_low']:.2f}..{one['ratio_high']:.2f}",
+            f"{sign} {one['limit']:g}",
+            style=None if one["kept"] else "bold red",
+        )
+    return table
