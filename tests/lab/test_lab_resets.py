@@ -20,7 +20,7 @@ from vfu_dev.patterns import LoadSpec
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]
 
-SLOW, FAST = 2 * MIB, 256 * MIB
+SLOW, FAST = MIB, 256 * MIB
 
 
 @dataclass(frozen=True)
