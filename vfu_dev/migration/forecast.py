@@ -44,9 +44,10 @@ _READS = 64
 _READ_BYTES = 64 << 10
 
 # Time of the whole path for a byte, in times of our callback's for a byte (its quicker quarter in PRE_COPY).
-# Between two QEMU 10.2.2 over a loopback on 2 cores, first move of a server, 83 moves: RAM none, idle and
+# Between two QEMU 10.2.2 over a loopback on 2 cores, first move of a server, 116 moves: RAM none, idle and
 # heavily written, limits of 8 MiB/s to none, STOP_COPY of 5 to 88 MiB, with and without a Linux guest.
-# Predicted over measured downtime: 0.88, 0.98, 1.22 (25th, 50th, 95th percentile).
+# Predicted over measured downtime: 0.90, 0.98, 1.39 (25th, 50th, 95th percentile), 0.89, 0.98, 1.19 from
+# 15 MiB on; docs/metrics.md has the table.
 PATH_FACTOR = 5.6
 _SERVICE_QUANTILE = 0.25
 # Times between reads are believed when the quickest of them contradict the path by more than this.
