@@ -103,3 +103,57 @@ def test_switchover_ack_takes_the_destinations_time_out_of_the_downtime(
         assert result.qemu.total_ms >= 1500
     else:
         assert result.qemu.downtime_ms >= 1500
+
+
+# What a device says about its size; whether QEMU stops it all the same. An empty read sets right whatever
+# pre-copy info said; the length of STOP_COPY is what QEMU decides by.
+LIES = [
+    ("op=precopy-info,lie=zero", True),
+    ("op=precopy-info,lie=huge", True),
+    ("op=data-size,lie=zero", True),
+    ("op=data-size,lie=huge", False),
+]
+
+
+def test_sizes_that_lie_end_in_a_clear_state(options: Options, in_lab: InLab) -> None:
+    """QEMU completes, or goes on for ever; then cancelling leads back, and the VM can be moved."""
+
+    async def scenario(lab: Lab) -> MigrationResult:
+        guest = lab.guest
+        assert isinstance(guest, QtestGuest)
+        await guest.write_pages(32, dirtying(MIB))
+        for fault, completes in LIES:
+            server = lab.source.servers[0]
+            await server.command("fault", fault=fault)
+            await lab.configure()
+            await lab.begin(await lab.listen())
+            if completes:
+                assert (await lab.wait_final())["status"] == "completed", fault
+                await lab.wait_running(lab.destination.qemu)
+                await guest.follow(lab.destination.qemu)
+                loaded = (await lab.destination.servers[0].status())["load"]
+                assert loaded["digest"] == (await server.status())["save"]["digest"]
+                await lab.turn_around()
+            else:
+                # All is sent, and as it goes by what it is told, it goes on.
+                await lab.wait_for(all_sent, f"everything sent: {fault}", 20.0)
+                done = await server.command("faults")
+                again = done["armed"][0]["hits"] + 20
+                while (await server.command("faults"))["armed"][0]["hits"] < again:
+                    assert (await lab.source.qemu.migration())["status"] == "active"
+                await lab.give_up()
+                await lab.wait_running(lab.source.qemu)
+                assert (await server.status())["state"] == "RUNNING"
+                await server.command("fault", clear="all")
+                await lab.replace_destination()
+        assert (await lab.migrate())["status"] == "completed"
+        return await finish(lab, MigrationResult())
+
+    result = in_lab(options(load=IDLE, memory_bytes=256 * KIB), scenario)
+    assert result.problems == []
+
+
+def all_sent(row: dict[str, Any]) -> bool:
+    """Whether the first device's whole memory was read in PRE_COPY."""
+    device = row["source"][0]
+    return device.get("state") == "PRE_COPY" and (device.get("precopy_bytes") or 0) >= 256 * KIB
