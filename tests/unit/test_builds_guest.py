@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from vfu_dev.builds.guest import _modules
+from vfu_dev.builds.guest_module import keep_headers
 from vfu_dev.builds.initramfs import Initramfs
+from vfu_dev.builds.native import native_dir
 from vfu_dev.builds.pciutils import reduced_ids
 from vfu_dev.errors import BuildError
 
@@ -88,3 +91,46 @@ def test_the_list_of_ids_keeps_classes_and_qemus_vendors() -> None:
     others = ["8086  Intel", "\t0001  Thing", "", "# classes"]
     whole = ["# a comment", "", "1b35  Other", "\t0001  Card", *ours[:3], *others, *ours[3:]]
     assert reduced_ids("\n".join(whole)) == "\n".join(ours) + "\n"
+
+
+def unpacked_headers(root: Path, kernel: str) -> None:
+    """Lay out what Debian's three header packages bring: absolute paths, and links between them."""
+    own, common = root / f"usr/src/linux-headers-{kernel}", root / "usr/src/linux-headers-1-common"
+    tools = root / "usr/lib/linux-kbuild-1"
+    for folder in (own, common / "arch/x86", common / "arch/arm", common / "include", tools / "scripts"):
+        folder.mkdir(parents=True)
+    (own / "Makefile").write_text("include /usr/src/linux-headers-1-common/Makefile\n")
+    (own / "scripts").symlink_to("/usr/lib/linux-kbuild-1/scripts")
+    (common / "scripts").symlink_to("../../lib/linux-kbuild-1/scripts")
+    (common / "Makefile").write_text("all:\n\t@echo made in $(CURDIR)\n")
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_headers_hold_together_wherever_they_are_moved(tmp_path: Path) -> None:
+    """Nothing in them names a path of the machine any more: they work below any folder."""
+    unpacked_headers(tmp_path / "root", "1-cloud")
+    keep_headers(tmp_path / "root", "1-cloud", tmp_path / "headers")
+    moved = (tmp_path / "headers").rename(tmp_path / "elsewhere")
+    for name in ("build", "src/linux-headers-1-common"):
+        assert (moved / name / "scripts").resolve() == moved / "lib/linux-kbuild-1/scripts"
+    done = subprocess.run(["make", "-C", moved / "build"], capture_output=True, text=True, check=True)
+    assert f"made in {(moved / 'build').resolve()}" in done.stdout
+    assert not (moved / "src/linux-headers-1-common/arch/arm").exists()
+    assert (moved / "src/linux-headers-1-common/arch/x86").exists()
+
+
+def test_headers_of_another_kernel_are_refused(tmp_path: Path) -> None:
+    """A module built against them would not load."""
+    unpacked_headers(tmp_path / "root", "1-cloud")
+    with pytest.raises(BuildError, match="no kernel headers for 2-cloud"):
+        keep_headers(tmp_path / "root", "2-cloud", tmp_path / "headers")
+
+
+def test_the_page_names_every_command_of_the_guest() -> None:
+    """What vfud-load takes is in docs/guest.md, and nothing else."""
+    source = (native_dir() / "guest" / "vfud-load" / "main.c").read_text()
+    table = source[source.index("} commands[] = {") : source.index("};", source.index("} commands[] = {"))]
+    page = (native_dir().parent / "docs" / "guest.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    named = {word for row in rows for word in re.findall(r"`([a-z-]+)", row.split(" | ")[0])}
+    assert named == set(re.findall(r'{"([a-z-]+)", command_', table))

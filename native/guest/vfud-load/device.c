@@ -16,6 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "engine.h"
 #include "vfud-load.h"
 
 #define SYSFS_PCI "/sys/bus/pci/devices"
@@ -161,6 +162,9 @@ static void open_device(struct device *dev, const char *address)
 
 void close_device(struct device *dev)
 {
+    writer_forget(dev);
+    dma_forget(dev);
+    engine_forget(dev);
     munmap((void *)(uintptr_t)dev->registers, dev->registers_mapped);
     munmap((void *)(uintptr_t)dev->memory, dev->memory_mapped);
     if (dev->driver >= 0)

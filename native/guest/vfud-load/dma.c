@@ -32,11 +32,11 @@ static struct {
 } plan;
 
 /* What each device has done, and is doing. */
-static struct state {
+struct dma_state {
     struct buffer buffers[MAX_BUFFERS];
     uint8_t *journals[MAX_BUFFERS];
     size_t buffer_count;
-    uint64_t draws;
+    uint64_t seed, draws;
     uint32_t submitted; /* descriptors under way */
     uint64_t expected[MAX_BATCH];
     uint64_t submitted_ns, ended_ns;
@@ -45,7 +45,7 @@ static struct state {
     uint64_t batches, descriptors, moved_bytes;
     uint64_t errors, lost_interrupts;
     char first_error[160];
-} states[MAX_DEVICES];
+};
 
 bool dma_running(void)
 {
@@ -58,9 +58,9 @@ bool dma_overlaps(const struct device *dev, uint64_t offset, uint64_t bytes)
     return plan.running && offset < plan.offset + plan.bytes && plan.offset < offset + bytes;
 }
 
-static uint64_t draw(struct state *state)
+static uint64_t draw(struct dma_state *state)
 {
-    return mix(plan.seed + (state - states) * 0x10001 + ++state->draws * GOLDEN);
+    return mix(state->seed + ++state->draws * GOLDEN);
 }
 
 static uint64_t interrupts_of(const struct device *dev)
@@ -79,7 +79,7 @@ static void fill(uint8_t *to, uint64_t value, uint64_t bytes)
 }
 
 /* Make up a descriptor and do to the journals what it will do; returns the result it must report. */
-static uint64_t make_up(struct state *state, struct device *dev, struct descriptor *descriptor)
+static uint64_t make_up(struct dma_state *state, struct device *dev, struct descriptor *descriptor)
 {
     size_t b = draw(state) % state->buffer_count;
     uint64_t length = 1 + draw(state) % plan.max_bytes;
@@ -115,27 +115,27 @@ static uint64_t make_up(struct state *state, struct device *dev, struct descript
     return length;
 }
 
-static void submit(size_t d)
+static void submit(struct device *dev)
 {
-    struct state *state = &states[d];
-    struct descriptor *table = engine_table(&devices[d]);
+    struct dma_state *state = dev->dma;
+    struct descriptor *table = engine_table(dev);
 
     for (uint32_t i = 0; i < plan.batch; i++) {
-        state->expected[i] = make_up(state, &devices[d], &table[i]);
+        state->expected[i] = make_up(state, dev, &table[i]);
         state->moved_bytes += table[i].length;
     }
     if (plan.vector >= 0) {
         table[plan.batch - 1].flags = FLAG_INTERRUPT;
         table[plan.batch - 1].vector = (uint32_t)plan.vector;
-        state->interrupts = interrupts_of(&devices[d]);
+        state->interrupts = interrupts_of(dev);
     }
     state->submitted = plan.batch;
     state->submitted_ns = now_ns();
     state->ended_ns = 0;
-    engine_submit(&devices[d], plan.batch);
+    engine_submit(dev, plan.batch);
 }
 
-static void note_error(struct state *state, uint32_t i, const struct descriptor *descriptor)
+static void note_error(struct dma_state *state, uint32_t i, const struct descriptor *descriptor)
 {
     if (!state->errors++)
         snprintf(state->first_error, sizeof(state->first_error),
@@ -143,24 +143,24 @@ static void note_error(struct state *state, uint32_t i, const struct descriptor 
                  state->batches, i, descriptor->op, descriptor->status, descriptor->result, state->expected[i]);
 }
 
-/* Whether the batch of device `d` has come to its end, its interrupt included; what it left is looked at once. */
-static bool ended(size_t d)
+/* Whether the device's batch has come to its end, its interrupt included; what it left is looked at once. */
+static bool ended(struct device *dev)
 {
-    struct state *state = &states[d];
-    const struct descriptor *table = engine_table(&devices[d]);
+    struct dma_state *state = dev->dma;
+    const struct descriptor *table = engine_table(dev);
     uint64_t now;
 
     if (!state->submitted)
         return true;
-    if (engine_busy(&devices[d])) {
+    if (engine_busy(dev)) {
         if (now_ns() - state->submitted_ns < RUN_TIMEOUT_NS)
             return false;
-        devices[d].engine.count = 0;
+        dev->engine.count = 0;
     }
     now = now_ns();
     if (!state->ended_ns)
         state->ended_ns = now;
-    if (plan.vector >= 0 && interrupts_of(&devices[d]) == state->interrupts) {
+    if (plan.vector >= 0 && interrupts_of(dev) == state->interrupts) {
         if (now - state->ended_ns < INTERRUPT_NS)
             return false;
         state->lost_interrupts++;
@@ -179,12 +179,13 @@ uint64_t run_dma_load(void)
     uint64_t wait = NS_PER_SECOND, now = now_ns();
 
     for (size_t d = 0; d < device_count; d++) {
-        uint64_t due = plan.started_ns + (uint64_t)((double)states[d].moved_bytes / plan.rate * 1e9);
+        struct device *dev = &devices[d];
+        uint64_t due = plan.started_ns + (uint64_t)((double)dev->dma->moved_bytes / plan.rate * 1e9);
 
-        if (!ended(d)) {
+        if (!ended(dev)) {
             wait = 200000;
         } else if (due <= now) {
-            submit(d);
+            submit(dev);
             wait = 100000;
         } else if (due - now < wait) {
             wait = due - now;
@@ -196,45 +197,68 @@ uint64_t run_dma_load(void)
 void dma_settle(void)
 {
     for (size_t d = 0; d < device_count; d++)
-        while (plan.running && !ended(d))
+        while (plan.running && !ended(&devices[d]))
             usleep(100);
 }
 
-uint64_t dma_mismatched(size_t d)
+uint64_t dma_mismatched(const struct device *dev)
 {
     uint64_t mismatched = 0;
 
-    for (size_t b = 0; b < states[d].buffer_count; b++) {
-        const struct buffer *buffer = &states[d].buffers[b];
+    for (size_t b = 0; dev->dma && b < dev->dma->buffer_count; b++) {
+        const struct buffer *buffer = &dev->dma->buffers[b];
+        const uint8_t *journal = dev->dma->journals[b];
 
-        if (memcmp(buffer->data, states[d].journals[b], buffer->bytes))
+        if (memcmp(buffer->data, journal, buffer->bytes))
             for (uint64_t i = 0; i < buffer->bytes; i++)
-                mismatched += buffer->data[i] != states[d].journals[b][i];
+                mismatched += buffer->data[i] != journal[i];
     }
     return mismatched;
 }
 
-static const char *open_buffers(size_t d, size_t count, uint64_t bytes)
+void dma_forget(struct device *dev)
 {
-    struct state *state = &states[d];
-    const char *problem = engine_open(&devices[d]);
-
-    for (; !problem && state->buffer_count < count; state->buffer_count++) {
-        struct buffer *buffer = &state->buffers[state->buffer_count];
-
-        problem = buffer_alloc(&devices[d], bytes, buffer);
-        if (problem)
-            break;
-        state->journals[state->buffer_count] = malloc(bytes);
-        if (!state->journals[state->buffer_count])
-            return "no memory for a journal";
-        for (uint64_t i = 0; i < bytes; i += 8) {
-            uint64_t word = draw(state);
-
-            memcpy(buffer->data + i, &word, 8);
-        }
-        memcpy(state->journals[state->buffer_count], buffer->data, bytes);
+    for (size_t b = 0; dev->dma && b < dev->dma->buffer_count; b++) {
+        buffer_forget(&dev->dma->buffers[b]);
+        free(dev->dma->journals[b]);
     }
+    free(dev->dma);
+    dev->dma = NULL;
+}
+
+static const char *open_buffer(struct device *dev, uint64_t bytes)
+{
+    struct dma_state *state = dev->dma;
+    struct buffer *buffer = &state->buffers[state->buffer_count];
+    uint8_t *journal = malloc(bytes);
+    const char *problem = journal ? buffer_alloc(dev, bytes, buffer) : "no memory for a journal";
+
+    if (problem) {
+        free(journal);
+        return problem;
+    }
+    for (uint64_t i = 0; i < bytes; i += 8) {
+        uint64_t word = draw(state);
+
+        memcpy(buffer->data + i, &word, 8);
+        memcpy(journal + i, &word, 8);
+    }
+    state->journals[state->buffer_count++] = journal;
+    return NULL;
+}
+
+static const char *open_state(struct device *dev, uint64_t seed, size_t buffers, uint64_t bytes)
+{
+    const char *problem = engine_open(dev);
+
+    if (!dev->dma)
+        dev->dma = calloc(1, sizeof(*dev->dma));
+    if (!problem && !dev->dma)
+        problem = "no memory";
+    if (!problem)
+        dev->dma->seed = seed;
+    while (!problem && dev->dma->buffer_count < buffers)
+        problem = open_buffer(dev, bytes);
     return problem;
 }
 
@@ -249,7 +273,7 @@ static const char *problem_of_plan(size_t buffers, uint64_t bytes)
     for (size_t d = 0; d < device_count; d++) {
         if (plan.offset > devices[d].words * 8 || plan.bytes > devices[d].words * 8 - plan.offset || !plan.bytes)
             return "offset, bytes: not a part of the memory";
-        if (states[d].buffer_count && states[d].buffers[0].bytes != bytes)
+        if (devices[d].dma && devices[d].dma->buffer_count && devices[d].dma->buffers[0].bytes != bytes)
             return "buffer_bytes: stays what it was";
     }
     if (plan.max_bytes < 1 || plan.max_bytes > bytes || plan.max_bytes > plan.bytes)
@@ -283,14 +307,16 @@ void command_dma(const char *arguments)
     plan.seed = integer(arguments, "seed", 1);
     problem = problem_of_plan(buffers, bytes);
     for (size_t d = 0; d < device_count && !problem; d++)
-        problem = open_buffers(d, buffers, bytes);
+        problem = open_state(&devices[d], plan.seed + d * 0x10001, buffers, bytes);
     if (problem) {
         refuse("dma", "%s", problem);
         return;
     }
     for (size_t d = 0; d < device_count; d++) {
-        states[d].moved_bytes = states[d].batches = states[d].descriptors = 0;
-        states[d].first_interrupts = interrupts_of(&devices[d]);
+        struct dma_state *state = devices[d].dma;
+
+        state->moved_bytes = state->batches = state->descriptors = 0;
+        state->first_interrupts = interrupts_of(&devices[d]);
     }
     plan.started_ns = now_ns();
     plan.running = true;
@@ -304,8 +330,10 @@ static void report(const char *name)
     const char *first = "";
 
     for (size_t d = 0; d < device_count; d++) {
-        const struct state *state = &states[d];
+        const struct dma_state *state = devices[d].dma;
 
+        if (!state)
+            continue;
         batches += state->batches;
         descriptors += state->descriptors;
         bytes += state->moved_bytes;
@@ -314,7 +342,7 @@ static void report(const char *name)
         lost_statuses += devices[d].engine.lost_statuses;
         came += interrupts_of(&devices[d]) - state->first_interrupts;
         if (!plan.running)
-            mismatched += dma_mismatched(d);
+            mismatched += dma_mismatched(&devices[d]);
         if (!*first)
             first = state->first_error;
     }

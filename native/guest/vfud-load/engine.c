@@ -39,6 +39,21 @@ const char *buffer_alloc(struct device *dev, uint64_t bytes, struct buffer *buff
     return NULL;
 }
 
+void buffer_forget(struct buffer *buffer)
+{
+    if (buffer->data)
+        munmap(buffer->data, buffer->bytes);
+    memset(buffer, 0, sizeof(*buffer));
+}
+
+void engine_forget(struct device *dev)
+{
+    buffer_forget(&dev->engine.table);
+    buffer_forget(&dev->engine.bounce[0]);
+    buffer_forget(&dev->engine.bounce[1]);
+    buffer_forget(&dev->engine.source);
+}
+
 const char *engine_open(struct device *dev)
 {
     if (dev->engine.table.data)

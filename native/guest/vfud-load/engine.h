@@ -32,6 +32,9 @@ struct descriptor {
 /* NULL or what is wrong; the second time it does nothing. */
 const char *engine_open(struct device *dev);
 const char *buffer_alloc(struct device *dev, uint64_t bytes, struct buffer *buffer);
+/* The module frees it when the device is gone. */
+void buffer_forget(struct buffer *buffer);
+void engine_forget(struct device *dev);
 
 struct descriptor *engine_table(struct device *dev);
 /* Begin a run of the first `count` descriptors of the table; none may be under way. */

@@ -34,7 +34,6 @@ static struct {
     uint64_t offset, bytes; /* the part of device memory that is written */
     struct pacer pacer;
     struct writes *writes[MAX_DEVICES]; /* of each phase */
-    struct buffer source[MAX_DEVICES];
     struct run runs[MAX_RUNS];
     size_t run_count, run_index;
     uint64_t run_done; /* writes of the present run */
@@ -171,6 +170,7 @@ static void run_mmio(void)
 static uint64_t submit_batch(size_t d, const struct run *run)
 {
     const struct writes *writes = &load.writes[d][run->phase];
+    const struct buffer *source = &devices[d].engine.source;
     struct descriptor *table = engine_table(&devices[d]);
     uint64_t count = 0, used = 0;
 
@@ -180,10 +180,10 @@ static uint64_t submit_batch(size_t d, const struct run *run)
 
         if (used + length > BATCH_BYTES)
             break;
-        write_content(writes, n, 0, length, load.source[d].data + used);
-        memcpy((uint8_t *)devices[d].journal + offset, load.source[d].data + used, length);
+        write_content(writes, n, 0, length, source->data + used);
+        memcpy((uint8_t *)devices[d].journal + offset, source->data + used, length);
         table[count++] = (struct descriptor){
-            .op = OP_TO_DEVICE, .address = load.source[d].address + used, .offset = offset, .length = length};
+            .op = OP_TO_DEVICE, .address = source->address + used, .offset = offset, .length = length};
         used += length;
     }
     load.byte_count += used;
@@ -310,8 +310,8 @@ static const char *open_load(void)
             problem = writes_open(&load.writes[d][i], &program.phases[i], load.bytes, dev->page_words * 8, d);
         if (!problem && load.by_dma) {
             problem = engine_open(dev);
-            if (!problem && !load.source[d].data)
-                problem = buffer_alloc(dev, BATCH_BYTES, &load.source[d]);
+            if (!problem && !dev->engine.source.data)
+                problem = buffer_alloc(dev, BATCH_BYTES, &dev->engine.source);
         }
     }
     return problem;
@@ -323,7 +323,6 @@ static const char *open_load(void)
  */
 void command_start(const char *arguments)
 {
-    struct buffer source[MAX_DEVICES];
     const char *problem;
 
     if (load.running || !program.count || !device_count) {
@@ -331,9 +330,7 @@ void command_start(const char *arguments)
         return;
     }
     close_load();
-    memcpy(source, load.source, sizeof(source));
     memset(&load, 0, sizeof(load));
-    memcpy(load.source, source, sizeof(source));
     load.by_dma = option_is(arguments, "via", "dma");
     load.offset = integer(arguments, "offset", 0);
     load.bytes = integer(arguments, "bytes", devices[0].words * 8 - load.offset);

@@ -150,7 +150,7 @@ void command_release(const char *arguments)
 
     if (!dev)
         return;
-    if (load_running()) {
+    if (load_running() || dma_running()) {
         refuse("release", "a load is running");
         return;
     }
@@ -164,7 +164,7 @@ void command_release(const char *arguments)
 void command_rescan(const char *arguments)
 {
     (void)arguments;
-    if (load_running()) {
+    if (load_running() || dma_running()) {
         refuse("rescan", "a load is running");
         return;
     }

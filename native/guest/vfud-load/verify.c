@@ -145,7 +145,7 @@ void command_verify(const char *arguments)
         else
             verify_by_cpu(d);
         via = by_dma ? "dma" : "mmio";
-        buffers += dma_mismatched(d);
+        buffers += dma_mismatched(dev);
         scratch += scratch_errors(dev);
         checks += dev->readback_checks;
         errors += dev->readback_errors;

@@ -61,6 +61,7 @@ struct buffer {
 struct engine {
     struct buffer table;
     struct buffer bounce[2]; /* for verify */
+    struct buffer source;    /* what a load by DMA writes */
     uint32_t count;          /* descriptors of the run under way; 0: none */
     uint64_t looked_ns;
     uint64_t lost_statuses; /* runs that ended without their last status in guest memory */
@@ -82,6 +83,9 @@ struct device {
     uint64_t readback_checks;
     uint64_t readback_errors;
     struct engine engine;
+    struct dma_state *dma; /* dma.c; NULL: there was none yet */
+    struct buffer stamps;  /* of the writer */
+    uint64_t stamp_rate;
 };
 
 extern struct device devices[MAX_DEVICES];
@@ -153,11 +157,13 @@ void command_dma_status(const char *arguments);
 bool dma_running(void);
 bool dma_overlaps(const struct device *dev, uint64_t offset, uint64_t bytes);
 void dma_settle(void);
-uint64_t dma_mismatched(size_t d); /* bytes of the buffers that are not as the journal says */
+uint64_t dma_mismatched(const struct device *dev); /* bytes of its buffers that are not as the journal says */
+void dma_forget(struct device *dev);
 uint64_t run_dma_load(void);
 
 void command_writer(const char *arguments); /* writer.c */
 void command_writer_check(const char *arguments);
+void writer_forget(struct device *dev);
 
 void command_verify(const char *arguments); /* verify.c */
 

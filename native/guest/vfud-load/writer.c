@@ -13,18 +13,22 @@
 #define STAMP_SEED 0x5354414d50ull
 #define STAMP_PAGE 4096
 
-static struct buffer buffers[MAX_DEVICES];
-static uint64_t rates[MAX_DEVICES];
-
-static void begin(size_t d)
+static void begin(struct device *dev)
 {
-    struct device *dev = &devices[d];
-
-    memset(buffers[d].data, 0, buffers[d].bytes);
-    write64(dev, REG_WRITER_BUFFER, buffers[d].address);
-    write64(dev, REG_WRITER_LENGTH, buffers[d].bytes);
-    write64(dev, REG_WRITER_RATE, rates[d]);
+    memset(dev->stamps.data, 0, dev->stamps.bytes);
+    write64(dev, REG_WRITER_BUFFER, dev->stamps.address);
+    write64(dev, REG_WRITER_LENGTH, dev->stamps.bytes);
+    write64(dev, REG_WRITER_RATE, dev->stamp_rate);
     write32(dev, REG_WRITER_CTRL, 1);
+}
+
+/* The device must not go on writing to memory that is somebody else's then. */
+void writer_forget(struct device *dev)
+{
+    if (!dev->stamps.data)
+        return;
+    write32(dev, REG_WRITER_CTRL, 0);
+    buffer_forget(&dev->stamps);
 }
 
 /* writer buffer=BYTES rate=BYTES [device=N]: have it stamp a buffer; all devices if none is named. */
@@ -39,21 +43,22 @@ void command_writer(const char *arguments)
         return;
     }
     for (size_t d = 0; d < device_count; d++) {
+        struct device *dev = &devices[d];
         const char *problem = NULL;
 
         if (only != UINT64_MAX && only != d)
             continue;
-        if (!buffers[d].data)
-            problem = buffer_alloc(&devices[d], bytes, &buffers[d]);
-        else if (buffers[d].bytes != bytes)
+        if (!dev->stamps.data)
+            problem = buffer_alloc(dev, bytes, &dev->stamps);
+        else if (dev->stamps.bytes != bytes)
             problem = "buffer: stays what it was";
         if (problem) {
             refuse("writer", "%s", problem);
             return;
         }
-        rates[d] = rate;
-        begin(d);
-        status = read32(&devices[d], REG_WRITER_STATUS);
+        dev->stamp_rate = rate;
+        begin(dev);
+        status = read32(dev, REG_WRITER_STATUS);
         if (status != 1)
             break;
     }
@@ -93,27 +98,28 @@ void command_writer_check(const char *arguments)
     bool again = integer(arguments, "again", 0);
 
     for (size_t d = 0; d < device_count; d++) {
+        struct device *dev = &devices[d];
         uint64_t count, *sums;
         uint32_t before;
 
-        if (!buffers[d].data)
+        if (!dev->stamps.data)
             continue;
-        before = read32(&devices[d], REG_WRITER_STATUS);
+        before = read32(dev, REG_WRITER_STATUS);
         if (before != 1)
             status = before; /* it gave up */
-        write32(&devices[d], REG_WRITER_CTRL, 0);
-        count = read64(&devices[d], REG_WRITER_COUNT);
-        sums = malloc(buffers[d].bytes / STAMP_PAGE * sizeof(*sums));
+        write32(dev, REG_WRITER_CTRL, 0);
+        count = read64(dev, REG_WRITER_COUNT);
+        sums = malloc(dev->stamps.bytes / STAMP_PAGE * sizeof(*sums));
         if (!sums) {
             refuse("writer-check", "no memory");
             return;
         }
-        wrong += wrong_words(&buffers[d], count, sums, &first);
+        wrong += wrong_words(&dev->stamps, count, sums, &first);
         free(sums);
         stamps += count;
-        pages += buffers[d].bytes / STAMP_PAGE;
+        pages += dev->stamps.bytes / STAMP_PAGE;
         if (again)
-            begin(d);
+            begin(dev);
     }
     reply("{\"reply\":\"writer-check\",\"ok\":true,\"stamps\":%" PRIu64 ",\"pages\":%" PRIu64
           ",\"wrong_bytes\":%" PRIu64 ",\"first_page\":%" PRId64 ",\"status\":%u}",
