@@ -85,6 +85,7 @@ def example() -> Snapshot:
         memories=[
             {"name": "memory", "size_bytes": 67_108_864, "page_size_bytes": 4096, "written_bytes": 67_108_864}
         ],
+        load={"asked_rate_bytes": 2e6, "reached_rate_bytes": 1.75e6, "missed_writes": 25},
         transitions=[("PRE_COPY", "RUNNING", 1), ("RUNNING", "PRE_COPY", 3)],
         totals=totals,
         scans={"looks": 321, "pages": 50_000, "seconds": 0.0625},

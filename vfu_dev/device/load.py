@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from vfu_dev.errors import ConfigError
 from vfu_dev.memory import DeviceMemory
@@ -34,6 +35,22 @@ _WAKE_NS = 1_000_000
 _GAP_NS = 5_000_000
 _RATE_WINDOW_NS = _NS
 _RATE_STEP_NS = _NS // 10
+
+
+class LoadRates(NamedTuple):
+    """What a scrape wants of a load: rates of the last second, and writes missed ever since."""
+
+    asked_rate_bytes: float = 0.0
+    reached_rate_bytes: float = 0.0
+    missed_writes: int = 0
+
+
+@runtime_checkable
+class MakesLoad(Protocol):
+    """A worker that makes a load."""
+
+    def rates(self) -> LoadRates:
+        """Return what is asked for and reached now."""
 
 
 class LoadRun:
@@ -165,6 +182,7 @@ class OperatorLoad:
         self._migration = migration
         self._run: LoadRun | None = None
         self._until: float | None = None
+        self._missed = 0  # by those before
         self._last: dict[str, object] = {"running": False, "load": None, "memory": None}
 
     def start(self, spec: LoadSpec, memory: str | None = None, seconds: float | None = None) -> None:
@@ -187,6 +205,7 @@ class OperatorLoad:
     def stop(self) -> None:
         """Stop writing; the figures stay."""
         if self._run is not None:
+            self._missed += self._run.missed
             self._last = self.status() | {"running": False}
             self._run = None
 
@@ -202,9 +221,17 @@ class OperatorLoad:
             **asdict(run.figures()),
         }
 
+    def rates(self) -> LoadRates:
+        """See `MakesLoad`."""
+        if self._run is None:
+            return LoadRates(missed_writes=self._missed)
+        figures = self._run.figures()
+        missed = self._missed + figures.missed_writes
+        return LoadRates(figures.asked_rate_bytes, figures.recent_rate_bytes, missed)
+
     @property
     def written_bytes(self) -> int:
-        """Bytes that the present load wrote; another number whenever it wrote something."""
+        """Bytes that the present load wrote."""
         return 0 if self._run is None else self._run.written_bytes
 
     def due(self) -> float | None:

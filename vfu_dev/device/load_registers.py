@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import IntEnum
 
-from vfu_dev.device.load import LoadRun
+from vfu_dev.device.load import LoadRates, LoadRun
 from vfu_dev.device.regions import Field, RegisterBar
 from vfu_dev.errors import ConfigError
 from vfu_dev.memory import DeviceMemory
@@ -75,11 +75,12 @@ class RegisterLoad:
         self._run: LoadRun | None = None
         self._parameters: tuple[int, ...] = ()
         self._first = self._first_missed = 0
+        self._missed = 0  # by runs before, whatever the register says
 
     def write_ctrl(self, value: int) -> None:
         """Begin or stop."""
         registers = self._registers
-        self._run = None
+        self._end()
         if value & CTRL_RUN:
             registers["load_count"] = registers["load_missed"] = 0
             registers["load_status"] = LoadStatus.WRITING
@@ -116,12 +117,12 @@ class RegisterLoad:
     def _begin(self) -> None:
         """Make a run of what the registers say, at the number that they say."""
         registers = self._registers
+        self._end()
         self._parameters = self._read_parameters()
         self._first, self._first_missed = registers["load_count"], registers["load_missed"]
         try:
             self._run = LoadRun(self.spec(), self._memory, self._migration(), self._first)
         except ConfigError:
-            self._run = None
             registers["load_ctrl"] = 0
             registers["load_status"] = LoadStatus.BAD_LOAD
 
@@ -146,9 +147,22 @@ class RegisterLoad:
         registers["load_count"] = (self._first + run.writes) & _MASK
         registers["load_missed"] = (self._first_missed + run.missed) & _MASK
 
+    def rates(self) -> LoadRates:
+        """See `MakesLoad`."""
+        if self._run is None or self._registers["load_status"] != LoadStatus.WRITING:
+            return LoadRates(missed_writes=self._missed)
+        figures = self._run.figures()
+        missed = self._missed + figures.missed_writes
+        return LoadRates(figures.asked_rate_bytes, figures.recent_rate_bytes, missed)
+
+    def _end(self) -> None:
+        if self._run is not None:
+            self._missed += self._run.missed
+        self._run = None
+
     def reset(self) -> None:
         """Stop; registers were reset before."""
-        self._run = None
+        self._end()
 
     def block(self) -> RegisterBlock | None:
         """Nothing migrates beside the registers."""

@@ -33,6 +33,8 @@ class Snapshot:
     Attributes:
         states: every state the device can be in, by the kernel's names.
         transitions: (from, to, count) for every arc there is.
+        load: what the device writes by itself: `asked_rate_bytes`, `reached_rate_bytes` in the last second,
+            `missed_writes` since it is served.
         scans: `looks`, `pages`, `seconds`, over all memories.
         histograms: by name, each as `Histogram.as_dict` gives it.
         forecast: `Forecast` as a dict; its values are None where there is nothing to say.
@@ -52,6 +54,7 @@ class Snapshot:
     counters: dict[str, int]
     refused: dict[str, int]
     memories: list[dict[str, Any]]
+    load: dict[str, float]
     transitions: list[tuple[str, str, int]]
     totals: Totals
     scans: dict[str, float]

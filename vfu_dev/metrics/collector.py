@@ -12,12 +12,12 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from vfu_dev.figures.snapshot import Snapshot
-from vfu_dev.metrics import faults, forecast, memory, migration, regions, server
+from vfu_dev.metrics import faults, forecast, load, memory, migration, regions, server
 from vfu_dev.metrics.families import Metric
 
 logger = logging.getLogger(__name__)
 
-SUBSYSTEMS: tuple[ModuleType, ...] = (server, regions, memory, migration, forecast, faults)
+SUBSYSTEMS: tuple[ModuleType, ...] = (server, regions, memory, load, migration, forecast, faults)
 
 SNAPSHOT_SECONDS = Metric(
     "vfu_scrape_snapshot_seconds",

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 
 from vfu_dev import __version__
 from vfu_dev.device import Device
+from vfu_dev.device.load import MakesLoad
 from vfu_dev.faults import OPERATIONS
 from vfu_dev.figures import Figures, Snapshot
 from vfu_dev.libvfio_user import Library
@@ -79,6 +80,7 @@ class SnapshotMaker:
                 }
                 for memory in device.memories
             ],
+            load=self._load(),
             transitions=[(origin.name, target.name, count) for (origin, target), count in arcs.items()],
             totals=replace(watch.totals),
             scans={
@@ -100,3 +102,12 @@ class SnapshotMaker:
             last_predicted_downtime_seconds=watch.last_predicted_downtime_seconds,
             snapshot_seconds=self._seconds,
         )
+
+    def _load(self) -> dict[str, float]:
+        """Return the sums over the loads that the device makes: an operator's, and one behind registers."""
+        loads = [worker.rates() for worker in self._device.workers if isinstance(worker, MakesLoad)]
+        return {
+            "asked_rate_bytes": sum(load.asked_rate_bytes for load in loads),
+            "reached_rate_bytes": sum(load.reached_rate_bytes for load in loads),
+            "missed_writes": sum(load.missed_writes for load in loads),
+        }
