@@ -1,0 +1,263 @@
+"""`vfu-dev load` on real servers: inside the device, as its client, through a migration, and interrupted."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serverkit import VFU_DEV, RunningServer, ServerFactory, server_farm, short_folder, wait_until
+
+from vfu_dev.client import MigrationError, Options
+from vfu_dev.errors import ConfigError, VfuDevError
+from vfu_dev.load.client import ClientLoad
+from vfu_dev.load.moving import migrate, watch
+from vfu_dev.load.stop import Stop
+from vfu_dev.load.target import MemoryInfo
+from vfu_dev.patterns import Burst, LoadSpec, Phase
+
+MIB = 1 << 20
+
+
+def load(*arguments: object, status: int = 0) -> dict[str, Any]:
+    """Run `vfu-dev load` and return its JSON."""
+    done = subprocess.run(
+        [*VFU_DEV, "load", "--json", "-", *map(str, arguments)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == status, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def assert_exact(result: dict[str, Any], tolerance: float = 0.05) -> None:
+    """What was due is what the rate says, and was made or counted as missed, whatever the machine does."""
+    asked = result["asked_rate_bytes"] * result["seconds"]
+    size = result["written_bytes"] / result["writes"]
+    due = (result["writes"] + result["missed_writes"]) * size
+    # A generator may be behind by a quarter of a second at the end.
+    assert (
+        asked * (1 - tolerance) - result["asked_rate_bytes"] * 0.25 <= due <= asked * (1 + tolerance) + size
+    )
+    if not result["missed_writes"]:
+        assert result["keeps_up"]
+        assert result["carried"] == 1.0
+
+
+@pytest.mark.parametrize("access", ["trap", "mmap"])
+def test_inside_the_device(serve: ServerFactory, access: str) -> None:
+    """The rate is kept, the load is gone afterwards, and the device's memory was written."""
+    server = serve("--access", access)
+    arguments = ["--rate", "500p", "--pattern", "sequential", "--duration", 1]
+    result = load("--control", server.control_path, *arguments)
+    assert result["place"] == "device"
+    assert_exact(result)
+    with server.control() as control:
+        assert not control.command("load-status")["running"]
+    assert server.status()["memories"][0]["written_bytes"] == MIB
+
+
+@pytest.fixture(scope="module")
+def lasting(library: Path) -> Iterator[dict[str, RunningServer]]:
+    """Two servers by their access, for tests that need nothing new."""
+    with short_folder() as folder, server_farm(library, folder) as start:
+        yield {access: start("--access", access, "--fill", "5") for access in ("trap", "mmap")}
+
+
+@pytest.mark.parametrize(
+    ("served", "access"), [("trap", "trap"), ("mmap", "trap"), ("mmap", "mmap"), ("mmap", "auto")]
+)
+@pytest.mark.parametrize("write_bytes", [8, 100, 4096, 65536])
+def test_as_its_client(lasting: dict[str, RunningServer], served: str, access: str, write_bytes: int) -> None:
+    """By message or mapped, in writes of any size: the memory holds what was written."""
+    spec = LoadSpec("hotset", rate_pages=800, write_bytes=write_bytes)
+    with lasting[served].connect() as device:
+        with ClientLoad(device, spec, access=access, journal=True) as made:
+            watch(made, 0.2, Stop(), lambda _: None)
+        assert made.figures().writes > 0
+        assert made.mismatched_bytes() == 0
+        held = device.region_read(2, 12345, 20)
+        device.region_write(2, 12345, bytes(byte ^ 1 for byte in held))
+        assert made.mismatched_bytes() == 20
+
+
+def test_the_command_as_a_client(server: RunningServer) -> None:
+    """The figures come as JSON, the check with them."""
+    result = load("--socket", server.socket, "--rate", "500p", "--duration", 1, "--check")
+    assert result["place"] == "client"
+    assert result["mismatched_bytes"] == 0
+    assert_exact(result)
+
+
+def test_a_load_follows_its_device(serve: ServerFactory) -> None:
+    """It is written before, during and after the move, and the destination holds all of it."""
+    source, destination = serve("--fill", "5"), serve()
+    arguments = ["--rate", "2000p", "--duration", 2, "--check", "--migrate-to", destination.socket]
+    result = load("--socket", source.socket, *arguments, "--migrate-after", 0.5)
+    assert result["migration"]["status"] == "completed"
+    assert result["mismatched_bytes"] == 0
+    assert result["quiet_seconds"] > 0
+    assert_exact(result)
+    counters = [server.status()["counters"]["region_writes"] for server in (source, destination)]
+    assert all(counters)
+    assert sum(counters) == result["writes"]
+    # The pause is as long as the device stood still, and what was due meanwhile was not missed.
+    assert result["migration"]["downtime_ms"] / 1000 <= result["quiet_seconds"] + 0.001
+
+
+def test_a_migration_that_fails_leaves_the_load_at_the_source(serve: ServerFactory) -> None:
+    """Status 1, the reason, and a load that went on where the device is."""
+    source, destination = serve(), serve(memory="2M")
+    arguments = ["--rate", "1000p", "--duration", 1.5, "--check", "--migrate-to", destination.socket]
+    result = load("--socket", source.socket, *arguments, "--migrate-after", 0.3, status=1)
+    assert result["migration"]["status"] == "failed"
+    assert result["migration"]["error"]
+    assert result["mismatched_bytes"] == 0
+    assert_exact(result)
+
+
+def test_interrupted_while_it_moves(serve: ServerFactory) -> None:
+    """Asked to stop in PRE_COPY, the migration is cancelled and the source runs on with its load."""
+    source, destination = serve("--fill", "5", memory="16M"), serve(memory="16M")
+    stop = Stop()
+    with source.connect() as one, destination.connect() as other:
+        made = ClientLoad(one, LoadSpec("uniform", rate_pages=1000), journal=True)
+        slow = Options(max_bandwidth=MIB)
+        reports = iter(range(3))
+
+        def report(_: object) -> None:
+            if next(reports, None) is None:
+                stop.ask(signal.SIGINT)
+
+        with made, pytest.raises(MigrationError, match="interrupted"):
+            migrate(made, one, other, slow, stop, report)
+        assert made.mismatched_bytes() == 0
+        assert source.status()["state"] == "RUNNING"
+    with pytest.raises(KeyboardInterrupt):
+        stop.ask(signal.SIGINT)
+
+
+def test_what_the_machine_cannot_carry_is_said(server: RunningServer) -> None:
+    """Status 3, a warning, `keeps_up` false, and the rate that was reached."""
+    arguments = [*VFU_DEV, "load", "--socket", server.socket, "--rate", "100000000p", "--duration", "1"]
+    done = subprocess.run([str(one) for one in arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3
+    assert "WARNING: the machine carried 0." in done.stdout
+    result = load(
+        "--control", server.control_path, "--rate", "100T", "--write", "1M", "--duration", 1, status=3
+    )
+    assert not result["keeps_up"]
+    assert result["reached_rate_bytes"] < 0.95 * result["asked_rate_bytes"]
+    assert result["missed_writes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("place", "duration", "number", "status"),
+    [
+        ("control", "60", signal.SIGINT, 130),
+        ("control", "0", signal.SIGTERM, 0),
+        ("socket", "60", signal.SIGTERM, 143),
+        ("socket", "0", signal.SIGINT, 0),
+    ],
+)
+def test_signals_end_it_cleanly(
+    server: RunningServer, place: str, duration: str, number: signal.Signals, status: int
+) -> None:
+    """The load ends, its figures are shown; the device runs on with nobody writing to it."""
+    path = server.control_path if place == "control" else server.socket
+    arguments = [*VFU_DEV, "load", f"--{place}", str(path), "--rate", "1000p", "--duration", duration]
+    with subprocess.Popen(
+        [*arguments, "--json", "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+
+        def writes() -> int:
+            found = server.status()
+            return int(found["generator"].get("writes", 0)) + int(found["counters"]["region_writes"])
+
+        wait_until(lambda: writes() > 10, "the load writes", 30)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == status, err
+    result = json.loads(out)
+    assert result["interrupted"]
+    assert result["writes"] > 10
+    assert "Traceback" not in err
+    after = server.status()
+    assert not after["generator"]["running"]
+    assert not after["connected"]
+
+
+def test_bursts_and_phases_as_a_client(server: RunningServer) -> None:
+    """Each phase writes what is its own, and the memory shows it."""
+    busy = LoadSpec("sequential", rate_pages=1000, burst=Burst(0.5, 0.05), seed=8)
+    spec = LoadSpec("phases", phases=(Phase(0.1, busy), Phase(0.05, LoadSpec("idle")), Phase(0.1, busy)))
+    with server.connect() as device, ClientLoad(device, spec, journal=True) as made:
+        watch(made, 0.6, Stop(), lambda _: None)
+        made.close()
+        assert made.figures().writes > 100
+        assert made.mismatched_bytes() == 0
+
+
+def test_a_server_that_goes_ends_the_load_in_words(serve: ServerFactory) -> None:
+    """Whoever watches hears of it."""
+    server = serve()
+    with server.connect() as device, ClientLoad(device, LoadSpec("uniform", rate_pages=5000)) as made:
+        server.kill()
+        with pytest.raises(VfuDevError, match="closed the connection"):
+            watch(made, 30, Stop(), lambda _: None)
+
+
+def test_the_reference_device_says_how_much_memory_it_has(serve: ServerFactory) -> None:
+    """A BAR is a power of two, the memory need not be; nothing is written beyond it."""
+    with serve("--page-size", "64K", memory="3M").connect() as device:
+        memory = MemoryInfo(device)
+        assert (memory.index, memory.size_bytes, memory.page_bytes) == (2, 3 * MIB, 65536)
+        assert not memory.mappable
+        with pytest.raises(ConfigError, match="region 5"):
+            MemoryInfo(device, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rate", "1M"], "expected one of --control"),
+        (["--control", "a", "--socket", "b", "--rate", "1M"], "expected one of --control"),
+        (["--control", "a"], "expected a load"),
+        (["--control", "a", "--rate", "1M", "--check"], "with --socket only"),
+        (["--preset", "never", "--rate", "1M"], "of its own"),
+        (["--preset", "never", "--duration", "0"], "given up some time"),
+        (["--preset", "never", "--preset-memory", "1M"], "cannot be kept from converging"),
+        (["--socket", "/nowhere", "--rate", "1M"], "/nowhere"),
+        (["--control", "/nowhere", "--rate", "1M"], "/nowhere"),
+        (["--guest", "/nowhere", "--rate", "1M"], "/nowhere"),
+    ],
+)
+def test_mistakes(arguments: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """One line, status 1."""
+    from vfu_dev.cli import main
+
+    with pytest.raises(SystemExit) as left:
+        main(["load", *arguments])
+    assert left.value.code == 1
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+
+
+@pytest.mark.parametrize(("preset", "outcome"), [("never", "did not converge"), ("surely", "completed")])
+def test_presets_end_as_they_say(preset: str, outcome: str, library: Path) -> None:
+    """The number that decides comes before the migration, measured ones during it; the outcome follows."""
+    seconds = "3" if preset == "never" else "60"
+    arguments = [*VFU_DEV, "load", "--preset", preset, "--preset-memory", "16M", "--max-bandwidth", "8M"]
+    arguments += ["--duration", seconds]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("expected: NEVER CONVERGES" if preset == "never" else "expected: converges")
+    assert "2.4 MiB may be" in lines[0]
+    assert any(" s: written " in line for line in lines[1:-1])
+    assert lines[-1].startswith(outcome)
+    assert lines[-1].endswith("as expected")
