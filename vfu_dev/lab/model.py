@@ -423,7 +423,7 @@ def predict(
     distinct = distinct_pages(spec, pages, WINDOW_SECONDS, page_bytes) if not spec.phases else 0.0
     return Prediction(
         converges=converged,
-        passes=course.passes + (1 if course.left >= 1 else 0),
+        passes=course.passes + (1 if course.next.sum() >= 1 else 0),
         total_bytes=precopy + left,
         precopy_bytes=precopy,
         total_seconds=course.time + link.drain_bytes / link.bandwidth + downtime,
