@@ -1,0 +1,106 @@
+"""The model beside what `vfu-dev migrate`'s migrator measured: model-check.json and model-check.png.
+
+Two servers, a load made by the source's own engine, a link limited to 16 MiB/s. With the project installed and
+libvfio-user built, from the repository: `python docs/img/model_check.py`. It takes six minutes on a machine that
+has nothing else to do; `--draw` draws what was measured before.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from vfu_dev.builds import artifact
+from vfu_dev.client import ControlClient, VfioUserDevice
+from vfu_dev.client.migrator import MigrationError, Migrator, Options
+from vfu_dev.lab.model import migrator_link, predict
+from vfu_dev.patterns import LoadSpec
+from vfu_dev.report.drawing import write_png
+from vfu_dev.report.model import against_figure
+
+HERE = Path(__file__).parent
+MIB = 1 << 20
+MEMORY, BANDWIDTH, LIMIT_SECONDS, TIMEOUT_SECONDS = 32 * MIB, 16 * MIB, 0.1, 15.0
+PATTERNS = ("uniform", "sequential", "hotset", "zipf")
+# Pages written a second, as a share of what the link carries.
+RATIOS = (0.1, 0.25, 0.4, 0.5, 0.65, 0.8, 0.9, 0.95, 1.05, 1.2, 1.5, 2.0)
+
+
+def start(folder: Path, name: str, *options: str) -> tuple[subprocess.Popen[bytes], Path]:
+    """Start a server and wait until it answers; returns it and its socket."""
+    path = folder / f"{name}.sock"
+    argv = [sys.executable, "-m", "vfu_dev", "serve", "--socket", path, "--control", f"{path}.ctl"]
+    argv += ["--memory", str(MEMORY), "--library", artifact("libvfio-user"), *options]
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not Path(f"{path}.ctl").exists():
+        time.sleep(0.01)
+    return process, path
+
+
+def measure(source: Path, destination: Path, load: LoadSpec) -> dict[str, Any]:
+    """Migrate once; returns what the model says and what it was, as pairs."""
+    link = migrator_link(BANDWIDTH, downtime_limit_seconds=LIMIT_SECONDS, overhead_seconds=0.002)
+    said = predict(load, MEMORY // 4096, link, limit_seconds=TIMEOUT_SECONDS)
+    with ControlClient(f"{source}.ctl", timeout_seconds=20) as control:
+        control.command("load", load=load.to_dict())
+        while control.status()["connected"]:
+            time.sleep(0.01)
+        with VfioUserDevice.connect(source) as one, VfioUserDevice.connect(destination) as other:
+            options = Options(LIMIT_SECONDS, BANDWIDTH, None, TIMEOUT_SECONDS, resume_source=True)
+            migrator = Migrator(one, other, options)
+            try:
+                migrator.run()
+                converged = True
+            except MigrationError:
+                converged = False
+        saved = control.status()["save"]
+        keeps_up = control.command("load-status")["keeps_up"]
+    moved = saved["precopy_bytes"] + saved["stop_copy_bytes"]
+    return {
+        "pattern": load.pattern,
+        "ratio": round(load.page_rate * 4096 / BANDWIDTH, 3),
+        "converged": [said.converges, converged],
+        "seconds": [said.total_seconds, migrator.progress.total_seconds],
+        "bytes": [said.total_bytes, moved],
+        "passes": [said.passes, saved["passes"]],
+        "downtime_ms": [said.downtime_seconds * 1000, migrator.progress.downtime_seconds * 1000],
+        "left_bytes": [said.left_bytes, saved["stop_copy_bytes"] or migrator.progress.remaining_bytes],
+        "load_reached": keeps_up,
+    }
+
+
+def main() -> None:
+    """Measure, write the figures and draw them."""
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="vfu-") as name:
+        source, from_path = start(Path(name), "a", "--fill", "7")
+        destination, to_path = start(Path(name), "b")
+        try:
+            for pattern in PATTERNS:
+                for ratio in RATIOS:
+                    load = LoadSpec(pattern, rate_pages=ratio * BANDWIDTH / 4096)
+                    rows.append(measure(from_path, to_path, load))
+                    print(json.dumps(rows[-1]), flush=True)
+        finally:
+            for process in (source, destination):
+                process.terminate()
+                process.wait()
+    (HERE / "model-check.json").write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    draw(rows)
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """Draw the moves that both say converge."""
+    write_png(against_figure([row for row in rows if all(row["converged"])]), HERE / "model-check.png")
+
+
+if __name__ == "__main__":
+    if "--draw" in sys.argv:
+        draw(json.loads((HERE / "model-check.json").read_text()))
+    else:
+        main()
