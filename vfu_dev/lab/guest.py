@@ -18,7 +18,6 @@ from vfu_dev.lab.qemu import Qemu
 from vfu_dev.lab.result import GuestResult
 from vfu_dev.patterns import LoadSpec, Program
 
-PATTERNS = ("uniform", "sequential", "hotset", "zipf")
 IDLE = LoadSpec("idle")
 
 # Told (bytes compared, bytes in all) while a guest verifies.
@@ -28,11 +27,6 @@ VerifyProgress = Callable[[int, int], None]
 BOOT_TIMEOUT_SECONDS = 120.0
 # A read-back by the CPU is one trapped round trip (40-60 us) for each 8 bytes; silence this long is a hang.
 VERIFY_SILENCE_SECONDS = 120.0
-
-
-def LoadPlan(rate_bytes: int = 2 << 20, pattern: str = "uniform", seed: int = 1) -> LoadSpec:  # noqa: N802
-    """Return a load that dirties `rate_bytes` of pages a second by writes of 8 bytes; 0 writes nothing."""
-    return LoadSpec(pattern, rate_pages=rate_bytes / 4096, seed=seed) if rate_bytes else IDLE
 
 
 class Guest(ABC):

@@ -32,6 +32,10 @@
 #define VFUD_VENDOR 0x4656
 #define VFUD_DEVICE 0x4455
 
+#ifndef PCI_IRQ_INTX /* its name since Linux 6.8 */
+#define PCI_IRQ_INTX PCI_IRQ_LEGACY
+#endif
+
 /* BAR0: what INTx is asserted for, one bit a cause; writing ones acknowledges them. */
 #define REG_INTX_CAUSES 0x48
 #define CAUSES 32
@@ -154,7 +158,7 @@ static void vfud_irq_free(struct vfud *vfud)
 
 static int vfud_irq_setup(struct vfud *vfud, struct vfud_irq_setup *setup)
 {
-    static const unsigned int kinds[] = {0, PCI_IRQ_LEGACY, PCI_IRQ_MSI, PCI_IRQ_MSIX};
+    static const unsigned int kinds[] = {0, PCI_IRQ_INTX, PCI_IRQ_MSI, PCI_IRQ_MSIX};
     bool exact = setup->vectors;
     bool line = setup->mode == VFUD_IRQ_INTX;
     unsigned int wanted = exact ? setup->vectors : VFUD_MAX_VECTORS;
