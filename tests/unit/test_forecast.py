@@ -50,7 +50,7 @@ def test_one_read_says_nothing_of_the_link_two_say_a_rate() -> None:
     assert meter.quick_cost() == (None, False)
     read(meter, 15)
     assert meter.rate == pytest.approx(100 * MIB)
-    assert meter.quick_cost() == (pytest.approx(10 * MS / MIB), True)
+    assert meter.quick_cost() == (pytest.approx(10 * MS / MIB), False)
 
 
 def test_time_without_anything_to_read_does_not_count() -> None:
@@ -91,6 +91,7 @@ def test_the_dirty_rate_is_an_average_over_a_second() -> None:
         pytest.param([2] * 20, 95, id="two reads each 100 ms, a limit of 16 MiB/s"),
         pytest.param([9] * 8, 50, id="bursts"),
         pytest.param([1] * 40 + [4] * 4, 50, id="RAM between most reads"),
+        pytest.param([1] * 5, 750, id="so much RAM that there are only a few reads"),
     ],
 )
 def test_pauses_of_the_client_do_not_move_the_prediction(bursts: list[int], pause_ms: float) -> None:

@@ -53,6 +53,7 @@ _SERVICE_QUANTILE = 0.25
 # Times between reads are believed when the quickest of them contradict the path by more than this.
 _CONTRADICTION = 2.0
 _QUICK_QUANTILE = 0.15
+_STEADY_READS = 6
 # QEMU (BUFFER_DELAY of migration.c) wakes up every 100 ms to spend its bandwidth: intervals of that length,
 # or a multiple, are those of a clock. A longer stop-copy than _LEARNT_BYTES is needed to learn from.
 _PACE_NS = 100e6
@@ -121,8 +122,9 @@ class ReadMeter:
     def quick_cost(self) -> tuple[float | None, bool]:
         """Return what a byte takes from read to read where these follow each other most quickly.
 
-        Returns: the cost, None before the second read, and whether it is that of most reads. Where the
-                 client's clock sets the pace there is none: reads never follow each other there.
+        Returns: the cost, None before the second read, and whether it is that of most reads, and of enough to
+                 be no accident. Where the client's clock sets the pace there is none: reads never follow each
+                 other there.
         """
         costs = [(ns / count, count) for count, ns in self._intervals]
         quick = _quantile(costs, _QUICK_QUANTILE)
@@ -134,7 +136,7 @@ class ReadMeter:
         turns = cost * count / len(alike) / _PACE_NS
         if round(turns) and abs(turns - round(turns)) <= _PACE_SLACK:
             return None, False
-        return cost, 2 * count > sum(count for _, count in costs)
+        return cost, len(alike) >= _STEADY_READS and 2 * count > sum(count for _, count in costs)
 
 
 class Rounds:
