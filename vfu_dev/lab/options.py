@@ -35,6 +35,7 @@ class MigrateOptions:
             underscores) and capabilities, for both sides.
         spare_ports: root ports of a Linux guest that are free for hot-plug (`Lab.plug`).
         reboot: a guest that reboots does, instead of ending the experiment.
+        qemu_extra: further arguments of both QEMUs.
         traces: QEMU's trace events to log, patterns.
     """
 
@@ -56,6 +57,7 @@ class MigrateOptions:
     switchover_bandwidth: int = 0  # 0: QEMU estimates it
     parameters: tuple[tuple[str, Any], ...] = ()
     capabilities: tuple[tuple[str, bool], ...] = ()
+    qemu_extra: tuple[str, ...] = ()
     traces: tuple[str, ...] = TRACE_PATTERNS
     accel: str = "tcg"
     warmup_seconds: float = 1.0

@@ -119,19 +119,25 @@ class Lab:
         if isinstance(self.guest, QtestGuest):
             await self.guest.follow(self.source.qemu)
 
-    async def plug(self) -> None:
+    async def plug(self, *, both: bool = False) -> None:
         """Plug one more device into a spare port of the source's VM.
 
-        The destination is another machine from now on, so it is replaced: it has the device from the start.
+        Args:    both: plug one into the destination too. Otherwise that is replaced by a machine which has it
+                 from the start.
         Raises:  LabError, ProcessError.
         """
         await self.source.plug()
         await self._devices_changed(1)
+        if both:
+            await self.destination.plug()
+        else:
+            await self.replace_destination()
 
     async def unplug(self) -> None:
-        """Take the last device from the source's VM, whose guest agrees, and from the destination."""
+        """Take the last device from the source's VM, whose guest agrees, and replace the destination."""
         await self.source.unplug()
         await self._devices_changed(-1)
+        await self.replace_destination()
 
     async def _devices_changed(self, more: int) -> None:
         options = self.options
@@ -141,7 +147,6 @@ class Lab:
         self.snapshots = [None] * self.options.devices
         self.server_samples = [[] for _ in self.source.servers]
         await self.forget()
-        await self.replace_destination()
 
     async def configure(self, *qemus: Qemu, return_path: bool = True) -> None:
         """Set migration capabilities and parameters on `qemus`; both sides when none is named.

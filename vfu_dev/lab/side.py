@@ -39,6 +39,7 @@ class Side:
             traces=options.traces,
             spare_ports=options.spare_ports,
             reboot=options.reboot,
+            extra=options.qemu_extra,
         )
         self.qemu = Qemu(name, sockets, logs, machine, [server.socket for server in self.servers])
 
