@@ -161,6 +161,25 @@ def test_one_that_stops_sending_and_leaves_is_dropped(loop: Loop) -> None:
     assert not loop.control.busy
 
 
+def test_one_that_leaves_answers_unread_is_dropped(loop: Loop) -> None:
+    """A client that stopped sending and left while answers still waited ends nobody but itself."""
+    leaver, other = loop.connect(), loop.connect()
+    with other:
+        # More answers than the socket's buffer takes, so that some stay with the server.
+        request = json.dumps({"command": "echo", "x": "y" * 60_000}).encode() + b"\n"
+        for _ in range(12):
+            with contextlib.suppress(BlockingIOError):
+                leaver.sendall(request)
+            loop.turn()
+        with contextlib.suppress(OSError):
+            leaver.shutdown(socket.SHUT_WR)
+        loop.turn()
+        leaver.close()
+        loop.turn()
+        other.send(b'{"command": "echo"}\n')
+        assert loop.answers(other, 1) == [{"ok": True, "result": {"command": "echo"}}]
+
+
 def test_many_requests_at_once_share_the_loop(loop: Loop) -> None:
     """A flood from one client is served a few at a time, in order; another's request is not kept waiting."""
     with loop.connect() as flood, loop.connect() as other:

@@ -124,6 +124,8 @@ class ControlSocket:
     def _ready(self, client: _Client) -> None:
         if client.unsent:
             self._send(client)
+        if client.connection.fileno() < 0:
+            return  # sending found that it is gone, and dropped it
         if client.ended:
             if _has_hung_up(client.connection):
                 self._drop(client)
