@@ -216,9 +216,8 @@ def _parts(source: Source, raw: Mapping[str, Any], changes: Mapping[str, Any]) -
                 raise source.error(f"{at}.{key}", f'expected "{key}" = [a list of values]')
             for value in values:
                 judge_value(source, f"{at}.{key}", key, value)
-    if short_variants is not None and (
-        not isinstance(short_variants, list) or set(short_variants) - set(variants)
-    ):
+    chosen = variants if short_variants is None else short_variants
+    if not isinstance(chosen, list | dict) or not set(chosen) <= set(variants):
         raise source.error("short.variants", f"expected a list of variants: {', '.join(variants)}")
     for key, value in changes.items():
         judge_value(Source("--set", ""), key, key, value)
@@ -234,8 +233,8 @@ def _points(source: Source, parts: _Parts, short: bool) -> Iterator[Point]:
     for table, keys in KEYS.items():
         defaults |= {f"{table}.{key}": entry.default for key, entry in keys.items()}
     if short:
-        defaults["run.moves"] = SHORT_MOVES
         # A file's own number is of the full form.
+        defaults["run.moves"] = min(SHORT_MOVES, parts.base.get("run.moves", SHORT_MOVES))
         base = _without(parts.base, "run.moves") | parts.short
         sweep = parts.sweep | parts.short_sweep
     else:

@@ -1,0 +1,127 @@
+"""Scenarios with real QEMU: every shipped one in its short form, interruptions, and moves that go wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vfu_dev.errors import ConfigError
+from vfu_dev.lab.experiment import Artifacts, run_scenario
+from vfu_dev.lab.rows import COMPLETED, NOT_CONVERGED, read_rows
+from vfu_dev.lab.scenario import Scenario, load_scenario, parse, shipped
+from vfu_dev.lab.shuttle import KEPT_FAILURES, RESTARTS
+from vfu_dev.report.experiment import write_experiment
+
+SMALL = """
+title = "two rates"
+[device]
+memory = "256K"
+[load]
+pattern = "uniform"
+[qemu]
+avail-switchover-bandwidth = "512K"
+[run]
+moves = 2
+warmup = 0.1
+verify = "digests"
+[sweep]
+"load.rate" = ["50p", "100p"]
+"""
+
+
+@pytest.fixture
+def artifacts(qemu: Path, library: Path, guest_image: Path) -> Artifacts:
+    """What a run needs, built."""
+    return Artifacts(qemu, library, guest_image)
+
+
+# The map has a test of its own, which looks at its border.
+@pytest.mark.parametrize("name", [name for name in shipped() if name != "convergence-map"])
+def test_shipped_scenario_in_its_short_form(name: str, artifacts: Artifacts, tmp_path: Path) -> None:
+    """Every move does what the scenario expects, every check holds, and the folder has all it should."""
+    scenario = load_scenario(name)
+    out = tmp_path / name
+    summary = run_scenario(scenario, out, short=True, artifacts=artifacts)
+    assert summary["problems"] == []
+    rows = read_rows(out / "moves.csv")
+    assert len(rows) == sum(point["run.moves"] for point in scenario.short_points)
+    for row in rows:
+        if row.status == COMPLETED:
+            assert row.digest_match
+            assert row.metrics["downtime_ms"] <= row.metrics["total_ms"]
+        else:
+            # The numbers that decide are kept: more is written than the link takes.
+            assert row.status == NOT_CONVERGED
+            assert row.metrics["dirty_rate"] > row.metrics["transfer_rate"] > 0
+    for point in summary["points"]:
+        if point["settings"]["run.verify"] == "guest":
+            assert point["guest"]["verified"]
+            assert point["guest"]["generation"] == point["moves"]
+    assert {"moves.csv", "summary.json", "scenario.toml", "points", "form.json"} == {
+        path.name for path in out.iterdir()
+    }
+    page = write_experiment(out)
+    assert page.read_text().count("<svg") >= (summary["fewest_moves"] > 0)
+
+
+class CutOffError(Exception):
+    """Stands for Ctrl-C, at a moment of the test's choosing."""
+
+
+def test_an_interrupted_run_goes_on_where_it_was(artifacts: Artifacts, tmp_path: Path) -> None:
+    """Finished points are kept as they are, the one that was cut off is done again, nothing is missing."""
+    scenario = parse(SMALL, "small")
+    out = tmp_path / "out"
+    seen: list[tuple[str, int]] = []
+
+    def interrupt(what: str, data: dict[str, Any]) -> None:
+        if what == "move":
+            seen.append((data["point"], data["row"].move))
+            if seen[-1] == ("rate=100p", 1):
+                raise CutOffError
+
+    with pytest.raises(CutOffError):
+        run_scenario(scenario, out, interrupt, artifacts=artifacts)
+    before = read_rows(out / "points" / "rate=50p.csv")
+    assert not (out / "summary.json").exists()
+    with pytest.raises(ConfigError, match="--resume"):
+        run_scenario(scenario, out, artifacts=artifacts)
+    with pytest.raises(ConfigError, match="another scenario"):
+        run_scenario(parse(SMALL + "# changed", "small"), out, resume=True, artifacts=artifacts)
+    again: list[str] = []
+    summary = run_scenario(
+        scenario,
+        out,
+        lambda what, data: again.append(data["point"]) if what == "move" else None,
+        resume=True,
+        artifacts=artifacts,
+    )
+    assert again == ["rate=100p", "rate=100p"]
+    assert summary["ok"]
+    rows = read_rows(out / "moves.csv")
+    assert rows[:2] == before
+    assert [(row.point, row.move) for row in rows] == [
+        ("rate=50p", 1), ("rate=50p", 2), ("rate=100p", 1), ("rate=100p", 2)
+    ]  # fmt: skip
+
+
+def test_moves_that_fail_are_told_and_their_logs_bounded(artifacts: Artifacts, tmp_path: Path) -> None:
+    """A destination that refuses data: each move is a row that says so, and the point is given up."""
+    text = SMALL.replace("moves = 2", "moves = 9") + '[faults]\ndestination = ["op=mig-write,error=EIO"]\n'
+    scenario: Scenario = parse(text, "broken")
+    summary = run_scenario(scenario, tmp_path / "out", artifacts=artifacts)
+    assert not summary["ok"]
+    for point in summary["points"]:
+        assert point["statuses"] == {"failed": RESTARTS + 1}
+        assert point["metrics"].keys().isdisjoint({"downtime_ms"})
+        assert any("given up" in text for text in point["problems"])
+    failures = sorted((tmp_path / "out" / "failures").iterdir())
+    assert len(failures) == KEPT_FAILURES
+    assert any(
+        "EIO" in log.read_text() or "nput/output" in log.read_text() for log in failures[0].glob("*.log")
+    )
+    assert not (tmp_path / "out" / "logs").exists()
+    json.dumps(summary)
