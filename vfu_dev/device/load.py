@@ -26,7 +26,7 @@ from vfu_dev.patterns import ArrayWriter, LoadFigures, LoadSpec, Pacer, Program
 _NS = 1_000_000_000
 
 # How long one turn takes: a guest's MMIO waits for the rest of it.
-TURN_SECONDS = 0.0003
+TURN_SECONDS = 0.0001
 # What is written between two looks at the clock, and how often the device wakes up for it at most.
 _SLICE_BYTES = 64 << 10
 _SLICE_WRITES = 1024
