@@ -149,13 +149,8 @@ def test_one_device_writes_to_another_before_and_after_they_move(options: Option
         row["length"], row["value"] = 4096, 0x1000 + page
         await client.write_block(TABLE, row.tobytes())
         await first.set(dma_table=TABLE, dma_count=1, dma_ctrl=1)
-
-        # In memory, not in a register: a request must not cross DMA by message.
-        async def done() -> bool:
-            raw = await client.read_block(TABLE, row.nbytes)
-            return bool(np.frombuffer(raw, DESCRIPTOR)["status"][0])
-
-        await until(done, "the descriptor's status")
+        # Each look is a request that may cross DMA by message.
+        await until(lambda: idle(first), "the descriptor's status")
         assert np.frombuffer(await client.read_block(TABLE, row.nbytes), DESCRIPTOR)["status"] == Status.DONE
 
     async def pages(second: Registers) -> list[int]:

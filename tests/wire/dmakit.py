@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import struct
-import time
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from serverkit import readable, wait_until
+from serverkit import wait_until
 from streamkit import read_all
 
 from vfu_dev.client import VfioUserDevice
-from vfu_dev.device.dma import CTRL_START, DESCRIPTOR, DMA_FIELDS, FLAG_INTERRUPT, Op, Status
+from vfu_dev.device.dma import CTRL_START, DESCRIPTOR, DMA_FIELDS, Op, Status
 from vfu_dev.device.reference import FIELDS
 from vfu_dev.device.writer import WRITER_FIELDS, WriterStatus
 from vfu_dev.uapi import (
     VFIO_PCI_BAR0_REGION_INDEX,
     VFIO_PCI_CONFIG_REGION_INDEX,
-    VFIO_PCI_MSIX_IRQ_INDEX,
     DeviceState,
 )
 
@@ -96,21 +93,6 @@ class Driver:
         self.put(*descriptors)
         self.start(len(descriptors))
         assert self.finish() is Status.IDLE
-        return self.outcomes(len(descriptors))
-
-    def run_quietly(self, *descriptors: dict[str, Any]) -> list[Outcome]:
-        """Carry out descriptors without a request in the meantime: nothing may cross DMA by message."""
-        eventfds = self.device.enable_irqs(VFIO_PCI_MSIX_IRQ_INDEX, 1)
-        try:
-            last = {**descriptors[-1], "flags": FLAG_INTERRUPT, "vector": 0}
-            self.put(*descriptors[:-1], last)
-            self.start(len(descriptors))
-            deadline = time.monotonic() + 10
-            while not readable(eventfds, 0):
-                assert time.monotonic() < deadline, self.outcomes(len(descriptors))
-                self.device.connection.serve(0.01)
-        finally:
-            os.close(eventfds[0])
         return self.outcomes(len(descriptors))
 
     def one(self, op: Op | int, **fields: Any) -> Outcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 import time
 import zlib
 from collections.abc import Iterator
@@ -17,7 +18,10 @@ from serverkit import RunningServer, ServerFactory, readable, server_farm, short
 
 from vfu_dev import uapi
 from vfu_dev.client import VfioUserDevice
+from vfu_dev.client.frames import Buffer, Call
+from vfu_dev.client.messages import REGION_ACCESS
 from vfu_dev.device.dma import CTRL_ABORT, FLAG_INTERRUPT, SLICE_BYTES, Op, Status
+from vfu_dev.uapi import VFIO_PCI_BAR0_REGION_INDEX as BAR0
 from vfu_dev.uapi import VFIO_PCI_BAR2_REGION_INDEX as BAR2
 from vfu_dev.uapi import VFIO_PCI_MSIX_IRQ_INDEX as MSIX
 
@@ -84,7 +88,7 @@ def test_one_transfer_scatters_over_many_regions(driver: Driver) -> None:
         region = driver.device.dma_map(at, size, shared=number % 2 == 0)
         region.memory[:] = data[at - base : at - base + size]
         at += size
-    done = driver.run_quietly(
+    done = driver.run(
         {"op": Op.TO_DEVICE, "address": base, "length": len(data)},
         {"op": Op.FILL_GUEST, "address": base + 100, "length": len(data) - 100},
     )
@@ -95,6 +99,76 @@ def test_one_transfer_scatters_over_many_regions(driver: Driver) -> None:
         assert not any(region.memory[100:])
     assert driver.device.dma.read_requests > 0
     assert driver.device.dma.write_requests > 0
+
+
+def test_requests_cross_every_transfer_by_message(driver: Driver) -> None:
+    """Before each reply to the server the client asks something itself: all is answered, in its order."""
+    device, size = driver.device, 3 * SLICE_BYTES
+    base = 0x400000
+    region = device.dma_map(base, size, shared=False)
+    region.memory[:] = data = random.Random(3).randbytes(size)
+    calls: list[tuple[int, Call]] = []
+    connection, answer = device.connection, device.dma.handle
+    read = REGION_ACCESS.pack(0x20 + 4, BAR0, 4)  # irq_count: served in the middle of the transfer
+    state = struct.pack("<II", 16, uapi.VFIO_DEVICE_FEATURE_GET | uapi.VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE)
+
+    def cross(command: int, payload: memoryview) -> tuple[Buffer, ...]:
+        for request, body in (
+            (uapi.VFIO_USER_REGION_READ, read),
+            (uapi.VFIO_USER_DEVICE_FEATURE, state),
+            (uapi.VFIO_USER_REGION_READ, read),
+        ):
+            calls.append((request, connection.submit(request, body, reply_bytes=64)))
+        return answer(command, payload)
+
+    driver.put(
+        {"op": Op.TO_DEVICE, "address": base, "length": size},
+        {"op": Op.CHECKSUM_GUEST, "address": base, "length": size},
+        {"op": Op.FILL_GUEST, "address": base, "length": size, "value": 0x55},
+    )
+    connection.handler = cross
+    driver.start(3)
+    assert driver.finish() is Status.IDLE
+    connection.handler = answer
+    assert [one.status for one in driver.outcomes(3)] == [Status.DONE] * 3
+    assert driver.outcomes(3)[1].result == zlib.crc32(data)
+    assert device.region_read(BAR2, 0, size) == data
+    assert bytes(region.memory) == (0x55).to_bytes(8, "little") * (size // 8)
+    assert len(calls) == 3 * 9
+    for request, call in calls:
+        body = bytes(connection.wait(call).payload)
+        assert len(body) == (20 if request == uapi.VFIO_USER_REGION_READ else 16)
+
+
+def test_the_device_moves_in_the_middle_of_a_transfer_by_message(driver: Driver) -> None:
+    """STOP crosses it: it waits for the transfer, and the device then is stopped between two slices."""
+    device, size = driver.device, 3 * SLICE_BYTES
+    base = 0x400000
+    device.dma_map(base, size, shared=False)
+    calls: list[Call] = []
+    connection, answer = device.connection, device.dma.handle
+    set_state = uapi.VFIO_DEVICE_FEATURE_SET | uapi.VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE
+    stop = struct.pack("<IIIi", 16, set_state, uapi.DeviceState.STOP, -1)
+
+    def cross(command: int, payload: memoryview) -> tuple[Buffer, ...]:
+        if not calls:
+            calls.append(connection.submit(uapi.VFIO_USER_DEVICE_FEATURE, stop, reply_bytes=64))
+        return answer(command, payload)
+
+    connection.handler = cross
+    driver.put({"op": Op.FILL_GUEST, "address": base, "length": size, "value": 0x66})
+    driver.start(1)
+    assert driver["dma_status"] == Status.BUSY
+    connection.wait(calls[0])
+    assert device.migration.get_state() is uapi.DeviceState.STOP
+    written = device.dma.write_requests
+    for _ in range(50):
+        assert driver["dma_status"] == Status.BUSY
+    assert device.dma.write_requests == written < 3
+    device.migration.set_state(uapi.DeviceState.RUNNING)
+    assert driver.finish() is Status.IDLE
+    assert driver.outcomes(1)[0].status is Status.DONE
+    assert set(device.dma.regions[base].memory[::8]) == {0x66}
 
 
 def refusals() -> list[Any]:

@@ -168,5 +168,5 @@ class DmaMemory:
     def _message(self, result: int, address: int, count: int) -> None:
         self.message_transfers += 1
         if result != 0:
-            reason = "the client refused it, or another request crossed it"
+            reason = "the client refused it, or answered too late"
             raise GuestMemoryError(_ffi.last_errno() or errno.EIO, address, count, reason)
