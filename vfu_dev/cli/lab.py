@@ -281,6 +281,9 @@ def _summary(result: dict[str, Any], page: Path) -> None:
         lines.append(f"downtime {qemu['downtime_ms']} ms (limit {limit} ms), total {qemu['total_ms']} ms")
     elif qemu["run_state_source"] is not None:
         lines.append(f"the VM on the source is {qemu['run_state_source']}")
+    for device, load in zip(result["devices"], result["load_status"], strict=False):
+        reached, asked = format_size(load["reached_rate_bytes"]), format_size(load["asked_rate_bytes"])
+        lines.append(f"{device['name']}: wrote {reached}/s by itself, {asked}/s were asked")
     if guest is not None:
         lines.append(
             f"guest {guest['kind']}: {format_size(guest['compared_bytes'])} compared, "

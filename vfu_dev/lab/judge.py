@@ -24,6 +24,10 @@ def judge(result: MigrationResult, pre_copy: bool | None, verified: bool = True)
         result.warnings.append(
             f"the guest wrote {guest.reached_rate_bytes:.0f} bytes/s, {guest.asked_rate_bytes:.0f} were asked"
         )
+    for device, load in zip(result.devices, result.load_status, strict=False):
+        if not load.get("keeps_up", True):
+            asked, reached = load["asked_rate_bytes"], load["reached_rate_bytes"]
+            result.warnings.append(f"{device.name} wrote {reached:.0f} bytes/s, {asked:.0f} were asked")
     result.status = "completed" if not result.problems else "failed"
 
 

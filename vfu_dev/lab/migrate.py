@@ -63,6 +63,8 @@ async def _run_steps(lab: Lab, result: MigrationResult) -> None:
         return
     await lab.wait_running(lab.destination.qemu)
     lab.observe("phase", {"text": "moved; the guest goes on writing on the destination"})
+    if lab.options.load_place == "device":
+        result.load_status = [await server.command("load-status") for server in lab.source.servers]
     await lab.follow()
     await asyncio.sleep(lab.options.settle_seconds)
     await lab.guest.stop()

@@ -167,6 +167,8 @@ class MigrationResult:
     devices: list[DeviceResult] = field(default_factory=list)
     qemu: QemuResult = field(default_factory=QemuResult)
     guest: GuestResult | None = None
+    # Where the devices' own engines wrote: `load-status` of each of the source's servers (docs/control.md).
+    load_status: list[dict[str, Any]] = field(default_factory=list)
     # `Convergence` as it stood when PRE_COPY ended or was given up.
     convergence: dict[str, Any] | None = None
     started: float = 0.0
