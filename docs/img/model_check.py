@@ -1,8 +1,8 @@
 """The model beside what `vfu-dev migrate`'s migrator measured: model-check.json and model-check.png.
 
-Two servers, a load made by the source's own engine, a link limited to 16 MiB/s. With the project installed and
-libvfio-user built, from the repository: `python docs/img/model_check.py`. It takes six minutes on a machine that
-has nothing else to do; `--draw` draws what was measured before.
+Two servers, a load made by the source's own engine, a link limited to 16 MiB/s. With the project installed
+and libvfio-user built, from the repository: `python docs/img/model_check.py`. It takes six minutes on a
+machine that has nothing else to do; `--draw` draws what was measured before.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ MIB = 1 << 20
 MEMORY, BANDWIDTH, LIMIT_SECONDS, TIMEOUT_SECONDS = 32 * MIB, 16 * MIB, 0.1, 15.0
 PATTERNS = ("uniform", "sequential", "hotset", "zipf")
 # Pages written a second, as a share of what the link carries.
+TRIES = 3
 RATIOS = (0.1, 0.25, 0.4, 0.5, 0.65, 0.8, 0.9, 0.95, 1.05, 1.2, 1.5, 2.0)
 
 
@@ -71,6 +72,8 @@ def measure(source: Path, destination: Path, load: LoadSpec) -> dict[str, Any]:
         "downtime_ms": [said.downtime_seconds * 1000, migrator.progress.downtime_seconds * 1000],
         "left_bytes": [said.left_bytes, saved["stop_copy_bytes"] or migrator.progress.remaining_bytes],
         "load_reached": keeps_up,
+        # On a machine that has other things to do the link is not the link.
+        "link_reached": round(moved / migrator.progress.total_seconds / BANDWIDTH, 3),
     }
 
 
@@ -84,7 +87,10 @@ def main() -> None:
             for pattern in PATTERNS:
                 for ratio in RATIOS:
                     load = LoadSpec(pattern, rate_pages=ratio * BANDWIDTH / 4096)
-                    rows.append(measure(from_path, to_path, load))
+                    tries = []
+                    while len(tries) < TRIES and (not tries or tries[-1]["link_reached"] < 0.97):
+                        tries.append(measure(from_path, to_path, load))
+                    rows.append(max(tries, key=lambda row: row["link_reached"]))
                     print(json.dumps(rows[-1]), flush=True)
         finally:
             for process in (source, destination):
