@@ -108,6 +108,7 @@ def test_a_limit_loses_nothing(spec: LoadSpec, times: list[int], limit: int) -> 
             for run in runs:
                 assert run.first == made[run.phase]
                 made[run.phase] += run.count
+            assert pacer.owed == sum(expected(spec, now - START)) - sum(made)
     assert made == expected(spec, now - START)
     assert pacer.missed == 0
 
@@ -127,6 +128,7 @@ def test_a_generator_that_is_too_slow_says_so() -> None:
     for step in range(1, 101):
         pacer.take(step * NS // 10, 40)
     assert pacer.taken == 4000
+    assert pacer.owed == 250 - 40
     assert 10_000 - pacer.taken - 250 <= pacer.missed <= 10_000 - pacer.taken
 
 

@@ -13,7 +13,7 @@ from vfu_dev.client.control import ControlClient
 from vfu_dev.errors import ProtocolError
 from vfu_dev.lab.guest_line import GuestError, GuestLine, Transport
 from vfu_dev.load.stop import Stop, deadline_of
-from vfu_dev.patterns import LoadFigures, LoadSpec, Program
+from vfu_dev.patterns import PAGE_PATTERNS, LoadFigures, LoadSpec, Program
 from vfu_dev.patterns.figures import KEEPS_UP, carried_part
 
 # Between two looks at what a load does.
@@ -87,25 +87,31 @@ async def run_in_guest(
         asked = Program(spec, status["memory_bytes"], status["page_bytes"]).asked_rate_bytes
         asked *= status["devices"]
         before = (0.0, 0)
+        # What a steady load owes follows from the time; what others owe only the guest knows.
+        is_steady = spec.pattern in PAGE_PATTERNS and spec.burst is None
         await line.start_load(spec, status["page_bytes"], via=via)
         deadline = deadline_of(seconds)
         try:
             while time.monotonic() < deadline and not stop.asked:
                 await asyncio.sleep(min(LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
                 status = await line.command("status")
-                report(_guest_figures(status, asked, before))
+                report(_guest_figures(status, asked, before, is_steady))
                 before = status["elapsed_ns"] / 1e9, status["written_bytes"]
         finally:
             status = await line.command("stop")
-        return _guest_figures(status, asked, before)
+        return _guest_figures(status, asked, before, is_steady)
     finally:
         await line.close()
 
 
-def _guest_figures(status: dict[str, Any], asked: float, before: tuple[float, int]) -> LoadFigures:
+def _guest_figures(
+    status: dict[str, Any], asked: float, before: tuple[float, int], is_steady: bool
+) -> LoadFigures:
     """Return what a guest says in our words; `before` is when it last did, and the bytes then."""
     seconds, written = status["elapsed_ns"] / 1e9, status["written_bytes"]
     carried = carried_part(status["writes"], status["missed_writes"])
+    if carried is not None and is_steady and asked * seconds > written:
+        carried = min(carried, written / (asked * seconds))
     return LoadFigures(
         asked_rate_bytes=asked,
         reached_rate_bytes=written / seconds if seconds else 0.0,

@@ -47,7 +47,7 @@ class LoadFigures:
         quiet_seconds: float,
     ) -> LoadFigures:
         """Return the figures of the load behind `pacer`; what it handed out has been written."""
-        carried = carried_part(pacer.taken, pacer.missed)
+        carried = carried_part(pacer.taken, pacer.missed + pacer.owed)
         return cls(
             asked_rate_bytes=asked_rate_bytes,
             reached_rate_bytes=written_bytes / seconds if seconds else 0.0,
@@ -62,6 +62,6 @@ class LoadFigures:
         )
 
 
-def carried_part(made: int, missed: int) -> float | None:
+def carried_part(made: int, not_made: int) -> float | None:
     """Return which part of the writes that were due was made; None when none was due."""
-    return made / (made + missed) if made + missed else None
+    return made / (made + not_made) if made + not_made else None

@@ -58,6 +58,7 @@ class Pacer:
             self._next[0] = first
             self._clock = self._timelines[0].when(first) or 0
         self._origin = start_ns - self._clock
+        self._target = self._clock  # as of the last `take`
         self.taken = 0
         self.missed = 0
 
@@ -65,6 +66,11 @@ class Pacer:
     def elapsed_ns(self) -> int:
         """The load's own clock: how far it was carried out."""
         return self._clock
+
+    @property
+    def owed(self) -> int:
+        """Writes that were due at the last `take` and that its limit held back."""
+        return self._total(self._target) - sum(self._next) if self._clock < self._target else 0
 
     def hold(self, ns: int) -> None:
         """Have the load's clock stand still for `ns` that passed, without missing anything."""
@@ -78,6 +84,7 @@ class Pacer:
             self.missed += self._total(target) - self._total(target - late)
             self._origin += late
             target -= late
+        self._target = target
         runs: list[Run] = []
         left = limit
         while True:
