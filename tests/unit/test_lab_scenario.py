@@ -100,6 +100,7 @@ def test_set_is_over_everything() -> None:
         (("[device]", "[device"), ["t.toml: is not TOML"]),
         (('memory = "1M"', 'memory = "1M"\naccess = "mmap"'), ["t.toml:5: device.access", "load.place"]),
         (("[load]", '[load]\nplace = "device"'), ["load.place", "digests"]),
+        (("[run]", '[faults]\nsource = ["op=nope"]\n[run]'), ["t.toml:11: faults.source", "mig-write"]),
         (("[short]", '[short]\nvariants = ["of"]'), ["short.variants", "on, off"]),
     ],
 )

@@ -196,6 +196,7 @@ def migrate(
     """
     # Imported here: `vfu-dev lab --help` must not pay for matplotlib and QMP.
     from vfu_dev.builds import artifact
+    from vfu_dev.faults.spec import Fault
     from vfu_dev.lab.migrate import MigrateOptions
     from vfu_dev.lab.migrate import run as run_migration
     from vfu_dev.lab.progress import Progress
@@ -215,6 +216,8 @@ def migrate(
             hot_share=hot_share,
             zipf_exponent=zipf_exponent,
         )
+    for text in (*faults_source, *faults_destination):
+        Fault.parse(text)
     if access == "mmap" and guest == "none" and load_place == "guest" and not load.is_idle:
         raise ConfigError("--access mmap: a load needs --guest linux or --load-place device")
     options = MigrateOptions(

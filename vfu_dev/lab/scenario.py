@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vfu_dev.errors import ConfigError
+from vfu_dev.faults.spec import Fault
 from vfu_dev.lab.checks import Check, parse_check
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.schema import KEYS, LOAD_PLACE, Source, flatten, judge_value
@@ -311,6 +312,12 @@ def _agree(source: Source, point: Point) -> None:
         raise source.error(
             "load.place", 'the guest cannot verify what the device wrote: run.verify = "digests"'
         )
+    for side in ("source", "destination"):
+        for text in point[f"faults.{side}"]:
+            try:
+                Fault.parse(text)
+            except ConfigError as error:
+                raise source.error(f"faults.{side}", str(error)) from error
     writer = point["qemu.guest"] == "none" and point["load.place"] == "guest" and not point.load.is_idle
     if writer and point["device.access"] == "mmap":
         # Nothing stops what stands for the guest there: no CPU that QEMU could halt, no trap to refuse.
