@@ -78,6 +78,7 @@ def run(
     """
     # Imported here: `--help` must not pay for numpy, matplotlib and QMP.
     from vfu_dev.lab.experiment import run_scenario
+    from vfu_dev.lab.model_check import annotation
     from vfu_dev.lab.run_progress import RunProgress
     from vfu_dev.lab.scenario import load_scenario, shipped
     from vfu_dev.report.experiment import write_experiment
@@ -94,7 +95,13 @@ def run(
         with RunProgress(Console(stderr=True), scenario.name, quiet) as progress:
             try:
                 summary = run_scenario(
-                    scenario, folder, progress, short=short, resume=resume, command=["vfu-dev", *sys.argv[1:]]
+                    scenario,
+                    folder,
+                    progress,
+                    short=short,
+                    resume=resume,
+                    command=["vfu-dev", *sys.argv[1:]],
+                    annotate=annotation,
                 )
             except KeyboardInterrupt:
                 again = shlex.join(["vfu-dev", *sys.argv[1:], *(() if resume else ("--resume",))])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from vfu_dev.errors import ConfigError
 from vfu_dev.lab.model import Link, Prediction, predict, qemu_link
 from vfu_dev.lab.rows import Row, read_rows
+from vfu_dev.lab.scenario import Point
 from vfu_dev.lab.summary import read_summary
 from vfu_dev.patterns import LoadSpec
 
@@ -39,18 +42,22 @@ class Compared:
         return self.prediction.converges == (self.converged > 0.5)
 
 
-def link_of(settings: Mapping[str, Any], stop_bandwidth: float = 0.0) -> Link:
-    """Return the link of a scenario's point."""
-    return qemu_link(
+def link_of(settings: Mapping[str, Any], stop_bandwidth: float = 0.0, reached: float = math.inf) -> Link:
+    """Return the link of a scenario's point.
+
+    Args:    reached: bytes a second that were measured: on a busy machine, less than was allowed.
+    """
+    link = qemu_link(
         settings["qemu.max-bandwidth"],
         downtime_limit_seconds=settings["qemu.downtime-limit"] / 1000,
         switchover_bandwidth=settings["qemu.avail-switchover-bandwidth"],
         initial_first=settings["qemu.switchover-ack"],
         stop_bandwidth=stop_bandwidth,
     )
+    return replace(link, bandwidth=min(link.bandwidth, reached))
 
 
-def predict_point(settings: Mapping[str, Any], load: LoadSpec, stop_bandwidth: float = 0.0) -> Prediction:
+def predict_point(settings: Mapping[str, Any], load: LoadSpec, link: Link) -> Prediction:
     """Return the prediction for a point of a scenario with one device and without a guest.
 
     Raises:  ConfigError: several devices, a guest whose RAM shares the link, no pre-copy, or a trace.
@@ -61,10 +68,19 @@ def predict_point(settings: Mapping[str, Any], load: LoadSpec, stop_bandwidth: f
     return predict(
         load,
         settings["device.memory"] // page,
-        link_of(settings, stop_bandwidth),
+        link,
         page_bytes=page,
         limit_seconds=settings["run.timeout"],
     )
+
+
+def annotation(point: Point, rows: Sequence[Row]) -> dict[str, Any]:
+    """Return what `run_scenario` adds to a point's summary: the prediction, where the model covers it."""
+    del rows
+    try:
+        return {"model": predict_point(point.settings, point.load, link_of(point.settings)).as_dict()}
+    except ConfigError:
+        return {}
 
 
 def stop_bandwidth_of(rows: Sequence[Row]) -> float:
@@ -90,16 +106,17 @@ def compare(folder: Path) -> list[Compared]:
     found = []
     for point in summary["points"]:
         settings, load = point["settings"], LoadSpec.from_dict(point["load"])
-        try:
-            prediction = predict_point(settings, load, stop)
-        except ConfigError:
-            continue
         mine = [row for row in rows if row.point == point["name"]]
         if not mine:
             continue
+        rates = [row.metrics["transfer_rate"] for row in mine if "transfer_rate" in row.metrics]
+        link = link_of(settings, stop, median(rates) if rates else math.inf)
+        try:
+            prediction = predict_point(settings, load, link)
+        except ConfigError:
+            continue
         done = [row for row in mine if row.status == COMPLETED]
         measured = {name: figures["p50"] for name, figures in point["metrics"].items()} if done else {}
-        link = link_of(settings, stop)
         share = len(done) / len(mine)
         found.append(Compared(point["name"], settings, load, link, prediction, share, measured))
     if not found:

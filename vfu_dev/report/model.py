@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.lab.model import border_rate, qemu_link
+from vfu_dev.lab.model import border_rate, qemu_bandwidth, qemu_link
 from vfu_dev.lab.model_check import Compared
 from vfu_dev.report.drawing import BLACK, BLUE, GREEN, GREY, MIB, ORANGE, PINK, RED, SKY, title
 
@@ -60,7 +60,7 @@ def map_figure(cells: Sequence[Compared]) -> Figure:
     top = max(cell.load.page_rate * 4096 / MIB for cell in cells)
     axes.set(xscale="log", yscale="log", xlabel="bandwidth, MiB/s", ylim=(None, top * 1.6))
     for axis, values in (
-        (axes.xaxis, sorted({round(cell.link.bandwidth / MIB) for cell in cells})),
+        (axes.xaxis, sorted({qemu_bandwidth(cell.settings["qemu.max-bandwidth"]) / MIB for cell in cells})),
         (axes.yaxis, sorted({cell.load.page_rate * 4096 / MIB for cell in cells})),
     ):
         axis.set_ticks(values, labels=[f"{value:g}" for value in values], minor=False)
