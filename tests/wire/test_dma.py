@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from dmakit import KIB, MIB, Driver
+from dmakit import KIB, MIB, Driver, Outcome, carry
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serverkit import RunningServer, ServerFactory, readable, server_farm, short_folder
@@ -20,7 +20,7 @@ from vfu_dev import uapi
 from vfu_dev.client import VfioUserDevice
 from vfu_dev.client.frames import Buffer, Call
 from vfu_dev.client.messages import REGION_ACCESS
-from vfu_dev.device.dma import CTRL_ABORT, FLAG_INTERRUPT, SLICE_BYTES, Op, Status
+from vfu_dev.device.dma import CTRL_ABORT, CTRL_START, FLAG_INTERRUPT, SLICE_BYTES, Op, Status
 from vfu_dev.uapi import VFIO_PCI_BAR0_REGION_INDEX as BAR0
 from vfu_dev.uapi import VFIO_PCI_BAR2_REGION_INDEX as BAR2
 from vfu_dev.uapi import VFIO_PCI_MSIX_IRQ_INDEX as MSIX
@@ -169,6 +169,76 @@ def test_the_device_moves_in_the_middle_of_a_transfer_by_message(driver: Driver)
     assert driver.finish() is Status.IDLE
     assert driver.outcomes(1)[0].status is Status.DONE
     assert set(device.dma.regions[base].memory[::8]) == {0x66}
+
+
+def in_registers(driver: Driver, **fields: int) -> Outcome:
+    """Carry out one descriptor in registers."""
+    for name, value in ({"flags": 0, "vector": 0} | fields).items():
+        driver[f"desc_{name}"] = value
+    driver["desc_ctrl"] = CTRL_START
+    ended = driver.finish()
+    outcome = Outcome(Status(driver["desc_status"]), driver["desc_result"])
+    assert ended is Status.IDLE or ended is outcome.status
+    return outcome
+
+
+def test_a_descriptor_in_registers_is_carried_out_like_one_in_memory(driver: Driver) -> None:
+    """Every operation, over several slices, with its interrupt; nothing of it is in guest memory."""
+    length = 2 * SLICE_BYTES + 777
+    data = random.Random(4).randbytes(length)
+    driver.memory(RAM, length)[:] = data
+    eventfds = driver.device.enable_irqs(MSIX, 4)
+    there = in_registers(
+        driver, op=Op.TO_DEVICE, address=RAM, offset=5, length=length, flags=FLAG_INTERRUPT, vector=3
+    )
+    assert there == Outcome(Status.DONE, length)
+    assert readable(eventfds, 5) == [eventfds[3]]
+    for fd in eventfds:
+        os.close(fd)
+    assert driver.device.region_read(BAR2, 5, length) == data
+    checksum = Outcome(Status.DONE, zlib.crc32(data))
+    assert in_registers(driver, op=Op.CHECKSUM_DEVICE, offset=5, length=length) == checksum
+    assert in_registers(driver, op=Op.CHECKSUM_GUEST, address=RAM, length=length) == checksum
+    assert (
+        in_registers(driver, op=Op.FILL_GUEST, address=RAM, length=length, value=0x77).status is Status.DONE
+    )
+    assert bytes(driver.memory(RAM, 16)) == (0x77).to_bytes(8, "little") * 2
+    assert in_registers(driver, op=Op.FILL_DEVICE, offset=0, length=8, value=0x78).status is Status.DONE
+    assert in_registers(driver, op=Op.TO_GUEST, address=RAM, offset=0, length=8).status is Status.DONE
+    assert bytes(driver.memory(RAM, 16)) == b"\x78" + bytes(7) + b"\x77" + bytes(7)
+    assert not any(driver.memory(driver.table, 64 * KIB))
+    assert driver["dma_done"] == 6
+
+
+def test_a_bad_descriptor_in_registers_gets_its_status(driver: Driver) -> None:
+    assert in_registers(driver, op=99, length=8).status is Status.BAD_OP
+    assert in_registers(driver, op=Op.TO_GUEST, address=0, offset=0, length=8).status is Status.UNMAPPED
+    driver.set_command(2)
+    refused = in_registers(driver, op=Op.TO_GUEST, address=RAM, offset=0, length=8)
+    assert refused.status is Status.NO_BUS_MASTER
+    driver.set_command(6)
+    # In guest memory there would be something to overlap with; the table of an earlier run is none.
+    assert driver.one(Op.FILL_DEVICE, length=8).status is Status.DONE
+    assert in_registers(driver, op=Op.FILL_GUEST, address=driver.table, length=64).status is Status.DONE
+
+
+def test_a_descriptor_in_registers_goes_on_at_the_destination(serve: ServerFactory) -> None:
+    """Started in a quiet state: the destination carries out what the registers said at the doorbell."""
+    with serve().connect() as source, serve().connect() as target:
+        for device in (source, target):
+            device.dma_map(RAM, MIB)
+        here, there = Driver(source), Driver(target)
+        source.migration.set_state(uapi.DeviceState.RUNNING_P2P)
+        here["desc_op"], here["desc_address"], here["desc_length"] = Op.FILL_GUEST, RAM, MIB
+        here["desc_value"] = 0x1234
+        here["desc_ctrl"] = CTRL_START
+        here["desc_value"] = 0x9999
+        assert here["dma_status"] == Status.BUSY
+        carry(source, target)
+        assert there.finish() is Status.IDLE
+        assert (Status(there["desc_status"]), there["desc_result"]) == (Status.DONE, MIB)
+        assert bytes(there.memory(RAM, MIB)) == (0x1234).to_bytes(8, "little") * (MIB // 8)
+        assert there["desc_value"] == 0x9999
 
 
 def refusals() -> list[Any]:

@@ -1,4 +1,4 @@
-"""The DMA engine of the reference device: descriptors in guest memory, worked off a slice at a time.
+"""The DMA engine of the reference device: descriptors in guest memory or registers, done a slice at a time.
 
 Nothing that a guest puts into a descriptor raises an exception: what is wrong becomes its status. Between two
 slices everything about a transfer is in `STATE`, so that a migration may come at any moment. docs/device.md
@@ -48,6 +48,26 @@ DESCRIPTOR = np.dtype(
 )
 _STATUS_OFFSET, _RESULT_OFFSET = 0x30, 0x38
 
+
+def _register(name: str, offset: int, form: str, access: str, doc: str) -> Field:
+    # A state from before there were these has none.
+    return Field(f"desc_{name}", 0x200 + offset, form, access, doc, migrates=True, default=0)
+
+
+# One descriptor in registers, in the layout of those in memory, and its doorbell.
+DESCRIPTOR_FIELDS = (
+    _register("op", 0x00, "<u4", "rw", "operation of the descriptor in registers"),
+    _register("flags", 0x04, "<u4", "rw", "as in a descriptor"),
+    _register("address", 0x08, "<u8", "rw", "as in a descriptor"),
+    _register("offset", 0x10, "<u8", "rw", "as in a descriptor"),
+    _register("length", 0x18, "<u8", "rw", "as in a descriptor"),
+    _register("value", 0x20, "<u8", "rw", "as in a descriptor"),
+    _register("vector", 0x28, "<u4", "rw", "as in a descriptor"),
+    _register("status", _STATUS_OFFSET, "<u4", "ro", "of the last one carried out"),
+    _register("result", _RESULT_OFFSET, "<u8", "ro", "of the last one carried out"),
+    Field("desc_ctrl", 0x240, "<u4", "wo", "bit 0: carry it out; bit 1: abort"),
+)
+
 STATE = np.dtype(
     [
         ("active", "<u4"),  # 1 while a run is under way
@@ -58,6 +78,7 @@ STATE = np.dtype(
         ("position", "<u8"),  # bytes of it that are done
         ("checksum", "<u4"),
         ("aborting", "<u4"),  # 1 when the guest asked for an end
+        ("registers", "<u4"),  # 1 when the one descriptor is the one in registers
         ("descriptor", DESCRIPTOR),
     ]
 )
@@ -128,7 +149,7 @@ class DmaEngine:
     """Works off descriptors between guest memory and `memory`.
 
     Args:
-        registers: the BAR that has `DMA_FIELDS`.
+        registers: the BAR that has `DMA_FIELDS` and `DESCRIPTOR_FIELDS`.
         memory: the device side of every transfer.
     """
 
@@ -144,13 +165,7 @@ class DmaEngine:
 
     def write_ctrl(self, value: int) -> None:
         """Start or abort; a start during a run is dropped and counted."""
-        if value & CTRL_ABORT and self.busy:
-            # Done by `advance`: a guest may wait for this write, and then nobody serves DMA by message.
-            self._state["aborting"] = 1
-        if not value & CTRL_START:
-            return
-        if self.busy:
-            self._host.counters.dma_errors += 1
+        if not self._may_start(value):
             return
         table, count = self._registers["dma_table"], self._registers["dma_count"]
         table_bytes = count * DESCRIPTOR.itemsize
@@ -160,6 +175,27 @@ class DmaEngine:
         self._state[:] = np.zeros(1, dtype=STATE)
         self._state["active"], self._state["table"], self._state["count"] = 1, table, count
         self._registers["dma_status"] = Status.BUSY
+
+    def write_descriptor_ctrl(self, value: int) -> None:
+        """The same for the descriptor in registers; a copy of it is taken, so the next may be written."""
+        if not self._may_start(value):
+            return
+        self._state[:] = np.zeros(1, dtype=STATE)
+        self._state["active"] = self._state["registers"] = self._state["count"] = 1
+        for name in DESCRIPTOR.names or ():
+            self._state["descriptor"][name] = self._registers[f"desc_{name}"]
+        self._registers["desc_status"], self._registers["desc_result"] = Status.IDLE, 0
+        self._registers["dma_status"] = Status.BUSY
+
+    def _may_start(self, value: int) -> bool:
+        if value & CTRL_ABORT and self.busy:
+            # Done by `advance`: a guest may wait for this write, and then nobody serves DMA by message.
+            self._state["aborting"] = 1
+        if not value & CTRL_START:
+            return False
+        if self.busy:
+            self._host.counters.dma_errors += 1
+        return not self.busy
 
     @property
     def busy(self) -> bool:
@@ -222,6 +258,9 @@ class DmaEngine:
     def _fetch(self) -> bool:
         """Read the next descriptor; False when the run ended by that."""
         epoch = self._epoch
+        if self._state["registers"][0]:
+            self._state["fetched"] = 1
+            return True
         raw = bytearray(DESCRIPTOR.itemsize)
         address = int(self._state["table"][0]) + int(self._state["index"][0]) * DESCRIPTOR.itemsize
         try:
@@ -248,9 +287,10 @@ class DmaEngine:
         if address + length > 1 << 64:
             return Status.UNMAPPED
         write = descriptor.op in _WRITES_GUEST
+        in_memory = not self._state["registers"][0]
         table = int(self._state["table"][0])
         table_end = table + int(self._state["count"][0]) * DESCRIPTOR.itemsize
-        if write and address < table_end and table < address + length:
+        if in_memory and write and address < table_end and table < address + length:
             return Status.OVERLAP
         try:
             self._host.guest().check(address, length, write=write)
@@ -317,11 +357,8 @@ class DmaEngine:
             result = int(state["checksum"][0])
         elif status is not Status.DONE:
             self._host.counters.dma_errors += 1
-        address = int(state["table"][0]) + int(state["index"][0]) * DESCRIPTOR.itemsize
         try:
-            # In this order: who polls the status finds the result there.
-            self._host.guest().write(address + _RESULT_OFFSET, result.to_bytes(8, "little"))
-            self._host.guest().write(address + _STATUS_OFFSET, status.to_bytes(4, "little"))
+            self._write_back(result, status)
         except VfuDevError:
             if epoch == self._epoch:
                 self._end(Status.TABLE_UNREACHABLE)
@@ -336,10 +373,21 @@ class DmaEngine:
         if descriptor.flags & FLAG_INTERRUPT and descriptor.vector < self._host.vectors():
             self._host.raise_irq(descriptor.vector)
 
+    def _write_back(self, result: int, status: Status) -> None:
+        """Tell the descriptor; in this order, as who polls the status finds the result there."""
+        if self._state["registers"][0]:
+            self._registers["desc_result"], self._registers["desc_status"] = result, status
+            return
+        address = int(self._state["table"][0]) + int(self._state["index"][0]) * DESCRIPTOR.itemsize
+        self._host.guest().write(address + _RESULT_OFFSET, result.to_bytes(8, "little"))
+        self._host.guest().write(address + _STATUS_OFFSET, status.to_bytes(4, "little"))
+
     def _end(self, status: Status) -> None:
         """End the run."""
         if status is not Status.IDLE:
             self._host.counters.dma_errors += 1
+            if self._state["registers"][0]:  # else it is in memory, which may be out of reach
+                self._registers["desc_status"] = status
         self._state[:] = np.zeros(1, dtype=STATE)
         self._registers["dma_status"] = status
 
@@ -347,7 +395,8 @@ class DmaEngine:
 
     def block(self) -> RegisterBlock | None:
         """Return what migrates beside the registers: the transfer under way."""
-        return RegisterBlock("dma", STATE, self._state.tobytes, self._unpack, self._validate)
+        defaults = {"registers": 0}  # a state from before there were such descriptors
+        return RegisterBlock("dma", STATE, self._state.tobytes, self._unpack, self._validate, defaults)
 
     def _unpack(self, content: bytes) -> None:
         self._epoch += 1
@@ -357,7 +406,8 @@ class DmaEngine:
         """Refuse a transfer under way that could not have come about on this device."""
         state = np.frombuffer(content, dtype=STATE)[0]
         active, fetched = int(state["active"]), int(state["fetched"])
-        if active > 1 or fetched > active:
+        in_registers = int(state["registers"])
+        if active > 1 or fetched > active or in_registers > active:
             raise StreamError("a DMA transfer that is neither under way nor not")
         if not active:
             return
@@ -365,6 +415,8 @@ class DmaEngine:
         table_end = int(state["table"]) + count * DESCRIPTOR.itemsize
         if not 1 <= count <= MAX_DESCRIPTORS or index >= count or table_end > 1 << 64:
             raise StreamError(f"a DMA transfer at descriptor {index} of {count}")
+        if in_registers and (count != 1 or table_end != DESCRIPTOR.itemsize):
+            raise StreamError("a DMA transfer of a descriptor in registers that has a table")
         descriptor = _Descriptor(*state["descriptor"].item())
         if not fetched:
             return

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vfu_dev.device.base import Device, PciIdentity
-from vfu_dev.device.dma import DMA_FIELDS, DmaEngine, Host
+from vfu_dev.device.dma import DESCRIPTOR_FIELDS, DMA_FIELDS, DmaEngine, Host
 from vfu_dev.device.fill import fill_words
 from vfu_dev.device.load_registers import LOAD_FIELDS, RegisterLoad
 from vfu_dev.device.regions import Field, MemoryBar, MsixBar, RegisterBar
@@ -60,6 +60,7 @@ FIELDS = (
     *WRITER_FIELDS,
     *LOAD_FIELDS,
     Field("scratch", 0x100, "V256", "rw", "free to use; zero after a reset", migrates=True),
+    *DESCRIPTOR_FIELDS,
 )
 
 
@@ -127,6 +128,7 @@ class ReferenceDevice(Device):
             "window": lambda _: self._move_windows(),
         }
         hooks |= {"dma_ctrl": self._write_dma_ctrl, "writer_ctrl": self._write_writer_ctrl}
+        hooks["desc_ctrl"] = lambda value: self.dma.write_descriptor_ctrl(int(value))
         hooks["load_ctrl"] = lambda value: self.load.write_ctrl(int(value))
         self.registers = RegisterBar(VFIO_PCI_BAR0_REGION_INDEX, "registers", 4096, FIELDS, hooks)
         registers = self.registers
