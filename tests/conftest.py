@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from serverkit import ServerFactory, server_farm, short_folder
 
 from vfu_dev.errors import VfuDevError
@@ -20,6 +21,11 @@ def pytest_configure() -> None:
     below inherits that; Ctrl-C in a terminal is what the tests are about.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# How long an example takes is the machine's business: tests have no speed limits.
+settings.register_profile("vfu-dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("vfu-dev")
 
 
 @pytest.hookimpl(wrapper=True)
