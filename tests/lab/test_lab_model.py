@@ -1,0 +1,31 @@
+"""The model beside a real QEMU, far from the border on either side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from vfu_dev.cli import cli
+from vfu_dev.lab.experiment import Artifacts, run_scenario
+from vfu_dev.lab.model_check import compare
+from vfu_dev.lab.scenario import load_scenario
+
+
+def test_the_map_in_its_short_form_is_as_the_model_says(qemu: Path, library: Path, tmp_path: Path) -> None:
+    """A quarter of the link converges, four times the link does not; the command draws and says so."""
+    folder = tmp_path / "map"
+    run_scenario(
+        load_scenario("convergence-map"), folder, short=True, artifacts=Artifacts(qemu, library, None)
+    )
+    slow, fast = compare(folder)
+    assert (slow.converged, fast.converged) == (1.0, 0.0)
+    assert slow.agrees
+    assert fast.agrees
+    assert slow.measured["total_ms"] > 0
+    picture = tmp_path / "map.png"
+    arguments = ["lab", "model", "--against", str(folder), "--map", str(picture)]
+    told = CliRunner().invoke(cli, arguments)
+    assert told.exit_code == 0, told.output
+    assert "2 of 2 points as the model says" in told.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
