@@ -53,7 +53,8 @@ _SERVICE_QUANTILE = 0.25
 # Times between reads are believed when the quickest of them contradict the path by more than this.
 _CONTRADICTION = 2.0
 _QUICK_QUANTILE = 0.15
-_STEADY_READS = 6
+# A link's pace: so many reads take the same to within this factor, and no more than this share of bytes less.
+_STEADY_READS, _ALIKE, _QUICKER_SHARE = 6, 1.5, 0.2
 # QEMU (BUFFER_DELAY of migration.c) wakes up every 100 ms to spend its bandwidth: intervals of that length,
 # or a multiple, are those of a clock. A longer stop-copy than _LEARNT_BYTES is needed to learn from.
 _PACE_NS = 100e6
@@ -76,6 +77,14 @@ def _quantile(values: Iterable[tuple[float, int]], share: float) -> float | None
         return None
     below = list(accumulate(count for _, count in ordered))
     return ordered[bisect_left(below, below[-1] * share)][0]
+
+
+def _bytes(costs: list[tuple[float, int]]) -> int:
+    return sum(count for _, count in costs)
+
+
+def _mean(costs: list[tuple[float, int]]) -> float:
+    return sum(cost * count for cost, count in costs) / _bytes(costs)
 
 
 class ReadMeter:
@@ -119,24 +128,33 @@ class ReadMeter:
         """What a byte costs this side, in the quicker quarter of the recent reads; None before the first."""
         return _quantile(((ns / count, count) for count, ns in self._services), _SERVICE_QUANTILE)
 
-    def quick_cost(self) -> tuple[float | None, bool]:
-        """Return what a byte takes from read to read where these follow each other most quickly.
-
-        Returns: the cost, None before the second read, and whether it is that of most reads, and of enough to
-                 be no accident. Where the client's clock sets the pace there is none: reads never follow each
-                 other there.
-        """
-        costs = [(ns / count, count) for count, ns in self._intervals]
+    @property
+    def quick_cost(self) -> float | None:
+        """What a byte takes from read to read, where these follow each other most quickly; None without."""
+        costs = self._costs()
         quick = _quantile(costs, _QUICK_QUANTILE)
-        if quick is None:
-            return None, False
-        alike = [(cost, count) for cost, count in costs if cost <= 2 * quick]
-        count = sum(count for _, count in alike)
-        cost = sum(cost * count for cost, count in alike) / count
-        turns = cost * count / len(alike) / _PACE_NS
-        if round(turns) and abs(turns - round(turns)) <= _PACE_SLACK:
-            return None, False
-        return cost, len(alike) >= _STEADY_READS and 2 * count > sum(count for _, count in costs)
+        return None if quick is None else _mean([one for one in costs if one[0] <= 2 * quick])
+
+    @property
+    def steady_cost(self) -> float | None:
+        """What a byte takes from read to read where most take the same and few take less: a link's pace.
+
+        None where there is no such pace, and where it is that of the client's clock.
+        """
+        costs = self._costs()
+        middle = _quantile(costs, 0.5)
+        if middle is None:
+            return None
+        quicker = [one for one in costs if _ALIKE * one[0] < middle]
+        alike = [one for one in costs if middle <= _ALIKE * one[0] and one[0] <= _ALIKE * middle]
+        if len(alike) < _STEADY_READS or _bytes(quicker) > _QUICKER_SHARE * _bytes(costs):
+            return None
+        cost = _mean(alike)
+        turns = cost * _bytes(alike) / len(alike) / _PACE_NS
+        return None if round(turns) and abs(turns - round(turns)) <= _PACE_SLACK else cost
+
+    def _costs(self) -> list[tuple[float, int]]:
+        return [(ns / count, count) for count, ns in self._intervals]
 
 
 class Rounds:
@@ -274,16 +292,14 @@ class Forecaster:
     @property
     def stop_copy_cost(self) -> float | None:
         """Nanoseconds that a byte will take when the client does nothing but read; None before it read."""
-        service, (quick, most) = self.reads.service_cost, self.reads.quick_cost()
+        service, steady, quick = self.reads.service_cost, self.reads.steady_cost, self.reads.quick_cost
         if service is None:
-            return quick
+            return steady or quick
         path = self.path_factor * service
-        if quick is None:
-            return path
-        # Slower: a slow link, unless an earlier stop showed how fast this one is. Then it is RAM in between.
-        if quick > _CONTRADICTION * path and most and not self._path_learnt:
-            return quick
-        return quick if path > _CONTRADICTION * quick else path
+        # A slow link, unless an earlier stop showed how fast this one is. Then it is RAM between all reads.
+        if steady is not None and steady > _CONTRADICTION * path and not self._path_learnt:
+            return steady
+        return quick if quick is not None and path > _CONTRADICTION * quick else path
 
     def estimate(self) -> tuple[float | None, float | None]:
         """Return the estimated seconds in STOP_COPY and the predicted downtime, for a stop now."""
