@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import fields
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -169,3 +171,20 @@ def test_nothing_but_a_load_or_a_config_error(values: dict[str, Any]) -> None:
         text = ""
     assert len(text) < 1000
     assert LoadSpec.from_dict(spec.to_dict()) == normal(spec)
+
+
+def test_the_document_has_every_field() -> None:
+    """docs/load.md lists the fields with their defaults, and no others."""
+    text = (Path(__file__).parents[2] / "docs" / "load.md").read_text()
+    table = text.partition("## The fields")[2].partition("\n- ")[0]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| `")]
+    documented = {
+        name.strip(" `"): default.strip(" `")
+        for names, defaults in rows
+        for name, default in zip(names.split(","), defaults.split(","), strict=True)
+    }
+    assert documented.pop("rate") == ""
+    assert set(documented) == {field.name for field in fields(LoadSpec)}
+    for field in fields(LoadSpec):
+        if documented[field.name] not in ("", "none"):
+            assert documented[field.name] == str(field.default)

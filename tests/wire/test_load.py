@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from serverkit import VFU_DEV, RunningServer, ServerFactory, server_farm, short_folder, wait_until
 
-from vfu_dev.client import MigrationError, Options
+from vfu_dev.client import MigrationError, Migrator, Options, VfioUserDevice
+from vfu_dev.device.load_registers import LOAD_FIELDS
 from vfu_dev.errors import ConfigError, VfuDevError
 from vfu_dev.load.client import ClientLoad
 from vfu_dev.load.moving import migrate, watch
 from vfu_dev.load.stop import Stop
 from vfu_dev.load.target import MemoryInfo
-from vfu_dev.patterns import Burst, LoadSpec, Phase
+from vfu_dev.patterns import ArrayWriter, Burst, LoadSpec, Phase, writes_of
 
 MIB = 1 << 20
 
@@ -261,3 +264,63 @@ def test_presets_end_as_they_say(preset: str, outcome: str, library: Path) -> No
     assert any(" s: written " in line for line in lines[1:-1])
     assert lines[-1].startswith(outcome)
     assert lines[-1].endswith("as expected")
+
+
+def test_a_load_of_registers_goes_on_at_the_destination(serve: ServerFactory) -> None:
+    """What the guest started at the source is one load with what the destination does, write for write."""
+    source, destination = serve(), serve()
+    registers = {"load_rate": 5000, "load_seed": 99, "load_pattern": 4, "load_write_bytes": 24}
+    registers |= {"load_zipf_exponent": 1_100_000, "load_ctrl": 3}
+    table = {field.name: field for field in LOAD_FIELDS}
+
+    def write(device: VfioUserDevice, name: str, value: int) -> None:
+        size = np.dtype(table[name].format).itemsize
+        device.region_write(0, table[name].offset, value.to_bytes(size, "little"))
+
+    def count(device: VfioUserDevice) -> int:
+        return int.from_bytes(device.region_read(0, table["load_count"].offset, 8), "little")
+
+    with source.connect() as one, destination.connect() as other:
+        for name, value in registers.items():
+            write(one, name, value)
+        wait_until(lambda: count(one) > 500, "the source writes")
+        Migrator(one, other, Options()).run()
+        moved = count(other)
+        assert moved == count(one) > 500
+        wait_until(lambda: count(other) > moved + 500, "the destination goes on")
+        write(other, "load_ctrl", 0)
+        made, held = count(other), bytes(other.region_read(2, 0, MIB))
+    spec = LoadSpec("zipf", rate_pages=1, seed=99, write_bytes=24, zipf_exponent=1.1)
+    writes = writes_of(spec, MIB)
+    assert writes is not None
+    expected = np.zeros(MIB, dtype=np.uint8)
+    ArrayWriter(expected, 4096, writes).write(0, made)
+    assert held == expected.tobytes()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_interrupted_preset_leaves_nothing_behind(late: bool, library: Path, short_tmp: Path) -> None:
+    """While its servers start and while it migrates: the status of the signal, no process, no file."""
+    arguments = [*VFU_DEV, "load", "--preset", "never", "--duration", "60"]
+    environment = os.environ | {"TMPDIR": str(short_tmp)}
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        for _ in range(2 if late else 1):
+            assert "written" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err == ""
+    assert "interrupted" in out or not late
+    assert list(short_tmp.iterdir()) == []
+    mine = str(short_tmp).encode()
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if mine in _content(path)]
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # that process is gone
+        return b""

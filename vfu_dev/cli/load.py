@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 import time
 from contextlib import ExitStack
@@ -279,8 +280,13 @@ def _preset(
         raise ConfigError("--duration 0: a preset that never converges has to be given up some time")
     plan = Rehearsal(name, bandwidth or 64 << 20, memory, downtime, duration)
     stop = Stop()
-    with stop.on_signals():
-        result = rehearse(plan, stop, lambda text: None if quiet else click.echo(text, err=json_path == "-"))
+    try:
+        with stop.on_signals():
+            result = rehearse(
+                plan, stop, lambda text: None if quiet else click.echo(text, err=json_path == "-")
+            )
+    except KeyboardInterrupt:
+        sys.exit(128 + (stop.signal or signal.SIGINT))
     _write_json(result, json_path)
     if not quiet:
         after = f"after {result['total_ms'] / 1000:.1f} s and {result['passes']} passes"

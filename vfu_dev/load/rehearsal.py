@@ -52,10 +52,10 @@ class Rehearsal:
 
 
 @contextmanager
-def servers(names: tuple[str, ...], memory_bytes: int) -> Iterator[list[tuple[Path, Path]]]:
+def servers(names: tuple[str, ...], memory_bytes: int, stop: Stop) -> Iterator[list[tuple[Path, Path]]]:
     """Serve a device of that memory under each name; yields the paths of socket and control socket.
 
-    Raises:  LabError: one does not come up.
+    Raises:  LabError: one does not come up. KeyboardInterrupt: `stop` was asked for meanwhile.
     """
     with tempfile.TemporaryDirectory(prefix="vfu-load-") as text, ExitStack() as stack:
         folder = Path(text)
@@ -65,14 +65,18 @@ def servers(names: tuple[str, ...], memory_bytes: int) -> Iterator[list[tuple[Pa
             log = stack.enter_context((folder / f"{name}.log").open("w+b"))
             argv = [sys.executable, "-m", "vfu_dev", "serve", "--name", name, "--fill", "1"]
             argv += ["--socket", str(sockets[0]), "--control", str(sockets[1]), "--memory", str(memory_bytes)]
-            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            # Ctrl-C in a terminal goes to the whole process group; the servers are ours to end.
+            process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
+            )
             stack.callback(_end, process)
             deadline = time.monotonic() + START_SECONDS
             while not _answers(sockets[1]):
                 if process.poll() is not None or time.monotonic() > deadline:
                     log.seek(0)
                     raise LabError(f"the server does not come up: {log.read().decode(errors='replace')}")
-                time.sleep(0.02)
+                if stop.wait(0.02):
+                    raise KeyboardInterrupt
             paths.append(sockets)
         yield paths
 
@@ -99,6 +103,7 @@ def rehearse(plan: Rehearsal, stop: Stop, say: Callable[[str], None]) -> dict[st
 
     Args:    say: told the numbers that decide: those expected at once, those measured each second.
     Raises:  ConfigError, LabError, ControlError, ProtocolError: it cannot be carried out.
+             KeyboardInterrupt: asked to stop before it began.
     """
     spec, decision = plan.load()
     say(f"expected: {decision.text}")
@@ -110,7 +115,7 @@ def rehearse(plan: Rehearsal, stop: Stop, say: Callable[[str], None]) -> dict[st
     )
     with ExitStack() as stack:
         (source, control_path), (destination, _) = stack.enter_context(
-            servers(("source", "destination"), plan.memory_bytes)
+            servers(("source", "destination"), plan.memory_bytes, stop)
         )
         control = stack.enter_context(ControlClient(control_path))
         control.command("load", load=spec.to_dict())
