@@ -15,7 +15,7 @@ Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]
 
 EACH = 25  # raised one after the other, before, during and after each move
-# Of a kind of interrupt: the vector that is raised, and what is masked for it. Linux grants one message of MSI
+# Of a kind of interrupt: the vector that is raised, and what is masked for it. Linux grants one MSI message
 # here (more need an IOMMU that remaps interrupts); INTx is masked as a whole.
 KINDS = {"intx": (2, 0), "msi": (0, 0), "msix": (3, 3)}
 
