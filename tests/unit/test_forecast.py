@@ -50,8 +50,19 @@ def test_one_read_says_nothing_of_the_link_two_say_a_rate() -> None:
     assert meter.quick_cost is None
     read(meter, 15)
     assert meter.rate == pytest.approx(100 * MIB)
+    assert meter.quick_cost is None
+
+
+def test_the_first_reads_do_not_make_a_pace() -> None:
+    """They find empty buffers, and a limit that let nothing through yet."""
+    meter = ReadMeter()
+    end = steady(meter, 5, 1)
+    assert meter.quick_cost is None
+    end = steady(meter, 5, 10, start_ms=end)
     assert meter.quick_cost == pytest.approx(10 * MS / MIB)
     assert meter.steady_cost is None
+    steady(meter, 1, 10, start_ms=end)
+    assert meter.steady_cost == pytest.approx(10 * MS / MIB)
 
 
 def test_time_without_anything_to_read_does_not_count() -> None:

@@ -53,6 +53,8 @@ _SERVICE_QUANTILE = 0.25
 # Times between reads are believed when the quickest of them contradict the path by more than this.
 _CONTRADICTION = 2.0
 _QUICK_QUANTILE = 0.15
+# The first reads of a migration go into empty buffers, and a limit on bandwidth has let nothing through yet.
+_FIRST_READS = 4
 # A link's pace: so many reads take the same to within this factor, and no more than this share of bytes less.
 _STEADY_READS, _ALIKE, _QUICKER_SHARE = 6, 1.5, 0.2
 # QEMU (BUFFER_DELAY of migration.c) wakes up every 100 ms to spend its bandwidth: intervals of that length,
@@ -97,6 +99,7 @@ class ReadMeter:
         self._services: deque[tuple[int, int]] = deque(maxlen=_READS)
         self._open_bytes = 0  # of the read before, when it left something to read
         self._ended_ns = 0
+        self._count = 0  # of intervals
 
     def note(self, asked: int, stored: int, began_ns: int, ended_ns: int) -> None:
         """Count one read: `stored` of `asked` bytes, from `began_ns` to `ended_ns` of a monotonic clock."""
@@ -110,7 +113,9 @@ class ReadMeter:
     def _close(self, duration_ns: int) -> None:
         self._busy[-1][0] += self._open_bytes
         self._busy[-1][1] += duration_ns
-        self._intervals.append((self._open_bytes, max(1, duration_ns)))
+        self._count += 1
+        if self._count > _FIRST_READS:
+            self._intervals.append((self._open_bytes, max(1, duration_ns)))
 
     def tick(self) -> None:
         """End a sampling interval; one in which nothing could be read leaves the rate as it was."""

@@ -147,9 +147,11 @@ def _table(watched: Sequence[Watched], console: Console) -> Table:
 
 
 def _converges(snapshot: Snapshot) -> Text:
-    converging, rate = snapshot.forecast["converging"], snapshot.forecast["transfer_rate_bytes_per_second"]
-    if converging is None or not snapshot.state.startswith("PRE_COPY"):
-        return Text("-" if rate is None or converging is not None else "?")
+    if not snapshot.state.startswith("PRE_COPY"):
+        return Text("-")
+    converging = snapshot.forecast["converging"]
+    if converging is None:
+        return Text("?")
     return Text("yes", style="green") if converging else Text("NO", style="bold red")
 
 
