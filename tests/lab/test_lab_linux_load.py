@@ -155,6 +155,8 @@ def test_what_the_device_writes_into_a_linux_guest_arrives(linux: Options, in_la
 
     async def scenario(lab: Lab) -> None:
         guest = guest_of(lab)
+        with pytest.raises(GuestError, match="taken by irq"):
+            await guest.command(f"dma rate={8 * MIB} vector=1")
         assert (await guest.command("irq mode=msix"))["vectors"] == 4
         await guest.command(f"writer buffer={MIB} rate={16 * MIB}")
         await guest.command(f"dma rate={8 * MIB} vector=1")

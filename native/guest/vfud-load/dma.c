@@ -63,12 +63,18 @@ static uint64_t draw(struct dma_state *state)
     return mix(state->seed + ++state->draws * GOLDEN);
 }
 
+/* How often the vector was handled; false: it was not taken by `irq`. */
+static bool count_interrupts(const struct device *dev, uint64_t *count)
+{
+    return pread(dev->driver, count, sizeof(*count), plan.vector * (off_t)sizeof(*count)) == sizeof(*count);
+}
+
 static uint64_t interrupts_of(const struct device *dev)
 {
     uint64_t count = 0;
 
-    if (plan.vector < 0 || pread(dev->driver, &count, sizeof(count), plan.vector * (off_t)sizeof(count)) < 0)
-        return 0;
+    if (plan.vector >= 0)
+        count_interrupts(dev, &count);
     return count;
 }
 
@@ -271,6 +277,10 @@ static const char *problem_of_plan(size_t buffers, uint64_t bytes)
     if (plan.batch < 1 || plan.batch > MAX_BATCH)
         return "batch: 1 to 64 descriptors";
     for (size_t d = 0; d < device_count; d++) {
+        uint64_t count;
+
+        if (plan.vector >= 0 && !count_interrupts(&devices[d], &count))
+            return "vector: not one that was taken by irq, on each device";
         if (plan.offset > devices[d].words * 8 || plan.bytes > devices[d].words * 8 - plan.offset || !plan.bytes)
             return "offset, bytes: not a part of the memory";
         if (devices[d].dma && devices[d].dma->buffer_count && devices[d].dma->buffers[0].bytes != bytes)
