@@ -25,7 +25,7 @@ from vfu_dev.report.model import against_figure
 
 HERE = Path(__file__).parent
 MIB = 1 << 20
-MEMORY, BANDWIDTH, LIMIT_SECONDS, TIMEOUT_SECONDS = 32 * MIB, 16 * MIB, 0.1, 15.0
+MEMORY, BANDWIDTH, LIMIT_SECONDS, TIMEOUT_SECONDS = 32 * MIB, 16 * MIB, 0.1, 12.0
 PATTERNS = ("uniform", "sequential", "hotset", "zipf")
 # Pages written a second, as a share of what the link carries.
 TRIES = 3

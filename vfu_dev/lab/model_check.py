@@ -74,6 +74,15 @@ def predict_point(settings: Mapping[str, Any], load: LoadSpec, link: Link) -> Pr
     )
 
 
+def reached_bandwidth(row: Row) -> float | None:
+    """Return what the link carried in PRE_COPY, bytes a second: over all of it, or as last measured."""
+    figures = row.metrics
+    if row.status != COMPLETED:
+        return figures.get("transfer_rate")
+    spent = figures.get("total_ms", 0) - figures.get("downtime_ms", 0) - figures.get("setup_ms", 0)
+    return figures["precopy_bytes"] / spent * 1000 if spent > 0 and "precopy_bytes" in figures else None
+
+
 def annotation(point: Point, rows: Sequence[Row]) -> dict[str, Any]:
     """Return what `run_scenario` adds to a point's summary: the prediction, where the model covers it."""
     del rows
@@ -109,7 +118,7 @@ def compare(folder: Path) -> list[Compared]:
         mine = [row for row in rows if row.point == point["name"]]
         if not mine:
             continue
-        rates = [row.metrics["transfer_rate"] for row in mine if "transfer_rate" in row.metrics]
+        rates = [rate for row in mine if (rate := reached_bandwidth(row)) is not None]
         link = link_of(settings, stop, median(rates) if rates else math.inf)
         try:
             prediction = predict_point(settings, load, link)
