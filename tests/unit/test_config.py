@@ -49,11 +49,13 @@ def test_the_defaults_are_printed_with_what_the_device_decides() -> None:
     assert (config["vendor-id"], config["device-id"], config["class-code"]) == (0x4656, 0x4455, 0x088000)
     assert (config["subsystem-vendor-id"], config["subsystem-id"]) == (0x4656, 0x4455)
     assert (config["msix-vectors"], config["bar0-size"], config["bar2-size"]) == (4, "4K", "256M")
+    assert config["msi-vectors"] == 4
     assert "initial" not in config
 
 
 def test_what_is_printed_is_a_file_that_prints_the_same(file: Path) -> None:
     options = ["--memory", "3M", "--vendor-id", "0x1af4", "--bar4-size", "64K", "--msix-vectors", "300"]
+    options += ["--msi-vectors", "7"]
     options += [
         "--name",
         'with "quotes" and \\ and ü',
@@ -70,6 +72,7 @@ def test_what_is_printed_is_a_file_that_prints_the_same(file: Path) -> None:
     config = tomllib.loads(again.stdout)
     assert config["name"] == 'with "quotes" and \\ and ü'
     assert (config["vendor-id"], config["msix-vectors"], config["bar4-size"]) == (0x1AF4, 300, "64K")
+    assert config["msi-vectors"] == 7
 
 
 def test_every_option_is_in_what_is_printed() -> None:

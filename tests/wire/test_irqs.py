@@ -76,6 +76,14 @@ def test_configuration_space_offers_all_three(device: VfioUserDevice) -> None:
     assert [device.irq_info(kind).count for kind in (INTX, MSI, MSIX)] == [1, 4, 4]
 
 
+@pytest.mark.parametrize(("asked", "messages"), [(0, 0), (5, 8)])
+def test_as_many_messages_of_msi_as_asked_for(serve: ServerFactory, asked: int, messages: int) -> None:
+    """Rounded up to a power of two; 0 is no MSI, and the others are there all the same."""
+    with serve("--msi-vectors", str(asked)).connect() as device:
+        assert [device.irq_info(kind).count for kind in (INTX, MSI, MSIX)] == [1, messages, 4]
+        assert (CAP_MSI in capabilities(device)) is (messages > 0)
+
+
 @pytest.mark.parametrize("kind", MESSAGES)
 def test_every_message_arrives(server: RunningServer, kind: int) -> None:
     with interrupts(server, kind) as (irqs, driver):

@@ -18,6 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # PCI Local Bus Specification 3.0, section 6.8.2: Message Control has eleven bits for the table size.
 MAX_MSIX_VECTORS = 2048
+MAX_MSI_MESSAGES = 32
 PCI_BARS = 6
 PCI_KINDS = ("express", "conventional")
 
@@ -71,6 +72,12 @@ def identity_options(command: F) -> F:
         show_default=own,
     )(command)
     command = click.option(
+        "--msi-vectors",
+        type=click.IntRange(0, MAX_MSI_MESSAGES),
+        help="MSI messages, rounded up to a power of two; 0 for a device without MSI.",
+        show_default="those of MSI-X",
+    )(command)
+    command = click.option(
         "--msix-vectors",
         type=click.IntRange(1, MAX_MSIX_VECTORS),
         help="MSI-X interrupts.",
@@ -97,6 +104,8 @@ def override(device: Device, chosen: dict[str, Any]) -> None:
         device.express = chosen["pci"] == "express"
     if chosen["msix_vectors"] is not None:
         device.set_msix_vectors(chosen["msix_vectors"])
+    if chosen["msi_vectors"] is not None:
+        device.msi_vectors = chosen["msi_vectors"]
     bars = {bar.index: bar for bar in device.bars}
     for index in range(PCI_BARS):
         size = chosen[f"bar{index}_size"]
@@ -120,4 +129,5 @@ def decided(device: Device) -> dict[str, Any]:
     values["subsystem_vendor_id"], values["subsystem_id"] = identity.subsystem_ids
     values["pci"] = PCI_KINDS[0] if device.express else PCI_KINDS[1]
     values["msix_vectors"] = device.msix_vectors or None
+    values["msi_vectors"] = device.msi_messages
     return values | {f"bar{bar.index}_size": bar.size_bytes for bar in device.bars}
