@@ -156,4 +156,8 @@ def test_page_and_table_of_a_result(tmp_path: Path) -> None:
     assert "<svg" in (folder / "plots" / "course.svg").read_text()
     table = markdown(json.loads((folder / "summary.json").read_text()))
     assert table.splitlines()[2].startswith("| a | 70 | ")
+    # b is twice a, by construction.
+    (said,) = [line for line in table.splitlines() if line.startswith("- downtime_ms, b over a")]
+    assert "differ" in said
+    assert 1.9 < float(said.partition("ratio ")[2].partition(",")[0]) < 2.1
     assert "cores" in table

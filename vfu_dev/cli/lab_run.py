@@ -122,7 +122,7 @@ def run(
 
 
 def _show(summary: Mapping[str, Any], page: Path) -> None:
-    from vfu_dev.report.experiment import HEADINGS, table_rows
+    from vfu_dev.report.experiment import HEADINGS, comparison_lines, table_rows
 
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
     table = Table(title=f"{summary['title']}: percentiles 25 / 50 / 95", title_justify="left", box=None)
@@ -134,6 +134,8 @@ def _show(summary: Mapping[str, Any], page: Path) -> None:
     if summary["fewest_moves"] < summary["method_moves"]:
         fewest, asked = summary["fewest_moves"], summary["method_moves"]
         console.print(f"note: {fewest} completed moves at the fewest; figures to compare need {asked}")
+    for line in comparison_lines(summary):
+        console.print(line, markup=False, highlight=False)
     for check in summary["checks"]:
         console.print(
             f"{'holds' if check['ok'] else 'FAILS'}: {check['text']}", markup=False, highlight=False

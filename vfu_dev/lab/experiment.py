@@ -22,7 +22,7 @@ from vfu_dev.builds import artifact
 from vfu_dev.errors import ConfigError, LabError
 from vfu_dev.lab.qemu import qemu_features
 from vfu_dev.lab.rig import Observer
-from vfu_dev.lab.rows import COMPLETED, CsvFile, Row, read_rows, write_rows
+from vfu_dev.lab.rows import CsvFile, Row, read_rows, write_rows
 from vfu_dev.lab.scenario import Point, Scenario
 from vfu_dev.lab.shuttle import Shuttle
 from vfu_dev.lab.summary import SUMMARY, machine, point_summary, read_json, summarise, versions, write_json
@@ -95,13 +95,13 @@ class _Run:
         self.command = list(command)
         self.libvfio_user = ""
         self._files = out / "points"
+        self._first: dict[str, Any] = {}
 
     async def run(self) -> dict[str, Any]:
         features = qemu_features(self.artifacts.qemu)
         if not features.migration:
             raise LabError(f"{self.artifacts.qemu} cannot migrate vfio-user devices; run: vfu-dev build qemu")
         self._prepare()
-        began, before = time.time(), machine()
         groups = [list(group) for _, group in itertools.groupby(self.points, lambda p: list(p.sweep.items()))]
         todo = [group for group in groups if not all(self._finished(point) for point in group)]
         moves = sum(point["run.moves"] for point in self.points)
@@ -112,10 +112,10 @@ class _Run:
         shutil.rmtree(self.out / "logs", ignore_errors=True)
         facts = {
             "versions": {**versions(features.version), "libvfio-user": self._libvfio_user()},
-            "machine": before,
+            "machine": self._first["machine"],
             "command": self.command,
             "changes": self._form()["changes"],
-            "started": began,
+            "started": self._first["started"],
             "ended": time.time(),
         }
         rows = [row for point in self.points for row in read_rows(self._files / f"{point.name}.csv")]
@@ -136,14 +136,20 @@ class _Run:
             if not self.resume:
                 raise ConfigError(f"{self.out}: holds a run already; --resume goes on with it")
             form = read_json(self.out / "form.json")
-            if kept.read_text(encoding="utf-8") != self.scenario.text or form != self._form():
+            if (
+                kept.read_text(encoding="utf-8") != self.scenario.text
+                or not self._form().items() <= form.items()
+            ):
                 raise ConfigError(
                     f"{self.out}: holds a run of another scenario or form; choose another folder"
                 )
         elif self.out.exists() and any(self.out.iterdir()):
             raise ConfigError(f"{self.out}: not empty, and no run of a scenario; choose another folder")
         self._files.mkdir(parents=True, exist_ok=True)
-        write_json(self.out / "form.json", self._form())
+        if not kept.exists():
+            # What a run that is resumed began with is what its figures were measured with.
+            write_json(self.out / "form.json", {**self._form(), "machine": machine(), "started": time.time()})
+        self._first = read_json(self.out / "form.json")
         kept.write_text(self.scenario.text, encoding="utf-8")
 
     def _form(self) -> dict[str, Any]:
@@ -212,6 +218,3 @@ class _Run:
         if self.annotate is not None:
             entry |= self.annotate(vm.point, rows)
         write_json(self._files / f"{vm.point.name}.json", entry)
-
-
-__all__ = ["COMPLETED", "Artifacts", "run_scenario"]

@@ -14,11 +14,13 @@ from vfu_dev import __version__
 from vfu_dev.errors import ConfigError
 from vfu_dev.lab.rows import METRICS, Row, values_of
 from vfu_dev.lab.scenario import METHOD_MOVES, Scenario
-from vfu_dev.lab.statistics import percentiles
+from vfu_dev.lab.statistics import difference, percentiles
 
 KIND = "lab-run"
 VERSION = 1
 SUMMARY = "summary.json"
+# What the variants of a scenario are compared by, each with the first one.
+COMPARED = ("downtime_ms", "total_ms")
 
 
 def machine() -> dict[str, Any]:
@@ -76,6 +78,19 @@ def summarise(
     for row in rows:
         if names[row.point] is not None:
             by_variant[names[row.point]].append(row)
+    first, *others = scenario.variants or (None,)
+    comparisons = [
+        {
+            "metric": metric,
+            "first": first,
+            "second": other,
+            **difference(
+                values_of(by_variant[first], metric), values_of(by_variant[other], metric)
+            ).to_json(),
+        }
+        for other in others
+        for metric in COMPARED
+    ]
     checks = [check.judge(by_variant) for check in scenario.checks]
     problems = [f"{point['name']}: {text}" for point in points for text in point["problems"]]
     problems += [f"check: {check['text']}" for check in checks if not check["ok"]]
@@ -93,6 +108,7 @@ def summarise(
         "variants": list(scenario.variants),
         "sweep": list(scenario.sweep),
         "points": list(points),
+        "comparisons": comparisons,
         "checks": checks,
         "problems": problems,
         "ok": not problems,

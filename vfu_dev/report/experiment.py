@@ -63,8 +63,27 @@ def markdown(summary: Mapping[str, Any]) -> str:
         f"{machine['processor']}, {machine['cores']} cores, load average {load:.1f} when it began; "
         f"QEMU {versions['qemu']}, Linux {machine['kernel']}.",
     ]
+    told = comparison_lines(summary)
+    if told or summary["checks"]:
+        lines.append("")
+    lines += [f"- {line}" for line in told]
     lines += [f"- {'holds' if check['ok'] else 'FAILS'}: {check['text']}" for check in summary["checks"]]
     return "\n".join(lines) + "\n"
+
+
+def comparison_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each variant against the first, where both were measured."""
+    lines = []
+    for entry in summary.get("comparisons") or []:
+        ratio = entry["ratios"]["p50"]
+        if ratio is None:
+            continue
+        interval = (
+            "" if entry["low"] is None else f", 95 % interval {entry['low']:.3g} to {entry['high']:.3g}"
+        )
+        what = f"{entry['metric']}, {entry['second']} over {entry['first']}"
+        lines.append(f"{what}: medians' ratio {ratio:.3g}{interval}; {entry['text']}")
+    return lines
 
 
 def figures_of(summary: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
@@ -105,6 +124,7 @@ def write_experiment(folder: Path) -> Path:
             s=summary,
             headings=HEADINGS,
             rows=table_rows(summary),
+            comparisons=comparison_lines(summary),
             figures=elements,
             metrics=METRICS,
             toml=(folder / "scenario.toml").read_text(encoding="utf-8"),

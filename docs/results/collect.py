@@ -1,0 +1,79 @@
+"""Take results of `vfu-dev lab run` into the documentation: python docs/results/collect.py FOLDER.
+
+FOLDER is what was given to --out. Tables, pictures and CSV files are copied beside this file, and the part of
+docs/experiments.md after its heading "Results" is written anew.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from vfu_dev.lab.scenario import load_scenario, shipped
+from vfu_dev.lab.summary import read_summary
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / "experiments.md"
+HEADING = "## Results\n"
+# In the order in which they are told.
+ORDER = [
+    "idle",
+    "steady",
+    "hotset",
+    "bursty",
+    "precopy",
+    "switchover-ack",
+    "devices",
+    "many-small",
+    "one-large",
+]
+ORDER += ["non-convergent", "rescued"]
+KEPT = ("scenario.toml", "summary.json", "moves.csv", "table.md")
+
+
+def take(folder: Path) -> None:
+    """Copy one scenario's result."""
+    target = HERE / folder.name
+    target.mkdir(exist_ok=True)
+    for name in KEPT:
+        shutil.copy(folder / name, target / name)
+    for picture in ("downtime.png", "course.png", "sweep.png"):
+        (target / picture).unlink(missing_ok=True)
+        if (folder / "plots" / picture).exists():
+            shutil.copy(folder / "plots" / picture, target / picture)
+
+
+def section(name: str) -> str:
+    """Return what the page says about one scenario."""
+    folder, scenario = HERE / name, load_scenario(name)
+    summary = read_summary(folder)
+    changes = "".join(f" --set {key}={value}" for key, value in summary["changes"].items())
+    lines = [f"### {scenario.title}", "", scenario.about, "", f"    vfu-dev lab run {name}{changes}", ""]
+    lines += [(folder / "table.md").read_text().strip(), ""]
+    lines += [f"PROBLEM: {text}" for text in summary["problems"]]
+    for picture, what in (
+        ("downtime.png", "downtime and total time of every move"),
+        ("sweep.png", "the sweep"),
+    ):
+        if (folder / picture).exists():
+            lines += [f"![{scenario.title}: {what}](results/{name}/{picture})", ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Take every shipped scenario that the folder has."""
+    source = Path(sys.argv[1])
+    for name in shipped():
+        if (source / name / "summary.json").exists():
+            take(source / name)
+    names = [name for name in ORDER if (HERE / name / "summary.json").exists()]
+    before, _, _ = PAGE.read_text().partition(HEADING)
+    intro = (HERE / "intro.md").read_text().strip()
+    PAGE.write_text(
+        "\n".join([before + HEADING, intro, "", *(section(name) for name in names)]).rstrip() + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
