@@ -104,7 +104,7 @@ def row_of(point: str, move: int, status: str, result: MigrationResult, text: st
         "transfer_rate": stood.get("transfer_rate_bytes_per_second"),
     }
     for name in ("initial_bytes", "precopy_bytes", "stop_copy_bytes", "pages_sent", "pages_resent"):
-        figures[name] = sum(getattr(device, name) for device in devices)
+        figures[name] = sum(getattr(device, name) for device in devices) if devices else None
     if status != COMPLETED:
         # What a migration before this one left in a server's account is not of this one.
         for name in ("outage_ms", "device_downtime_ms", "stop_copy_ms", "predicted_ms"):

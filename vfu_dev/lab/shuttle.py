@@ -125,6 +125,8 @@ class Shuttle:
             await lab.turn_around()
         elif status == NOT_CONVERGED:
             await lab.give_up()
+            if (await lab.source.qemu.migration()).get("status") == "completed":
+                raise LabError("the migration was completed while it was being cancelled")
             await lab.collect(result)
             lab.destination.remove_logs()
             await lab.replace_destination()
