@@ -260,6 +260,20 @@ def test_a_client_that_goes_away_ends_a_stall(server: RunningServer) -> None:
         assert bytes(device.region_read(BAR2, 0, 5)) == b"hello"
 
 
+@pytest.mark.parametrize("way", ["quit", "SIGTERM"])
+def test_a_server_that_is_held_up_can_be_stopped(server: RunningServer, way: str) -> None:
+    """By command or by signal, in the middle of a stalled request, with status 0."""
+    with server.connect() as device, server.control() as control:
+        arm(server, "op=region-read,stall")
+        submit_read(device)
+        wait_until(lambda: control.command("faults")["armed"][0]["hits"] == 1, "the read is held up")
+        if way == "quit":
+            control.command("quit")
+            assert server.process.wait(10) == 0
+        else:
+            assert server.stop() == 0
+
+
 def test_a_trigger_file_ends_a_stall(server: RunningServer, short_tmp: Path) -> None:
     """The operation goes on when the file is gone."""
     file = short_tmp / "inject"

@@ -58,7 +58,7 @@ def map_figure(cells: Sequence[Compared]) -> Figure:
     axes.plot(bandwidths / MIB, np.array(borders) / MIB, "-", color=BLACK, lw=1.5, label="the model's border")
     axes.plot(bandwidths / MIB, bandwidths / MIB, "--", color=GREY, lw=1, label="dirty rate equals bandwidth")
     top = max(cell.load.page_rate * 4096 / MIB for cell in cells)
-    axes.set(xscale="log", yscale="log", xlabel="bandwidth, MiB/s", ylim=(None, top * 1.6))
+    axes.set(xscale="log", yscale="log", xlabel="bandwidth that was reached, MiB/s", ylim=(None, top * 1.6))
     for axis, values in (
         (axes.xaxis, sorted({qemu_bandwidth(cell.settings["qemu.max-bandwidth"]) / MIB for cell in cells})),
         (axes.yaxis, sorted({cell.load.page_rate * 4096 / MIB for cell in cells})),
@@ -66,7 +66,7 @@ def map_figure(cells: Sequence[Compared]) -> Figure:
         axis.set_ticks(values, labels=[f"{value:g}" for value in values], minor=False)
         axis.set_ticks([], minor=True)
     title(axes, f"{memory // MIB} MiB, uniform writes, downtime limit {limit} ms", "pages written, MiB/s")
-    axes.legend(fontsize=8, loc="lower right", framealpha=0.9)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.12), ncols=2, frameon=False)
     return figure
 
 
