@@ -321,6 +321,21 @@ def guest(page: Layout) -> None:
     )
     page.add(
         graph(
+            "Asked for",
+            "What somebody has the device do: load that it makes by itself, asked for and reached, and faults"
+            " that were injected. They explain what goes wrong beside them.",
+            {
+                "{{device}} load asked": f"vfu_load_asked_bytes_per_second{D}",
+                "{{device}} load reached": f"vfu_load_reached_bytes_per_second{D}",
+                "{{device}} writes missed /s": rate("vfu_load_missed_writes_total"),
+                "{{device}} fault: {{op}} /s": rate("vfu_faults_injected_total"),
+            },
+            "short",
+            dashed=("asked",),
+        )
+    )
+    page.add(
+        graph(
             "Trouble",
             "Any rise but that of resets at boot is a bug somewhere: refused accesses, broken messages, DMA"
             " and interrupts that got nowhere.",

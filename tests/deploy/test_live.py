@@ -149,6 +149,8 @@ def servers(library: Path, folder: Path, prometheus: Prometheus) -> Iterator[dic
 
 def start_one(start: ServerFactory, name: str, port: int) -> RunningServer:
     options = ["--metrics-port", str(port), "--fill", "0" if name == "broken" else "1"]
+    if name == "source":  # a fault that nobody notices, for the panel that shows faults
+        options += ["--fault", "op=region-read,delay=0.0001,rate=5%"]
     return start(*options, memory=MEMORY[name], name=name)
 
 

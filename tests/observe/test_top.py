@@ -118,6 +118,8 @@ def test_several_devices_at_once_while_one_does_not_converge(pair: Pair) -> None
         top.wait_for("DOES NOT CONVERGE")
         top.wait_for("receiving state")
         wait_until(lambda: re.search("[▁▂▃▄▅▆▇█]{5}", top.read()), "a curve")
+        once = run("--once", str(pair.source.control_path), str(pair.destination.control_path)).stdout
+        assert re.search(r"^source +PRE_COPY +NO ", once, re.MULTILINE), once
         quit_by_key(top)
         assert top.end() == 0
 
