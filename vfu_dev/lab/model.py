@@ -333,9 +333,14 @@ class _Course:
         self._write(half)
         self.time += seconds
 
+    @property
+    def ahead(self) -> float:
+        """Pages that a client which sends in bursts has sent before an even stream would have."""
+        return min(self.left, self.rate * self.link.burst_seconds / 2)
+
     def seen(self) -> float:
         """Return the pages that are left as the client finds them when it decides, see `Link`."""
-        left = self.left - self.rate * self.link.burst_seconds / 2
+        left = self.left - self.ahead
         if self.link.drain_bytes:
             touched = self.writer.touched(self.time, self.link.drain_bytes / self.link.bandwidth, peek=True)
             left += float((self.bins.sizes - self.waiting - self.next) @ touched)
@@ -418,7 +423,7 @@ def predict(
             break
     left = course.seen() * course.cost + tail_bytes
     stop_rate = link.stop_bandwidth or link.bandwidth
-    precopy = course.sent * course.cost
+    precopy = (course.sent + course.ahead) * course.cost
     downtime = left / stop_rate + link.overhead_seconds
     distinct = distinct_pages(spec, pages, WINDOW_SECONDS, page_bytes) if not spec.phases else 0.0
     return Prediction(
