@@ -126,6 +126,9 @@ def test_a_load_keeps_its_rate_or_says_so(linux: Options, in_lab: InLab) -> None
         assert lost.reached_rate_bytes < 0.5 * lost.asked_rate_bytes == 40e6
         with pytest.raises(GuestError, match="larger than the memory"):
             await guest.start(LoadSpec(rate_pages=1, write_bytes=512 * KIB))
+        for part in ((0, 260 * KIB), (260 * KIB, (1 << 64) - 4 * KIB), (KIB, 4 * KIB), (0, 0)):
+            with pytest.raises(GuestError, match="not a part of the memory"):
+                await guest.start_on(LoadSpec(rate_pages=1), part)
         with pytest.raises(ConfigError, match="cannot count"):
             await guest.start(LoadSpec(rate_pages=1 << 50, burst=Burst(1e-14, 86400.0)))
 

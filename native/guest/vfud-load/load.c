@@ -300,7 +300,8 @@ static const char *open_load(void)
     for (size_t d = 0; d < device_count && !problem; d++) {
         struct device *dev = &devices[d];
 
-        if (load.offset + load.bytes > dev->words * 8 || load.offset % (dev->page_words * 8))
+        if (load.offset > dev->words * 8 || load.bytes > dev->words * 8 - load.offset || !load.bytes ||
+            load.offset % (dev->page_words * 8))
             return "offset, bytes: not a part of the memory that begins with a page";
         load.writes[d] = calloc(program.count, sizeof(*load.writes[d]));
         if (!load.writes[d])
