@@ -38,7 +38,7 @@ def take(folder: Path) -> None:
     target.mkdir(exist_ok=True)
     for name in KEPT:
         shutil.copy(folder / name, target / name)
-    for picture in ("downtime.png", "course.png", "sweep.png"):
+    for picture in ("downtime.png", "sweep.png"):
         (target / picture).unlink(missing_ok=True)
         if (folder / "plots" / picture).exists():
             shutil.copy(folder / "plots" / picture, target / picture)

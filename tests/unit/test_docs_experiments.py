@@ -1,0 +1,74 @@
+"""docs/experiments.md says what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from vfu_dev.cli.lab import command
+from vfu_dev.lab.rows import METRICS
+from vfu_dev.lab.scenario import load_scenario, parse, shipped
+from vfu_dev.lab.schema import KEYS, names
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = (DOCS / "experiments.md").read_text()
+RESULTS = DOCS / "results"
+FILES = (".csv", ".json", ".toml", ".html")
+
+
+def test_every_key_is_in_the_table_with_its_default() -> None:
+    """The table of keys has all of them, none that is not there, and the defaults of the schema."""
+    rows = re.findall(r"^\| ((?:`[a-z]+\.[a-z-]+`(?:, )?)+) \|([^|]*)\|", PAGE, re.MULTILINE)
+    documented = {key: default for keys, default in rows for key in re.findall(r"`([^`]+)`", keys)}
+    documented = {key: default for key, default in documented.items() if not key.endswith(FILES)}
+    assert set(documented) == set(names())
+    for table, keys in KEYS.items():
+        for key, entry in keys.items():
+            default = documented[f"{table}.{key}"]
+            if "," not in default and default.strip() and entry.default:
+                assert entry.parse(_value(default.strip())) == entry.default, key
+
+
+def _value(text: str) -> object:
+    if text in ("true", "false"):
+        return text == "true"
+    return float(text) if re.fullmatch(r"\d+\.\d+", text) else int(text) if text.isdigit() else text
+
+
+def test_the_example_is_a_scenario() -> None:
+    """The file on the page parses, with both variants and both values of the sweep."""
+    (example,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    scenario = parse(example, "example")
+    assert len(scenario.points) == 4
+    assert scenario.checks
+
+
+def test_named_columns_exist() -> None:
+    """Every column that the page explains is one of moves.csv."""
+    named = set(re.findall(r"`([a-z_]+_(?:ms|rate))`", PAGE))
+    assert named
+    assert named <= set(METRICS)
+
+
+def test_options_of_the_page_exist() -> None:
+    """Every option named on the page is in the help of a lab command."""
+    runner = CliRunner()
+    texts = [runner.invoke(command, [name, "--help"]).output for name in ("run", "compare", "migrate")]
+    helped = set(re.findall(r"--[a-z][a-z-]+", " ".join(texts)))
+    serve = {"--initial"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE)) - serve <= helped
+
+
+def test_results_are_of_shipped_scenarios_and_in_the_page() -> None:
+    """Each folder of docs/results is a shipped scenario's, and the page shows its very table and picture."""
+    folders = [folder for folder in RESULTS.iterdir() if (folder / "summary.json").exists()]
+    assert {folder.name for folder in folders} <= set(shipped())
+    assert folders
+    for folder in folders:
+        assert (folder / "moves.csv").exists()
+        table = (folder / "table.md").read_text()
+        assert table.strip() in PAGE, folder.name
+        assert f"results/{folder.name}/downtime.png" in PAGE or "not-converged" in table
+        assert load_scenario(folder.name).title in PAGE
