@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from vfu_dev.device.fill import fill_words
 from vfu_dev.errors import ConfigError
-from vfu_dev.patterns import LoadSpec, contents, writes_of
+from vfu_dev.patterns import LoadSpec, Phase, Program, contents, program, writes_of
 from vfu_dev.patterns.splitmix import outputs
 from vfu_dev.patterns.writes import MAX_ZIPF_PLACES, HotsetWrites, PlacedWrites, Writes
 
@@ -244,6 +245,31 @@ def test_a_bad_trace_is_refused(tmp_path: Path, text: str, reason: str) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=reason):
         writes_of(LoadSpec("trace", trace=str(path)), 1 << 20)
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    """A pipe would have its reader wait, a device might never end."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero"), Path("a\0b")):
+        with pytest.raises(ConfigError, match=r"not a file|cannot be read"):
+            writes_of(LoadSpec("trace", trace=str(path)), 1 << 20)
+
+
+def test_all_phases_together_have_limits(tmp_path: Path) -> None:
+    """What one phase may take, a thousand may not."""
+    zipf = LoadSpec("phases", phases=tuple(Phase(1, LoadSpec("zipf", rate_pages=1)) for _ in range(17)))
+    with pytest.raises(ConfigError, match="all phases"):
+        Program(zipf, 1 << 32)
+    rows = "".join(f"{n},0,1\n" for n in range(1000))
+    paths = [tmp_path / f"{n}.csv" for n in range(3)]
+    for path in paths:
+        path.write_text(f"time,offset,length\n{rows}")
+    many = LoadSpec("phases", phases=tuple(Phase(1, LoadSpec("trace", trace=str(path))) for path in paths))
+    assert len(Program(many, 4096).writes) == 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "MAX_ROWS", 2999)
+        with pytest.raises(ConfigError, match="more than 2999 rows"):
+            Program(many, 4096)
 
 
 def test_a_trace_that_is_not_there(tmp_path: Path) -> None:

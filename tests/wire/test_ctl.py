@@ -10,7 +10,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -367,6 +367,27 @@ def test_a_guest_is_served_meanwhile(lasting: RunningServer) -> None:
         file.close()
     assert answers.count(b"\n") == 200
     assert reads > 20
+
+
+def test_a_large_recording_is_read_beside_the_guest(lasting: RunningServer, tmp_path: Path) -> None:
+    """A load that takes long to prepare does not keep the device's client waiting for its end."""
+    path = tmp_path / "long.csv"
+    rows = "".join(f"{n / 1000},{n % 1000 * 8},8\n" for n in range(1, 300_001))
+    path.write_text(f"time,offset,length\n{rows}")
+    with lasting.connect() as device, socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(0)
+        client.connect(str(lasting.control_path))
+        client.send(json.dumps({"command": "load", "load": {"trace": str(path)}}).encode() + b"\n")
+        reads, answered = 0, b""
+        deadline = time.monotonic() + 60
+        while not answered and time.monotonic() < deadline:
+            device.region_read(2, 0, 8)
+            reads += 1
+            with suppress(BlockingIOError):
+                answered = client.recv(1 << 16)
+        assert json.loads(answered)["result"]["running"]
+        assert reads > 20
+    answer(lasting, "load", "--off")
 
 
 def test_load_files(lasting: RunningServer, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from vfu_dev.errors import ConfigError
+from vfu_dev.errors import ConfigError, shown
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import Migration, RegisterBlock
 from vfu_dev.migration.fsm import P2P_STATES, RUNNING_GROUP
@@ -57,16 +57,24 @@ class LoadRun:
     """One load on one memory, from its first write on.
 
     Args:
+        program: of the load on this memory, when there is one already.
         first: number of the first write, for a load that began elsewhere.
 
     Raises:  ConfigError: the memory is too small for it; a file cannot be used.
     """
 
-    def __init__(self, spec: LoadSpec, memory: DeviceMemory, migration: Migration, first: int = 0) -> None:
+    def __init__(
+        self,
+        spec: LoadSpec,
+        memory: DeviceMemory,
+        migration: Migration,
+        first: int = 0,
+        program: Program | None = None,
+    ) -> None:
         self.spec = spec
         self.memory = memory
         self._migration = migration
-        program = Program(spec, memory.size_bytes, memory.page_size_bytes)
+        program = program or Program(spec, memory.size_bytes, memory.page_size_bytes)
         self.asked_rate_bytes = program.asked_rate_bytes
         self._writers = [
             None if writes is None else ArrayWriter(memory.data, memory.page_size_bytes, writes)
@@ -185,19 +193,34 @@ class OperatorLoad:
         self._missed = 0  # by those before
         self._last: dict[str, object] = {"running": False, "load": None, "memory": None}
 
-    def start(self, spec: LoadSpec, memory: str | None = None, seconds: float | None = None) -> None:
-        """Begin `spec` on the memory of that name, or the first one; it replaces what was running.
+    def memory(self, name: str | None = None) -> DeviceMemory:
+        """Return the memory of that name, or the first one.
 
-        Args:    seconds: stop by itself after so long; None for never.
-        Raises:  ConfigError: no such memory, or it is too small; what was running goes on.
+        Raises:  ConfigError: there is none.
         """
         memories = {each.name: each for each in self._memories()}
         if not memories:
             raise ConfigError("this device has no memory to write to")
-        chosen = memories.get(memory) if memory is not None else next(iter(memories.values()))
-        if chosen is None:
-            raise ConfigError(f"memory {memory!r}: expected one of {', '.join(memories)}")
-        run = LoadRun(spec, chosen, self._migration)
+        if name is None:
+            return next(iter(memories.values()))
+        if name not in memories:
+            raise ConfigError(f"memory {shown(name)}: expected one of {', '.join(memories)}")
+        return memories[name]
+
+    def start(
+        self,
+        spec: LoadSpec,
+        memory: str | None = None,
+        seconds: float | None = None,
+        program: Program | None = None,
+    ) -> None:
+        """Begin `spec` on the memory of that name, or the first one; it replaces what was running.
+
+        Args:    seconds: stop by itself after so long; None for never.
+                 program: see `LoadRun`.
+        Raises:  ConfigError: no such memory, or it is too small; what was running goes on.
+        """
+        run = LoadRun(spec, self.memory(memory), self._migration, program=program)
         self.stop()
         self._run = run
         self._until = None if seconds is None else time.monotonic() + seconds

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from vfu_dev.errors import ConfigError
 from vfu_dev.patterns.pacer import Pacer
 from vfu_dev.patterns.spec import DEFAULT_PAGE_BYTES, LoadSpec
 from vfu_dev.patterns.timeline import timeline_of
-from vfu_dev.patterns.trace import Trace
-from vfu_dev.patterns.writes import Writes, writes_of
+from vfu_dev.patterns.trace import MAX_ROWS, Trace
+from vfu_dev.patterns.writes import MAX_ZIPF_PLACES, Writes, writes_of
 
 
 class Program:
@@ -28,6 +29,11 @@ class Program:
         parts = [phase.load for phase in spec.phases] or [spec]
         self._seconds = [phase.seconds for phase in spec.phases] or None
         files = {part.trace: Trace.read(part.trace) for part in parts if part.trace is not None}
+        if sum(len(trace) for trace in files.values()) > MAX_ROWS:
+            raise ConfigError(f"the traces of all phases have more than {MAX_ROWS} rows")
+        places = [memory_bytes // page_bytes for part in parts if part.pattern == "zipf"]
+        if len(places) > 1 and sum(places) > MAX_ZIPF_PLACES:
+            raise ConfigError(f"zipf: all phases have {sum(places)} places, the tables {MAX_ZIPF_PLACES}")
         traces = [None if part.trace is None else files[part.trace] for part in parts]
         self.writes: list[Writes | None] = [
             writes_of(part, memory_bytes, page_bytes, trace)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,8 @@ from vfu_dev.errors import ConfigError
 from vfu_dev.patterns.spec import MAX_PERIOD_SECONDS, MAX_WRITE_BYTES
 
 COLUMNS = ("time", "offset", "length")
-MAX_ROWS = 10_000_000
+MAX_ROWS = 1_000_000
+MAX_FILE_BYTES = 64 << 20
 MAX_OFFSET = 1 << 48
 
 _NS = 1_000_000_000
@@ -58,6 +61,10 @@ class Trace:
         """
         rows: list[tuple[int, int, int]] = []
         try:
+            # Reading a device or a pipe might never end, and the reader may be a server.
+            found = os.stat(path)
+            if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE_BYTES:
+                raise ConfigError(f"{path}: not a file of at most {MAX_FILE_BYTES >> 20} MiB")
             with open(path, newline="", encoding="ascii") as file:
                 reader = csv.reader(file)
                 if tuple(next(reader, ())) != COLUMNS:
@@ -68,7 +75,9 @@ class Trace:
                     rows.append(row)
                     if len(rows) > MAX_ROWS:
                         raise ConfigError(f"{path}: more than {MAX_ROWS} rows")
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+        except (OSError, ValueError, csv.Error) as error:
+            if isinstance(error, ConfigError):
+                raise
             reason = error.strerror if isinstance(error, OSError) else error
             raise ConfigError(f"{path}: cannot be read as a trace: {reason}") from error
         table = np.array(rows, dtype=np.int64).reshape(-1, 3)

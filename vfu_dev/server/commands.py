@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,7 +21,7 @@ from vfu_dev.memory import fold_hashes
 from vfu_dev.migration import StateHasher
 from vfu_dev.migration.fsm import RUNNING_GROUP
 from vfu_dev.migration.schema import blocks_digest
-from vfu_dev.patterns import LoadSpec
+from vfu_dev.patterns import LoadSpec, Program
 from vfu_dev.server.control import Command
 
 if TYPE_CHECKING:
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
+# How long the loop waits for a thread before it looks at its sockets again.
+THREAD_STEP_SECONDS = 0.0005
 # One step of work that has nobody waiting on the vfio-user socket.
 STEP_SECONDS = 0.005
 
@@ -52,6 +57,32 @@ def _takes(function: Command, *keys: str) -> Command:
         return function(request)
 
     return serve
+
+
+T = TypeVar("T")
+
+
+def in_thread(function: Callable[[], T]) -> Generator[None, None, T]:
+    """Call `function` in a thread of its own, and yield until it has returned; it must not touch the device.
+
+    Whoever drops the generator lets the thread come to its end alone.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="vfu-command", daemon=True).start()
+    while True:
+        try:
+            return future.result(THREAD_STEP_SECONDS)
+        except FutureTimeoutError:
+            if future.done():
+                raise  # by the function itself
+        yield
 
 
 def _is_number(value: object, most: float) -> bool:
@@ -182,7 +213,7 @@ class Commands:
         running = self._device.migration.state in RUNNING_GROUP
         return running and self._server.connected and any(memory.mapped for memory in self._device.memories)
 
-    def _load(self, request: dict[str, Any]) -> dict[str, object]:
+    def _load(self, request: dict[str, Any]) -> Generator[None, None, dict[str, object]]:
         """Set the load that the device makes by itself, or end it."""
         if "load" not in request:
             raise ConfigError("load: expected a load, or null for none")
@@ -191,11 +222,15 @@ class Commands:
             raise ConfigError(f"memory {shown(memory)}: expected the name of one")
         if seconds is not None and not _is_number(seconds, MAX_LOAD_SECONDS):
             raise ConfigError(f"seconds {shown(seconds)}: expected more than 0, up to {MAX_LOAD_SECONDS:g}")
+        engine = self._server.load
         if load is None:
-            self._server.load.stop()
-        else:
-            self._server.load.start(LoadSpec.from_dict(load), memory, seconds)
-        return self._server.load.status()
+            engine.stop()
+            return engine.status()
+        spec, target = LoadSpec.from_dict(load), engine.memory(memory)
+        # Files and tables take their time, in which the device's client is to be served.
+        program = yield from in_thread(lambda: Program(spec, target.size_bytes, target.page_size_bytes))
+        engine.start(spec, memory, seconds, program)
+        return engine.status()
 
     def _reinit(self, request: dict[str, Any]) -> dict[str, object]:
         """Have the first pages of a memory be initial data once more, as after a reconfiguration."""
