@@ -95,3 +95,8 @@ def _scatter(axes: Axes, rows: Sequence[Mapping[str, object]], name: str, unit: 
     axes.plot([low, high], [low, high], "-", color=GREY, lw=0.8)
     axes.fill_between([low, high], [low / 1.2, high / 1.2], [low * 1.2, high * 1.2], color=SKY, alpha=0.15)
     axes.set(xscale="log", yscale="log", xlabel="predicted", xlim=(low, high), ylim=(low, high))
+    round_numbers = [value for power in range(4) for value in (10**power, 2 * 10**power, 5 * 10**power)]
+    for axis in (axes.xaxis, axes.yaxis):
+        shown = [value for value in round_numbers if low <= value <= high]
+        axis.set_ticks(shown, labels=[str(value) for value in shown], minor=False)
+        axis.set_ticks([], minor=True)
