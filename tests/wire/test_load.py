@@ -324,3 +324,24 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:  # that process is gone
         return b""
+
+
+def test_an_authors_device_has_the_engine_too(serve: ServerFactory) -> None:
+    """Nobody wrote a line for it: its memory is written, and moves with what was written."""
+    example = Path(__file__).parents[2] / "docs" / "examples" / "kvstore.py"
+    source, destination = (serve("--device", f"{example}:KeyValueStore", memory=None) for _ in range(2))
+    spec = LoadSpec("uniform", rate_pages=300, write_bytes=32)
+    with source.control() as control, source.connect() as one, destination.connect() as other:
+        control.command("load", load=spec.to_dict())
+        wait_until(lambda: control.command("load-status")["writes"] > 100, "the device writes")
+        memory = control.status()["memories"][0]
+        Migrator(one, other, Options()).run()
+        made = control.command("load", load=None)["writes"]
+        held = np.frombuffer(other.region_read(2, 0, memory["size_bytes"]), dtype=np.uint8)
+        # The source has not written since it stopped: its load does not migrate.
+        assert not destination.status()["generator"]["running"]
+    writes = writes_of(spec, memory["size_bytes"], memory["page_size_bytes"])
+    assert writes is not None
+    expected = np.zeros(memory["size_bytes"], dtype=np.uint8)
+    ArrayWriter(expected, memory["page_size_bytes"], writes).write(0, made)
+    assert held.tobytes() == expected.tobytes()
