@@ -138,8 +138,9 @@ def test_bursts_and_phases_are_followed() -> None:
     pages, link = 2048, Link(16 * MIB, 0.05)
     rate = 1.5 * link.bandwidth / PAGE
     assert not predict(LoadSpec("uniform", rate_pages=rate), pages, link).converges
-    burst = LoadSpec("uniform", rate_pages=rate, burst=Burst(0.25, 4.0))
-    assert predict(burst, pages, link).converges
+    for period in (4.0, 40.0):
+        burst = LoadSpec("uniform", rate_pages=rate, burst=Burst(0.5, period))
+        assert predict(burst, pages, link).converges
     busy, idle = LoadSpec("uniform", rate_pages=2 * rate), LoadSpec("idle")
     assert predict(LoadSpec("phases", phases=(Phase(2.0, busy), Phase(2.0, idle))), pages, link).converges
 

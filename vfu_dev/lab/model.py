@@ -236,6 +236,12 @@ class _Writer:
         ]
         return min(times)
 
+    @property
+    def cycle_seconds(self) -> float:
+        """After so long a load with phases or bursts begins anew; 0 for a steady one."""
+        bursts = [load.burst.period_seconds for _, load, _ in self._loads if load.burst is not None]
+        return max([0.0, *bursts, self._cycle if len(self._loads) > 1 else 0.0])
+
     def _per_page(self, load: LoadSpec) -> Vector:
         """Return the share of all writes that goes to a page of each bin."""
         pages, sizes, edges = self._pages, self._bins.sizes, self._bins.edges
@@ -419,7 +425,8 @@ def predict(
         if left < lowest * 0.999:
             lowest, lowest_pass, lowest_time = left, course.passes, course.time
         settled = course.passes - lowest_pass > _SETTLED_PASSES
-        if course.time > limit_seconds or (settled and course.time - lowest_time > _SETTLED_SECONDS):
+        patience = _SETTLED_SECONDS + 2 * course.writer.cycle_seconds
+        if course.time > limit_seconds or (settled and course.time - lowest_time > patience):
             break
     left = course.seen() * course.cost + tail_bytes
     stop_rate = link.stop_bandwidth or link.bandwidth
