@@ -76,12 +76,15 @@ class RegisterLoad:
         self._parameters: tuple[int, ...] = ()
         self._first = self._first_missed = 0
         self._missed = 0  # by runs before, whatever the register says
+        # What load_status says, for the loop, which asks at every access of the guest.
+        self._writing = False
 
     def write_ctrl(self, value: int) -> None:
         """Begin or stop."""
         registers = self._registers
         self._end()
-        if value & CTRL_RUN:
+        self._writing = bool(value & CTRL_RUN)
+        if self._writing:
             registers["load_count"] = registers["load_missed"] = 0
             registers["load_status"] = LoadStatus.WRITING
             self._begin()
@@ -123,12 +126,13 @@ class RegisterLoad:
         try:
             self._run = LoadRun(self.spec(), self._memory, self._migration(), self._first)
         except ConfigError:
+            self._writing = False
             registers["load_ctrl"] = 0
             registers["load_status"] = LoadStatus.BAD_LOAD
 
     def due(self) -> float | None:
         """See `Worker`."""
-        if self._registers["load_status"] != LoadStatus.WRITING:
+        if not self._writing:
             return None
         return 0.0 if self._run is None else self._run.due()
 
@@ -149,7 +153,7 @@ class RegisterLoad:
 
     def rates(self) -> LoadRates:
         """See `MakesLoad`."""
-        if self._run is None or self._registers["load_status"] != LoadStatus.WRITING:
+        if self._run is None:
             return LoadRates(missed_writes=self._missed)
         figures = self._run.figures()
         missed = self._missed + figures.missed_writes
@@ -163,6 +167,12 @@ class RegisterLoad:
     def reset(self) -> None:
         """Stop; registers were reset before."""
         self._end()
+        self._writing = False
+
+    def loaded(self) -> None:
+        """Follow a completed migration into here: the registers are those of the source."""
+        self._end()
+        self._writing = self._registers["load_status"] == LoadStatus.WRITING
 
     def block(self) -> RegisterBlock | None:
         """Nothing migrates beside the registers."""

@@ -209,4 +209,5 @@ class ReferenceDevice(Device):
     def loaded(self) -> None:
         """Count the migration."""
         self.registers["generation"] = (self.registers["generation"] + 1) & 0xFFFF_FFFF_FFFF_FFFF
+        self.load.loaded()
         self._move_windows()
