@@ -195,6 +195,7 @@ class LinuxGuest(Guest):
             max_gap_ms=load.get("max_gap_ns", 0) / 1e6,
             outage_ms=self._outage_ms(),
             verify_seconds=found["verify_ns"] / 1e9,
+            verify_via=found["via"],
         )
 
     async def close(self) -> None:

@@ -154,6 +154,7 @@ class GuestResult:
     max_gap_ms: float = 0.0
     outage_ms: float | None = None
     verify_seconds: float = 0.0
+    verify_via: str = "mmio"  # or dma: who read the memory back, the guest's CPU or the device
     error: str | None = None
 
 
