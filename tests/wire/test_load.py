@@ -122,6 +122,17 @@ def test_a_migration_that_fails_leaves_the_load_at_the_source(serve: ServerFacto
     assert_exact(result)
 
 
+def test_a_load_under_which_nothing_converges(serve: ServerFactory) -> None:
+    """Written faster than the link carries, the migration is given up with the load, and the numbers said."""
+    source, destination = (serve("--access", "mmap", "--fill", "5", memory="16M") for _ in range(2))
+    arguments = ["--rate", "20000p", "--duration", 3, "--check", "--migrate-to", destination.socket]
+    arguments += ["--max-bandwidth", "4M", "--migrate-after", 0.2]
+    result = load("--socket", source.socket, *arguments, status=1)
+    assert "bytes left" in result["migration"]["error"]
+    assert result["mismatched_bytes"] == 0
+    assert source.status()["state"] == "RUNNING"
+
+
 def test_interrupted_while_it_moves(serve: ServerFactory) -> None:
     """Asked to stop in PRE_COPY, the migration is cancelled and the source runs on with its load."""
     source, destination = serve("--fill", "5", memory="16M"), serve(memory="16M")

@@ -86,7 +86,7 @@ class _Lines:
     epilog="\b\nExamples:\n"
     "  vfu-dev load --control a.ctl --rate 100M --write 4K --duration 10\n"
     "  vfu-dev load --socket a.sock --rate 2000p --pattern hotset --migrate-to b.sock --check\n"
-    "  vfu-dev load --guest out/lab/source.line --rate 500p --via dma\n"
+    "  vfu-dev load --guest vm.line --rate 500p --via dma\n"
     "  vfu-dev load --preset never        (and: --preset surely)"
 )
 @click.option("--control", type=click.Path(), metavar="PATH", help="Inside the device: its control socket.")
@@ -121,7 +121,10 @@ class _Lines:
 )
 @click.option("--check", is_flag=True, help="--socket: in the end, compare the memory with what was written.")
 @click.option(
-    "--migrate-to", type=click.Path(), metavar="PATH", help="--socket: move the device there meanwhile."
+    "--migrate-to",
+    type=click.Path(),
+    metavar="PATH",
+    help="--socket: move the device there meanwhile; given up when the time is over.",
 )
 @click.option(
     "--migrate-after",
@@ -138,8 +141,21 @@ class _Lines:
     type=click.Choice(list(PRESETS)),
     help="A migration between two servers of its own under a load that never, or surely, lets it converge.",
 )
-@click.option("--preset-memory", callback=_size, default="256M", show_default=True, metavar="SIZE")
-@click.option("--json", "json_path", type=click.Path(allow_dash=True), metavar="FILE", help="-: stdout.")
+@click.option(
+    "--preset-memory",
+    callback=_size,
+    default="256M",
+    show_default=True,
+    metavar="SIZE",
+    help="--preset: of each of its devices.",
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(allow_dash=True),
+    metavar="FILE",
+    help="Write the figures as JSON (-: stdout).",
+)
 @click.option("--quiet", is_flag=True, help="No progress, no summary.")
 def command(
     load_arguments: dict[str, Any],
@@ -163,7 +179,11 @@ def command(
     shown; the status is 0 with --duration 0, else 128 and the signal's number.
     """
     options = Options(
-        downtime_limit_seconds=downtime_limit / 1000, max_bandwidth=max_bandwidth, max_passes=None
+        downtime_limit_seconds=downtime_limit / 1000,
+        max_bandwidth=max_bandwidth,
+        max_passes=None,
+        # A migration that does not converge ends with the load.
+        timeout_seconds=max(0.1, duration - where["migrate_after"]) if duration else None,
     )
     place = _Place(**where, options=options)
     given = [path for path in (place.control, place.socket, place.guest) if path is not None]

@@ -77,8 +77,8 @@ async def run_in_guest(
         await line.connect(line_socket)
     except OSError as error:
         raise GuestError(
-            f"no guest at {line_socket}: {error.strerror}; it is the socket of the guest's serial port, "
-            "NAME.line of a lab run"
+            f"no guest at {line_socket}: {error.strerror}; expected the socket of its serial port "
+            "(docs/load.md)"
         ) from error
     try:
         status = await line.command("status")
