@@ -135,18 +135,17 @@ def test_nothing_stands_around_a_device_without_faults() -> None:
     device = ReferenceDevice("d", memory_bytes=1 << 20)
     try:
         placed: list[Any] = []
-
-        def trigger(*_: Any) -> bool:
-            return True
-
-        board = FaultBoard(device, Quiet(), [Wrapped(("irq",), trigger, placed.append)])
+        raised: list[int] = []
+        board = FaultBoard(device, Quiet(), [Wrapped(("irq",), raised.append, placed.append)])
         assert placed == []
         first = board.arm(Fault.parse("op=irq,error,count=1"))
         second = board.arm(Fault.parse("op=irq,error,after=1"))
-        assert placed[-1]() is False
-        assert placed[-1]() is False
+        placed[-1](1)
+        placed[-1](2)
+        assert raised == []
         board.clear(second)
-        assert placed[-1]() is True
+        placed[-1](3)
+        assert raised == [3]
         assert board.injected["irq"] == 2
         board.clear(first)
         assert placed[-1] is None

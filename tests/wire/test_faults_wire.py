@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from serverkit import RunningServer, ServerFactory, server_farm, short_folder, wait_until
+from dmakit import Driver
+from serverkit import RunningServer, ServerFactory, readable, server_farm, short_folder, wait_until
 
 from vfu_dev import uapi
 from vfu_dev.client import CommandError, VfioUserDevice
 from vfu_dev.client.frames import Call
 from vfu_dev.client.migrator import MigrationError, Migrator, Options
+from vfu_dev.device.dma import Op, Status
 from vfu_dev.errors import VfuDevError
 from vfu_dev.uapi import DeviceState as S
 
@@ -336,3 +339,78 @@ def test_a_malformed_command_gets_an_error(
         with pytest.raises(VfuDevError, match="fault"):
             control.command("fault", **request_)
         assert control.command("faults")["armed"] == []
+
+
+RAM, KIB = 0x100000, 1 << 10
+
+
+@pytest.fixture
+def driver(server: RunningServer) -> Iterator[Driver]:
+    """Return a driver of the DMA engine, with guest memory."""
+    with server.connect() as device:
+        device.dma_map(0x10000, 64 * KIB)
+        device.dma_map(RAM, 64 * KIB)
+        yield Driver(device)
+
+
+def transfer(driver: Driver) -> tuple[Status, int]:
+    """Copy a page from guest memory to the device; returns its status and how many bits are wrong there."""
+    data = random.Random(4).randbytes(4096)
+    driver.memory(RAM, 4096)[:] = data
+    driver.device.region_write(BAR2, 0, bytes(4096))
+    outcome = driver.one(Op.TO_DEVICE, address=RAM, offset=0, length=4096)
+    found = bytes(driver.device.region_read(BAR2, 0, 4096))
+    wrong = int.from_bytes(found, "little") ^ int.from_bytes(data, "little")
+    return outcome.status, wrong.bit_count()
+
+
+def test_the_devices_own_dma_can_fail_and_lie(server: RunningServer, driver: Driver) -> None:
+    """Reading guest memory: an error is in the descriptor's status, a flipped bit in the data; then neither.
+
+    The first read of a run fetches the descriptor, the second is the data.
+    """
+    assert transfer(driver) == (Status.DONE, 0)
+    arm(server, "op=dma-read,error=EFAULT,after=1")
+    assert transfer(driver)[0] is Status.UNMAPPED
+    clear(server)
+    arm(server, "op=dma-read,corrupt=100,after=1,count=1")
+    assert transfer(driver) == (Status.DONE, 1)
+    clear(server)
+    arm(server, "op=dma-read,short=16,after=1")
+    status, wrong = transfer(driver)
+    assert status is Status.FAILED
+    assert wrong > 8
+    clear(server)
+    assert transfer(driver) == (Status.DONE, 0)
+
+
+def test_what_the_device_writes_to_guest_memory_can_be_lost(server: RunningServer, driver: Driver) -> None:
+    """Data: the descriptor says so. Its status: the run ends without one."""
+    arm(server, "op=dma-write,error,count=1")
+    assert driver.one(Op.FILL_GUEST, address=RAM, length=4096, value=7).status is Status.FAILED
+    assert not any(driver.memory(RAM, 4096))
+    clear(server)
+    arm(server, "op=dma-write,error,after=1")
+    driver.put({"op": Op.FILL_GUEST, "address": RAM, "length": 4096, "value": 7})
+    driver.start(1)
+    assert driver.finish() is Status.TABLE_UNREACHABLE
+    assert bytes(driver.memory(RAM, 8)) == (7).to_bytes(8, "little")
+    clear(server)
+    assert driver.one(Op.FILL_GUEST, address=RAM, length=4096, value=8).status is Status.DONE
+
+
+def test_an_interrupt_can_be_lost(server: RunningServer) -> None:
+    """The first one does not arrive, the second does."""
+    with server.connect() as device:
+        fds = device.enable_irqs(uapi.VFIO_PCI_MSIX_IRQ_INDEX, 1)
+        try:
+            arm(server, "op=irq,error,count=1")
+            device.region_write(BAR0, 0x20, (0).to_bytes(4, "little"))
+            assert not readable(fds, 0.05)
+            device.region_write(BAR0, 0x20, (0).to_bytes(4, "little"))
+            assert readable(fds, 5.0)
+            assert os.eventfd_read(fds[0]) == 1
+            assert server.status()["counters"]["irqs"] == 2
+        finally:
+            for fd in fds:
+                os.close(fd)

@@ -237,17 +237,17 @@ def region(one: ArmedFault, reach: Reach, inner: RegionHandler) -> RegionHandler
     return access
 
 
-def irq(one: ArmedFault, reach: Reach, inner: Callable[..., bool]) -> Callable[..., bool]:
-    """Around raising an interrupt; one that fails is lost."""
+def irq(one: ArmedFault, reach: Reach, inner: Callable[[int], None]) -> Callable[[int], None]:
+    """Around raising an interrupt, of whatever kind; one that fails is lost."""
 
-    def trigger(*vector: Any) -> bool:
+    def raise_vector(vector: int) -> None:
         if reach.strikes(one):
             if one.fault.action == "error":
-                return False
+                return
             reach.act(one)
-        return inner(*vector)
+        inner(vector)
 
-    return trigger
+    return raise_vector
 
 
 def reset(one: ArmedFault, reach: Reach, inner: Callable[[ResetKind], None]) -> Callable[..., None]:

@@ -55,7 +55,7 @@ def fault_board(
         method("mig-read", "read_into"),
         method("mig-write", "write"),
         method("reset", "follow_reset"),
-        Wrapped(("irq",), device.interrupts.trigger, _attribute(device.interrupts, "trigger")),
+        Wrapped(("irq",), device.interrupts.raise_vector, _attribute(device.interrupts, "raise_vector")),
     ]
     if server.library.is_ours:
         places += [method("precopy-info", "precopy_sizes"), method("data-size", "stop_copy_length")]
