@@ -1,4 +1,4 @@
-"""`vfu-dev load --guest`: the load from inside a Linux guest, commanded over its serial port."""
+"""Loads with a real QEMU: `vfu-dev load --guest`, and the device's own load that its registers set."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from labkit import KIB
+from qtestkit import Registers, migrate, moving, until
 from serverkit import VFU_DEV
 
+from vfu_dev.device.load_registers import CTRL_PAGES, CTRL_RUN, LoadPattern
 from vfu_dev.lab.guest import LinuxGuest
 from vfu_dev.lab.migrate import Lab, MigrateOptions
-from vfu_dev.patterns import LoadSpec
+from vfu_dev.patterns import ArrayWriter, LoadSpec, writes_of
 
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]
@@ -65,3 +67,35 @@ def test_a_guest_makes_the_load(options: Options, guest_image: Path, in_lab: InL
         assert found["verified"], found
 
     in_lab(chosen, scenario)
+
+
+def test_the_devices_own_load_moves_with_its_registers(options: Options, in_lab: InLab) -> None:
+    """Begun by the guest on one QEMU, gone on with on the other: together they are one load."""
+    spec = LoadSpec("hotset", rate_pages=3000, write_bytes=64, seed=5, hot_fraction=0.2, hot_share=0.7)
+
+    async def scenario(lab: Lab) -> None:
+        registers = Registers(lab)
+
+        async def written(more_than: int) -> bool:
+            return await registers.get("load_count") > more_than
+
+        await registers.set(load_rate=3000, load_seed=5, load_pattern=LoadPattern.HOTSET, load_write_bytes=64)
+        await registers.set(
+            load_hot_fraction=200_000, load_hot_share=700_000, load_ctrl=CTRL_RUN | CTRL_PAGES
+        )
+        await until(lambda: written(300), "the source writes")
+        await migrate(lab)
+        moved = await registers.get("load_count")
+        assert moved > 300
+        await until(lambda: written(moved + 300), "the destination goes on")
+        await registers.set(load_ctrl=0)
+        count, device = await registers.get("load_count"), registers.device
+        writes = writes_of(spec, device.size_bytes)
+        assert writes is not None
+        expected = device.journal.copy()
+        ArrayWriter(expected, 4096, writes).write(0, count)
+        client = registers.guest.client
+        assert client is not None
+        assert await client.read_block(device.bar2, device.size_bytes) == expected.tobytes()
+
+    in_lab(moving(options), scenario)
