@@ -108,8 +108,20 @@ def test_comparison_finds_what_became_slower(tmp_path: Path) -> None:
         assert 1.4 < entry["ratios"]["p50"] < 1.6
         assert entry["significant"]
         assert 40 < entry["regression"] < 60
+    assert slower["settings"] == {}
     again = compare(before, result(tmp_path / "again", 1.001), ["downtime_ms"])
     assert [entry["regression"] for entry in again["entries"]] == [None, None]
+
+
+def test_comparison_tells_what_was_set_differently(tmp_path: Path) -> None:
+    """Two folders whose points have the same name and other settings are compared with a note."""
+    before, after = result(tmp_path / "before", 1.0), result(tmp_path / "after", 1.0)
+    summary = json.loads((after / "summary.json").read_text())
+    summary["points"][0]["settings"]["device.memory"] = 4096
+    write_json(after / "summary.json", summary)
+    assert compare(before, after)["settings"] == {"a": {"device.memory": [8 << 20, 4096]}}
+    shown = CliRunner().invoke(command, ["compare", str(before), str(after)])
+    assert "note: a: device.memory is 8388608 in the first, 4096 in the second" in shown.output
 
 
 def test_comparison_command_ends_with_status_1_on_a_regression(tmp_path: Path) -> None:

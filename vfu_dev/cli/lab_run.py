@@ -233,6 +233,11 @@ def compare(
         sides = (_percentiles(entry[side]) for side in ("first", "second"))
         table.add_row(entry["point"], entry["metric"], *sides, ratios, interval, entry["text"])
     Console(stderr=str(json_file) == "-", width=None if sys.stdout.isatty() else 200).print(table)
+    for point, changed in found["settings"].items():
+        for key, values in changed.items():
+            click.echo(
+                f"note: {point}: {key} is {values[0]} in the first, {values[1]} in the second", err=True
+            )
     for side, names in zip((first, second), found["only"], strict=True):
         if names:
             click.echo(f"only in {side}: {', '.join(names)}", err=True)

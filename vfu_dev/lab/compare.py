@@ -19,7 +19,8 @@ def compare(first: Path, second: Path, metrics: Sequence[str] = DEFAULT_METRICS)
     """Return the comparison of two result folders.
 
     Points are matched by name; where both folders have a single point each, those two are matched. `entries`
-    has one object for each point and metric that both sides measured; `only` the points without a partner.
+    has one object for each point and metric that both sides measured; `settings` tells of each point what the
+    sides were set to differently; `only` names the points without a partner.
 
     Raises:  ConfigError: a folder holds no result, nothing matches, or a metric is unknown.
     """
@@ -53,6 +54,7 @@ def compare(first: Path, second: Path, metrics: Sequence[str] = DEFAULT_METRICS)
                     "regression": regression(metric, found.ratios["p50"], found.significant),
                 }
             )
+    settings = [side["settings"] for side in sides]
     matched = {name for pair in pairs for name in pair}
     return {
         "kind": KIND,
@@ -60,6 +62,9 @@ def compare(first: Path, second: Path, metrics: Sequence[str] = DEFAULT_METRICS)
         "first": sides[0]["about"],
         "second": sides[1]["about"],
         "entries": entries,
+        "settings": {
+            mine: told for mine, other in pairs if (told := _changed(settings[0][mine], settings[1][other]))
+        },
         "only": [[name for name in side if name not in matched] for side in names],
     }
 
@@ -71,10 +76,17 @@ def regression(metric: str, ratio: float | None, significant: bool) -> float | N
     return (ratio - 1) * 100
 
 
+def _changed(first: dict[str, Any], second: dict[str, Any]) -> dict[str, list[Any]]:
+    """Return key -> both values, of settings that differ; how often was moved is not one."""
+    keys = sorted((first.keys() | second.keys()) - {"run.moves"})
+    return {key: [first.get(key), second.get(key)] for key in keys if first.get(key) != second.get(key)}
+
+
 def _side(folder: Path) -> dict[str, Any]:
     summary = read_summary(folder)
     rows: dict[str, list[Row]] = {point["name"]: [] for point in summary["points"]}
     for row in read_rows(folder / "moves.csv"):
         rows.setdefault(row.point, []).append(row)
     about = {key: summary[key] for key in ("scenario", "short", "versions", "machine", "started")}
-    return {"rows": rows, "about": {"folder": str(folder), **about}}
+    settings = {point["name"]: {**point["settings"], "load": point["load"]} for point in summary["points"]}
+    return {"rows": rows, "settings": settings, "about": {"folder": str(folder), **about}}

@@ -26,6 +26,7 @@ SHIPPED = Path(__file__).resolve().parents[1] / "scenarios"
 # What the audience of such figures accepts (docs/experiments.md): 70 to 100 moves of one running VM.
 METHOD_MOVES = 70
 SHORT_MOVES = 3
+SHORT_WARMUP_SECONDS = 0.2
 MAX_POINTS = 10_000
 TABLES = ("device", "faults", "load", "qemu", "run")
 TOP = ("title", "about", *TABLES, "short", "sweep", "variants", "check")
@@ -235,6 +236,7 @@ def _points(source: Source, parts: _Parts, short: bool) -> Iterator[Point]:
         defaults |= {f"{table}.{key}": entry.default for key, entry in keys.items()}
     if short:
         # A file's own number is of the full form.
+        defaults["run.warmup"] = SHORT_WARMUP_SECONDS
         defaults["run.moves"] = min(SHORT_MOVES, parts.base.get("run.moves", SHORT_MOVES))
         base = _without(parts.base, "run.moves") | parts.short
         sweep = parts.sweep | parts.short_sweep
