@@ -42,27 +42,25 @@ def cost_ms(forecaster: Forecaster) -> float:
     return cost * MIB / MS
 
 
-def test_one_read_says_nothing_of_the_link_two_say_a_rate() -> None:
-    """What counts is the time between two reads, in which the bytes of the first went over the link."""
+def test_the_first_reads_say_nothing_of_the_link() -> None:
+    """They find empty buffers, and a limit that let nothing through yet. Then the time between two counts."""
     meter = ReadMeter()
-    read(meter, 5)
-    assert meter.rate is None
-    assert meter.quick_cost is None
-    read(meter, 15)
+    end = steady(meter, 4, 1)
+    assert meter.rate is meter.quick_cost is meter.steady_cost is None
+    end = steady(meter, 1, 10, start_ms=end)
     assert meter.rate == pytest.approx(100 * MIB)
-    assert meter.quick_cost is None
-
-
-def test_the_first_reads_do_not_make_a_pace() -> None:
-    """They find empty buffers, and a limit that let nothing through yet."""
-    meter = ReadMeter()
-    end = steady(meter, 5, 1)
-    assert meter.quick_cost is None
-    end = steady(meter, 5, 10, start_ms=end)
     assert meter.quick_cost == pytest.approx(10 * MS / MIB)
     assert meter.steady_cost is None
-    steady(meter, 1, 10, start_ms=end)
+    steady(meter, 5, 10, start_ms=end)
     assert meter.steady_cost == pytest.approx(10 * MS / MIB)
+
+
+def test_the_first_callback_of_all_is_not_like_the_others() -> None:
+    meter = ReadMeter()
+    read(meter, 10, service_ms=5)
+    assert meter.service_cost is None
+    read(meter, 20)
+    assert meter.service_cost == pytest.approx(SERVICE_MS * MS / MIB)
 
 
 def test_time_without_anything_to_read_does_not_count() -> None:

@@ -54,7 +54,7 @@ _SERVICE_QUANTILE = 0.25
 _CONTRADICTION = 2.0
 _QUICK_QUANTILE = 0.15
 # The first reads of a migration go into empty buffers, and a limit on bandwidth has let nothing through yet.
-_FIRST_READS = 4
+_FIRST_READS = 3
 # A link's pace: so many reads take the same to within this factor, and no more than this share of bytes less.
 _STEADY_READS, _ALIKE, _QUICKER_SHARE = 6, 1.5, 0.2
 # QEMU (BUFFER_DELAY of migration.c) wakes up every 100 ms to spend its bandwidth: intervals of that length,
@@ -100,6 +100,7 @@ class ReadMeter:
         self._open_bytes = 0  # of the read before, when it left something to read
         self._ended_ns = 0
         self._count = 0  # of intervals
+        self._warm = False  # the first read of all touches everything for the first time
 
     def note(self, asked: int, stored: int, began_ns: int, ended_ns: int) -> None:
         """Count one read: `stored` of `asked` bytes, from `began_ns` to `ended_ns` of a monotonic clock."""
@@ -108,14 +109,17 @@ class ReadMeter:
         self._open_bytes = stored if stored == asked else 0
         self._ended_ns = ended_ns
         if stored >= _READ_BYTES:
-            self._services.append((stored, max(1, ended_ns - began_ns)))
+            if self._warm:
+                self._services.append((stored, max(1, ended_ns - began_ns)))
+            self._warm = True
 
     def _close(self, duration_ns: int) -> None:
+        self._count += 1
+        if self._count <= _FIRST_READS:
+            return
         self._busy[-1][0] += self._open_bytes
         self._busy[-1][1] += duration_ns
-        self._count += 1
-        if self._count > _FIRST_READS:
-            self._intervals.append((self._open_bytes, max(1, duration_ns)))
+        self._intervals.append((self._open_bytes, max(1, duration_ns)))
 
     def tick(self) -> None:
         """End a sampling interval; one in which nothing could be read leaves the rate as it was."""
@@ -124,13 +128,13 @@ class ReadMeter:
 
     @property
     def rate(self) -> float | None:
-        """Bytes a second over the last second that had something to read; None before the second read."""
+        """Bytes a second over the last second that had something to read; None in the first few reads."""
         duration_ns = sum(duration for _, duration in self._busy)
         return sum(count for count, _ in self._busy) / duration_ns * 1e9 if duration_ns else None
 
     @property
     def service_cost(self) -> float | None:
-        """What a byte costs this side, in the quicker quarter of the recent reads; None before the first."""
+        """What a byte costs this side, in the quicker quarter of the recent reads; None before the second."""
         return _quantile(((ns / count, count) for count, ns in self._services), _SERVICE_QUANTILE)
 
     @property
