@@ -16,7 +16,7 @@ from vfu_dev.lab.compare import compare
 from vfu_dev.lab.rows import Row, read_rows, values_of, write_rows
 from vfu_dev.lab.scenario import parse
 from vfu_dev.lab.statistics import difference, percentiles
-from vfu_dev.lab.summary import machine, point_summary, summarise, versions, write_json
+from vfu_dev.lab.summary import machine, point_summary, reached, summarise, versions, write_json
 from vfu_dev.report.experiment import markdown, write_experiment
 
 SCENARIO = parse('title = "T"\nabout = "A"\n[variants.a]\n[variants.b]\nqemu.pre-copy = false\n', "t")
@@ -72,6 +72,22 @@ def test_difference_is_told_only_where_there_is_one() -> None:
     assert 1.2 < other.low < 1.3 < other.high < 1.4
     assert "too few" in difference([1.0], [2.0]).text
     assert difference([3.0, 3.0], [3.0, 3.0]).p_value == 1.0
+
+
+def test_a_load_that_fell_short_is_a_warning(tmp_path: Path) -> None:
+    """94 % of the asked rate is told, 96 % is not; where nobody knows the rate nothing is."""
+    points = [
+        {**point.to_dict(), **point_summary([]), "problems": [], "rate": reached(None, load)}
+        for point, load in zip(
+            SCENARIO.points,
+            ({"asked_rate_bytes": 100, "reached_rate_bytes": share} for share in (94, 96)),
+            strict=True,
+        )
+    ]
+    assert summarise(SCENARIO, False, points, [], {})["warnings"] == [
+        "a: 94 bytes/s were written, 100 were asked"
+    ]
+    assert reached(None, None) is None
 
 
 def test_rows_survive_the_file(tmp_path: Path) -> None:

@@ -140,6 +140,8 @@ def _show(summary: Mapping[str, Any], page: Path) -> None:
         console.print(
             f"{'holds' if check['ok'] else 'FAILS'}: {check['text']}", markup=False, highlight=False
         )
+    for text in summary["warnings"]:
+        console.print(f"warning: {text}", markup=False, highlight=False)
     for text in summary["problems"]:
         console.print(f"PROBLEM: {text}", markup=False, highlight=False)
     console.print(f"report: {page}", markup=False, highlight=False)

@@ -25,7 +25,16 @@ from vfu_dev.lab.rig import Observer
 from vfu_dev.lab.rows import CsvFile, Row, read_rows, write_rows
 from vfu_dev.lab.scenario import Point, Scenario
 from vfu_dev.lab.shuttle import Shuttle
-from vfu_dev.lab.summary import SUMMARY, machine, point_summary, read_json, summarise, versions, write_json
+from vfu_dev.lab.summary import (
+    SUMMARY,
+    machine,
+    point_summary,
+    reached,
+    read_json,
+    summarise,
+    versions,
+    write_json,
+)
 
 # A summary of one point for whoever watches; see `run_scenario`.
 Annotate = Callable[[Point, Sequence[Row]], dict[str, Any]]
@@ -215,6 +224,7 @@ class _Run:
         entry = {**vm.point.to_dict(), **point_summary(rows)}
         entry |= {"problems": vm.problems, "guest": vm.guest, "load_status": vm.load}
         entry["libvfio_user"] = vm.libvfio_user
+        entry["rate"] = reached(vm.guest, vm.load)
         if self.annotate is not None:
             entry |= self.annotate(vm.point, rows)
         write_json(self._files / f"{vm.point.name}.json", entry)

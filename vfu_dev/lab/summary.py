@@ -19,6 +19,8 @@ from vfu_dev.lab.statistics import difference, percentiles
 KIND = "lab-run"
 VERSION = 1
 SUMMARY = "summary.json"
+# A load that reached less of its rate was not the load that was asked for.
+KEPT_UP = 0.95
 # What the variants of a scenario are compared by, each with the first one.
 COMPARED = ("downtime_ms", "total_ms")
 
@@ -60,6 +62,18 @@ def point_summary(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+def reached(guest: Mapping[str, Any] | None, load: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the rate that the load of a point was asked for and reached, bytes written a second and device.
+
+    Args:    guest: what a guest said that read everything back. load: `load-status` of a device's own engine.
+    """
+    told = guest or load
+    if not told or not told.get("asked_rate_bytes"):
+        return None
+    asked, found = told["asked_rate_bytes"], told["reached_rate_bytes"]
+    return {"asked_rate_bytes": asked, "reached_rate_bytes": found, "carried": found / asked}
+
+
 def summarise(
     scenario: Scenario,
     short: bool,
@@ -94,6 +108,12 @@ def summarise(
     checks = [check.judge(by_variant) for check in scenario.checks]
     problems = [f"{point['name']}: {text}" for point in points for text in point["problems"]]
     problems += [f"check: {check['text']}" for check in checks if not check["ok"]]
+    warnings = [
+        f"{point['name']}: {rate['reached_rate_bytes']:.0f} bytes/s were written, "
+        f"{rate['asked_rate_bytes']:.0f} were asked"
+        for point in points
+        if (rate := point.get("rate")) and rate["carried"] < KEPT_UP
+    ]
     fewest = min((point["statuses"].get("completed", 0) for point in points), default=0)
     return {
         "kind": KIND,
@@ -110,6 +130,7 @@ def summarise(
         "points": list(points),
         "comparisons": comparisons,
         "checks": checks,
+        "warnings": warnings,
         "problems": problems,
         "ok": not problems,
     }
