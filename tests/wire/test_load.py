@@ -54,7 +54,7 @@ def assert_exact(result: dict[str, Any], tolerance: float = 0.05) -> None:
 def test_inside_the_device(serve: ServerFactory, access: str) -> None:
     """The rate is kept, the load is gone afterwards, and the device's memory was written."""
     server = serve("--access", access)
-    arguments = ["--rate", "500p", "--pattern", "sequential", "--duration", 1]
+    arguments = ["--rate", "2000p", "--pattern", "sequential", "--duration", 1]
     result = load("--control", server.control_path, *arguments)
     assert result["place"] == "device"
     assert_exact(result)
