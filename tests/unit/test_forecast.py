@@ -47,12 +47,19 @@ def test_the_first_reads_say_nothing_of_the_link() -> None:
     meter = ReadMeter()
     end = steady(meter, 4, 1)
     assert meter.rate is meter.quick_cost is meter.steady_cost is None
-    end = steady(meter, 1, 10, start_ms=end)
-    assert meter.rate == pytest.approx(100 * MIB)
-    assert meter.quick_cost == pytest.approx(10 * MS / MIB)
+    end = steady(meter, 1, 22, start_ms=end)
+    assert meter.rate == pytest.approx(4 * MIB / 0.025)
+    assert meter.quick_cost == pytest.approx(22 * MS / MIB)
     assert meter.steady_cost is None
-    steady(meter, 5, 10, start_ms=end)
-    assert meter.steady_cost == pytest.approx(10 * MS / MIB)
+    steady(meter, 5, 22, start_ms=end)
+    assert meter.steady_cost == pytest.approx(22 * MS / MIB)
+
+
+def test_one_read_after_much_ram_is_a_rate() -> None:
+    """The second read came after 700 ms: that is what the client reads at present."""
+    meter = ReadMeter()
+    steady(meter, 2, 700)
+    assert meter.rate == pytest.approx(MIB / 0.7)
 
 
 def test_the_first_callback_of_all_is_not_like_the_others() -> None:

@@ -38,6 +38,8 @@ from vfu_dev.migration.stream import INDEX_BYTES
 
 # Rates are averages over so many samples: a second.
 _AVERAGED = 10
+# Less reading than this says nothing of a rate: the first reads go into empty buffers.
+_RATE_NS = 20e6
 # Reads that costs are taken from: 64 MiB at 1 MiB a read.
 _READS = 64
 # A read has to carry so much before its cost a byte says something.
@@ -53,7 +55,7 @@ _SERVICE_QUANTILE = 0.25
 # Times between reads are believed when the quickest of them contradict the path by more than this.
 _CONTRADICTION = 2.0
 _QUICK_QUANTILE = 0.15
-# The first reads of a migration go into empty buffers, and a limit on bandwidth has let nothing through yet.
+# So many times between reads are left out for the same reason; a bandwidth limit has not worked yet either.
 _FIRST_READS = 3
 # A link's pace: so many reads take the same to within this factor, and no more than this share of bytes less.
 _STEADY_READS, _ALIKE, _QUICKER_SHARE = 6, 1.5, 0.2
@@ -114,12 +116,11 @@ class ReadMeter:
             self._warm = True
 
     def _close(self, duration_ns: int) -> None:
-        self._count += 1
-        if self._count <= _FIRST_READS:
-            return
         self._busy[-1][0] += self._open_bytes
         self._busy[-1][1] += duration_ns
-        self._intervals.append((self._open_bytes, max(1, duration_ns)))
+        self._count += 1
+        if self._count > _FIRST_READS:
+            self._intervals.append((self._open_bytes, max(1, duration_ns)))
 
     def tick(self) -> None:
         """End a sampling interval; one in which nothing could be read leaves the rate as it was."""
@@ -128,9 +129,11 @@ class ReadMeter:
 
     @property
     def rate(self) -> float | None:
-        """Bytes a second over the last second that had something to read; None in the first few reads."""
+        """Bytes a second over the last second that had something to read; None before there was enough."""
         duration_ns = sum(duration for _, duration in self._busy)
-        return sum(count for count, _ in self._busy) / duration_ns * 1e9 if duration_ns else None
+        if duration_ns < _RATE_NS:
+            return None
+        return sum(count for count, _ in self._busy) / duration_ns * 1e9
 
     @property
     def service_cost(self) -> float | None:
