@@ -112,7 +112,11 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
 )
 @click.option("--name", default="vfu-dev", help="Name of the device in logs and status.")
 @click.option(
-    "--control", "control_path", default=None, type=click.Path(path_type=Path), help="Control socket."
+    "--control",
+    "control_path",
+    default=None,
+    type=click.Path(path_type=Path),
+    help="Control socket, for vfu-dev ctl.",
 )
 @click.option(
     "--pre-copy", default="on", type=click.Choice(["on", "off"]), help="Announce the PRE_COPY states."
