@@ -111,7 +111,7 @@ LIES = [
     ("op=precopy-info,lie=zero", True),
     ("op=precopy-info,lie=huge", True),
     ("op=data-size,lie=zero", True),
-    ("op=data-size,lie=huge", False),
+    ("op=data-size,lie=200G", False),
 ]
 
 
