@@ -64,7 +64,7 @@ def test_shipped_scenario_in_its_short_form(name: str, artifacts: Artifacts, tmp
         path.name for path in out.iterdir()
     }
     page = write_experiment(out)
-    assert page.read_text().count("<svg") >= (summary["fewest_moves"] > 0)
+    assert page.read_text().count("<svg") >= bool(summary["fewest_moves"])
 
 
 class CutOffError(Exception):

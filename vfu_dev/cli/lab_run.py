@@ -131,9 +131,11 @@ def _show(summary: Mapping[str, Any], page: Path) -> None:
     for row in table_rows(summary):
         table.add_row(*row)
     console.print(table)
-    if summary["fewest_moves"] < summary["method_moves"]:
+    if summary["fewest_moves"] is not None and summary["fewest_moves"] < summary["method_moves"]:
         fewest, asked = summary["fewest_moves"], summary["method_moves"]
         console.print(f"note: {fewest} completed moves at the fewest; figures to compare need {asked}")
+    for point, text in summary["stood"].items():
+        console.print(f"{point}, given up: {text}", markup=False, highlight=False)
     for line in comparison_lines(summary):
         console.print(line, markup=False, highlight=False)
     for check in summary["checks"]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from vfu_dev import __version__
 from vfu_dev.errors import ConfigError
-from vfu_dev.lab.rows import METRICS, Row, values_of
+from vfu_dev.lab.rows import METRICS, NOT_CONVERGED, Row, values_of
 from vfu_dev.lab.scenario import METHOD_MOVES, Scenario
 from vfu_dev.lab.statistics import difference, percentiles
 
@@ -108,13 +108,16 @@ def summarise(
     checks = [check.judge(by_variant) for check in scenario.checks]
     problems = [f"{point['name']}: {text}" for point in points for text in point["problems"]]
     problems += [f"check: {check['text']}" for check in checks if not check["ok"]]
+    # How the last migration stood that was given up: the numbers that decide.
+    stood = {row.point: row.text for row in rows if row.status == NOT_CONVERGED}
     warnings = [
         f"{point['name']}: {rate['reached_rate_bytes']:.0f} bytes/s were written, "
         f"{rate['asked_rate_bytes']:.0f} were asked"
         for point in points
         if (rate := point.get("rate")) and rate["carried"] < KEPT_UP
     ]
-    fewest = min((point["statuses"].get("completed", 0) for point in points), default=0)
+    expected = [point for point in points if point["settings"]["run.expect"] != "not-converged"]
+    fewest = min((point["statuses"].get("completed", 0) for point in expected), default=None)
     return {
         "kind": KIND,
         "version": VERSION,
@@ -130,6 +133,7 @@ def summarise(
         "points": list(points),
         "comparisons": comparisons,
         "checks": checks,
+        "stood": stood,
         "warnings": warnings,
         "problems": problems,
         "ok": not problems,

@@ -63,7 +63,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
         f"{machine['processor']}, {machine['cores']} cores, load average {load:.1f} when it began; "
         f"QEMU {versions['qemu']}, Linux {machine['kernel']}.",
     ]
-    told = comparison_lines(summary)
+    told = [f"{point}, given up: {text}" for point, text in (summary.get("stood") or {}).items()]
+    told += comparison_lines(summary)
     if told or summary["checks"]:
         lines.append("")
     lines += [f"- {line}" for line in told]
