@@ -149,7 +149,8 @@ def test_sizes_that_lie_end_in_a_clear_state(options: Options, in_lab: InLab) ->
         assert (await lab.migrate())["status"] == "completed"
         return await finish(lab, MigrationResult())
 
-    result = in_lab(options(load=IDLE, memory_bytes=256 * KIB), scenario)
+    # Slow: of what is all read in its first 0.1 s, before it has a threshold, QEMU does not ask the length.
+    result = in_lab(options(load=IDLE, memory_bytes=256 * KIB, max_bandwidth=128 * KIB), scenario)
     assert result.problems == []
 
 
