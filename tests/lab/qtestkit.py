@@ -63,10 +63,19 @@ async def until(condition: Callable[[], Coroutine[Any, Any, bool]], what: str) -
             await asyncio.sleep(0.005)
 
 
-async def migrate(lab: Lab) -> None:
-    """Move the VM; the guest follows."""
+async def migrate(lab: Lab, meanwhile: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+    """Move the VM; the guest follows. It does not stop before `meanwhile` is over."""
     await lab.configure()
+    source = lab.source.qemu
+    if meanwhile is not None:
+        # 300 bytes while the VM may be stopped: the device's registers are more, nothing at all is less, and
+        # so QEMU looks for dirty memory again and again.
+        await source.execute("migrate-set-parameters", avail_switchover_bandwidth=1000)
     await lab.begin(await lab.listen())
+    if meanwhile is not None:
+        await meanwhile()
+        wanted = lab.options.switchover_bandwidth
+        await source.execute("migrate-set-parameters", avail_switchover_bandwidth=wanted)
     row = await lab.wait_final()
     assert row["status"] == "completed", row
     await lab.wait_running(lab.destination.qemu)

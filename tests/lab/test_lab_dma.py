@@ -44,6 +44,18 @@ async def wrong_bytes(registers: Registers, buffer: int) -> int:
     return int(np.count_nonzero(words != expected_pages(pages, stamps)[:, np.newaxis])) * 8
 
 
+async def twice_written(lab: Lab, devices: list[Registers]) -> None:
+    """Wait until every page of every buffer was sent, and then was written once more."""
+
+    def second_pass(row: dict[str, Any]) -> bool:
+        return int(row["qemu"].get("ram", {}).get("dirty-sync-count", 0)) > 1
+
+    await lab.wait_for(second_pass, "the second pass over guest memory")
+    for registers in devices:
+        stamps = await registers.get("writer_count") + BUFFER_BYTES // 4096
+        await until(lambda r=registers, n=stamps: more_stamps(r, n), "once more round the buffer")  # type: ignore[misc]
+
+
 async def writer_migrates(lab: Lab, *, logged: bool = True) -> list[int]:
     """Migrate under the writers of all devices; returns the wrong bytes in each buffer."""
     devices = [Registers(lab, index) for index in range(lab.options.devices)]
@@ -52,7 +64,7 @@ async def writer_migrates(lab: Lab, *, logged: bool = True) -> list[int]:
         await server.command("dma-log", enabled=logged)
     for registers, buffer in zip(devices, buffers, strict=True):
         await start_writer(registers, buffer, 8 * MIB)
-    await migrate(lab)
+    await migrate(lab, lambda: twice_written(lab, devices))
     for registers in devices:
         stamps = await registers.get("writer_count")
         await until(lambda r=registers, n=stamps: more_stamps(r, n + 10), "the writer goes on")  # type: ignore[misc]
