@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from vfu_dev.device import reference
-from vfu_dev.device.dma import DESCRIPTOR, SLICE_BYTES, Op, Status
+from vfu_dev.device.descriptors import DESCRIPTOR, Op, Status
+from vfu_dev.device.dma import SLICE_BYTES
 from vfu_dev.device.load_registers import LoadPattern, LoadStatus
 from vfu_dev.device.reference import FIELDS
 from vfu_dev.device.writer import STAMP_SEED, WriterStatus

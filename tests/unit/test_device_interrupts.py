@@ -9,10 +9,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from vfu_dev.device import ReferenceDevice
-from vfu_dev.device.dma import DESCRIPTOR, STATE, Op, Status
+from vfu_dev.device import Device, Field, Msix, ReferenceDevice, Registers
+from vfu_dev.device.descriptors import DESCRIPTOR, Op, Status
+from vfu_dev.device.dma import STATE
 from vfu_dev.device.writer import STAMP_PAGE_BYTES, WriterStatus, expected_pages, stamp_words
-from vfu_dev.errors import StreamError
+from vfu_dev.errors import ConfigError, StreamError
+from vfu_dev.uapi import VFIO_PCI_INTX_IRQ_INDEX
 from vfu_dev.uapi import DeviceState as S
 
 IRQ_RAISE = 0x20
@@ -120,12 +122,79 @@ def test_a_reset_forgets_what_is_pending(machine: Machine) -> None:
     assert machine.raised == []
 
 
-def test_pending_vectors_that_do_not_exist_are_refused(machine: Machine) -> None:
+def test_interrupts_that_do_not_exist_are_refused(machine: Machine) -> None:
+    """Pending vectors, and causes of INTx; also those of a device that has no INTx at all."""
+
+    class Messages(Device):
+        registers = Registers(0, [Field("nothing", 0, "<u4", "rw", "")])
+        msix = Msix(1, vectors=4)
+
     block = machine.device.interrupts.block()
-    good = (1 << 3).to_bytes(block.dtype.itemsize, "little")
-    block.validate(good)
+
+    def content(pending: int, asserted: int) -> bytes:
+        return pending.to_bytes(block.dtype.itemsize - 4, "little") + asserted.to_bytes(4, "little")
+
+    block.validate(content(1 << 3, 1 << 3))
+    for pending, asserted in ((1 << 4, 0), (0, 1 << 4), (1 << 2047, 0), (0, 1 << 31)):
+        with pytest.raises(StreamError, match="4 vectors"):
+            block.validate(content(pending, asserted))
+    other = Messages()
+    other.interrupts.block().validate(content(1 << 3, 0))
     with pytest.raises(StreamError, match="4 vectors"):
-        block.validate((1 << 4).to_bytes(block.dtype.itemsize, "little"))
+        other.interrupts.block().validate(content(0, 1))
+    other.close()
+
+
+def test_intx_of_a_device_of_ones_own_needs_one_field() -> None:
+    """Raised as INTx while the client uses that; what the guest writes back is acknowledged, and no more."""
+
+    class Bell(Device):
+        registers = Registers(0, [Field("causes", 0x4, "<u4", "intx", "who rang")])
+        msi_vectors = 3
+
+    bell, levels = Bell(), []
+    bell.interrupts.mode = lambda: VFIO_PCI_INTX_IRQ_INDEX
+    bell.interrupts.set_line = levels.append
+    assert (bell.irq_vectors, bell.msi_messages, bell.msix_vectors) == (3, 4, 0)
+    for vector in (2, 0, 3):  # the last one does not exist
+        bell.raise_irq(vector)
+    assert (bell.registers["causes"], levels[-1]) == (0b101, True)
+    bell.registers.write(0x4, memoryview(b"\x01"))
+    assert (bell.registers["causes"], levels[-1]) == (0b100, True)
+    bell.migration.set_state(S.STOP)
+    assert (bell.registers["causes"], levels[-1]) == (0b100, False)
+    bell.migration.set_state(S.RUNNING)
+    assert levels[-1] is True
+    bell.registers.write(0x0, memoryview(b"\xff" * 8))
+    assert (bell.registers["causes"], levels[-1]) == (0, False)
+    bell.raise_irq(1)
+    bell.reset(S.RUNNING, "test")
+    assert (bell.registers["causes"], levels[-1]) == (0, False)
+    bell.close()
+
+
+def test_two_registers_cannot_both_acknowledge() -> None:
+    class Twice(Device):
+        registers = Registers(0, [Field(name, at, "<u4", "intx", "") for name, at in (("a", 0), ("b", 4))])
+
+    with pytest.raises(ConfigError, match="b: a second register"):
+        Twice()
+
+
+def test_what_nobody_noticed_is_taken_back_when_the_device_stops(machine: Machine) -> None:
+    """And raised again when it runs, once for each vector; what was noticed is not."""
+    unnoticed = {1, 3}
+    machine.device.interrupts.take_back = lambda vector: vector in unnoticed
+    for vector in (1, 2, 3, 3):
+        machine.raise_irq(vector)
+    machine.device.migration.set_state(S.STOP)
+    assert machine.device.interrupts.pending == [1, 3]
+    machine.device.migration.set_state(S.RUNNING)
+    assert machine.raised == [1, 2, 3, 3, 1, 3]
+    unnoticed.clear()
+    machine.device.migration.set_state(S.STOP)
+    machine.device.migration.set_state(S.RUNNING)
+    assert machine.raised == [1, 2, 3, 3, 1, 3]
 
 
 def test_nothing_is_started_in_quiet_states(machine: Machine) -> None:

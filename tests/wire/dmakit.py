@@ -11,7 +11,7 @@ from serverkit import wait_until
 from streamkit import read_all
 
 from vfu_dev.client import VfioUserDevice
-from vfu_dev.device.dma import CTRL_START, DESCRIPTOR, DMA_FIELDS, Op, Status
+from vfu_dev.device.descriptors import CTRL_START, DESCRIPTOR, DMA_FIELDS, Op, Status
 from vfu_dev.device.reference import FIELDS
 from vfu_dev.device.writer import WRITER_FIELDS, WriterStatus
 from vfu_dev.uapi import (

@@ -11,62 +11,33 @@ import errno
 import time
 import zlib
 from collections.abc import Callable
-from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from vfu_dev.device.descriptors import (
+    CHECKSUMS,
+    CTRL_ABORT,
+    CTRL_START,
+    DESCRIPTOR,
+    FLAG_INTERRUPT,
+    MAX_DESCRIPTORS,
+    READS_GUEST,
+    RESULT_OFFSET,
+    STATUS_OFFSET,
+    USES_DEVICE,
+    WRITES_GUEST,
+    Op,
+    Status,
+)
 from vfu_dev.device.guest_memory import GuestMemory
-from vfu_dev.device.regions import Field, RegisterBar
+from vfu_dev.device.regions import RegisterBar
 from vfu_dev.errors import AccessError, StreamError, VfuDevError, errno_of
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import RegisterBlock
 
 # 256 KiB: about 0.1 ms a slice on the project's machine, which is what MMIO may have to wait for.
 SLICE_BYTES = 256 << 10
-MAX_DESCRIPTORS = 4096
-
-CTRL_START = 1 << 0
-CTRL_ABORT = 1 << 1
-FLAG_INTERRUPT = 1 << 0
-
-DMA_FIELDS = (
-    Field("dma_table", 0x80, "<u8", "rw", "guest address of the descriptors, 64-byte aligned", migrates=True),
-    Field("dma_count", 0x88, "<u4", "rw", f"number of descriptors, 1 to {MAX_DESCRIPTORS}", migrates=True),
-    Field("dma_ctrl", 0x8C, "<u4", "wo", "bit 0: start; bit 1: abort"),
-    Field("dma_status", 0x90, "<u4", "ro", "of the run as a whole, see below", migrates=True),
-    Field("dma_done", 0x94, "<u4", "ro", "descriptors completed since reset, good or bad", migrates=True),
-)
-
-DESCRIPTOR = np.dtype(
-    {
-        "names": ["op", "flags", "address", "offset", "length", "value", "vector", "status", "result"],
-        "formats": ["<u4", "<u4", "<u8", "<u8", "<u8", "<u8", "<u4", "<u4", "<u8"],
-        "offsets": [0x00, 0x04, 0x08, 0x10, 0x18, 0x20, 0x28, 0x30, 0x38],
-        "itemsize": 64,
-    }
-)
-_STATUS_OFFSET, _RESULT_OFFSET = 0x30, 0x38
-
-
-def _register(name: str, offset: int, form: str, access: str, doc: str) -> Field:
-    # A state from before there were these has none.
-    return Field(f"desc_{name}", 0x200 + offset, form, access, doc, migrates=True, default=0)
-
-
-# One descriptor in registers, in the layout of those in memory, and its doorbell.
-DESCRIPTOR_FIELDS = (
-    _register("op", 0x00, "<u4", "rw", "operation of the descriptor in registers"),
-    _register("flags", 0x04, "<u4", "rw", "as in a descriptor"),
-    _register("address", 0x08, "<u8", "rw", "as in a descriptor"),
-    _register("offset", 0x10, "<u8", "rw", "as in a descriptor"),
-    _register("length", 0x18, "<u8", "rw", "as in a descriptor"),
-    _register("value", 0x20, "<u8", "rw", "as in a descriptor"),
-    _register("vector", 0x28, "<u4", "rw", "as in a descriptor"),
-    _register("status", _STATUS_OFFSET, "<u4", "ro", "of the last one carried out"),
-    _register("result", _RESULT_OFFSET, "<u8", "ro", "of the last one carried out"),
-    Field("desc_ctrl", 0x240, "<u4", "wo", "bit 0: carry it out; bit 1: abort"),
-)
 
 STATE = np.dtype(
     [
@@ -82,43 +53,6 @@ STATE = np.dtype(
         ("descriptor", DESCRIPTOR),
     ]
 )
-
-
-class Op(IntEnum):
-    """What a descriptor asks for."""
-
-    TO_DEVICE = 1  # guest memory to device memory
-    TO_GUEST = 2  # device memory to guest memory
-    FILL_GUEST = 3  # `value` repeated
-    FILL_DEVICE = 4
-    CHECKSUM_GUEST = 5  # CRC-32 (zlib's) in `result`
-    CHECKSUM_DEVICE = 6
-
-
-_READS_GUEST = frozenset({Op.TO_DEVICE, Op.CHECKSUM_GUEST})
-_WRITES_GUEST = frozenset({Op.TO_GUEST, Op.FILL_GUEST})
-_USES_DEVICE = frozenset({Op.TO_DEVICE, Op.TO_GUEST, Op.FILL_DEVICE, Op.CHECKSUM_DEVICE})
-_CHECKSUMS = frozenset({Op.CHECKSUM_GUEST, Op.CHECKSUM_DEVICE})
-
-
-class Status(IntEnum):
-    """Of a descriptor, and (IDLE, BUSY, and the last four) of a run."""
-
-    IDLE = 0  # nothing was done yet; of a run: none is under way, and the last one came to its end
-    BUSY = 1  # of a run only
-    DONE = 2
-    BAD_OP = 3  # an operation or flag that there is not
-    BAD_LENGTH = 4  # no bytes, or more than there are addresses
-    BAD_DEVICE_RANGE = 5  # not all in device memory
-    UNMAPPED = 6  # not all in guest memory
-    FORBIDDEN = 7  # guest memory that may not be read or written by DMA
-    OVERLAP = 8  # would write to the descriptors themselves
-    BAD_VECTOR = 9  # the interrupt asked for does not exist
-    FAILED = 10  # a transfer by message went wrong
-    ABORTED = 11
-    NO_BUS_MASTER = 12  # the command register forbids DMA, writing this into a descriptor included
-    BAD_TABLE = 13  # dma_table or dma_count makes no sense
-    TABLE_UNREACHABLE = 14  # a descriptor could not be read or its status not be written
 
 
 class _Descriptor(NamedTuple):
@@ -281,12 +215,12 @@ class DmaEngine:
     def _judge(self, descriptor: _Descriptor) -> Status | None:
         """Return what is wrong with a descriptor, None for nothing; not one byte has moved yet."""
         refused = self._judge_shape(descriptor)
-        if refused is not None or descriptor.op not in _READS_GUEST | _WRITES_GUEST:
+        if refused is not None or descriptor.op not in READS_GUEST | WRITES_GUEST:
             return refused
         address, length = descriptor.address, descriptor.length
         if address + length > 1 << 64:
             return Status.UNMAPPED
-        write = descriptor.op in _WRITES_GUEST
+        write = descriptor.op in WRITES_GUEST
         in_memory = not self._state["registers"][0]
         table = int(self._state["table"][0])
         table_end = table + int(self._state["count"][0]) * DESCRIPTOR.itemsize
@@ -307,7 +241,7 @@ class DmaEngine:
         if not 0 < descriptor.length < 1 << 63:
             return Status.BAD_LENGTH
         size = self._memory.size_bytes
-        if descriptor.op in _USES_DEVICE and (
+        if descriptor.op in USES_DEVICE and (
             descriptor.offset > size or descriptor.length > size - descriptor.offset
         ):
             return Status.BAD_DEVICE_RANGE
@@ -353,7 +287,7 @@ class DmaEngine:
         state, epoch = self._state, self._epoch
         descriptor = self._descriptor()
         result = int(state["position"][0])
-        if status is Status.DONE and descriptor.op in _CHECKSUMS:
+        if status is Status.DONE and descriptor.op in CHECKSUMS:
             result = int(state["checksum"][0])
         elif status is not Status.DONE:
             self._host.counters.dma_errors += 1
@@ -379,8 +313,8 @@ class DmaEngine:
             self._registers["desc_result"], self._registers["desc_status"] = result, status
             return
         address = int(self._state["table"][0]) + int(self._state["index"][0]) * DESCRIPTOR.itemsize
-        self._host.guest().write(address + _RESULT_OFFSET, result.to_bytes(8, "little"))
-        self._host.guest().write(address + _STATUS_OFFSET, status.to_bytes(4, "little"))
+        self._host.guest().write(address + RESULT_OFFSET, result.to_bytes(8, "little"))
+        self._host.guest().write(address + STATUS_OFFSET, status.to_bytes(4, "little"))
 
     def _end(self, status: Status) -> None:
         """End the run."""
@@ -423,7 +357,7 @@ class DmaEngine:
         refused = self._judge_shape(descriptor)
         if refused is not None or int(state["position"]) >= descriptor.length:
             raise StreamError("a DMA transfer under way that this device would have refused")
-        if descriptor.op in _READS_GUEST | _WRITES_GUEST and descriptor.address + descriptor.length > 1 << 64:
+        if descriptor.op in READS_GUEST | WRITES_GUEST and descriptor.address + descriptor.length > 1 << 64:
             raise StreamError("a DMA transfer under way beyond the last address")
 
 

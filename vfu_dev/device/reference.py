@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from vfu_dev.device.base import Device, PciIdentity
-from vfu_dev.device.dma import DESCRIPTOR_FIELDS, DMA_FIELDS, DmaEngine, Host
+from vfu_dev.device.descriptors import DESCRIPTOR_FIELDS, DMA_FIELDS
+from vfu_dev.device.dma import DmaEngine, Host
 from vfu_dev.device.fill import fill_words
 from vfu_dev.device.load_registers import LOAD_FIELDS, RegisterLoad
 from vfu_dev.device.regions import Field, MemoryBar, MsixBar, RegisterBar
