@@ -90,7 +90,12 @@ def now(page: Layout) -> None:
             f"vfu_migration_converging{D}",
             "short",
             [("red", None), ("green", 1)],
-            mappings=[{"type": "value", "options": {"0": {"text": "NO"}, "1": {"text": "yes"}}}],
+            mappings=[
+                {
+                    "type": "value",
+                    "options": {"0": {"text": "NO", "color": "red"}, "1": {"text": "yes", "color": "green"}},
+                }
+            ],
         ),
         3,
         5,
@@ -201,6 +206,7 @@ def convergence(page: Layout) -> None:
             },
             "short",
             red_below=1,
+            logarithmic=True,  # 0.5 and 50 are both usual, and 1 is what matters
         )
     )
     page.add(

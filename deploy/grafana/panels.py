@@ -92,6 +92,7 @@ def graph(
     dashed: tuple[str, ...] = (),
     stack: bool = False,
     red_below: float | None = None,
+    logarithmic: bool = False,
 ) -> Json:
     """Return a panel of curves over time; those whose legend contains one of `dashed` are limits."""
     custom: Json = {
@@ -102,6 +103,9 @@ def graph(
     }
     custom["stacking"] = {"mode": "normal" if stack else "none", "group": "A"}
     defaults: Json = {"min": 0}
+    if logarithmic:
+        defaults = {}
+        custom["scaleDistribution"] = {"type": "log", "log": 10}
     if red_below is not None:
         steps = [{"color": "red", "value": None}, {"color": "transparent", "value": red_below}]
         defaults["thresholds"] = {"mode": "absolute", "steps": steps}
@@ -160,6 +164,7 @@ def stat(
     """Return a panel of one big number a device."""
     thresholds = [{"color": color, "value": value} for color, value in steps]
     defaults: Json = {
+        "color": {"mode": "thresholds"},
         "thresholds": {"mode": "absolute", "steps": thresholds},
         "mappings": mappings or [],
         "noValue": "-",
