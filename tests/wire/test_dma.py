@@ -14,7 +14,7 @@ import pytest
 from dmakit import KIB, MIB, Driver, Outcome, carry
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serverkit import RunningServer, ServerFactory, readable, server_farm, short_folder
+from serverkit import RunningServer, ServerFactory, readable, server_farm, short_folder, wait_until
 
 from vfu_dev import uapi
 from vfu_dev.client import VfioUserDevice
@@ -143,7 +143,8 @@ def test_requests_cross_every_transfer_by_message(driver: Driver) -> None:
 
 def test_the_device_moves_in_the_middle_of_a_transfer_by_message(driver: Driver) -> None:
     """STOP crosses it: it waits for the transfer, and the device then is stopped between two slices."""
-    device, size = driver.device, 3 * SLICE_BYTES
+    device, slices = driver.device, 64
+    size = slices * SLICE_BYTES
     base = 0x400000
     device.dma_map(base, size, shared=False)
     calls: list[Call] = []
@@ -159,13 +160,14 @@ def test_the_device_moves_in_the_middle_of_a_transfer_by_message(driver: Driver)
     connection.handler = cross
     driver.put({"op": Op.FILL_GUEST, "address": base, "length": size, "value": 0x66})
     driver.start(1)
-    assert driver["dma_status"] == Status.BUSY
+    # The server's requests are taken while we wait for its replies.
+    wait_until(lambda: driver["dma_status"] == Status.BUSY and calls, "the first message")
     connection.wait(calls[0])
     assert device.migration.get_state() is uapi.DeviceState.STOP
     written = device.dma.write_requests
     for _ in range(50):
         assert driver["dma_status"] == Status.BUSY
-    assert device.dma.write_requests == written < 3
+    assert device.dma.write_requests == written < slices
     device.migration.set_state(uapi.DeviceState.RUNNING)
     assert driver.finish() is Status.IDLE
     assert driver.outcomes(1)[0].status is Status.DONE
