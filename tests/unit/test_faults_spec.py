@@ -22,6 +22,7 @@ TEXTS = [
     "op=precopy-info,lie=huge,trigger=/tmp/inject",
     "op=region-read,delay=8.0,force=yes",
     "op=reset,exit=3",
+    "op=region-write,error=EIO,bar=2",
 ]
 
 
@@ -61,6 +62,8 @@ def test_every_action_of_every_operation_can_be_asked_for() -> None:
         ({"op": "irq", "error": "EIO", "state": "RUNING"}, ["state 'RUNING'", "RUNNING"]),
         ({"op": "transition", "error": "EIO", "arc": "RUNNING"}, ["arc 'RUNNING'", "FROM->TO"]),
         ({"op": "irq", "error": "EIO", "to": "STOP"}, ["op=transition"]),
+        ({"op": "irq", "error": "EIO", "bar": 2}, ["bar for op irq", "region-read"]),
+        ({"op": "region-read", "error": "EIO", "bar": 6}, ["bar 6", "0 to 5"]),
         ({"op": "mig-read", "error": "EIO", "when": "initial-loaded"}, ["when initial-loaded", "mig-write"]),
         ({"op": "mig-write", "corrupt": "1", "when": "initial-loaded"}, ["when initial-loaded"]),
         ({"op": "irq", "delay": 5}, ["delay 5", "less than 5 s", "force=yes"]),

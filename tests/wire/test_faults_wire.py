@@ -222,6 +222,19 @@ def test_region_accesses_are_changed_as_asked(server: RunningServer, action: str
             assert changed[2] == 1
 
 
+def test_a_fault_may_be_about_one_bar(server: RunningServer) -> None:
+    """The other BARs go on; one that the device does not have is refused."""
+    with server.connect() as device:
+        arm(server, "op=region-read,error=EBUSY,bar=2")
+        assert bytes(device.region_read(BAR0, 0, 4)) == b"VFUD"
+        with pytest.raises(CommandError):
+            device.region_read(BAR2, 0, 8)
+        assert clear(server)["calls"] == 1
+        device.region_read(BAR2, 0, 8)
+    with pytest.raises(VfuDevError, match="BAR5"):
+        arm(server, "op=region-read,error,bar=5")
+
+
 def test_a_reset_can_fail(server: RunningServer) -> None:
     with server.connect() as device:
         arm(server, "op=reset,error=EBUSY,count=1")

@@ -42,11 +42,17 @@ class Wrapped:
         operations: which ones go through it.
         inner: the function itself, or the object that has them.
         put: puts another one in its place, for as long as there are faults; called with None to undo that.
+        bar: whose accesses go through it; None for what has nothing to do with one.
     """
 
     operations: tuple[str, ...]
     inner: Any
     put: Callable[[Any], None]
+    bar: int | None = None
+
+    def is_of(self, fault: Fault) -> bool:
+        """Return whether `fault` stands around this function."""
+        return fault.op in self.operations and fault.bar in (None, self.bar)
 
 
 class FaultBoard:
@@ -70,13 +76,14 @@ class FaultBoard:
 
         Raises:  ConfigError: the device has no such operation, or too many faults are armed.
         """
-        if not any(fault.op in place.operations for place in self._places):
-            raise ConfigError(f"fault: op {fault.op}: not with this libvfio-user")
+        if not any(place.is_of(fault) for place in self._places):
+            missing = "not with this libvfio-user" if fault.bar is None else f"there is no BAR{fault.bar}"
+            raise ConfigError(f"fault: op {fault.op}: {missing}")
         if len(self._armed) >= MAX_ARMED:
             raise ConfigError(f"fault: {MAX_ARMED} are armed, which is the limit")
         self._last += 1
         self._armed[self._last] = ArmedFault(self._last, fault)
-        self._place(fault.op)
+        self._place(fault)
         logger.info("%s: fault %d armed: %s", self._device.name, self._last, fault)
         return self._last
 
@@ -92,7 +99,7 @@ class FaultBoard:
         for number in gone:
             one = self._armed.pop(number)
             one.cleared = True
-            self._place(one.fault.op)
+            self._place(one.fault)
             logger.info("%s: fault %d cleared after %d hits", self._device.name, number, one.hits)
         return len(gone)
 
@@ -117,13 +124,13 @@ class FaultBoard:
         given = request["fault"]
         return {"id": self.arm(Fault.parse(given) if isinstance(given, str) else Fault.from_dict(given))}
 
-    def _place(self, op: str) -> None:
-        """Rebuild what stands around the functions that `op` goes through; the first armed is innermost."""
+    def _place(self, changed: Fault) -> None:
+        """Rebuild what stands around the functions of the fault that came or went; the first is innermost."""
         for place in self._places:
-            if op not in place.operations:
+            if not place.is_of(changed):
                 continue
             outer = place.inner
-            here = [one for one in self._armed.values() if one.fault.op in place.operations]
+            here = [one for one in self._armed.values() if place.is_of(one.fault)]
             for one in here:
                 outer = filters.FILTERS[one.fault.op](one, self._reach, outer)
             place.put(outer if here else None)

@@ -73,6 +73,7 @@ class Fault:
         after_bytes: bytes that do.
         trigger: it happens only while this file exists.
         state: it happens only in this migration state.
+        bar: it happens only in accesses to this BAR (region-read, region-write).
         origin, target: it happens only on arcs from this state, to this state (transition).
         when: "initial-loaded": with the mig-write that completes the initial data, once it was taken.
         force: a delay that outlasts the client's patience is meant.
@@ -96,6 +97,7 @@ class Fault:
     after_bytes: int = 0
     trigger: Path | None = None
     state: DeviceState | None = None
+    bar: int | None = None
     origin: DeviceState | None = None
     target: DeviceState | None = None
     when: str = "always"
@@ -116,6 +118,8 @@ class Fault:
                 f"{self.delay:g}",
                 f"less than {CLIENT_TIMEOUT_SECONDS:g} s, the client's patience; force=yes if that is meant",
             )
+        if self.bar is not None and self.op not in ("region-read", "region-write"):
+            raise _wrong("bar", self.op, "op=region-read or op=region-write", "for op ")
         if self.op != "transition" and (self.origin or self.target):
             raise _wrong("arc", self.op, "op=transition", "for op ")
         if self.when != "always" and (self.op != "mig-write" or actions[0] in _OF_CONTENT):
@@ -337,6 +341,7 @@ _KEYS: dict[str, Callable[[str, Any], dict[str, Any]]] = {
     "after-bytes": _size,
     "trigger": _path,
     "state": _state("state"),
+    "bar": _whole(0, 5),
     "arc": _arc,
     "to": _state("target"),
     "when": _when,

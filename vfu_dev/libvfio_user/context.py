@@ -51,8 +51,9 @@ RegionHandler = _ffi.RegionHandler
 
 
 class Gate(NamedTuple):
-    """The way into one region: its handler, and what puts another in its place while the region is served."""
+    """The way into one region: its handler, and what puts another in its place while it is served."""
 
+    region: int  # its VFIO_PCI_*_REGION_INDEX
     handler: RegionHandler
     exchange: Callable[[RegionHandler], None]
 
@@ -170,7 +171,7 @@ class Context:
         """Set up a memory region; accesses to what is not mapped go to its handler."""
         callback, exchange = _ffi.guard_region(self._name, region.name, region.handler)
         self._alive.append(callback)
-        self.gates.append(Gate(region.handler, exchange))
+        self.gates.append(Gate(region.index, region.handler, exchange))
         flags = _ffi.VFU_REGION_FLAG_RW | _ffi.VFU_REGION_FLAG_MEM
         areas = None if region.fd < 0 else _ffi.io_vectors([(0, region.mapped_bytes)])
         self._check(

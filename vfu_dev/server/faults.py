@@ -64,7 +64,8 @@ def fault_board(
             Wrapped(("dma-read", "dma-write"), device.guest_memory, _attribute(device, "guest_memory"))
         )
     for gate in context.gates:
-        places.append(Wrapped(("region-read", "region-write"), gate.handler, _gate(gate)))
+        accesses = ("region-read", "region-write")
+        places.append(Wrapped(accesses, gate.handler, _gate(gate), gate.region))
     return FaultBoard(device, Host(), places)
 
 
