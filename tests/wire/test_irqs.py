@@ -232,6 +232,9 @@ def test_a_migration_given_up_at_the_last_instant_loses_nothing(server: RunningS
         driver["irq_raise"] = 0
         irqs.device.migration.set_state(S.STOP_COPY)
         assert irqs.heard() == {}
+        found = server.status()["interrupts"]
+        assert found["kind"] == {INTX: "intx", MSI: "msi", MSIX: "msix"}[kind]
+        assert (found["pending"], found["intx_causes"]) == (([], [0]) if kind == INTX else ([0], []))
         irqs.device.migration.set_state(S.RUNNING)
         assert irqs.heard() == {0: 1}
 

@@ -18,11 +18,18 @@ import numpy as np
 
 from vfu_dev.errors import StreamError
 from vfu_dev.migration import RegisterBlock
-from vfu_dev.uapi import VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX
+from vfu_dev.uapi import VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX
 
 MAX_VECTORS = 2048  # PCI_MSIX_FLAGS_QSIZE + 1, <linux/pci_regs.h>
 MAX_MESSAGES = 32  # of MSI: PCI Local Bus Specification 3.0, section 6.8.1.3
 CAUSES = 32
+
+
+_KINDS = {
+    VFIO_PCI_INTX_IRQ_INDEX: "intx",
+    VFIO_PCI_MSI_IRQ_INDEX: "msi",
+    VFIO_PCI_MSIX_IRQ_INDEX: "msix",
+}
 
 
 def _bits(mask: int) -> list[int]:
@@ -68,6 +75,15 @@ class Interrupts:
     def pending(self) -> list[int]:
         """Vectors that wait for the device to run, ascending."""
         return _bits(self._pending)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return which kind the client uses, what waits, and causes of INTx, for whoever asks the server."""
+        mode = self.mode()
+        return {
+            "kind": None if mode is None else _KINDS[mode],
+            "pending": self.pending,
+            "intx_causes": _bits(self.asserted),
+        }
 
     def raise_vector(self, vector: int) -> None:
         """Raise `vector`, which exists, now or when the device runs again."""

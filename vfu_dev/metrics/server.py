@@ -43,7 +43,7 @@ RESETS = Metric(
 INTERRUPTS = Metric(
     "vfu_interrupts_total",
     "counter",
-    "MSI-X interrupts the device raised. It rises with the load.",
+    "Interrupts the device raised, of any kind. It rises with the load.",
 )
 INTERRUPT_ERRORS = Metric(
     "vfu_interrupt_errors_total",

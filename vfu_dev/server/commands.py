@@ -148,6 +148,7 @@ class Commands:
             "save": migration.save_status(),
             "load": migration.load_status(),
             "transitions": [transition.as_dict() for transition in migration.transitions],
+            "interrupts": device.interrupts.as_dict(),
             "counters": asdict(device.counters),
         }
 
