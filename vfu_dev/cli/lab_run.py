@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from vfu_dev.errors import ConfigError
+from vfu_dev.errors import ConfigError, LabError
 
 DEFAULT_OUT = Path("out/experiments")
 
@@ -89,7 +89,7 @@ def run(
     changes = _changes(settings)
     # All files are judged before the first VM starts.
     scenarios = [load_scenario(name, changes) for name in chosen]
-    summaries = []
+    summaries, failed = [], False
     for scenario in scenarios:
         folder = out / scenario.name
         with RunProgress(Console(stderr=True), scenario.name, quiet) as progress:
@@ -107,6 +107,12 @@ def run(
                 again = shlex.join(["vfu-dev", *sys.argv[1:], *(() if resume else ("--resume",))])
                 click.echo(f"interrupted; go on with: {again}", err=True)
                 sys.exit(130)
+            except LabError as error:
+                if len(scenarios) == 1:
+                    raise
+                click.echo(f"PROBLEM: {scenario.name}: {error}", err=True)
+                failed = True
+                continue
         page = write_experiment(folder)
         summaries.append(summary)
         _show(summary, page)
@@ -117,7 +123,7 @@ def run(
         else:
             json_file.parent.mkdir(parents=True, exist_ok=True)
             json_file.write_text(text + "\n")
-    if not all(summary["ok"] for summary in summaries):
+    if failed or not all(summary["ok"] for summary in summaries):
         sys.exit(1)
 
 
