@@ -113,6 +113,7 @@ def test_goes_on_until_the_downtime_limit_can_be_kept(options: Options, in_lab: 
     impossible = options(
         memory_bytes=3 * MIB,
         load=dirtying(0),
+        max_bandwidth=4 * MIB,  # a read each 100 ms: less than the guest writes, however busy the machine is
         switchover_bandwidth=100_000,
         downtime_limit_ms=1,
     )
