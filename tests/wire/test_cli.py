@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -189,6 +190,49 @@ def test_migrate_keeps_to_its_bandwidth(serve: ServerFactory) -> None:
     status, result, _ = migrate(source, destination, "--max-bandwidth", "8M")
     assert status == 0
     assert 350 < result["total_ms"] < 2000
+
+
+def test_migrate_keeps_to_little_bandwidth(serve: ServerFactory) -> None:
+    """A limit that is far below one transfer of the protocol's size a window is kept as well."""
+    source, destination = serve("--fill", "2", memory="1M"), serve(memory="1M")
+    status, result, _ = migrate(source, destination, "--max-bandwidth", "512K", "--downtime-limit", "100")
+    assert status == 0
+    assert result["total_ms"] > 1700
+
+
+@pytest.mark.parametrize("path", ["/proc/nowhere/out.json", "/dev/full"])
+def test_figures_that_cannot_be_written_are_one_line(serve: ServerFactory, path: str) -> None:
+    """A file that cannot be made, and a disk that is full: the reason, not a traceback."""
+    source, destination = serve(), serve()
+    done = run("migrate", source.socket, destination.socket, "--quiet", "--json", path)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert done.stderr.startswith(f"vfu-dev: --json {path}: ")
+
+
+def test_a_page_that_cannot_be_written_is_one_line() -> None:
+    """What no command looks at by itself is told by all of them in the same way."""
+    figures = Path(__file__).parents[1] / "unit/data/lab-not-converging.json"
+    done = run("report", figures, "--out", "/proc/nowhere/page.html")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert done.stderr.startswith("vfu-dev: /proc/nowhere")
+
+
+def test_a_package_that_is_missing_is_named(short_tmp: Path) -> None:
+    """Without the lab's packages its commands say what to install."""
+    (short_tmp / "matplotlib").mkdir()
+    (short_tmp / "matplotlib/__init__.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'matplotlib'\", name='matplotlib')"
+    )
+    done = subprocess.run(
+        [*map(str, VFU_DEV), "report", "any.json"],
+        env={**os.environ, "PYTHONPATH": str(short_tmp)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "vfu-dev: the Python package matplotlib is missing; pip install 'vfu-dev[lab]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # --- the migrator when things go wrong ----------------------------------------------------------------------

@@ -58,9 +58,19 @@ def cli() -> None:
 
 
 def main(argv: list[str] | None = None) -> Any:
-    """Run the command line; every error of ours is one line on stderr and exit status 1."""
+    """Run the command line; every error of ours is one line on stderr and exit status 1.
+
+    So are a file that cannot be written, a disk that is full, and a package that is not installed.
+    """
     try:
         return cli.main(args=argv, prog_name="vfu-dev")
     except VfuDevError as error:
-        click.echo(f"vfu-dev: {error}", err=True)
-        sys.exit(1)
+        text = str(error)
+    except OSError as error:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == __name__.partition(".")[0]:
+            raise
+        text = f"the Python package {error.name} is missing; pip install 'vfu-dev[lab]' (see vfu-dev doctor)"
+    click.echo(f"vfu-dev: {text}", err=True)
+    sys.exit(1)

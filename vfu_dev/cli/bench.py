@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
 
 import click
 from rich.console import Console
@@ -13,6 +11,7 @@ from rich.table import Table
 from vfu_dev.bench.figures import FULL, QUICK, Figure
 from vfu_dev.bench.limits import LIMITS
 from vfu_dev.bench.run import CASES, run
+from vfu_dev.cli.output import write_json
 
 
 @click.command(
@@ -43,10 +42,7 @@ def command(cases: tuple[str, ...], quick: bool, check: bool, json_file: str | N
         result = run(list(cases) or list(CASES), QUICK if quick else FULL, tell)
     if console.is_terminal:
         console.print(_table(result))
-    if json_file == "-":
-        click.echo(json.dumps(result, indent=1))
-    elif json_file:
-        Path(json_file).write_text(json.dumps(result, indent=1) + "\n")
+    write_json(result, json_file)
     if check and not result["kept"]:
         sys.exit(1)
 

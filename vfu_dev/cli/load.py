@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import sys
 import time
@@ -15,10 +14,11 @@ from typing import Any
 import click
 
 from vfu_dev.cli.load_options import load_of, load_options
+from vfu_dev.cli.output import write_json
 from vfu_dev.client.control import ControlClient
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.migrator import MigrationError, Options
-from vfu_dev.errors import ConfigError, VfuDevError
+from vfu_dev.errors import ConfigError
 from vfu_dev.load.client import ClientLoad
 from vfu_dev.load.moving import migrate, watch
 from vfu_dev.load.stop import Stop
@@ -203,14 +203,15 @@ def command(
     with stop.on_signals():
         result = _run(place, spec, duration or None, stop, _Lines(quiet))
     result["interrupted"] = stop.signal is not None
-    _write_json(result, json_path)
+    write_json(result, json_path)
     if not quiet:
         click.echo(_summary(result, spec), err=json_path == "-")
-    failed = result.get("migration", {}).get("status") == "failed" or result.get("mismatched_bytes")
-    if failed:
+    if result.get("mismatched_bytes"):
         sys.exit(1)
     if stop.signal is not None and duration:
-        sys.exit(128 + stop.signal)
+        sys.exit(128 + stop.signal)  # and with it a migration that was given up for it
+    if result.get("migration", {}).get("status") == "failed":
+        sys.exit(1)
     if not result["keeps_up"]:
         sys.exit(EXIT_NOT_CARRIED)
 
@@ -307,7 +308,7 @@ def _preset(
             )
     except KeyboardInterrupt:
         sys.exit(128 + (stop.signal or signal.SIGINT))
-    _write_json(result, json_path)
+    write_json(result, json_path)
     if not quiet:
         after = f"after {result['total_ms'] / 1000:.1f} s and {result['passes']} passes"
         down = "" if result["downtime_ms"] is None else f", downtime {result['downtime_ms']:.0f} ms"
@@ -319,16 +320,6 @@ def _preset(
         sys.exit(128 + stop.signal)
     if not result["as_expected"]:
         sys.exit(1)
-
-
-def _write_json(result: dict[str, Any], path: str | None) -> None:
-    if path is None:
-        return
-    try:
-        with click.open_file(path, "w") as file:
-            file.write(json.dumps(result, indent=2) + "\n")
-    except OSError as error:
-        raise VfuDevError(f"--json {path}: {error.strerror}") from error
 
 
 def _summary(result: dict[str, Any], spec: LoadSpec) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 from rich.progress import Progress as Bar
 
+from vfu_dev.cli.output import write_json
 from vfu_dev.client import digest
 from vfu_dev.client.control import ControlClient
 from vfu_dev.client.device import VfioUserDevice
@@ -273,12 +273,11 @@ def command(
     except MigrationError as failed:
         error = failed
     result = result_of(name, state, verifier, options, error)
-    if json_path is not None:
-        text = json.dumps(result, indent=2) + "\n"
-        with click.open_file(json_path, "w") as file:
-            file.write(text)
     if error is not None:
+        with suppress(VfuDevError):  # the migration's error is the one to tell
+            write_json(result, json_path)
         raise error
+    write_json(result, json_path)
     if not quiet:
         click.echo(_summary(result), err=json_path == "-")
     if verifier is not None and not verifier.match:
