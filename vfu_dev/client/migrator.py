@@ -19,6 +19,7 @@ from vfu_dev.errors import StateError, VfuDevError
 from vfu_dev.uapi import DeviceState, MigrationFlags
 
 WINDOW_SECONDS = 0.1  # QEMU's BUFFER_DELAY: bandwidth is measured over at least so long
+MIN_SLICE_BYTES = 4096
 IDLE_SECONDS = 0.02  # how long to leave the device alone when PRE_COPY has nothing to read
 # stop_copy_length is an estimate (native/spec/), yet a stream that never ends has to be told from it.
 STOP_COPY_SLACK_BYTES = 16 << 20
@@ -38,7 +39,7 @@ class Options:
     """What `migrate` may be told; `None` means no limit."""
 
     downtime_limit_seconds: float = 0.3  # QEMU's default
-    max_bandwidth: int | None = None  # bytes per second
+    max_bandwidth: int | None = None  # bytes per second; kept from 40 KiB/s on
     max_passes: int | None = 30
     timeout_seconds: float | None = None
     pre_copy: bool = True
@@ -99,6 +100,10 @@ class Migrator:
         self._verify = verify
         size = min(source.max_data_xfer_size, destination.max_data_xfer_size)
         self._buffers = [memoryview(bytearray(size)), memoryview(bytearray(size))]
+        # A read is no more than a window's worth: what is too much in one is not made up for in the next.
+        self._slice = size
+        if self.options.max_bandwidth is not None:
+            self._slice = min(size, max(MIN_SLICE_BYTES, int(self.options.max_bandwidth * WINDOW_SECONDS)))
         self._turn = 0
         self._read: Call | None = None  # the reads and writes under way
         self._write: Call | None = None
@@ -248,7 +253,7 @@ class Migrator:
 
     def _submit_read(self) -> Call:
         """Ask for the next slice, into the buffer that no write is using."""
-        self._read = self.source.submit_read(self._buffers[self._turn])
+        self._read = self.source.submit_read(self._buffers[self._turn][: self._slice])
         return self._read
 
     def _take(self, call: Call, *, again: bool = True) -> tuple[int, Call | None]:
@@ -318,7 +323,7 @@ class Migrator:
         if elapsed < WINDOW_SECONDS and not first:
             return False
         # A window with next to no data says nothing about the link: QEMU would divide by it all the same.
-        if self._window_bytes >= len(self._buffers[0]) // 2 or first:
+        if self._window_bytes >= self._slice // 2 or first:
             state.bandwidth = self._window_bytes / elapsed
             state.threshold_bytes = state.bandwidth * self.options.downtime_limit_seconds
         if elapsed >= WINDOW_SECONDS:

@@ -31,7 +31,7 @@ WINDOW_SECONDS = 0.1
 DOWNTIME_LIMIT_SECONDS = 0.3
 # What QEMU reads of a device at once: VFIO_MIG_DEFAULT_DATA_BUFFER_SIZE, hw/vfio/migration.c of 10.2.2.
 QEMU_BLOCK_BYTES = 1 << 20
-# What `vfu-dev migrate` does (its servers' limit for a transfer).
+# What `vfu-dev migrate` does (its servers' limit for a transfer); on a slow link no more than a window's worth.
 MIGRATOR_TRANSFER_BYTES = 1 << 20
 
 # Bins: so many of equal size, and so many that grow from the start of the memory, where hot pages are.
@@ -102,7 +102,8 @@ def qemu_link(max_bandwidth: float, **more: Any) -> Link:
 
 def migrator_link(bandwidth: float, **more: Any) -> Link:
     """Return `vfu-dev migrate` as a `Link`."""
-    return Link(bandwidth, initial_first=True, drain_bytes=MIGRATOR_TRANSFER_BYTES, **more)
+    drain = min(MIGRATOR_TRANSFER_BYTES, bandwidth * WINDOW_SECONDS)
+    return Link(bandwidth, initial_first=True, drain_bytes=drain, **more)
 
 
 @dataclass(frozen=True)
