@@ -31,7 +31,7 @@ WINDOW_SECONDS = 0.1
 DOWNTIME_LIMIT_SECONDS = 0.3
 # What QEMU reads of a device at once: VFIO_MIG_DEFAULT_DATA_BUFFER_SIZE, hw/vfio/migration.c of 10.2.2.
 QEMU_BLOCK_BYTES = 1 << 20
-# What `vfu-dev migrate` does (its servers' limit for a transfer); on a slow link no more than a window's worth.
+# What `vfu-dev migrate` does (its servers' limit for a transfer); on a slow link a window's worth at most.
 MIGRATOR_TRANSFER_BYTES = 1 << 20
 
 # Bins: so many of equal size, and so many that grow from the start of the memory, where hot pages are.
