@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from labkit import KIB, MIB, dirtying
@@ -64,9 +64,19 @@ async def writing_ram(lab: Lab, bytes_a_second: float) -> AsyncIterator[None]:
         await task
 
 
-def off(found: list[tuple[float, float]]) -> float:
-    """Return by how much the middle one of predicted over measured is off."""
-    return abs(statistics.median(predicted / measured for predicted, measured in found) - 1)
+class Downtime(NamedTuple):
+    """Of one move, in seconds: predicted by the device's server, measured there, and by QEMU."""
+
+    predicted: float
+    measured: float
+    qemu: float
+
+
+def off(found: list[Downtime]) -> float:
+    """Return by how much predictions are off what was measured, or that what QEMU measured: in the middle."""
+    predicted = statistics.median(one.predicted / one.measured for one in found)
+    measured = statistics.median(one.measured / one.qemu for one in found)
+    return max(abs(predicted - 1), abs(measured - 1))
 
 
 async def move(lab: Lab, ram_rate: float) -> MigrationResult:
@@ -98,7 +108,7 @@ async def move(lab: Lab, ram_rate: float) -> MigrationResult:
 def test_predicted_downtime_is_within_a_fifth(
     options: Options, in_lab: InLab, ram_rate: float, max_bandwidth: int
 ) -> None:
-    """Steady load, steady link: what was predicted when the device stopped is what it took, with real QEMU.
+    """Steady load, steady link: predicted at the stop, measured by the device, measured by QEMU agree.
 
     The middle one of three moves of a running VM, some 20 MiB in STOP_COPY; a machine that is busy with other
     things gets up to seven.
@@ -111,8 +121,8 @@ def test_predicted_downtime_is_within_a_fifth(
         downtime_limit_ms=300,
     )
 
-    async def moves(lab: Lab) -> list[tuple[float, float]]:
-        found: list[tuple[float, float]] = []
+    async def moves(lab: Lab) -> list[Downtime]:
+        found: list[Downtime] = []
         await fill_ram(lab)
         while len(found) < MOVES or (off(found) > 0.2 and len(found) < MOST_MOVES):
             if found:
@@ -123,9 +133,13 @@ def test_predicted_downtime_is_within_a_fifth(
             assert device.predicted_downtime_seconds is not None
             assert device.downtime_seconds is not None
             assert result.qemu.downtime_ms is not None
-            # What is measured here is what QEMU calls its downtime.
-            assert abs(device.downtime_seconds * 1000 / result.qemu.downtime_ms - 1) <= 0.2
-            found.append((device.predicted_downtime_seconds, device.downtime_seconds))
+            found.append(
+                Downtime(
+                    device.predicted_downtime_seconds,
+                    device.downtime_seconds,
+                    result.qemu.downtime_ms / 1000,
+                )
+            )
         return found
 
     found = in_lab(chosen, moves)
