@@ -15,7 +15,7 @@ from vfu_dev.cli.output import write_json
 
 
 @click.command(
-    epilog="Example: vfu-dev bench --check --json bench.json        (all cases, about two minutes). "
+    epilog="Example: vfu-dev bench --check --json bench.json        (all cases, about a minute). "
     "docs/bench.md says what each figure is."
 )
 @click.argument("cases", nargs=-1, type=click.Choice(list(CASES)), metavar="[CASE]...")
@@ -28,7 +28,8 @@ def command(cases: tuple[str, ...], quick: bool, check: bool, json_file: str | N
     """Measure CASEs (all): MMIO at rest, scraped and during PRE_COPY, migration data, scans, DMA.
 
     Nearly every figure is a ratio to a device in C on the same library, both taken in turns, so that other
-    work on the machine meets both. "of limit" says how much of what is allowed is used up.
+    work on the machine meets both. A line gives both sides, the ratio with its quartiles over the rounds, and
+    the limit; one that three quarters of the rounds are beyond is BROKEN.
 
     CASEs: mmio, scraped, precopy, stream-out, stream-in, scan, dma.
     """
