@@ -8,8 +8,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 OUT    := out
 
-# What the tests drive: the patched QEMU, the same with ASan (hostile servers), and one without our patches.
-TEST_ARTIFACTS := libvfio-user libvfio-user-tests libvfio-user-reduced guest qemu qemu-unpatched qemu-asan
+# What the tests drive: the patched QEMU, the same with ASan (hostile servers), one without our patches, the peer in C.
+TEST_ARTIFACTS := libvfio-user libvfio-user-tests libvfio-user-reduced libvfio-user-reference guest qemu qemu-unpatched qemu-asan
 
 TEST_PACKAGES := $(shell sed '/^\#/d' tests/packages.txt)
 
