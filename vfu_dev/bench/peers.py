@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vfu_dev.builds import artifact
+from vfu_dev.client.listening import is_listening
 from vfu_dev.errors import VfuDevError
 
 START_SECONDS = 30.0
@@ -37,7 +38,7 @@ class Served:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(argv, stdout=log, stderr=log, env=env)
         deadline = time.monotonic() + START_SECONDS
-        while not self.socket.exists():
+        while not is_listening(self.socket):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise BenchError(f"{name} does not start: {self._log.read_text(errors='replace')[-500:]}")
             time.sleep(0.01)

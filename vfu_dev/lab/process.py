@@ -10,6 +10,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from vfu_dev.client.listening import is_listening
 from vfu_dev.errors import LabError
 
 # A child that ignores SIGTERM or QMP `quit` for this long is killed.
@@ -136,7 +137,7 @@ async def wait_for_socket(path: Path, child: Child, timeout_seconds: float = 20.
     deadline = asyncio.get_running_loop().time() + timeout_seconds
     while True:
         child.check("ended before it was ready")
-        if path.exists():
+        if is_listening(path):
             return
         if asyncio.get_running_loop().time() > deadline:
             raise LabError(
