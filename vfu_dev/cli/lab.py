@@ -38,6 +38,8 @@ class SizeParam(click.ParamType[int]):
 
 SIZE = SizeParam()
 PAGE_BYTES = 4096
+# Low, so that a default migration has a pre-copy to look at: with 300 ms, 1.2 MiB may be left.
+SWITCHOVER_BANDWIDTH = 4 << 20
 
 
 @click.group()
@@ -127,7 +129,13 @@ command.add_command(model)
     show_default=True,
     help="A Linux guest, or no CPU at all (qtest): the lab itself writes to the device.",
 )
-@click.option("--pre-copy", type=click.Choice(["on", "off"]), default="on", show_default=True)
+@click.option(
+    "--pre-copy",
+    type=click.Choice(["on", "off"]),
+    default="on",
+    show_default=True,
+    help="off: the devices do not announce PRE_COPY, all their data moves while they are stopped.",
+)
 @click.option("--switchover-ack", is_flag=True, help="Stop the source only once initial data is loaded.")
 @click.option(
     "--downtime-limit", type=click.IntRange(1), default=300, show_default=True, help="Milliseconds."
@@ -142,9 +150,8 @@ command.add_command(model)
 @click.option(
     "--switchover-bandwidth",
     type=SIZE,
-    default="4M",
-    show_default=True,
-    help="What QEMU assumes for the switchover instead of measuring (0: measure).",
+    help="What QEMU assumes for the switchover instead of measuring (0: measure).  "
+    "[default: 4M; with --pre-copy off what lets it stop for all that the devices have]",
 )
 @click.option("--accel", type=click.Choice(["tcg", "kvm"]), default="tcg", show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the load.")
@@ -179,7 +186,7 @@ def migrate(
     switchover_ack: bool,
     downtime_limit: int,
     max_bandwidth: int,
-    switchover_bandwidth: int,
+    switchover_bandwidth: int | None,
     accel: str,
     seed: int,
     timeout: float,
@@ -220,6 +227,12 @@ def migrate(
         Fault.parse(text)
     if access == "mmap" and guest == "none" and load_place == "guest" and not load.is_idle:
         raise ConfigError("--access mmap: a load needs --guest linux or --load-place device")
+    if switchover_bandwidth is None:
+        switchover_bandwidth = SWITCHOVER_BANDWIDTH
+        if pre_copy == "off":
+            # What is left gets no smaller by waiting: QEMU has to be willing to stop for twice of it all.
+            everything = memory * devices * 1000 // downtime_limit
+            switchover_bandwidth = max(SWITCHOVER_BANDWIDTH, 2 * everything)
     options = MigrateOptions(
         qemu=artifact("qemu"),
         library=artifact("libvfio-user"),

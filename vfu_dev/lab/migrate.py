@@ -16,6 +16,7 @@ from vfu_dev.lab.options import GuestKind, LoadPlace, MigrateOptions
 from vfu_dev.lab.qemu import qemu_features
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.lab.rig import Lab, Observer, TimeLimitError
+from vfu_dev.sizes import format_size
 
 __all__ = ["GuestKind", "Lab", "LoadPlace", "MigrateOptions", "Observer", "TimeLimitError", "run"]
 
@@ -54,9 +55,10 @@ async def _run_steps(lab: Lab, result: MigrationResult) -> None:
     try:
         reply = await lab.migrate()
     except TimeLimitError as error:
-        stood = lab.convergence
         limit = lab.options.timeout_seconds
-        result.problems.append(f"not finished within {limit:g} s: {stood.text}" if stood else str(error))
+        result.problems.append(
+            f"not finished within {limit:g} s: {why}" if (why := _why(lab)) else str(error)
+        )
         await lab.give_up()
         return
     if reply["status"] != "completed":
@@ -74,6 +76,17 @@ async def _run_steps(lab: Lab, result: MigrationResult) -> None:
     result.guest = await lab.guest.verify(
         lambda done, total: lab.observe("verify", {"compared_bytes": done, "total_bytes": total})
     )
+
+
+def _why(lab: Lab) -> str | None:
+    """Say what kept QEMU from stopping the source, as far as it is known."""
+    if lab.convergence is not None:
+        return lab.convergence.text
+    threshold = lab.samples[-1]["threshold_bytes"] if lab.samples else None
+    if lab.options.pre_copy or threshold is None:
+        return None
+    state = format_size(lab.options.memory_bytes * lab.options.devices)
+    return f"without pre-copy up to {state} are left, QEMU's threshold is {format_size(round(threshold))}"
 
 
 def _plain(value: Any) -> Any:

@@ -72,7 +72,8 @@ class Progress:
         now = time.monotonic()
         if always or now - self._last_line >= PLAIN_SECONDS:
             self._last_line = now
-            self._console.print(f"[{now - self._started:6.1f} s] {text}", markup=False, highlight=False)
+            line = f"[{now - self._started:6.1f} s] {text}"
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _sample_text(self, row: dict[str, Any]) -> str:
         parts = [f"  {row['status']}: RAM left {_size(row['qemu'].get('ram', {}).get('remaining'))}"]
