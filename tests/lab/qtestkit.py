@@ -69,13 +69,18 @@ async def migrate(lab: Lab, meanwhile: Callable[[], Coroutine[Any, Any, None]] |
     source = lab.source.qemu
     if meanwhile is not None:
         # 300 bytes while the VM may be stopped: the device's registers are more, nothing at all is less, and
-        # so QEMU looks for dirty memory again and again.
-        await source.execute("migrate-set-parameters", avail_switchover_bandwidth=1000)
+        # so QEMU looks for dirty memory again and again. It does so from 100 ms on: before it knows a
+        # bandwidth, it takes an estimate of nothing left for the end. So the first pass has to last longer.
+        slow = {"avail_switchover_bandwidth": 1000, "max_bandwidth": 4 << 20}
+        await source.execute("migrate-set-parameters", **slow)
     await lab.begin(await lab.listen())
     if meanwhile is not None:
         await meanwhile()
-        wanted = lab.options.switchover_bandwidth
-        await source.execute("migrate-set-parameters", avail_switchover_bandwidth=wanted)
+        wanted = {
+            "avail_switchover_bandwidth": lab.options.switchover_bandwidth,
+            "max_bandwidth": lab.options.max_bandwidth,
+        }
+        await source.execute("migrate-set-parameters", **wanted)
     row = await lab.wait_final()
     assert row["status"] == "completed", row
     await lab.wait_running(lab.destination.qemu)
