@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 VFU_DEV = [sys.executable, "-m", "vfu_dev"]
 
 
@@ -85,6 +87,31 @@ def test_killed_lab_leaves_no_process(qemu: Path, library: Path, tmp_path: Path)
     while alive := {pid for pid in children if _runs(pid)}:
         assert time.monotonic() < deadline, f"still running: {alive}"
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_lab_leaves_nothing(
+    qemu: Path, library: Path, short_tmp: Path, number: signal.Signals
+) -> None:
+    """Ctrl-C, and what `timeout` and CI send: the signal's status, no process, no folder of sockets."""
+    argv = [*VFU_DEV, "lab", "migrate", "--guest", "none", "--memory", "2M", "--out", str(short_tmp / "out")]
+    temporary = short_tmp / "t"
+    temporary.mkdir()
+    env = dict(os.environ, TMPDIR=str(temporary))
+    lab = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
+    deadline = time.monotonic() + 30
+    while len(children := descendants(lab.pid)) < 4:  # two servers, two QEMUs
+        assert lab.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert list(temporary.iterdir())
+    lab.send_signal(number)
+    _, said = lab.communicate(timeout=30)
+    assert lab.returncode == 128 + number
+    assert "interrupted" in said
+    assert "Traceback" not in said
+    assert list(temporary.iterdir()) == []
+    assert not any(_runs(pid) for pid in children)
 
 
 def _runs(pid: int) -> bool:

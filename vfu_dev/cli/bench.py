@@ -12,6 +12,7 @@ from vfu_dev.bench.figures import FULL, QUICK, Figure
 from vfu_dev.bench.limits import LIMITS
 from vfu_dev.bench.run import CASES, run
 from vfu_dev.cli.output import write_json
+from vfu_dev.cli.signals import end_on_sigterm
 
 
 @click.command(
@@ -33,6 +34,7 @@ def command(cases: tuple[str, ...], quick: bool, check: bool, json_file: str | N
 
     CASEs: mmio, scraped, precopy, stream-out, stream-in, scan, dma.
     """
+    end_on_sigterm()
     console = Console(stderr=json_file == "-", highlight=False)
 
     def tell(figure: Figure) -> None:

@@ -100,7 +100,10 @@ def _plain(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.6g}" if isinstance(value, float) and abs(value) < 1e9 else str(value)
+    if isinstance(value, float):
+        # Rates are whole enough from a thousand on; exponents are for nobody.
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.6g}"
+    return str(value)
 
 
 @_subcommand("status")

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from vfu_dev.cli.lab_model import model
 from vfu_dev.cli.lab_run import compare, run, scenarios
+from vfu_dev.cli.signals import end_on_sigterm, interrupted_status
 from vfu_dev.errors import ConfigError
 from vfu_dev.sizes import format_size, parse_size
 
@@ -45,6 +46,7 @@ SWITCHOVER_BANDWIDTH = 4 << 20
 @click.group()
 def command() -> None:
     """Run whole experiments with real QEMU."""
+    end_on_sigterm()
 
 
 command.add_command(run)
@@ -254,8 +256,12 @@ def migrate(
     )
     console = Console(stderr=True)
     logs = out / "logs"
-    with Progress(console, quiet) as progress:
-        result = asyncio.run(run_migration(options, logs, ["vfu-dev", *sys.argv[1:]], progress))
+    try:
+        with Progress(console, quiet) as progress:
+            result = asyncio.run(run_migration(options, logs, ["vfu-dev", *sys.argv[1:]], progress))
+    except KeyboardInterrupt:
+        click.echo(f"interrupted; logs: {logs}", err=True)
+        sys.exit(interrupted_status())
     result.write(out / "report.json")
     page = write_report(result.to_json(), out)
     if json_file is not None and str(json_file) == "-":

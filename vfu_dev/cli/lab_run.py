@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from vfu_dev.cli.signals import interrupted_status
 from vfu_dev.errors import ConfigError, LabError
 
 DEFAULT_OUT = Path("out/experiments")
@@ -106,7 +107,7 @@ def run(
             except KeyboardInterrupt:
                 again = shlex.join(["vfu-dev", *sys.argv[1:], *(() if resume else ("--resume",))])
                 click.echo(f"interrupted; go on with: {again}", err=True)
-                sys.exit(130)
+                sys.exit(interrupted_status())
             except LabError as error:
                 if len(scenarios) == 1:
                     raise

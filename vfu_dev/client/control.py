@@ -57,7 +57,8 @@ class ControlClient(Closing):
         if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
             raise ProtocolError(f"{self.path} answered {name} without saying whether it is ok")
         if not answer["ok"]:
-            raise ControlError(f"{name}: {answer.get('error', 'refused without a reason')}")
+            said = str(answer.get("error", "refused without a reason"))
+            raise ControlError(said if said.startswith(f"{name}: ") else f"{name}: {said}")
         return answer.get("result")
 
     def status(self) -> dict[str, Any]:

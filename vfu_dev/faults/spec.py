@@ -111,7 +111,7 @@ class Fault:
             found = " and ".join(actions) or "none"
             raise ConfigError(f"fault: one action is needed, found {found}; {one_of(OPERATIONS[self.op])}")
         if actions[0] not in OPERATIONS[self.op]:
-            raise _wrong(actions[0], self.op, f"op {self.op} takes {one_of(OPERATIONS[self.op])}", "for op ")
+            raise _wrong(actions[0], self.op, one_of(OPERATIONS[self.op]), "for op ")
         if self.delay is not None and self.delay >= CLIENT_TIMEOUT_SECONDS and not self.force:
             raise _wrong(
                 "delay",

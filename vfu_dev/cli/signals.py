@@ -1,0 +1,31 @@
+"""SIGTERM as Ctrl-C: for commands that have processes and temporary folders to clear away."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+# What came last, for the exit status.
+_came = signal.SIGINT
+
+
+def end_on_sigterm() -> None:
+    """Have SIGTERM raise KeyboardInterrupt as SIGINT does, so that everything is left by its own way out.
+
+    `timeout`, systemd and CI send it, and by default Python ends with it on the spot. It goes through SIGINT
+    because asyncio.run() has a handler there that cancels its task first.
+    """
+    signal.signal(signal.SIGTERM, _as_interrupt)
+
+
+def interrupted_status() -> int:
+    """Return the exit status of a command that KeyboardInterrupt ended: 130 for SIGINT, 143 for SIGTERM."""
+    return 128 + _came
+
+
+def _as_interrupt(number: int, _frame: Any) -> None:
+    global _came
+    _came = signal.Signals(number)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
