@@ -18,6 +18,7 @@ from vfu_dev.device.load_registers import CTRL_PAGES, CTRL_RUN, LoadPattern, Loa
 from vfu_dev.errors import ConfigError
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.patterns import ArrayWriter, LoadSpec, Phase, contents, writes_of
+from vfu_dev.patterns.pacer import CATCH_UP_NS
 from vfu_dev.uapi import DeviceState
 
 MEMORY = 1 << 20
@@ -134,6 +135,17 @@ def test_too_much_is_said(device: ReferenceDevice, load: OperatorLoad) -> None:
     load.stop()
     assert load.status()["missed_writes"] == status["missed_writes"]
     assert device.work_due() is None
+
+
+def test_a_pause_of_the_load_is_not_slept_through(device: ReferenceDevice, load: OperatorLoad) -> None:
+    """The pacer takes a quarter of a second without a look for lateness: writes missed, the clock held."""
+    load.start(LoadSpec("uniform", rate_pages=0.01))
+    device.work(0.001)
+    due = device.work_due()
+    assert due is not None
+    assert due <= CATCH_UP_NS / 1e9
+    work_until(device, lambda: load.status()["seconds"] > 0.6)
+    assert load.status()["missed_writes"] == 0
 
 
 def test_a_turn_is_short(device: ReferenceDevice, load: OperatorLoad) -> None:

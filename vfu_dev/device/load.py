@@ -22,6 +22,7 @@ from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import Migration, RegisterBlock
 from vfu_dev.migration.fsm import P2P_STATES, RUNNING_GROUP
 from vfu_dev.patterns import ArrayWriter, LoadFigures, LoadSpec, Pacer, Program
+from vfu_dev.patterns.pacer import CATCH_UP_NS
 
 _NS = 1_000_000_000
 
@@ -125,7 +126,9 @@ class LoadRun:
             if sum(run.count for run in runs) < self._limit:
                 # All that was due is done. Many small turns would cost more than the writes.
                 following = self._pacer.next_ns()
-                self._wake = None if following is None else max(following, before + _WAKE_NS)
+                # Nor later than the pacer takes for being late: bursts, traces and slow loads pause for long.
+                latest = before + CATCH_UP_NS // 2
+                self._wake = None if following is None else min(max(following, before + _WAKE_NS), latest)
                 break
             if now >= deadline:
                 self._wake = now
