@@ -156,10 +156,11 @@ class ControlSocket:
             if client.job is not None or client.closing:
                 break
             line, newline, rest = client.received.partition(b"\n")
+            if len(line) > MAX_LINE_BYTES:
+                self._answer(client, error=f"a request has at most {MAX_LINE_BYTES} bytes")
+                client.closing = True
+                break
             if not newline:
-                if len(line) > MAX_LINE_BYTES:
-                    self._answer(client, error=f"a request has at most {MAX_LINE_BYTES} bytes")
-                    client.closing = True
                 break
             client.received = rest
             client.more = bool(rest)
