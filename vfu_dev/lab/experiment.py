@@ -145,12 +145,12 @@ class _Run:
             if not self.resume:
                 raise ConfigError(f"{self.out}: holds a run already; --resume goes on with it")
             form = read_json(self.out / "form.json")
-            if (
-                kept.read_text(encoding="utf-8") != self.scenario.text
-                or not self._form().items() <= form.items()
-            ):
+            differs = [key for key, value in self._form().items() if form.get(key) != value]
+            if kept.read_text(encoding="utf-8") != self.scenario.text:
+                differs.append("scenario.toml")
+            if differs:
                 raise ConfigError(
-                    f"{self.out}: holds a run of another scenario or form; choose another folder"
+                    f"{self.out}: holds another run, with other {', '.join(differs)}; choose another folder"
                 )
         elif self.out.exists() and any(self.out.iterdir()):
             raise ConfigError(f"{self.out}: not empty, and no run of a scenario; choose another folder")
