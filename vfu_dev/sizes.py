@@ -24,6 +24,12 @@ def parse_size(text: str) -> int:
     return int(value)
 
 
+def format_count(count: int, noun: str) -> str:
+    """Return `count` with the noun in its number: `1 pass`, `2 passes`."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count} {noun}{ending}"
+
+
 def format_size(count: float) -> str:
     """Return `count` bytes for people: three significant digits at most, binary unit (`16 MiB`)."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -32,7 +32,7 @@ def run(library: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--memory", "10K"], "memory memory: size 10240 is not a multiple of the page size 4096"),
+        (["--memory", "10K"], "memory memory: 10240 bytes are not one or more pages of 4096"),
         (["--memory", "lots"], "not a size: 'lots'"),
         (["--page-size", "1K"], "--page-size 1024: at least 4096"),
         (["--page-size", "6K", "--memory", "6M"], "not a power of two"),

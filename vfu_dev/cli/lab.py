@@ -16,7 +16,7 @@ from vfu_dev.cli.lab_model import model
 from vfu_dev.cli.lab_run import compare, run, scenarios
 from vfu_dev.cli.signals import end_on_sigterm, interrupted_status
 from vfu_dev.errors import ConfigError
-from vfu_dev.sizes import format_size, parse_size
+from vfu_dev.sizes import format_count, format_size, parse_size
 
 if TYPE_CHECKING:
     from vfu_dev.lab.options import LoadPlace
@@ -292,7 +292,8 @@ def _summary(result: dict[str, Any], page: Path) -> None:
                 ("stop-copy", "stop_copy_bytes"),
             )
         )
-        lines.append(f"{device['name']}: {sizes}{share}, {device['passes']} passes, digests {match}")
+        passes = format_count(device["passes"], "pass")
+        lines.append(f"{device['name']}: {sizes}{share}, {passes}, digests {match}")
         if device["downtime_seconds"] is not None:
             predicted = device["predicted_downtime_seconds"]
             told = "" if predicted is None else f", {predicted * 1000:.0f} ms predicted when it stopped"

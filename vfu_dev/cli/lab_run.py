@@ -16,6 +16,7 @@ from rich.table import Table
 
 from vfu_dev.cli.signals import interrupted_status
 from vfu_dev.errors import ConfigError, LabError
+from vfu_dev.sizes import format_count
 
 DEFAULT_OUT = Path("out/experiments")
 
@@ -140,7 +141,8 @@ def _show(summary: Mapping[str, Any], page: Path) -> None:
     console.print(table)
     if summary["fewest_moves"] is not None and summary["fewest_moves"] < summary["method_moves"]:
         fewest, asked = summary["fewest_moves"], summary["method_moves"]
-        console.print(f"note: {fewest} completed moves at the fewest; figures to compare need {asked}")
+        moves = format_count(fewest, "completed move")
+        console.print(f"note: {moves} of a VM at the fewest; figures to compare need {asked}")
     for point, text in summary["stood"].items():
         console.print(f"{point}, given up: {text}", markup=False, highlight=False)
     for line in comparison_lines(summary):

@@ -24,7 +24,7 @@ from vfu_dev.load.moving import migrate, watch
 from vfu_dev.load.stop import Stop
 from vfu_dev.patterns import LoadFigures, LoadSpec
 from vfu_dev.patterns.presets import PRESETS
-from vfu_dev.sizes import format_size, parse_size
+from vfu_dev.sizes import format_count, format_size, parse_size
 
 # The exit statuses that are not a shell's own: an error is 1, a usage error 2.
 EXIT_NOT_CARRIED = 3
@@ -196,6 +196,10 @@ def command(
         raise ConfigError("expected one of --control, --socket and --guest, or --preset")
     if place.socket is None and (place.migrate_to or place.check):
         raise ConfigError("--migrate-to and --check: with --socket only")
+    if place.socket is not None and place.migrate_to is not None:
+        here, there = Path(place.socket), Path(place.migrate_to)
+        if here.resolve() == there.resolve():
+            raise ConfigError(f"--migrate-to {there}: that is the device's own socket")
     spec = load_of(load_arguments)
     if spec is None:
         raise ConfigError("expected a load: --rate, --pattern, --trace or --spec (docs/load.md)")
@@ -310,7 +314,7 @@ def _preset(
         sys.exit(128 + (stop.signal or signal.SIGINT))
     write_json(result, json_path)
     if not quiet:
-        after = f"after {result['total_ms'] / 1000:.1f} s and {result['passes']} passes"
+        after = f"after {result['total_ms'] / 1000:.1f} s and {format_count(result['passes'], 'pass')}"
         down = "" if result["downtime_ms"] is None else f", downtime {result['downtime_ms']:.0f} ms"
         said = (
             "as expected" if result["as_expected"] else f"NOT as expected: {result['error'] or 'too early'}"
@@ -334,8 +338,9 @@ def _summary(result: dict[str, Any], spec: LoadSpec) -> str:
         lines.append(f"WARNING: the machine carried {result['carried']:.1%} of this load")
     moved = result.get("migration")
     if moved is not None and moved["status"] == "completed":
+        passes = format_count(moved["passes"], "pass")
         lines.append(
-            f"migrated meanwhile: {format_size(moved['precopy_bytes'])} in {moved['passes']} passes, "
+            f"migrated meanwhile: {format_size(moved['precopy_bytes'])} in {passes}, "
             f"downtime {moved['downtime_ms']:.0f} ms, total {moved['total_ms']:.0f} ms"
         )
     elif moved is not None:

@@ -20,7 +20,7 @@ from vfu_dev.client.control import ControlClient
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.migrator import MigrationError, Migrator, Options, Progress
 from vfu_dev.errors import VfuDevError
-from vfu_dev.sizes import format_size, parse_size
+from vfu_dev.sizes import format_count, format_size, parse_size
 
 PLAIN_SECONDS = 1.0  # between lines where there is no terminal
 
@@ -304,8 +304,9 @@ def _summary(result: dict[str, Any]) -> str:
     compared = "not compared"
     if device["digest_match"]:
         compared = f"equal on both ends ({device['digest_source']}, by {device['digest_method']})"
+    passes = format_count(device["passes"], "pre-copy pass")
     return (
-        f"{device['name']}: {format_size(device['precopy_bytes'])} in {device['passes']} pre-copy passes, "
+        f"{device['name']}: {format_size(device['precopy_bytes'])} in {passes}, "
         f"{format_size(device['stop_copy_bytes'])} in stop-copy\n"
         f"total {result['total_ms']:.0f} ms, downtime {result['downtime_ms']:.0f} ms "
         f"(limit {result['downtime_limit_ms']:g} ms), verification {result['verify_ms']:.0f} ms\n"

@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from vfu_dev.lab.rows import COMPLETED, Row
+from vfu_dev.sizes import format_count
 
 # Without a terminal, how a move stands is said this often.
 STANDS_SECONDS = 2.0
@@ -65,7 +66,8 @@ class RunProgress:
             if self._bar is not None:
                 self._bar.update(self._task, total=data["moves"], completed=data["done"])
             done = f", {data['done']} moves done before" if data["done"] else ""
-            self._line(f"{self._name}: {data['points']} points, {data['moves']} moves{done}")
+            points, moves = format_count(data["points"], "point"), format_count(data["moves"], "move")
+            self._line(f"{self._name}: {points}, {moves}{done}")
         elif what == "point":
             text = f"{self._name} [{data['number']}/{self._points}] {data['name']}"
             if self._bar is not None:

@@ -71,7 +71,7 @@ class DeviceMemory:
             )
         if size_bytes <= 0 or size_bytes % page_size_bytes:
             raise ConfigError(
-                f"memory {name}: size {size_bytes} is not a multiple of the page size {page_size_bytes}"
+                f"memory {name}: {size_bytes} bytes are not one or more pages of {page_size_bytes}"
             )
         if mapped and size_bytes % mmap.PAGESIZE:
             raise ConfigError(
