@@ -209,6 +209,13 @@ def test_figures_that_cannot_be_written_are_one_line(serve: ServerFactory, path:
     assert done.stderr.startswith(f"vfu-dev: --json {path}: ")
 
 
+def test_a_place_for_figures_that_cannot_be_is_refused_before_the_work() -> None:
+    """Not after an hour of it: these sockets are not there, and nobody has looked yet."""
+    done = run("migrate", "/nowhere/a.sock", "/nowhere/b.sock", "--json", "/proc/nowhere/out.json")
+    assert done.returncode == 1
+    assert done.stderr == "vfu-dev: --json /proc/nowhere/out.json: No such file or directory\n"
+
+
 def test_a_page_that_cannot_be_written_is_one_line() -> None:
     """What no command looks at by itself is told by all of them in the same way."""
     figures = Path(__file__).parents[1] / "unit/data/lab-not-converging.json"

@@ -11,7 +11,7 @@ from rich.table import Table
 from vfu_dev.bench.figures import FULL, QUICK, Figure
 from vfu_dev.bench.limits import LIMITS
 from vfu_dev.bench.run import CASES, run
-from vfu_dev.cli.output import write_json
+from vfu_dev.cli.output import TO_STDOUT, json_option, write_json
 from vfu_dev.cli.signals import end_on_sigterm
 
 
@@ -22,10 +22,8 @@ from vfu_dev.cli.signals import end_on_sigterm
 @click.argument("cases", nargs=-1, type=click.Choice(list(CASES)), metavar="[CASE]...")
 @click.option("--quick", is_flag=True, help="A tenth of the work, to see that it runs; figures are rough.")
 @click.option("--check", is_flag=True, help="Exit with status 1 when a ratio is beyond its limit.")
-@click.option(
-    "--json", "json_file", metavar="FILE", help="Write the figures as JSON; `-` is standard output."
-)
-def command(cases: tuple[str, ...], quick: bool, check: bool, json_file: str | None) -> None:
+@json_option("Write the figures as JSON")
+def command(cases: tuple[str, ...], quick: bool, check: bool, json_path: str | None) -> None:
     """Measure CASEs (all): MMIO at rest, scraped and during PRE_COPY, migration data, scans, DMA.
 
     Nearly every figure is a ratio to a device in C on the same library, both taken in turns, so that other
@@ -35,7 +33,7 @@ def command(cases: tuple[str, ...], quick: bool, check: bool, json_file: str | N
     CASEs: mmio, scraped, precopy, stream-out, stream-in, scan, dma.
     """
     end_on_sigterm()
-    console = Console(stderr=json_file == "-", highlight=False)
+    console = Console(stderr=json_path == TO_STDOUT, highlight=False)
 
     def tell(figure: Figure) -> None:
         if not console.is_terminal:
@@ -45,7 +43,7 @@ def command(cases: tuple[str, ...], quick: bool, check: bool, json_file: str | N
         result = run(list(cases) or list(CASES), QUICK if quick else FULL, tell)
     if console.is_terminal:
         console.print(_table(result))
-    write_json(result, json_file)
+    write_json(result, json_path)
     if check and not result["kept"]:
         sys.exit(1)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from vfu_dev.cli.lab_model import model
 from vfu_dev.cli.lab_run import compare, run, scenarios
+from vfu_dev.cli.output import json_option, write_json
 from vfu_dev.cli.signals import end_on_sigterm, interrupted_status
 from vfu_dev.errors import ConfigError
 from vfu_dev.sizes import format_count, format_size, parse_size
@@ -165,9 +165,7 @@ command.add_command(model)
     show_default=True,
     help="Folder for report.json, report.html and logs.",
 )
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Also write the JSON here (-: stdout)."
-)
+@json_option("Also write the JSON here")
 @click.option("--keep", is_flag=True, help="Keep the logs of a successful run too.")
 @click.option("--quiet", is_flag=True, help="No progress, only the summary.")
 def migrate(
@@ -193,7 +191,7 @@ def migrate(
     seed: int,
     timeout: float,
     out: Path,
-    json_file: Path | None,
+    json_path: str | None,
     keep: bool,
     quiet: bool,
 ) -> None:
@@ -264,10 +262,7 @@ def migrate(
         sys.exit(interrupted_status())
     result.write(out / "report.json")
     page = write_report(result.to_json(), out)
-    if json_file is not None and str(json_file) == "-":
-        click.echo(json.dumps(result.to_json()))
-    elif json_file is not None:
-        result.write(json_file)
+    write_json(result.to_json(), json_path)
     _summary(result.to_json(), page)
     if result.problems:
         click.echo(f"logs: {logs}  (again: {shlex.join(result.command)})", err=True)

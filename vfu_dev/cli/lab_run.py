@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from vfu_dev.cli.output import TO_STDOUT, json_option, write_json
 from vfu_dev.cli.signals import interrupted_status
 from vfu_dev.errors import ConfigError, LabError
 from vfu_dev.sizes import format_count
@@ -54,9 +55,7 @@ def _changes(texts: tuple[str, ...]) -> dict[str, Any]:
     metavar="KEY=VALUE",
     help="Change a key of the scenario (run.moves=10, load.rate=4M); repeatable.",
 )
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Also write the summaries here (-: stdout)."
-)
+@json_option("Also write the summaries here")
 @click.option("--quiet", is_flag=True, help="No progress, only the table.")
 def run(
     names: tuple[str, ...],
@@ -65,7 +64,7 @@ def run(
     short: bool,
     resume: bool,
     settings: tuple[str, ...],
-    json_file: Path | None,
+    json_path: str | None,
     quiet: bool,
 ) -> None:
     """Run scenarios: VMs moved back and forth under load, percentiles of what that cost.
@@ -118,13 +117,7 @@ def run(
         page = write_experiment(folder)
         summaries.append(summary)
         _show(summary, page)
-    if json_file is not None:
-        text = json.dumps(summaries[0] if len(summaries) == 1 else summaries, indent=1)
-        if str(json_file) == "-":
-            click.echo(text)
-        else:
-            json_file.parent.mkdir(parents=True, exist_ok=True)
-            json_file.write_text(text + "\n")
+    write_json(summaries[0] if len(summaries) == 1 else summaries, json_path)
     if failed or not all(summary["ok"] for summary in summaries):
         sys.exit(1)
 
@@ -207,16 +200,14 @@ def scenarios(as_json: bool) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Draw both into this file (.png or .svg).",
 )
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Also write the comparison here (-: stdout)."
-)
+@json_option("Also write the comparison here")
 def compare(
     first: Path,
     second: Path,
     metrics: tuple[str, ...],
     max_regression: float | None,
     plot: Path | None,
-    json_file: Path | None,
+    json_path: str | None,
 ) -> None:
     """Compare two result folders of `vfu-dev lab run`: ratios of percentiles, and whether they differ.
 
@@ -245,7 +236,7 @@ def compare(
         ratios = " / ".join("-" if one is None else f"{one:.2f}" for one in entry["ratios"].values())
         sides = (_percentiles(entry[side]) for side in ("first", "second"))
         table.add_row(entry["point"], entry["metric"], *sides, ratios, interval, entry["text"])
-    Console(stderr=str(json_file) == "-", width=None if sys.stdout.isatty() else 200).print(table)
+    Console(stderr=json_path == TO_STDOUT, width=None if sys.stdout.isatty() else 200).print(table)
     for point, changed in found["settings"].items():
         for key, values in changed.items():
             click.echo(
@@ -258,10 +249,7 @@ def compare(
         from vfu_dev.report.experiment import write_comparison
 
         write_comparison(first, second, found, plot)
-    if json_file is not None and str(json_file) == "-":
-        click.echo(json.dumps(found))
-    elif json_file is not None:
-        json_file.write_text(json.dumps(found, indent=1) + "\n")
+    write_json(found, json_path)
     if max_regression is not None:
         worse = [e for e in found["entries"] if (e["regression"] or 0) > max_regression]
         for entry in worse:

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from vfu_dev.cli.load_options import load_of, load_options
-from vfu_dev.cli.output import write_json
+from vfu_dev.cli.output import TO_STDOUT, json_option, write_json
 from vfu_dev.client.control import ControlClient
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.migrator import MigrationError, Options
@@ -149,13 +149,7 @@ class _Lines:
     metavar="SIZE",
     help="--preset: of each of its devices.",
 )
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(allow_dash=True),
-    metavar="FILE",
-    help="Write the figures as JSON (-: stdout).",
-)
+@json_option("Write the figures as JSON")
 @click.option("--quiet", is_flag=True, help="No progress, no summary.")
 def command(
     load_arguments: dict[str, Any],
@@ -209,7 +203,7 @@ def command(
     result["interrupted"] = stop.signal is not None
     write_json(result, json_path)
     if not quiet:
-        click.echo(_summary(result, spec), err=json_path == "-")
+        click.echo(_summary(result, spec), err=json_path == TO_STDOUT)
     if result.get("mismatched_bytes"):
         sys.exit(1)
     if stop.signal is not None and duration:
@@ -308,7 +302,7 @@ def _preset(
     try:
         with stop.on_signals():
             result = rehearse(
-                plan, stop, lambda text: None if quiet else click.echo(text, err=json_path == "-")
+                plan, stop, lambda text: None if quiet else click.echo(text, err=json_path == TO_STDOUT)
             )
     except KeyboardInterrupt:
         sys.exit(128 + (stop.signal or signal.SIGINT))
@@ -319,7 +313,7 @@ def _preset(
         said = (
             "as expected" if result["as_expected"] else f"NOT as expected: {result['error'] or 'too early'}"
         )
-        click.echo(f"{result['outcome']} {after}{down}: {said}", err=json_path == "-")
+        click.echo(f"{result['outcome']} {after}{down}: {said}", err=json_path == TO_STDOUT)
     if stop.signal is not None:
         sys.exit(128 + stop.signal)
     if not result["as_expected"]:

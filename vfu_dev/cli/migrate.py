@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 from rich.progress import Progress as Bar
 
-from vfu_dev.cli.output import write_json
+from vfu_dev.cli.output import TO_STDOUT, json_option, write_json
 from vfu_dev.client import digest
 from vfu_dev.client.control import ControlClient
 from vfu_dev.client.device import VfioUserDevice
@@ -165,13 +165,7 @@ def _name_of(control: ControlClient | None) -> str | None:
 @click.command(epilog="Example: vfu-dev migrate /tmp/a.sock /tmp/b.sock --json out.json")
 @click.argument("src_socket", type=click.Path())
 @click.argument("dst_socket", type=click.Path())
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(allow_dash=True),
-    metavar="FILE",
-    help="Write the result as JSON (-: stdout).",
-)
+@json_option("Write the result as JSON")
 @click.option(
     "--downtime-limit",
     default=300.0,
@@ -279,7 +273,7 @@ def command(
         raise error
     write_json(result, json_path)
     if not quiet:
-        click.echo(_summary(result), err=json_path == "-")
+        click.echo(_summary(result), err=json_path == TO_STDOUT)
     if verifier is not None and not verifier.match:
         sys.exit(1)
 
