@@ -89,7 +89,7 @@ def test_an_interrupted_run_goes_on_where_it_was(artifacts: Artifacts, tmp_path:
     assert not (out / "summary.json").exists()
     with pytest.raises(ConfigError, match="--resume"):
         run_scenario(scenario, out, artifacts=artifacts)
-    with pytest.raises(ConfigError, match="another scenario"):
+    with pytest.raises(ConfigError, match=r"another run, with other scenario\.toml"):
         run_scenario(parse(SMALL + "# changed", "small"), out, resume=True, artifacts=artifacts)
     again: list[str] = []
     summary = run_scenario(
