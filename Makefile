@@ -11,13 +11,16 @@ OUT    := out
 # What the tests drive: the patched QEMU, the same with ASan (hostile servers), one without our patches, the peer in C.
 TEST_ARTIFACTS := libvfio-user libvfio-user-tests libvfio-user-reduced libvfio-user-reference guest qemu qemu-unpatched qemu-asan
 
+# A file's tests stay together: many share one booted guest. 0 runs all of them in one process.
+TEST_WORKERS ?= 2
+
 TEST_PACKAGES := $(shell sed '/^\#/d' tests/packages.txt)
 
 .PHONY: help demo test test-packages lint format clean distclean build venv
 
 help:
 	@echo "make demo       live-migrate a Linux guest and its device with real QEMU; report in $(OUT)/demo"
-	@echo "make test       all tests, end to end included (PYTEST_ARGS=... to choose)"
+	@echo "make test       all tests, end to end included (PYTEST_ARGS=... to choose, TEST_WORKERS=0 for one process)"
 	@echo "make lint       ruff and mypy"
 	@echo "make build      libvfio-user, QEMU and the guest, built or found in the cache"
 	@echo "make clean      what this checkout made; distclean: the virtual environment too"
@@ -43,7 +46,7 @@ demo: build
 
 test: venv test-packages
 	$(BIN)/vfu-dev build $(TEST_ARTIFACTS)
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 # What tests need from Debian beyond what builds bring; without root, a test that misses one is skipped.
 test-packages:
