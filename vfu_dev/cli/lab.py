@@ -16,6 +16,7 @@ from vfu_dev.cli.lab_run import compare, run, scenarios
 from vfu_dev.cli.output import json_option, write_json
 from vfu_dev.cli.signals import end_on_sigterm, interrupted_status
 from vfu_dev.errors import ConfigError
+from vfu_dev.patterns import PAGE_PATTERNS
 from vfu_dev.sizes import format_count, format_size, parse_size
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ command.add_command(model)
 )
 @click.option(
     "--pattern",
-    type=click.Choice(["uniform", "sequential", "hotset", "zipf"]),
+    type=click.Choice(list(PAGE_PATTERNS)),
     default="uniform",
     show_default=True,
     help="Which pages are written (docs/load.md).",

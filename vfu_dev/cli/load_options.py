@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 import click
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.patterns import PATTERNS, LoadSpec
+from vfu_dev.patterns import PAGE_PATTERNS, LoadSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--pattern",
-        type=click.Choice([name for name in PATTERNS if name not in ("phases", "trace")]),
+        type=click.Choice(["idle", *PAGE_PATTERNS]),
         help="Which pages.  [default: uniform]",
     ),
     click.option(
