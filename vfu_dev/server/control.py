@@ -78,7 +78,7 @@ class ControlSocket:
         finally:
             os.umask(before)
         self._path = OwnedPath(path)
-        self._listener.listen(8)
+        self._listener.listen(MAX_CLIENTS)
         selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
     @property
