@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from vfu_dev.client import ControlClient, VfioUserDevice
+from vfu_dev.client.digest import audit_over
 from vfu_dev.errors import VfuDevError
 
 START_SECONDS = 30.0
@@ -79,6 +80,11 @@ class RunningServer:
         """Return the server's status."""
         with self.control() as control:
             return control.status()
+
+    def audited(self) -> dict[str, Any]:
+        """Return the status once the audit of the last save is over."""
+        found: dict[str, Any] = wait_until(lambda: audit_over(s := self.status()) and s, "the audit is over")
+        return found
 
     def log(self) -> str:
         """Return what the server wrote to stderr so far."""

@@ -79,6 +79,19 @@ class Box:
         """Read until nothing comes."""
         return b"".join(iter(lambda: self.read(step), b""))
 
+    def audit(self) -> dict[str, object]:
+        """Do what a server's loop does between requests until the audit is over; return the save's record."""
+        self.migration.set_state(DeviceState.STOP)
+        return self.finish_audit()
+
+    def finish_audit(self) -> dict[str, object]:
+        """The same in the state that the device is in."""
+        while self.migration.audit_pending:
+            self.migration.advance_audit(0.0)
+        record = self.migration.save_status()
+        assert record is not None
+        return record
+
     def save(self) -> bytes:
         """Return the whole stream of a stopped device, which is running again afterwards."""
         self.migration.set_state(DeviceState.STOP_COPY)

@@ -13,6 +13,7 @@ from vfu_dev.migration.forecast import (
     Forecaster,
     ReadMeter,
 )
+from vfu_dev.migration.save import SaveCounters
 from vfu_dev.migration.watch import SAMPLES_KEPT, Watch
 from vfu_dev.uapi import DeviceState
 
@@ -256,7 +257,7 @@ def test_a_number_of_another_server_starts_from_the_first() -> None:
 
 def test_a_migration_that_is_cancelled_has_no_downtime() -> None:
     watch = Watch()
-    watch.save_began()
+    watch.save_began(SaveCounters())
     watch.state_changed(DeviceState.RUNNING, DeviceState.PRE_COPY)
     watch.save_ended("cancelled")
     assert watch.totals.saves["cancelled"] == watch.totals.saves_started == 1

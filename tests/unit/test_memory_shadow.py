@@ -165,8 +165,7 @@ def test_a_guest_that_never_stops_writing_is_moved_whole() -> None:
     assert len(rest) == promised
     target.load(bytes(data) + rest, step=777)
     assert target.snapshot() == source.snapshot()
-    saved = source.migration.save_status()
-    assert saved is not None
+    saved = source.audit()
     assert (saved["status"], saved["audited"]) == ("completed", True)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
-from migrationkit import Box, filled, small_records  # noqa: F401 - an autouse fixture
+from migrationkit import PAGE, Box, filled, small_records  # noqa: F401 - an autouse fixture
 
 from vfu_dev.errors import StateError
 from vfu_dev.migration import TransitionError
@@ -64,18 +66,93 @@ def test_transitions_are_recorded_with_their_reason() -> None:
     ]
 
 
-def test_a_reset_after_the_stream_was_read_does_not_spoil_its_digest() -> None:
-    """The audit compares with the registers that were sent, and ends before the device runs again."""
-    box = filled()
+def sent(**options: object) -> Box:
+    """Return a box in STOP_COPY whose stream was read to its end: memory is still to be audited."""
+    box = filled(**options)
     box.migration.set_state(S.STOP_COPY)
     box.read_all()
-    box.migration.set_state(S.STOP)
+    return box
+
+
+def test_nobody_who_asks_takes_part_in_an_audit() -> None:
+    """It waits for the end of STOP_COPY, and goes on in the steps of the server's loop alone."""
+    box = sent()
+    for state in (S.STOP_COPY, S.STOP):
+        box.migration.set_state(state)
+        for _ in range(3):
+            record = box.migration.save_status()
+            assert record is not None
+            assert (record["status"], record["audited"]) == ("completed", False)
+        assert box.migration.audit_pending == (state is S.STOP)
+    assert box.finish_audit()["audited"] is True
+
+
+def test_a_lost_client_does_not_end_an_audit() -> None:
+    """The audit compares with the registers that were sent, and memory is as it was."""
+    box = sent()
     box.registers[:] = 0
     box.migration.reset(S.RUNNING, "connection lost")
+    record = box.finish_audit()
+    assert (record["status"], record["audited"]) == ("completed", True)
+
+
+def test_a_missed_mark_is_found_when_the_client_is_gone() -> None:
+    box = sent()
+    box.memories[0].raw[5 * PAGE] ^= 1  # nobody marks it
+    box.migration.reset(S.RUNNING, "connection lost")
+    record = box.finish_audit()
+    assert (record["status"], record["audited"]) == ("failed", True)
+    assert box.migration.watch.totals.audit_failures == 1
+
+
+def write(box: Box) -> None:
+    box.migration.reset(S.RUNNING, "connection lost")
     box.memories[0].store(0, b"the device runs on")
+
+
+def clear(box: Box) -> None:
+    box.migration.reset(S.RUNNING, "connection lost")
+    box.memories[0].clear()
+
+
+def resume(box: Box) -> None:
+    box.migration.set_state(S.RUNNING)
+
+
+def load(box: Box) -> None:
+    box.migration.set_state(S.RESUMING)
+
+
+@pytest.mark.parametrize("change", [write, clear, resume, load])
+def test_an_audit_is_given_up_where_memory_may_change(change: Callable[[Box], None]) -> None:
+    """That is no failure: what was sent was complete. An audit that was through stays what it was."""
+    box, audited = sent(), sent()
+    assert audited.audit()["audited"] is True
+    for one, expected in ((box, None), (audited, True)):
+        change(one)
+        record = one.finish_audit()
+        assert (record["status"], record["audited"]) == ("completed", expected)
+    assert box.migration.watch.totals.audit_failures == 0
+
+
+def test_a_mapped_memory_is_audited_only_while_the_device_is_stopped() -> None:
+    """Whoever has it mapped can write to it after the connection is lost, and no page map shows it."""
+    box = sent(pages=(64, 7), mapped=True)
+    box.migration.reset(S.RUNNING, "connection lost")
+    assert box.finish_audit()["audited"] is None
+    assert sent(pages=(64, 7), mapped=True).audit()["audited"] is True
+
+
+def test_what_was_not_completed_is_never_audited() -> None:
+    """Whoever waits for `audited` does not wait for ever."""
+    box = filled()
+    box.migration.set_state(S.PRE_COPY)
     record = box.migration.save_status()
     assert record is not None
-    assert (record["status"], record["audited"]) == ("completed", True)
+    assert record["audited"] is False
+    box.read(100)
+    box.migration.fail("a test says so")
+    assert box.finish_audit()["audited"] is None
 
 
 def test_a_read_that_fails_in_pre_copy_refuses_stop_copy() -> None:

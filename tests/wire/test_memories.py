@@ -126,7 +126,8 @@ def test_many_memories_of_different_kinds_move_together(serve: ServerFactory) ->
         load(other, b"".join(parts))
         assert (words_of(other, BAR4) == words).all()
         assert other.region_read(BAR2, 0, MIB) == device.region_read(BAR2, 0, MIB)
-        saved = source.status()["save"]
+        device.migration.set_state(S.STOP)
+        saved = source.audited()["save"]
         assert saved["digest"] == destination.status()["load"]["digest"]
         assert (saved["status"], saved["audited"]) == ("completed", True)
         assert saved["pages_resent"] > 0

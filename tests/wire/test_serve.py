@@ -103,9 +103,10 @@ def test_a_client_lost_in_pre_copy_leaves_a_device_that_can_be_migrated(serve: S
         device.migration.set_state(DeviceState.STOP_COPY)
         while device.migration.read(1 << 20):
             pass
-        status = server.status()
+        device.migration.set_state(DeviceState.STOP)
+        status = server.audited()
         assert (status["save"]["status"], status["save"]["audited"]) == ("completed", True)
-        assert [t["to"] for t in status["transitions"]][-3:] == ["RUNNING_P2P", "STOP", "STOP_COPY"]
+        assert [t["to"] for t in status["transitions"]][-4:] == ["RUNNING_P2P", "STOP", "STOP_COPY", "STOP"]
 
 
 def test_initial_is_what_the_operator_says(serve: ServerFactory) -> None:

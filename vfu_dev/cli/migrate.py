@@ -67,7 +67,7 @@ class Verifier:
         """Compare; raises VfuDevError on a difference, so that the destination never runs."""
         source_control, destination_control = self._controls
         if self.method in ("auto", "control") and source_control and destination_control:
-            self.source_digest = digest.saved_digest(source_control.status())
+            self.source_digest = digest.saved_digest(digest.audited_status(source_control))
             self.destination_digest = digest.loaded_digest(destination_control.status())
         if self.match is None and self.method == "control":
             raise VfuDevError("the control sockets do not tell both digests")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from vfu_dev import uapi
 from vfu_dev.client.control import ControlClient, ControlError
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.errors import ProtocolError
+from vfu_dev.uapi import DeviceState
 
+AUDIT_POLL_SECONDS = 0.02
 BAR_INDICES = range(uapi.VFIO_PCI_BAR0_REGION_INDEX, uapi.VFIO_PCI_BAR5_REGION_INDEX + 1)
 
 
@@ -32,6 +35,24 @@ def find_control(
         return ControlClient(beside)
     except ControlError:
         return None
+
+
+def audit_over(status: dict[str, Any]) -> bool:
+    """Return whether the digest of the last save is final: its server compares memory with it afterwards."""
+    save = status.get("save")
+    return not isinstance(save, dict) or save.get("status") != "completed" or save.get("audited") is not False
+
+
+def audited_status(control: ControlClient) -> dict[str, Any]:
+    """Return the source's status once its audit is over: 0.2 s for 1 GiB.
+
+    Raises: ControlError: the server is gone. ProtocolError: it is in STOP_COPY, where no audit advances.
+    """
+    while not audit_over(status := control.status()):
+        if status.get("state") == DeviceState.STOP_COPY.name:
+            raise ProtocolError("the source is in STOP_COPY, its audit begins in STOP")
+        time.sleep(AUDIT_POLL_SECONDS)
+    return status
 
 
 def saved_digest(status: dict[str, Any]) -> str | None:

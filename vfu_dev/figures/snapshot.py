@@ -39,6 +39,8 @@ class Snapshot:
         histograms: by name, each as `Histogram.as_dict` gives it.
         forecast: `Forecast` as a dict; its values are None where there is nothing to say.
         faults: how often injected ones happened, by operation.
+        save: `precopy_bytes`, `stop_copy_bytes` and `passes` of the most recent outgoing migration so far.
+        received_bytes: stream bytes of the most recent incoming migration so far.
         last_*: of the most recent outgoing migration that was completed, None before the first.
         snapshot_seconds: what making the snapshot before this one cost the device's thread.
     """
@@ -61,6 +63,8 @@ class Snapshot:
     histograms: dict[str, dict[str, Any]]
     forecast: dict[str, Any]
     faults: dict[str, int]
+    save: dict[str, int] | None = None
+    received_bytes: int | None = None
     last_stop_copy_seconds: float | None = None
     last_downtime_seconds: float | None = None
     last_predicted_downtime_seconds: float | None = None

@@ -28,7 +28,16 @@ import numpy.typing as npt
 
 from vfu_dev.memory import DeviceMemory, Shadow, hash_pages
 from vfu_dev.memory.pages import CODE_DATA, CODE_DIRTY, CODE_ZERO, PageIndices
-from vfu_dev.migration.stream import ZERO_PAGES_A_RECORD, pages_a_record, pages_bytes, zeros_bytes
+from vfu_dev.migration.schema import MigratableState
+from vfu_dev.migration.stream import (
+    INITIAL_END_BYTES,
+    ZERO_PAGES_A_RECORD,
+    pages_a_record,
+    pages_bytes,
+    prelude_bytes,
+    tail_bytes,
+    zeros_bytes,
+)
 
 # A query or the start of a pass looks at new content this long at most; pages left over count as data, and
 # are sent as data. The client gives up after 5 s (trap 12); 10 GB of zeros take one second.
@@ -240,3 +249,17 @@ class PassPlan:
                 initial += zeros_bytes(now_initial) + zeros_bytes(later_initial)
                 dirty += zeros_bytes(now_dirty) + zeros_bytes(later_dirty)
         return initial, dirty
+
+
+def whole_state_bytes(state: MigratableState) -> int:
+    """Return the stream bytes of a save that would begin now; looks at pages written since the last look."""
+    total = prelude_bytes(state) + INITIAL_END_BYTES + tail_bytes(state)
+    budget_seconds = CLASSIFY_BUDGET_SECONDS / max(1, len(state.memories))
+    for memory in state.memories:
+        if memory.mapped:
+            memory.relearn(budget_seconds)
+        memory.classify(budget_seconds)
+        content = memory.pages.codes & 3  # with or without CODE_CLEAN of a session that is over
+        total += pages_bytes(int(np.count_nonzero(content == CODE_DATA)), memory.page_size_bytes)
+        total += zeros_bytes(int(np.count_nonzero(content == CODE_ZERO)))
+    return total

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, field
 
 from vfu_dev.migration.fsm import PRE_COPY_GROUP, SAVING_GROUP
-from vfu_dev.migration.save import PassRecord
+from vfu_dev.migration.save import PassRecord, SaveCounters
 from vfu_dev.migration.watch import Watch
 from vfu_dev.sizes import format_size
 from vfu_dev.uapi import DeviceState
@@ -32,26 +32,32 @@ class Transition:
 
 
 @dataclass
-class SaveRecord:
-    """What became of the most recent outgoing migration; times in unix seconds, bytes of the stream."""
+class SaveRecord(SaveCounters):
+    """What became of the most recent outgoing migration; times in unix seconds, bytes of the stream.
+
+    Attributes:
+        audited: whether memory was compared with what was sent. False: not yet. None: it never will be,
+            because the migration was not completed or memory may have changed before the comparison ended.
+    """
 
     status: str = "active"  # active, completed, aborted, failed
     error: str | None = None
     initial_bytes: int = 0
     precopy_bytes: int = 0
     stop_copy_bytes: int = 0
-    passes: int = 0
-    pages_sent: int = 0
-    pages_resent: int = 0
-    zero_pages: int = 0
     reinits: int = 0  # how often the device found new initial data
     digest: str | None = None
-    audited: bool = False
+    audited: bool | None = False
     started: float = 0.0
     stopped: float | None = None
     ended: float | None = None
     predicted_downtime_seconds: float | None = None  # when the device stopped
     pass_list: list[PassRecord] = field(default_factory=list)  # the session's own, the most recent passes
+
+    def as_dict(self) -> dict[str, object]:
+        """Return it in the words of the control socket; `asdict` takes 20 times as long for 200 passes."""
+        first = {"status": self.status, "error": self.error}  # for whoever reads it as text
+        return {**first, **vars(self), "pass_list": [dict(vars(one)) for one in self.pass_list]}
 
 
 @dataclass

@@ -79,10 +79,7 @@ class Sampler:
             self._saves = watch.totals.saves_started
         if state is DeviceState.RESUMING:
             watch.forecast = Forecast()
-            load = migration.load_status()
-            assert load is not None
-            transferred = load["received_bytes"]
-            assert isinstance(transferred, int)
+            transferred = migration.received()
             if watch.totals.loads_started == self._loads and self._state is state:
                 rate = (transferred - self._transferred) / (now - self._sampled)
                 watch.forecast.transfer_rate_bytes_per_second = rate

@@ -87,6 +87,7 @@ class SaveSession:
         initial_limit_bytes: how many bytes of written memory count as initial, lowest first; None for all.
         stopped: the device stands still: everything is sent, the end included.
         cold_first: the policy of `PassPlan`.
+        counters: where this session counts, all zeros at first; its own by default.
 
     Attributes:
         stopped: the device stands still, see `stop`.
@@ -102,9 +103,10 @@ class SaveSession:
         initial_limit_bytes: int | None = None,
         stopped: bool = False,
         cold_first: bool = True,
+        counters: SaveCounters | None = None,
     ) -> None:
         self.stopped = stopped
-        self.counters = SaveCounters()
+        self.counters = SaveCounters() if counters is None else counters
         self.digest: str | None = None
         self.sent_initial_bytes = 0
         self.pass_list: list[PassRecord] = []
@@ -159,11 +161,6 @@ class SaveSession:
         return self.digest is not None and not self._segments
 
     @property
-    def page_hashes(self) -> list[npt.NDArray[np.uint64]]:
-        """For each memory the hash of each page as it was last sent."""
-        return [plan.hashes for plan in self._plans]
-
-    @property
     def block_contents(self) -> list[bytes]:
         """The register blocks as they were sent, so far."""
         return self._blocks
@@ -182,18 +179,6 @@ class SaveSession:
             initial += plan_initial
             dirty += plan_dirty
         return PrecopyInfo(initial, dirty)
-
-    def stop_copy_length(self) -> int:
-        """Return what would still have to be read if the device stopped now.
-
-        It exceeds initial + dirty by the register blocks and the end record alone: some hundred bytes,
-        constant. QEMU 10.2 takes that sum as its estimate and this as the exact figure, and would alternate
-        for ever between "close" and "far" if only the first were below its threshold (bandwidth x downtime
-        limit). The framing that QEMU sends in an idle iteration already keeps the threshold above a tail of
-        this size.
-        """
-        info = self.info()
-        return info.initial_bytes + info.dirty_bytes + self.tail_bytes
 
     @property
     def tail_bytes(self) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from dataclasses import replace
 from itertools import islice
 
 from vfu_dev.figures import DOWNTIME_EDGES_SECONDS, MMIO_EDGES_SECONDS, Histogram, Sample, Totals
 from vfu_dev.migration.forecast import Forecast, Forecaster
+from vfu_dev.migration.save import SaveCounters
 from vfu_dev.uapi import DeviceState
 
 # Five minutes at the usual ten a second.
@@ -29,6 +31,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.totals = Totals()
+        self._session = SaveCounters()  # of the session under way, not in `totals` yet
         self.arcs: dict[tuple[DeviceState, DeviceState], int] = {}
         self.entered = time.time()
         self.read_seconds = Histogram(MMIO_EDGES_SECONDS)
@@ -68,9 +71,21 @@ class Watch:
         """The downtime predicted when the device stopped; None when it was not stopped in a migration."""
         return self._estimated[1]
 
-    def save_began(self) -> None:
-        """Count an outgoing migration."""
+    def sums(self) -> Totals:
+        """Return a copy of the totals, with what the session under way has counted."""
+        totals, session = self.totals, self._session
+        return replace(
+            totals,
+            passes=totals.passes + session.passes,
+            pages_sent=totals.pages_sent + session.pages_sent,
+            pages_resent=totals.pages_resent + session.pages_resent,
+            zero_pages=totals.zero_pages + session.zero_pages,
+        )
+
+    def save_began(self, session: SaveCounters) -> None:
+        """Count an outgoing migration, which counts its pages in `session` until `save_ended`."""
         self.totals.saves_started += 1
+        self._session = session
         self._stop_copy_seconds = None
         self._estimated = None, None
         self._service_cost = None
@@ -97,6 +112,7 @@ class Watch:
 
     def save_ended(self, result: str) -> None:
         """Count the end of an outgoing migration, one of SAVE_RESULTS."""
+        self.totals, self._session = self.sums(), SaveCounters()
         self.totals.saves[result] += 1
         self.forecast = Forecast()
         if result != "completed" or self._stop_copy_seconds is None:

@@ -115,10 +115,10 @@ class Commands:
         }
 
     def status(self) -> dict[str, object]:
-        """Return what `status` shows."""
+        """Return what `status` shows: counters, and sizes as last seen; it looks at no memory."""
         server, device = self._server, self._device
         migration = device.migration
-        info = migration.precopy_info() if migration.has_precopy_info else None
+        seen = migration.precopy_seen
         return {
             "name": device.name,
             "pid": os.getpid(),
@@ -142,8 +142,8 @@ class Commands:
                 }
                 for memory in device.memories
             ],
-            "initial_bytes": None if info is None else info.initial_bytes,
-            "dirty_bytes": None if info is None else info.dirty_bytes,
+            "initial_bytes": None if seen is None else seen.initial_bytes,
+            "dirty_bytes": None if seen is None else seen.dirty_bytes,
             "generator": self._server.load.status(),
             "save": migration.save_status(),
             "load": migration.load_status(),

@@ -304,6 +304,7 @@ class Server:
             self._poll()
             return
         self.connected = True
+        self.device.migration.give_up_audit()  # its steps would be in this client's way
         self._poll()
         self.device.counters.connections += 1
         logger.info("%s: a client is connected", self.device.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from vfu_dev import __version__
 from vfu_dev.device import Device
@@ -82,7 +82,7 @@ class SnapshotMaker:
             ],
             load=self._load(),
             transitions=[(origin.name, target.name, count) for (origin, target), count in arcs.items()],
-            totals=replace(watch.totals),
+            totals=watch.sums(),
             scans={
                 "looks": sum(scan.looks for scan in scans),
                 "pages": sum(scan.pages for scan in scans),
@@ -97,6 +97,8 @@ class SnapshotMaker:
             },
             forecast=watch.forecast.as_dict(),
             faults=dict(self.faults),
+            save=migration.saved(),
+            received_bytes=migration.received(),
             last_stop_copy_seconds=watch.last_stop_copy_seconds,
             last_downtime_seconds=watch.last_downtime_seconds,
             last_predicted_downtime_seconds=watch.last_predicted_downtime_seconds,
