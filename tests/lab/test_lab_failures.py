@@ -38,7 +38,7 @@ def half_sent(row: dict[str, Any]) -> bool:
     return (
         device.get("state") == "PRE_COPY"
         and bool(device.get("precopy_bytes"))
-        and device["initial_bytes"] > 0
+        and bool(device.get("initial_bytes"))
     )
 
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
+from vfu_dev.client.digest import AUDIT_POLL_SECONDS, audit_over
 from vfu_dev.errors import LabError
 from vfu_dev.lab.result import DeviceResult, MigrationResult
+from vfu_dev.lab.servers import DeviceServer
 from vfu_dev.lab.trace import states_set
 
 if TYPE_CHECKING:
     from vfu_dev.lab.rig import Lab
+
+# How long the source's audit may take once the device is stopped; 1 GiB takes 0.2 s of an idle machine.
+AUDIT_SECONDS = 120.0
 
 FINAL_STATES = ("completed", "failed", "cancelled")
 
@@ -24,7 +31,12 @@ async def collect(lab: Lab, result: MigrationResult) -> None:
         device = DeviceResult(name=f"vfu{index}")
         for server, read in ((source, device.read_source), (destination, device.read_destination)):
             try:
-                read(await server.status())
+                status = await _final_status(server)
+                read(status)
+                if not audit_over(status):
+                    state = status.get("state")
+                    problem = f"in {state} its audit is not over after {AUDIT_SECONDS:g} s"
+                    result.problems.append(f"server {server.name}: {problem}")
             except LabError as error:
                 result.problems.append(str(error))
         device.read_figures(lab.snapshots[index], lab.server_samples[index])
@@ -33,10 +45,21 @@ async def collect(lab: Lab, result: MigrationResult) -> None:
         result.convergence = lab.convergence.to_json()
     await _collect_qemu(lab, result)
     result.samples = lab.samples
-    if result.devices and result.devices[0].size_bytes:
-        with contextlib.suppress(LabError):
-            library = (await lab.source.servers[0].status()).get("library", {})
-            result.versions["libvfio-user"] = str(library.get("api", "unknown"))
+    if lab.snapshots and (snapshot := lab.snapshots[0]) is not None:
+        result.versions["libvfio-user"] = str(snapshot.library.get("api", "unknown"))
+
+
+async def _final_status(server: DeviceServer) -> dict[str, Any]:
+    """Return the status once the audit is over, or after AUDIT_SECONDS as it is.
+
+    Before that the digest is that of what was sent, not of what was in memory.
+
+    Raises: LabError: the server is gone.
+    """
+    deadline = time.monotonic() + AUDIT_SECONDS
+    while not audit_over(status := await server.status()) and time.monotonic() < deadline:
+        await asyncio.sleep(AUDIT_POLL_SECONDS)
+    return status
 
 
 async def _collect_qemu(lab: Lab, result: MigrationResult) -> None:

@@ -25,7 +25,7 @@ from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.qemu import Qemu
 from vfu_dev.lab.qtest_guest import QtestGuest
 from vfu_dev.lab.result import MigrationResult
-from vfu_dev.lab.side import Side
+from vfu_dev.lab.side import Side, brief
 from vfu_dev.patterns import LoadSpec
 
 # How often both sides are asked while a migration runs. QEMU itself decides every 100 ms.
@@ -68,7 +68,6 @@ class Lab:
         # Of each of the source's servers: its figures, and all samples of this move.
         self.snapshots: list[Snapshot | None] = [None] * options.devices
         self.server_samples: list[list[Sample]] = [[] for _ in range(options.devices)]
-        self._sequences = [0] * options.devices
         self.observe: Observer = observer or (lambda what, data: None)
 
     async def __aenter__(self) -> Lab:
@@ -200,30 +199,29 @@ class Lab:
         now = time.time()
         migration = await self.source.qemu.migration()
         row: dict[str, Any] = {"time": now, "status": migration.get("status", "none"), "qemu": migration}
-        row["source"], row["destination"] = await asyncio.gather(
-            self.source.statuses(), self.destination.statuses()
-        )
+        row["source"], destination = await asyncio.gather(self.watch(), self.destination.watch())
+        row["destination"] = [brief(watched) for watched in destination]
         row["threshold_bytes"] = threshold_bytes(
             self.parameters(), self.options.downtime_limit_ms, row["qemu"]
         )
         self.samples.append(row)
-        await self._assess(row)
+        self._assess(row)
         self.observe("sample", row)
         return row
 
-    async def watch(self) -> None:
-        """Fetch what the source's servers measured since the last time; one that is gone stays as it was."""
-        for index, server in enumerate(self.source.servers):
-            with contextlib.suppress(LabError):
-                more = True
-                while more:
-                    figures = await server.figures(self._sequences[index])
-                    self.snapshots[index], more = figures.snapshot, figures.more
-                    self._sequences[index] = figures.sequence
-                    self.server_samples[index] += figures.samples
+    async def watch(self) -> list[dict[str, Any]]:
+        """Fetch what the source's servers measured since the last time; one that is gone stays as it was.
 
-    async def _assess(self, row: dict[str, Any]) -> None:
-        await self.watch()
+        Returns: what a sample keeps of each.
+        """
+        found = await self.source.watch()
+        for index, watched in enumerate(found):
+            if not isinstance(watched, LabError):
+                self.snapshots[index], samples = watched
+                self.server_samples[index] += samples
+        return [brief(watched) for watched in found]
+
+    def _assess(self, row: dict[str, Any]) -> None:
         devices = [snapshot for snapshot in self.snapshots if snapshot is not None]
         if len(devices) == len(self.snapshots) and all("PRE_COPY" in device.state for device in devices):
             self.convergence = assess(
@@ -331,7 +329,6 @@ class Lab:
     async def forget(self) -> None:
         """Drop what was sampled so far, here and on the source's servers: it is not of the next move."""
         self.samples, self.convergence = [], None
-        self._sequences = [0] * len(self.source.servers)
         await self.watch()
         self.server_samples = [[] for _ in self.source.servers]
 

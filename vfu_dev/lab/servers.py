@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vfu_dev.errors import LabError
-from vfu_dev.figures import Figures
+from vfu_dev.figures import Figures, Sample, Snapshot
 from vfu_dev.lab.process import Child, wait_for_socket
 
 # A digest of a large device takes a while; everything else answers at once.
@@ -58,6 +58,7 @@ class DeviceServer:
         root = str(Path(__file__).resolve().parents[2])
         env["PYTHONPATH"] = os.pathsep.join([root, env["PYTHONPATH"]]) if env.get("PYTHONPATH") else root
         self.process = Child(f"server {name}", argv, logs / f"server-{name}.log", env)
+        self._sequence = 0  # of the last sample that `watch` returned
 
     async def start(self) -> None:
         """Start the process and wait until both sockets are there.
@@ -96,9 +97,20 @@ class DeviceServer:
         result: dict[str, Any] = await self.command("status")
         return result
 
-    async def figures(self, after: int) -> Figures:
-        """Return the server's figures, with the samples after number `after`."""
-        return Figures.from_dict(await self.command("figures", after=after))
+    async def watch(self) -> tuple[Snapshot, list[Sample]]:
+        """Return the server's figures, and the samples it took since this last returned any.
+
+        This is how a running migration is watched: the server neither looks at memory for it nor makes long
+        answers.
+        """
+        sequence, more = self._sequence, True
+        samples: list[Sample] = []
+        while more:
+            figures = Figures.from_dict(await self.command("figures", after=sequence))
+            sequence, more = figures.sequence, figures.more
+            samples += figures.samples
+        self._sequence = sequence
+        return figures.snapshot, samples
 
     async def stop(self) -> int | None:
         """End the server with SIGTERM and return its exit status."""

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from vfu_dev.errors import LabError
+from vfu_dev.figures import Sample, Snapshot
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.qemu import Qemu, QemuOptions
 from vfu_dev.lab.servers import DeviceServer, ServerOptions
+
+Watched = tuple[Snapshot, list[Sample]] | LabError
 
 
 class Side:
@@ -89,21 +92,28 @@ class Side:
             for path in self.logs.glob(pattern):
                 path.unlink(missing_ok=True)
 
-    async def statuses(self) -> list[dict[str, Any]]:
-        """Return what a sample keeps of each server's status; of one that is gone, its error."""
-        answers = await asyncio.gather(*(server.status() for server in self.servers), return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, LabError):
-                raise answer
-        return [_brief(answer) for answer in answers]
+    async def watch(self) -> list[Watched]:
+        """Return what `DeviceServer.watch` says of each server; of one that is gone, the error."""
+
+        async def one(server: DeviceServer) -> Watched:
+            try:
+                return await server.watch()
+            except LabError as error:
+                return error
+
+        return await asyncio.gather(*(one(server) for server in self.servers))
 
 
-def _brief(answer: Any) -> dict[str, Any]:
-    """Return what a sample keeps of a server's status; the transitions alone would make it megabytes."""
-    if isinstance(answer, BaseException):
-        return {"error": str(answer)}
-    brief = {key: answer.get(key) for key in ("state", "initial_bytes", "dirty_bytes")}
-    save, load = answer.get("save") or {}, answer.get("load") or {}
-    brief.update({key: save.get(key) for key in ("precopy_bytes", "stop_copy_bytes", "passes")})
-    brief["received_bytes"] = load.get("received_bytes")
-    return brief
+def brief(watched: Watched) -> dict[str, Any]:
+    """Return what a sample keeps of a server; sizes are as of the server's own last sample."""
+    if isinstance(watched, LabError):
+        return {"error": str(watched)}
+    snapshot, _ = watched
+    save = snapshot.save or dict.fromkeys(("precopy_bytes", "stop_copy_bytes", "passes"))
+    return {
+        "state": snapshot.state,
+        "initial_bytes": snapshot.forecast["initial_bytes"],
+        "dirty_bytes": snapshot.forecast["dirty_bytes"],
+        **save,
+        "received_bytes": snapshot.received_bytes,
+    }
