@@ -31,6 +31,9 @@ LIMITS = {
     # Issue: "MMIO p99 while scraped ten times a second".
     "mmio-scraped/p50": Limit(1.2),
     "mmio-scraped/p99": Limit(2.5),
+    # All that only asks, ten times a second. It must not be seen at all.
+    "mmio-polled/p50": Limit(1.05),
+    "mmio-polled/p99": Limit(1.5),
     "mmio-precopy-trap/p50": Limit(1.5),
     "mmio-precopy-trap/p99": Limit(3.0),
     # Registers: in mmap the memory itself is not seen by the server at all.

@@ -1,4 +1,4 @@
-"""What a guest waits for: MMIO, at rest, while somebody scrapes, and during PRE_COPY."""
+"""What a guest waits for: MMIO, at rest, while somebody scrapes or polls, and during PRE_COPY."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 
@@ -61,9 +61,12 @@ def _timed(client: RawClient, messages: list[bytes], calls: int) -> Callable[[],
 
 
 @contextmanager
-def scraping(port: int) -> Iterator[None]:
-    """Have the metrics scraped ten times a second. Raises: BenchError: they cannot be."""
-    argv = [sys.executable, "-m", "vfu_dev.bench.scraper", str(port)]
+def scraping(*where: object) -> Iterator[None]:
+    """Have a metrics port, and a control socket if named, asked ten times a second.
+
+    Raises: BenchError: they cannot be.
+    """
+    argv = [sys.executable, "-m", "vfu_dev.bench.scraper", *map(str, where)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as scraper:
         assert scraper.stdin is not None
         assert scraper.stdout is not None
@@ -79,22 +82,42 @@ def scraping(port: int) -> Iterator[None]:
 def scraped(bench: Bench, effort: Effort) -> Iterator[Figure]:
     """Reads while /metrics is scraped ten times a second, against the same server left alone."""
     server = bench.ours(effort.memory_mib, metrics=True)
-    assert server.port is not None
-    port, messages = server.port, reads()
     with RawClient(server.socket) as client:
-        client.time_calls(messages, effort.calls // 4)
+        pairs = _windows(client, effort, lambda: scraping(server.port))
+    yield from percentiles("mmio-scraped", pairs, "not scraped")
 
-        def window() -> Nanoseconds:
-            end, found = time.monotonic() + effort.seconds, []
-            while time.monotonic() < end:
-                found.append(client.time_calls(messages, 200))
-            return np.concatenate(found)
 
-        def window_scraped() -> Nanoseconds:
-            with scraping(port):
-                return window()
+def polled(bench: Bench, effort: Effort) -> Iterator[Figure]:
+    """Reads in PRE_COPY while everything that only asks is asked ten times a second, against the same alone.
 
-        yield from percentiles("mmio-scraped", in_turns(effort.rounds, window_scraped, window), "not scraped")
+    All of memory is still to be read: an answer that looked at it would take its time.
+    """
+    server = bench.ours(effort.memory_mib, metrics=True)
+    with RawClient(server.socket) as client:
+        client.set_state(DeviceState.PRE_COPY)
+        pairs = _windows(client, effort, lambda: scraping(server.port, server.control))
+        client.set_state(DeviceState.RUNNING)
+    yield from percentiles("mmio-polled", pairs, "not polled")
+
+
+def _windows(
+    client: RawClient, effort: Effort, asking: Callable[[], AbstractContextManager[None]]
+) -> list[tuple[Nanoseconds, Nanoseconds]]:
+    """Return the latencies of reads with and without `asking`, in windows taken in turns."""
+    messages = reads()
+    client.time_calls(messages, effort.calls // 4)
+
+    def window() -> Nanoseconds:
+        end, found = time.monotonic() + effort.seconds, []
+        while time.monotonic() < end:
+            found.append(client.time_calls(messages, 200))
+        return np.concatenate(found)
+
+    def window_asked() -> Nanoseconds:
+        with asking():
+            return window()
+
+    return in_turns(effort.rounds, window_asked, window)
 
 
 class Moving:

@@ -31,6 +31,7 @@ class Served:
     def __init__(self, name: str, argv: list[str], folder: Path, *, port: int | None = None) -> None:
         self.name = name
         self.socket = folder / f"{name}.sock"
+        self.control = folder / f"{name}.ctl"  # of ours, where asked for
         self.port = port
         self._log = folder / f"{name}.log"
         root = str(Path(__file__).resolve().parents[2])
@@ -68,14 +69,17 @@ class Bench:
         return server
 
     def ours(self, memory_mib: int, *options: str, fill: int = 1, metrics: bool = False) -> Served:
-        """Start `vfu-dev serve`; `fill` 0 leaves the memory empty, as a destination's is."""
+        """Start `vfu-dev serve`; `fill` 0 leaves the memory empty, as a destination's is.
+
+        Args:    metrics: with a metrics port and a control socket.
+        """
         name = f"ours{len(self._servers)}"
         argv = [sys.executable, "-m", "vfu_dev", "serve", "--socket", str(self._folder / f"{name}.sock")]
         argv += ["--memory", f"{memory_mib}M", "--library", str(self._library), "--log-level", "WARNING"]
         argv += ["--name", name, "--fill", str(fill), *options]
         port = free_port() if metrics else None
         if port:
-            argv += ["--metrics-port", str(port)]
+            argv += ["--metrics-port", str(port), "--control", str(self._folder / f"{name}.ctl")]
         return self._add(Served(name, argv, self._folder, port=port))
 
     def reference(self, memory_mib: int, *, fill: int = 1) -> Served:

@@ -15,6 +15,7 @@ Case = Callable[[Bench, Effort], Iterator[Figure]]
 CASES: dict[str, Case] = {
     "mmio": mmio.at_rest,
     "scraped": mmio.scraped,
+    "polled": mmio.polled,
     "precopy": mmio.in_precopy,
     "stream-out": stream.out,
     "stream-in": stream.into,

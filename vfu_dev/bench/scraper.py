@@ -1,4 +1,7 @@
-"""Scrapes a metrics port ten times a second until its standard input ends; a process of its own."""
+"""Scrapes a metrics port ten times a second until its standard input ends; a process of its own.
+
+Given a control socket too, it sends each command that only asks as often.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,34 @@ import http.client
 import select
 import sys
 import time
+from contextlib import ExitStack
+
+from vfu_dev.client.control import ControlClient
 
 INTERVAL_SECONDS = 0.1
+STATUS_COMMANDS = ("status", "figures", "faults", "load-status")
 
 
 def main() -> None:
-    """Scrape the port that the command line names; print how often at the end."""
-    connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=10)
+    """Scrape the port, poll the control socket, that the command line names; print how often at the end."""
+    port, *controls = sys.argv[1:]
+    connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=10)
     count, due = 0, time.monotonic()
-    while True:
-        connection.request("GET", "/metrics")
-        answer = connection.getresponse()
-        answer.read()
-        count += answer.status == 200
-        if count == 1:
-            print("scraping", flush=True)
-        due = max(due + INTERVAL_SECONDS, time.monotonic())
-        if select.select([sys.stdin], [], [], max(0.0, due - time.monotonic()))[0]:
-            break
+    with ExitStack() as stack:
+        clients = [stack.enter_context(ControlClient(path)) for path in controls]
+        while True:
+            connection.request("GET", "/metrics")
+            answer = connection.getresponse()
+            answer.read()
+            for client in clients:
+                for command in STATUS_COMMANDS:
+                    client.command(command)
+            count += answer.status == 200
+            if count == 1:
+                print("scraping", flush=True)
+            due = max(due + INTERVAL_SECONDS, time.monotonic())
+            if select.select([sys.stdin], [], [], max(0.0, due - time.monotonic()))[0]:
+                break
     print(count, flush=True)
 
 

@@ -233,9 +233,9 @@ def command(
 
     Both servers must be free: a vfio-user server serves one client at a time. On any failure the source goes
     on running. Digests of both ends are compared before the destination runs: the servers' own where both
-    control sockets are known, else a checksum over the device memory read back from both (its time is
-    verify_ms, not part of downtime_ms). A source left in STOP runs again when this command disconnects: that
-    is its server's rule for a lost client.
+    control sockets are known, when the source has compared its memory with what it sent, else a checksum over
+    the device memory read back from both (its time is verify_ms, not part of downtime_ms). A source left in
+    STOP runs again when this command disconnects: that is its server's rule for a lost client.
     """
     options = Options(
         downtime_limit_seconds=downtime_limit / 1000,
