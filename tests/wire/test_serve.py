@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from serverkit import ServerFactory, wait_until
+from serverkit import RunningServer, ServerFactory, wait_until
 
 from vfu_dev.uapi import DeviceState
 
@@ -107,6 +107,32 @@ def test_a_client_lost_in_pre_copy_leaves_a_device_that_can_be_migrated(serve: S
         status = server.audited()
         assert (status["save"]["status"], status["save"]["audited"]) == ("completed", True)
         assert [t["to"] for t in status["transitions"]][-4:] == ["RUNNING_P2P", "STOP", "STOP_COPY", "STOP"]
+
+
+def leave_all_sent(server: RunningServer) -> None:
+    """Have a client read the whole state, and go."""
+    with server.connect() as device:
+        device.migration.set_state(DeviceState.STOP_COPY)
+        while device.migration.read(1 << 20):
+            pass
+
+
+def test_a_client_that_leaves_does_not_end_the_audit(serve: ServerFactory) -> None:
+    """Nobody writes to the memory of a device without a client; what can be mapped is another matter."""
+    trapped, mapped = serve("--fill", "1"), serve("--fill", "1", "--access", "mmap")
+    for server, expected in ((trapped, True), (mapped, None)):
+        leave_all_sent(server)
+        wait_until(lambda s=server: s.status()["state"] == "RUNNING", "the device runs again")
+        save = server.audited()["save"]
+        assert (save["status"], save["audited"]) == ("completed", expected)
+
+
+def test_the_next_client_finds_no_audit_under_way(serve: ServerFactory) -> None:
+    """256 MiB take 50 ms, in steps that its MMIO would have to wait for."""
+    server = serve("--fill", "1", memory="256M")
+    leave_all_sent(server)
+    with server.connect():
+        assert server.status()["save"]["audited"] is not False
 
 
 def test_initial_is_what_the_operator_says(serve: ServerFactory) -> None:
