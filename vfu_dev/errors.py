@@ -2,7 +2,7 @@
 
     VfuDevError
      ├── ConfigError (ValueError)        an option or file says something impossible
-     ├── LibraryError (OSError)          libvfio-user is missing, foreign or refused a call
+     ├── LibraryError                    libvfio-user is missing, foreign or refused a call
      ├── StateError                      a migration arc or call that the present state does not allow
      ├── AccessError                     an access outside a region, of a bad size, or to stopped state
      ├── StreamError (ValueError)        a state stream that cannot be accepted
@@ -67,6 +67,11 @@ class BuildError(VfuDevError):
 
 class LabError(VfuDevError):
     """An experiment could not be set up or carried out."""
+
+
+# What a guest or a client can cause: answered, and logged in one line. All else that a callback raises is a
+# defect, of this package or of a device's author, and is logged with its traceback.
+REFUSALS = (StateError, AccessError, StreamError)
 
 
 def errno_of(error: BaseException) -> int:

@@ -13,8 +13,9 @@ import pytest
 
 from vfu_dev import libvfio_user
 from vfu_dev.client import VfioUserDevice
-from vfu_dev.errors import AccessError, LibraryError
+from vfu_dev.errors import AccessError, ConfigError, LibraryError, StateError, StreamError
 from vfu_dev.libvfio_user import Context, Region, ResetKind
+from vfu_dev.libvfio_user.dma import GuestMemoryError
 
 
 class BusyError(AccessError):
@@ -81,6 +82,12 @@ def served(library: Path, short_tmp: Path) -> Iterator[tuple[Served, VfioUserDev
     ("raised", "expected", "level"),
     [
         (BusyError("not now"), errno.EBUSY, logging.INFO),
+        (StateError("not in STOP"), errno.EINVAL, logging.INFO),
+        (StreamError("not a stream"), errno.EINVAL, logging.INFO),
+        (GuestMemoryError(errno.EFAULT, 0, 8, "no DMA region there"), errno.EFAULT, logging.INFO),
+        (ConfigError("declared wrongly"), errno.EINVAL, logging.ERROR),
+        (LibraryError("refused"), errno.ENOSYS, logging.ERROR),
+        (IndexError("out of range"), errno.EIO, logging.ERROR),
         (ZeroDivisionError("oops"), errno.EIO, logging.ERROR),
         (KeyboardInterrupt(), errno.EIO, logging.ERROR),
         (MemoryError(), errno.ENOMEM, logging.ERROR),

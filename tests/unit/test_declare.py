@@ -18,8 +18,9 @@ from vfu_dev.device import (
     RegisterBar,
     Registers,
 )
+from vfu_dev.device.declare import OutsideRegionError
 from vfu_dev.device.loader import find_class, make_device
-from vfu_dev.errors import ConfigError
+from vfu_dev.errors import REFUSALS, ConfigError
 from vfu_dev.migration.engine import ALL_FLAGS
 from vfu_dev.testing import InMemoryClient, move
 from vfu_dev.uapi import MigrationFlags
@@ -134,8 +135,23 @@ def test_a_device_is_complete_when_it_was_made() -> None:
         device.add_bar(RegisterBar(5, "late", 4096, [], {}))
     with pytest.raises(AttributeError, match="declared by the class"):
         device.registers = device.registers
-    with pytest.raises(ConfigError, match="4097 bytes"):
-        device.notes.store(2 * 4096, bytes(4097))
+    device.close()
+
+
+def test_a_device_that_misses_its_own_region_has_a_defect() -> None:
+    """An IndexError with its facts, neither a ConfigError nor the refusal of a peer; nothing is written."""
+    device = Counter()
+    for offset, count in ((2 * 4096, 4097), (3 * 4096, 1), (-1, 1), (1 << 70, 0)):
+        with pytest.raises(IndexError, match=f"notes: {count} bytes at ") as caught:
+            device.notes.store(offset, bytes(count))
+        assert isinstance(caught.value, OutsideRegionError)
+        assert not isinstance(caught.value, (*REFUSALS, ConfigError))
+        assert (caught.value.region, caught.value.offset, caught.value.count) == ("notes", offset, count)
+    for offset, count in ((-4, 4), (0, -4)):
+        with pytest.raises(IndexError, match="notes"):
+            device.notes.load(offset, count)
+    assert device.notes.memory.written_bytes == 0
+    assert device.notes.load(3 * 4096 - 1, 4) == b"\0"
     device.close()
 
 
@@ -171,13 +187,21 @@ def test_an_enlarged_bar_keeps_what_it_has_and_is_empty_beyond() -> None:
 
 
 SOURCE = """
-from vfu_dev.device import Device, Field, Registers
+from vfu_dev.device import Device, Field, Region, Registers
 class Mine(Device):
     registers = Registers(0, [Field("a", 0, "<u4", "rw", "", migrates=True)])
 class Other: pass
 class Broken(Device):
     def __init__(self, name, *, memory_bytes):
         raise KeyError(memory_bytes)
+class Missing(Device):
+    page = Region(0, size_bytes=4096)
+    def initialise(self):
+        self.page.store(4096, b"x")
+class Nowhere(Device):
+    page = Region(0, size_bytes=4096)
+    def initialise(self):
+        self.guest_memory.write(0, b"x")
 """
 
 
@@ -194,6 +218,10 @@ def test_a_class_is_found_in_a_file_and_in_a_module(tmp_path: Path, monkeypatch:
         make_device(from_file, "n", ALL_FLAGS, {"memory_bytes": 5}, {"memory_bytes": 'memory = "1M"'})
     with pytest.raises(ConfigError, match=r"h12_mine.py:8: KeyError: 5"):
         make_device(find_class("h12_mine:Broken"), "n", ALL_FLAGS, {"memory_bytes": 5}, {})
+    with pytest.raises(ConfigError, match=r"h12_mine.py:12: OutsideRegionError: page: 1 bytes at 0x1000"):
+        make_device(find_class("h12_mine:Missing"), "n", ALL_FLAGS, {}, {})
+    with pytest.raises(ConfigError, match=r"h12_mine.py:16: AccessError: DMA of 1 bytes"):
+        make_device(find_class("h12_mine:Nowhere"), "n", ALL_FLAGS, {}, {})
 
 
 @pytest.mark.parametrize(
@@ -203,7 +231,9 @@ def test_a_class_is_found_in_a_file_and_in_a_module(tmp_path: Path, monkeypatch:
         ("nowhere.py:Mine", "there is no file nowhere.py"),
         ("h12_nowhere:Mine", "ModuleNotFoundError"),
         ("bad.py:Mine", r"bad.py:1: SyntaxError"),
-        ("good.py:Yours", "Yours does not exist in good.py; devices there: Mine, Broken"),
+        ("ends.py:Mine", r"ends.py:2: SystemExit: 0"),
+        ("h12_ends:Mine", r"h12_ends.py:2: SystemExit: 0"),
+        ("good.py:Yours", "Yours does not exist in good.py; devices there: Mine, Broken, Missing, Nowhere"),
         ("good.py:Other", "Other is not a Device"),
     ],
 )
@@ -211,6 +241,8 @@ def test_a_class_that_is_not_there_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, text: str
 ) -> None:
     (tmp_path / "bad.py").write_text("def\n")
+    for name in ("ends.py", "h12_ends.py"):
+        (tmp_path / name).write_text("import sys\nsys.exit(0)\n")
     (tmp_path / "good.py").write_text(SOURCE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))

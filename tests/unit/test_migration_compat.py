@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vfu_dev.device import Device, Field, MemoryBar, RegisterBar
-from vfu_dev.errors import ConfigError, StateError, StreamError
+from vfu_dev.errors import ConfigError, StreamError
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import MigratableState, Migration, RegisterBlock, StateObject, stream
 from vfu_dev.migration.compat import judge_schema
@@ -175,7 +175,7 @@ def text_object(queue: list[str], taken: list[str], **changes: Any) -> StateObje
 def test_an_object_too_large_fails_the_save_and_one_not_valid_the_load() -> None:
     source = Version([A], objects=[text_object(["x" * 41], [])])
     source.migration.set_state(S.STOP_COPY)
-    with pytest.raises(StateError, match="object queue: 41 bytes, declared were 40"):
+    with pytest.raises(ConfigError, match="object queue: 41 bytes, declared were 40"):
         source.migration.read_into(memoryview(bytearray(1 << 20)))
     source.migration.reset(S.RUNNING, "test")
     source, target = (Version([A], objects=[text_object(list("abcdefg"), taken := [])]) for _ in range(2))

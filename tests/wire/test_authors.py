@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 import subprocess
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from serverkit import RunningServer, ServerFactory, readable
 from test_serve import run
 
-from vfu_dev.client import MigrationError, Migrator, VfioUserDevice
+from vfu_dev.client import CommandError, MigrationError, Migrator, VfioUserDevice
 from vfu_dev.client.digest import loaded_digest, saved_digest
 from vfu_dev.uapi import (
     VFIO_PCI_BAR0_REGION_INDEX,
@@ -167,3 +168,88 @@ def test_what_the_example_does_not_have_is_one_line(
     assert result.returncode == 1
     assert text in result.stderr
     assert "Traceback" not in result.stderr
+
+
+FAULTY = """
+from vfu_dev.device import Device, Field, Region, Registers
+from vfu_dev.errors import AccessError, ConfigError
+
+
+class Faulty(Device):
+    registers = Registers(0, [Field("go", 0, "<u4", "wo", "what to do wrong"),
+                              Field("got", 4, "<u4", "rw", "", migrates=True)])
+    page = Region(2, size_bytes=4096)
+
+    @registers.written("go")
+    def go(self, what: int) -> None:
+        if what == 1:
+            raise AccessError("not for you")
+        if what == 2:
+            self.page.store(4090, bytes(8))
+        if what == 3:
+            raise ConfigError("cannot be")
+        if what == 4:
+            self.guest_memory.read(0xDEAD0000, memoryview(bytearray(8)))
+        if what == 5:
+            self.raise_irq(-1)
+
+    def loaded(self) -> None:
+        if self.registers["got"] == 1:
+            self.page.store(4096, b"x")
+"""
+
+
+def faulty(folder: Path) -> str:
+    """Return what serves a device with bugs."""
+    (folder / "faulty.py").write_text(FAULTY)
+    return f"{folder / 'faulty.py'}:Faulty"
+
+
+@pytest.mark.parametrize(
+    ("what", "number", "error", "line"),
+    [
+        (1, errno.EINVAL, None, "not for you"),
+        (
+            2,
+            errno.EIO,
+            "OutsideRegionError: page: 8 bytes at 0xffa",
+            "self.page.store(4090, bytes(8))",
+        ),
+        (3, errno.EINVAL, "ConfigError: cannot be", 'raise ConfigError("cannot be")'),
+        (4, errno.EFAULT, None, "DMA of 8 bytes at 0xdead0000: no DMA region there"),
+        (5, None, None, None),
+    ],
+)
+def test_a_defect_of_an_author_is_a_traceback_and_a_refusal_is_a_line(
+    serve: ServerFactory, short_tmp: Path, what: int, number: int | None, error: str | None, line: str | None
+) -> None:
+    server = serve("--device", faulty(short_tmp), memory=None)
+    server.has_defect = error is not None
+    with server.connect() as device:
+        if number is None:
+            device.region_write(0, 0, struct.pack("<I", what))
+        else:
+            with pytest.raises(CommandError) as caught:
+                device.region_write(0, 0, struct.pack("<I", what))
+            assert caught.value.errno == number
+        assert device.region_read(0, 0, 4) == bytes(4)
+    log = server.log()
+    assert ("Traceback" in log) == (error is not None)
+    assert (error or "") in log
+    assert (line or "") in log
+    assert (" refused: " in log) == (error is None and line is not None)
+
+
+def test_a_defect_in_loaded_is_a_traceback_and_the_device_does_not_run(
+    serve: ServerFactory, short_tmp: Path
+) -> None:
+    spec = faulty(short_tmp)
+    source, target = (serve("--device", spec, memory=None) for _ in range(2))
+    target.has_defect = True
+    with source.connect() as one, target.connect() as two:
+        one.region_write(0, 4, struct.pack("<I", 1))
+        with pytest.raises(MigrationError):
+            Migrator(one, two).run()
+    assert "OutsideRegionError: page: 1 bytes at 0x1000 of 4096" in target.log()
+    assert 'self.page.store(4096, b"x")' in target.log()
+    assert "Traceback" not in source.log()

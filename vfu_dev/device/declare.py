@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, overload
 
 from vfu_dev.device.regions import BarSpace, Field, MemoryBar, MsixBar, RegisterBar
-from vfu_dev.errors import ConfigError
+from vfu_dev.errors import ConfigError, VfuDevError
 from vfu_dev.memory import DeviceMemory
 
 if TYPE_CHECKING:
@@ -28,6 +28,21 @@ if TYPE_CHECKING:
 
 B = TypeVar("B")
 F = TypeVar("F", bound=Callable[..., None])
+
+
+class OutsideRegionError(VfuDevError, IndexError):
+    """A device's own access to a region that does not lie inside: a defect of the device, not of a guest.
+
+    Attributes:
+        region: its name.
+        offset, count: what was asked for, in bytes.
+    """
+
+    def __init__(self, region: Region, offset: int, count: int) -> None:
+        super().__init__(f"{region.name}: {count} bytes at {offset:#x} of {region.size_bytes}")
+        self.region = region.name
+        self.offset = offset
+        self.count = count
 
 
 class Declared(ABC, Generic[B]):
@@ -177,14 +192,19 @@ class Region(Declared["Region"]):
     def store(self, offset: int, data: bytes | memoryview) -> None:
         """Write `data` at `offset` and mark its pages dirty.
 
-        Raises:  ConfigError: it does not fit; nothing was written.
+        Raises:  OutsideRegionError: an IndexError; it does not fit, and nothing was written.
         """
         if offset < 0 or offset > self.size_bytes or len(data) > self.size_bytes - offset:
-            raise ConfigError(f"{self.name}: {len(data)} bytes at {offset:#x} of {self.size_bytes}")
+            raise OutsideRegionError(self, offset, len(data))
         self.memory.store(offset, data)
 
     def load(self, offset: int, count: int) -> bytes:
-        """Return `count` bytes from `offset`, fewer at the end."""
+        """Return `count` bytes from `offset`, fewer at the end.
+
+        Raises:  OutsideRegionError: an IndexError; `offset` or `count` is negative.
+        """
+        if offset < 0 or count < 0:
+            raise OutsideRegionError(self, offset, count)
         return bytes(self.memory.raw[offset : offset + count])
 
     def make(self, device: Device) -> tuple[Region, BarSpace]:

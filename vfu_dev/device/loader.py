@@ -12,11 +12,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+import vfu_dev
 from vfu_dev.device.base import Device
-from vfu_dev.errors import ConfigError, VfuDevError
+from vfu_dev.errors import ConfigError
 from vfu_dev.uapi import MigrationFlags
 
 T = TypeVar("T")
+
+_PACKAGE = Path(vfu_dev.__file__).parent
 
 
 def find_class(spec: str) -> type[Device]:
@@ -64,15 +67,19 @@ def _import(name: str) -> ModuleType:
 
 
 def _guarded(what: str, work: Callable[[], T]) -> T:
-    """Return what `work` returns; an author's error becomes one line with the place it came from."""
+    """Return what `work` returns; an author's error becomes one line with the place it came from.
+
+    So does SystemExit: a file that is a program, without `if __name__ == "__main__"`, ends here.
+    """
     try:
         return work()
     except ConfigError as err:
         raise ConfigError(f"{what}: {err}") from err
-    except VfuDevError:
-        raise
-    except Exception as err:
-        last = traceback.extract_tb(err.__traceback__)[-1]
+    except (Exception, SystemExit) as err:
+        frames = traceback.extract_tb(err.__traceback__)
+        # The author's line rather than the one of this package that refused what it asked for.
+        own = [frame for frame in frames if not Path(frame.filename).is_relative_to(_PACKAGE)]
+        last = (own or frames)[-1]
         place = f"{last.filename}:{last.lineno}"
         if isinstance(err, SyntaxError) and err.filename:
             place = f"{err.filename}:{err.lineno}"

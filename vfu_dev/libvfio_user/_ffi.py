@@ -26,7 +26,7 @@ from ctypes import (
 )
 from typing import Any
 
-from vfu_dev.errors import LibraryError, VfuDevError, errno_of
+from vfu_dev.errors import REFUSALS, LibraryError, errno_of
 
 logger = logging.getLogger(__name__)
 
@@ -278,7 +278,7 @@ def guard_region(
 
 def report(device: str, callback: str, error: BaseException) -> None:
     """Log what a callback raised: a refusal in one line, a defect with its traceback."""
-    if isinstance(error, VfuDevError):
+    if isinstance(error, REFUSALS):
         logger.info("%s: %s refused: %s", device, callback, error)
     else:
         logger.error("%s: exception in callback %s", device, callback, exc_info=error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from vfu_dev.errors import ConfigError, StateError, StreamError
+from vfu_dev.errors import ConfigError, StreamError
 
 _LENGTH_BYTES = 4
 MAX_OBJECT_BYTES = (1 << 20) - _LENGTH_BYTES
@@ -55,11 +55,11 @@ class StateObject:
     def pack_slot(self) -> bytes:
         """Return the present content in its slot.
 
-        Raises:  StateError: it is larger than was declared.
+        Raises:  ConfigError: it is larger than was declared, a defect of the device.
         """
         content = bytes(self.pack())
         if len(content) > self.max_bytes:
-            raise StateError(f"object {self.name}: {len(content)} bytes, declared were {self.max_bytes}")
+            raise ConfigError(f"object {self.name}: {len(content)} bytes, declared were {self.max_bytes}")
         return self._slot(content)
 
     def _slot(self, content: bytes) -> bytes:

@@ -17,7 +17,7 @@ from typing import Any
 
 from vfu_dev.device import Device, MemoryBar
 from vfu_dev.device.load import OperatorLoad
-from vfu_dev.errors import LibraryError, VfuDevError
+from vfu_dev.errors import REFUSALS, LibraryError
 from vfu_dev.figures import Figures
 from vfu_dev.libvfio_user import Context, Library, Region, ResetKind
 from vfu_dev.libvfio_user.dma import DmaMemory
@@ -124,7 +124,7 @@ class Server:
             else:
                 # Its idea of single arcs, and of what a reset does, may differ from ours.
                 migration.set_state(target)
-        except VfuDevError:
+        except REFUSALS:
             raise
         except Exception as err:
             self._context.fail_migration()
