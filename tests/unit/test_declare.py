@@ -233,6 +233,7 @@ def test_a_class_is_found_in_a_file_and_in_a_module(tmp_path: Path, monkeypatch:
         ("bad.py:Mine", r"bad.py:1: SyntaxError"),
         ("ends.py:Mine", r"ends.py:2: SystemExit: 0"),
         ("h12_ends:Mine", r"h12_ends.py:2: SystemExit: 0"),
+        ("field.py:Mine", r"device 'field.py:Mine': register mode: access 'r/w': expected one of ro, rw"),
         ("good.py:Yours", "Yours does not exist in good.py; devices there: Mine, Broken, Missing, Nowhere"),
         ("good.py:Other", "Other is not a Device"),
     ],
@@ -243,6 +244,7 @@ def test_a_class_that_is_not_there_is_one_line(
     (tmp_path / "bad.py").write_text("def\n")
     for name in ("ends.py", "h12_ends.py"):
         (tmp_path / name).write_text("import sys\nsys.exit(0)\n")
+    (tmp_path / "field.py").write_text(SOURCE.replace('"rw"', '"r/w"').replace('"a"', '"mode"'))
     (tmp_path / "good.py").write_text(SOURCE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -70,6 +70,27 @@ class Overlapping(Device):
     registers = Registers(1, [Field("a", 0, "<u4", "rw", "", migrates=True)])
 
 
+class Silent(Device):
+    """Has a register that nothing happens for."""
+
+    registers = Registers(0, [Field("add", 0, "<u8", "wo", "added")])
+
+
+class Defaulted(Device):
+    """Says what a register is worth in older states, and does not migrate it."""
+
+    registers = Registers(0, [Field("mode", 0, "<u4", "ro", "", default=1)])
+
+
+class Moved(Sum):
+    """Puts its registers under a 64-bit BAR when all of it was declared."""
+
+    def initialise(self) -> None:
+        """Move them."""
+        self.bars.sort(key=lambda bar: -bar.index)
+        self.bars[1].index = 3
+
+
 class Unbounded(Sum):
     """Serves any address."""
 
@@ -313,7 +334,10 @@ def test_a_declared_device_works_by_itself_where_it_may() -> None:
     ("broken", "check", "text"),
     [
         (TooWide, "identity", "class_code 0x1000000 does not fit in 24 bits"),
-        (Overlapping, "identity", "both need BAR1"),
+        (Overlapping, "declarations", "both need BAR1"),
+        (Silent, "declarations", "add is write-only and has no hook"),
+        (Defaulted, "declarations", "mode has a default for older states, but does not migrate"),
+        (Moved, "declarations", "notes and registers both need BAR3"),
         (Unbounded, "bounds", "not refused"),
         (Picky, "access_sizes", "raised KeyError"),
         (Unreset, "reset", "mode is 7, at first it was 3"),
@@ -335,6 +359,13 @@ def test_each_check_finds_the_device_that_breaks_it(broken: type[Device], check:
     assert check in caught.value.broken
     assert text in caught.value.broken[check]
     assert broken.__name__ in str(caught.value)
+
+
+def test_a_device_that_cannot_be_made_fails_one_check_in_words() -> None:
+    with pytest.raises(ContractError) as caught:
+        check_device(Overlapping)
+    assert list(caught.value.broken) == ["declarations"]
+    assert "Overlapping breaks 1 of 10 checks" in str(caught.value)
 
 
 def test_every_check_has_a_device_that_fails_it() -> None:

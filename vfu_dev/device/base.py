@@ -19,7 +19,7 @@ from vfu_dev.device.config_space import ConfigSpace
 from vfu_dev.device.declare import Region, declared
 from vfu_dev.device.guest_memory import GuestMemory, NoGuestMemory
 from vfu_dev.device.interrupts import MAX_MESSAGES, Interrupts
-from vfu_dev.device.regions import BarSpace, MemoryBar, MsixBar, RegisterBar
+from vfu_dev.device.regions import BarSpace, MemoryBar, MsixBar, RegisterBar, judge_place
 from vfu_dev.errors import AccessError, ConfigError
 from vfu_dev.figures import MMIO_EDGES_SECONDS, Histogram
 from vfu_dev.memory import DeviceMemory
@@ -190,6 +190,7 @@ class Device:
             raise ConfigError(f"{self.name}: two BARs with index {bar.index}")
         if hasattr(self, "migration"):
             raise ConfigError(f"{self.name}: {bar.name} comes after `finish`, which said what migrates")
+        judge_place(self.name, bar, self.bars)
         self.bars.append(bar)
         if isinstance(bar, MemoryBar):
             (self.memories if migrate else self.unmigrated).append(bar.memory)

@@ -19,7 +19,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, overload
 
-from vfu_dev.device.regions import BarSpace, Field, MemoryBar, MsixBar, RegisterBar
+from vfu_dev.device.fields import Field, layout
+from vfu_dev.device.regions import BarSpace, MemoryBar, MsixBar, RegisterBar
 from vfu_dev.errors import ConfigError, VfuDevError
 from vfu_dev.memory import DeviceMemory
 
@@ -100,6 +101,8 @@ class Registers(Declared[RegisterBar]):
         fields: the table. What a guest can write, or the device computes, is migrated when it says so.
         size_bytes: of the BAR, a power of two.
         initial: values at the start and after a reset, where not 0.
+
+    Raises:  ConfigError: a table that cannot be, with the register's name.
     """
 
     def __init__(
@@ -108,15 +111,17 @@ class Registers(Declared[RegisterBar]):
         fields: Sequence[Field],
         *,
         size_bytes: int = 4096,
-        initial: Mapping[str, int] | None = None,
+        initial: Mapping[str, int | bytes] | None = None,
     ) -> None:
         super().__init__(index)
+        layout(f"BAR{index}", fields, size_bytes)  # judged here, where the traceback shows the author's line
         self.fields = {field.name: field for field in fields}
         self.size_bytes = size_bytes
         self.initial = dict(initial or {})
         self._hooks: dict[str, str] = {}
-        for name in self.initial:
+        for name, value in self.initial.items():
             self._require(name)
+            self.fields[name].judge(value, "initial")
 
     def _require(self, name: str) -> None:
         if name not in self.fields:

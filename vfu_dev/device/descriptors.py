@@ -6,7 +6,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from vfu_dev.device.regions import Field
+from vfu_dev.device.fields import Field
 
 MAX_DESCRIPTORS = 4096
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from vfu_dev.device.base import Device, PciIdentity
 from vfu_dev.device.descriptors import DESCRIPTOR_FIELDS, DMA_FIELDS
 from vfu_dev.device.dma import DmaEngine, Host
+from vfu_dev.device.fields import Field
 from vfu_dev.device.fill import fill_words
 from vfu_dev.device.load_registers import LOAD_FIELDS, RegisterLoad
-from vfu_dev.device.regions import Field, MemoryBar, MsixBar, RegisterBar
+from vfu_dev.device.regions import MemoryBar, MsixBar, RegisterBar
 from vfu_dev.device.writer import WRITER_FIELDS, DmaWriter
 from vfu_dev.errors import ConfigError
 from vfu_dev.memory import DeviceMemory
@@ -129,8 +129,8 @@ class ReferenceDevice(Device):
             "window": lambda _: self._move_windows(),
         }
         hooks |= {"dma_ctrl": self._write_dma_ctrl, "writer_ctrl": self._write_writer_ctrl}
-        hooks["desc_ctrl"] = lambda value: self.dma.write_descriptor_ctrl(int(value))
-        hooks["load_ctrl"] = lambda value: self.load.write_ctrl(int(value))
+        hooks["desc_ctrl"] = lambda value: self.dma.write_descriptor_ctrl(value)
+        hooks["load_ctrl"] = lambda value: self.load.write_ctrl(value)
         self.registers = RegisterBar(VFIO_PCI_BAR0_REGION_INDEX, "registers", 4096, FIELDS, hooks)
         registers = self.registers
         registers["id"] = REGISTER_ID
@@ -165,20 +165,20 @@ class ReferenceDevice(Device):
         )
         self.finish(unseen)
 
-    def _write_ctrl(self, value: Any) -> None:
+    def _write_ctrl(self, value: int) -> None:
         self.registers["ctrl"] = 0
-        if int(value) & CTRL_RESET:
+        if value & CTRL_RESET:
             self.registers.reset()
             self.interrupts.reset()
             for worker in self.workers:
                 worker.reset()
             self._move_windows()
 
-    def _write_dma_ctrl(self, value: Any) -> None:
-        self.dma.write_ctrl(int(value))
+    def _write_dma_ctrl(self, value: int) -> None:
+        self.dma.write_ctrl(value)
 
-    def _write_writer_ctrl(self, value: Any) -> None:
-        self.writer.write_ctrl(int(value))
+    def _write_writer_ctrl(self, value: int) -> None:
+        self.writer.write_ctrl(value)
 
     def _write_irq_raise(self, vector: int) -> None:
         if vector < self.irq_vectors:

@@ -5,16 +5,23 @@ Every access has been checked against the BAR's size when it arrives here; any s
 
 from __future__ import annotations
 
+import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from vfu_dev.device.fields import Access, Field, layout
 from vfu_dev.errors import ConfigError
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import RegisterBlock
+
+# <linux/pci_regs.h>
+PCI_BASE_ADDRESS_MEM_TYPE_64 = 0x04
+_PCI_BASE_ADDRESS_MEM_PREFETCH = 0x08
+PCI_STD_NUM_BARS = 6
 
 
 class BarSpace(ABC):
@@ -35,6 +42,12 @@ class BarSpace(ABC):
         self.index = index
         self.name = name
         self.size_bytes = size_bytes
+
+    @property
+    def bar_registers(self) -> range:
+        """Numbers of the BAR registers in configuration space that it takes: a 64-bit BAR takes two."""
+        wide = bool(self.bar_flags & PCI_BASE_ADDRESS_MEM_TYPE_64)
+        return range(self.index, self.index + 1 + wide)
 
     def enlarge(self, size_bytes: int) -> None:
         """Have a larger BAR than what lies behind it needs; before the device is served.
@@ -59,8 +72,23 @@ class BarSpace(ABC):
         """Follow a device reset."""
 
 
-# PCI_BASE_ADDRESS_MEM_TYPE_64 | PCI_BASE_ADDRESS_MEM_PREFETCH, <linux/pci_regs.h>
-_BAR_64_BIT_PREFETCHABLE = 0x04 | 0x08
+def judge_place(device: str, bar: BarSpace, others: Iterable[BarSpace]) -> None:
+    """Find out whether `device` can have `bar` beside `others`.
+
+    Raises:  ConfigError: there is no such BAR, or another one takes it; 64-bit BARs take the next as well.
+    """
+    needs = bar.bar_registers
+    for number in needs:
+        if not 0 <= number < PCI_STD_NUM_BARS:
+            raise ConfigError(f"{device}: {bar.name} needs BAR{number}, which does not exist")
+    for other in others:
+        for number in other.bar_registers:
+            if number in needs:
+                wide = other if number != other.index else bar
+                raise ConfigError(
+                    f"{device}: {other.name} and {bar.name} both need BAR{number}: {wide.name} is 64-bit, "
+                    f"it takes BAR{wide.index} and BAR{wide.index + 1}"
+                )
 
 
 class MemoryBar(BarSpace):
@@ -79,7 +107,7 @@ class MemoryBar(BarSpace):
         base_bytes: where in the memory the window begins.
     """
 
-    bar_flags = _BAR_64_BIT_PREFETCHABLE
+    bar_flags = PCI_BASE_ADDRESS_MEM_TYPE_64 | _PCI_BASE_ADDRESS_MEM_PREFETCH
 
     def __init__(self, index: int, memory: DeviceMemory, window_bytes: int | None = None) -> None:
         whole = max(4096, 1 << (memory.size_bytes - 1).bit_length())
@@ -164,41 +192,33 @@ class MsixBar(BarSpace):
         self._bytes[:] = bytes(len(self._bytes))
 
 
-@dataclass(frozen=True)
-class Field:
-    """One register.
+@dataclass(slots=True)
+class _Slot:
+    """One register, with all that an access to it needs."""
 
-    Attributes:
-        offset: in the BAR.
-        format: a numpy dtype, little endian: "<u4", "<u8", "V256" for plain bytes.
-        access: "ro" reads the stored value, writes are dropped; "rw"; "wo" reads zero; "intx" reads the
-            causes of INTx, of which ones written are acknowledged: a device with such a register has INTx.
-        migrates: whether its value is part of the device's state.
-        survives_reset: whether a device reset leaves it alone.
-        doc: what it is for.
-        default: the value of a register that migrates when the state comes from a version of the device that
-            did not have it; None if such a state is to be refused.
-    """
-
-    name: str
-    offset: int
-    format: str
-    access: str
-    doc: str
-    migrates: bool = False
-    survives_reset: bool = False
-    default: int | bytes | None = None
+    start: int
+    stop: int
+    stores: bool
+    hook: Callable[[Any], None] | None
+    codec: struct.Struct
 
 
 class RegisterBar(BarSpace):
     """Registers described by a table of fields, stored in a numpy structured scalar.
 
-    A write to a field calls its hook with the new value; a write that covers a part of a field calls it with
-    the rest unchanged, as a device with byte enables sees it.
+    A write to a field calls its hook with the new value: an int, whatever the access, or bytes for a field of
+    "V" format. A write that covers a part of a field calls it with the rest unchanged (zero, as it reads, for
+    "wo"), as a device with byte enables sees it.
 
     Args:
         fields: the table; offsets not in it read zero and drop writes.
         hooks: field name -> what happens when it is written; the value is stored before, except for "wo".
+
+    Attributes:
+        fields, hooks: the same, by name.
+        dtype, values: all registers as one numpy structure.
+
+    Raises:  ConfigError: a table that cannot be, or a hook that no write would call; names the register.
     """
 
     def __init__(
@@ -210,54 +230,62 @@ class RegisterBar(BarSpace):
         hooks: dict[str, Callable[[Any], None]],
     ) -> None:
         super().__init__(index, name, size_bytes)
+        self.dtype = layout(name, fields, size_bytes)
         self.fields = {field.name: field for field in fields}
-        self.dtype = np.dtype(
-            {
-                "names": [f.name for f in fields],
-                "formats": [f.format for f in fields],
-                "offsets": [f.offset for f in fields],
-                "itemsize": size_bytes,
-            }
-        )
         self.values = np.zeros(1, dtype=self.dtype)
         self._bytes = self.values.view(np.uint8).data
-        self._sizes = {f.name: self.dtype[f.name].itemsize for f in fields}
-        self._exact = {(f.offset, self._sizes[f.name]): f for f in fields}
-        self._hooks = hooks
         unknown = set(hooks) - set(self.fields)
         if unknown:
             raise ConfigError(f"{name}: hooks for registers that do not exist: {sorted(unknown)}")
+        for hooked in hooks:
+            access = self.fields[hooked].access
+            if access in (Access.READ_ONLY, Access.INTX):
+                raise ConfigError(f"{name}: a hook for {hooked}, which is {access}: no write would call it")
+        self.hooks = hooks
         self.acknowledge: Callable[[int], None] = lambda _: None  # of INTx, set by the device
+        self._slots = {field.name: self._slot(field, hooks.get(field.name)) for field in fields}
+        self._exact = {(slot.start, slot.stop - slot.start): slot for slot in self._slots.values()}
         self._initial = bytes(size_bytes)
-        migrating = [f for f in fields if f.migrates and f.access != "intx"]  # that is in `Interrupts`
+        migrating = [f for f in fields if f.migrates and f.access != Access.INTX]  # that is in `Interrupts`
         # Explicit and packed: what travels does not depend on where a register sits in the BAR.
         self._migrating = np.dtype([(f.name, f.format) for f in migrating])
+
+    def _slot(self, field: Field, hook: Callable[[Any], None] | None) -> _Slot:
+        if field.access == Access.INTX:
+            hook = self._acknowledge
+        stores = field.access == Access.READ_WRITE
+        return _Slot(field.offset, field.end, stores, hook, field.codec)
+
+    def _acknowledge(self, causes: int) -> None:
+        self.acknowledge(causes)  # looked up for each call: the device sets it after the table was made
 
     def enlarge(self, size_bytes: int) -> None:
         """Have a larger BAR; beyond the registers it reads zero."""
         super().enlarge(size_bytes)
-        names = list(self.fields)
-        parts = self.dtype.fields
-        assert parts is not None
-        self.dtype = np.dtype(
-            {
-                "names": names,
-                "formats": [parts[name][0] for name in names],
-                "offsets": [parts[name][1] for name in names],
-                "itemsize": size_bytes,
-            }
-        )
+        self.dtype = layout(self.name, list(self.fields.values()), size_bytes)
         self.values = np.frombuffer(bytearray(self._bytes).ljust(size_bytes, b"\0"), dtype=self.dtype)
         self._bytes = self.values.view(np.uint8).data
         self._initial = self._initial.ljust(size_bytes, b"\0")
 
-    def __getitem__(self, name: str) -> int:
-        """Return the integer value of a register."""
-        return int(self.values[name][0])
+    def __getitem__(self, name: str) -> Any:
+        """Return the value of a register: an int, or bytes for one of "V" format."""
+        slot = self._slots[name]
+        return slot.codec.unpack_from(self._bytes, slot.start)[0]
 
-    def __setitem__(self, name: str, value: int) -> None:
-        """Store the integer value of a register, without its hook."""
-        self.values[name] = value
+    def __setitem__(self, name: str, value: int | bytes) -> None:
+        """Store the value of a register, without its hook.
+
+        Raises:  OverflowError, TypeError: it does not fit, or is no value of such a register.
+        """
+        slot = self._slots[name]
+        if isinstance(value, int):
+            try:
+                # Not pack_into, which leaves zeros behind when it fails.
+                self._bytes[slot.start : slot.stop] = slot.codec.pack(value)
+                return
+            except struct.error:
+                pass  # `encode` says what is wrong with it
+        self._bytes[slot.start : slot.stop] = self.fields[name].encode(value)
 
     def set_initial(self) -> None:
         """Make the present values those that a reset returns to."""
@@ -269,30 +297,29 @@ class RegisterBar(BarSpace):
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write every field that `data` touches, in the order of the table."""
-        field = self._exact.get((offset, len(data)))
-        if field is not None:
-            self._write_field(field, 0, data)
+        slot = self._exact.get((offset, len(data)))
+        if slot is not None:
+            self._write_slot(slot, 0, data)
             return
         end = offset + len(data)
-        for field in self.fields.values():
-            start = max(offset, field.offset)
-            stop = min(end, field.offset + self._sizes[field.name])
+        for slot in self._slots.values():
+            start = max(offset, slot.start)
+            stop = min(end, slot.stop)
             if start < stop:
-                self._write_field(field, start - field.offset, data[start - offset : stop - offset])
+                self._write_slot(slot, start - slot.start, data[start - offset : stop - offset])
 
-    def _write_field(self, field: Field, offset: int, data: memoryview) -> None:
-        if field.access == "ro":
-            return
-        at = field.offset + offset
-        hook = self._hooks.get(field.name)
-        if field.access == "rw":
+    def _write_slot(self, slot: _Slot, offset: int, data: memoryview) -> None:
+        """Write `data` at `offset` of one register."""
+        hook = slot.hook
+        if slot.stores:
+            at = slot.start + offset
             self._bytes[at : at + len(data)] = data
             if hook is not None:
-                hook(self.values[field.name][0])
-        elif field.access == "intx":
-            self.acknowledge(int.from_bytes(bytes(offset) + data, "little"))
+                hook(slot.codec.unpack_from(self._bytes, slot.start)[0])
         elif hook is not None:
-            hook(int.from_bytes(bytes(offset) + data, "little"))
+            if len(data) < slot.stop - slot.start:
+                data = memoryview((bytes(offset) + data).ljust(slot.stop - slot.start, b"\0"))
+            hook(slot.codec.unpack(data)[0])
 
     def reset(self) -> None:
         """Return to the initial values, except for what survives."""

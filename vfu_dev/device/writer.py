@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vfu_dev.device.dma import Host
+from vfu_dev.device.fields import Field
 from vfu_dev.device.fill import fill_words
-from vfu_dev.device.regions import Field, RegisterBar
+from vfu_dev.device.regions import RegisterBar
 from vfu_dev.errors import VfuDevError
 
 STAMP_PAGE_BYTES = 4096
@@ -107,13 +108,14 @@ class DmaWriter:
 
     @property
     def _writing(self) -> bool:
-        return self._registers["writer_status"] == WriterStatus.WRITING
+        status: int = self._registers["writer_status"]
+        return status == WriterStatus.WRITING
 
     def due(self) -> float | None:
         """Return in how many seconds there is work; None for none until somebody writes a register."""
         if not self._writing:
             return None
-        rate = max(1, self._registers["writer_rate"])
+        rate: int = max(1, self._registers["writer_rate"])
         wanted = max(STAMP_PAGE_BYTES, rate * _WAKE_SECONDS)
         left = (wanted - self._owed_bytes) / rate
         return max(0.0, self._last + left - time.monotonic())

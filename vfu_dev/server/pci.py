@@ -22,7 +22,6 @@ _PCI_COMMAND_SERR = 0x100
 _PCI_COMMAND_INTX_DISABLE = 0x400
 _PCI_STATUS_CAP_LIST = 0x10
 _PCI_BASE_ADDRESS_0 = 0x10
-_PCI_BASE_ADDRESS_MEM_TYPE_64 = 0x4
 _PCI_CAPABILITY_LIST = 0x34
 _PCI_STD_HEADER_SIZEOF = 0x40
 
@@ -135,11 +134,14 @@ def _add_header(config: ConfigSpace, device: Device) -> None:
 
 def _add_bars(config: ConfigSpace, device: Device) -> None:
     for bar in device.bars:
-        address_bits = -bar.size_bytes & ((1 << 64) - 1)
-        offset = _PCI_BASE_ADDRESS_0 + 4 * bar.index
-        config.register(f"bar{bar.index}", offset, 4, bar.bar_flags, address_bits & 0xFFFFFFF0)
-        if bar.bar_flags & _PCI_BASE_ADDRESS_MEM_TYPE_64:
-            config.register(f"bar{bar.index + 1}", offset + 4, 4, 0, address_bits >> 32)
+        # `judge_place` has made sure that no other BAR has one of these registers.
+        address_bits = (-bar.size_bytes & ((1 << 64) - 1)) & ~0xF
+        for number in bar.bar_registers:
+            flags = bar.bar_flags if number == bar.index else 0
+            config.register(
+                f"bar{number}", _PCI_BASE_ADDRESS_0 + 4 * number, 4, flags, address_bits & 0xFFFFFFFF
+            )
+            address_bits >>= 32
 
 
 class _Capabilities:

@@ -8,8 +8,10 @@ import traceback
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 
-from vfu_dev.device import Device, MemoryBar, MsixBar, RegisterBar
-from vfu_dev.errors import AccessError, StreamError, VfuDevError
+from vfu_dev.device import Access, Device, MemoryBar, MsixBar, RegisterBar
+from vfu_dev.device.fields import layout
+from vfu_dev.device.regions import judge_place
+from vfu_dev.errors import AccessError, ConfigError, StreamError, VfuDevError
 from vfu_dev.migration import LoadSession, SaveSession, StateHasher
 from vfu_dev.migration.fsm import PRE_COPY_GROUP, RUNNING_GROUP
 from vfu_dev.testing.memory_client import InMemoryClient, move
@@ -150,8 +152,26 @@ def _sample(client: InMemoryClient, index: int, size: int, limit: int = 16 << 20
 # --- the checks ---------------------------------------------------------------------------------------------
 
 
+def declarations(bench: _Bench) -> None:
+    """BARs fit beside each other, registers into their BARs, and each register does what it is there for."""
+    device = bench.client().device
+    for number, bar in enumerate(device.bars):
+        try:
+            judge_place(device.name, bar, device.bars[:number])
+            if isinstance(bar, RegisterBar):
+                layout(bar.name, list(bar.fields.values()), bar.size_bytes)
+        except ConfigError as err:
+            raise _Found(str(err)) from err
+        if isinstance(bar, RegisterBar):
+            for name, field in bar.fields.items():
+                silent = field.access == Access.WRITE_ONLY and name not in bar.hooks
+                _require(not silent, f"{name} is write-only and has no hook: a write to it does nothing")
+                unused = field.default is not None and not field.migrates
+                _require(not unused, f"{name} has a default for older states, but does not migrate")
+
+
 def identity(bench: _Bench) -> None:
-    """Ids fit their fields, BARs fit beside each other, and the class says what it is."""
+    """Ids fit their fields, and the class says what it is."""
     device = bench.client().device
     who = device.identity
     limits = {"vendor": 16, "device": 16, "class_code": 24, "revision": 8}
@@ -160,13 +180,6 @@ def identity(bench: _Bench) -> None:
         _require(0 <= value < 1 << bits, f"{name} {value:#x} does not fit in {bits} bits")
     _require(who.vendor != 0xFFFF, "vendor 0xffff means that there is no device")
     _require(bool(device.type_name), "type_name is empty")
-    taken: dict[int, str] = {}
-    for bar in device.bars:
-        wide = bool(bar.bar_flags & 0x04)  # PCI_BASE_ADDRESS_MEM_TYPE_64
-        for index in range(bar.index, bar.index + 1 + wide):
-            _require(0 <= index < 6, f"{bar.name}: there is no BAR{index}")
-            _require(index not in taken, f"{bar.name} and {taken.get(index)} both need BAR{index}")
-            taken[index] = bar.name
     _require(sum(isinstance(bar, MsixBar) for bar in device.bars) <= 1, "more than one MSI-X table")
 
 
@@ -388,6 +401,7 @@ def _check_read(client: InMemoryClient, promised: int, what: str) -> None:
 
 
 CHECKS: tuple[Callable[[_Bench], None], ...] = (
+    declarations,
     identity,
     bounds,
     access_sizes,
@@ -403,6 +417,8 @@ CHECKS: tuple[Callable[[_Bench], None], ...] = (
 def check_device(factory: Callable[[], Device], *, changed_by_load: Collection[str] = ()) -> list[str]:
     """Put devices that `factory` makes through every check; each gets new ones.
 
+    A device that cannot be made, because it declares what cannot be, fails `declarations` alone.
+
     Args:
         factory: the class, or anything that returns a new device; small memories make it quick.
         changed_by_load: registers that differ after a migration on purpose, such as a count of migrations.
@@ -410,6 +426,11 @@ def check_device(factory: Callable[[], Device], *, changed_by_load: Collection[s
     Returns: the names of the checks.
     Raises:  ContractError: with everything that was found.
     """
+    called = getattr(factory, "__name__", repr(factory))
+    try:
+        factory().close()
+    except ConfigError as err:
+        raise ContractError(called, {declarations.__name__: str(err)}) from err
     broken = {}
     for check in CHECKS:
         with _Bench(factory, changed_by_load) as bench:
@@ -422,5 +443,5 @@ def check_device(factory: Callable[[], Device], *, changed_by_load: Collection[s
                 place = f"{last.filename.rpartition('/')[2]}:{last.lineno}"
                 broken[check.__name__] = f"{type(err).__name__}: {err} ({place})"
     if broken:
-        raise ContractError(getattr(factory, "__name__", repr(factory)), broken)
+        raise ContractError(called, broken)
     return [check.__name__ for check in CHECKS]
