@@ -17,6 +17,7 @@ reach a vfio-user peer, the errno that peer is told.
 from __future__ import annotations
 
 import errno
+import unicodedata
 
 
 class VfuDevError(Exception):
@@ -90,3 +91,15 @@ def shown(value: object) -> str:
         return "(huge)"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def judge_name(what: str, name: str) -> None:
+    """Find out whether `name` can be the name of `what`, for people and logs.
+
+    Raises:  ConfigError: it is empty, or would move the cursor or end a line where it is printed.
+    """
+    if not name:
+        raise ConfigError(f"{what}: a name is missing")
+    # Cc: control characters; Zl, Zp: line and paragraph separators (Unicode Standard, section 4.5).
+    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name):
+        raise ConfigError(f"{what}: name {shown(name)}: control characters are not allowed in a name")

@@ -10,6 +10,7 @@ import pytest
 from vfu_dev.device import (
     Device,
     Field,
+    MemorySpec,
     Msix,
     MsixBar,
     PciIdentity,
@@ -153,6 +154,29 @@ def test_a_device_that_misses_its_own_region_has_a_defect() -> None:
     assert device.notes.memory.written_bytes == 0
     assert device.notes.load(3 * 4096 - 1, 4) == b"\0"
     device.close()
+
+
+def test_a_name_has_no_control_characters() -> None:
+    device = Counter("one")
+    with pytest.raises(ConfigError, match=r"device: name 'a\\nb': control characters"):
+        device.name = "a\nb"
+    assert device.name == "one"
+    device.close()
+    with pytest.raises(ConfigError, match="control characters"):
+        Counter("\x1b[31m")
+    with pytest.raises(ConfigError, match="control characters"):
+        make_device(Counter, "\r", ALL_FLAGS, {}, {})
+    for name in ("", "a\tb"):
+        with pytest.raises(ConfigError, match="memory: "):
+            MemorySpec(name, 4096)
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 64, 1 << 200])
+def test_a_seed_that_would_wrap_is_refused(seed: int) -> None:
+    with pytest.raises(ConfigError, match=r"fill .*: expected a seed from 0 to 0xffffffffffffffff"):
+        ReferenceDevice(memory_bytes=4096, fill_seed=seed)
+    with InMemoryClient(ReferenceDevice(memory_bytes=4096, fill_seed=(1 << 64) - 1)) as client:
+        assert client.region_read(0, 0x10, 8) == b"\xff" * 8
 
 
 def test_identity_and_type_have_defaults() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import re
 
+import pytest
+
 from vfu_dev import errors
 from vfu_dev.device.declare import OutsideRegionError
-from vfu_dev.errors import REFUSALS, ConfigError, VfuDevError
+from vfu_dev.errors import REFUSALS, ConfigError, VfuDevError, judge_name
 from vfu_dev.libvfio_user.dma import GuestMemoryError
 
 
@@ -34,3 +36,15 @@ def test_a_defect_is_no_refusal() -> None:
     assert issubclass(OutsideRegionError, (VfuDevError, IndexError))
     for defect in (ConfigError, OutsideRegionError, errors.LibraryError, errors.ProtocolError):
         assert not issubclass(defect, REFUSALS)
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "\x1b[2J", "a\x7f", "a\x9bb", "a\u2028b", "a\0"])
+def test_a_name_that_would_garble_a_log_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="device: ") as caught:
+        judge_name("device", name)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["vfu-dev", "Gerät 1", "デバイス", "a b"])
+def test_names_need_not_be_ascii(name: str) -> None:
+    judge_name("device", name)

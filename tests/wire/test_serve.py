@@ -37,6 +37,12 @@ def run(library: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["--page-size", "1K"], "--page-size 1024: at least 4096"),
         (["--page-size", "6K", "--memory", "6M"], "not a power of two"),
         (["--fill", "seed"], "--fill 'seed': expected a number"),
+        (["--fill", "-1"], "fill -1: expected a seed from 0 to 0xffffffffffffffff"),
+        (["--memory", "=64K"], "--memory =64K: memory: a name is missing"),
+        (
+            ["--name", "a\nb\x1b[2J"],
+            r"device: name 'a\nb\x1b[2J': control characters are not allowed",
+        ),
         (["--library", "/nonexistent.so"], "cannot load libvfio-user"),
         (["--control", "/nonexistent/c"], "there is no folder /nonexistent"),
     ],

@@ -20,7 +20,7 @@ from vfu_dev.device.declare import Region, declared
 from vfu_dev.device.guest_memory import GuestMemory, NoGuestMemory
 from vfu_dev.device.interrupts import MAX_MESSAGES, Interrupts
 from vfu_dev.device.regions import BarSpace, MemoryBar, MsixBar, RegisterBar, judge_place
-from vfu_dev.errors import AccessError, ConfigError
+from vfu_dev.errors import AccessError, ConfigError, judge_name
 from vfu_dev.figures import MMIO_EDGES_SECONDS, Histogram
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import MigratableState, Migration, RegisterBlock, StateMachine, StateObject
@@ -209,6 +209,16 @@ class Device:
             self.interrupts.has_line = True
             self.interrupts.mirror = functools.partial(bar.__setitem__, field.name)
             bar.acknowledge = self.interrupts.acknowledge
+
+    @property
+    def name(self) -> str:
+        """This device among others, for logs and status. Setting it raises ConfigError, see `judge_name`."""
+        return self._name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        judge_name("device", name)
+        self._name = name
 
     @property
     def irq_vectors(self) -> int:

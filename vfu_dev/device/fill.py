@@ -9,6 +9,8 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
+MAX_SEED = (1 << 64) - 1
+
 # 256 KiB of words: the five passes over a chunk stay in the L2 cache.
 _CHUNK_WORDS = 32 * 1024
 

@@ -11,11 +11,11 @@ from vfu_dev.device.base import Device, PciIdentity
 from vfu_dev.device.descriptors import DESCRIPTOR_FIELDS, DMA_FIELDS
 from vfu_dev.device.dma import DmaEngine, Host
 from vfu_dev.device.fields import Field
-from vfu_dev.device.fill import fill_words
+from vfu_dev.device.fill import MAX_SEED, fill_words
 from vfu_dev.device.load_registers import LOAD_FIELDS, RegisterLoad
 from vfu_dev.device.regions import MemoryBar, MsixBar, RegisterBar
 from vfu_dev.device.writer import WRITER_FIELDS, DmaWriter
-from vfu_dev.errors import ConfigError
+from vfu_dev.errors import ConfigError, judge_name, shown
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration.engine import ALL_FLAGS
 from vfu_dev.uapi import (
@@ -75,6 +75,8 @@ class MemorySpec:
         bar: 2 or 4, None for a memory that only the device itself reaches.
         window_bytes: size of the BAR when it shows a part of the memory; which part, register `window` says.
         mapped: clients may map it.
+
+    Raises:  ConfigError: the name is empty, or has control characters.
     """
 
     name: str
@@ -83,6 +85,9 @@ class MemorySpec:
     bar: int | None = None
     window_bytes: int | None = None
     mapped: bool = False
+
+    def __post_init__(self) -> None:
+        judge_name("memory", self.name)
 
 
 class ReferenceDevice(Device):
@@ -94,11 +99,11 @@ class ReferenceDevice(Device):
         page_size_bytes: a power of two.
         mapped: clients may map that memory.
         more: further memories. BAR4 is free for one of them: the MSI-X table is in BAR1 then.
-        fill_seed: of the initial content of the memories, one more for each further one; 0 leaves them
-            untouched, and then nothing is initial.
+        fill_seed: of the initial content of the memories, 0 to 2**64 - 1, one more for each further one; 0
+            leaves them untouched, and then nothing is initial.
         initial_limit_bytes, flags: see `Device`.
 
-    Raises:  ConfigError: sizes that cannot be.
+    Raises:  ConfigError: sizes or a seed that cannot be.
     """
 
     identity = PciIdentity(PCI_VENDOR_ID, PCI_DEVICE_ID, class_code=0x088000, revision=1)
@@ -117,7 +122,9 @@ class ReferenceDevice(Device):
         flags: MigrationFlags = ALL_FLAGS,
     ) -> None:
         super().__init__(name, flags=flags, initial_limit_bytes=initial_limit_bytes)
-        self._fill_seed = fill_seed & 0xFFFF_FFFF_FFFF_FFFF
+        if not 0 <= fill_seed <= MAX_SEED:
+            raise ConfigError(f"fill {shown(fill_seed)}: expected a seed from 0 to {MAX_SEED:#x}")
+        self._fill_seed = fill_seed
         bars = [spec.bar for spec in more if spec.bar is not None]
         if any(bar != VFIO_PCI_BAR4_REGION_INDEX for bar in bars) or len(bars) > 1:
             raise ConfigError(f"{name}: one further memory can have a BAR, BAR4; asked for: {bars}")
