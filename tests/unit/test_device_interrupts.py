@@ -14,6 +14,7 @@ from vfu_dev.device.descriptors import DESCRIPTOR, Op, Status
 from vfu_dev.device.dma import STATE
 from vfu_dev.device.writer import STAMP_PAGE_BYTES, WriterStatus, expected_pages, stamp_words
 from vfu_dev.errors import ConfigError, StreamError
+from vfu_dev.testing import InMemoryClient
 from vfu_dev.uapi import VFIO_PCI_INTX_IRQ_INDEX
 from vfu_dev.uapi import DeviceState as S
 
@@ -143,6 +144,18 @@ def test_interrupts_that_do_not_exist_are_refused(machine: Machine) -> None:
     with pytest.raises(StreamError, match="4 vectors"):
         other.interrupts.block().validate(content(0, 1))
     other.close()
+
+
+@pytest.mark.parametrize("vector", [-1, -2048, 4, 1 << 70])
+def test_an_interrupt_that_does_not_exist_is_ignored_and_counted(vector: int) -> None:
+    class Ringer(Device):
+        msix = Msix(1, vectors=4)
+
+    with InMemoryClient(Ringer()) as client:
+        client.device.raise_irq(vector)
+        client.device.raise_irq(3)
+        assert client.irqs == [3]
+        assert (client.device.counters.irqs, client.device.counters.irq_errors) == (1, 1)
 
 
 def test_intx_of_a_device_of_ones_own_needs_one_field() -> None:

@@ -185,7 +185,10 @@ class Device:
         return getattr(type(self), method) is not getattr(Device, method)
 
     def add_bar(self, bar: BarSpace, *, migrate: bool = True) -> None:
-        """Put `bar` where its index says; what it holds migrates if it says so, a memory unless `migrate`."""
+        """Put `bar` where its index says; what it holds migrates if it says so, a memory unless `migrate`.
+
+        Raises:  ConfigError: there is no such BAR, or another one has it.
+        """
         if any(other.index == bar.index for other in self.bars):
             raise ConfigError(f"{self.name}: two BARs with index {bar.index}")
         if hasattr(self, "migration"):
@@ -304,14 +307,15 @@ class Device:
         region.store(offset, data)
 
     def raise_irq(self, vector: int) -> None:
-        """Raise interrupt `vector` in the way that the guest chose; one that does not exist is ignored.
+        """Raise interrupt `vector`, from 0 to `irq_vectors` - 1, in the way that the guest chose.
 
-        By MSI-X it is message `vector`. By MSI too, or that of `vector` modulo the messages that the guest
-        allowed. By INTx it is a cause that stands until the guest acknowledges it.
+        One that does not exist, a negative one too, is ignored and counted (`irq_errors`): the number may be
+        a guest's. By MSI-X it is message `vector`. By MSI too, or that of `vector` modulo the messages that
+        the guest allowed. By INTx it is a cause that stands until the guest acknowledges it.
 
         While the device has to be quiet it stays pending, migrates, and is raised when the device runs again.
         """
-        if vector < self.irq_vectors:
+        if 0 <= vector < self.irq_vectors:
             self.counters.irqs += 1
             self.interrupts.raise_vector(vector)
         else:
