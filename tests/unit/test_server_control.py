@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import selectors
 import socket
 import stat
@@ -191,6 +192,65 @@ def test_many_requests_at_once_share_the_loop(loop: Loop) -> None:
         assert loop.answers(other, 1)[0]["ok"]
         assert loop.control.busy
         assert [a["result"]["n"] for a in loop.answers(flood, 1000)] == list(range(1000))
+
+
+@contextlib.contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """Have every descriptor in use that this process may have."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    taken = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 4, before[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        assert len(taken) >= 3
+        yield
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_without_a_free_descriptor_clients_are_turned_away_and_the_loop_sleeps(
+    loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that waits in the listener's queue would make it readable for ever."""
+    with contextlib.ExitStack() as stack:
+        served, *late = (stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(4))
+        served.connect(os.fspath(loop.path))
+        served.setblocking(False)
+        loop.turn()
+        with no_descriptor_left():
+            for client in late:
+                client.settimeout(10)
+                client.connect(os.fspath(loop.path))
+            for _ in late:
+                loop.turn()
+            assert loop.selector.select(0) == []
+            assert [client.recv(1) for client in late] == [b"", b"", b""]
+            # Whom it has, it serves.
+            served.send(b'{"command": "echo"}\n')
+            assert loop.answers(served, 1)[0]["ok"]
+        with loop.connect() as client:
+            client.send(b'{"command": "echo"}\n')
+            assert loop.answers(client, 1)[0]["ok"]
+    assert caplog.text.count("no file descriptor is free, a client was turned away") == 3
+
+
+def test_a_control_socket_gives_back_what_it_took(short_tmp: Path) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    with selectors.DefaultSelector() as selector:
+        ControlSocket(short_tmp / "c", selector, {}).close()
+        with pytest.raises(ConfigError, match="control socket /proc/c: "):
+            ControlSocket(Path("/proc/c"), selector, {})
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_path_with_a_nul_character_is_refused_in_words(short_tmp: Path) -> None:
+    with pytest.raises(ConfigError, match=r"socket '.*a\\x00b': a path cannot have a NUL character"):
+        claim_socket_path(short_tmp / "a\0b", "socket")
 
 
 def test_paths_of_the_dead_are_free_and_of_the_living_are_not(loop: Loop, short_tmp: Path) -> None:

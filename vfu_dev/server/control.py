@@ -7,6 +7,8 @@ between other work, and the answer follows when it ends.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
 import os
@@ -67,6 +69,7 @@ class ControlSocket:
         self._selector = selector
         self._commands = commands
         self._clients: dict[int, _Client] = {}
+        self._spare = _spare_descriptor()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         # The mode has to hold from the first moment on, so it cannot be a chmod afterwards.
         before = os.umask(0o177)
@@ -74,6 +77,7 @@ class ControlSocket:
             self._listener.bind(os.fspath(path))
         except OSError as err:
             self._listener.close()
+            os.close(self._spare)
             raise ConfigError(f"control socket {path}: {err.strerror}") from err
         finally:
             os.umask(before)
@@ -105,12 +109,16 @@ class ControlSocket:
             self._drop(client)
         self._selector.unregister(self._listener)
         self._listener.close()
+        if self._spare >= 0:
+            os.close(self._spare)
         self._path.remove()
 
     def _accept(self) -> None:
         try:
             connection, _ = self._listener.accept()
-        except OSError:
+        except OSError as err:
+            if err.errno in (errno.EMFILE, errno.ENFILE):
+                self._turn_away()
             return
         connection.setblocking(False)
         if len(self._clients) >= MAX_CLIENTS:
@@ -120,6 +128,20 @@ class ControlSocket:
         client = _Client(connection)
         self._clients[connection.fileno()] = client
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._ready(client))
+
+    def _turn_away(self) -> None:
+        """Accept a client in the place of the spare descriptor, and close its connection.
+
+        It cannot be served, and while it waited the listener would be readable: the loop would never sleep.
+        """
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
+        with contextlib.suppress(OSError):
+            self._listener.accept()[0].close()
+        with contextlib.suppress(OSError):
+            self._spare = _spare_descriptor()
+        logger.warning("control: no file descriptor is free, a client was turned away (see ulimit -n)")
 
     def _ready(self, client: _Client) -> None:
         if client.unsent:
@@ -239,6 +261,10 @@ class ControlSocket:
         client.job = None
         self._selector.unregister(client.connection)
         client.connection.close()
+
+
+def _spare_descriptor() -> int:
+    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _has_hung_up(connection: socket.socket) -> bool:

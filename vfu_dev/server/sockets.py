@@ -8,7 +8,7 @@ import socket
 import stat
 from pathlib import Path
 
-from vfu_dev.errors import ConfigError
+from vfu_dev.errors import ConfigError, shown
 
 # sizeof(sockaddr_un.sun_path), less its terminating zero.
 MAX_PATH_BYTES = 107
@@ -19,6 +19,8 @@ def claim_socket_path(path: Path, purpose: str) -> None:
 
     Raises:  ConfigError: somebody listens there, something else lies there, or the path cannot be a socket's.
     """
+    if "\0" in os.fspath(path):
+        raise ConfigError(f"{purpose} {shown(os.fspath(path))}: a path cannot have a NUL character")
     if len(os.fsencode(path)) > MAX_PATH_BYTES:
         raise ConfigError(f"{purpose} {path}: longer than the {MAX_PATH_BYTES} bytes of a UNIX socket's path")
     if not path.parent.is_dir():
