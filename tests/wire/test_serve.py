@@ -6,11 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from serverkit import RunningServer, ServerFactory, wait_until
 
+from vfu_dev import libvfio_user
+from vfu_dev.device import BarSpace, ReferenceDevice
+from vfu_dev.errors import ConfigError, VfuDevError
+from vfu_dev.server import Server
 from vfu_dev.uapi import DeviceState
 
 VFU_DEV = [sys.executable, "-c", "import sys; from vfu_dev.cli import main; sys.exit(main())"]
@@ -56,6 +61,44 @@ def test_impossible_options_are_one_line_and_leave_nothing(
     assert text in result.stderr
     assert "Traceback" not in result.stderr
     assert not path.exists()
+
+
+class Failing(ReferenceDevice):
+    """A device that cannot be set up."""
+
+    def region_handler(self, bar: BarSpace) -> Callable[[memoryview, int, bool], None]:
+        """Fail, in the middle of what the library is told."""
+        raise ConfigError("no handler")
+
+
+def test_a_server_that_cannot_be_made_leaves_nothing_behind(library: Path, short_tmp: Path) -> None:
+    """No descriptor, no socket, no worker of a device that somebody else may serve."""
+    loaded = libvfio_user.load(library)
+    taken = short_tmp / "file"
+    taken.write_text("somebody's")
+    device, failing = ReferenceDevice(memory_bytes=4096), Failing(memory_bytes=4096)
+    workers = list(device.workers)
+    path = short_tmp / "s"
+    descriptors = set(os.listdir("/proc/self/fd"))
+    for served, socket_path, control_path, text in (
+        (device, taken, None, "exists and is not a socket"),
+        (device, short_tmp / "x" / "s", None, "there is no folder"),
+        (device, Path("/proc/s"), None, "vfu_create_ctx"),
+        (failing, path, None, "no handler"),
+        (device, path, taken, "exists and is not a socket"),
+        (device, path, Path("/proc/c"), "control socket /proc/c"),
+    ):
+        with pytest.raises(VfuDevError, match=text):
+            Server(served, loaded, socket_path, control_path)
+        assert set(os.listdir("/proc/self/fd")) == descriptors
+        assert os.listdir(short_tmp) == ["file"]
+        assert device.workers == workers
+    server = Server(device, loaded, path, short_tmp / "c")
+    assert path.is_socket()
+    server.close()
+    assert os.listdir(short_tmp) == ["file"]
+    for one in (device, failing):
+        one.close()
 
 
 def test_sigterm_in_the_middle_of_a_migration_is_a_clean_stop(serve: ServerFactory) -> None:

@@ -65,29 +65,25 @@ class Server:
         self._snapshots = SnapshotMaker(device, library)
         self._feeds: list[Feed] = []
         self.load = OperatorLoad(lambda: [*device.memories, *device.unmigrated], device.migration)
-        self._selector = selectors.DefaultSelector()
         self._control: ControlSocket | None = None
         self._polled_fd = -1
         claim_socket_path(socket_path, "socket")
-        self._context = Context(library, os.fspath(socket_path), device.name)
-        try:
+        with contextlib.ExitStack() as undo:
+            self._selector = undo.enter_context(selectors.DefaultSelector())
+            self._context = Context(library, os.fspath(socket_path), device.name)
+            undo.callback(self._context.destroy)
+            # Bound by now, and the library leaves it behind.
+            self._path = OwnedPath(socket_path)
+            undo.callback(self._path.remove)
             self._set_up()
             self.faults = fault_board(self, self._context, self._hold)
             self._snapshots.faults = self.faults.injected
             self._context.realize()
-            self._path = OwnedPath(socket_path)
-        except BaseException:
-            self._context.destroy()
-            self._selector.close()
-            raise
-        self._poll()
-        device.workers.append(self.load)
-        if control_path is not None:
-            try:
+            self._poll()
+            if control_path is not None:
                 self._control = ControlSocket(control_path, self._selector, Commands(self).table())
-            except BaseException:
-                self.close()
-                raise
+            undo.pop_all()
+        device.workers.append(self.load)
 
     def _set_up(self) -> None:
         context, device = self._context, self.device
