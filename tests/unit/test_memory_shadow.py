@@ -109,6 +109,25 @@ def test_two_threads_find_what_one_finds(monkeypatch: pytest.MonkeyPatch) -> Non
         assert memory.pages.collect().tolist() == sorted(pages.tolist())
 
 
+@pytest.mark.parametrize("page_bytes", [4096, MIB, 4 * MIB])
+def test_the_pace_of_looks_counts_bytes_whatever_the_page_size(
+    monkeypatch: pytest.MonkeyPatch, page_bytes: int
+) -> None:
+    monkeypatch.setattr(shadow, "_PARALLEL_BYTES", 0)
+    learnt: list[float] = []
+    monkeypatch.setattr(shadow._pace, "learn", lambda _threads, work, _seconds: learnt.append(work))
+    asked: list[int] = []
+    monkeypatch.setattr(shadow._pace, "threads", lambda work: asked.append(work) or 1)
+    memory = DeviceMemory("m", 16 * MIB, page_bytes, mapped=True)
+    memory.raw[:] = os.urandom(16 * MIB)
+    memory.relearn()
+    copy = Shadow(memory)
+    memory.pages.rearm()
+    send_all(memory, copy)
+    assert copy.look(10.0) == memory.page_count
+    assert (asked[-1], learnt[-1]) == (16 * MIB, 16 * MIB)
+
+
 def test_untouched_memory_costs_nothing() -> None:
     """8 GiB that nobody touched are neither looked at nor allocated, and neither is the copy."""
     memory = DeviceMemory("m", 8 << 30, mapped=True)

@@ -60,6 +60,7 @@ class Shadow:
         self._words: npt.NDArray[np.uint64] = data.view(np.uint64).reshape(memory.page_count, -1)
         self._held = np.zeros(memory.page_count, dtype=np.bool_)  # pages of the copy that are not just zeros
         self._chunk_pages = max(1, LOOK_CHUNK_BYTES // memory.page_size_bytes)
+        self._chunk_bytes = self._chunk_pages * memory.page_size_bytes  # more, where one page has more
         # Where a search for pages that got backing store goes on, and what was in use when it began.
         self._search_at: int | None = 0
         self._search_blocks = memory.allocated_blocks()
@@ -110,7 +111,7 @@ class Shadow:
             chunks = np.array(self._final, dtype=np.intp)
         turns = iter(chunks.tolist())
         found, looked, done = _compare_all(
-            self._compare, turns, len(chunks) * LOOK_CHUNK_BYTES, budget_seconds
+            self._compare, turns, len(chunks), self._chunk_bytes, budget_seconds
         )
         changed = np.concatenate(found) if found else np.empty(0, dtype=np.intp)
         memory.pages.mark_pages(changed)
@@ -193,11 +194,13 @@ def look_rates() -> dict[str, float]:
 def _compare_all(
     compare: Callable[[int], tuple[PageIndices, int]],
     turns: Iterator[int],
-    work_bytes: int,
+    turn_count: int,
+    turn_bytes: int,
     budget_seconds: float,
 ) -> tuple[list[PageIndices], int, int]:
     """Call `compare` for `turns` until the time is over; numpy lets both threads run while it compares.
 
+    Args:    turns: `turn_count` of them, each of `turn_bytes`.
     Returns: the pages that changed, the number of pages looked at, the number of turns done, the first ones.
     """
     began = time.monotonic()
@@ -220,11 +223,11 @@ def _compare_all(
             if len(changed):
                 found.append(changed)
 
-    threads = _pace.threads(work_bytes)
+    threads = _pace.threads(turn_count * turn_bytes)
     other = _helper().submit(work) if threads == 2 else None
     looked, done = work()
     if other is not None:
         pages, count = other.result()
         looked, done = looked + pages, done + count
-    _pace.learn(threads, done * LOOK_CHUNK_BYTES, time.monotonic() - began)
+    _pace.learn(threads, done * turn_bytes, time.monotonic() - began)
     return found, looked, done
