@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,19 @@ def test_several_memories_are_a_list(file: Path) -> None:
         ("vendor-id = 70000", ":1: vendor-id = 70000: expected a number from 0 to 65535"),
         ("vendor-id = 1.5", ":1: vendor-id = 1.5: expected a number from 0 to 65535"),
         ("metrics-port = -1", ":1: metrics-port = -1: expected a number from 0 to 65535"),
-        ('name = ""', ':1: name = "": expected text'),
+        ('name = ""', ':1: name = "": expected text (this is empty)'),
+        ('socket = ""', ':1: socket = "": expected a path (this is empty)'),
+        ("socket = [1]", ":1: socket = [1]: expected a path (this is a list)"),
+        ("socket = 1.5", ":1: socket = 1.5: expected a path (this is a number with a fraction)"),
+        ("socket = {a = 1}", ':1: socket = {"a": 1}: expected a path (this is a table)'),
+        ("socket = 1979-05-27", "expected a path (this is a date or time)"),
+        ('socket = "a\\u0000b"', "expected a path (this has a NUL character)"),
+        ('name = "a\\nb"', r"device: name 'a\nb': control characters are not allowed in a name"),
+        ('name = "\\u001b[2J"', r"device: name '\x1b[2J': control characters"),
+        ('memory = "=64K"', "--memory =64K: memory: a name is missing"),
+        ("fill = -1", "fill -1: expected a seed from 0 to 0xffffffffffffffff"),
+        ('fill = "0x10000000000000000"', "fill 18446744073709551616: expected a seed"),
+        ("name = " + "[" * 100_000, "is nested too deeply"),
         ("[ids]\nvendor = 1", ":1: ids: no such key"),
         ("[name]\nx = 1", ":1: name = "),
         ('memory = "10Q"', ':1: memory = "10Q"'),
@@ -146,6 +159,33 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert "none.toml: cannot be read: No such file" in error_of("--config", str(tmp_path / "none.toml"))
     (tmp_path / "latin.toml").write_bytes(b'name = "\xff"')
     assert "is not UTF-8" in error_of("--config", str(tmp_path / "latin.toml"))
+
+
+def test_a_byte_order_mark_is_skipped(file: Path) -> None:
+    file.write_bytes(b'\xef\xbb\xbfname = "windows"\r\n')
+    assert printed("--config", str(file))["name"] == "windows"
+
+
+def test_what_has_no_end_is_not_read(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo.toml"
+    os.mkfifo(fifo)
+    assert error_of("--config", str(fifo)) == f"{fifo}: is not a file"
+    assert error_of("--config", "/dev/zero") == "/dev/zero: is not a file"
+    assert "cannot be read: Is a directory" in error_of("--config", str(tmp_path))
+    large = tmp_path / "large.toml"
+    with large.open("wb") as made:
+        made.truncate(1 << 40)
+    assert error_of("--config", str(large)) == f"{large}: has more than 1 MiB"
+
+
+def test_what_a_shell_passes_from_a_command_is_read() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b'name = "piped"\n')
+    os.close(writer)
+    try:
+        assert printed("--config", f"/dev/fd/{reader}")["name"] == "piped"
+    finally:
+        os.close(reader)
 
 
 def test_errors_of_the_command_line_do_not_blame_the_file(file: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+from pathlib import Path
+
 import pytest
 
 from vfu_dev.errors import ConfigError
@@ -50,6 +53,17 @@ def test_points_are_all_combinations() -> None:
     assert last.load.rate_bytes == 1 << 20
     assert last.load.rate_pages is None
     assert scenario.points[0].load.rate_pages == 50
+
+
+def test_a_file_made_on_windows_is_a_scenario(tmp_path: Path) -> None:
+    path = tmp_path / "windows.toml"
+    path.write_bytes(codecs.BOM_UTF8 + GOOD.replace("\n", "\r\n").encode())
+    assert len(load_scenario(path).points) == 12
+
+
+def test_a_file_nested_without_end_is_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"^t: is nested too deeply$"):
+        parse("a = " + "[" * 100_000, "t")
 
 
 def test_short_form_changes_what_it_says() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 
@@ -98,6 +99,9 @@ def test_rows_survive_the_file(tmp_path: Path) -> None:
     ]
     write_rows(tmp_path / "moves.csv", rows)
     assert read_rows(tmp_path / "moves.csv") == rows
+    # As a spreadsheet writes it.
+    (tmp_path / "moves.csv").write_bytes(codecs.BOM_UTF8 + (tmp_path / "moves.csv").read_bytes())
+    assert read_rows(tmp_path / "moves.csv") == rows
     assert values_of([*rows, row("p", 3, 1.0, "failed")], "downtime_ms") == [12.25]
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ConfigError, match="not the moves"):
@@ -168,6 +172,9 @@ def test_comparison_refuses_what_has_no_match(tmp_path: Path) -> None:
         compare(before, other)
     with pytest.raises(ConfigError, match=r"summary\.json"):
         compare(before, tmp_path)
+    (other / "summary.json").write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match=r"summary\.json: not JSON"):
+        compare(before, other)
     with pytest.raises(ConfigError, match="expected one of downtime_ms"):
         compare(before, before, ["speed"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import os
 from pathlib import Path
@@ -210,10 +211,12 @@ def test_a_write_of_many_pages() -> None:
         writes_of(LoadSpec("uniform", rate_pages=1, write_bytes=PAGE + 1), PAGE)
 
 
-def test_a_trace_is_followed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("byte_order_mark", [b"", codecs.BOM_UTF8])
+def test_a_trace_is_followed(tmp_path: Path, byte_order_mark: bytes) -> None:
     """Rows come in order, again and again; rows without bytes write nothing."""
     path = tmp_path / "a.csv"
-    path.write_text("time,offset,length\n0,0x1000,8\n0.5,0,4096\n0.75,12,1\n1,0,0\n")
+    text = "time,offset,length\n0,0x1000,8\n0.5,0,4096\n0.75,12,1\n1,0,0\n"
+    path.write_bytes(byte_order_mark + text.encode())
     writes = make(LoadSpec("trace", trace=str(path)))
     assert writes.write_bytes is None
     assert writes.offsets(2, 5).tolist() == [12, 4096, 0, 12, 4096]

@@ -196,7 +196,13 @@ def test_command_makes_page_and_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "No such file"), ("{", "not JSON"), ("[]", "not a result"), ('{"kind": "bench"}', "'bench'")],
+    [
+        (None, "No such file"),
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "not a result"),
+        ('{"kind": "bench"}', "'bench'"),
+    ],
 )
 def test_other_files_are_refused_in_words(tmp_path: Path, content: str | None, words: str) -> None:
     """A missing file, no JSON, and the JSON of something else."""

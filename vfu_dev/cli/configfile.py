@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
+import stat
 import textwrap
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -25,6 +27,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # Where the values of a file came from: option name -> "FILE:LINE: key = value".
 _ORIGINS = "vfu_dev.config.origins"
+# Far more than all options need; what has no end, such as /dev/zero, is not read for ever.
+MAX_FILE_BYTES = 1 << 20
 _NOT_KEYS = ("config", "print_config", "help")
 
 
@@ -73,6 +77,8 @@ def _load(ctx: click.Context, _param: click.Parameter, path: Path | None) -> Non
         table = tomllib.loads(content)
     except tomllib.TOMLDecodeError as err:
         raise ConfigError(f"{path}: is not TOML: {err}") from err
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deeply") from None
     known = _options(ctx.command)
     defaults: dict[str, Any] = {}
     origins = ctx.meta.setdefault(_ORIGINS, {})
@@ -89,10 +95,22 @@ def _load(ctx: click.Context, _param: click.Parameter, path: Path | None) -> Non
 
 
 def _text_of(path: Path) -> str:
+    """Return a file's text, without the byte order mark that editors on Windows put first."""
     try:
-        return path.read_text(encoding="utf-8")
+        # Opening a FIFO waits for a writer, unless it is told not to.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            # A shell's <(COMMAND) and standard input are pipes too, but have their writer.
+            given = str(path).startswith(("/dev/fd/", "/dev/stdin"))
+            if not given and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ConfigError(f"{path}: is not a file")
+            os.set_blocking(file.fileno(), True)
+            content = file.read(MAX_FILE_BYTES + 1)
     except OSError as err:
         raise ConfigError(f"{path}: cannot be read: {err.strerror}") from err
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: has more than {MAX_FILE_BYTES >> 20} MiB")
+    try:
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as err:
         raise ConfigError(f"{path}: is not UTF-8 text") from err
 
@@ -114,11 +132,20 @@ def _judged(ctx: click.Context, option: click.Option, value: Any, where: str) ->
 
 
 def _word(value: Any) -> str:
+    """Return a value of the file as a word of a command line. Raises: TypeError: there is no such word."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    if isinstance(value, (str, int)) and value != "":
+    if value == "":
+        raise TypeError("this is empty")
+    if isinstance(value, str) and "\0" in value:
+        raise TypeError("this has a NUL character")
+    if isinstance(value, (str, int)):
         return str(value)
-    raise TypeError("neither a number nor text, or empty")
+    raise TypeError(f"this is {_KINDS.get(type(value), 'a date or time')}")
+
+
+# What else TOML has, in words.
+_KINDS = {list: "a list", dict: "a table", float: "a number with a fraction"}
 
 
 def allowed_values(option: click.Option) -> str:

@@ -161,7 +161,7 @@ class CsvFile:
 def read_rows(path: Path) -> list[Row]:
     """Return the rows of a CSV file. Raises: ConfigError: it cannot be read or is something else."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # a spreadsheet writes a byte order mark
             return [Row.from_cells(cells) for cells in csv.DictReader(file)]
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error

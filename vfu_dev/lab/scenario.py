@@ -147,6 +147,8 @@ def parse(
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source.name}: is not TOML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{source.name}: is nested too deeply") from None
     for key in raw:
         if key not in TOP:
             raise source.error(key, f"no such table or key; there are {', '.join(TOP)}")
@@ -187,7 +189,7 @@ def load_scenario(name: str | Path, changes: Mapping[str, Any] | None = None) ->
                 f"no file and no shipped scenario {str(name)!r}; there are {', '.join(shipped())}"
             )
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a byte order mark
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

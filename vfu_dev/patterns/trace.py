@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import math
 import os
 import stat
@@ -65,8 +67,10 @@ class Trace:
             found = os.stat(path)
             if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE_BYTES:
                 raise ConfigError(f"{path}: not a file of at most {MAX_FILE_BYTES >> 20} MiB")
-            with open(path, newline="", encoding="ascii") as file:
-                reader = csv.reader(file)
+            with open(path, "rb") as file:
+                if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:  # a spreadsheet writes one
+                    file.seek(0)
+                reader = csv.reader(io.TextIOWrapper(file, encoding="ascii", newline=""))
                 if tuple(next(reader, ())) != COLUMNS:
                     raise ConfigError(f"{path}: the first line is not {','.join(COLUMNS)}")
                 for row in _rows(reader, str(path)):

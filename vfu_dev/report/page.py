@@ -32,10 +32,10 @@ def load(path: Path) -> dict[str, Any]:
     Raises: ConfigError: the file cannot be read, or holds something else.
     """
     try:
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not JSON: {error}") from error
     if not isinstance(result, dict) or result.get("kind") != KIND:
         found = result.get("kind", "no kind") if isinstance(result, dict) else type(result).__name__
