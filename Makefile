@@ -8,8 +8,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 OUT    := out
 
-# What the tests drive: the patched QEMU, the same with ASan (hostile servers), one without our patches, the peer in C.
-TEST_ARTIFACTS := libvfio-user libvfio-user-tests libvfio-user-reduced libvfio-user-reference guest qemu qemu-unpatched qemu-asan
+# Debian's own QEMUs, fetched as packages: an older one and a newer one than ours.
+STOCK_QEMUS := qemu-bookworm-backports qemu-trixie-backports
+
+# What the tests drive: the patched QEMU, the same with ASan (hostile servers), one without our patches, Debian's, the peer in C.
+TEST_ARTIFACTS := libvfio-user libvfio-user-tests libvfio-user-reduced libvfio-user-reference guest \
+    $(STOCK_QEMUS) qemu qemu-unpatched qemu-asan
 
 # A file's tests stay together: many share one booted guest. 0 runs all of them in one process.
 TEST_WORKERS ?= 2
