@@ -60,13 +60,17 @@ class Elf:
 
 def read_elf(path: Path) -> Elf:
     """Return what the headers of `path` say. Raises: ElfError; OSError: it cannot be read."""
-    data = path.read_bytes()
+    return parse_elf(path.read_bytes(), str(path))
+
+
+def parse_elf(data: bytes, name: str) -> Elf:
+    """Return what the headers in `data` say; `name` is for the error. Raises: ElfError."""
     if not data.startswith(_MAGIC):
-        raise ElfError(f"{path}: not an ELF file")
+        raise ElfError(f"{name}: not an ELF file")
     try:
         return _parse(data)
     except (struct.error, IndexError, ValueError) as error:
-        raise ElfError(f"{path}: {error}") from error
+        raise ElfError(f"{name}: {error}") from error
 
 
 def _parse(data: bytes) -> Elf:

@@ -30,6 +30,14 @@ class NotBuiltError(BuildError):
         super().__init__(f"{name} is not built here; run: vfu-dev build {name}")
 
 
+class OverrideError(BuildError):
+    """The environment variable `variable` names something that cannot be used instead of an artifact."""
+
+    def __init__(self, variable: str, text: str, why: str) -> None:
+        self.variable = variable
+        super().__init__(f"{variable}={text}: {why}")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How one artifact is made.
@@ -48,6 +56,7 @@ class Recipe:
     needs: tuple[str, ...] = ()
     after: tuple[Recipe, ...] = ()
     override: str = ""  # environment variable that names a file to use instead
+    override_file: Callable[[Path], Path] = Path  # from what the variable names to that file
 
     def key(self) -> str:
         """Return the key of the artifact as it would be built now. Runs no compiler, fetches nothing."""
@@ -61,15 +70,18 @@ class Recipe:
     def overridden(self) -> Path | None:
         """Return the file that the environment names instead of the artifact.
 
-        Raises: BuildError: it is not there.
+        Raises: OverrideError: it is not there.
         """
         text = os.environ.get(self.override) if self.override else None
         if not text:
             return None
         path = Path(text).expanduser().absolute()
         if not path.exists():
-            raise BuildError(f"{self.override}={text}: no such file")
-        return path
+            raise OverrideError(self.override, text, "no such file")
+        try:
+            return self.override_file(path)
+        except BuildError as error:
+            raise OverrideError(self.override, text, str(error)) from error
 
     def find(self, cache: Cache) -> Path:
         """Return the product. Raises: NotBuiltError: it is not in the cache."""
