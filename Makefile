@@ -1,6 +1,6 @@
 # vfu-dev: `make demo` and `make test` are enough on a fresh machine; `make help` lists the rest.
 #
-# Python dependencies go into .venv; everything native is fetched, built and cached by `vfu-dev build`
+# Python dependencies go into .venv, for a demo without those of tests and lint; everything native is fetched, built and cached by `vfu-dev build`
 # (see native/README.md), which also installs the Debian packages it misses when it runs as root.
 
 PYTHON ?= python3
@@ -8,41 +8,63 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 OUT    := out
 
-# What the tests drive: the patched QEMU, the same with ASan (hostile servers), one without our patches, the peer in C.
-TEST_ARTIFACTS := libvfio-user libvfio-user-tests libvfio-user-reduced libvfio-user-reference guest qemu qemu-unpatched qemu-asan
+# Debian's own QEMUs, fetched as packages: an older one and a newer one than ours.
+STOCK_QEMUS := qemu-bookworm-backports qemu-trixie-backports
+
+# What the tests drive: the patched QEMU, the same with ASan (hostile servers), one without our patches, Debian's, the peer in C.
+TEST_ARTIFACTS := libvfio-user libvfio-user-tests libvfio-user-reduced libvfio-user-reference guest \
+    $(STOCK_QEMUS) qemu qemu-unpatched qemu-asan
 
 # A file's tests stay together: many share one booted guest. 0 runs all of them in one process.
 TEST_WORKERS ?= 2
 
 TEST_PACKAGES := $(shell sed '/^\#/d' tests/packages.txt)
 
-.PHONY: help demo test test-packages lint format clean distclean build venv
+.PHONY: help demo demo-says test test-packages packages-newest lint format clean distclean build venv venv-lab
 
 help:
 	@echo "make demo       live-migrate a Linux guest and its device with real QEMU; report in $(OUT)/demo"
 	@echo "make test       all tests, end to end included (PYTEST_ARGS=... to choose, TEST_WORKERS=0 for one process)"
 	@echo "make lint       ruff and mypy"
 	@echo "make build      libvfio-user, QEMU and the guest, built or found in the cache"
+	@echo "make packages-newest   Debian's own QEMUs anew, in the versions that the mirror has today"
 	@echo "make clean      what this checkout made; distclean: the virtual environment too"
 
-venv: $(VENV)/.installed
+venv: $(VENV)/.installed-test
+venv-lab: $(VENV)/.installed-lab
 
 # Debian splits ensurepip out of python3; install it when it is missing and we may.
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "vfu-dev needs Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 	    { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv; } || \
 	    { echo "Python's venv module is missing: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[lab,test]'
 	@touch $@
 
-build: venv
+PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check
+
+$(VENV)/.installed-lab: $(VENV)/.made pyproject.toml
+	$(PIP_INSTALL) -e '.[lab]'
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.made pyproject.toml
+	$(PIP_INSTALL) -e '.[lab,test]'
+	@touch $@ $(VENV)/.installed-lab
+
+build: venv-lab
 	$(BIN)/vfu-dev build libvfio-user qemu guest
 
-demo: build
+demo: demo-says build
 	$(BIN)/vfu-dev lab migrate --out $(OUT)/demo
+
+# A faster demo, which compiles no QEMU, is announced here.
+demo-says:
+	@echo "make demo: the first time it builds QEMU, 8 to 14 minutes on two cores; later it takes about half a minute"
+
+packages-newest: venv-lab
+	VFU_DEV_PACKAGES= $(BIN)/vfu-dev build --again $(STOCK_QEMUS)
 
 test: venv test-packages
 	$(BIN)/vfu-dev build $(TEST_ARTIFACTS)

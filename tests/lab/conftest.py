@@ -11,6 +11,7 @@ import pytest
 from labkit import small
 
 from vfu_dev.builds import BuildError, artifact
+from vfu_dev.builds.qemu_binary import QemuBinary, find_qemu
 from vfu_dev.lab.migrate import Lab, MigrateOptions
 
 T = TypeVar("T")
@@ -33,6 +34,17 @@ def qemu() -> Path:
 def unpatched() -> Path:
     """QEMU of the same version without the project's patches."""
     return _artifact("qemu-unpatched")
+
+
+@pytest.fixture(scope="session")
+def stock_qemu() -> Callable[[str], QemuBinary]:
+    """Find Debian's QEMU of the suite that is the argument."""
+
+    def find(suite: str) -> QemuBinary:
+        _artifact(f"qemu-{suite}")
+        return find_qemu(suite)
+
+    return find
 
 
 @pytest.fixture(scope="session")

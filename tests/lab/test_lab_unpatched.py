@@ -7,8 +7,8 @@ from pathlib import Path
 
 from labkit import small
 
+from vfu_dev.builds.qemu_binary import probe_qemu
 from vfu_dev.lab.migrate import Lab
-from vfu_dev.lab.qemu import qemu_features
 
 
 def test_attaches_and_uses_the_device(unpatched: Path, library: Path, tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_attaches_and_uses_the_device(unpatched: Path, library: Path, tmp_path: 
 
 def test_features_tell_them_apart(qemu: Path, unpatched: Path) -> None:
     """Both attach the device, one of them migrates it."""
-    assert qemu_features(unpatched).vfio_user
-    assert not qemu_features(unpatched).migration
-    assert qemu_features(qemu).migration
-    assert qemu_features(qemu).version.split(" ")[0] == qemu_features(unpatched).version.split(" ")[0]
+    assert probe_qemu(unpatched).vfio_user
+    assert not probe_qemu(unpatched).migration
+    assert probe_qemu(qemu).migration
+    assert probe_qemu(qemu).version.split(" ")[0] == probe_qemu(unpatched).version.split(" ")[0]

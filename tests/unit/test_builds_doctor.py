@@ -65,14 +65,35 @@ def test_a_qemu_is_judged_by_the_properties_of_its_device(tmp_path: Path, proper
     )
     done = vfu_dev(tmp_path / "cache", "doctor", "--json", VFU_DEV_QEMU=str(qemu))
     report = json.loads(done.stdout)
-    assert report["qemu"][0] == {
-        "path": str(qemu),
-        "from": "VFU_DEV_QEMU",
-        "version": "QEMU emulator version 10.2.2",
-        "can": can,
-    }
+    found = report["qemu"][0]
+    assert (found["path"], found["from"], found["version"]) == (str(qemu), "VFU_DEV_QEMU", "10.2.2")
+    assert found["can"] == can
+    migrates = {name: one["migrates"] for name, one in found["front_ends"].items()}
+    assert migrates == ({} if can == "nothing" else {"vfio-user-pci": can == "migrate"})
+    assert set(report["qemu_absent"]) == {"unpatched", "bookworm-backports", "trixie-backports"}
     complaints = [problem for problem in report["problems"] if str(qemu) in problem["what"]]
     assert bool(complaints) == (can != "migrate")
+
+
+def test_a_variable_that_names_nothing_is_the_problem_and_building_is_not_the_advice(tmp_path: Path) -> None:
+    """While it is set, what is built is not looked at."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    for value, why in ((tmp_path / "absent", "no such file"), (folder, "no qemu-system-x86_64 in it")):
+        done = vfu_dev(tmp_path / "cache", "doctor", "--json", VFU_DEV_QEMU=str(value))
+        assert done.returncode == 1, done.stderr
+        about = [one for one in json.loads(done.stdout)["problems"] if "VFU_DEV_QEMU" in one["what"]]
+        assert len(about) == 1
+        assert why in about[0]["what"]
+        assert about[0]["fix"] == "unset VFU_DEV_QEMU, or make it name one that is there"
+    broken = program(tmp_path / "broken", "echo libaio.so.1: not found >&2; exit 127")
+    report = json.loads(vfu_dev(tmp_path / "cache", "doctor", "--json", VFU_DEV_QEMU=str(broken)).stdout)
+    assert any("does not run: libaio.so.1" in one["what"] for one in report["problems"])
+
+
+def test_verify_reads_what_is_there(tmp_path: Path) -> None:
+    done = vfu_dev(tmp_path / "cache", "doctor", "--verify", "--json")
+    assert json.loads(done.stdout)["verified"] == []
 
 
 def test_an_unknown_artifact_is_one_line_and_exit_status_1(tmp_path: Path) -> None:

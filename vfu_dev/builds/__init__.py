@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vfu_dev.builds import guest, libvfio_user, pciutils, qemu
+from vfu_dev.builds import guest, libvfio_user, pciutils, qemu, qemu_packages
 from vfu_dev.builds.cache import Cache
 from vfu_dev.builds.native import native_dir
 from vfu_dev.builds.packages import FIRMWARE_DIRS
@@ -45,6 +45,7 @@ RECIPES: dict[str, Recipe] = {
         guest.BASE,
         pciutils.PCIUTILS,
         guest.GUEST,
+        *qemu_packages.BACKPORTS,
         qemu.UNPATCHED,
         qemu.PATCHED,
         qemu.SANITIZED,

@@ -9,23 +9,55 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from vfu_dev.builds.command import CommandError, Context, output_of
+from vfu_dev.builds.command import CommandError, Context, build_environment, output_of
 from vfu_dev.errors import BuildError
 
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+
+@dataclass(frozen=True)
+class Package:
+    """One binary package as the lists have it: what to download, and what it depends on.
+
+    `depends` has a tuple of names for each dependency: any one of them satisfies it.
+    """
+
+    name: str
+    version: str
+    section: str
+    download_bytes: int
+    depends: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def from_record(cls, record: str) -> Package:
+        """Read one stanza of `apt-cache show`."""
+        fields = dict(re.findall(r"^([\w-]+): (.*)$", record, re.MULTILINE))
+        parts = f"{fields.get('Pre-Depends', '')},{fields.get('Depends', '')}".split(",")
+        depends = tuple(
+            tuple(choice.split()[0].partition(":")[0] for choice in part.split("|"))
+            for part in parts
+            if part.strip()
+        )
+        return cls(
+            fields["Package"], fields["Version"], fields.get("Section", ""), int(fields["Size"]), depends
+        )
 
 
 class PrivateApt:
     """apt's tools with package lists and archives under `folder`.
 
     Args:   folder: holds lists and archives; created by the first `update`.
-            line: the one sources.list line to use instead of the machine's own sources.
+            lines: the sources.list lines to use instead of the machine's own sources.
+            bare: resolve as on a machine where nothing is installed and nothing is pinned, so that the answer
+            is the same on every machine.
     """
 
-    def __init__(self, folder: Path, line: str | None = None) -> None:
+    def __init__(self, folder: Path, *lines: str, bare: bool = False) -> None:
         self.folder = folder
         self._options = [
             f"-oDir::State::Lists={folder / 'lists'}",
@@ -36,19 +68,25 @@ class PrivateApt:
             "-oAcquire::Retries=3",
             "-oAcquire::Languages=none",
         ]
-        self._line = line
-        if line is not None:
+        self._lines = lines
+        if lines:
             self._options += [
                 f"-oDir::Etc::sourcelist={folder / 'sources.list'}",
                 "-oDir::Etc::sourceparts=/dev/null",
+            ]
+        if bare:
+            self._options += [
+                "-oDir::State::status=/dev/null",
+                "-oDir::Etc::preferences=/dev/null",
+                "-oDir::Etc::preferencesparts=/dev/null",
             ]
 
     def update(self, context: Context, title: str) -> None:
         """Fetch the package lists. Raises: CommandError."""
         for name in ("lists/partial", "cache/archives/partial"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        if self._line is not None:
-            (self.folder / "sources.list").write_text(self._line + "\n")
+        if self._lines:
+            (self.folder / "sources.list").write_text("".join(f"{line}\n" for line in self._lines))
         # Without this, apt-get update ends with 0 when a mirror did not answer.
         self._get(context, ["update", "-oAPT::Update::Error-Mode=any"], title, self.folder)
 
@@ -61,9 +99,20 @@ class PrivateApt:
         title = f"download {package} {version or ''}".rstrip()
         self._get(context, ["source", "--download-only", wanted], title, into)
 
-    def download(self, context: Context, packages: Sequence[str], into: Path) -> None:
-        """Download binary packages into `into`. Raises: CommandError."""
-        self._get(context, ["download", *packages], f"download {' '.join(packages)}", into)
+    def download(self, context: Context, packages: Sequence[str], into: Path, title: str = "") -> None:
+        """Download binary packages (NAME or NAME=VERSION) into `into`. Raises: CommandError."""
+        self._get(context, ["download", *packages], title or f"download {' '.join(packages)}", into)
+
+    def install_set(self, package: str, release: str) -> list[Package]:
+        """Return what installing `package` from `release` would install, without recommended packages.
+
+        Raises: BuildError: apt finds no such package, or cannot satisfy what it depends on.
+        """
+        options = ("--simulate", "--no-install-recommends", f"--target-release={release}")
+        plan = self._ask("apt-get", *options, "install", package)
+        chosen = re.findall(r"^Inst (\S+) \((\S+) ", plan, re.MULTILINE)
+        records = self._ask("apt-cache", "show", *(f"{name}={version}" for name, version in chosen))
+        return [Package.from_record(record) for record in records.strip().split("\n\n")]
 
     def depends(self, package: str) -> list[str]:
         """Return the packages that the candidate version of `package` depends on, alternatives left out."""
@@ -77,6 +126,19 @@ class PrivateApt:
             ["apt-get", *self._options, "indextargets", "--format", "$(SITE)", "Created-By: Packages"]
         )
         return list(dict.fromkeys(line for line in text.split() if line))
+
+    def _ask(self, program: str, *arguments: str) -> str:
+        """Return what one of apt's tools prints. Raises: BuildError: its first error message."""
+        done = subprocess.run(
+            [program, *self._options, *arguments],
+            env=build_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode:
+            raise BuildError(first_error(done.stderr.decode(errors="replace")) or f"{program} failed")
+        return done.stdout.decode(errors="replace")
 
     def _get(self, context: Context, arguments: Sequence[str], title: str, cwd: Path) -> None:
         context.run(["apt-get", *self._options, *arguments], title=title, cwd=cwd)
@@ -107,13 +169,28 @@ def mirrors(context: Context) -> list[str]:
 
 def source_line(mirror: str, suite: str, *, verified: bool) -> str:
     """Return the `deb-src` line for `suite` on `mirror`; `verified` asks apt to check the signature."""
-    if not verified:
-        option = "[trusted=yes] "
-    elif os.access(_KEYRING, os.R_OK):
-        option = f"[signed-by={_KEYRING}] "
-    else:
-        option = ""  # whatever keys apt trusts anyway
-    return f"deb-src {option}{mirror} {suite} main"
+    return _line("deb-src", mirror, suite, _signed_by() if verified else ["trusted=yes"])
+
+
+def binary_line(mirror: str, suite: str, architecture: str) -> str:
+    """Return the `deb` line for `suite` on `mirror`; apt checks its signature."""
+    return _line("deb", mirror, suite, [f"arch={architecture}", *_signed_by()])
+
+
+def _line(kind: str, mirror: str, suite: str, options: list[str]) -> str:
+    chosen = f"[{' '.join(options)}] " if options else ""
+    return f"{kind} {chosen}{mirror} {suite} main"
+
+
+def _signed_by() -> list[str]:
+    # Without Debian's keyring: whatever keys apt trusts anyway.
+    return [f"signed-by={_KEYRING}"] if os.access(_KEYRING, os.R_OK) else []
+
+
+def first_error(text: str) -> str:
+    """Return the first of apt's errors in `text`, without the "E: " before it; empty if there is none."""
+    errors = [line.removeprefix("E: ") for line in text.splitlines() if line.startswith("E: ")]
+    return errors[0] if errors else ""
 
 
 def update_source_list(context: Context, folder: Path, mirror: str, suite: str) -> PrivateApt:

@@ -1,6 +1,6 @@
 """The cache of everything built: named by what went in, published whole, locked between processes.
 
-    ROOT/artifacts/NAME-KEY/   finished artifacts, each with a manifest.json; never changed once there
+    ROOT/artifacts/NAME-KEY/   finished artifacts, each with a manifest.json; replaced whole, never changed
     ROOT/tmp/NAME-KEY/         an artifact being built; renamed into artifacts/ as its last step
     ROOT/locks/                one flock(2) file for each thing that one process at a time may make
     ROOT/logs/NAME-KEY.log     the full output of the most recent build of that artifact
@@ -26,6 +26,9 @@ ENVIRONMENT = "VFU_DEV_CACHE"
 
 # How often a waiting process looks again. flock(2) can block, but then nobody could tell that it waits.
 _LOCK_POLL_SECONDS = 0.2
+
+# Ends the name, in tmp/, of an artifact that a new one has just replaced.
+_OLD = ".old"
 
 
 def input_key(inputs: Mapping[str, object]) -> str:
@@ -123,7 +126,7 @@ class Cache:
         """Give an empty folder to build into; publish it whole when the block ends without an exception.
 
         The caller holds the lock `NAME-KEY`. What a killed build left in the same place is removed first;
-        what an exception leaves is removed at once.
+        what an exception leaves is removed at once. An artifact that is there already is replaced.
         """
         temporary = self.root / "tmp" / f"{name}-{key}"
         remove_tree(temporary)
@@ -132,7 +135,11 @@ class Cache:
             yield temporary
             final = self.artifact_dir(name, key)
             final.parent.mkdir(parents=True, exist_ok=True)
+            old = temporary.with_name(f"{temporary.name}{_OLD}")
+            if final.exists():
+                final.rename(old)
             temporary.rename(final)
+            shutil.rmtree(old, ignore_errors=True)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -140,8 +147,9 @@ class Cache:
     def sweep(self) -> None:
         """Remove what killed builds left in tmp/: every folder whose lock nobody holds."""
         for leftover in (self.root / "tmp").glob("*"):
+            lock = f"{leftover.name.removesuffix(_OLD)}.lock"
             try:
-                fd = os.open(self.root / "locks" / f"{leftover.name}.lock", os.O_RDWR | os.O_CLOEXEC)
+                fd = os.open(self.root / "locks" / lock, os.O_RDWR | os.O_CLOEXEC)
             except FileNotFoundError:
                 continue  # not one of ours
             try:

@@ -167,10 +167,9 @@ def _reason(tail: str) -> str:
     """Say in one line why apt failed."""
     if re.search(r"Can not find version|Unable to find a source package", tail):
         return f"it no longer has version {VERSION} of {PACKAGE} in {SUITE}"
-    errors = [line.removeprefix("E: ") for line in tail.splitlines() if line.startswith("E: ")]
-    if any("does not have a Release file" in line for line in errors):
+    if "does not have a Release file" in tail:
         return f"it does not carry {SUITE}"
-    return errors[0] if errors else "apt-get failed"
+    return apt.first_error(tail) or "apt-get failed"
 
 
 def folder_from_environment(name: str) -> Path | None:

@@ -85,6 +85,7 @@ GROUPS: dict[str, tuple[Need, ...]] = {
         Need("binutils", program="strip"),
         Need("libelf1", files=("/usr/lib*/libelf.so.1", "/usr/lib*/*/libelf.so.1")),
     ),
+    "qemu-packages": (Need("dpkg", program="dpkg-deb"),),
     "run": (
         Need("seabios", files=tuple(f"{folder}/bios-256k.bin" for folder in FIRMWARE_DIRS)),
         Need("qemu-system-data", files=tuple(f"{folder}/linuxboot_dma.bin" for folder in FIRMWARE_DIRS)),

@@ -16,6 +16,7 @@ from vfu_dev.builds.cache import input_key, remove_tree
 from vfu_dev.builds.command import Context, build_environment, compiler_version, output_of
 from vfu_dev.builds.native import native_dir
 from vfu_dev.builds.recipe import Facts, Recipe
+from vfu_dev.errors import BuildError
 
 _VERSION = 1
 _PRODUCT = "qemu-system-x86_64"
@@ -30,6 +31,21 @@ _FLAGS = (
     "--enable-trace-backends=log",
 )
 _SANITIZED_FLAGS = (*_FLAGS, "--enable-asan")
+
+
+def executable_in(path: Path) -> Path:
+    """Return the QEMU that `path` means: the file itself, or the one in a build folder or git tree.
+
+    Raises: BuildError: the folder has none; says where it was looked for.
+    """
+    if not path.is_dir():
+        return path
+    for folder in (path, path / "build"):
+        if (folder / _PRODUCT).is_file():
+            return folder / _PRODUCT
+    raise BuildError(
+        f"{path}: no {_PRODUCT} in it or in its build/: build it (ninja), or name another folder"
+    )
 
 
 def _series(patched: bool) -> list[patches.Patch]:
@@ -140,6 +156,7 @@ def _recipe(
         make=partial(_make, flags, patched, strip),
         needs=("qemu", "run"),
         override=override,
+        override_file=executable_in,
     )
 
 

@@ -30,6 +30,14 @@ class NotBuiltError(BuildError):
         super().__init__(f"{name} is not built here; run: vfu-dev build {name}")
 
 
+class OverrideError(BuildError):
+    """The environment variable `variable` names something that cannot be used instead of an artifact."""
+
+    def __init__(self, variable: str, text: str, why: str) -> None:
+        self.variable = variable
+        super().__init__(f"{variable}={text}: {why}")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How one artifact is made.
@@ -48,6 +56,7 @@ class Recipe:
     needs: tuple[str, ...] = ()
     after: tuple[Recipe, ...] = ()
     override: str = ""  # environment variable that names a file to use instead
+    override_file: Callable[[Path], Path] = Path  # from what the variable names to that file
 
     def key(self) -> str:
         """Return the key of the artifact as it would be built now. Runs no compiler, fetches nothing."""
@@ -61,15 +70,18 @@ class Recipe:
     def overridden(self) -> Path | None:
         """Return the file that the environment names instead of the artifact.
 
-        Raises: BuildError: it is not there.
+        Raises: OverrideError: it is not there.
         """
         text = os.environ.get(self.override) if self.override else None
         if not text:
             return None
         path = Path(text).expanduser().absolute()
         if not path.exists():
-            raise BuildError(f"{self.override}={text}: no such file")
-        return path
+            raise OverrideError(self.override, text, "no such file")
+        try:
+            return self.override_file(path)
+        except BuildError as error:
+            raise OverrideError(self.override, text, str(error)) from error
 
     def find(self, cache: Cache) -> Path:
         """Return the product. Raises: NotBuiltError: it is not in the cache."""
@@ -110,9 +122,13 @@ class Built:
 
 
 def build(
-    recipe: Recipe, cache: Cache, options: Options | None = None, reporter: Reporter | None = None
+    recipe: Recipe,
+    cache: Cache,
+    options: Options | None = None,
+    reporter: Reporter | None = None,
+    again: bool = False,
 ) -> Built:
-    """Make sure that the artifact of `recipe` is in the cache.
+    """Make sure that the artifact of `recipe` is in the cache; with `again`, build it even if it is.
 
     One process builds an artifact; others that want the same wait for it, and say so. Whatever is interrupted
     leaves nothing behind that could be taken for an artifact.
@@ -124,7 +140,7 @@ def build(
         return Built(recipe.name, path, False, 0.0)
     key = recipe.key()
     folder = cache.artifact_dir(recipe.name, key)
-    if folder.is_dir():
+    if folder.is_dir() and not again:
         return Built(recipe.name, folder / recipe.product, False, time.monotonic() - started)
     options = options or Options.from_environment()
     reporter = reporter or default_reporter()
@@ -143,7 +159,7 @@ def build(
     key = recipe.key()
     folder = cache.artifact_dir(recipe.name, key)
     with cache.lock(f"{recipe.name}-{key}", context.reporter_waiting(f"building {recipe.name}")) as fd:
-        if folder.is_dir():
+        if folder.is_dir() and not again:
             return Built(recipe.name, folder / recipe.product, False, time.monotonic() - started)
         cache.sweep()
         context.log = cache.log_path(recipe.name, key)
@@ -161,7 +177,6 @@ def build(
 
 
 def _write_manifest(recipe: Recipe, key: str, facts: Facts, seconds: float, folder: Path) -> None:
-    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
     manifest = {
         "name": recipe.name,
         "key": key,
@@ -171,9 +186,33 @@ def _write_manifest(recipe: Recipe, key: str, facts: Facts, seconds: float, fold
         "facts": facts,
         "seconds": seconds,
         "built": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "files": {path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for path in files},
+        "files": _files(folder),
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _files(folder: Path) -> dict[str, dict[str, object]]:
+    """Return relative path -> size and sum of every file under `folder`; links are not followed."""
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.is_symlink()
+    }
+
+
+def damage(folder: Path) -> list[str]:
+    """Return which files of the artifact in `folder` are not what its manifest says; reads all of them."""
+    recorded = read_manifest(folder).get("files")
+    if not isinstance(recorded, dict):
+        return [f"no {MANIFEST} that says what should be there"]
+    there = _files(folder)
+    gone = [f"{name} is gone" for name in recorded if name not in there]
+    changed = [
+        f"{name} differs from what was built"
+        for name, found in recorded.items()
+        if name in there and there[name] != found
+    ]
+    return gone + changed
 
 
 def read_manifest(folder: Path) -> dict[str, object]:

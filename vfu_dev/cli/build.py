@@ -32,6 +32,12 @@ def _table() -> str:
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--all", "everything", is_flag=True, help="Build all of them.")
 @click.option(
+    "--again",
+    is_flag=True,
+    help="Build even what is in the cache, and replace it: for packages that have a newer version now, or a "
+    "file that was damaged.",
+)
+@click.option(
     "--sources",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder that holds the pinned source files; no network is used for them.  [env: VFU_DEV_SOURCES]",
@@ -39,7 +45,12 @@ def _table() -> str:
 @click.option("--jobs", "-j", type=click.IntRange(min=1), help="Parallel jobs.  [default: all processors]")
 @click.option("--json", "as_json", is_flag=True, help="Print what there is now as JSON on stdout.")
 def command(
-    names: tuple[str, ...], everything: bool, sources: Path | None, jobs: int | None, as_json: bool
+    names: tuple[str, ...],
+    everything: bool,
+    again: bool,
+    sources: Path | None,
+    jobs: int | None,
+    as_json: bool,
 ) -> None:
     """Build the artifacts that were asked for, one after another."""
     started = time.monotonic()
@@ -48,7 +59,7 @@ def command(
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         cache = Cache()
-        results = [build(recipe, cache, options) for recipe in chosen]
+        results = [build(recipe, cache, options, again=again) for recipe in chosen]
     finally:
         signal.signal(signal.SIGTERM, previous)
     if as_json:

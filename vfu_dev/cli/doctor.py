@@ -7,17 +7,17 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
 from vfu_dev import __version__
-from vfu_dev.builds import BuildError, Cache, NotBuiltError, firmware_dirs, read_manifest, recipe_named
+from vfu_dev.builds import RECIPES, BuildError, Cache, firmware_dirs, read_manifest, recipe_named
 from vfu_dev.builds.packages import install_command, missing
+from vfu_dev.builds.recipe import damage
+from vfu_dev.cli import doctor_qemu
+from vfu_dev.cli.findings import Findings
 from vfu_dev.libvfio_user import describe
 from vfu_dev.sizes import format_size
 
@@ -30,50 +30,33 @@ _PYTHON_PACKAGES = {
     "qemu.qmp": "lab",
     "matplotlib": "lab",
     "jinja2": "lab",
+    "scipy": "lab",
 }
-_PROBE_SECONDS = 20.0
 
 _KVM_GET_API_VERSION = 0xAE00  # <linux/kvm.h>
-
-# What a QEMU can do with our device, worst first.
-_NOTHING, _ATTACH, _MIGRATE = "nothing", "attach", "migrate"
-_ABILITIES = {
-    _NOTHING: "does not know vfio-user-pci (QEMU has it since 10.1)",
-    _ATTACH: "attaches the device and uses it; cannot migrate it (no enable-migration property)",
-    _MIGRATE: "attaches and migrates the device",
-}
-
-Facts = dict[str, Any]
-
-
-class _Findings:
-    """Collects facts for --json and problems with their remedies."""
-
-    def __init__(self) -> None:
-        self.facts: Facts = {}
-        self.problems: list[dict[str, str]] = []
-
-    def problem(self, what: str, fix: str) -> None:
-        self.problems.append({"what": what, "fix": fix})
-
-    def unbuilt(self, name: str, error: BuildError) -> None:
-        what = f"{name} is not built" if isinstance(error, NotBuiltError) else str(error)
-        self.problem(what, f"vfu-dev build {name}")
 
 
 @click.command(help="Say what is installed here and what it can do. Exit status 0 when the main job can run.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything found as JSON.")
-def command(as_json: bool) -> None:
+@click.option("--try-kvm", is_flag=True, help="Start the guest's kernel under KVM; takes up to 10 s.")
+@click.option(
+    "--verify", is_flag=True, help="Read every file in the cache and compare it with what was built."
+)
+def command(as_json: bool, try_kvm: bool, verify: bool) -> None:
     """Look at everything that the main job uses."""
-    findings = _Findings()
-    for look in (_python, _library, _qemu, _guest, _firmware, _kvm, _build_packages, _cache):
+    findings = Findings()
+    for look in (_python, _library, doctor_qemu.look, _guest, _firmware, _kvm, _build_packages, _cache):
         look(findings)
+    if try_kvm:
+        doctor_qemu.try_kvm(findings)
+    if verify:
+        _verify(findings)
     result = {"ok": not findings.problems, **findings.facts, "problems": findings.problems}
     click.echo(json.dumps(result, indent=2) if as_json else _text(findings))
     sys.exit(0 if result["ok"] else 1)
 
 
-def _python(findings: _Findings) -> None:
+def _python(findings: Findings) -> None:
     versions: dict[str, str | None] = {}
     for name, extra in _PYTHON_PACKAGES.items():
         try:
@@ -86,7 +69,7 @@ def _python(findings: _Findings) -> None:
     findings.facts["python"] = {"version": platform.python_version(), "packages": versions}
 
 
-def _library(findings: _Findings) -> None:
+def _library(findings: Findings) -> None:
     recipe = recipe_named("libvfio-user")
     try:
         path = recipe.find(Cache())
@@ -100,56 +83,8 @@ def _library(findings: _Findings) -> None:
         findings.problem(f"{path}: {found['error']}", f"unset {recipe.override}; vfu-dev build {recipe.name}")
 
 
-def _qemu(findings: _Findings) -> None:
-    cache = Cache()
-    candidates: dict[Path, str] = {}
-    recipe = recipe_named("qemu")
-    try:
-        candidates[recipe.find(cache)] = recipe.override if recipe.overridden() else "built here"
-    except BuildError as error:
-        findings.unbuilt(recipe.name, error)
-    chosen = next(iter(candidates), None)
-    # What else is around is shown for information; the lab does not use it.
-    unpatched = recipe_named("qemu-unpatched")
-    if unpatched.folder(cache).is_dir():
-        candidates.setdefault(unpatched.find(cache), "built here, without our patches")
-    if system := shutil.which("qemu-system-x86_64"):
-        candidates.setdefault(Path(system), "in PATH, not used")
-    found = [_probe_qemu(path, where) for path, where in candidates.items()]
-    findings.facts["qemu"] = found
-    if chosen is not None and found[0]["can"] != _MIGRATE:
-        what = _ABILITIES[found[0]["can"]] if found[0]["version"] else "does not run"
-        findings.problem(f"{chosen}: {what}", f"unset {recipe.override}; vfu-dev build qemu")
-
-
-def _probe_qemu(path: Path, where: str) -> Facts:
-    version = _output(path, "--version").partition("\n")[0]
-    # Asking for a device's properties starts no machine and needs no firmware.
-    properties = _output(path, "-device", "vfio-user-pci,help")
-    if "socket=" not in properties:
-        can = _NOTHING
-    else:
-        can = _MIGRATE if "enable-migration=" in properties else _ATTACH
-    return {"path": str(path), "from": where, "version": version or None, "can": can}
-
-
-def _output(*command: str | Path) -> str:
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=_PROBE_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.decode(errors="replace")
-
-
-def _guest(findings: _Findings) -> None:
-    found: Facts = {"path": None}
+def _guest(findings: Findings) -> None:
+    found: dict[str, str | None] = {"path": None}
     try:
         path = recipe_named("guest").find(Cache())
         base = read_manifest(recipe_named("guest-base").folder(Cache())).get("facts")
@@ -160,13 +95,13 @@ def _guest(findings: _Findings) -> None:
     findings.facts["guest"] = found
 
 
-def _firmware(findings: _Findings) -> None:
+def _firmware(findings: Findings) -> None:
     findings.facts["firmware"] = [str(folder) for folder in firmware_dirs()]
     if packages := missing(["run"]):
         findings.problem(f"firmware is missing: {', '.join(packages)}", install_command(packages))
 
 
-def _kvm(findings: _Findings) -> None:
+def _kvm(findings: Findings) -> None:
     """Look for KVM. Without it the lab emulates, as it does by default: KVM may answer but not boot."""
     device = Path("/dev/kvm")
     note = "no /dev/kvm"
@@ -187,7 +122,7 @@ def _kvm(findings: _Findings) -> None:
     findings.facts["kvm"] = {"answers": usable, "note": note}
 
 
-def _build_packages(findings: _Findings) -> None:
+def _build_packages(findings: Findings) -> None:
     """What building would need. A problem only while something has yet to be built."""
     packages = missing(["libvfio-user", "qemu", "guest"])
     findings.facts["build_packages_missing"] = packages
@@ -195,12 +130,29 @@ def _build_packages(findings: _Findings) -> None:
         findings.problem(f"to build, these are missing: {', '.join(packages)}", install_command(packages))
 
 
-def _cache(findings: _Findings) -> None:
+def _cache(findings: Findings) -> None:
     cache = Cache()
     findings.facts["cache"] = {"path": str(cache.root), "bytes": cache.sizes()}
 
 
-def _text(findings: _Findings) -> str:
+def _verify(findings: Findings) -> None:
+    """Compare each artifact with its manifest: nothing else would notice a byte that flipped on disk."""
+    cache = Cache()
+    whole = []
+    for name, recipe in RECIPES.items():
+        folder = recipe.folder(cache)
+        if not folder.is_dir():
+            continue
+        if differences := damage(folder):
+            more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+            what = f"{folder}: {'; '.join(differences[:3])}{more}"
+            findings.problem(what, f"vfu-dev build --again {name}")
+        else:
+            whole.append(name)
+    findings.facts["verified"] = whole
+
+
+def _text(findings: Findings) -> str:
     facts = findings.facts
     packages = facts["python"]["packages"]
     lines = [
@@ -214,11 +166,7 @@ def _text(findings: _Findings) -> str:
         )
         lines.append(f"           migrates with {flags}")
         lines += [f"           lacks {what}" for what in facts["library"]["missing"]]
-    for one in facts["qemu"]:
-        lines.append(f"QEMU       {one['path']} ({one['from']}): {one['version'] or 'does not run'}")
-        lines.append(f"           {_ABILITIES[one['can']]}")
-    if not facts["qemu"]:
-        lines.append("QEMU       none")
+    lines += doctor_qemu.lines(facts)
     kernel = facts["guest"].get("kernel")
     lines.append(f"guest      {facts['guest']['path'] or 'not built'}{f', Linux {kernel}' if kernel else ''}")
     lines.append(f"firmware   {', '.join(facts['firmware']) or 'none'}")
@@ -229,6 +177,8 @@ def _text(findings: _Findings) -> str:
     detail = ", ".join(f"{name} {format_size(count)}" for name, count in sizes.items() if count >= 1 << 20)
     total = format_size(sum(sizes.values()))
     lines.append(f"cache      {facts['cache']['path']}: {total}{f' ({detail})' if detail else ''}")
+    if "verified" in facts:
+        lines.append(f"           as built: {', '.join(facts['verified']) or 'nothing'}")
     if findings.problems:
         lines.append("")
         for problem in findings.problems:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from vfu_dev.builds import artifact
+from vfu_dev.builds.qemu_binary import probe_qemu
 from vfu_dev.errors import ConfigError, LabError
-from vfu_dev.lab.qemu import qemu_features
 from vfu_dev.lab.rig import Observer
 from vfu_dev.lab.rows import CsvFile, Row, read_rows, write_rows
 from vfu_dev.lab.scenario import Point, Scenario
@@ -107,7 +107,7 @@ class _Run:
         self._first: dict[str, Any] = {}
 
     async def run(self) -> dict[str, Any]:
-        features = qemu_features(self.artifacts.qemu)
+        features = probe_qemu(self.artifacts.qemu)
         if not features.migration:
             raise LabError(f"{self.artifacts.qemu} cannot migrate vfio-user devices; run: vfu-dev build qemu")
         self._prepare()

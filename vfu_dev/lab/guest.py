@@ -14,6 +14,7 @@ from typing import Any
 
 from vfu_dev.lab.guest_line import COMMAND_TIMEOUT_SECONDS, GuestLine, Transport
 from vfu_dev.lab.guest_line import GuestError as GuestError
+from vfu_dev.lab.kvm_trial import KVM_SECONDS
 from vfu_dev.lab.qemu import Qemu
 from vfu_dev.lab.result import GuestResult
 from vfu_dev.patterns import LoadSpec, Program
@@ -109,13 +110,19 @@ class LinuxGuest(Guest):
     async def ready(self, source: Qemu) -> None:
         """Wait for the guest's program: ask until it answers (its greeting may precede our connection)."""
         await self._attach(source)
-        deadline = time.monotonic() + BOOT_TIMEOUT_SECONDS
+        began = time.monotonic()
+        deadline = began + BOOT_TIMEOUT_SECONDS
         while True:
             source.process.check()
             try:
                 self.status = await self.command("status", 2.0)
                 break
             except GuestError:
+                if time.monotonic() > began + KVM_SECONDS and source.is_silent_under_kvm():
+                    raise GuestError(
+                        f"the guest printed nothing under KVM in {KVM_SECONDS:g} s: no Linux guest runs "
+                        "under KVM here (vfu-dev doctor --try-kvm looks at it alone); use --accel tcg"
+                    ) from None
                 if time.monotonic() > deadline:
                     raise GuestError(
                         f"the guest is not up after {BOOT_TIMEOUT_SECONDS:g} s; console: {source.console_log}"

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from vfu_dev import __version__
+from vfu_dev.builds.qemu_binary import probe_qemu
 from vfu_dev.errors import LabError
 from vfu_dev.lab.judge import judge
 from vfu_dev.lab.options import GuestKind, LoadPlace, MigrateOptions
-from vfu_dev.lab.qemu import qemu_features
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.lab.rig import Lab, Observer, TimeLimitError
 from vfu_dev.sizes import format_size
@@ -25,7 +25,7 @@ async def run(
     options: MigrateOptions, logs: Path, command: list[str], observer: Observer | None = None
 ) -> MigrationResult:
     """Carry out the whole experiment and return its result; failures are in it, not raised."""
-    features = qemu_features(options.qemu)
+    features = probe_qemu(options.qemu)
     result = MigrationResult(started=time.time(), command=command, logs=str(logs))
     result.settings = {key: _plain(value) for key, value in asdict(options).items()}
     result.versions = {"vfu-dev": __version__, "python": platform.python_version(), "qemu": features.version}
@@ -46,7 +46,7 @@ async def run(
 
 
 async def _run_steps(lab: Lab, result: MigrationResult) -> None:
-    if not qemu_features(lab.options.qemu).migration:
+    if not probe_qemu(lab.options.qemu).migration:
         raise LabError(
             f"{lab.options.qemu} cannot migrate vfio-user devices (QEMU {result.qemu.version} without the "
             "project's patches); run: vfu-dev build qemu"

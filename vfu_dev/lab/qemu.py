@@ -9,19 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 from qemu.qmp import ConnectError, EventListener, ExecuteError, QMPClient, QMPError
 from qemu.qmp.qmp_client import GreetingError
 
-from vfu_dev.builds import firmware_dirs
+from vfu_dev.builds.qemu_binary import probe_qemu
 from vfu_dev.errors import LabError
+from vfu_dev.lab.kvm_trial import LINUX_SPEAKS, LOUD
 from vfu_dev.lab.process import Child, wait_for_socket
 from vfu_dev.lab.trace import TRACE_PATTERNS, TraceEvent, parse_trace
 
@@ -39,39 +38,6 @@ class QmpError(LabError):
         super().__init__(f"{name}: QMP {command}: {reason}")
         self.command = command
         self.reason = reason
-
-
-@dataclass(frozen=True)
-class QemuFeatures:
-    """What a QEMU binary can do for the device."""
-
-    version: str
-    vfio_user: bool
-    migration: bool
-
-
-@cache
-def qemu_features(binary: Path) -> QemuFeatures:
-    """Ask a QEMU binary for its version and whether its vfio-user-pci can be migrated.
-
-    Raises: LabError: the program does not run.
-    """
-    try:
-        version = subprocess.run(
-            [binary, "--version"], capture_output=True, text=True, timeout=20, check=True
-        )
-        probe = subprocess.run(
-            [binary, "-machine", "none", "-device", "vfio-user-pci,help"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise LabError(f"{binary} does not run: {error}") from error
-    words = version.stdout.split("\n")[0].replace("QEMU emulator version", "").strip()
-    # The project's series adds the properties that kernel vfio-pci has; released QEMUs lack them here.
-    return QemuFeatures(words, probe.returncode == 0, "enable-migration" in probe.stdout)
 
 
 @dataclass(frozen=True)
@@ -120,7 +86,7 @@ class Qemu:
     def _command_line(self) -> list[str]:
         options = self.options
         argv = [str(options.binary)]
-        for folder in firmware_dirs():  # the built QEMU installs no blobs
+        for folder in probe_qemu(options.binary).firmware:
             argv += ["-L", str(folder)]
         argv += ["-name", self.name, "-nodefaults", "-no-user-config", "-display", "none"]
         argv += ["-machine", "q35,memory-backend=ram0", "-m", f"{options.ram_bytes}B"]
@@ -142,8 +108,10 @@ class Qemu:
                 "-initrd",
                 str(options.guest / "initramfs.cpio.gz"),
             ]
+            # Under KVM the guest is loud, so that one that KVM does not run can be told from one that boots.
+            console = LOUD if options.accel == "kvm" else "console=ttyS0 quiet"
             # init_on_free: pages that the boot used and freed are zeros, which QEMU sends as one byte each.
-            argv += ["-append", "console=ttyS0 quiet panic=-1 init_on_free=1"]
+            argv += ["-append", f"{console} panic=-1 init_on_free=1"]
             argv += ["-chardev", f"file,id=console,path={self.console_log}", "-serial", "chardev:console"]
             argv += ["-chardev", f"socket,id=line,path={self.line_socket},server=on,wait=off"]
             argv += ["-serial", "chardev:line"]
@@ -170,7 +138,7 @@ class Qemu:
             device.update(bus="pcie.0", addr=f"{FIRST_SLOT + index:#x}")
         else:
             device["bus"] = f"port{index}"
-        if options.migration_events and qemu_features(options.binary).migration:
+        if options.migration_events and probe_qemu(options.binary).migration:
             device["migration-events"] = True
         device.update(options.device_properties)
         return device
@@ -285,6 +253,13 @@ class Qemu:
         """Return the VM's run state (`running`, `postmigrate`, …)."""
         result: dict[str, Any] = await self.execute("query-status")
         return str(result["status"])
+
+    def is_silent_under_kvm(self) -> bool:
+        """Say whether KVM should run the guest and its kernel has not printed its first line."""
+        try:
+            return self.options.accel == "kvm" and LINUX_SPEAKS not in self.console_log.read_bytes()
+        except OSError:
+            return True
 
     def trace(self) -> list[TraceEvent]:
         """Return the VFIO trace events so far."""
