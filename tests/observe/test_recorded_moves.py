@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import moves_table
 import pytest
 from movekit import MOVES, Move, Replayed, feed, read_moves, replay, write_moves
 from record_moves import SCENES
@@ -127,6 +128,14 @@ def test_rates_are_those_of_load_and_link() -> None:
 def stop_of(move: Move) -> int:
     """Return the index of the event with which its first device stopped."""
     return max(index for index, event in enumerate(move.devices[0]) if event[0] == "stop")
+
+
+def test_the_document_has_the_tables_of_these_moves() -> None:
+    """`python tests/observe/moves_table.py docs/metrics.md` makes it so; every file and scene is in them."""
+    document = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    assert f"{moves_table.BEGIN}{moves_table.tables()}{moves_table.END}" in document
+    assert set(moves_table.MACHINES) == {path.name.removesuffix(".jsonl.xz") for path in FILES}
+    assert list(moves_table.ABOUT) == list(SCENES)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

@@ -57,7 +57,7 @@ PATH_FACTOR = 7.0
 _CONTRADICTION = 2.0
 # Pace over path says how crowded the machine is, and what holds up reads holds up the rest: with others on
 # these two cores both took 2 to 2.5 times as long. Overhead is stretched by no less and no more than this.
-_CROWDED = (0.8, 2.0)
+_CROWDED = (0.9, 2.0)
 
 # Of earlier migrations so many are kept; a shorter stop-copy than this teaches nothing of the path.
 _REMEMBERED, _LEARNT_BYTES = 5, 8 << 20
