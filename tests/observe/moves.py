@@ -22,10 +22,10 @@ MEMORY_PAGES = 8192
 
 @dataclass(frozen=True)
 class Load:
-    """A guest that writes `bytes_per_second` of pages over a link of `bandwidth`."""
+    """A guest that writes `bytes_per_second` of pages over a link of `bandwidth`, or one without a limit."""
 
     bytes_per_second: int
-    bandwidth: int
+    bandwidth: int | None
     downtime_limit_seconds: float
     timeout_seconds: float
 

@@ -50,4 +50,7 @@ LIMITS = {
     "scan-trap/gib": Limit(12.0),
     "dma-to-device/rate": Limit(0.2, "more"),
     "dma-to-guest/rate": Limit(0.2, "more"),
+    # Over a link with a limit, which leaves little to guess.
+    "forecast/apart": Limit(1.25),
+    "downtime/apart": Limit(1.1),
 }

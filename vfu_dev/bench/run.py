@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from vfu_dev import __version__
-from vfu_dev.bench import dma, mmio, stream
+from vfu_dev.bench import dma, forecast, mmio, stream
 from vfu_dev.bench.figures import Effort, Figure
 from vfu_dev.bench.peers import Bench, bench, machine
 
@@ -21,6 +21,7 @@ CASES: dict[str, Case] = {
     "stream-in": stream.into,
     "scan": stream.scans,
     "dma": dma.engine,
+    "forecast": forecast.downtimes,
 }
 
 

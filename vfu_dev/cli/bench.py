@@ -24,13 +24,13 @@ from vfu_dev.cli.signals import end_on_sigterm
 @click.option("--check", is_flag=True, help="Exit with status 1 when a ratio is beyond its limit.")
 @json_option("Write the figures as JSON")
 def command(cases: tuple[str, ...], quick: bool, check: bool, json_path: str | None) -> None:
-    """Measure CASEs (all): MMIO at rest, scraped, polled and during PRE_COPY, migration data, scans, DMA.
+    """Measure CASEs (all): MMIO at rest, scraped, polled, in PRE_COPY; migration data, scans, DMA, forecast.
 
     Nearly every figure is a ratio to a device in C on the same library, both taken in turns, so that other
     work on the machine meets both. A line gives both sides, the ratio with its quartiles over the rounds, and
     the limit; one that three quarters of the rounds are beyond is BROKEN.
 
-    CASEs: mmio, scraped, polled, precopy, stream-out, stream-in, scan, dma.
+    CASEs: mmio, scraped, polled, precopy, stream-out, stream-in, scan, dma, forecast.
     """
     end_on_sigterm()
     console = Console(stderr=json_path == TO_STDOUT, highlight=False)

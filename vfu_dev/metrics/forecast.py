@@ -61,9 +61,9 @@ ESTIMATED_STOP_COPY = Metric(
 PREDICTED_DOWNTIME = Metric(
     "vfu_migration_predicted_downtime_seconds",
     "gauge",
-    "How long the device would stand still if it stopped now: the estimated STOP_COPY and what came on "
-    "top of it in earlier migrations. Above the client's downtime limit the client goes on. Absent when "
-    "it is not known.",
+    "How long this device would stand still if it stopped now: the estimated STOP_COPY, and everything "
+    "else. QEMU takes the devices of a VM one after the other. Above the client's downtime limit the client "
+    "goes on. Absent until it can be told.",
 )
 LAST_STOP_COPY = Metric(
     "vfu_migration_last_stop_copy_seconds",

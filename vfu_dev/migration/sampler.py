@@ -57,6 +57,14 @@ class Sampler:
         self._due = now + max(self._interval, self.cost_seconds / _MAX_SHARE)
         self._state = state
 
+    def _look_seconds(self) -> float:
+        """Return what a look at all mapped memory takes, by all looks so far; a stop begins with one."""
+        return sum(
+            memory.page_count * memory.scans.ns / 1e9 / memory.scans.pages
+            for memory in self._migration.contents.memories
+            if memory.mapped and memory.scans.pages
+        )
+
     def _sample(self, state: DeviceState, now: float) -> None:
         migration, watch = self._migration, self._migration.watch
         forecaster = watch.forecaster
@@ -71,11 +79,9 @@ class Sampler:
             )
             # The first look of a session finds whatever was written since the session before.
             if watch.totals.saves_started == self._saves:
-                forecaster.dirty.note(now - self._sampled, written)
-                forecaster.reads.tick()
-            if not forecaster.rounds.asked:
-                # A client that cannot ask: it would go by what is left when it has read as much.
-                forecaster.rounds.ask(info.initial_bytes + info.dirty_bytes)
+                forecaster.sample(now - self._sampled, written, self._look_seconds())
+            # For a client that cannot ask: it would go by what is left when it has read as much.
+            forecaster.ask(info.initial_bytes + info.dirty_bytes, by_client=False)
             self._saves = watch.totals.saves_started
         if state is DeviceState.RESUMING:
             watch.forecast = Forecast()

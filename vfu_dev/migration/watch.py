@@ -44,13 +44,8 @@ class Watch:
         self.last_stop_copy_seconds: float | None = None
         self.last_downtime_seconds: float | None = None
         self.last_predicted_downtime_seconds: float | None = None
-        self._stopped_ns = 0  # the device stands still since
         self._stop_copy_ns = 0  # STOP_COPY since
         self._stop_copy_seconds: float | None = None
-        # Since STOP_COPY: when the first read began, when the last with data ended, and their bytes.
-        self._first_ns = self._last_ns = self._stop_copy_bytes = 0
-        self._service_cost: float | None = None  # as PRE_COPY left it
-        self._estimated: tuple[float | None, float | None] = (None, None)
 
     def state_changed(self, origin: DeviceState, target: DeviceState) -> None:
         """Count an arc, or the jump of a reset."""
@@ -59,17 +54,14 @@ class Watch:
         now = time.perf_counter_ns()
         if origin in _RUNNING and target not in _RUNNING:
             # PRE_COPY_P2P and RUNNING_P2P are where a client with several devices begins to stop them.
-            self._stopped_ns = now
-            self._estimated = self.forecaster.estimate()
-            self._service_cost = self.forecaster.reads.service_cost
+            self.forecaster.stop(now)
         if target is DeviceState.STOP_COPY:
             self._stop_copy_ns = now
-            self._first_ns = self._last_ns = self._stop_copy_bytes = 0
 
     @property
     def predicted_seconds(self) -> float | None:
         """The downtime predicted when the device stopped; None when it was not stopped in a migration."""
-        return self._estimated[1]
+        return self.forecaster.predicted_seconds
 
     def sums(self) -> Totals:
         """Return a copy of the totals, with what the session under way has counted."""
@@ -87,8 +79,6 @@ class Watch:
         self.totals.saves_started += 1
         self._session = session
         self._stop_copy_seconds = None
-        self._estimated = None, None
-        self._service_cost = None
         self.forecaster.begin()
 
     def read(self, asked: int, stored: int, began_ns: int) -> None:
@@ -96,15 +86,10 @@ class Watch:
         now = time.perf_counter_ns()
         self.read_seconds.observe_ns(now - began_ns)
         self.forecaster.read(asked, stored, began_ns, now)
-        if stored:
-            self._first_ns = self._first_ns or began_ns
-            self._last_ns = now
-            self._stop_copy_bytes += stored
 
     def asked(self, left_bytes: int) -> None:
         """Note that the client asked how much is left in PRE_COPY."""
-        self.forecaster.rounds.asked += 1
-        self.forecaster.rounds.ask(left_bytes)
+        self.forecaster.ask(left_bytes, by_client=True)
 
     def all_read(self) -> None:
         """Note that the stream was read to its end."""
@@ -117,14 +102,12 @@ class Watch:
         self.forecast = Forecast()
         if result != "completed" or self._stop_copy_seconds is None:
             return
-        downtime = (time.perf_counter_ns() - self._stopped_ns) / 1e9
+        self.last_predicted_downtime_seconds = self.predicted_seconds
+        downtime = self.forecaster.end(time.perf_counter_ns())
         self.stop_copy_seconds.observe(self._stop_copy_seconds)
         self.downtime_seconds.observe(downtime)
         self.last_stop_copy_seconds = self._stop_copy_seconds
         self.last_downtime_seconds = downtime
-        self.last_predicted_downtime_seconds = self.predicted_seconds
-        reading = (self._last_ns - self._first_ns) / 1e9
-        self.forecaster.learn(self._service_cost, self._stop_copy_bytes, reading, downtime)
 
     def load_ended(self, result: str) -> None:
         """Count the end of an incoming migration, one of LOAD_RESULTS."""
