@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from serverkit import wait_until
+from serverkit import PATIENCE_SECONDS, wait_until
 
 from vfu_dev.builds import BuildError, Cache, Recipe, apt, build
 from vfu_dev.builds.command import Context
@@ -121,7 +121,7 @@ class Prometheus:
     def _ready(self) -> bool:
         assert self.process.poll() is None, self.log()
         try:
-            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=5) as reply:
+            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=PATIENCE_SECONDS) as reply:
                 return bool(reply.status == 200)
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return False
@@ -139,7 +139,7 @@ class Prometheus:
         """Return the data of an answer of the HTTP API; one that is an error fails, with its text."""
         data = urllib.parse.urlencode(parameters).encode() if parameters else None
         try:
-            with urllib.request.urlopen(f"{self.url}/api/v1/{path}", data, timeout=20) as reply:
+            with urllib.request.urlopen(f"{self.url}/api/v1/{path}", data, timeout=PATIENCE_SECONDS) as reply:
                 answer = json.load(reply)
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{path} {parameters}: {error.read().decode()}") from None

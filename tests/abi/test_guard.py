@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from serverkit import PATIENCE_SECONDS
 
 from vfu_dev import libvfio_user
 from vfu_dev.client import VfioUserDevice
@@ -72,7 +73,7 @@ def served(library: Path, short_tmp: Path) -> Iterator[tuple[Served, VfioUserDev
     made.raising = None
     device.close()
     made.stopping = True
-    made.thread.join(10)
+    made.thread.join(PATIENCE_SECONDS)
     assert not made.thread.is_alive()
     made.context.destroy()
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from serverkit import PATIENCE_SECONDS
 
 PAGE = Path(__file__).parents[2] / "docs" / "reading-a-report.md"
 
@@ -32,7 +33,7 @@ def test_dirtying_above_the_link_ends_in_time_and_says_why(qemu: Path, library: 
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     took = time.monotonic() - began

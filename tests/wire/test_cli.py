@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serverkit import VFU_DEV, RunningServer, ServerFactory, wait_until
+from serverkit import PATIENCE_SECONDS, VFU_DEV, RunningServer, ServerFactory, wait_until
 
 from vfu_dev.client import MigrationError, Migrator, Options, Progress
 from vfu_dev.uapi import DeviceState
@@ -235,7 +235,7 @@ def test_a_package_that_is_missing_is_named(short_tmp: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(short_tmp)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
     )
     assert done.returncode == 1
     assert "vfu-dev: the Python package matplotlib is missing; pip install 'vfu-dev[lab]'" in done.stderr

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serverkit import VFU_DEV, RunningServer, ServerFactory, wait_until
+from serverkit import PATIENCE_SECONDS, VFU_DEV, RunningServer, ServerFactory, wait_until
 
 from vfu_dev.cli import main
 from vfu_dev.client.control import ControlError
@@ -164,8 +164,8 @@ def test_log_level_fault_and_quit(serve: ServerFactory) -> None:
     assert answer(server, "send", '{"command": "status"}')["pid"] == server.process.pid
     # As a user runs it, once.
     quit_ = [*VFU_DEV, "ctl", str(server.control_path), "quit"]
-    assert subprocess.run(quit_, capture_output=True, timeout=60, check=True).stdout == b""
-    assert server.process.wait(10) == 0
+    assert subprocess.run(quit_, capture_output=True, timeout=PATIENCE_SECONDS, check=True).stdout == b""
+    assert server.process.wait(PATIENCE_SECONDS) == 0
     assert not server.control_path.exists()
     gone = ctl(server, "status")
     assert gone.returncode == 1
@@ -302,7 +302,7 @@ lines = (
 def exchange(server: RunningServer, data: bytes, answers: int) -> list[dict[str, Any]]:
     """Send `data` on a connection of its own and return the answers."""
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(30)
+        client.settimeout(PATIENCE_SECONDS)
         client.connect(str(server.control_path))
         client.sendall(data)
         file = client.makefile("rb")
@@ -350,7 +350,7 @@ def test_afterwards_it_serves_as_before(lasting: RunningServer) -> None:
 def test_a_guest_is_served_meanwhile(lasting: RunningServer) -> None:
     """A flood of requests does not keep the device's client waiting for its end."""
     with lasting.connect() as device, socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(30)
+        client.settimeout(PATIENCE_SECONDS)
         client.connect(str(lasting.control_path))
         client.sendall(b'{"command": "snapshot"}\n' * 200)
         began, reads = time.monotonic(), 0

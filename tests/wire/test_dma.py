@@ -195,7 +195,7 @@ def test_a_descriptor_in_registers_is_carried_out_like_one_in_memory(driver: Dri
         driver, op=Op.TO_DEVICE, address=RAM, offset=5, length=length, flags=FLAG_INTERRUPT, vector=3
     )
     assert there == Outcome(Status.DONE, length)
-    assert readable(eventfds, 5) == [eventfds[3]]
+    assert readable(eventfds) == [eventfds[3]]
     for fd in eventfds:
         os.close(fd)
     assert driver.device.region_read(BAR2, 5, length) == data
@@ -343,7 +343,7 @@ def test_completion_by_interrupt_comes_after_the_status(driver: Driver) -> None:
         driver.start(2)
         waiting = {eventfds[2], eventfds[3]}
         while waiting:
-            ready = readable(waiting, 5)
+            ready = readable(waiting)
             assert ready
             for fd in ready:
                 assert driver.outcomes(2)[eventfds.index(fd) - 2].status is not Status.IDLE

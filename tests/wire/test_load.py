@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serverkit import VFU_DEV, RunningServer, ServerFactory, server_farm, short_folder, wait_until
+from serverkit import (
+    PATIENCE_SECONDS,
+    VFU_DEV,
+    RunningServer,
+    ServerFactory,
+    server_farm,
+    short_folder,
+    wait_until,
+)
 
 from vfu_dev.client import MigrationError, Migrator, Options, VfioUserDevice
 from vfu_dev.device.load_registers import LOAD_FIELDS
@@ -157,7 +165,9 @@ def test_interrupted_while_it_moves(serve: ServerFactory) -> None:
 def test_what_the_machine_cannot_carry_is_said(server: RunningServer) -> None:
     """Status 3, a warning, `keeps_up` false, and the rate that was reached."""
     arguments = [*VFU_DEV, "load", "--socket", server.socket, "--rate", "100000000p", "--duration", "1"]
-    done = subprocess.run([str(one) for one in arguments], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [str(one) for one in arguments], capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     assert done.returncode == 3
     assert "WARNING: the machine carried 0." in done.stdout
     result = load(
@@ -193,7 +203,7 @@ def test_signals_end_it_cleanly(
 
         wait_until(lambda: writes() > 10, "the load writes", 30)
         process.send_signal(number)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == status, err
     result = json.loads(out)
     assert result["interrupted"]
@@ -321,7 +331,7 @@ def test_an_interrupted_preset_leaves_nothing_behind(late: bool, library: Path, 
         for _ in range(2 if late else 1):
             assert "written" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 130, err
     assert err == ""
     assert "interrupted" in out or not late
