@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import struct
-import time
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -365,14 +364,12 @@ def test_a_long_transfer_leaves_room_for_mmio_and_can_be_aborted(serve: ServerFa
         driver.put(*[fill] * 1024)
         driver.start(1024)
         assert driver["dma_status"] == Status.BUSY
-        slowest = 0.0
         for _ in range(50):
-            began = time.monotonic()
             assert driver["id"] == 0x44554656
-            slowest = max(slowest, time.monotonic() - began)
         driver["dma_ctrl"] = 1
+        # An access that waited for the transfer would find it done.
         assert driver["dma_status"] == Status.BUSY
-        assert slowest < 0.5, "an access must not wait for a transfer, even on a busy machine"
+        assert driver["dma_done"] < 1024
         driver["dma_ctrl"] = CTRL_ABORT
         assert driver.finish() is Status.ABORTED
         statuses = [one.status for one in driver.outcomes(1024)]
