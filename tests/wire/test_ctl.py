@@ -308,11 +308,11 @@ def exchange(server: RunningServer, data: bytes, answers: int) -> list[dict[str,
         return [json.loads(file.readline()) for _ in range(answers)]
 
 
-@settings(
-    max_examples=300,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+# One server for all examples; and how long they take is the machine's business.
+UNCHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=UNCHECKED)
 @given(st.lists(lines, min_size=1, max_size=5))
 def test_every_line_is_answered(lasting: RunningServer, sent: list[bytes]) -> None:
     """Whatever a line holds, there is one answer of the right shape for it, and the server goes on."""
@@ -326,11 +326,7 @@ def test_every_line_is_answered(lasting: RunningServer, sent: list[bytes]) -> No
     assert lasting.process.poll() is None
 
 
-@settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(max_examples=60, deadline=None, suppress_health_check=UNCHECKED)
 @given(st.lists(lines, max_size=3), st.binary(max_size=300), st.booleans())
 def test_half_a_line_and_away(
     lasting: RunningServer, sent: list[bytes], half: bytes, half_close: bool
@@ -366,7 +362,7 @@ def test_a_guest_is_served_meanwhile(lasting: RunningServer) -> None:
             with suppress(BlockingIOError):
                 answered += client.recv(1 << 20).count(b"\n")
 
-        # A flood that has no end before the client was served: each of these reads came back before the answers.
+        # A flood without an end: each of the reads that count came back before the answers did.
         while between < 20:
             if asked - answered < 100:
                 client.sendall(b'{"command": "snapshot"}\n' * 100)

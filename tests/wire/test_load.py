@@ -46,7 +46,7 @@ def load(*arguments: object, status: int | None = None) -> dict[str, Any]:
 
 
 def status_of(result: dict[str, Any]) -> int:
-    """Return the exit status of a load that went well: whether the machine carries it is not the test's matter."""
+    """Return the exit status of a load that went well, whether or not the machine carried it."""
     return 0 if result["keeps_up"] else 3
 
 
