@@ -65,12 +65,10 @@ def test_without_pre_copy_it_completes(qemu: Path, library: Path, guest_image: P
         "migrate",
         "--pre-copy",
         "off",
-        "--timeout",
-        "30",
         "--out",
         str(tmp_path / "out"),
     ]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     assert "pre-copy 0 B" in done.stderr
 
@@ -79,14 +77,14 @@ def test_killed_lab_leaves_no_process(qemu: Path, library: Path, tmp_path: Path)
     """Servers and QEMUs end with the lab, even when it is killed with -9."""
     argv = [*VFU_DEV, "lab", "migrate", "--guest", "none", "--memory", "2M", "--out", str(tmp_path / "out")]
     lab = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while len(children := descendants(lab.pid)) < 4:  # two servers, two QEMUs
         assert lab.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     lab.send_signal(signal.SIGKILL)
     lab.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while alive := {pid for pid in children if _runs(pid)}:
         assert time.monotonic() < deadline, f"still running: {alive}"
         time.sleep(0.02)
@@ -102,7 +100,7 @@ def test_an_interrupted_lab_leaves_nothing(
     temporary.mkdir()
     env = dict(os.environ, TMPDIR=str(temporary))
     lab = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while len(children := descendants(lab.pid)) < 4:  # two servers, two QEMUs
         assert lab.poll() is None
         assert time.monotonic() < deadline
