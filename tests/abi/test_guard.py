@@ -68,7 +68,7 @@ class Served:
 def served(library: Path, short_tmp: Path) -> Iterator[tuple[Served, VfioUserDevice]]:
     made = Served(library, short_tmp / "s")
     made.thread.start()
-    device = VfioUserDevice.connect(short_tmp / "s")
+    device = VfioUserDevice.connect(short_tmp / "s", timeout_seconds=PATIENCE_SECONDS)
     yield made, device
     made.raising = None
     device.close()

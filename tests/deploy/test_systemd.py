@@ -147,15 +147,18 @@ def live(prefix: list[str], library: Path, destination: RunningServer, folder: P
             start_new_session=True,
         )
     try:
-        wait_until(lambda: control.exists() or process.poll() is not None, "the server is up", 60)
+        wait_until(lambda: control.exists() or process.poll() is not None, "the server is up")
         assert process.poll() is None, log.read_text()
-        with VfioUserDevice.connect(path) as source, destination.connect() as other:
+        with (
+            VfioUserDevice.connect(path, timeout_seconds=PATIENCE_SECONDS) as source,
+            destination.connect() as other,
+        ):
             with urllib.request.urlopen(
                 f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_SECONDS
             ) as reply:
                 assert b"vfu_migration_state" in reply.read()
             Migrator(source, other).run()
-        with ControlClient(control) as client:
+        with ControlClient(control, timeout_seconds=PATIENCE_SECONDS) as client:
             client.command("quit")
         assert process.wait(PATIENCE_SECONDS) == 0, log.read_text()
     finally:

@@ -181,7 +181,7 @@ def test_a_linux_guest_notices_that_dma_is_not_logged(linux: Options, in_lab: In
     """The check of the stamps passes with dirty logging, fails without, and passes with it again."""
 
     async def dma_bytes(lab: Lab) -> int:
-        return int((await lab.source.servers[0].status())["counters"]["dma_write_bytes"])
+        return int((await lab.source.servers[0].status())["counters"]["dma_written_bytes"])
 
     async def wrong_bytes(lab: Lab, *, logged: bool) -> int:
         guest = guest_of(lab)
