@@ -50,4 +50,7 @@ LIMITS = {
     "scan-trap/gib": Limit(12.0),
     "dma-to-device/rate": Limit(0.2, "more"),
     "dma-to-guest/rate": Limit(0.2, "more"),
+    # The engine works in slices of 256 KiB, and an access waits for the rest of one.
+    "mmio-dma/p50": Limit(3.0),
+    "mmio-dma/p99": Limit(20.0),
 }
