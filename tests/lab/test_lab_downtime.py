@@ -146,7 +146,6 @@ def test_predicted_downtime_is_within_a_fifth(
     assert off(found) <= 0.2, found
 
 
-@pytest.mark.timeout(90)
 def test_ram_on_the_link_is_not_taken_for_a_slow_link(
     options: Options, in_lab: InLab, guest_image: Path
 ) -> None:
@@ -175,7 +174,6 @@ def test_ram_on_the_link_is_not_taken_for_a_slow_link(
     assert all(one["converging"] is not False for one in said), texts
 
 
-@pytest.mark.timeout(60)
 def test_written_ram_does_not_hide_that_it_does_not_converge(options: Options, in_lab: InLab) -> None:
     """Once QEMU is through with its RAM and keeps finding as much of the device as before, it is said."""
     chosen = options(
@@ -194,7 +192,6 @@ def test_written_ram_does_not_hide_that_it_does_not_converge(options: Options, i
             await lab.wait_for(
                 lambda _: lab.convergence is not None and lab.convergence.converging is False,
                 "the verdict",
-                25,
             )
             assert lab.convergence is not None
             text = lab.convergence.text
