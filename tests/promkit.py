@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+import signal
 import socket
 import subprocess
 import urllib.error
@@ -15,15 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from serverkit import wait_until
+from serverkit import PATIENCE_SECONDS, wait_until
 
 from vfu_dev.builds import BuildError, Cache, Recipe, apt, build
 from vfu_dev.builds.command import Context
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
-
-START_SECONDS = 20.0
-STOP_SECONDS = 10.0
 
 
 def _inputs() -> dict[str, object]:
@@ -66,6 +64,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _write_limits(home: Path, limits: dict[str, float]) -> None:
+    file = home / "rules" / "limits.yml"
+    rules = yaml.safe_load(file.read_text())
+    for group in rules["groups"]:
+        for rule in group["rules"]:
+            if rule["record"] in limits:
+                rule["expr"] = f"vector({limits[rule['record']]!r})"
+    file.write_text(yaml.safe_dump(rules))
+
+
 @dataclass
 class Prometheus:
     """A Prometheus on a loopback port, with the rules of deploy/, in a folder of its own."""
@@ -99,11 +107,10 @@ class Prometheus:
             rules = yaml.safe_load(file.read_text())
             for group in rules["groups"]:
                 for rule in group["rules"]:
-                    if rule.get("record") in limits:
-                        rule["expr"] = f"vector({limits[rule['record']]})"
                     if "for" in rule:
                         rule["for"] = hold
             file.write_text(yaml.safe_dump(rules))
+        _write_limits(home, limits)
         address = f"127.0.0.1:{free_port()}"
         command: list[str | Path] = [
             program("prometheus"),
@@ -115,13 +122,23 @@ class Prometheus:
         with (folder / "prometheus.log").open("wb") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=home)
         server = cls(folder, f"http://{address}", process)
-        wait_until(server._ready, "Prometheus is ready", START_SECONDS)
+        wait_until(server._ready, "Prometheus is ready")
         return server
+
+    def set_limits(self, limits: dict[str, float]) -> None:
+        """Have it judge by other numbers from now on; see `start`."""
+        _write_limits(self.folder / "prometheus", limits)
+        self.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: self._judges_by(limits), "the new limits are in force")
+
+    def _judges_by(self, limits: dict[str, float]) -> bool:
+        found = {name: self.query(name) for name in limits}
+        return all(bool(one) and float(one[0]["value"][1]) == limits[name] for name, one in found.items())
 
     def _ready(self) -> bool:
         assert self.process.poll() is None, self.log()
         try:
-            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=5) as reply:
+            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=PATIENCE_SECONDS) as reply:
                 return bool(reply.status == 200)
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return False
@@ -139,7 +156,7 @@ class Prometheus:
         """Return the data of an answer of the HTTP API; one that is an error fails, with its text."""
         data = urllib.parse.urlencode(parameters).encode() if parameters else None
         try:
-            with urllib.request.urlopen(f"{self.url}/api/v1/{path}", data, timeout=20) as reply:
+            with urllib.request.urlopen(f"{self.url}/api/v1/{path}", data, timeout=PATIENCE_SECONDS) as reply:
                 answer = json.load(reply)
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{path} {parameters}: {error.read().decode()}") from None
@@ -166,7 +183,7 @@ class Prometheus:
         """Stop it."""
         self.process.terminate()
         try:
-            self.process.wait(STOP_SECONDS)
+            self.process.wait(PATIENCE_SECONDS)
         finally:
             self.process.kill()
             self.process.wait()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from serverkit import PATIENCE_SECONDS
 
 from vfu_dev import libvfio_user
 from vfu_dev.client import VfioUserDevice
@@ -68,12 +69,12 @@ class Served:
 def served(library: Path, short_tmp: Path) -> Iterator[tuple[Served, VfioUserDevice]]:
     made = Served(library, short_tmp / "s")
     made.thread.start()
-    device = VfioUserDevice.connect(short_tmp / "s")
+    device = VfioUserDevice.connect(short_tmp / "s", timeout_seconds=PATIENCE_SECONDS)
     yield made, device
     made.raising = None
     device.close()
     made.stopping = True
-    made.thread.join(10)
+    made.thread.join(PATIENCE_SECONDS)
     assert not made.thread.is_alive()
     made.context.destroy()
 

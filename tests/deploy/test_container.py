@@ -14,6 +14,7 @@ import compose_spec
 import pytest
 import yaml
 from promkit import DEPLOY
+from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.builds.packages import GROUPS
 from vfu_dev.cli.serve import command as serve_command
@@ -55,7 +56,7 @@ def image_arguments() -> tuple[list[str], list[str]]:
 
 def hadolint(file: Path) -> str:
     command: list[str | Path] = [tool("hadolint"), "--no-color", "--failure-threshold", "style", file]
-    done = subprocess.run(command, timeout=60, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, timeout=PATIENCE_SECONDS, check=False, capture_output=True, text=True)
     return done.stdout + done.stderr
 
 

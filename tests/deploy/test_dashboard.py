@@ -17,6 +17,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from promkit import DEPLOY
+from serverkit import PATIENCE_SECONDS
 
 GRAFANA = DEPLOY / "grafana"
 
@@ -44,7 +45,7 @@ def read_by_grafana(text: dict[str, Any]) -> Any:
 
 def test_the_script_wrote_it() -> None:
     command: list[str | Path] = [sys.executable, GRAFANA / "dashboard.py", "--check"]
-    done = subprocess.run(command, timeout=60, check=False)
+    done = subprocess.run(command, timeout=PATIENCE_SECONDS, check=False)
     assert done.returncode == 0, "run: python deploy/grafana/dashboard.py"
 
 

@@ -11,6 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from promkit import DEPLOY
+from serverkit import PATIENCE_SECONDS
 
 KUBERNETES = DEPLOY / "kubernetes"
 OF_THE_OPERATOR = {"ServiceMonitor", "PrometheusRule"}  # their schemas are not among Kubernetes'
@@ -75,7 +76,7 @@ def test_prometheus_finds_the_devices() -> None:
 
 def test_the_operator_gets_all_rules() -> None:
     command: list[str | Path] = [sys.executable, KUBERNETES / "prometheusrule.py", "--check"]
-    done = subprocess.run(command, timeout=60, check=False)
+    done = subprocess.run(command, timeout=PATIENCE_SECONDS, check=False)
     assert done.returncode == 0, "run: python deploy/kubernetes/prometheusrule.py"
 
 
@@ -84,7 +85,11 @@ def test_promtool_accepts_the_operators_rules(promtool: Path, tmp_path: Path) ->
     file = tmp_path / "rules.yml"
     file.write_text(yaml.safe_dump(of_kind("PrometheusRule")["spec"]))
     done = subprocess.run(
-        [promtool, "check", "rules", file], timeout=60, check=False, capture_output=True, text=True
+        [promtool, "check", "rules", file],
+        timeout=PATIENCE_SECONDS,
+        check=False,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
 

@@ -1,8 +1,9 @@
 """A real Prometheus scrapes real servers while devices migrate, fail and die; then every expression has data.
 
-One scenario for all tests here, about 15 s: `source` moves to `destination` as it should, and back with a
-long downtime; `churn` is written faster than it is read; `victim` loses a migration, refuses a stream, is
-written behind its server's back, and is killed at last; `broken` runs out of memory in a state change.
+One scenario for all tests here, about 25 s on an idle machine: `source` moves to `destination` as it should,
+and back with a long downtime; `churn` is written faster than it is read; `victim` loses a migration, refuses
+a stream, is written behind its server's back, and is killed at last; `broken` runs out of memory in a state
+change.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ from vfu_dev.sizes import parse_size
 from vfu_dev.uapi import VFIO_PCI_BAR2_REGION_INDEX, DeviceState
 
 PAGE = 4096
+MOVED = ("source", "destination")  # the first with pre-copy, the second without
 MEMORY = {"source": "32M", "destination": "32M", "churn": "32M", "victim": "8M", "broken": "1G"}
-LIMITS = {"vfu:pre_copy_limit:seconds": 6.0}  # `source` is through with PRE_COPY long before
-HOLD = "1s"
-ALERT_SECONDS = 30.0
-
-pytestmark = pytest.mark.timeout(120)
+PRE_COPY_LIMIT, DOWNTIME_LIMIT = "vfu:pre_copy_limit:seconds", "vfu:downtime_limit:seconds"
+# However busy the machine is, no migration that goes well is above these. Lower ones follow when it is over.
+NO_LIMITS = {PRE_COPY_LIMIT: 1e6, DOWNTIME_LIMIT: 1e6}
+# One scrape that takes too long is no server that is gone.
+INTERVAL, HOLD = "500ms", "2s"
 
 
 @dataclass
@@ -144,7 +146,7 @@ def servers(library: Path, folder: Path, prometheus: Prometheus) -> Iterator[dic
         for name, port in ports.items():
             prometheus.add_target(name, port)
         up = f'count(count_over_time(up{{job="vfu-dev"}}[5s]) > 2 and up == 1) == {len(ports)}'
-        wait_until(lambda: prometheus.query(up), "all servers are scraped", 20)
+        wait_until(lambda: prometheus.query(up), "all servers are scraped")
         yield running
 
 
@@ -160,7 +162,7 @@ def scenario(library: Path) -> Iterator[Scenario]:
     """Have it all happen, until everything that should fire does."""
     with short_folder() as folder:
         try:
-            prometheus = Prometheus.start(folder, interval="200ms", limits=LIMITS, hold=HOLD)
+            prometheus = Prometheus.start(folder, interval=INTERVAL, limits=NO_LIMITS, hold=HOLD)
         except BuildError as error:
             pytest.skip(str(error))
         try:
@@ -198,19 +200,31 @@ def play(prometheus: Prometheus, running: dict[str, RunningServer]) -> Scenario:
         be_a_victim(running["victim"])
         break_down(running["broken"], clients["broken"])
         moving.result()
+        set_limits(prometheus)
         wait_until(
             lambda: churning.done() or expected <= prometheus.firing(),
             f"{sorted(expected)} fire",
-            ALERT_SECONDS,
         )
         running["victim"].kill()
         gone = ("VfuServerGone", instances["victim"])
-        wait_until(lambda: gone in prometheus.firing(), "the killed server is missed", ALERT_SECONDS)
+        wait_until(lambda: gone in prometheus.firing(), "the killed server is missed")
         firing = prometheus.firing()
         stop.set()
         churning.result()
     assert expected | {gone} <= firing
     return Scenario(prometheus, start, time.time(), instances, firing)
+
+
+def set_limits(prometheus: Prometheus) -> None:
+    """Put the limit of downtimes between the two that there were, that of PRE_COPY below what `churn` has."""
+
+    def last(device: str) -> float | None:
+        found = prometheus.query(f'vfu_migration_last_downtime_seconds{{device="{device}"}}')
+        return float(found[0]["value"][1]) if found else None
+
+    short, long = (wait_until(lambda d=device: last(d), f"{device}'s downtime") for device in MOVED)
+    assert short < long, "32 MiB at 40 MB/s take 0.8 s; with pre-copy next to nothing is left"
+    prometheus.set_limits({PRE_COPY_LIMIT: 1.0, DOWNTIME_LIMIT: short + (long - short) / 10})
 
 
 @pytest.mark.parametrize("where", everything())
@@ -266,4 +280,4 @@ def test_the_dashboard_shows_what_devices_told(scenario: Scenario) -> None:
     for change in (("RUNNING", "PRE_COPY"), ("PRE_COPY_P2P", "STOP_COPY"), ("PRE_COPY", "RUNNING")):
         assert change in changes
     (downtime,) = scenario.prometheus.query('vfu_migration_last_downtime_seconds{device="destination"}')
-    assert 0.3 < float(downtime["value"][1]) < 5
+    assert float(downtime["value"][1]) > 0.3

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from expressions import alerts, everything, names, records
 from promkit import DEPLOY
+from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.metrics import ALL_METRICS
 from vfu_dev.uapi import DeviceState
@@ -19,7 +20,9 @@ PROMETHEUS = DEPLOY / "prometheus"
 
 def run(promtool: Path, *arguments: object, cwd: Path = PROMETHEUS) -> subprocess.CompletedProcess[str]:
     command: list[str | Path] = [promtool, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+    )
 
 
 def test_promtool_accepts_the_configuration(promtool: Path) -> None:

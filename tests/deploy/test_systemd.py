@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from promkit import DEPLOY, free_port
-from serverkit import VFU_DEV, RunningServer, ServerFactory, wait_until
+from serverkit import PATIENCE_SECONDS, VFU_DEV, RunningServer, ServerFactory, wait_until
 
 from vfu_dev.cli.serve import command as serve_command
 from vfu_dev.client import ControlClient, VfioUserDevice
@@ -42,7 +42,7 @@ def analyze(*arguments: object) -> subprocess.CompletedProcess[str]:
     if program is None:
         pytest.skip("systemd-analyze is not installed: apt-get install systemd")
     command = [program, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
 
 
 @pytest.fixture
@@ -147,15 +147,20 @@ def live(prefix: list[str], library: Path, destination: RunningServer, folder: P
             start_new_session=True,
         )
     try:
-        wait_until(lambda: control.exists() or process.poll() is not None, "the server is up", 60)
+        wait_until(lambda: control.exists() or process.poll() is not None, "the server is up")
         assert process.poll() is None, log.read_text()
-        with VfioUserDevice.connect(path) as source, destination.connect() as other:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as reply:
+        with (
+            VfioUserDevice.connect(path, timeout_seconds=PATIENCE_SECONDS) as source,
+            destination.connect() as other,
+        ):
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_SECONDS
+            ) as reply:
                 assert b"vfu_migration_state" in reply.read()
             Migrator(source, other).run()
-        with ControlClient(control) as client:
+        with ControlClient(control, timeout_seconds=PATIENCE_SECONDS) as client:
             client.command("quit")
-        assert process.wait(30) == 0, log.read_text()
+        assert process.wait(PATIENCE_SECONDS) == 0, log.read_text()
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # the server would outlive its tracer

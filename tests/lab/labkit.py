@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vfu_dev.lab.migrate import MigrateOptions
+from serverkit import PATIENCE_SECONDS
+
+from vfu_dev.lab.migrate import Lab, MigrateOptions
 from vfu_dev.patterns import LoadSpec
 
 KIB, MIB = 1 << 10, 1 << 20
+# QEMU takes a server that does not answer for 5 s for dead. On a busy machine it may only wait for its turn.
+PATIENT = ("-global", f"vfio-user-pci.x-msg-timeout={round(PATIENCE_SECONDS * 1000)}")
+# So few bytes that the device's registers alone do not fit into the downtime.
+NOTHING_FITS = 100
 
 
 def dirtying(rate_bytes: int, pattern: str = "uniform") -> LoadSpec:
@@ -17,7 +23,7 @@ def dirtying(rate_bytes: int, pattern: str = "uniform") -> LoadSpec:
 
 
 def small(qemu: Path, library: Path, **changes: Any) -> MigrateOptions:
-    """Return options for a 1 MiB device without a CPU that moves within two seconds.
+    """Return options for a 1 MiB device without a CPU that moves within two seconds on an idle machine.
 
     QEMU switches over below 128 KiB (1.25 MiB/s for 100 ms), so that a 1 MiB device needs PRE_COPY passes.
     """
@@ -31,6 +37,32 @@ def small(qemu: Path, library: Path, **changes: Any) -> MigrateOptions:
         "downtime_limit_ms": 100,
         "warmup_seconds": 0.2,
         "settle_seconds": 0.2,
-        "timeout_seconds": 40.0,
+        "timeout_seconds": PATIENCE_SECONDS,
+        "qemu_extra": PATIENT,
     }
     return MigrateOptions(**{**values, **changes})
+
+
+async def begin_and_stay(lab: Lab) -> None:
+    """Begin a migration that stays in PRE_COPY until `let_go`, however long that is; return when it is there.
+
+    In its first 100 ms QEMU knows no bandwidth, and stops if it thinks that nothing is left: there has to be
+    more of the guest's RAM or of the device than 4 MiB/s take away in that time.
+    """
+    await lab.configure()
+    slow = {
+        "avail_switchover_bandwidth": NOTHING_FITS * 1000 // lab.options.downtime_limit_ms,
+        "max_bandwidth": 4 * MIB,
+    }
+    await lab.source.qemu.execute("migrate-set-parameters", **slow)
+    await lab.begin(await lab.listen())
+    await lab.wait_for(lambda row: row["source"][0].get("state") == "PRE_COPY", "PRE_COPY")
+
+
+async def let_go(lab: Lab) -> None:
+    """Let a migration that was kept in PRE_COPY go on as its options say."""
+    wanted = {
+        "avail_switchover_bandwidth": lab.options.switchover_bandwidth,
+        "max_bandwidth": lab.options.max_bandwidth,
+    }
+    await lab.source.qemu.execute("migrate-set-parameters", **wanted)

@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from serverkit import PATIENCE_SECONDS
+
 CHUNK_BYTES = 64 << 10
 # A link that had nothing to carry, or got no processor, owes no more than this.
 CATCH_UP_SECONDS = 0.005
@@ -60,7 +62,7 @@ class Link:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(10)
+            thread.join(PATIENCE_SECONDS)
         for one in (self._listener, *self._ends):
             one.close()
 

@@ -7,6 +7,8 @@ import re
 import time
 from dataclasses import dataclass
 
+from serverkit import PATIENCE_SECONDS
+
 from vfu_dev.lab.guest import LinuxGuest
 from vfu_dev.lab.migrate import Lab
 
@@ -69,9 +71,9 @@ def distrust(text: str) -> list[str]:
     return [line for line in text.splitlines() if _DISTRUST.search(line)]
 
 
-async def wait_devices(guest: LinuxGuest, count: int, seconds: float = 20.0) -> None:
+async def wait_devices(guest: LinuxGuest, count: int) -> None:
     """Wait until the guest has so many devices and can use them."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while (found := (await guest.command("rescan"))["devices"]) != count:
         assert time.monotonic() < deadline, f"the guest has {found} devices, not {count}"
         await asyncio.sleep(0.02)

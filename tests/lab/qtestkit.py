@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from labkit import MIB, dirtying
+import pytest
+from labkit import MIB, begin_and_stay, dirtying, let_go
+from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.device.reference import FIELDS
 from vfu_dev.lab.migrate import Lab, MigrateOptions
@@ -58,29 +60,23 @@ class Registers:
 
 async def until(condition: Callable[[], Coroutine[Any, Any, bool]], what: str) -> None:
     """Wait for a condition that is asked for every few milliseconds."""
-    async with asyncio.timeout(20):
-        while not await condition():
-            await asyncio.sleep(0.005)
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not await condition():
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        pytest.fail(f"not within {PATIENCE_SECONDS:g} s: {what}")
 
 
 async def migrate(lab: Lab, meanwhile: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
     """Move the VM; the guest follows. It does not stop before `meanwhile` is over."""
-    await lab.configure()
-    source = lab.source.qemu
-    if meanwhile is not None:
-        # 300 bytes while the VM may be stopped: the device's registers are more, nothing at all is less, and
-        # so QEMU looks for dirty memory again and again. It does so from 100 ms on: before it knows a
-        # bandwidth, it takes an estimate of nothing left for the end. So the first pass has to last longer.
-        slow = {"avail_switchover_bandwidth": 1000, "max_bandwidth": 4 << 20}
-        await source.execute("migrate-set-parameters", **slow)
-    await lab.begin(await lab.listen())
-    if meanwhile is not None:
+    if meanwhile is None:
+        await lab.configure()
+        await lab.begin(await lab.listen())
+    else:
+        await begin_and_stay(lab)
         await meanwhile()
-        wanted = {
-            "avail_switchover_bandwidth": lab.options.switchover_bandwidth,
-            "max_bandwidth": lab.options.max_bandwidth,
-        }
-        await source.execute("migrate-set-parameters", **wanted)
+        await let_go(lab)
     row = await lab.wait_final()
     assert row["status"] == "completed", row
     await lab.wait_running(lab.destination.qemu)

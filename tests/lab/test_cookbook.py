@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from serverkit import PATIENCE_SECONDS
 
 COOKBOOK = Path(__file__).parents[2] / "docs" / "cookbook.md"
 
@@ -21,7 +22,6 @@ def blocks() -> list[str]:
     return re.findall(r"^```sh\n(.*?)^```$", COOKBOOK.read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.timeout(150)
 def test_cookbook_word_for_word(qemu: Path, library: Path, guest_image: Path, tmp_path: Path) -> None:
     """All `sh` blocks, in order, in one shell, end without an error."""
     script = tmp_path / "cookbook.sh"
@@ -41,7 +41,7 @@ def test_cookbook_word_for_word(qemu: Path, library: Path, guest_image: Path, tm
             start_new_session=True,
         )
     try:
-        shell.wait(timeout=120)
+        shell.wait(timeout=2 * PATIENCE_SECONDS)
     except subprocess.TimeoutExpired:
         pytest.fail(f"the cookbook hangs:\n{log.read_text()[-3000:]}")
     finally:

@@ -9,6 +9,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+from labkit import PATIENT
+from serverkit import PATIENCE_SECONDS
+
 from vfu_dev.client import ControlClient
 from vfu_dev.client.digest import loaded_digest, saved_digest
 from vfu_dev.lab.process import Child, wait_for_socket
@@ -21,7 +24,6 @@ BAR0, BAR2, BAR4 = 0xE000_0000, 0xE010_0000, 0xE000_1000
 KEY, VALUE, COMMAND, STATUS, COUNT = 0x00, 0x08, 0x10, 0x14, 0x18
 PUT, GET = 1, 2
 KEYS = 300
-PATIENCE_SECONDS = 40.0
 
 
 class Side:
@@ -33,7 +35,7 @@ class Side:
         argv += ["--socket", str(self.socket), "--control", str(self.control), "--name", name]
         argv += ["--library", str(library)]
         self.server = Child(f"server {name}", argv, logs / f"{name}-server.log")
-        options = QemuOptions(binary=qemu, ram_bytes=16 << 20, incoming=name == "destination")
+        options = QemuOptions(binary=qemu, ram_bytes=16 << 20, incoming=name == "destination", extra=PATIENT)
         self.qemu = Qemu(name, sockets, logs, options, [self.socket])
         self.guest = QtestClient(self.qemu.qtest_socket)
 
@@ -51,7 +53,7 @@ class Side:
 
     def status(self) -> dict[str, Any]:
         """Return the server's status."""
-        with ControlClient(self.control) as control:
+        with ControlClient(self.control, timeout_seconds=PATIENCE_SECONDS) as control:
             return control.status()
 
     async def program(self) -> None:

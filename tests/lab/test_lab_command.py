@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from serverkit import PATIENCE_SECONDS
 
 VFU_DEV = [sys.executable, "-m", "vfu_dev"]
 
@@ -35,7 +36,9 @@ def test_a_qemu_without_patches_is_refused_in_words(qemu: Path, library: Path, t
     stub.chmod(0o755)
     argv = [*VFU_DEV, "lab", "migrate", "--guest", "none", "--memory", "64K", "--out", str(tmp_path / "out")]
     env = dict(os.environ, VFU_DEV_QEMU=str(stub))
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, env=env)
+    done = subprocess.run(
+        argv, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False, env=env
+    )
     assert done.returncode == 1
     assert "cannot migrate vfio-user devices" in done.stderr
     assert "vfu-dev build qemu" in done.stderr
@@ -45,7 +48,7 @@ def test_a_qemu_without_patches_is_refused_in_words(qemu: Path, library: Path, t
 def test_odd_memory_is_refused(qemu: Path, library: Path, tmp_path: Path) -> None:
     """A size that is no whole number of pages is refused before anything starts."""
     argv = [*VFU_DEV, "lab", "migrate", "--memory", "1000", "--out", str(tmp_path / "out")]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
     assert done.returncode == 1
     assert "multiple of 4096" in done.stderr
     assert not (tmp_path / "out").exists()
@@ -62,12 +65,10 @@ def test_without_pre_copy_it_completes(qemu: Path, library: Path, guest_image: P
         "migrate",
         "--pre-copy",
         "off",
-        "--timeout",
-        "30",
         "--out",
         str(tmp_path / "out"),
     ]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     assert "pre-copy 0 B" in done.stderr
 
@@ -76,14 +77,14 @@ def test_killed_lab_leaves_no_process(qemu: Path, library: Path, tmp_path: Path)
     """Servers and QEMUs end with the lab, even when it is killed with -9."""
     argv = [*VFU_DEV, "lab", "migrate", "--guest", "none", "--memory", "2M", "--out", str(tmp_path / "out")]
     lab = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while len(children := descendants(lab.pid)) < 4:  # two servers, two QEMUs
         assert lab.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     lab.send_signal(signal.SIGKILL)
     lab.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while alive := {pid for pid in children if _runs(pid)}:
         assert time.monotonic() < deadline, f"still running: {alive}"
         time.sleep(0.02)
@@ -99,14 +100,14 @@ def test_an_interrupted_lab_leaves_nothing(
     temporary.mkdir()
     env = dict(os.environ, TMPDIR=str(temporary))
     lab = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while len(children := descendants(lab.pid)) < 4:  # two servers, two QEMUs
         assert lab.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert list(temporary.iterdir())
     lab.send_signal(number)
-    _, said = lab.communicate(timeout=30)
+    _, said = lab.communicate(timeout=PATIENCE_SECONDS)
     assert lab.returncode == 128 + number
     assert "interrupted" in said
     assert "Traceback" not in said

@@ -110,7 +110,6 @@ def test_device_and_qemu_measure_the_same_downtime(
     assert first != second
 
 
-@pytest.mark.timeout(90)
 def test_ram_on_the_link_is_not_taken_for_a_slow_link(
     options: Options, in_lab: InLab, guest_image: Path
 ) -> None:
@@ -139,7 +138,6 @@ def test_ram_on_the_link_is_not_taken_for_a_slow_link(
     assert all(one["converging"] is not False for one in said), texts
 
 
-@pytest.mark.timeout(60)
 def test_written_ram_does_not_hide_that_it_does_not_converge(options: Options, in_lab: InLab) -> None:
     """Once QEMU is through with its RAM and keeps finding as much of the device as before, it is said."""
     chosen = options(
@@ -158,7 +156,6 @@ def test_written_ram_does_not_hide_that_it_does_not_converge(options: Options, i
             await lab.wait_for(
                 lambda _: lab.convergence is not None and lab.convergence.converging is False,
                 "the verdict",
-                25,
             )
             assert lab.convergence is not None
             text = lab.convergence.text

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from labkit import KIB, MIB, dirtying
+from labkit import KIB, MIB, PATIENT, begin_and_stay, dirtying, let_go
 from pcilab import complaints, distrust, guest_of, wait_devices
 
 from vfu_dev.lab.judge import judge
@@ -116,7 +116,7 @@ def test_a_device_whose_server_died_is_replaced(options: Options, in_lab: InLab,
             guest_image=guest_image,
             memory_bytes=256 * KIB,
             devices=2,
-            qemu_extra=NATIVE_HOTPLUG,
+            qemu_extra=(*PATIENT, *NATIVE_HOTPLUG),
             load=LoadSpec("idle"),
             max_bandwidth=256 * MIB,
             warmup_seconds=0.0,
@@ -135,17 +135,14 @@ def test_nothing_is_plugged_while_a_vm_moves(options: Options, in_lab: InLab, gu
 
     async def scenario(lab: Lab) -> tuple[list[str], MigrationResult]:
         guest = guest_of(lab)
-        await lab.configure()
-        await lab.source.qemu.execute("migrate-set-parameters", max_bandwidth=2 * MIB)
-        await lab.begin(await lab.listen())
-        await lab.wait_for(lambda row: row["source"][0].get("state") == "PRE_COPY", "PRE_COPY")
+        await begin_and_stay(lab)
         refused = []
         for change in (lab.source.plug, lab.source.unplug):
             with pytest.raises(QmpError) as caught:
                 await change()
             refused.append(caught.value.reason)
         assert (await lab.source.servers[0].status())["state"] == "PRE_COPY"
-        await lab.source.qemu.execute("migrate-set-parameters", max_bandwidth=256 * MIB)
+        await let_go(lab)
         assert (await lab.wait_final())["status"] == "completed"
         await lab.wait_running(lab.destination.qemu)
         await guest.follow(lab.destination.qemu)
@@ -163,6 +160,7 @@ def test_nothing_is_plugged_while_a_vm_moves(options: Options, in_lab: InLab, gu
             memory_bytes=256 * KIB,
             load=LoadSpec("idle"),
             spare_ports=1,
+            max_bandwidth=256 * MIB,
             warmup_seconds=0.0,
         ),
         scenario,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from labkit import KIB, MIB, dirtying
+from labkit import KIB, MIB, begin_and_stay, dirtying, let_go
+from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.lab.guest import LinuxGuest
 from vfu_dev.lab.migrate import Lab, MigrateOptions
@@ -14,6 +16,7 @@ from vfu_dev.lab.migrate import Lab, MigrateOptions
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]
 
+WAIT_MS = round(PATIENCE_SECONDS * 1000)  # for one interrupt
 EACH = 25  # raised one after the other, before, during and after each move
 # Of a kind of interrupt: the vector that is raised, and what is masked for it. Linux grants one MSI message
 # here (more need an IOMMU that remaps interrupts); INTx is masked as a whole.
@@ -22,7 +25,7 @@ KINDS = {"intx": (2, 0), "msi": (0, 0), "msix": (3, 3)}
 
 async def raise_all(guest: LinuxGuest, vector: int) -> None:
     """Raise a vector again and again; each time it is to arrive."""
-    raised = await guest.command(f"irq-raise vector={vector} count={EACH} wait_ms=5000")
+    raised = await guest.command(f"irq-raise vector={vector} count={EACH} wait_ms={WAIT_MS}")
     assert raised["lost"] == 0, raised
 
 
@@ -35,9 +38,9 @@ async def counted(guest: LinuxGuest, vector: int) -> int:
 
 async def arrives(guest: LinuxGuest, vector: int, count: int) -> None:
     """Wait for what is on its way, of which there is just enough."""
-    for _ in range(400):
-        if await counted(guest, vector) >= count:
-            break
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while await counted(guest, vector) < count:
+            pass
     assert await counted(guest, vector) == count
 
 
@@ -46,16 +49,13 @@ async def move_with(lab: Lab, guest: LinuxGuest, kind: str) -> None:
     vector, mask = KINDS[kind]
     await guest.command(f"irq mode={kind}")
     await raise_all(guest, vector)
-    await lab.configure()
-    await lab.source.qemu.execute("migrate-set-parameters", max_bandwidth=8 * MIB)
-    await lab.begin(await lab.listen())
-    await lab.wait_for(lambda row: row["source"][0].get("state") == "PRE_COPY", "PRE_COPY")
+    await begin_and_stay(lab)
     await raise_all(guest, vector)
     assert (await lab.source.servers[0].status())["state"] == "PRE_COPY"
     await guest.command(f"irq-mask vector={mask} masked=1")
     await guest.command(f"irq-raise vector={vector}")
     assert await counted(guest, vector) == 2 * EACH
-    await lab.source.qemu.execute("migrate-set-parameters", max_bandwidth=256 * MIB)
+    await let_go(lab)
     assert (await lab.wait_final())["status"] == "completed"
     await lab.wait_running(lab.destination.qemu)
     await lab.follow()
@@ -86,6 +86,7 @@ def test_each_kind_delivers_every_interrupt_across_a_move(
             guest_image=guest_image,
             memory_bytes=256 * KIB,
             load=dirtying(0),
+            max_bandwidth=256 * MIB,
             downtime_limit_ms=1000,
             warmup_seconds=0.0,
         ),

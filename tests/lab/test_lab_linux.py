@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from labkit import MIB
+from serverkit import PATIENCE_SECONDS
 
 VFU_DEV = [sys.executable, "-m", "vfu_dev"]
 
@@ -26,7 +27,7 @@ def test_command_moves_a_linux_guest(qemu: Path, library: Path, guest_image: Pat
         "1M",
     ]
     argv += ["--out", str(tmp_path / "out"), "--json", str(tmp_path / "result.json")]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=150, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
     assert result == json.loads((tmp_path / "out" / "report.json").read_text())

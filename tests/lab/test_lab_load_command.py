@@ -11,7 +11,7 @@ from typing import Any
 
 from labkit import KIB
 from qtestkit import Registers, migrate, moving, until
-from serverkit import VFU_DEV
+from serverkit import PATIENCE_SECONDS, VFU_DEV
 
 from vfu_dev.device.load_registers import CTRL_PAGES, CTRL_RUN, LoadPattern
 from vfu_dev.lab.guest import LinuxGuest
@@ -30,7 +30,7 @@ async def load(line: Path, *arguments: str, interrupt: bool = False) -> tuple[in
         stderr=asyncio.subprocess.PIPE,
     )
     assert process.stderr is not None
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         if interrupt:
             assert b"writes/s" in await process.stderr.readline()
             process.send_signal(signal.SIGINT)
@@ -59,11 +59,12 @@ def test_a_guest_makes_the_load(options: Options, guest_image: Path, in_lab: InL
         assert status == 3
         assert result["carried"] < 0.95
         status, result = await load(line, "--rate", "500p", "--duration", "0", interrupt=True)
-        assert status == 0
+        assert status in (0, 3)
+        assert (status == 3) is not result["keeps_up"]
         assert result["interrupted"]
         await guest.ready(lab.source.qemu)
         assert not guest.status["running"]
-        found = await guest.command("verify via=dma", 60)
+        found = await guest.command("verify via=dma")
         assert found["verified"], found
 
     in_lab(chosen, scenario)

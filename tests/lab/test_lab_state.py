@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from labkit import KIB, MIB, dirtying
+from labkit import MIB, NOTHING_FITS, begin_and_stay, dirtying, let_go
 
-from vfu_dev.lab.guest import Guest, VerifyProgress
+from vfu_dev.lab.guest import Guest, LinuxGuest, VerifyProgress
 from vfu_dev.lab.migrate import Lab, MigrateOptions
 from vfu_dev.lab.qemu import FIRST_SLOT, Qemu
 from vfu_dev.lab.qtest import QtestClient
@@ -154,7 +154,9 @@ def test_two_gigabytes_in_two_memories_move_under_load(options: Options, tmp_pat
         assert guest.writes > began
         await guest.stop()
         # The link was too slow for the load; without it, nothing is.
-        await lab.source.qemu.execute("migrate-set-parameters", downtime_limit=2000)
+        await lab.source.qemu.execute(
+            "migrate-set-parameters", downtime_limit=2000, avail_switchover_bandwidth=MIB
+        )
         assert (await lab.wait_final())["status"] == "completed"
         await lab.wait_running(lab.destination.qemu)
         counters = (await server.status())["counters"]
@@ -172,7 +174,7 @@ def test_two_gigabytes_in_two_memories_move_under_load(options: Options, tmp_pat
         server_extra=("--access", first, "--memory", f"second=1G,bar=4,access={second}"),
         load=dirtying(MIB),
         max_bandwidth=4 * GIB,
-        switchover_bandwidth=MIB,  # never enough while the guest writes
+        switchover_bandwidth=1000 * NOTHING_FITS,  # for 1 ms
         downtime_limit_ms=1,
     )
     result = run_two_memories(chosen, tmp_path, scenario)
@@ -193,8 +195,16 @@ def test_a_linux_guest_writes_to_mapped_memory(options: Options, in_lab: InLab, 
     """The guest's CPU writes until the very moment it is stopped, and nobody is told of a single write."""
 
     async def scenario(lab: Lab) -> MigrationResult:
-        before = (await lab.source.servers[0].status())["counters"]["region_writes"]
-        assert (await lab.migrate())["status"] == "completed"
+        server = lab.source.servers[0]
+        assert isinstance(lab.guest, LinuxGuest)
+        before = (await server.status())["counters"]["region_writes"]
+        await begin_and_stay(lab)
+        await lab.wait_for(lambda row: row["source"][0]["passes"] >= 2, "what changed is sent too")
+        written = (await lab.guest.command("status"))["writes"]
+        while (await lab.guest.command("status"))["writes"] <= written + 1000:
+            await asyncio.sleep(0.01)
+        await let_go(lab)
+        assert (await lab.wait_final())["status"] == "completed"
         await lab.wait_running(lab.destination.qemu)
         after = (await lab.source.servers[0].status())["counters"]["region_writes"]
         await lab.guest.follow(lab.destination.qemu)
@@ -265,7 +275,6 @@ def test_switchover_waits_for_initial_data_that_appears_late(
         guest = lab.guest
         await lab.configure()
         await lab.begin(await lab.listen())
-        # The writer keeps it in PRE_COPY: 2 MiB/s do not fit through 1 MiB/s.
         await lab.wait_for(
             lambda row: row["source"][0].get("initial_bytes") == 0 and row["source"][0]["passes"] >= 2,
             "the initial data is out",
@@ -290,7 +299,7 @@ def test_switchover_waits_for_initial_data_that_appears_late(
         options(
             memory_bytes=2 * MIB,
             max_bandwidth=MIB,
-            switchover_bandwidth=64 * KIB,
+            switchover_bandwidth=1000 * NOTHING_FITS,  # for 1 ms
             downtime_limit_ms=1,
             switchover_ack=True,
             load=dirtying(2 * MIB),

@@ -19,7 +19,9 @@ def test_attaches_and_uses_the_device(unpatched: Path, library: Path, tmp_path: 
             await lab.source.start()
             await lab.guest.ready(lab.source.qemu)
             await lab.guest.start(lab.options.load)
-            await asyncio.sleep(0.3)
+            server = lab.source.servers[0]
+            while (await server.status())["counters"]["region_writes"] < 100:
+                await asyncio.sleep(0.01)
             await lab.guest.stop()
             found = await lab.guest.verify()
             assert found.verified

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.builds.cache import Cache, default_root, input_key, tree_digest
 
@@ -147,7 +148,7 @@ def test_a_lock_held_by_another_process_is_waited_for_and_its_holder_named(tmp_p
 
     with Cache(tmp_path).lock("thing", waiting):
         pass
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE_SECONDS) == 0
     assert holders[0] == process.pid
     process.communicate()
 
@@ -157,7 +158,7 @@ def test_a_lock_outlives_its_process_in_the_commands_that_inherited_it(tmp_path:
     process = start(HOLDER, str(tmp_path), "child")
     assert first_line(process) == "held"
     process.send_signal(signal.SIGKILL)
-    process.wait(30)
+    process.wait(PATIENCE_SECONDS)
     waited = []
 
     def waiting(holder: int | None) -> None:

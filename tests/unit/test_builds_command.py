@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.builds.cache import Cache
 from vfu_dev.builds.command import CommandError, Context, build_environment
@@ -102,7 +103,7 @@ context.run(["sh", "-c", script], title="x", cwd=Path(sys.argv[1]))
         os.sched_yield()
     grandchild = int(pid_file.read_text())
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode != 0
     deadline = time.monotonic() + 30
     while _runs(grandchild):

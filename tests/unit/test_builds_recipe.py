@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.builds import RECIPES, artifact, recipe_named
 from vfu_dev.builds.cache import Cache
@@ -164,8 +165,8 @@ def test_of_two_builds_at_once_one_builds_and_the_other_waits_and_says_so(tmp_pa
             assert second.stderr is not None
             assert second.stderr.readline().startswith(f"process {first.pid} is busy with building tiny")
             go.write_text("go\n")
-            assert first.communicate(timeout=60)[0] == "True content\n"
-            assert second.communicate(timeout=60)[0] == "False content\n"
+            assert first.communicate(timeout=PATIENCE_SECONDS)[0] == "True content\n"
+            assert second.communicate(timeout=PATIENCE_SECONDS)[0] == "False content\n"
     assert (tmp_path / "count").read_text() == "made\n"
 
 

@@ -60,7 +60,7 @@ def test_every_change_of_state_is_a_line_with_fields(caplog: pytest.LogCaptureFi
     assert last["pages_sent"] == 256
     assert last["save_status"] == "completed"
     assert isinstance(last["downtime_seconds"], float)
-    assert 0 < last["downtime_seconds"] < 10
+    assert last["downtime_seconds"] > 0
 
 
 def test_the_words_say_what_the_fields_say(caplog: pytest.LogCaptureFixture) -> None:

@@ -122,6 +122,18 @@ def test_late_writes_are_missed_not_piled_up() -> None:
     assert pacer.missed == 750
 
 
+def test_what_was_missed_before_the_end_is_counted_there() -> None:
+    """A generator that had no time in its last second missed three quarters of it, and is owed the rest."""
+    pacer = Program(LoadSpec(rate_bytes=1000, write_bytes=1), MEMORY).pacer(0)
+    pacer.take(NS, 10**9)
+    made, missed = pacer.taken, pacer.missed
+    pacer.settle(NS + NS // 5)
+    assert (pacer.taken, pacer.missed) == (made, missed)
+    pacer.settle(2 * NS)
+    assert (pacer.taken, pacer.missed) == (made, missed + 750)
+    assert pacer.take(2 * NS, 10**9)[0].count == 250
+
+
 def test_a_generator_that_is_too_slow_says_so() -> None:
     """Asked for 1000 a second and served 400: the rest is missed, apart from the quarter that is owed."""
     pacer = Program(LoadSpec(rate_bytes=1000, write_bytes=1), MEMORY).pacer(0)

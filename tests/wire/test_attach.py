@@ -9,7 +9,7 @@ import random
 import struct
 
 import pytest
-from serverkit import RunningServer, ServerFactory, readable
+from serverkit import PATIENCE_SECONDS, RunningServer, ServerFactory, readable
 
 from vfu_dev import uapi
 from vfu_dev.client import CommandError, Connection, ReplyTimeoutError, VfioUserDevice
@@ -53,13 +53,17 @@ def test_the_server_announces_what_it_adds(device: VfioUserDevice) -> None:
     assert device.version.capabilities["migration"]["pgsize"] == 4096
 
 
+def connection_to(server: RunningServer) -> Connection:
+    return Connection.connect(server.socket, timeout_seconds=PATIENCE_SECONDS)
+
+
 def version(connection: Connection, major: int, minor: int, data: bytes) -> memoryview:
     payload = struct.pack("<HH", major, minor) + data
     return connection.call(uapi.VFIO_USER_VERSION, payload, reply_bytes=65536).payload
 
 
 def test_version_data_is_optional(server: RunningServer) -> None:
-    with Connection.connect(server.socket) as connection:
+    with connection_to(server) as connection:
         reply = version(connection, 0, 0, b"")
         assert struct.unpack_from("<HH", reply) == (0, 0)
 
@@ -83,7 +87,10 @@ def test_a_bad_proposal_is_refused_and_the_next_client_served(
     """Refused by an error reply or a closed connection; never accepted, never the end of the server."""
     from vfu_dev.errors import VfuDevError
 
-    with Connection.connect(server.socket) as connection, pytest.raises(VfuDevError):
+    with (
+        connection_to(server) as connection,
+        pytest.raises(VfuDevError),
+    ):
         version(connection, major, minor, data)
     with server.connect() as device:
         assert device.info().num_regions == uapi.VFIO_PCI_NUM_REGIONS
@@ -91,7 +98,7 @@ def test_a_bad_proposal_is_refused_and_the_next_client_served(
 
 def test_a_newer_minor_is_answered_with_one_that_was_proposed(server: RunningServer) -> None:
     """ "The minor version in the reply must be equal to or less than the minor version proposed"."""
-    with Connection.connect(server.socket) as connection:
+    with connection_to(server) as connection:
         _, minor = struct.unpack_from("<HH", version(connection, 0, 9, b""))
         assert minor <= 9
 
@@ -99,7 +106,7 @@ def test_a_newer_minor_is_answered_with_one_that_was_proposed(server: RunningSer
 def test_a_client_without_our_capability_is_served_too(server: RunningServer) -> None:
     """QEMU 10.2.2 unpatched announces no migration_precopy_info."""
     text = json.dumps({"capabilities": {"max_msg_fds": 16, "max_data_xfer_size": MIB}}).encode() + b"\0"
-    with Connection.connect(server.socket) as connection:
+    with connection_to(server) as connection:
         version(connection, 0, 0, text)
         reply = connection.call(
             uapi.VFIO_USER_DEVICE_GET_INFO, wire.DEVICE_INFO.pack(16, 0, 0, 0), reply_bytes=16
@@ -231,11 +238,11 @@ def test_a_register_write_raises_an_interrupt(device: VfioUserDevice) -> None:
     try:
         for vector in range(count):
             device.region_write(BAR0, IRQ_RAISE, struct.pack("<I", vector))
-            assert readable(eventfds, 5) == [eventfds[vector]]
+            assert readable(eventfds) == [eventfds[vector]]
             assert os.eventfd_read(eventfds[vector]) == 1
         assert register(device, IRQ_COUNT) == count
         device.trigger_irq(MSIX, 0)
-        assert readable(eventfds, 5) == [eventfds[0]]
+        assert readable(eventfds) == [eventfds[0]]
         os.eventfd_read(eventfds[0])
         device.disable_irqs(MSIX)
         device.region_write(BAR0, IRQ_RAISE, struct.pack("<I", 0))

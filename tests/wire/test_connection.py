@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from serverkit import receive_exactly
+from serverkit import PATIENCE_SECONDS, receive_exactly
 
 from vfu_dev import uapi
 from vfu_dev.client import CommandError, Connection, DisconnectedError, ReplyTimeoutError
@@ -18,6 +18,8 @@ from vfu_dev.client.dma import DmaSpace
 from vfu_dev.client.frames import HEADER
 from vfu_dev.errors import ProtocolError
 
+# How long a client waits here for what never comes.
+IMPATIENT_SECONDS = 0.3
 RESET, READ = uapi.VFIO_USER_DEVICE_RESET, uapi.VFIO_USER_REGION_READ
 
 
@@ -25,8 +27,8 @@ RESET, READ = uapi.VFIO_USER_DEVICE_RESET, uapi.VFIO_USER_REGION_READ
 def pair() -> Iterator[tuple[Connection, socket.socket]]:
     """Return a connection and the raw socket of its peer."""
     ours, theirs = socket.socketpair()
-    theirs.settimeout(5)
-    with theirs, Connection(ours, timeout_seconds=0.3) as connection:
+    theirs.settimeout(PATIENCE_SECONDS)
+    with theirs, Connection(ours, timeout_seconds=PATIENCE_SECONDS) as connection:
         yield connection, theirs
 
 
@@ -55,7 +57,6 @@ def test_replies_out_of_order_reach_their_callers(pair: tuple[Connection, socket
 def test_threads_share_a_connection(pair: tuple[Connection, socket.socket]) -> None:
     """Each of many threads gets its own echo, whichever thread happens to read it off the socket."""
     connection, peer = pair
-    connection.timeout_seconds = 10.0
     threads, rounds = 8, 100
     wrong: list[object] = []
 
@@ -77,7 +78,7 @@ def test_threads_share_a_connection(pair: tuple[Connection, socket.socket]) -> N
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(timeout=30)
+        worker.join(timeout=PATIENCE_SECONDS)
     assert not any(worker.is_alive() for worker in workers)
     assert wrong == []
 
@@ -108,7 +109,7 @@ def test_a_late_reply_is_dropped_and_the_connection_goes_on(pair: tuple[Connecti
     """The buffer of the call that gave up is not written any more."""
     connection, peer = pair
     buffer = bytearray(8)
-    call = connection.submit(READ, into=memoryview(buffer))
+    call = connection.submit(READ, into=memoryview(buffer), timeout_seconds=IMPATIENT_SECONDS)
     number, *_ = receive(peer)
     with pytest.raises(ReplyTimeoutError, match="REGION_READ"):
         connection.wait(call)
@@ -125,6 +126,7 @@ def test_silence_in_the_middle_of_a_message_ends_the_connection(
 ) -> None:
     connection, peer = pair
     call = connection.submit(READ, reply_bytes=8)
+    connection.timeout_seconds = IMPATIENT_SECONDS  # of a message, once it has begun
     number, *_ = receive(peer)
     peer.sendall(message(number, READ, b"12345678")[:20])
     with pytest.raises(ReplyTimeoutError, match="middle of a message"):
@@ -146,7 +148,7 @@ def test_a_reply_longer_than_its_room_ends_the_connection(pair: tuple[Connection
 def test_a_server_that_reads_nothing_is_a_timeout(pair: tuple[Connection, socket.socket]) -> None:
     connection, _ = pair
     with pytest.raises(ReplyTimeoutError, match="takes no messages"):
-        connection.call(READ, bytes(8 << 20))
+        connection.call(READ, bytes(8 << 20), timeout_seconds=IMPATIENT_SECONDS)
 
 
 def test_closing_wakes_a_waiting_thread(pair: tuple[Connection, socket.socket]) -> None:
@@ -155,7 +157,7 @@ def test_closing_wakes_a_waiting_thread(pair: tuple[Connection, socket.socket]) 
 
     def wait() -> None:
         try:
-            connection.call(RESET, timeout_seconds=20.0)
+            connection.call(RESET)
         except DisconnectedError as error:
             caught.append(error)
 
@@ -163,7 +165,7 @@ def test_closing_wakes_a_waiting_thread(pair: tuple[Connection, socket.socket]) 
     thread.start()
     receive(peer)
     connection.close()
-    thread.join(timeout=5)
+    thread.join(timeout=PATIENCE_SECONDS)
     assert not thread.is_alive()
     assert len(caught) == 1
 
@@ -248,7 +250,6 @@ def test_sending_and_receiving_at_once_does_not_lock_up(pair: tuple[Connection, 
     reads on. Its request is answered behind the message that was under way.
     """
     connection, peer = pair
-    connection.timeout_seconds = 5.0
     connection.handler = DmaSpace().handle
     buffer, data = bytearray(4 << 20), b"\xa5" * (4 << 20)
     first = connection.submit(READ, into=memoryview(buffer))
@@ -266,7 +267,7 @@ def test_sending_and_receiving_at_once_does_not_lock_up(pair: tuple[Connection, 
     thread.start()
     connection.submit(READ, data)
     connection.wait(first)
-    thread.join(timeout=10)
+    thread.join(timeout=PATIENCE_SECONDS)
     assert not thread.is_alive()
     assert buffer == b"\x5a" * len(buffer)
     assert got == [data, (0x77, uapi.VFIO_USER_DMA_READ, uapi.VFIO_USER_REPLY | uapi.VFIO_USER_ERROR)]

@@ -8,7 +8,6 @@ import re
 import socket
 import stat
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serverkit import VFU_DEV, RunningServer, ServerFactory, wait_until
+from serverkit import PATIENCE_SECONDS, VFU_DEV, RunningServer, ServerFactory, wait_until
 
 from vfu_dev.cli import main
 from vfu_dev.client.control import ControlError
@@ -164,8 +163,8 @@ def test_log_level_fault_and_quit(serve: ServerFactory) -> None:
     assert answer(server, "send", '{"command": "status"}')["pid"] == server.process.pid
     # As a user runs it, once.
     quit_ = [*VFU_DEV, "ctl", str(server.control_path), "quit"]
-    assert subprocess.run(quit_, capture_output=True, timeout=60, check=True).stdout == b""
-    assert server.process.wait(10) == 0
+    assert subprocess.run(quit_, capture_output=True, timeout=PATIENCE_SECONDS, check=True).stdout == b""
+    assert server.process.wait(PATIENCE_SECONDS) == 0
     assert not server.control_path.exists()
     gone = ctl(server, "status")
     assert gone.returncode == 1
@@ -302,14 +301,18 @@ lines = (
 def exchange(server: RunningServer, data: bytes, answers: int) -> list[dict[str, Any]]:
     """Send `data` on a connection of its own and return the answers."""
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(30)
+        client.settimeout(PATIENCE_SECONDS)
         client.connect(str(server.control_path))
         client.sendall(data)
         file = client.makefile("rb")
         return [json.loads(file.readline()) for _ in range(answers)]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# One server for all examples; and how long they take is the machine's business.
+UNCHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=UNCHECKED)
 @given(st.lists(lines, min_size=1, max_size=5))
 def test_every_line_is_answered(lasting: RunningServer, sent: list[bytes]) -> None:
     """Whatever a line holds, there is one answer of the right shape for it, and the server goes on."""
@@ -323,7 +326,7 @@ def test_every_line_is_answered(lasting: RunningServer, sent: list[bytes]) -> No
     assert lasting.process.poll() is None
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=UNCHECKED)
 @given(st.lists(lines, max_size=3), st.binary(max_size=300), st.booleans())
 def test_half_a_line_and_away(
     lasting: RunningServer, sent: list[bytes], half: bytes, half_close: bool
@@ -348,25 +351,26 @@ def test_afterwards_it_serves_as_before(lasting: RunningServer) -> None:
 
 
 def test_a_guest_is_served_meanwhile(lasting: RunningServer) -> None:
-    """A flood of requests does not keep the device's client waiting for its end."""
+    """A flood of requests does not keep the device's client waiting for its end; it comes to its end too."""
     with lasting.connect() as device, socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(30)
         client.connect(str(lasting.control_path))
-        client.sendall(b'{"command": "snapshot"}\n' * 200)
-        began, reads = time.monotonic(), 0
-        file = client.makefile("rb")
         client.setblocking(False)
-        answers = b""
-        while answers.count(b"\n") < 200 and time.monotonic() - began < 30:
+        asked = answered = between = 0
+
+        def take() -> None:
+            nonlocal answered
+            with suppress(BlockingIOError):
+                answered += client.recv(1 << 20).count(b"\n")
+
+        # A flood without an end: each of the reads that count came back before the answers did.
+        while between < 20:
+            if asked - answered < 100:
+                client.sendall(b'{"command": "snapshot"}\n' * 100)
+                asked += 100
             device.region_read(2, 0, 8)
-            reads += 1
-            try:
-                answers += client.recv(1 << 20)
-            except BlockingIOError:
-                continue
-        file.close()
-    assert answers.count(b"\n") == 200
-    assert reads > 20
+            take()
+            between += answered < asked
+        wait_until(lambda: take() or answered == asked, "every request is answered")
 
 
 def test_a_large_recording_is_read_beside_the_guest(lasting: RunningServer, tmp_path: Path) -> None:
@@ -379,14 +383,13 @@ def test_a_large_recording_is_read_beside_the_guest(lasting: RunningServer, tmp_
         client.connect(str(lasting.control_path))
         client.send(json.dumps({"command": "load", "load": {"trace": str(path)}}).encode() + b"\n")
         reads, answered = 0, b""
-        deadline = time.monotonic() + 60
-        while not answered and time.monotonic() < deadline:
+        while not answered:
             device.region_read(2, 0, 8)
             reads += 1
             with suppress(BlockingIOError):
                 answered = client.recv(1 << 16)
         assert json.loads(answered)["result"]["running"]
-        assert reads > 20
+        assert reads > 2  # a server that reads it in its loop answers both with the first, or the second
     answer(lasting, "load", "--off")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import struct
-import time
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -195,7 +194,7 @@ def test_a_descriptor_in_registers_is_carried_out_like_one_in_memory(driver: Dri
         driver, op=Op.TO_DEVICE, address=RAM, offset=5, length=length, flags=FLAG_INTERRUPT, vector=3
     )
     assert there == Outcome(Status.DONE, length)
-    assert readable(eventfds, 5) == [eventfds[3]]
+    assert readable(eventfds) == [eventfds[3]]
     for fd in eventfds:
         os.close(fd)
     assert driver.device.region_read(BAR2, 5, length) == data
@@ -343,7 +342,7 @@ def test_completion_by_interrupt_comes_after_the_status(driver: Driver) -> None:
         driver.start(2)
         waiting = {eventfds[2], eventfds[3]}
         while waiting:
-            ready = readable(waiting, 5)
+            ready = readable(waiting)
             assert ready
             for fd in ready:
                 assert driver.outcomes(2)[eventfds.index(fd) - 2].status is not Status.IDLE
@@ -365,14 +364,12 @@ def test_a_long_transfer_leaves_room_for_mmio_and_can_be_aborted(serve: ServerFa
         driver.put(*[fill] * 1024)
         driver.start(1024)
         assert driver["dma_status"] == Status.BUSY
-        slowest = 0.0
         for _ in range(50):
-            began = time.monotonic()
             assert driver["id"] == 0x44554656
-            slowest = max(slowest, time.monotonic() - began)
         driver["dma_ctrl"] = 1
+        # An access that waited for the transfer would find it done.
         assert driver["dma_status"] == Status.BUSY
-        assert slowest < 0.5, "an access must not wait for a transfer, even on a busy machine"
+        assert driver["dma_done"] < 1024
         driver["dma_ctrl"] = CTRL_ABORT
         assert driver.finish() is Status.ABORTED
         statuses = [one.status for one in driver.outcomes(1024)]

@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serverkit import VFU_DEV, RunningServer, ServerFactory, server_farm, short_folder, wait_until
+from serverkit import (
+    PATIENCE_SECONDS,
+    VFU_DEV,
+    RunningServer,
+    ServerFactory,
+    server_farm,
+    short_folder,
+    wait_until,
+)
 
 from vfu_dev.client import MigrationError, Migrator, Options, VfioUserDevice
 from vfu_dev.device.load_registers import LOAD_FIELDS
@@ -26,14 +34,20 @@ from vfu_dev.patterns import ArrayWriter, Burst, LoadSpec, Phase, writes_of
 MIB = 1 << 20
 
 
-def load(*arguments: object, status: int = 0) -> dict[str, Any]:
-    """Run `vfu-dev load` and return its JSON."""
+def load(*arguments: object, status: int | None = None) -> dict[str, Any]:
+    """Run `vfu-dev load` and return its JSON; its status is that of a load that was carried, or was not."""
     done = subprocess.run(
         [*VFU_DEV, "load", "--json", "-", *map(str, arguments)], capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == status, done.stderr
+    assert done.stdout, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
+    assert done.returncode == (status_of(result) if status is None else status), done.stderr
     return result
+
+
+def status_of(result: dict[str, Any]) -> int:
+    """Return the exit status of a load that went well, whether or not the machine carried it."""
+    return 0 if result["keeps_up"] else 3
 
 
 def assert_exact(result: dict[str, Any], tolerance: float = 0.05) -> None:
@@ -70,6 +84,13 @@ def lasting(library: Path) -> Iterator[dict[str, RunningServer]]:
         yield {access: start("--access", access, "--fill", "5") for access in ("trap", "mmap")}
 
 
+def watch_until(made: ClientLoad, writes: int) -> None:
+    """Wait until a load has made so many writes, with `watch`, which is asked to stop then."""
+    stop = Stop()
+    watch(made, PATIENCE_SECONDS, stop, lambda found: found.writes >= writes and stop.ask(signal.SIGINT))
+    assert stop.asked
+
+
 @pytest.mark.parametrize(
     ("served", "access"), [("trap", "trap"), ("mmap", "trap"), ("mmap", "mmap"), ("mmap", "auto")]
 )
@@ -79,8 +100,8 @@ def test_as_its_client(lasting: dict[str, RunningServer], served: str, access: s
     spec = LoadSpec("hotset", rate_pages=800, write_bytes=write_bytes)
     with lasting[served].connect() as device:
         with ClientLoad(device, spec, access=access, journal=True) as made:
-            watch(made, 0.2, Stop(), lambda _: None)
-        assert made.figures().writes > 0
+            watch_until(made, 100)
+        assert made.figures().writes >= 100
         assert made.mismatched_bytes() == 0
         held = device.region_read(2, 12345, 20)
         device.region_write(2, 12345, bytes(byte ^ 1 for byte in held))
@@ -98,8 +119,14 @@ def test_the_command_as_a_client(server: RunningServer) -> None:
 def test_a_load_follows_its_device(serve: ServerFactory) -> None:
     """It is written before, during and after the move, and the destination holds all of it."""
     source, destination = serve("--fill", "5"), serve()
-    arguments = ["--rate", "2000p", "--duration", 2, "--check", "--migrate-to", destination.socket]
-    result = load("--socket", source.socket, *arguments, "--migrate-after", 0.5)
+    arguments = ["--rate", "2000p", "--duration", 0, "--check", "--migrate-to", destination.socket]
+    command = [*VFU_DEV, "load", "--json", "-", "--socket", source.socket, *arguments, "--migrate-after", 0.5]
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: destination.status()["counters"]["region_writes"] > 100, "it goes on there")
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    result = json.loads(out)
+    assert process.returncode == status_of(result)
     assert result["migration"]["status"] == "completed"
     assert result["mismatched_bytes"] == 0
     assert result["quiet_seconds"] > 0
@@ -157,7 +184,9 @@ def test_interrupted_while_it_moves(serve: ServerFactory) -> None:
 def test_what_the_machine_cannot_carry_is_said(server: RunningServer) -> None:
     """Status 3, a warning, `keeps_up` false, and the rate that was reached."""
     arguments = [*VFU_DEV, "load", "--socket", server.socket, "--rate", "100000000p", "--duration", "1"]
-    done = subprocess.run([str(one) for one in arguments], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [str(one) for one in arguments], capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     assert done.returncode == 3
     assert "WARNING: the machine carried 0." in done.stdout
     result = load(
@@ -171,9 +200,9 @@ def test_what_the_machine_cannot_carry_is_said(server: RunningServer) -> None:
 @pytest.mark.parametrize(
     ("place", "duration", "number", "status"),
     [
-        ("control", "60", signal.SIGINT, 130),
+        ("control", "3600", signal.SIGINT, 130),
         ("control", "0", signal.SIGTERM, 0),
-        ("socket", "60", signal.SIGTERM, 143),
+        ("socket", "3600", signal.SIGTERM, 143),
         ("socket", "0", signal.SIGINT, 0),
     ],
 )
@@ -191,11 +220,11 @@ def test_signals_end_it_cleanly(
             found = server.status()
             return int(found["generator"].get("writes", 0)) + int(found["counters"]["region_writes"])
 
-        wait_until(lambda: writes() > 10, "the load writes", 30)
+        wait_until(lambda: writes() > 10, "the load writes")
         process.send_signal(number)
-        out, err = process.communicate(timeout=30)
-    assert process.returncode == status, err
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
     result = json.loads(out)
+    assert process.returncode == (status or status_of(result)), err
     assert result["interrupted"]
     assert result["writes"] > 10
     assert "Traceback" not in err
@@ -209,9 +238,8 @@ def test_bursts_and_phases_as_a_client(server: RunningServer) -> None:
     busy = LoadSpec("sequential", rate_pages=1000, burst=Burst(0.5, 0.05), seed=8)
     spec = LoadSpec("phases", phases=(Phase(0.1, busy), Phase(0.05, LoadSpec("idle")), Phase(0.1, busy)))
     with server.connect() as device, ClientLoad(device, spec, journal=True) as made:
-        watch(made, 0.6, Stop(), lambda _: None)
+        watch_until(made, 300)  # more than two rounds
         made.close()
-        assert made.figures().writes > 100
         assert made.mismatched_bytes() == 0
 
 
@@ -221,7 +249,7 @@ def test_a_server_that_goes_ends_the_load_in_words(serve: ServerFactory) -> None
     with server.connect() as device, ClientLoad(device, LoadSpec("uniform", rate_pages=5000)) as made:
         server.kill()
         with pytest.raises(VfuDevError, match="closed the connection"):
-            watch(made, 30, Stop(), lambda _: None)
+            watch(made, PATIENCE_SECONDS, Stop(), lambda _: None)
 
 
 def test_the_reference_device_says_how_much_memory_it_has(serve: ServerFactory) -> None:
@@ -264,7 +292,7 @@ def test_mistakes(arguments: list[str], said: str, capfd: pytest.CaptureFixture[
 @pytest.mark.parametrize(("preset", "outcome"), [("never", "did not converge"), ("surely", "completed")])
 def test_presets_end_as_they_say(preset: str, outcome: str, library: Path) -> None:
     """The number that decides comes before the migration, measured ones during it; the outcome follows."""
-    seconds = "3" if preset == "never" else "60"
+    seconds = "3" if preset == "never" else "120"
     arguments = [*VFU_DEV, "load", "--preset", preset, "--preset-memory", "16M", "--max-bandwidth", "8M"]
     arguments += ["--duration", seconds]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
@@ -321,7 +349,7 @@ def test_an_interrupted_preset_leaves_nothing_behind(late: bool, library: Path, 
         for _ in range(2 if late else 1):
             assert "written" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 130, err
     assert err == ""
     assert "interrupted" in out or not late

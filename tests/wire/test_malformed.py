@@ -17,15 +17,25 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from serverkit import RunningServer, receive_exactly, server_farm, short_folder, wait_until
+from serverkit import (
+    PATIENCE_SECONDS,
+    RunningServer,
+    ServerFactory,
+    receive_exactly,
+    server_farm,
+    short_folder,
+    wait_until,
+)
 
 from vfu_dev import uapi
 from vfu_dev.client.frames import HEADER
 from vfu_dev.uapi import DeviceState
 
 U32, U64 = (1 << 32) - 1, (1 << 64) - 1
-SERVER_PATIENCE_SECONDS = 5.0  # what the library gives a client in the middle of a message
+# What the library logs of a client that did not go on with its message for 5 s.
+GAVE_UP = "Connection timed out"
 COMMANDS = [*range(1, 20)]
+NOISY_CLIENTS = 500
 
 
 def frame(
@@ -51,7 +61,7 @@ def raw(server: RunningServer, *, negotiate: bool = True) -> Iterator[socket.soc
     """A bare socket to the server, after a VERSION exchange unless told otherwise."""
     wait_until(lambda: not server.status()["connected"], "the server drops its last client")
     with closing(socket.socket(socket.AF_UNIX)) as sock:
-        sock.settimeout(10)
+        sock.settimeout(PATIENCE_SECONDS)
         sock.connect(str(server.socket))
         if negotiate:
             sock.sendall(VERSION)
@@ -182,25 +192,26 @@ def test_nothing_works_before_the_version_exchange(shared_server: RunningServer,
 
 
 @pytest.mark.parametrize("count", [1, 8, 15, 16, 20, 100])
-def test_a_client_that_dies_in_a_message(shared_server: RunningServer, count: int) -> None:
-    """Half a header, a header alone, half a body: the connection goes, and the server is free at once."""
+def test_a_client_that_dies_in_a_message(serve: ServerFactory, count: int) -> None:
+    """Half a header, a header alone, half a body: the server sees the end, and does not wait for the rest."""
+    server = serve("--log-level", "debug", memory="64K")
     message = frame(uapi.VFIO_USER_REGION_WRITE, struct.pack("<QII", 0, 2, 4096) + bytes(4096))
-    with raw(shared_server) as sock:
+    with raw(server) as sock:
         sock.sendall(message[:count])
-    began = time.monotonic()
-    serves(shared_server)
-    assert time.monotonic() - began < SERVER_PATIENCE_SECONDS - 1
+    serves(server)
+    assert GAVE_UP not in server.log()
 
 
 @pytest.mark.parametrize("count", [8, 20])
-def test_a_client_that_falls_silent_in_a_message_is_dropped(shared_server: RunningServer, count: int) -> None:
-    """It cannot hold the server for ever: within its patience the next client is served."""
+def test_a_client_that_falls_silent_in_a_message_is_dropped(serve: ServerFactory, count: int) -> None:
+    """It cannot hold the server for ever: the server gives up on it, and serves the next client."""
+    server = serve("--log-level", "debug", memory="64K")
     message = frame(uapi.VFIO_USER_REGION_WRITE, struct.pack("<QII", 0, 2, 4096) + bytes(4096))
-    with raw(shared_server) as sock:
+    with raw(server) as sock:
         sock.sendall(message[:count])
-        sock.settimeout(SERVER_PATIENCE_SECONDS + 5)
         assert answer(sock) is None
-    serves(shared_server)
+    assert GAVE_UP in server.log()
+    serves(server)
 
 
 def test_a_client_that_reads_no_replies_is_dropped(shared_server: RunningServer) -> None:
@@ -208,8 +219,8 @@ def test_a_client_that_reads_no_replies_is_dropped(shared_server: RunningServer)
     with raw(shared_server) as sock:
         sock.setblocking(False)
         request = frame(uapi.VFIO_USER_REGION_READ, struct.pack("<QII", 0, 2, 65536))
-        began = time.monotonic()
-        while time.monotonic() - began < SERVER_PATIENCE_SECONDS + 10:
+        ends = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < ends:
             try:
                 sock.sendall(request * 64)
             except BlockingIOError:
@@ -295,7 +306,7 @@ def test_migration_data_too_long_for_the_limit_is_refused(shared_server: Running
 
 @pytest.mark.parametrize("seed", range(4))
 def test_random_bytes_and_random_changes(shared_server: RunningServer, seed: int) -> None:
-    """A few seconds of seeded noise: whole messages with random fields, flipped bits, random cuts."""
+    """Seeded noise of many clients: whole messages with random fields, flipped bits, random cuts."""
     chance = random.Random(seed)
     good = [
         frame(uapi.VFIO_USER_DEVICE_GET_INFO, struct.pack("<4I", 16, 0, 0, 0)),
@@ -316,10 +327,7 @@ def test_random_bytes_and_random_changes(shared_server: RunningServer, seed: int
         frame(uapi.VFIO_USER_MIG_GET_PRECOPY_INFO, struct.pack("<IIQQ", 24, 0, 0, 0)),
         frame(uapi.VFIO_USER_DEVICE_RESET),
     ]
-    ends = time.monotonic() + 3
-    clients = 0
-    while time.monotonic() < ends:
-        clients += 1
+    for _ in range(NOISY_CLIENTS):
         with raw(shared_server, negotiate=chance.random() < 0.9) as sock:
             try:
                 for _ in range(chance.randrange(1, 40)):
@@ -335,8 +343,6 @@ def test_random_bytes_and_random_changes(shared_server: RunningServer, seed: int
             except ConnectionError:
                 pass  # the server had enough of it
             sock.shutdown(socket.SHUT_WR)
-            deadline = time.monotonic() + SERVER_PATIENCE_SECONDS + 5
             while answer(sock) is not None:
-                assert time.monotonic() < deadline
-    assert clients > 3
+                pass
     serves(shared_server)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from serverkit import ServerFactory, wait_until
+from serverkit import PATIENCE_SECONDS, ServerFactory, wait_until
 from streamkit import load, read_all
 
 from vfu_dev import uapi
@@ -143,11 +142,9 @@ def test_a_memory_larger_than_its_bar_is_seen_through_a_window(serve: ServerFact
         device.region_write(BAR4, 16, b"near")
         device.region_write(BAR0, REG_WINDOW, far.to_bytes(8, "little"))
         device.region_write(BAR4, 16, b"far away")
-        began = time.monotonic()
         progress = Migrator(device, other).run()
-        # 6 GiB of which two pages were touched: some hundred bytes for each GiB, and no time
+        # 6 GiB of which two pages were touched: some hundred bytes for each GiB
         assert progress.transferred_bytes < 64 * 1024
-        assert time.monotonic() - began < 3
         assert other.region_read(BAR4, 16, 8) == b"far away"
         other.region_write(BAR0, REG_WINDOW, bytes(8))
         assert other.region_read(BAR4, 16, 4) == b"near"
@@ -195,20 +192,28 @@ def test_the_opt_in_ends_with_the_connection(serve: ServerFactory) -> None:
         assert (info.initial_bytes, info.flags) == (0, 0)
 
 
-def test_a_look_at_mapped_memory_never_blocks_mmio_for_long(serve: ServerFactory) -> None:
-    """256 MiB under a migration that asks all the time: what a register access waits is bounded."""
+def test_each_question_looks_at_mapped_memory(serve: ServerFactory) -> None:
+    """256 MiB under a migration that asks all the time: 20 looks, which see every page between them.
+
+    How long a register access waits for one of them is a figure of `vfu-dev bench precopy`.
+    """
     source = serve("--access", "mmap", memory="256M")
     with source.connect() as device:
         words_of(device, BAR2)[:] = 1
         device.migration.set_state(S.PRE_COPY)
         read_all(device, MIB)
+
+        def scans() -> dict[str, int]:
+            return dict(source.status()["memories"][0]["scans"])
+
+        before = scans()
         for _ in range(20):
             device.migration.data_size()
-        scans = source.status()["memories"][0]["scans"]
-        assert scans["looks"] >= 20
-        assert scans["pages"] >= 65536
-        # 50 ms by design; the rest is for a machine that has other things to do
-        assert scans["longest_seconds"] < 1.0
+        assert scans()["looks"] >= before["looks"] + 20
+        wait_until(
+            lambda: device.migration.data_size() and scans()["pages"] >= before["pages"] + 65536,
+            "each page has had its turn",
+        )
         device.migration.set_state(S.RUNNING)
 
 
@@ -241,6 +246,6 @@ def test_options_and_wait(serve: ServerFactory) -> None:
     """An idle mapped device converges by QEMU's rule, whatever the budget of a look."""
     source, destination = serve("--fill", "1", "--access", "mmap", memory="64M"), serve(memory="64M")
     with source.connect() as device, destination.connect() as other:
-        progress = Migrator(device, other, Options(timeout_seconds=30)).run()
+        progress = Migrator(device, other, Options(timeout_seconds=PATIENCE_SECONDS)).run()
         assert progress.initial_bytes > 64 * MIB
     wait_until(lambda: destination.status()["load"]["status"] == "completed", "the load is complete")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from serverkit import RunningServer, ServerFactory, wait_until
+from serverkit import PATIENCE_SECONDS, RunningServer, ServerFactory, wait_until
 
 from vfu_dev import libvfio_user
 from vfu_dev.device import BarSpace, ReferenceDevice
@@ -28,7 +28,7 @@ def run(library: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         [*VFU_DEV, "serve", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
         env=environment,
         check=False,
     )
@@ -117,7 +117,7 @@ def test_sigint_and_quit_are_clean_stops_too(serve: ServerFactory) -> None:
     with second.control() as control:
         control.command("quit")
     for server in (first, second):
-        assert server.process.wait(15) == 0
+        assert server.process.wait(PATIENCE_SECONDS) == 0
         assert not server.socket.exists()
 
 

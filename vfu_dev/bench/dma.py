@@ -1,4 +1,4 @@
-"""How fast the device's DMA engine moves guest memory."""
+"""How fast the device's DMA engine moves guest memory, and what a guest's MMIO waits for meanwhile."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from vfu_dev.bench.figures import Effort, Figure, figure, in_turns
+from vfu_dev.bench.figures import Effort, Figure, figure, in_turns, percentiles
 from vfu_dev.bench.peers import Bench, BenchError
+from vfu_dev.bench.raw import Nanoseconds
 from vfu_dev.client import VfioUserDevice
-from vfu_dev.device.descriptors import CTRL_START, DESCRIPTOR, DMA_FIELDS, Op, Status
+from vfu_dev.device.descriptors import CTRL_ABORT, CTRL_START, DESCRIPTOR, DMA_FIELDS, Op, Status
 from vfu_dev.uapi import VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX
 
 MIB = 1 << 20
 TABLE, DATA = 0x1000, 0x100000  # guest addresses
 COMMAND, MEMORY_AND_MASTER = 0x04, 0x06  # <linux/pci_regs.h>
-RUN_SECONDS = 30.0
+RUN_SECONDS = 120.0
+DESCRIPTORS = 1024  # of one run that lasts longer than a round: each fills the device's whole memory
+ID_BYTES = 4
 
 _FIELDS = {field.name: (field.offset, np.dtype(field.format).itemsize) for field in DMA_FIELDS}
 
@@ -43,26 +46,66 @@ def engine(bench: Bench, effort: Effort) -> Iterator[Figure]:
                 run()
                 name = f"dma-{op.name.lower().replace('_', '-')}/rate"
                 yield figure(name, "MiB/s", in_turns(effort.rounds, run, copy), "numpy copies")
+            busy = _reads_during(device, view, size, effort.calls)
+            pairs = in_turns(effort.rounds, busy, lambda: _reads(device, effort.calls))
+            yield from percentiles("mmio-dma", pairs, "engine idle")
+
+
+def _reads(device: VfioUserDevice, calls: int) -> Nanoseconds:
+    """Return how long each of `calls` reads of a register takes."""
+    found = np.empty(calls, np.int64)
+    for number in range(calls):
+        began = time.perf_counter_ns()
+        device.region_read(VFIO_PCI_BAR0_REGION_INDEX, 0, ID_BYTES)
+        found[number] = time.perf_counter_ns() - began
+    return found
+
+
+def _reads_during(
+    device: VfioUserDevice, table: memoryview, size: int, calls: int
+) -> Callable[[], Nanoseconds]:
+    """Return what starts a long run of the engine, reads while it lasts, and aborts it."""
+
+    def read() -> Nanoseconds:
+        rows = np.zeros(DESCRIPTORS, DESCRIPTOR)
+        rows["op"], rows["length"] = Op.FILL_DEVICE, size
+        table[TABLE : TABLE + rows.nbytes] = rows.tobytes()
+        _start(device, DESCRIPTORS)
+        found = _reads(device, calls)
+        if _status(device) is not Status.BUSY:
+            raise BenchError("the DMA engine was done before the reads were")
+        _put(device, "dma_ctrl", CTRL_ABORT)
+        while _status(device) is Status.BUSY:
+            pass
+        return found
+
+    return read
+
+
+def _put(device: VfioUserDevice, name: str, value: int) -> None:
+    offset, count = _FIELDS[name]
+    device.region_write(VFIO_PCI_BAR0_REGION_INDEX, offset, value.to_bytes(count, "little"))
+
+
+def _status(device: VfioUserDevice) -> Status:
+    offset, count = _FIELDS["dma_status"]
+    return Status(int.from_bytes(device.region_read(VFIO_PCI_BAR0_REGION_INDEX, offset, count), "little"))
+
+
+def _start(device: VfioUserDevice, descriptors: int) -> None:
+    _put(device, "dma_table", TABLE)
+    _put(device, "dma_count", descriptors)
+    _put(device, "dma_ctrl", CTRL_START)
 
 
 def _run(device: VfioUserDevice, table: memoryview, op: Op, size: int) -> Callable[[], float]:
-    def put(name: str, value: int) -> None:
-        offset, count = _FIELDS[name]
-        device.region_write(VFIO_PCI_BAR0_REGION_INDEX, offset, value.to_bytes(count, "little"))
-
-    def status() -> Status:
-        offset, count = _FIELDS["dma_status"]
-        return Status(int.from_bytes(device.region_read(VFIO_PCI_BAR0_REGION_INDEX, offset, count), "little"))
-
     def run() -> float:
         row = np.zeros(1, DESCRIPTOR)
         row["op"], row["address"], row["length"] = op, DATA, size
         table[TABLE : TABLE + row.nbytes] = row.tobytes()
         began = time.perf_counter()
-        put("dma_table", TABLE)
-        put("dma_count", 1)
-        put("dma_ctrl", CTRL_START)
-        while status() is Status.BUSY:
+        _start(device, 1)
+        while _status(device) is Status.BUSY:
             if time.perf_counter() - began > RUN_SECONDS:
                 raise BenchError(f"DMA of {size} bytes is not done after {RUN_SECONDS:g} s")
             time.sleep(0.001)  # each look takes the engine's time

@@ -53,4 +53,7 @@ LIMITS = {
     # Over a link with a limit, which leaves little to guess.
     "forecast/apart": Limit(1.25),
     "downtime/apart": Limit(1.1),
+    # The engine works in slices of 256 KiB, and an access waits for the rest of one.
+    "mmio-dma/p50": Limit(3.0),
+    "mmio-dma/p99": Limit(20.0),
 }

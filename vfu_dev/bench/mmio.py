@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 import numpy as np
 
 from vfu_dev.bench.figures import Effort, Figure, in_turns, percentiles
-from vfu_dev.bench.peers import Bench, BenchError
+from vfu_dev.bench.peers import STOP_SECONDS, Bench, BenchError
 from vfu_dev.bench.raw import Nanoseconds, RawClient, region_read, region_write, state_read
 from vfu_dev.uapi import VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR2_REGION_INDEX, DeviceState
 
@@ -76,7 +76,7 @@ def scraping(*where: object) -> Iterator[None]:
             yield
         finally:
             scraper.stdin.close()
-            scraper.wait(10)
+            scraper.wait(STOP_SECONDS)
 
 
 def scraped(bench: Bench, effort: Effort) -> Iterator[Figure]:

@@ -17,8 +17,8 @@ from vfu_dev.builds import artifact
 from vfu_dev.client.listening import is_listening
 from vfu_dev.errors import VfuDevError
 
-START_SECONDS = 30.0
-STOP_SECONDS = 10.0
+START_SECONDS = 120.0
+STOP_SECONDS = 30.0
 
 
 class BenchError(VfuDevError):

@@ -26,7 +26,7 @@ Nanoseconds = npt.NDArray[np.int64]
 
 _FEATURE = struct.Struct("<II")
 _VERSION = b'{"capabilities":{"max_msg_fds":8,"max_data_xfer_size":1048576}}\0'
-TIMEOUT_SECONDS = 10.0
+TIMEOUT_SECONDS = 120.0
 READ_BYTES = 1 << 20  # as QEMU reads
 
 

@@ -110,9 +110,7 @@ class LoadRun:
 
     def advance(self, budget_seconds: float) -> None:
         """Make the writes that are due, for about so long, and say when it goes on."""
-        now = time.monotonic_ns()
-        if now - self._last > _GAP_NS:
-            self._notice_quiet(now)
+        now = self._now()
         deadline = now + int(min(budget_seconds, TURN_SECONDS) * _NS)
         while True:
             runs = self._pacer.take(now, self._limit)
@@ -139,8 +137,20 @@ class LoadRun:
             while now - self._window[0][0] > _RATE_WINDOW_NS + _RATE_STEP_NS:
                 self._window.popleft()
 
+    def settle(self) -> None:
+        """Count what is missed by now; nothing is written any more."""
+        now = self._now()
+        self._pacer.settle(now)
+        self._last, self._last_time = now, time.time()
+
+    def _now(self) -> int:
+        """Return the clock, once the time in which the device had to be quiet is out of the load's."""
+        now = time.monotonic_ns()
+        if now - self._last > _GAP_NS:
+            self._notice_quiet(now)
+        return now
+
     def _notice_quiet(self, now: int) -> None:
-        """Take the time in which the device had to be quiet out of the load's."""
         quiet = _quiet_seconds(self._migration, self._last_time)
         quiet_ns = min(int(quiet * _NS), now - self._last)
         if quiet_ns:
@@ -231,6 +241,7 @@ class OperatorLoad:
     def stop(self) -> None:
         """Stop writing; the figures stay."""
         if self._run is not None:
+            self._run.settle()
             self._missed += self._run.missed
             self._last = self.status() | {"running": False}
             self._run = None

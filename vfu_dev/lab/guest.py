@@ -12,9 +12,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from vfu_dev.lab.guest_line import COMMAND_TIMEOUT_SECONDS, GuestLine, Transport
 from vfu_dev.lab.guest_line import GuestError as GuestError
+from vfu_dev.lab.guest_line import GuestLine, Transport
 from vfu_dev.lab.kvm_trial import KVM_SECONDS
+from vfu_dev.lab.process import PATIENCE_SECONDS
 from vfu_dev.lab.qemu import Qemu
 from vfu_dev.lab.result import GuestResult
 from vfu_dev.patterns import LoadSpec, Program
@@ -24,8 +25,8 @@ IDLE = LoadSpec("idle")
 # Told (bytes compared, bytes in all) while a guest verifies.
 VerifyProgress = Callable[[int, int], None]
 
-# TCG under a loaded machine needs about 10 s to reach init; ten times that is a hang.
-BOOT_TIMEOUT_SECONDS = 120.0
+# TCG under a loaded machine needs about 10 s to reach init; thirty times that is a hang.
+BOOT_TIMEOUT_SECONDS = 300.0
 # A read-back by the CPU is one trapped round trip (40-60 us) for each 8 bytes; silence this long is a hang.
 VERIFY_SILENCE_SECONDS = 120.0
 
@@ -101,7 +102,7 @@ class LinuxGuest(Guest):
         await self._line.connect(qemu.line_socket)
         return self._line
 
-    async def command(self, text: str, timeout_seconds: float = COMMAND_TIMEOUT_SECONDS) -> dict[str, Any]:
+    async def command(self, text: str, timeout_seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
         """Run one command of vfud-load and return its reply. Raises: GuestError."""
         if self._line is None:
             raise GuestError("the guest has not been started")
@@ -109,13 +110,14 @@ class LinuxGuest(Guest):
 
     async def ready(self, source: Qemu) -> None:
         """Wait for the guest's program: ask until it answers (its greeting may precede our connection)."""
-        await self._attach(source)
+        line = await self._attach(source)
         began = time.monotonic()
         deadline = began + BOOT_TIMEOUT_SECONDS
         while True:
             source.process.check()
             try:
-                self.status = await self.command("status", 2.0)
+                self.status = await line.command("status", 2.0)
+                await line.catch_up()
                 break
             except GuestError:
                 if time.monotonic() > began + KVM_SECONDS and source.is_silent_under_kvm():

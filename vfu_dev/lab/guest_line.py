@@ -15,12 +15,15 @@ from typing import Any, Literal
 
 from vfu_dev.errors import LabError
 from vfu_dev.lab.guest_program import program_lines
+from vfu_dev.lab.process import PATIENCE_SECONDS
 from vfu_dev.patterns import LoadSpec
-
-COMMAND_TIMEOUT_SECONDS = 20.0
 
 # How the guest's writes reach the device: by its CPU, or fetched by the device's DMA engine.
 Transport = Literal["mmio", "dma"]
+
+
+# vfud-load refuses it by its name, after the replies to everything before it.
+_NO_COMMAND = "catch-up"
 
 
 class GuestError(LabError):
@@ -64,19 +67,33 @@ class GuestLine:
 
     async def reply(self, command: str, timeout_seconds: float) -> dict[str, Any]:
         """Return the next reply to `command`. Raises: GuestError: none, or `ok` is false."""
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                while True:
-                    message = await self._replies.get()
-                    if message["reply"] == command:
-                        break
-        except TimeoutError as error:
-            raise GuestError(f"guest: no reply to {command!r} in {timeout_seconds:g} s") from error
+        message = await self._next(command, timeout_seconds)
         if not message.get("ok"):
             raise GuestError(f"guest: {command}: {message.get('error', 'refused')}")
         return message
 
-    async def command(self, text: str, timeout_seconds: float = COMMAND_TIMEOUT_SECONDS) -> dict[str, Any]:
+    async def _next(self, command: str, timeout_seconds: float) -> dict[str, Any]:
+        """Return the next reply to `command`, whatever it says; those to other commands are dropped."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while (message := await self._replies.get())["reply"] != command:
+                    pass
+        except TimeoutError as error:
+            raise GuestError(f"guest: no reply to {command!r} in {timeout_seconds:g} s") from error
+        return message
+
+    async def catch_up(self) -> None:
+        """Wait until the guest has answered all that it was sent; what nobody waits for is dropped.
+
+        A command that is sent again because no reply came in time may have two, and the second would be taken
+        for that to a later command of the same name.
+
+        Raises:  GuestError: it does not answer.
+        """
+        self.send(_NO_COMMAND)
+        await self._next(_NO_COMMAND, PATIENCE_SECONDS)
+
+    async def command(self, text: str, timeout_seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
         """Run one command and return its reply. Raises: GuestError."""
         self.send(text)
         return await self.reply(text.split(" ", 1)[0], timeout_seconds)

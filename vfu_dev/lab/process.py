@@ -13,8 +13,10 @@ from pathlib import Path
 from vfu_dev.client.listening import is_listening
 from vfu_dev.errors import LabError
 
+# Whatever takes longer than this hangs, on a busy machine too: a start, an answer, a state to come.
+PATIENCE_SECONDS = 120.0
 # A child that ignores SIGTERM or QMP `quit` for this long is killed.
-STOP_SECONDS = 5.0
+STOP_SECONDS = 30.0
 
 
 class ProcessError(LabError):
@@ -129,7 +131,7 @@ class Child:
             return await self.wait()
 
 
-async def wait_for_socket(path: Path, child: Child, timeout_seconds: float = 20.0) -> None:
+async def wait_for_socket(path: Path, child: Child, timeout_seconds: float = PATIENCE_SECONDS) -> None:
     """Wait until `child` listens on the UNIX socket `path`.
 
     Raises: ProcessError: the child ended first. LabError: nothing listens after `timeout_seconds`.

@@ -21,14 +21,11 @@ from qemu.qmp.qmp_client import GreetingError
 from vfu_dev.builds.qemu_binary import probe_qemu
 from vfu_dev.errors import LabError
 from vfu_dev.lab.kvm_trial import LINUX_SPEAKS, LOUD
-from vfu_dev.lab.process import Child, wait_for_socket
+from vfu_dev.lab.process import PATIENCE_SECONDS, STOP_SECONDS, Child, wait_for_socket
 from vfu_dev.lab.trace import TRACE_PATTERNS, TraceEvent, parse_trace
 
 # The first slot of bus 0 that q35 leaves free with -nodefaults is 1; 0 is the host bridge, 31 the LPC.
 FIRST_SLOT = 3
-QMP_TIMEOUT_SECONDS = 20.0
-# A guest may take its time: pciehp waits five seconds, in case the button is pressed again.
-UNPLUG_TIMEOUT_SECONDS = 30.0
 
 
 class QmpError(LabError):
@@ -154,7 +151,8 @@ class Qemu:
         """
         began = time.time()
         await self.execute("device_del", id=f"vfu{index}")
-        await self.wait_event("DEVICE_DELETED", UNPLUG_TIMEOUT_SECONDS, after=began, device=f"vfu{index}")
+        # A guest may take its time: pciehp waits five seconds, in case the button is pressed again.
+        await self.wait_event("DEVICE_DELETED", after=began, device=f"vfu{index}")
 
     async def start(self) -> None:
         """Start QEMU and connect to its monitor.
@@ -165,14 +163,18 @@ class Qemu:
         await wait_for_socket(self.qmp_socket, self.process)
         self._qmp.register_listener(self._listener)
         try:
-            async with asyncio.timeout(QMP_TIMEOUT_SECONDS):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 await self._connect()
         except (QMPError, OSError, TimeoutError) as error:
-            with contextlib.suppress(TimeoutError):
-                await self.process.wait(1.0)
+            await self._end_of(error)
             self.process.check("ended before its monitor answered")
             raise QmpError(self.name, "connect", str(error) or "no answer") from error
         self._collector = asyncio.create_task(self._collect())
+
+    async def _end_of(self, error: Exception) -> None:
+        """Wait for the end of a QEMU whose monitor failed: a closed one is closed by its end."""
+        with contextlib.suppress(TimeoutError):
+            await self.process.wait(0.5 if isinstance(error, TimeoutError) else STOP_SECONDS)
 
     async def _connect(self) -> None:
         # The socket exists before devices are realized; QEMU greets only afterwards, or dies trying.
@@ -208,13 +210,12 @@ class Qemu:
         renamed = {key.replace("_", "-"): value for key, value in arguments.items()}
         self.process.check("is not running")
         try:
-            async with asyncio.timeout(QMP_TIMEOUT_SECONDS):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 return await self._qmp.execute(command, renamed or None)
         except ExecuteError as error:
             raise QmpError(self.name, command, str(error)) from error
         except (QMPError, OSError, TimeoutError) as error:
-            with contextlib.suppress(TimeoutError):
-                await self.process.wait(0.5)
+            await self._end_of(error)
             self.process.check(f"ended during QMP {command}")
             raise QmpError(self.name, command, str(error) or "no answer") from error
 
@@ -225,7 +226,7 @@ class Qemu:
                 yield event
 
     async def wait_event(
-        self, name: str, timeout_seconds: float = 20.0, after: float = 0.0, **data: Any
+        self, name: str, timeout_seconds: float = PATIENCE_SECONDS, after: float = 0.0, **data: Any
     ) -> dict[str, Any]:
         """Return the first event `name` not before `after` (unix seconds) whose data contain `data`.
 
@@ -269,9 +270,8 @@ class Qemu:
         """Quit QEMU by QMP, kill it when that fails, and return its exit status."""
         if self.process.running:
             with contextlib.suppress(QMPError, OSError, TimeoutError):
-                await asyncio.wait_for(self._qmp.execute("quit"), 2.0)
-            with contextlib.suppress(TimeoutError):
-                await self.process.wait(3.0)
+                await asyncio.wait_for(self._qmp.execute("quit"), STOP_SECONDS)
+                await self.process.wait(STOP_SECONDS)
         status = await self.process.stop()
         with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
             await asyncio.wait_for(self._qmp.disconnect(), 2.0)

@@ -22,6 +22,7 @@ from vfu_dev.lab.collect import FINAL_STATES, collect
 from vfu_dev.lab.convergence import Convergence, assess, threshold_bytes
 from vfu_dev.lab.guest import Guest, LinuxGuest
 from vfu_dev.lab.options import MigrateOptions
+from vfu_dev.lab.process import PATIENCE_SECONDS
 from vfu_dev.lab.qemu import Qemu
 from vfu_dev.lab.qtest_guest import QtestGuest
 from vfu_dev.lab.result import MigrationResult
@@ -32,8 +33,6 @@ from vfu_dev.patterns import LoadSpec
 SAMPLE_SECONDS = 0.05
 # Samples grow fewer as a migration grows longer: about this many for each factor of e in time.
 SAMPLES_KEPT = 400
-# How long a cancelled migration may take to end.
-GIVE_UP_SECONDS = 10.0
 
 Observer = Callable[[str, dict[str, Any]], None]
 
@@ -256,7 +255,7 @@ class Lab:
         reply: dict[str, Any] = row["qemu"]
         return reply
 
-    async def wait_running(self, qemu: Qemu, timeout_seconds: float = 20.0) -> None:
+    async def wait_running(self, qemu: Qemu, timeout_seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until the VM of `qemu` runs. Raises: LabError, ProcessError."""
         deadline = time.monotonic() + timeout_seconds
         while (state := await qemu.run_state()) != "running":
@@ -336,7 +335,7 @@ class Lab:
         """Cancel the migration, so that the VM goes on at the source. Raises: LabError."""
         self.observe("phase", {"text": "giving up: cancelling the migration"})
         await self.source.qemu.execute("migrate_cancel")
-        await self.wait_final(GIVE_UP_SECONDS)
+        await self.wait_final(PATIENCE_SECONDS)
 
     async def collect(self, result: MigrationResult) -> None:
         """Take what servers, QEMUs and traces say into `result`; parts that are gone stay empty."""

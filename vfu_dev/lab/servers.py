@@ -13,10 +13,7 @@ from typing import Any
 
 from vfu_dev.errors import LabError
 from vfu_dev.figures import Figures, Sample, Snapshot
-from vfu_dev.lab.process import Child, wait_for_socket
-
-# A digest of a large device takes a while; everything else answers at once.
-CONTROL_TIMEOUT_SECONDS = 30.0
+from vfu_dev.lab.process import PATIENCE_SECONDS, Child, wait_for_socket
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ class DeviceServer:
         Raises: LabError: the server refuses, is gone or does not answer.
         """
         try:
-            async with asyncio.timeout(CONTROL_TIMEOUT_SECONDS):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 reader, writer = await asyncio.open_unix_connection(str(self.control), limit=1 << 24)
                 try:
                     writer.write(json.dumps({"command": name, **arguments}).encode() + b"\n")

@@ -84,6 +84,7 @@ class ClientLoad(Closing):
         self._thread.join()
         if self._ended is None:
             self._ended = time.monotonic_ns()
+            self._pacer.settle(self._ended)
             self._target.close()
 
     def pause(self) -> None:

@@ -20,8 +20,8 @@ from vfu_dev.load.stop import Stop
 from vfu_dev.patterns import LoadSpec
 from vfu_dev.patterns.presets import PRESETS, Decision, decide
 
-START_SECONDS = 30.0
-STOP_SECONDS = 10.0
+START_SECONDS = 120.0
+STOP_SECONDS = 30.0
 LINE_SECONDS = 1.0
 
 

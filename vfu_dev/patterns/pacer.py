@@ -78,13 +78,7 @@ class Pacer:
 
     def take(self, now_ns: int, limit: int) -> list[Run]:
         """Return the writes that are due, oldest first, at most `limit`; they count as made."""
-        target = max(self._clock, now_ns - self._origin)
-        late = target - self._clock - CATCH_UP_NS
-        if late > 0:
-            self.missed += self._total(target) - self._total(target - late)
-            self._origin += late
-            target -= late
-        self._target = target
+        target = self._target = self._settle(now_ns)
         runs: list[Run] = []
         left = limit
         while True:
@@ -102,6 +96,23 @@ class Pacer:
             self._clock = end
             if end >= target:
                 return runs
+
+    def settle(self, now_ns: int) -> None:
+        """Count what is missed by now, without handing anything out: for a load that ends here.
+
+        A generator that was kept from writing just before its end would otherwise not have missed anything.
+        """
+        self._settle(now_ns)
+
+    def _settle(self, now_ns: int) -> int:
+        """Count what is missed; return how far the load's clock may go."""
+        target = max(self._clock, now_ns - self._origin)
+        late = target - self._clock - CATCH_UP_NS
+        if late > 0:
+            self.missed += self._total(target) - self._total(target - late)
+            self._origin += late
+            target -= late
+        return target
 
     def next_ns(self) -> int | None:
         """Return the moment (of the clock given to `take`) at which the next write is due; None for never.

@@ -20,6 +20,7 @@
 #include "vfud-load.h"
 
 #define SYSFS_PCI "/sys/bus/pci/devices"
+#define SYSFS_DRIVER "/sys/bus/pci/drivers/vfud"
 #define VENDOR_ID 0x4656
 #define DEVICE_ID 0x4455
 
@@ -77,7 +78,7 @@ static volatile void *map_bar(const char *address, int bar, uint64_t need, uint6
     return base;
 }
 
-/* The module's file for this device: /dev/vfudN, N as sysfs has it. -1: the module does not drive the device. */
+/* The module's file for this device: /dev/vfudN, N as sysfs has it. -1: the module does not drive the device (yet). */
 static int open_driver(const char *address)
 {
     char path[PATH_MAX];
@@ -90,7 +91,7 @@ static int open_driver(const char *address)
         if (fd < 0 && !strncmp(entries[i]->d_name, "vfud", 4)) {
             snprintf(path, sizeof(path), "/dev/%s", entries[i]->d_name);
             fd = open(path, O_RDWR | O_CLOEXEC);
-            if (fd < 0)
+            if (fd < 0 && errno != ENOENT)
                 die("%s: %s", path, strerror(errno));
         }
         free(entries[i]);
@@ -125,7 +126,8 @@ static uint64_t fill_word(uint64_t seed, uint64_t index)
     return seed ? mix(seed + (index + 1) * GOLDEN) : 0;
 }
 
-static void open_device(struct device *dev, const char *address)
+/* False: the kernel has the device, but the module is still taking it up; the next rescan finds it driven. */
+static bool open_device(struct device *dev, const char *address)
 {
     uint64_t size, page_size;
     int error;
@@ -133,6 +135,8 @@ static void open_device(struct device *dev, const char *address)
     memset(dev, 0, sizeof(*dev));
     snprintf(dev->address, sizeof(dev->address), "%s", address);
     dev->driver = open_driver(address);
+    if (dev->driver < 0 && !access(SYSFS_DRIVER, F_OK))
+        return false;
     /* A driver enabled the device when it was bound; then this is not ours to do. */
     error = dev->driver < 0 ? write_sysfs(address, "enable", "1") : 0;
     if (error)
@@ -158,6 +162,7 @@ static void open_device(struct device *dev, const char *address)
         dev->journal[i] = fill_word(dev->fill, i);
     printf("vfud-load: %s: %" PRIu64 " bytes, pages of %" PRIu64 ", fill %" PRIu64 ", generation %" PRIu64 "%s\n",
            address, size, page_size, dev->fill, dev->generation, dev->driver < 0 ? ", no driver" : "");
+    return true;
 }
 
 void close_device(struct device *dev)
@@ -192,7 +197,7 @@ void find_devices(void)
 
         if (name[0] != '.' && device_count < MAX_DEVICES && !is_open(name) &&
             read_sysfs_number(name, "vendor") == VENDOR_ID && read_sysfs_number(name, "device") == DEVICE_ID)
-            open_device(&devices[device_count++], name);
+            device_count += open_device(&devices[device_count], name);
         free(entries[i]);
     }
     free(entries);

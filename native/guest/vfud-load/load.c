@@ -388,9 +388,13 @@ void command_stop(const char *arguments)
 {
     (void)arguments;
     if (load.running) {
+        struct run none;
+
         load_settle();
         load.running = false;
         load.stopped_ns = now_ns();
+        /* Hands nothing out: it counts what was missed since the last time. */
+        pacer_take(&load.pacer, load.stopped_ns, 0, &none, 1);
     }
     report("stop");
 }

@@ -68,7 +68,9 @@ def answers(scenario: test_live.Scenario) -> dict[str, Any]:
 def play() -> dict[str, Any]:
     """Have the scenario of the tests happen, and return its panels."""
     with short_folder() as folder:
-        prometheus = Prometheus.start(folder, interval="200ms", limits=test_live.LIMITS, hold=test_live.HOLD)
+        prometheus = Prometheus.start(
+            folder, interval=test_live.INTERVAL, limits=test_live.NO_LIMITS, hold=test_live.HOLD
+        )
         try:
             library = artifact("libvfio-user", build=True)
             with test_live.servers(library, folder, prometheus) as running:
