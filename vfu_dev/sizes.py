@@ -11,6 +11,10 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 # 32 digits on either side are more than any size has, and few enough for exact arithmetic.
 _PATTERN = re.compile(r"([0-9]{1,32}(?:\.[0-9]{1,32})?)\s*([KMGT]?)(?:i?B)?(?:/s)?", re.IGNORECASE)
 
+# A network's units are decimal: a gigabit Ethernet carries 10^9 bits a second.
+_BITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BIT_PATTERN = re.compile(r"([0-9]{1,32}(?:\.[0-9]{1,32})?)\s*([KMGT]?)bit(?:/s)?", re.IGNORECASE)
+
 
 def parse_size(text: str) -> int:
     """Return the number of bytes (or bytes a second) that `text` names, exactly.
@@ -26,6 +30,22 @@ def parse_size(text: str) -> int:
     if value.denominator != 1:
         raise ValueError(f"not a whole number of bytes: {shown(text)}")
     return value.numerator
+
+
+def parse_bandwidth(text: str) -> int:
+    """Return the bytes a second that `text` names.
+
+    Args:    text: as for `parse_size`, or bits with decimal multiples, as networks count: `100Mbit`,
+             `1Gbit/s`. Rounded down to whole bytes.
+    Raises:  ValueError: anything else, with the text and examples.
+    """
+    match = _BIT_PATTERN.fullmatch(text.strip())
+    if match is not None:
+        number, unit = match.groups()
+        return int(Fraction(number) * _BITS[unit.upper()] / 8)
+    if _PATTERN.fullmatch(text.strip()) is None:
+        raise ValueError(f"not a bandwidth: {shown(text)} (bytes a second: 64K, 128M; bits: 1Gbit)")
+    return parse_size(text)
 
 
 def format_count(count: int, noun: str) -> str:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.patterns import PAGE_PATTERNS, Burst, LoadSpec, Phase, parse_rate
+from vfu_dev.patterns import PAGE_PATTERNS, Burst, LoadSpec, Phase, parse_dirty_rate, parse_write_rate
 
 rates = st.floats(0, 1e12) | st.integers(0, 1 << 40)
 bursts = st.builds(Burst, duty=st.floats(0.001, 1), period_seconds=st.floats(0.001, 100))
@@ -52,19 +52,68 @@ def test_a_load_survives_json(spec: LoadSpec) -> None:
 @pytest.mark.parametrize(
     ("text", "rate"),
     [
-        ("8M", {"rate_bytes": 8 << 20}),
-        ("512K/s", {"rate_bytes": 512 << 10}),
+        ("8M", {"dirty_rate_bytes": 8 << 20}),
+        ("512K/s", {"dirty_rate_bytes": 512 << 10}),
         ("2000p", {"rate_pages": 2000}),
         ("0.5p", {"rate_pages": 0.5}),
         ("2000p/s", {"rate_pages": 2000}),
-        (4096, {"rate_bytes": 4096}),
-        (0.5, {"rate_bytes": 0.5}),
+        (4096, {"dirty_rate_bytes": 4096}),
+        (0.5, {"dirty_rate_bytes": 0.5}),
     ],
 )
-def test_rates_as_text(text: object, rate: dict[str, float]) -> None:
-    """Bytes with a unit, pages with a p."""
-    assert parse_rate(text) == rate
-    assert LoadSpec.from_dict({"rate": text}) == LoadSpec(**rate)
+def test_dirty_rates_as_text(text: object, rate: dict[str, float]) -> None:
+    """Bytes of pages with a unit, pages with a p."""
+    assert parse_dirty_rate(text) == rate
+    assert LoadSpec.from_dict({"dirty_rate": text}) == LoadSpec(**rate)
+
+
+def test_a_write_rate_counts_bytes_written() -> None:
+    """And nothing else: pages are not written bytes."""
+    assert parse_write_rate("8M") == {"rate_bytes": 8 << 20}
+    assert LoadSpec.from_dict({"write_rate": "8M", "write_size": "4K"}) == LoadSpec(
+        rate_bytes=8 << 20, write_bytes=4096
+    )
+    with pytest.raises(ConfigError, match="write rate '5p': expected bytes written a second"):
+        parse_write_rate("5p")
+
+
+def test_rate_is_the_earlier_name_of_both() -> None:
+    """With a p it counted pages, else bytes written."""
+    assert LoadSpec.from_dict({"rate": "2000p"}) == LoadSpec(rate_pages=2000)
+    assert LoadSpec.from_dict({"rate": "8M"}) == LoadSpec(rate_bytes=8 << 20)
+    assert LoadSpec.from_dict({"rate": 4096}) == LoadSpec(rate_bytes=4096)
+
+
+@pytest.mark.parametrize(
+    ("spec", "page_bytes", "writes"),
+    [
+        (LoadSpec(dirty_rate_bytes=8 << 20), 4096, 2048),
+        (LoadSpec(dirty_rate_bytes=8 << 20), 65536, 128),
+        (LoadSpec(dirty_rate_bytes=8 << 20, write_bytes=8192), 4096, 1024),
+        (LoadSpec(rate_pages=2048), 65536, 2048),
+        (LoadSpec(rate_bytes=8 << 20, write_bytes=4096), 65536, 2048),
+    ],
+)
+def test_bytes_of_pages_are_of_the_memorys_pages(spec: LoadSpec, page_bytes: int, writes: int) -> None:
+    """8 MiB a second of pages of 64 KiB are 128 of them."""
+    assert spec.write_rate(page_bytes) == writes
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        (
+            LoadSpec(dirty_rate_bytes=4 << 20, write_bytes=64),
+            "2 MiB/s of pages, 4 MiB/s of pages were asked for",
+        ),
+        (LoadSpec(rate_pages=1000), "500.0 pages/s, 1000 pages/s were asked for"),
+        (LoadSpec(rate_bytes=65536), "32 KiB/s, 64 KiB/s were asked for"),
+    ],
+)
+def test_what_was_reached_is_said_in_the_unit_that_was_asked_for(spec: LoadSpec, text: str) -> None:
+    """Nobody who asked for 4 MiB/s of pages reads of 64 KiB/s."""
+    asked = spec.asked_rate_bytes
+    assert spec.reached_text({"asked_rate_bytes": asked, "reached_rate_bytes": asked / 2}) == text
 
 
 @pytest.mark.parametrize("text", ["", "p", "fast", "8X", "-1p", "nanp", "infp", None, True, [], "9" * 400])
@@ -107,8 +156,10 @@ def test_the_pattern_may_be_left_out() -> None:
         ({"patern": "idle"}, "no key 'patern'"),
         ({"pattern": "random"}, "expected one of idle, sequential"),
         ({"pattern": ["uniform"], "rate": "1M"}, "expected one of idle"),
-        ({"pattern": "uniform"}, "rate_bytes or rate_pages"),
-        ({"rate_bytes": 1, "rate_pages": 1}, "one of them"),
+        ({"pattern": "uniform"}, "a dirty rate or a write rate"),
+        ({"rate_bytes": 1, "rate_pages": 1}, "expected one rate"),
+        ({"dirty_rate": "1M", "write_rate": "1M"}, "dirty_rate: beside it no write_rate"),
+        ({"rate": "1M", "write_size": 8, "write_bytes": 8}, "write_size: beside it"),
         ({"rate": "1M", "rate_pages": 1}, "beside it"),
         ({"pattern": "idle", "rate_bytes": 1}, "no rate of its own"),
         ({"rate_bytes": -1}, "rate_bytes -1: expected a number from 0"),
@@ -120,7 +171,7 @@ def test_the_pattern_may_be_left_out() -> None:
         ({"rate": "1M", "write_bytes": 0}, "write_bytes 0: expected a whole number from 1"),
         ({"rate": "1M", "write_bytes": 1.5}, "write_bytes 1.5"),
         ({"rate": "1M", "write_bytes": "2M"}, "write_bytes 2097152"),
-        ({"rate": "1M", "write_bytes": "x"}, "write_bytes: not a size"),
+        ({"rate": "1M", "write_bytes": "x"}, "write_size: not a size"),
         ({"rate": "1M", "seed": -1}, "seed -1"),
         ({"rate": "1M", "seed": 1 << 64}, "seed 18446744073709551616"),
         ({"rate": "1M", "hot_share": 1.01}, "hot_share 1.01: expected a number from 0 to 1"),
@@ -183,7 +234,8 @@ def test_the_document_has_every_field() -> None:
         for names, defaults in rows
         for name, default in zip(names.split(","), defaults.split(","), strict=True)
     }
-    assert documented.pop("rate") == ""
+    for name in ("dirty_rate", "write_rate", "write_size"):  # the same as text
+        documented.pop(name)
     assert set(documented) == {field.name for field in fields(LoadSpec)}
     for field in fields(LoadSpec):
         if documented[field.name] not in ("", "none"):

@@ -35,7 +35,7 @@ class Rehearsal:
     """
 
     preset: str
-    bandwidth_bytes: int = 64 << 20
+    bandwidth_bytes: int
     memory_bytes: int = 256 << 20
     downtime_seconds: float = 0.3
     seconds: float = 10.0

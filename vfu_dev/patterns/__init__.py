@@ -8,7 +8,15 @@ from vfu_dev.patterns.carry import ArrayWriter
 from vfu_dev.patterns.figures import LoadFigures
 from vfu_dev.patterns.pacer import Pacer, Run
 from vfu_dev.patterns.program import Program
-from vfu_dev.patterns.spec import PAGE_PATTERNS, PATTERNS, Burst, LoadSpec, Phase, parse_rate
+from vfu_dev.patterns.spec import (
+    PAGE_PATTERNS,
+    PATTERNS,
+    Burst,
+    LoadSpec,
+    Phase,
+    parse_dirty_rate,
+    parse_write_rate,
+)
 from vfu_dev.patterns.trace import Trace
 from vfu_dev.patterns.writes import Writes, contents, writes_of
 
@@ -26,6 +34,7 @@ __all__ = [
     "Trace",
     "Writes",
     "contents",
-    "parse_rate",
+    "parse_dirty_rate",
+    "parse_write_rate",
     "writes_of",
 ]

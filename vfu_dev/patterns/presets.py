@@ -52,13 +52,14 @@ class Decision:
     @property
     def left_text(self) -> str:
         """What is left, and what may be."""
-        return f"{format_size(self.left_bytes)} left, {format_size(self.threshold_bytes)} may be"
+        left, allowed = format_size(self.left_bytes), format_size(self.threshold_bytes)
+        return f"{left} left; the downtime limit allows {allowed}"
 
     @property
     def text(self) -> str:
         """The numbers, in a sentence."""
         verdict = "converges" if self.converges else "NEVER CONVERGES"
-        return f"{verdict}: written {self.rates_text}; in the end {self.left_text}"
+        return f"{verdict}: written {self.rates_text}; will settle at {self.left_text}"
 
 
 def decide(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any
@@ -66,8 +66,9 @@ class LoadSpec:
             writes. `zipf`: place r (from 0) gets a share proportional to 1 / (r + 1) ** `zipf_exponent`.
             `trace`: what the file says, when it says so. `phases`: one load after the other, repeated.
         rate_bytes: bytes written a second.
-        rate_pages: pages written a second, instead of `rate_bytes`. Exactly one of them; none for `idle`,
-            `trace` and `phases`. 0 writes nothing.
+        rate_pages: pages written a second, instead of `rate_bytes`.
+        dirty_rate_bytes: the bytes of those pages, whole ones of the memory's page size, instead of either.
+            Exactly one of the three; none for `idle`, `trace` and `phases`. 0 writes nothing.
         write_bytes: size of one write, 1 to 1 MiB. A write smaller than a page stays within one.
         seed: of everything that is random, 64 bits.
         burst: None for a steady rate.
@@ -80,6 +81,7 @@ class LoadSpec:
     pattern: str = "uniform"
     rate_bytes: float | None = None
     rate_pages: float | None = None
+    dirty_rate_bytes: float | None = None
     write_bytes: int = DEFAULT_WRITE_BYTES
     seed: int = 1
     hot_fraction: float = 0.1
@@ -92,14 +94,15 @@ class LoadSpec:
     def __post_init__(self) -> None:
         if self.pattern not in PATTERNS:
             raise ConfigError(f"pattern {shown(self.pattern)}: expected one of {', '.join(PATTERNS)}")
-        rates = [rate for rate in (self.rate_bytes, self.rate_pages) if rate is not None]
+        rates = {name: getattr(self, name) for name in _RATE_FIELDS if getattr(self, name) is not None}
         if self.pattern in PAGE_PATTERNS and len(rates) != 1:
-            raise ConfigError(f"{self.pattern}: expected rate_bytes or rate_pages, one of them")
-        if self.pattern not in PAGE_PATTERNS and any(rates):
-            raise ConfigError(f"{self.pattern}: has no rate of its own, neither rate_bytes nor rate_pages")
-        for name in ("rate_bytes", "rate_pages"):
-            if getattr(self, name) is not None:
-                _number(name, getattr(self, name), 0, MAX_RATE)
+            raise ConfigError(f"{self.pattern}: expected a dirty rate or a write rate, one of them")
+        if self.pattern not in PAGE_PATTERNS and any(rates.values()):
+            raise ConfigError(
+                f"{self.pattern}: has no rate of its own, neither a dirty rate nor a write rate"
+            )
+        for name, rate in rates.items():
+            _number(name, rate, 0, MAX_RATE)
         _integer("write_bytes", self.write_bytes, 1, MAX_WRITE_BYTES)
         _integer("seed", self.seed, 0, MAX_SEED)
         _number("hot_fraction", self.hot_fraction, 0.0, 1.0)
@@ -121,7 +124,7 @@ class LoadSpec:
         """Whether nothing is ever written."""
         if self.pattern == "phases":
             return all(phase.load.is_idle for phase in self.phases)
-        return self.pattern != "trace" and not (self.rate_bytes or self.rate_pages)
+        return self.pattern != "trace" and not (self.rate_bytes or self.rate_pages or self.dirty_rate_bytes)
 
     def pages_per_write(self, page_bytes: int = DEFAULT_PAGE_BYTES) -> int:
         """Return how many pages one write touches; the pages a write may begin at are that far apart."""
@@ -137,7 +140,10 @@ class LoadSpec:
             )
         if self.rate_bytes is not None:
             return Fraction(self.rate_bytes) / self.write_bytes
-        return Fraction(self.rate_pages or 0) / self.pages_per_write(page_bytes)
+        pages = Fraction(self.rate_pages or 0)
+        if self.dirty_rate_bytes is not None:
+            pages = Fraction(self.dirty_rate_bytes) / page_bytes
+        return pages / self.pages_per_write(page_bytes)
 
     @property
     def writes_per_second(self) -> float:
@@ -173,14 +179,32 @@ class LoadSpec:
             "hotset": f" ({self.hot_share:.0%} of the writes to {self.hot_fraction:.0%} of the pages)",
             "zipf": f" (exponent {self.zipf_exponent:g})",
         }.get(self.pattern, "")
-        if self.rate_bytes is not None:
-            rate = f"{format_size(self.rate_bytes)}/s"
-        else:
-            rate = f"{self.rate_pages:g} pages/s"
-        text = f"{self.pattern}{extra}, {rate}, writes of {format_size(self.write_bytes)}, seed {self.seed}"
+        size = format_size(self.write_bytes)
+        text = f"{self.pattern}{extra}, {self.rate_text()}, writes of {size}, seed {self.seed}"
         if self.burst is not None:
             text += f", in bursts of {self.burst.duty:.0%} of {self.burst.period_seconds:g} s"
         return text
+
+    def rate_text(self, part: float = 1.0) -> str:
+        """Return `part` of the rate in the unit in which it was asked for: pages, or bytes."""
+        if self.rate_pages is not None:
+            rate = self.rate_pages * part
+            return f"{rate:g} pages/s" if rate == self.rate_pages else f"{rate:.1f} pages/s"
+        if self.dirty_rate_bytes is not None:
+            return f"{format_size(self.dirty_rate_bytes * part)}/s of pages"
+        return f"{format_size(self.asked_rate_bytes * part)}/s"
+
+    def reached_text(self, figures: Mapping[str, Any]) -> str:
+        """Return the rate reached beside the rate asked for, both in the unit of the latter.
+
+        Args:    figures: `asked_rate_bytes` and `reached_rate_bytes` of the load that was carried out.
+        """
+        asked, reached = figures["asked_rate_bytes"], figures["reached_rate_bytes"]
+        if not asked:
+            return "nothing was asked for"
+        if self.pattern not in PAGE_PATTERNS:  # a trace's rate is in its file, that of phases in each
+            return f"{format_size(reached)}/s, {format_size(asked)}/s were asked for"
+        return f"{self.rate_text(reached / asked)}, {self.rate_text()} were asked for"
 
     # --- as JSON and TOML know it -------------------------------------------------------------------------
 
@@ -192,8 +216,8 @@ class LoadSpec:
         if self.pattern in ("trace", *PAGE_PATTERNS):
             values["seed"] = self.seed
         if self.pattern in PAGE_PATTERNS:
-            name = "rate_pages" if self.rate_bytes is None else "rate_bytes"
-            values |= {name: getattr(self, name), "write_bytes": self.write_bytes}
+            values |= {name: rate for name in _RATE_FIELDS if (rate := getattr(self, name)) is not None}
+            values["write_bytes"] = self.write_bytes
         if self.pattern == "hotset":
             values |= {"hot_fraction": self.hot_fraction, "hot_share": self.hot_share}
         if self.pattern == "zipf":
@@ -211,21 +235,29 @@ class LoadSpec:
     def from_dict(cls, values: object) -> LoadSpec:
         """Return the load that JSON or TOML describes.
 
-        Args:    values: the fields by name. `rate` may be given as text instead of `rate_bytes` and
-                 `rate_pages` (see `parse_rate`), `write_bytes` as text with a unit; `pattern` may be left out
-                 where `phases` or `trace` say it.
+        Args:    values: the fields by name. The rate may be given as people write it instead: `dirty_rate`
+                 (see `parse_dirty_rate`) or `write_rate` (bytes written a second), and the size of a write as
+                 `write_size`. `rate` is an earlier name of both rates. `pattern` may be left out where
+                 `phases` or `trace` say it.
         Raises:  ConfigError: something else, naming the key and what it may be.
         """
-        given = dict(_mapping("load", values, {field.name for field in fields(cls)} | {"rate"}))
-        if "rate" in given:
-            if {"rate_bytes", "rate_pages"} & set(given):
-                raise ConfigError("rate: beside it neither rate_bytes nor rate_pages")
-            given |= parse_rate(given.pop("rate"))
+        known = {field.name for field in fields(cls)} | {*RATE_KEYS, *WRITE_SIZE_KEYS}
+        given = dict(_mapping("load", values, known, {"rate"}))
+        rates = [name for name in RATE_KEYS if given.get(name) is not None]
+        if len(rates) > 1:
+            raise ConfigError(f"{rates[0]}: beside it no {' or '.join(rates[1:])}: expected one rate")
+        for name, parse in _RATE_TEXTS.items():
+            if name in given:
+                given |= parse(given.pop(name))
+        if "write_size" in given:
+            if "write_bytes" in given:
+                raise ConfigError("write_size: beside it no write_bytes, which says the same")
+            given["write_bytes"] = given.pop("write_size")
         if isinstance(given.get("write_bytes"), str):
-            given["write_bytes"] = _size("write_bytes", given["write_bytes"])
+            given["write_bytes"] = _size("write_size", given["write_bytes"])
         if "pattern" not in given:
             implied = [name for name in ("phases", "trace") if given.get(name)]
-            if not implied and not any(given.get(name) for name in ("rate_bytes", "rate_pages")):
+            if not implied and not any(given.get(name) for name in _RATE_FIELDS):
                 implied = ["idle"]
             given["pattern"] = implied[0] if implied else "uniform"
         if given.get("burst") is not None:
@@ -237,25 +269,52 @@ class LoadSpec:
         return cls(**given)
 
 
-def parse_rate(text: object) -> dict[str, float]:
-    """Return the rate that `text` names, as an argument of `LoadSpec`.
+def parse_dirty_rate(text: object) -> dict[str, float]:
+    """Return the pages to dirty a second that `text` names, as an argument of `LoadSpec`.
 
-    Args:    text: bytes a second (`8M`, `512K/s`, `4096`) or pages a second (`2000p`, `0.5p`); a number is
-             bytes a second.
+    Args:    text: bytes of whole pages a second (`8M`, `512K/s`, `4096`) or pages a second (`2000p`, `0.5p`);
+             a number is bytes of pages a second.
     Raises:  ConfigError: anything else.
     """
+    return _parse_rate(text, "dirty rate", "bytes of pages a second (8M) or pages a second (2000p)", True)
+
+
+def parse_write_rate(text: object) -> dict[str, float]:
+    """Return the bytes to write a second that `text` names, as an argument of `LoadSpec`.
+
+    Raises:  ConfigError: `text` is no size, nor a number.
+    """
+    return _parse_rate(text, "write rate", "bytes written a second (8M)", False)
+
+
+def _earlier_rate(text: object) -> dict[str, float]:
+    """Return what `rate` meant, the name of both rates: pages (`2000p`), else bytes written a second."""
+    by_pages = isinstance(text, str) and text.strip().removesuffix("/s").endswith("p")
+    return parse_dirty_rate(text) if by_pages else parse_write_rate(text)
+
+
+def _parse_rate(text: object, name: str, expected: str, of_pages: bool) -> dict[str, float]:
+    field = "dirty_rate_bytes" if of_pages else "rate_bytes"
     if isinstance(text, int | float) and not isinstance(text, bool):
-        return {"rate_bytes": text}
-    if not isinstance(text, str):
-        raise ConfigError(f"rate {text!r}: expected bytes a second (8M) or pages a second (2000p)")
-    stripped = text.strip().removesuffix("/s")
+        return {field: text}
     try:
-        if stripped.endswith("p"):
+        if not isinstance(text, str):
+            raise ValueError
+        stripped = text.strip().removesuffix("/s")
+        if of_pages and stripped.endswith("p"):
             rate = float(stripped[:-1])
             return {"rate_pages": int(rate) if rate.is_integer() else rate}
-        return {"rate_bytes": parse_size(stripped)}
+        return {field: parse_size(stripped)}
     except (ValueError, OverflowError) as error:
-        raise ConfigError(f"rate {text!r}: expected bytes a second (8M) or pages a second (2000p)") from error
+        raise ConfigError(f"{name} {shown(text)}: expected {expected}") from error
+
+
+_RATE_FIELDS = ("rate_bytes", "rate_pages", "dirty_rate_bytes")
+# As people write them -> what they mean.
+_RATE_TEXTS = {"dirty_rate": parse_dirty_rate, "write_rate": parse_write_rate, "rate": _earlier_rate}
+# Every key that says a rate; a load has one of them.
+RATE_KEYS = (*_RATE_TEXTS, *_RATE_FIELDS)
+WRITE_SIZE_KEYS = ("write_size", "write_bytes")
 
 
 def _phases(values: object) -> tuple[Phase, ...]:
@@ -276,10 +335,10 @@ def _phases(values: object) -> tuple[Phase, ...]:
     return tuple(phases)
 
 
-def _mapping(name: str, value: object, known: set[str]) -> Mapping[str, Any]:
+def _mapping(name: str, value: object, known: set[str], hidden: Set[str] = frozenset()) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{name}: expected an object with some of {', '.join(sorted(known))}")
-    unknown = [key for key in value if key not in known]
+    unknown = [key for key in value if key not in known and key not in hidden]
     if unknown:
         raise ConfigError(f"{name}: no key {unknown[0]!r}; there are {', '.join(sorted(known))}")
     return value

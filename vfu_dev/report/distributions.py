@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from vfu_dev.errors import ConfigError
 from vfu_dev.lab.rows import METRICS, Row, values_of
-from vfu_dev.patterns import parse_rate
+from vfu_dev.patterns import parse_dirty_rate
 from vfu_dev.report.drawing import (
     BLACK,
     BLUE,
@@ -124,8 +124,7 @@ def _number(value: Any) -> float | None:
     if isinstance(value, int | float):
         return float(value)
     try:
-        rate = parse_rate(value)
-        return float(next(iter(rate.values())))
+        return float(next(iter(parse_dirty_rate(value).values())))
     except ConfigError:
         pass
     try:
