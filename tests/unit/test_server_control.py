@@ -18,7 +18,7 @@ import pytest
 from vfu_dev.errors import ConfigError
 from vfu_dev.server import ControlSocket
 from vfu_dev.server.control import MAX_LINE_BYTES
-from vfu_dev.server.sockets import OwnedPath, claim_socket_path
+from vfu_dev.server.sockets import OwnedPath, SocketInUseError, claim_socket_path
 
 
 class Loop:
@@ -254,7 +254,7 @@ def test_a_path_with_a_nul_character_is_refused_in_words(short_tmp: Path) -> Non
 
 
 def test_paths_of_the_dead_are_free_and_of_the_living_are_not(loop: Loop, short_tmp: Path) -> None:
-    with pytest.raises(ConfigError, match="alive"):
+    with pytest.raises(SocketInUseError, match="alive"):
         claim_socket_path(loop.path, "socket")
     dead = short_tmp / "dead"
     with socket.socket(socket.AF_UNIX) as left:

@@ -34,6 +34,10 @@ from vfu_dev.closing import Closing
 from vfu_dev.errors import ProtocolError, VfuDevError, errno_of
 
 DEFAULT_TIMEOUT_SECONDS = 5.0  # QEMU's x-msg-timeout
+NOT_VFIO_USER = (
+    "what answers there speaks JSON, not vfio-user: a control socket of `vfu-dev serve`, or QEMU's QMP; "
+    "name the device's socket (that of SOCKET.ctl is SOCKET)"
+)
 MAX_FDS = 16  # what QEMU accepts at most (VFIO_USER_MAX_MAX_FDS)
 
 
@@ -87,6 +91,7 @@ class Connection(Closing):
         self._send_lock = threading.Lock()
         self._receive_lock = threading.Lock()
         self._header = bytearray(HEADER.size)
+        self._heard = False  # a whole header of the server's
         self._sender = 0  # the thread that holds _send_lock
         self._owed: list[Message] = []  # replies to the server, due when the sender is done
 
@@ -265,6 +270,10 @@ class Connection(Closing):
         header = memoryview(self._header)
         fds = self._receive_start(header)
         try:
+            if not self._heard:
+                self._heard = True
+                if header[0] == ord("{"):
+                    raise self._fail(ProtocolError(NOT_VFIO_USER))
             number, command, size, flags, error = HEADER.unpack(header)
             if size < HEADER.size:
                 raise self._broken(f"a message of {size} bytes, less than its header")

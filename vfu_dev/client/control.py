@@ -1,17 +1,53 @@
-"""Client of a server's control socket: one JSON object a line each way (`vfu-dev serve --control PATH`)."""
+"""Client of a server's control socket: one JSON object a line each way. And which socket lies where.
+
+The control socket of a device is `SOCKET.ctl` beside its vfio-user socket, unless `vfu-dev serve --control`
+says otherwise.
+"""
 
 from __future__ import annotations
 
+import array
+import fcntl
 import json
 import os
 import socket
+import termios
 import time
+from pathlib import Path
 from typing import Any
 
 from vfu_dev.closing import Closing
 from vfu_dev.errors import ProtocolError, VfuDevError
 
 MAX_LINE_BYTES = 4 << 20  # a status with 1000 transitions is about 100 KiB
+
+
+CONTROL_SUFFIX = ".ctl"
+
+
+def default_control(socket_path: str | os.PathLike[str]) -> Path:
+    """Return the path of the control socket that belongs to a device's socket."""
+    return Path(os.fspath(socket_path) + CONTROL_SUFFIX)
+
+
+def control_path(path: str | os.PathLike[str]) -> Path:
+    """Return the control socket meant by `path`: the one beside it where it is a device's socket, or itself.
+
+    PATH.ctl and then PATH with the suffix .ctl are looked for first: a connection to a vfio-user socket would
+    take the place of its one client.
+    """
+    path = Path(path)
+    candidates = (default_control(path), path.with_suffix(CONTROL_SUFFIX) if path.name else path)
+    return next((beside for beside in candidates if beside.is_socket()), path)
+
+
+def device_path(path: str | os.PathLike[str]) -> Path:
+    """Return the device's socket meant by `path`: the one beside it if it is a control socket, or itself."""
+    path = Path(path)
+    if path.suffix != CONTROL_SUFFIX:
+        return path
+    candidates = (path.with_suffix(""), path.with_suffix(".sock"))
+    return next((beside for beside in candidates if beside.is_socket()), path)
 
 
 class ControlError(VfuDevError):
@@ -49,17 +85,39 @@ class ControlClient(Closing):
             self._sock.sendall(json.dumps({"command": name, **arguments}).encode() + b"\n")
             line = self._line()
         except OSError as error:
-            raise ControlError(f"no answer to {name} on {self.path}: {error}") from error
+            raise ControlError(f"no answer to {name} on {self.path}: {error}; {self.advice}") from error
         try:
             answer = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ProtocolError(f"{self.path} answered {name} with something that is not JSON") from error
+            raise ProtocolError(
+                f"{self.path} answers with something that is not JSON; {self.advice}"
+            ) from error
         if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
             raise ProtocolError(f"{self.path} answered {name} without saying whether it is ok")
         if not answer["ok"]:
             said = str(answer.get("error", "refused without a reason"))
             raise ControlError(said if said.startswith(f"{name}: ") else f"{name}: {said}")
         return answer.get("result")
+
+    @property
+    def advice(self) -> str:
+        """What to do when there is no answer, or one that is none."""
+        return (
+            "if that is a device's vfio-user socket, name its control socket: "
+            f"{default_control(self.path).name} beside it, unless `vfu-dev serve --control` said otherwise"
+        )
+
+    def is_unread(self) -> bool:
+        """Return whether the server has not taken in yet what was sent; safe in any thread.
+
+        So it is where nobody accepts the connection: a vfio-user server that has its client, or a stuck one.
+        """
+        count = array.array("i", [0])
+        try:
+            fcntl.ioctl(self._sock, termios.TIOCOUTQ, count)
+        except OSError:  # closed meanwhile
+            return False
+        return count[0] > 0
 
     def status(self) -> dict[str, Any]:
         """Return the server's status object."""
@@ -78,6 +136,8 @@ class ControlClient(Closing):
             if not part:
                 raise ConnectionResetError("the server closed the connection")
             self._received += part
+            if self._received[:1] != b"{":  # vfio-user's header, which has no end of line to wait for
+                raise ProtocolError(f"{self.path} answers with something that is not JSON; {self.advice}")
         line, _, rest = bytes(self._received).partition(b"\n")
         self._received = bytearray(rest)
         return line

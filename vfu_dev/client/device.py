@@ -102,7 +102,8 @@ class VfioUserDevice(Closing):
             "migration": {"pgsize": 4096},
             "migration_precopy_info": True,
         }
-        text = json.dumps({"capabilities": capabilities}).encode() + b"\0"
+        # The newline is white space to JSON; a control socket, which reads lines, answers at once for it.
+        text = json.dumps({"capabilities": capabilities}).encode() + b"\n\0"
         reply = self.connection.call(
             uapi.VFIO_USER_VERSION,
             messages.VERSION.pack(0, 0) + text,

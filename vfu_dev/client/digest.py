@@ -10,7 +10,7 @@ from typing import Any
 import xxhash
 
 from vfu_dev import uapi
-from vfu_dev.client.control import ControlClient, ControlError
+from vfu_dev.client.control import ControlClient, ControlError, control_path
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.errors import ProtocolError
 from vfu_dev.uapi import DeviceState
@@ -22,14 +22,14 @@ BAR_INDICES = range(uapi.VFIO_PCI_BAR0_REGION_INDEX, uapi.VFIO_PCI_BAR5_REGION_I
 def find_control(
     socket_path: str | os.PathLike[str], control: str | os.PathLike[str] | None
 ) -> ControlClient | None:
-    """Connect to `control`, or to SOCKET.ctl where there is one that answers.
+    """Connect to `control`, or to the control socket beside the device's where there is one that answers.
 
     Raises: ControlError: `control` was given and nobody listens there.
     """
     if control is not None:
-        return ControlClient(control)
-    beside = Path(f"{os.fspath(socket_path)}.ctl")
-    if not beside.is_socket():
+        return ControlClient(control_path(control))
+    beside = control_path(socket_path)
+    if beside == Path(socket_path):
         return None
     try:
         return ControlClient(beside)

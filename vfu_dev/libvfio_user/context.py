@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
+from vfu_dev.errors import LibraryError
 from vfu_dev.libvfio_user import _ffi
 from vfu_dev.libvfio_user.dma import DmaMemory
 from vfu_dev.libvfio_user.library import Library, failed
@@ -141,6 +142,7 @@ class Context:
             self._irq_count = _ffi.count()
             self._take_back = library.function("vfu_irq_take_back")
             self._has_request = library.function("vfu_has_request")
+        self._complaints: list[str] | None = None  # what the library says of a client that it looks at
         self._setup_log()
 
     def _check(self, function: str, *arguments: Any) -> int:
@@ -154,8 +156,12 @@ class Context:
     def _setup_log(self) -> None:
         def log(level: int, text: bytes | None) -> None:
             level = _LOG_LEVELS[level] if 0 <= level < len(_LOG_LEVELS) else logging.INFO
+            line = (text or b"").decode(errors="replace").rstrip()
+            if self._complaints is not None and level >= logging.WARNING:
+                self._complaints.append(line)
+                return
             # What a misbehaving client makes the library say is no error of ours.
-            logger.log(level, "%s: %s", self._name, (text or b"").decode(errors="replace").rstrip())
+            logger.log(level, "%s: %s", self._name, line)
 
         level = _SYSLOG_DEBUG if logger.isEnabledFor(logging.DEBUG) else _SYSLOG_NOTICE
         self._check("vfu_setup_log", self._guard(_ffi.LogCallback, "log", log, None), level)
@@ -299,13 +305,22 @@ class Context:
     def attach(self) -> bool:
         """Accept a client and negotiate; False when nobody waits.
 
-        Raises:  LibraryError: the client was not acceptable; the next one may be.
+        Raises:  LibraryError: the client was not acceptable, with what the library says of it; the next one
+                 may be. ENOMSG: it left without a word.
         """
-        if self._library.function("vfu_attach_ctx")(self._ctx) == 0:
-            return True
-        if _ffi.last_errno() in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR):
+        complaints: list[str] = []
+        self._complaints = complaints
+        try:
+            if self._library.function("vfu_attach_ctx")(self._ctx) == 0:
+                return True
+        finally:
+            self._complaints = None
+        number = _ffi.last_errno()
+        if number in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR):
             return False
-        raise failed("vfu_attach_ctx")
+        error = LibraryError("; ".join(complaints) or os.strerror(number))
+        error.errno = number
+        raise error
 
     def run(self) -> int:
         """Serve one request; returns how many were served, 0 when none waits.

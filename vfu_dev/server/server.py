@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -295,8 +296,11 @@ class Server:
             if not self._context.attach():
                 return
         except LibraryError as err:
-            self.device.counters.protocol_errors += 1
-            logger.warning("%s: a client was turned away: %s", self.device.name, err)
+            if err.errno == errno.ENOMSG:  # a look whether somebody listens, as another server takes it
+                logger.debug("%s: a connection ended before its first message", self.device.name)
+            else:
+                self.device.counters.protocol_errors += 1
+                logger.warning("%s: a client that does not speak vfio-user: %s", self.device.name, err)
             self._poll()
             return
         self.connected = True

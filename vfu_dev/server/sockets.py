@@ -8,7 +8,7 @@ import socket
 import stat
 from pathlib import Path
 
-from vfu_dev.errors import ConfigError, shown
+from vfu_dev.errors import ConfigError, VfuDevError, shown
 
 # sizeof(sockaddr_un.sun_path), less its terminating zero.
 MAX_PATH_BYTES = 107
@@ -17,12 +17,15 @@ MAX_PATH_BYTES = 107
 def claim_socket_path(path: Path, purpose: str) -> None:
     """Make sure that a socket can be bound at `path`.
 
-    Raises:  ConfigError: somebody listens there, something else lies there, or the path cannot be a socket's.
+    Raises:  SocketInUseError: somebody listens there.
+             ConfigError: something else lies there, or the path cannot be a socket's.
     """
     if "\0" in os.fspath(path):
         raise ConfigError(f"{purpose} {shown(os.fspath(path))}: a path cannot have a NUL character")
     if len(os.fsencode(path)) > MAX_PATH_BYTES:
-        raise ConfigError(f"{purpose} {path}: longer than the {MAX_PATH_BYTES} bytes of a UNIX socket's path")
+        raise ConfigError(
+            f"{purpose} {path}: longer than the {MAX_PATH_BYTES} bytes of a UNIX socket's path; shorten it"
+        )
     if not path.parent.is_dir():
         raise ConfigError(f"{purpose} {path}: there is no folder {path.parent}")
     try:
@@ -36,8 +39,16 @@ def claim_socket_path(path: Path, purpose: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         # EAGAIN: somebody listens, but has no room for one more.
         if probe.connect_ex(os.fspath(path)) not in (errno.ECONNREFUSED, errno.ENOENT):
-            raise ConfigError(f"{purpose} {path}: a server is alive there; stop it or choose another path")
+            raise SocketInUseError(
+                f"{purpose} {path}: a server is alive there; stop it or choose another path"
+            )
     path.unlink(missing_ok=True)
+
+
+class SocketInUseError(VfuDevError):
+    """A server is alive on the path of a socket."""
+
+    errno = errno.EADDRINUSE
 
 
 class OwnedPath:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vfu_dev.client import ControlClient
+from vfu_dev.client.control import CONTROL_SUFFIX, control_path
 from vfu_dev.errors import ProtocolError, VfuDevError
 from vfu_dev.figures import Figures, Sample, Snapshot, verdict
 
@@ -16,18 +17,6 @@ SAMPLES_KEPT = 3000
 # Samples further apart than this belong to different migrations.
 GAP_SECONDS = 3.0
 _TIMEOUT_SECONDS = 3.0
-
-
-def control_path(path: Path) -> Path:
-    """Return the control socket meant by `path`: its own, or the one beside a vfio-user socket.
-
-    PATH.ctl and then PATH with the suffix .ctl are looked for first: a connection to a vfio-user socket would
-    take the place of its one client.
-    """
-    for beside in (path.with_name(path.name + ".ctl"), path.with_suffix(".ctl")):
-        if beside.is_socket():
-            return beside
-    return path
 
 
 class Watched:
@@ -40,7 +29,9 @@ class Watched:
     """
 
     def __init__(self, path: Path) -> None:
+        self._given = path
         self.path = control_path(path)
+        self._foreign: Path | None = None  # where something answers that is no control socket
         self.snapshot: Snapshot | None = None
         self.samples: deque[Sample] = deque(maxlen=SAMPLES_KEPT)
         self.error: str | None = None
@@ -51,6 +42,9 @@ class Watched:
         """Ask the server, connecting first if need be; never raises for what the server does."""
         try:
             if self._client is None:
+                self.path = control_path(self._given)  # a server that came meanwhile has one
+                if self.path == self._foreign:
+                    return  # a device's socket, most likely: each look would take its client's place
                 self._client = ControlClient(self.path, timeout_seconds=_TIMEOUT_SECONDS)
             more = True
             while more:
@@ -58,7 +52,14 @@ class Watched:
             self.error = None
         except VfuDevError as err:
             self.error = str(err)
+            if self._client is not None and self._is_foreign(err):
+                self._foreign = self.path
             self.close()
+
+    def _is_foreign(self, error: VfuDevError) -> bool:
+        """Return whether what answered with `error` is no control socket; one that is late may be."""
+        named_so = self.path != self._given or self.path.suffix == CONTROL_SUFFIX
+        return not named_so and self.snapshot is None and not isinstance(error.__cause__, TimeoutError)
 
     def _ask(self, client: ControlClient) -> bool:
         answer = client.command("figures", after=self._sequence)
