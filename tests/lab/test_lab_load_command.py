@@ -47,7 +47,7 @@ def test_a_guest_makes_the_load(options: Options, guest_image: Path, in_lab: InL
         assert isinstance(guest, LinuxGuest)
         await guest.close()  # the port takes one at a time
         for via in ("mmio", "dma"):
-            status, result = await load(line, "--rate", "500p", "--duration", "1.5", "--via", via)
+            status, result = await load(line, "--dirty-rate", "500p", "--duration", "1.5", "--via", via)
             assert status in (0, 3)
             assert (status == 3) is not result["keeps_up"]
             assert result["place"] == "guest"
@@ -55,10 +55,10 @@ def test_a_guest_makes_the_load(options: Options, guest_image: Path, in_lab: InL
             assert result["asked_rate_bytes"] == 2 * 500 * 8
             due = result["writes"] + result["missed_writes"]
             assert 1000 * (result["seconds"] - 0.25) * 0.95 <= due <= 1000 * result["seconds"] * 1.05
-        status, result = await load(line, "--rate", "100000000p", "--duration", "1")
+        status, result = await load(line, "--dirty-rate", "100000000p", "--duration", "1")
         assert status == 3
         assert result["carried"] < 0.95
-        status, result = await load(line, "--rate", "500p", "--duration", "0", interrupt=True)
+        status, result = await load(line, "--dirty-rate", "500p", "--duration", "0", interrupt=True)
         assert status in (0, 3)
         assert (status == 3) is not result["keeps_up"]
         assert result["interrupted"]

@@ -29,7 +29,7 @@ moves = 2
 warmup = 0.1
 verify = "digests"
 [sweep]
-"load.rate" = ["50p", "100p"]
+"load.dirty-rate" = ["50p", "100p"]
 """
 
 
@@ -71,6 +71,36 @@ def test_shipped_scenario_in_its_short_form(name: str, artifacts: Artifacts, tmp
     assert page.read_text().count("<svg") >= bool(summary["fewest_moves"])
 
 
+def test_a_run_is_started_anew(artifacts: Artifacts, tmp_path: Path) -> None:
+    """After an edit with `force`, before the first move without; nobody else's files are deleted."""
+    out = tmp_path / "out"
+
+    def small(moves: int, more: str = "") -> Scenario:
+        changes = {"run.moves": moves, "load.dirty-rate": "50p"}
+        return parse(SMALL + more, "small", changes=changes)
+
+    def cut_off(what: str, data: dict[str, Any]) -> None:
+        if what == "point":
+            raise CutOffError
+
+    with pytest.raises(CutOffError):
+        run_scenario(small(1), out, cut_off, artifacts=artifacts)
+    assert (out / "form.json").exists()
+    assert run_scenario(small(1), out, artifacts=artifacts)["ok"]
+    edited = small(1, "# edited")
+    for how in ({}, {"resume": True}):
+        with pytest.raises(ConfigError, match="--force starts anew"):
+            run_scenario(edited, out, artifacts=artifacts, **how)
+    assert run_scenario(edited, out, artifacts=artifacts, force=True)["ok"]
+    assert (out / "scenario.toml").read_text().endswith("# edited")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "scenario.toml").write_text("somebody's")
+    with pytest.raises(ConfigError):
+        run_scenario(edited, other, artifacts=artifacts, force=True)
+    assert [path.name for path in other.iterdir()] == ["scenario.toml"]
+
+
 class CutOffError(Exception):
     """Stands for Ctrl-C, at a moment of the test's choosing."""
 
@@ -84,12 +114,12 @@ def test_an_interrupted_run_goes_on_where_it_was(artifacts: Artifacts, tmp_path:
     def interrupt(what: str, data: dict[str, Any]) -> None:
         if what == "move":
             seen.append((data["point"], data["row"].move))
-            if seen[-1] == ("rate=100p", 1):
+            if seen[-1] == ("dirty-rate=100p", 1):
                 raise CutOffError
 
     with pytest.raises(CutOffError):
         run_scenario(scenario, out, interrupt, artifacts=artifacts)
-    before = read_rows(out / "points" / "rate=50p.csv")
+    before = read_rows(out / "points" / "dirty-rate=50p.csv")
     assert not (out / "summary.json").exists()
     with pytest.raises(ConfigError, match="--resume"):
         run_scenario(scenario, out, artifacts=artifacts)
@@ -103,12 +133,12 @@ def test_an_interrupted_run_goes_on_where_it_was(artifacts: Artifacts, tmp_path:
         resume=True,
         artifacts=artifacts,
     )
-    assert again == ["rate=100p", "rate=100p"]
+    assert again == ["dirty-rate=100p", "dirty-rate=100p"]
     assert summary["ok"]
     rows = read_rows(out / "moves.csv")
     assert rows[:2] == before
     assert [(row.point, row.move) for row in rows] == [
-        ("rate=50p", 1), ("rate=50p", 2), ("rate=100p", 1), ("rate=100p", 2)
+        ("dirty-rate=50p", 1), ("dirty-rate=50p", 2), ("dirty-rate=100p", 1), ("dirty-rate=100p", 2)
     ]  # fmt: skip
 
 

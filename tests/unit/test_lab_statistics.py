@@ -86,7 +86,7 @@ def test_a_load_that_fell_short_is_a_warning(tmp_path: Path) -> None:
         )
     ]
     assert summarise(SCENARIO, False, points, [], {})["warnings"] == [
-        "a: 94 bytes/s were written, 100 were asked"
+        "a: wrote 94 B/s, 100 B/s were asked for"
     ]
     assert reached(None, None) is None
 

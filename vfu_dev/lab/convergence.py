@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vfu_dev.lab.model import QEMU_STEP_BYTES
 from vfu_dev.sizes import format_size
 
 
@@ -24,6 +25,41 @@ def threshold_bytes(parameters: Mapping[str, Any], limit_ms: float, reply: Mappi
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What QEMU was told, for the sentence: bytes a second and milliseconds.
+
+    Attributes:
+        max_bandwidth: what the migration may send; 0: no limit. QEMU sends device state in whole blocks each
+            100 ms, so it sends more than a low limit says.
+        switchover_bandwidth: what it reckons with for the switchover; 0: what it measures.
+    """
+
+    max_bandwidth: int
+    switchover_bandwidth: int
+    downtime_limit_ms: int
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any], limit_ms: int) -> Limits:
+        """Return those of migration parameters, with QEMU's defaults where nothing is said."""
+        return cls(
+            parameters.get("max_bandwidth", 0), parameters.get("avail_switchover_bandwidth", 0), limit_ms
+        )
+
+    def transfer_note(self, transfer: float) -> str:
+        """Return why more is sent than was allowed, in brackets; nothing where it is not."""
+        if not 0 < self.max_bandwidth < transfer:
+            return ""
+        step = format_size(QEMU_STEP_BYTES)
+        return f" (max-bandwidth {format_size(self.max_bandwidth)}/s, in QEMU's steps of {step}/s)"
+
+    def threshold_note(self, threshold: float) -> str:
+        """Return what the threshold is made of, in brackets."""
+        rate = self.switchover_bandwidth or threshold * 1000 / self.downtime_limit_ms
+        source = "avail-switchover-bandwidth" if self.switchover_bandwidth else "measured"
+        return f" ({source} {format_size(rate)}/s x {self.downtime_limit_ms} ms)"
+
+
+@dataclass(frozen=True)
 class Convergence:
     """How a pre-copy stands. Bytes and bytes a second are sums over the devices; None: not known yet.
 
@@ -33,6 +69,7 @@ class Convergence:
         remaining_bytes: device state, and the guest's RAM.
         ram_bytes: the part that is RAM. As long as there is much of it, QEMU has little time for devices.
         predicted_downtime_seconds: if the devices stopped now; their reads share the link.
+        limits: what the numbers are held against.
     """
 
     converging: bool | None
@@ -43,6 +80,7 @@ class Convergence:
     ram_bytes: int
     threshold_bytes: float | None
     predicted_downtime_seconds: float | None
+    limits: Limits | None = None
 
     @property
     def fits(self) -> bool | None:
@@ -65,6 +103,8 @@ class Convergence:
         rates = (
             f"dirty rate {_rate(dirty)} {'<' if dirty < transfer else '>'} transfer rate {_rate(transfer)}"
         )
+        if self.limits is not None:
+            rates += self.limits.transfer_note(transfer)
         if self.ratio is not None:
             rates += f" (ratio {self.ratio:.2f})"
         return f"{word}: {rates}{self._left}"
@@ -76,6 +116,8 @@ class Convergence:
         text = f", remaining {format_size(self.remaining_bytes)}"
         if self.threshold_bytes is not None:
             text += f" {'<=' if self.fits else '>'} threshold {format_size(self.threshold_bytes)}"
+            if self.limits is not None:
+                text += self.limits.threshold_note(self.threshold_bytes)
         return text
 
     def to_json(self) -> dict[str, Any]:
@@ -93,7 +135,10 @@ def _sum(forecasts: Sequence[Mapping[str, Any]], key: str) -> Any:
 
 
 def assess(
-    forecasts: Sequence[Mapping[str, Any]], reply: Mapping[str, Any], threshold: float | None
+    forecasts: Sequence[Mapping[str, Any]],
+    reply: Mapping[str, Any],
+    threshold: float | None,
+    limits: Limits | None = None,
 ) -> Convergence:
     """Return how the migration stands.
 
@@ -101,6 +146,7 @@ def assess(
         forecasts: the `forecast` of each device's server (see its `figures`).
         reply: of `query-migrate`.
         threshold: see `threshold_bytes`.
+        limits: what QEMU was told, for the sentence.
     """
     dirty = _sum(forecasts, "dirty_rate_bytes_per_second")
     transfer = _sum(forecasts, "transfer_rate_bytes_per_second")
@@ -120,4 +166,5 @@ def assess(
         ram_bytes=ram,
         threshold_bytes=threshold,
         predicted_downtime_seconds=_sum(forecasts, "predicted_downtime_seconds"),
+        limits=limits,
     )

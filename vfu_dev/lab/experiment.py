@@ -62,6 +62,7 @@ def run_scenario(
     *,
     short: bool = False,
     resume: bool = False,
+    force: bool = False,
     command: Sequence[str] = (),
     artifacts: Artifacts | None = None,
     annotate: Annotate | None = None,
@@ -69,16 +70,18 @@ def run_scenario(
     """Run all points of `scenario` and return the summary, which is also `out`/summary.json.
 
     Args:
-        out: the result folder; made, and refused when it holds a run already, unless `resume`.
+        out: the result folder; made, and refused when it holds moves of a run, unless `resume` or `force`.
         observer: is told `plan` (points, moves, done), `point` (name, number), `move` (row, point), `phase`
             (text), and what a Lab tells (`sample`, `convergence`, `verify`).
         short: the short form.
         resume: go on with what is in `out`; finished points are not repeated.
+        force: delete the run that `out` holds.
         annotate: adds what it returns to the summary of each finished point (a model's prediction, say).
 
     Raises:  ConfigError: `out` holds something else. BuildError, LabError: the run cannot be made.
     """
-    return asyncio.run(_Run(scenario, out, observer, short, resume, command, artifacts, annotate).run())
+    run = _Run(scenario, out, observer, short, resume, force, command, artifacts, annotate)
+    return asyncio.run(run.run())
 
 
 class _Run:
@@ -89,6 +92,7 @@ class _Run:
         observer: Observer | None,
         short: bool,
         resume: bool,
+        force: bool,
         command: Sequence[str],
         artifacts: Artifacts | None,
         annotate: Annotate | None,
@@ -97,6 +101,7 @@ class _Run:
         self.out = out
         self.short = short
         self.resume = resume
+        self.force = force
         self.points = scenario.chosen(short)
         self.artifacts = artifacts or Artifacts.find(self.points)
         self.observe: Observer = observer or (lambda what, data: None)
@@ -141,16 +146,23 @@ class _Run:
     def _prepare(self) -> None:
         """Make the folder, or see that the one there is of this scenario."""
         kept = self.out / "scenario.toml"
+        is_run = kept.is_file() and (self.out / "form.json").is_file()
+        # One that failed before its first move has nothing to lose.
+        if is_run and not self.resume and (self.force or not self._has_moves()):
+            shutil.rmtree(self.out)
         if kept.exists():
             if not self.resume:
-                raise ConfigError(f"{self.out}: holds a run already; --resume goes on with it")
+                raise ConfigError(
+                    f"{self.out}: holds a run already; --resume goes on with it, --force starts anew"
+                )
             form = read_json(self.out / "form.json")
             differs = [key for key, value in self._form().items() if form.get(key) != value]
             if kept.read_text(encoding="utf-8") != self.scenario.text:
                 differs.append("scenario.toml")
             if differs:
                 raise ConfigError(
-                    f"{self.out}: holds another run, with other {', '.join(differs)}; choose another folder"
+                    f"{self.out}: holds another run, with other {', '.join(differs)}; "
+                    "--force starts anew, --out chooses another folder"
                 )
         elif self.out.exists() and any(self.out.iterdir()):
             raise ConfigError(f"{self.out}: not empty, and no run of a scenario; choose another folder")
@@ -160,6 +172,9 @@ class _Run:
             write_json(self.out / "form.json", {**self._form(), "machine": machine(), "started": time.time()})
         self._first = read_json(self.out / "form.json")
         kept.write_text(self.scenario.text, encoding="utf-8")
+
+    def _has_moves(self) -> bool:
+        return any(read_rows(path) for path in self._files.glob("*.csv"))
 
     def _form(self) -> dict[str, Any]:
         changes = {key: str(value) for key, value in self.scenario.changes.items()}

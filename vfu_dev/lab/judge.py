@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from vfu_dev.lab.result import MigrationResult
+from vfu_dev.patterns import LoadSpec
+from vfu_dev.patterns.figures import KEEPS_UP
 
 
-def judge(result: MigrationResult, pre_copy: bool | None, verified: bool = True) -> None:
+def judge(
+    result: MigrationResult, pre_copy: bool | None, verified: bool = True, load: LoadSpec | None = None
+) -> None:
     """Fill `problems`, `warnings` and `status`.
 
     Args:    pre_copy: whether the device should have moved that way; None: either will do.
              verified: whether a guest should have read everything back.
+             load: what was asked for, for messages about a rate that was not reached.
     """
     qemu, guest = result.qemu, result.guest
     if qemu.status == "completed":
@@ -20,15 +27,25 @@ def judge(result: MigrationResult, pre_copy: bool | None, verified: bool = True)
         result.warnings.append(
             f"downtime {qemu.downtime_ms} ms, limit {qemu.downtime_limit_ms} ms (is the machine loaded?)"
         )
-    if guest and guest.verified and guest.reached_rate_bytes < 0.95 * guest.asked_rate_bytes:
-        result.warnings.append(
-            f"the guest wrote {guest.reached_rate_bytes:.0f} bytes/s, {guest.asked_rate_bytes:.0f} were asked"
-        )
-    for device, load in zip(result.devices, result.load_status, strict=False):
-        if not load.get("keeps_up", True):
-            asked, reached = load["asked_rate_bytes"], load["reached_rate_bytes"]
-            result.warnings.append(f"{device.name} wrote {reached:.0f} bytes/s, {asked:.0f} were asked")
+    spec = load or LoadSpec("idle")
+    if guest is not None and not _guest_kept_up(result):
+        result.warnings.append(f"the guest wrote {spec.reached_text(asdict(guest))}")
+    for device, status in zip(result.devices, result.load_status, strict=False):
+        if not status.get("keeps_up", True):
+            result.warnings.append(f"{device.name} wrote {spec.reached_text(status)}")
     result.status = "completed" if not result.problems else "failed"
+
+
+def load_kept_up(result: MigrationResult) -> bool:
+    """Return whether at least 95 % of the load that was asked for was made, by the guest and each device."""
+    return _guest_kept_up(result) and all(status.get("keeps_up", True) for status in result.load_status)
+
+
+def _guest_kept_up(result: MigrationResult) -> bool:
+    guest = result.guest
+    if guest is None or not guest.verified:
+        return True  # what nobody verified says nothing of its rate either
+    return guest.reached_rate_bytes >= KEEPS_UP * guest.asked_rate_bytes
 
 
 def _judge_unmoved(result: MigrationResult) -> None:

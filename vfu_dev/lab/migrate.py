@@ -41,7 +41,7 @@ async def run(
             result.problems.append(str(error))
         await lab.collect(result)
     result.ended = time.time()
-    judge(result, options.pre_copy, verified=options.load_place == "guest")
+    judge(result, options.pre_copy, verified=options.load_place == "guest", load=options.load)
     return result
 
 

@@ -31,6 +31,8 @@ WINDOW_SECONDS = 0.1
 DOWNTIME_LIMIT_SECONDS = 0.3
 # What QEMU reads of a device at once: VFIO_MIG_DEFAULT_DATA_BUFFER_SIZE, hw/vfio/migration.c of 10.2.2.
 QEMU_BLOCK_BYTES = 1 << 20
+# So its bandwidth for device state is a multiple of this, bytes a second: see `qemu_bandwidth`.
+QEMU_STEP_BYTES = 10 * QEMU_BLOCK_BYTES
 # What `vfu-dev migrate` does (its servers' limit for a transfer); on a slow link a window's worth at most.
 MIGRATOR_TRANSFER_BYTES = 1 << 20
 
@@ -92,7 +94,7 @@ def qemu_bandwidth(max_bandwidth: float) -> float:
     much is forgotten (migration/migration.c, hw/vfio/migration.c of 10.2.2). So whole blocks are sent, one at
     least: 10 MiB/s is the least there is, and the steps.
     """
-    return math.ceil(max_bandwidth * WINDOW_SECONDS / QEMU_BLOCK_BYTES) * QEMU_BLOCK_BYTES / WINDOW_SECONDS
+    return float(math.ceil(max_bandwidth / QEMU_STEP_BYTES) * QEMU_STEP_BYTES)
 
 
 def qemu_link(max_bandwidth: float, **more: Any) -> Link:

@@ -119,8 +119,8 @@ def compare(folder: Path) -> list[Compared]:
         if not mine:
             continue
         rates = [rate for row in mine if (rate := reached_bandwidth(row)) is not None]
-        link = link_of(settings, stop, median(rates) if rates else math.inf)
         try:
+            link = link_of(settings, stop, median(rates) if rates else math.inf)
             prediction = predict_point(settings, load, link)
         except ConfigError:
             continue

@@ -53,7 +53,7 @@ class MigrateOptions:
     pre_copy: bool = True
     switchover_ack: bool = False
     downtime_limit_ms: int = 300
-    max_bandwidth: int = 32 << 20
+    max_bandwidth: int = 128 << 20  # QEMU's own; 0: no limit
     switchover_bandwidth: int = 0  # 0: QEMU estimates it
     parameters: tuple[tuple[str, Any], ...] = ()
     capabilities: tuple[tuple[str, bool], ...] = ()

@@ -19,7 +19,7 @@ from typing import Any
 from vfu_dev.errors import LabError
 from vfu_dev.figures import Sample, Snapshot
 from vfu_dev.lab.collect import FINAL_STATES, collect
-from vfu_dev.lab.convergence import Convergence, assess, threshold_bytes
+from vfu_dev.lab.convergence import Convergence, Limits, assess, threshold_bytes
 from vfu_dev.lab.guest import Guest, LinuxGuest
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.process import PATIENCE_SECONDS
@@ -224,7 +224,10 @@ class Lab:
         devices = [snapshot for snapshot in self.snapshots if snapshot is not None]
         if len(devices) == len(self.snapshots) and all("PRE_COPY" in device.state for device in devices):
             self.convergence = assess(
-                [device.forecast for device in devices], row["qemu"], row["threshold_bytes"]
+                [device.forecast for device in devices],
+                row["qemu"],
+                row["threshold_bytes"],
+                Limits.of(self.parameters(), self.options.downtime_limit_ms),
             )
             self.observe("convergence", self.convergence.to_json())
 

@@ -91,7 +91,8 @@ class RunProgress:
         if self._quiet or self._bar is not None:
             return
         self._stood = time.monotonic()
-        self._console.print(f"[{self._stood - self._started:6.1f} s] {text}", markup=False, highlight=False)
+        line = f"[{self._stood - self._started:6.1f} s] {text}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def describe(row: Row) -> str:

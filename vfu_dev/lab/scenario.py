@@ -20,6 +20,7 @@ from vfu_dev.lab.checks import Check, parse_check
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.schema import KEYS, LOAD_PLACE, Source, flatten, judge_value
 from vfu_dev.patterns import LoadSpec
+from vfu_dev.patterns.spec import RATE_KEYS, WRITE_SIZE_KEYS
 
 # The shipped scenarios are files of the package.
 SHIPPED = Path(__file__).resolve().parents[1] / "scenarios"
@@ -292,8 +293,10 @@ def _point(
         for key, value in values.items():
             if key.startswith("load.") and key != "load.place":
                 field_name = key.removeprefix("load.").replace("-", "_")
-                if field_name in ("rate", "rate_bytes", "rate_pages"):  # one of them: the later wins
-                    load = {k: v for k, v in load.items() if k not in ("rate", "rate_bytes", "rate_pages")}
+                # Of several keys that say the same the later wins.
+                for same in (RATE_KEYS, WRITE_SIZE_KEYS):
+                    if field_name in same:
+                        load = {k: v for k, v in load.items() if k not in same}
                 load[field_name] = value
             else:
                 settings[key] = judge_value(source, at + key, key, value)

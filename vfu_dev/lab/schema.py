@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.sizes import parse_size
+from vfu_dev.sizes import parse_bandwidth, parse_size
 
 # A move on a machine with two cores takes a second or two; more than this is a mistake in the file.
 MAX_MOVES = 10_000
@@ -26,9 +27,9 @@ class Key:
     default: Any = None
 
 
-def _size(low: int = 1, default: Any = None) -> Key:
+def _size(low: int = 1, default: Any = None, of_text: Callable[[str], int] = parse_size) -> Key:
     def parse(value: Any) -> int:
-        size = parse_size(value) if isinstance(value, str) else value
+        size = of_text(value) if isinstance(value, str) else value
         if not isinstance(size, int) or isinstance(size, bool) or size < low:
             raise ValueError
         return size
@@ -43,6 +44,17 @@ def _int(low: int, high: int, default: int) -> Key:
         return value
 
     return Key(f"a whole number from {low} to {high}", parse, default)
+
+
+def _milliseconds(high: int, default: int) -> Key:
+    """Of QEMU, which takes whole ones: a fraction is rounded up."""
+
+    def parse(value: Any) -> int:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= high:
+            raise ValueError
+        return math.ceil(value)
+
+    return Key(f"milliseconds above 0, {high} at most", parse, default)
 
 
 def _seconds(low: float, default: float) -> Key:
@@ -111,10 +123,10 @@ KEYS: dict[str, dict[str, Key]] = {
         "pre-copy": _bool(True),
         "switchover-ack": _bool(False),
         "auto-converge": _bool(False),
-        "downtime-limit": _int(1, 2_000_000, 300),
-        "max-bandwidth": _size(1, 128 << 20),
+        "downtime-limit": _milliseconds(2_000_000, 300),
+        "max-bandwidth": _size(0, 128 << 20, parse_bandwidth),
         # 0: QEMU measures it, which is noise where a machine's load changes.
-        "avail-switchover-bandwidth": _size(0, 0),
+        "avail-switchover-bandwidth": _size(0, 0, parse_bandwidth),
     },
     "run": {
         "moves": _int(1, MAX_MOVES, 70),

@@ -15,12 +15,12 @@ from vfu_dev.errors import ConfigError
 from vfu_dev.lab.rows import METRICS, NOT_CONVERGED, Row, values_of
 from vfu_dev.lab.scenario import METHOD_MOVES, Scenario
 from vfu_dev.lab.statistics import difference, percentiles
+from vfu_dev.patterns import LoadSpec
+from vfu_dev.patterns.figures import KEEPS_UP
 
 KIND = "lab-run"
 VERSION = 1
 SUMMARY = "summary.json"
-# A load that reached less of its rate was not the load that was asked for.
-KEPT_UP = 0.95
 # What the variants of a scenario are compared by, each with the first one.
 COMPARED = ("downtime_ms", "total_ms")
 
@@ -111,10 +111,9 @@ def summarise(
     # How the last migration stood that was given up: the numbers that decide.
     stood = {row.point: row.text for row in rows if row.status == NOT_CONVERGED}
     warnings = [
-        f"{point['name']}: {rate['reached_rate_bytes']:.0f} bytes/s were written, "
-        f"{rate['asked_rate_bytes']:.0f} were asked"
+        f"{point['name']}: wrote {LoadSpec.from_dict(point['load']).reached_text(rate)}"
         for point in points
-        if (rate := point.get("rate")) and rate["carried"] < KEPT_UP
+        if (rate := point.get("rate")) and rate["carried"] < KEEPS_UP
     ]
     expected = [point for point in points if point["settings"]["run.expect"] != "not-converged"]
     fewest = min((point["statuses"].get("completed", 0) for point in expected), default=None)
@@ -138,6 +137,12 @@ def summarise(
         "problems": problems,
         "ok": not problems,
     }
+
+
+def load_kept_up(summary: Mapping[str, Any]) -> bool:
+    """Return whether the load of each point reached at least 95 % of the rate that was asked for."""
+    rates = [rate for point in summary["points"] if (rate := point.get("rate"))]
+    return all(rate["carried"] >= KEEPS_UP for rate in rates)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from vfu_dev.errors import ConfigError
+from vfu_dev.patterns import LoadSpec
 from vfu_dev.report.drawing import svg_text, write_png
 from vfu_dev.report.excerpt import excerpt
 from vfu_dev.report.passes import pass_list, passes_figure, phases_figure
@@ -63,6 +64,11 @@ def _clock(value: float) -> str:
     return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
+def _reached(result: dict[str, Any]) -> str:
+    """Return the rate that the guest reached beside what was asked for, in the unit of the latter."""
+    return LoadSpec.from_dict(result["settings"]["load"]).reached_text(result["guest"])
+
+
 def _headline(result: dict[str, Any]) -> str:
     """Return what became of it in a word or three."""
     status: str = result["qemu"]["status"]
@@ -104,6 +110,7 @@ def render(result: dict[str, Any]) -> str:
         headline=_headline(result),
         figures={name: svg_text(figure, name) for name, figure in figures.items() if figure is not None},
         passes={device["name"]: pass_list(device) for device in result["devices"]},
+        reached=_reached(result) if result["guest"] else "",
         sides=sides,
         zero=zero,
     )
