@@ -56,8 +56,11 @@ $(VENV)/.installed-test: $(VENV)/.made pyproject.toml
 build: venv-lab
 	$(BIN)/vfu-dev build libvfio-user qemu guest
 
+# 32 MiB/s and a switchover bandwidth of 4 MiB/s: with QEMU's defaults, 128 MiB/s and a measured one, the whole
+# device would fit into the downtime limit, and there would be no pre-copy to look at. Status 3: the machine was
+# too busy for the load, and says so; the migration itself is as it should be.
 demo: demo-says build
-	$(BIN)/vfu-dev lab migrate --out $(OUT)/demo
+	$(BIN)/vfu-dev lab migrate --max-bandwidth 32M --avail-switchover-bandwidth 4M --out $(OUT)/demo || [ $$? = 3 ]
 
 # A faster demo, which compiles no QEMU, is announced here.
 demo-says:

@@ -8,9 +8,10 @@ import shlex
 import tomllib
 from pathlib import Path
 
+import click
 import pytest
 
-from vfu_dev.cli import cli
+from vfu_dev.cli import cli, configfile
 from vfu_dev.cli.serve import command as serve
 from vfu_dev.testing import check_device
 
@@ -61,18 +62,85 @@ def test_the_example_is_short_and_keeps_the_contract() -> None:
     check_device(module.KeyValueStore)
 
 
-def command_lines(path: Path) -> list[str]:
-    """Return the `vfu-dev` lines of a page's shell blocks."""
-    lines = [line for _, block in blocks(path, "sh") for line in block.splitlines()]
-    return [line for line in lines if line.startswith("vfu-dev ")]
+PAGES = sorted(
+    page
+    for page in (
+        ROOT / "README.md",
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("native/**/*.md"),
+        *ROOT.glob("deploy/*.md"),
+    )
+    if "results" not in page.parts
+)
+# What ends a command in a shell's line.
+_ENDS = {"|", "||", "&&", ";", "&", ">", ">>", "2>", "(", ")", "#"}
+# A line of code, in a fence or indented; and code within a sentence.
+_LINE = re.compile(r"^(?:\$ | {4,}|\t)?((?:\S+=\S+ |sudo |\S+/)*vfu-dev [^\n]*)$", re.MULTILINE)
+_INLINE = re.compile(r"`(vfu-dev [^`]+)`")
 
 
-@pytest.mark.parametrize("line", command_lines(GUIDE))
-def test_the_commands_of_the_guide_exist_with_their_options(line: str) -> None:
-    _, name, *arguments = shlex.split(line)
-    chosen = cli.get_command(cli.make_context("vfu-dev", [name]), name)
-    assert chosen is not None
-    chosen.make_context(name, arguments)
+def shown_commands(text: str) -> list[str]:
+    """Return every command line of `vfu-dev` that a text shows, and what it names with an option."""
+    text = text.replace("\\\n", " ")
+    within = [" ".join(code.split()) for code in _INLINE.findall(text)]
+    return _LINE.findall(text) + [code for code in within if "--" in code]
+
+
+def words_of(line: str) -> list[str]:
+    """Return what follows `vfu-dev`, up to where the shell goes on with something else."""
+    lexer = shlex.shlex(re.sub(r"\s#\s.*", "", line), posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    words = list(lexer)
+    words = words[next(at for at, word in enumerate(words) if word.endswith("vfu-dev")) + 1 :]
+    end = next((at for at, word in enumerate(words) if word in _ENDS or word.startswith("#")), len(words))
+    # Ellipses stand for what a page leaves out.
+    return [word for word in words[:end] if word.strip(".…")]
+
+
+def text_of(page: Path) -> str:
+    """Return a page; a Makefile with its variables expanded."""
+    text = page.read_text()
+    if page.name == "Makefile":
+        variables = dict(re.findall(r"^(\w+) *[:?]= *(.*)$", text, re.MULTILINE))
+        while (expanded := re.sub(r"\$\((\w+)\)", lambda name: variables.get(name[1], ""), text)) != text:
+            text = expanded
+    return text
+
+
+LINES = [
+    pytest.param(line, id=f"{page.relative_to(ROOT)}: {line}")
+    for page in (*PAGES, ROOT / "Makefile")
+    for line in shown_commands(text_of(page))
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_every_command_line_that_a_page_shows_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command exists, with the options and the values that it is shown with; its files need not."""
+    monkeypatch.setattr(click.Path, "convert", lambda self, value, param, ctx: Path(value))
+    monkeypatch.setattr(configfile, "_text_of", lambda path: "")
+    command: click.Command = cli
+    words, ctx = words_of(line), None
+    while isinstance(command, click.Group):
+        ctx = click.Context(command, parent=ctx)
+        if command.params and words and not words[0].startswith("-"):
+            del words[: sum(isinstance(param, click.Argument) for param in command.params)]  # ctl's socket
+        if not words or words[0].startswith("-"):
+            assert set(words) <= {"--help", "--version", "-h"}, f"no command in {line!r}"
+            return
+        if words[0] == "COMMAND":
+            return
+        _, found, words = command.resolve_command(ctx, words)
+        assert found is not None
+        command = found
+    if "--help" not in words:
+        command.make_context(str(command.name), words, parent=ctx)
+
+
+def test_the_pages_show_commands() -> None:
+    """So many that nothing hides from the test above."""
+    assert len(LINES) > 80
+    assert {page.name for page in PAGES} >= {"README.md", "cookbook.md", "load.md", "commands.md"}
 
 
 def test_the_guides_configuration_file_is_one(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_what_the_example_does_not_have_is_one_line(
 ) -> None:
     arguments = ["--socket", str(short_tmp / "s"), "--device", f"{KVSTORE}:KeyValueStore", *options]
     result: subprocess.CompletedProcess[str] = run(library, *arguments)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert text in result.stderr
     assert "Traceback" not in result.stderr
 

@@ -79,7 +79,7 @@ def test_status_as_text_and_as_json(lasting: RunningServer) -> None:
 def test_a_load_is_set_watched_and_ended(lasting: RunningServer) -> None:
     """What the options say is what the device does; a replaced or ended load is told from a running one."""
     set_ = answer(
-        lasting, "load", "--pattern", "hotset", "--rate", "2000p", "--hot-share", "0.5", "--seed", 4
+        lasting, "load", "--pattern", "hotset", "--dirty-rate", "2000p", "--hot-share", "0.5", "--seed", 4
     )
     assert set_["running"]
     assert set_["load"] == {
@@ -91,7 +91,7 @@ def test_a_load_is_set_watched_and_ended(lasting: RunningServer) -> None:
         "hot_share": 0.5,
     }
     wait_until(lambda: answer(lasting, "load-status")["writes"] > 100, "the device writes")
-    answer(lasting, "load", "--rate", "1M", "--write", "4K", "--burst", "0.5:0.1")
+    answer(lasting, "load", "--write-rate", "1M", "--write-size", "4K", "--burst", "0.5:0.1")
     assert answer(lasting, "status")["generator"]["load"]["burst"] == {"duty": 0.5, "period_seconds": 0.1}
     ended = answer(lasting, "load", "--off")
     assert not ended["running"]
@@ -101,7 +101,7 @@ def test_a_load_is_set_watched_and_ended(lasting: RunningServer) -> None:
 
 def test_a_load_ends_by_itself(lasting: RunningServer) -> None:
     """Nobody has to be there."""
-    answer(lasting, "load", "--rate", "500p", "--seconds", 0.2)
+    answer(lasting, "load", "--dirty-rate", "500p", "--duration", 0.2)
     wait_until(lambda: not answer(lasting, "load-status")["running"], "the load is over")
     assert answer(lasting, "load-status")["seconds"] >= 0.2
 
@@ -123,7 +123,7 @@ def test_digests_and_snapshots_belong_together(lasting: RunningServer) -> None:
 
 def test_a_device_at_work_is_not_stable(lasting: RunningServer) -> None:
     """What changes by itself has no digest that lasts."""
-    answer(lasting, "load", "--rate", "1000p")
+    answer(lasting, "load", "--dirty-rate", "1000p")
     assert not answer(lasting, "digest")["stable"]
     answer(lasting, "load", "--off")
     assert answer(lasting, "digest")["stable"]
@@ -169,38 +169,55 @@ def test_log_level_fault_and_quit(serve: ServerFactory) -> None:
     gone = ctl(server, "status")
     assert gone.returncode == 1
     assert gone.stderr.count("\n") == 1
-    assert "running?" in gone.stderr
+    assert "is `vfu-dev serve` running" in gone.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["load", "--write-rate", "1M", "--memory-name", "vram"], "expected one of memory"),
+        (["load", "--trace", "/nowhere.csv"], "/nowhere.csv"),
+        (["reinit", "--pages", "0"], "pages 0: expected a number from 1 to 256"),
+        (["reinit", "--memory-name", "x"], "expected one of memory"),
+        (["fault", "op=nothing"], "op"),
+        (["fault", "--clear", "99"], "99"),
+        (["send", '{"command": "status", "x": 1}'], "no key 'x'"),
+        (["figures", "--after", "-1"], "after -1"),
+    ],
+)
+def test_what_the_server_refuses_is_named_in_a_line(
+    lasting: RunningServer, arguments: list[str], said: str
+) -> None:
+    """One line on stderr, status 1, nothing on stdout."""
+    done = ctl(lasting, *arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert said in done.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["load"], "expected a load"),
-        (["load", "--off", "--rate", "1M"], "expected a load"),
-        (["load", "--rate", "fast"], "rate 'fast'"),
-        (["load", "--rate", "1M", "--memory", "vram"], "expected one of memory"),
-        (["load", "--rate", "1M", "--seconds", "-1"], "seconds -1"),
-        (["load", "--rate", "1M", "--write", "2M"], "write_bytes 2097152"),
-        (["load", "--rate", "1M", "--burst", "1"], "DUTY:SECONDS"),
-        (["load", "--trace", "/nowhere.csv"], "/nowhere.csv"),
+        (["load", "--off", "--write-rate", "1M"], "expected a load"),
+        (["load", "--write-rate", "1M", "--dirty-rate", "1M"], "--dirty-rate and --write-rate: expected one"),
+        (["load", "--write-rate", "5p"], "not a size: '5p'"),
+        (["load", "--dirty-rate", "fast"], "dirty rate 'fast': expected bytes of pages"),
+        (["load", "--write-rate", "1M", "--duration", "-1"], "--duration"),
+        (["load", "--write-rate", "1M", "--write-size", "2M"], "--write-size 2097152: expected"),
+        (["load", "--write-rate", "1M", "--burst", "1"], "DUTY:SECONDS"),
         (["load", "--spec", "/nowhere.toml"], "/nowhere.toml"),
-        (["reinit", "--pages", "0"], "pages 0: expected a number from 1 to 256"),
-        (["reinit", "--memory", "x"], "expected one of memory"),
         (["fault"], "expected a fault"),
-        (["fault", "op=nothing"], "op"),
-        (["fault", "--clear", "99"], "99"),
         (["send", "{"], "not JSON"),
         (["send", "[]"], "command"),
-        (["send", '{"command": "status", "x": 1}'], "no key 'x'"),
-        (["figures", "--after", "-1"], "after -1"),
+        (["statsu"], "did you mean 'status'?"),
     ],
 )
-def test_mistakes_are_named_in_a_line(lasting: RunningServer, arguments: list[str], said: str) -> None:
-    """One line on stderr, status 1, nothing on stdout."""
+def test_what_cannot_be_asked_is_a_usage_error(
+    lasting: RunningServer, arguments: list[str], said: str
+) -> None:
+    """Status 2, and nothing on stdout."""
     done = ctl(lasting, *arguments)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1
+    assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
 
 
@@ -260,6 +277,10 @@ load_keys = st.sampled_from(
         "rate",
         "rate_bytes",
         "rate_pages",
+        "dirty_rate",
+        "dirty_rate_bytes",
+        "write_rate",
+        "write_size",
         "write_bytes",
         "seed",
         "burst",
@@ -402,7 +423,7 @@ def test_load_files(lasting: RunningServer, tmp_path: Path) -> None:
     assert [part["seconds"] for part in answer(lasting, "load", "--spec", path)["load"]["phases"]] == [1, 2]
     flat = tmp_path / "load.json"
     flat.write_text('{"pattern": "zipf", "rate_bytes": 5, "seed": 9}')
-    changed = answer(lasting, "load", "--spec", flat, "--rate", "7p")["load"]
+    changed = answer(lasting, "load", "--spec", flat, "--dirty-rate", "7p")["load"]
     assert changed == {"pattern": "zipf", "seed": 9, "rate_pages": 7, "write_bytes": 8, "zipf_exponent": 1.0}
     answer(lasting, "load", "--off")
     flat.write_text("[]")

@@ -68,7 +68,7 @@ def assert_exact(result: dict[str, Any], tolerance: float = 0.05) -> None:
 def test_inside_the_device(serve: ServerFactory, access: str) -> None:
     """The rate is kept, the load is gone afterwards, and the device's memory was written."""
     server = serve("--access", access)
-    arguments = ["--rate", "2000p", "--pattern", "sequential", "--duration", 1]
+    arguments = ["--dirty-rate", "2000p", "--pattern", "sequential", "--duration", 1]
     result = load("--control", server.control_path, *arguments)
     assert result["place"] == "device"
     assert_exact(result)
@@ -110,7 +110,7 @@ def test_as_its_client(lasting: dict[str, RunningServer], served: str, access: s
 
 def test_the_command_as_a_client(server: RunningServer) -> None:
     """The figures come as JSON, the check with them."""
-    result = load("--socket", server.socket, "--rate", "500p", "--duration", 1, "--check")
+    result = load("--socket", server.socket, "--dirty-rate", "500p", "--duration", 1, "--check")
     assert result["place"] == "client"
     assert result["mismatched_bytes"] == 0
     assert_exact(result)
@@ -119,7 +119,7 @@ def test_the_command_as_a_client(server: RunningServer) -> None:
 def test_a_load_follows_its_device(serve: ServerFactory) -> None:
     """It is written before, during and after the move, and the destination holds all of it."""
     source, destination = serve("--fill", "5"), serve()
-    arguments = ["--rate", "2000p", "--duration", 0, "--check", "--migrate-to", destination.socket]
+    arguments = ["--dirty-rate", "2000p", "--duration", 0, "--check", "--migrate-to", destination.socket]
     command = [*VFU_DEV, "load", "--json", "-", "--socket", source.socket, *arguments, "--migrate-after", 0.5]
     with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True) as process:
         wait_until(lambda: destination.status()["counters"]["region_writes"] > 100, "it goes on there")
@@ -141,7 +141,7 @@ def test_a_load_follows_its_device(serve: ServerFactory) -> None:
 def test_a_migration_that_fails_leaves_the_load_at_the_source(serve: ServerFactory) -> None:
     """Status 1, the reason, and a load that went on where the device is."""
     source, destination = serve(), serve(memory="2M")
-    arguments = ["--rate", "1000p", "--duration", 1.5, "--check", "--migrate-to", destination.socket]
+    arguments = ["--dirty-rate", "1000p", "--duration", 1.5, "--check", "--migrate-to", destination.socket]
     result = load("--socket", source.socket, *arguments, "--migrate-after", 0.3, status=1)
     assert result["migration"]["status"] == "failed"
     assert result["migration"]["error"]
@@ -152,7 +152,7 @@ def test_a_migration_that_fails_leaves_the_load_at_the_source(serve: ServerFacto
 def test_a_load_under_which_nothing_converges(serve: ServerFactory) -> None:
     """Written faster than the link carries, the migration is given up with the load, and the numbers said."""
     source, destination = (serve("--access", "mmap", "--fill", "5", memory="16M") for _ in range(2))
-    arguments = ["--rate", "20000p", "--duration", 3, "--check", "--migrate-to", destination.socket]
+    arguments = ["--dirty-rate", "20000p", "--duration", 3, "--check", "--migrate-to", destination.socket]
     arguments += ["--max-bandwidth", "4M", "--migrate-after", 0.2]
     result = load("--socket", source.socket, *arguments, status=1)
     assert "bytes left" in result["migration"]["error"]
@@ -183,14 +183,22 @@ def test_interrupted_while_it_moves(serve: ServerFactory) -> None:
 
 def test_what_the_machine_cannot_carry_is_said(server: RunningServer) -> None:
     """Status 3, a warning, `keeps_up` false, and the rate that was reached."""
-    arguments = [*VFU_DEV, "load", "--socket", server.socket, "--rate", "100000000p", "--duration", "1"]
+    arguments = [*VFU_DEV, "load", "--socket", server.socket, "--dirty-rate", "100000000p", "--duration", "1"]
     done = subprocess.run(
         [str(one) for one in arguments], capture_output=True, text=True, timeout=PATIENCE_SECONDS
     )
     assert done.returncode == 3
     assert "WARNING: the machine carried 0." in done.stdout
     result = load(
-        "--control", server.control_path, "--rate", "100T", "--write", "1M", "--duration", 1, status=3
+        "--control",
+        server.control_path,
+        "--write-rate",
+        "100T",
+        "--write-size",
+        "1M",
+        "--duration",
+        1,
+        status=3,
     )
     assert not result["keeps_up"]
     assert result["reached_rate_bytes"] < 0.95 * result["asked_rate_bytes"]
@@ -211,7 +219,7 @@ def test_signals_end_it_cleanly(
 ) -> None:
     """The load ends, its figures are shown; the device runs on with nobody writing to it."""
     path = server.control_path if place == "control" else server.socket
-    arguments = [*VFU_DEV, "load", f"--{place}", str(path), "--rate", "1000p", "--duration", duration]
+    arguments = [*VFU_DEV, "load", f"--{place}", str(path), "--dirty-rate", "1000p", "--duration", duration]
     with subprocess.Popen(
         [*arguments, "--json", "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -265,28 +273,36 @@ def test_the_reference_device_says_how_much_memory_it_has(serve: ServerFactory) 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--rate", "1M"], "expected one of --control"),
-        (["--control", "a", "--socket", "b", "--rate", "1M"], "expected one of --control"),
+        (["--write-rate", "1M"], "expected one of --control"),
+        (["--control", "a", "--socket", "b", "--write-rate", "1M"], "expected one of --control"),
         (["--control", "a"], "expected a load"),
-        (["--control", "a", "--rate", "1M", "--check"], "with --socket only"),
-        (["--preset", "never", "--rate", "1M"], "of its own"),
+        (["--control", "a", "--write-rate", "1M", "--check"], "with --socket only"),
+        (["--preset", "never", "--write-rate", "1M"], "of its own"),
         (["--preset", "never", "--duration", "0"], "given up some time"),
         (["--preset", "never", "--preset-memory", "1M"], "cannot be kept from converging"),
-        (["--socket", "/nowhere", "--rate", "1M"], "/nowhere"),
-        (["--control", "/nowhere", "--rate", "1M"], "/nowhere"),
-        (["--guest", "/nowhere", "--rate", "1M"], "/nowhere"),
+        (["--preset", "never", "--max-bandwidth", "0"], "expected one above 0"),
     ],
 )
 def test_mistakes(arguments: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """One line, status 2."""
+    assert said in _error_of(arguments, 2, capfd)
+
+
+@pytest.mark.parametrize("place", ["--socket", "--control", "--guest"])
+def test_a_place_where_nobody_is(place: str, capfd: pytest.CaptureFixture[str]) -> None:
     """One line, status 1."""
+    assert "/nowhere" in _error_of([place, "/nowhere", "--write-rate", "1M"], 1, capfd)
+
+
+def _error_of(arguments: list[str], status: int, capfd: pytest.CaptureFixture[str]) -> str:
     from vfu_dev.cli import main
 
     with pytest.raises(SystemExit) as left:
         main(["load", *arguments])
-    assert left.value.code == 1
+    assert left.value.code == status
     error = capfd.readouterr().err
     assert error.count("\n") == 1
-    assert said in error
+    return error
 
 
 @pytest.mark.parametrize(("preset", "outcome"), [("never", "did not converge"), ("surely", "completed")])
@@ -299,7 +315,7 @@ def test_presets_end_as_they_say(preset: str, outcome: str, library: Path) -> No
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("expected: NEVER CONVERGES" if preset == "never" else "expected: converges")
-    assert "2.4 MiB may be" in lines[0]
+    assert "the downtime limit allows 2.4 MiB" in lines[0]
     assert any(" s: written " in line for line in lines[1:-1])
     assert lines[-1].startswith(outcome)
     assert lines[-1].endswith("as expected")

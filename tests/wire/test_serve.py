@@ -41,7 +41,7 @@ def run(library: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["--memory", "lots"], "not a size: 'lots'"),
         (["--page-size", "1K"], "--page-size 1024: at least 4096"),
         (["--page-size", "6K", "--memory", "6M"], "not a power of two"),
-        (["--fill", "seed"], "--fill 'seed': expected a number"),
+        (["--fill", "seed"], "'seed' is not a number, decimal or 0x hexadecimal"),
         (["--fill", "-1"], "fill -1: expected a seed from 0 to 0xffffffffffffffff"),
         (["--memory", "=64K"], "--memory =64K: memory: a name is missing"),
         (

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any, cast
+from typing import cast
 
 import click
 
 from vfu_dev import __version__
-from vfu_dev.errors import VfuDevError
+from vfu_dev.cli.shape import Group
+from vfu_dev.cli.signals import end_on_sigterm, interrupted_status
+from vfu_dev.errors import ConfigError, VfuDevError
 
 # name -> (module, line in --help). Modules are imported on use: `serve` must not pay for matplotlib.
 _COMMANDS: dict[str, tuple[str, str]] = {
@@ -26,8 +28,13 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("vfu_dev.cli.doctor", "Say what is installed here and what it can do."),
 }
 
+# What a command ends with; docs/commands.md has the table.
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_LESS = 3
 
-class _LazyGroup(click.Group):
+
+class _LazyGroup(Group):
     """Lists every command without importing one."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -50,27 +57,40 @@ class _LazyGroup(click.Group):
 @click.group(
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Example: vfu-dev lab migrate --memory 8M --dirty-rate 4M --json out.json",
+    examples=["vfu-dev lab migrate --memory 8M --dirty-rate 4M --json out.json"],
 )
 @click.version_option(__version__, prog_name="vfu-dev")
 def cli() -> None:
     """A software PCI device with VFIO PRE_COPY migration, attachable to QEMU through vfio-user."""
 
 
-def main(argv: list[str] | None = None) -> Any:
-    """Run the command line; every error of ours is one line on stderr and exit status 1.
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line and end with its exit status (docs/commands.md); an error is one line on stderr.
 
     So are a file that cannot be written, a disk that is full, and a package that is not installed.
     """
+    end_on_sigterm()
     try:
-        return cli.main(args=argv, prog_name="vfu-dev")
+        # Not click's standalone mode: there an interrupt is status 1.
+        status = cli.main(args=argv, prog_name="vfu-dev", standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("vfu-dev: interrupted", err=True)
+        sys.exit(interrupted_status())
+    except ConfigError as error:
+        text, status = str(error), EXIT_USAGE
     except VfuDevError as error:
-        text = str(error)
+        text, status = str(error), EXIT_FAILED
     except OSError as error:
-        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+        text, status = error.strerror or str(error), EXIT_FAILED
+        text = f"{error.filename}: {text}" if error.filename else text
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == __name__.partition(".")[0]:
             raise
         text = f"the Python package {error.name} is missing; pip install 'vfu-dev[lab]' (see vfu-dev doctor)"
+        status = EXIT_FAILED
     click.echo(f"vfu-dev: {text}", err=True)
-    sys.exit(1)
+    sys.exit(status)

@@ -11,18 +11,20 @@ from rich.table import Table
 from vfu_dev.bench.figures import FULL, QUICK, Figure
 from vfu_dev.bench.limits import LIMITS
 from vfu_dev.bench.run import CASES, run
-from vfu_dev.cli.output import TO_STDOUT, json_option, write_json
-from vfu_dev.cli.signals import end_on_sigterm
+from vfu_dev.cli import EXIT_FAILED
+from vfu_dev.cli.output import json_option, write_json
+from vfu_dev.cli.shape import TO_STDOUT, Command
 
 
 @click.command(
-    epilog="Example: vfu-dev bench --check --json bench.json        (all cases, about a minute). "
-    "docs/bench.md says what each figure is."
+    cls=Command,
+    epilog="docs/bench.md says what each figure is.",
+    examples=["vfu-dev bench --check --json bench.json", "vfu-dev bench mmio scraped --quick"],
 )
 @click.argument("cases", nargs=-1, type=click.Choice(list(CASES)), metavar="[CASE]...")
 @click.option("--quick", is_flag=True, help="A tenth of the work, to see that it runs; figures are rough.")
 @click.option("--check", is_flag=True, help="Exit with status 1 when a ratio is beyond its limit.")
-@json_option("Write the figures as JSON")
+@json_option("Also write the figures as JSON", any_word=False)
 def command(cases: tuple[str, ...], quick: bool, check: bool, json_path: str | None) -> None:
     """Measure CASEs (all): MMIO at rest, scraped, polled, in PRE_COPY; migration data, scans, DMA, forecast.
 
@@ -32,7 +34,6 @@ def command(cases: tuple[str, ...], quick: bool, check: bool, json_path: str | N
 
     CASEs: mmio, scraped, polled, precopy, stream-out, stream-in, scan, dma, forecast.
     """
-    end_on_sigterm()
     console = Console(stderr=json_path == TO_STDOUT, highlight=False)
 
     def tell(figure: Figure) -> None:
@@ -45,7 +46,7 @@ def command(cases: tuple[str, ...], quick: bool, check: bool, json_path: str | N
         console.print(_table(result))
     write_json(result, json_path)
     if check and not result["kept"]:
-        sys.exit(1)
+        sys.exit(EXIT_FAILED)
 
 
 def _line(figure: Figure) -> str:

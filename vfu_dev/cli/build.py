@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import sys
 import time
 from pathlib import Path
-from types import FrameType
 
 import click
 
 from vfu_dev.builds import DEFAULT, RECIPES, Cache, Options, build, recipe_named
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    # As an exception, so that the running command is stopped and what it left is removed.
-    sys.exit(128 + number)
+from vfu_dev.cli.output import json_option, show_or_write
+from vfu_dev.cli.shape import TO_STDOUT, Command
 
 
 def _table() -> str:
@@ -25,11 +18,12 @@ def _table() -> str:
 
 
 @click.command(
+    cls=Command,
     help="Build the artifacts NAME..., by default those that the main job needs: "
     f"{', '.join(DEFAULT)}. Those already in the cache are left alone.\n\n\b\n{_table()}",
-    epilog="Example: vfu-dev build qemu --sources ~/qemu-source",
+    examples=["vfu-dev build", "vfu-dev build qemu --sources ~/qemu-source --jobs 4"],
 )
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, type=click.Choice(list(RECIPES)), metavar="[NAME]...")
 @click.option("--all", "everything", is_flag=True, help="Build all of them.")
 @click.option(
     "--again",
@@ -43,33 +37,28 @@ def _table() -> str:
     help="Folder that holds the pinned source files; no network is used for them.  [env: VFU_DEV_SOURCES]",
 )
 @click.option("--jobs", "-j", type=click.IntRange(min=1), help="Parallel jobs.  [default: all processors]")
-@click.option("--json", "as_json", is_flag=True, help="Print what there is now as JSON on stdout.")
+@json_option("Write what there is now as JSON", any_word=False)
 def command(
     names: tuple[str, ...],
     everything: bool,
     again: bool,
     sources: Path | None,
     jobs: int | None,
-    as_json: bool,
+    json_path: str | None,
 ) -> None:
     """Build the artifacts that were asked for, one after another."""
     started = time.monotonic()
     chosen = [recipe_named(name) for name in (RECIPES if everything else names or DEFAULT)]
     options = Options.from_environment(jobs=jobs or 0, sources=sources.absolute() if sources else None)
-    previous = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        cache = Cache()
-        results = [build(recipe, cache, options, again=again) for recipe in chosen]
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    if as_json:
-        found = [
-            {"name": one.name, "path": str(one.path), "built": one.built, "seconds": round(one.seconds, 3)}
-            for one in results
-        ]
-        click.echo(json.dumps({"artifacts": found}, indent=2))
+    cache = Cache()
+    results = [build(recipe, cache, options, again=again) for recipe in chosen]
+    found = [
+        {"name": one.name, "path": str(one.path), "built": one.built, "seconds": round(one.seconds, 3)}
+        for one in results
+    ]
+    text = "\n".join(f"{one.name}: {one.path}" for one in results)
+    show_or_write({"artifacts": found}, json_path, lambda: text)
+    if json_path == TO_STDOUT:
         return
-    for one in results:
-        click.echo(f"{one.name}: {one.path}")
     if not any(one.built for one in results):
         click.echo(f"all up to date ({time.monotonic() - started:.2f} s)", err=True)

@@ -56,7 +56,7 @@ def _options(command: click.Command) -> dict[str, click.Option]:
     return {
         key_of(param): param
         for param in command.params
-        if isinstance(param, click.Option) and param.name not in _NOT_KEYS
+        if isinstance(param, click.Option) and param.name not in _NOT_KEYS and not param.hidden
     }
 
 
@@ -151,14 +151,14 @@ _KINDS = {list: "a list", dict: "a table", float: "a number with a fraction"}
 def allowed_values(option: click.Option) -> str:
     """Return in words what `option` takes."""
     kind = option.type
+    if allowed := getattr(kind, "allowed", ""):  # a type of vfu_dev.cli.params
+        return str(allowed)
     if isinstance(kind, click.Choice):
         return "one of " + ", ".join(str(word) for word in kind.choices)
     if isinstance(kind, click.IntRange):
         return f"a number from {kind.min} to {kind.max}"
     if isinstance(kind, click.Path):
         return "a path"
-    if option.metavar == "SIZE":
-        return "a size such as 4096, 64K, 16M, 1G"
     return option.metavar or "text"
 
 
@@ -223,21 +223,14 @@ def as_toml(ctx: click.Context, decided: Mapping[str, Any], without: Collection[
 def _toml(option: click.Option, value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return "[" + ", ".join(_toml(option, one) for one in value) + "]"
-    if isinstance(value, int) and option.metavar == "SIZE":
-        value = exact_size(value)
+    shown = getattr(option.type, "shown", None)  # a type of vfu_dev.cli.params
+    if shown is not None:
+        value = shown(value)
     if isinstance(value, int):
         base = getattr(option.type, "base", 10)
         return f"{value:#06x}" if base == 16 else str(value)
     # A JSON string is a TOML basic string (TOML 1.0.0, "String").
     return json.dumps(str(value), ensure_ascii=False)
-
-
-def exact_size(count: int) -> str:
-    """Return the shortest text that names exactly `count` bytes."""
-    for shift, unit in ((40, "T"), (30, "G"), (20, "M"), (10, "K")):
-        if count and count % (1 << shift) == 0:
-            return f"{count >> shift}{unit}"
-    return str(count)
 
 
 @contextmanager

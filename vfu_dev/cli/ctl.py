@@ -4,64 +4,73 @@ from __future__ import annotations
 
 import functools
 import json
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import click
 
 from vfu_dev.cli.load_options import load_of, load_options
-from vfu_dev.client.control import ControlClient, ControlError
+from vfu_dev.cli.output import json_option, show_or_write
+from vfu_dev.cli.params import LEVEL, ON_OFF, SECONDS, option
+from vfu_dev.cli.shape import Command, Group
+from vfu_dev.client.control import ControlClient, ControlError, control_path
 from vfu_dev.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 # A digest of a large memory on a busy machine takes its time.
 DEFAULT_TIMEOUT_SECONDS = 60.0
-LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+# After so long without the server taking in a command, what may be wrong is said.
+UNREAD_SECONDS = 1.0
 
 
 @click.group(
-    epilog="\b\nExamples:\n"
-    "  vfu-dev ctl a.ctl status\n"
-    "  vfu-dev ctl a.ctl load --rate 100M --write 4K --seconds 30\n"
-    "  vfu-dev ctl a.ctl fault op=mig-read,error=EIO,count=1\n"
-    "  vfu-dev ctl a.ctl snapshot --json | jq .memories"
+    cls=Group,
+    examples=[
+        "vfu-dev ctl a.sock status",
+        "vfu-dev ctl a.sock load --dirty-rate 100M --write-size 4K --duration 30",
+        "vfu-dev ctl a.sock fault op=mig-read,error=EIO,count=1",
+        "vfu-dev ctl a.sock snapshot --json | jq .memories",
+    ],
 )
-@click.argument("path", type=click.Path())
+@click.argument("path", metavar="SOCKET", type=click.Path())
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=SECONDS,
     default=DEFAULT_TIMEOUT_SECONDS,
     show_default=True,
     metavar="SECONDS",
-    help="For the answer.",
+    help="How long to wait for the answer.",
 )
 @click.pass_context
 def command(ctx: click.Context, path: str, timeout: float) -> None:
-    """Command the server whose control socket is PATH (vfu-dev serve --control PATH).
+    """Command the server of SOCKET: its control socket, or its vfio-user socket with SOCKET.ctl beside it.
 
     Each command prints what the server answers, as text or as JSON; an error is one line and exit status 1.
     """
     ctx.obj = path, timeout
 
 
-def _subcommand(name: str, **settings: Any) -> Callable[[F], click.Command]:
-    """Make a function that returns name and arguments of a control command a subcommand that sends it."""
+def _subcommand(name: str, example: str = "") -> Callable[[F], click.Command]:
+    """Make a function that returns name and arguments of a control command a subcommand that sends it.
+
+    Args:    example: what its example has after the command's name.
+    """
 
     def make(function: F) -> click.Command:
         @functools.wraps(function)
-        def run(as_json: bool, **arguments: Any) -> None:
+        def run(json_path: str | None, **arguments: Any) -> None:
             asked, values = function(**arguments)
             path, timeout = click.get_current_context().obj
             result = ask(path, timeout, asked, values)
-            if as_json:
-                click.echo(json.dumps(result, indent=2))
-            elif result is not None:
-                for line in as_text(result):
-                    click.echo(line)
+            show_or_write(result, json_path, lambda: "" if result is None else "\n".join(as_text(result)))
 
-        with_json = click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")(run)
-        made: click.Command = command.command(name, **settings)(with_json)
+        with_json = json_option("Write the answer as JSON", any_word=False)(run)
+        examples = [f"vfu-dev ctl a.sock {name} {example}".rstrip()]
+        made: click.Command = command.command(name, cls=Command, examples=examples)(with_json)
         return made
 
     return make
@@ -72,12 +81,23 @@ def ask(path: str, timeout: float, name: str, arguments: dict[str, Any]) -> Any:
 
     Raises:  ControlError: nobody is there, or the server says no.
     """
+    path = str(control_path(path))
     try:
         client = ControlClient(path, timeout_seconds=timeout)
     except ControlError as error:
-        raise ControlError(f"{error}; is `vfu-dev serve --control {path}` running?") from error
+        raise ControlError(f"{error}; is `vfu-dev serve` running, and not with --control none?") from error
     with client:
-        return client.command(name, **arguments)
+        timer = threading.Timer(UNREAD_SECONDS, _explain, [client])
+        timer.start()
+        try:
+            return client.command(name, **arguments)
+        finally:
+            timer.cancel()
+
+
+def _explain(client: ControlClient) -> None:
+    if client.is_unread():
+        click.echo(f"{client.path}: nobody has read the command yet; {client.advice}", err=True)
 
 
 def as_text(value: Any, indent: str = "") -> Iterator[str]:
@@ -108,25 +128,40 @@ def _plain(value: Any) -> str:
 
 @_subcommand("status")
 def status() -> tuple[str, dict[str, Any]]:
-    """Who is served, in which migration state, and what became of migrations and of the load."""
+    """Show who is served, in which migration state, and what became of migrations and of the load."""
     return "status", {}
 
 
-@_subcommand("load", epilog="Example: vfu-dev ctl a.ctl load --pattern zipf --rate 5000p --seconds 60")
-@load_options
-@click.option("--memory", metavar="NAME", help="Which memory.  [default: the first]")
-@click.option("--seconds", type=float, help="End it after so long.  [default: never]")
-@click.option("--off", is_flag=True, help="End the load.")
+@_subcommand("load", "--pattern zipf --dirty-rate 5000p --duration 60")
+@load_options()
+@option(
+    "--memory-name",
+    "memory",
+    aliases=["--memory"],
+    metavar="NAME",
+    help="Write to the memory of this name.  [default: the first]",
+)
+@option(
+    "--duration",
+    "seconds",
+    aliases=["--seconds"],
+    type=SECONDS,
+    metavar="SECONDS",
+    help="End the load after this time.  [default: never]",
+)
+@option("--off", is_flag=True, help="End the load.")
 def load(
     load_arguments: dict[str, Any], memory: str | None, seconds: float | None, off: bool
 ) -> tuple[str, dict[str, Any]]:
     """Have the device write to its memory by itself, in place of what it wrote before (docs/load.md).
 
-    `vfu-dev load --control PATH` does the same, watches it and ends it.
+    `vfu-dev load --control SOCKET` does the same, watches it and ends it.
     """
     spec = load_of(load_arguments)
     if off == (spec is not None):
-        raise ConfigError("load: expected a load (--rate, --pattern, --trace, --spec), or --off")
+        raise ConfigError(
+            "load: expected a load (--dirty-rate, --write-rate, --pattern, --trace, --spec), or --off"
+        )
     if spec is None:
         return "load", {"load": None}
     given = {"memory": memory, "seconds": seconds}
@@ -135,25 +170,25 @@ def load(
 
 @_subcommand("load-status")
 def load_status() -> tuple[str, dict[str, Any]]:
-    """What the device's own load was asked for and reaches."""
+    """Show what the device's own load was asked for, and reaches."""
     return "load-status", {}
 
 
 @_subcommand("digest")
 def digest() -> tuple[str, dict[str, Any]]:
-    """One checksum of all state. `stable` says whether it changed meanwhile."""
+    """Show one checksum of all state. `stable` says whether it changed meanwhile."""
     return "digest", {}
 
 
 @_subcommand("snapshot")
 def snapshot() -> tuple[str, dict[str, Any]]:
-    """A checksum for each memory and each block of state, and what the registers hold."""
+    """Show a checksum for each memory and each block of state, and what the registers hold."""
     return "snapshot", {}
 
 
-@_subcommand("fault", epilog="Example: vfu-dev ctl a.ctl fault op=mig-write,delay=1.5,when=initial-loaded")
+@_subcommand("fault", "op=mig-write,delay=1.5,when=initial-loaded")
 @click.argument("fault", required=False)
-@click.option("--clear", metavar="ID|all", help="Take a fault away.")
+@click.option("--clear", metavar="ID|all", help="Take this fault away, or all of them.")
 def fault(fault: str | None, clear: str | None) -> tuple[str, dict[str, Any]]:
     """Arm a fault, or take one away; docs/faults.md says what there is."""
     if (fault is None) == (clear is None):
@@ -165,37 +200,43 @@ def fault(fault: str | None, clear: str | None) -> tuple[str, dict[str, Any]]:
 
 @_subcommand("faults")
 def faults() -> tuple[str, dict[str, Any]]:
-    """The faults that are armed, and how often each struck."""
+    """List the faults that are armed, and how often each struck."""
     return "faults", {}
 
 
-@_subcommand("reinit")
-@click.option("--pages", type=int, help="How many, from the start.  [default: all]")
-@click.option("--memory", metavar="NAME", help="Which memory.  [default: the first]")
+@_subcommand("reinit", "--pages 100")
+@option("--pages", type=int, help="Take this number of pages, from the start.  [default: all]")
+@option(
+    "--memory-name",
+    "memory",
+    aliases=["--memory"],
+    metavar="NAME",
+    help="Take the memory of this name.  [default: the first]",
+)
 def reinit(pages: int | None, memory: str | None) -> tuple[str, dict[str, Any]]:
     """Make pages initial data once more (VFIO_PRECOPY_INFO_REINIT), as if the device was set up anew."""
     given = {"pages": pages, "memory": memory}
     return "reinit", {key: value for key, value in given.items() if value is not None}
 
 
-@_subcommand("log-level")
-@click.argument("level", type=click.Choice(LOG_LEVELS, case_sensitive=False))
+@_subcommand("log-level", "debug")
+@click.argument("level", type=LEVEL)
 def log_level(level: str) -> tuple[str, dict[str, Any]]:
-    """How much the server logs."""
+    """Set how much the server logs."""
     return "log-level", {"level": level.upper()}
 
 
-@_subcommand("dma-log")
-@click.argument("enabled", type=click.Choice(["on", "off"]))
+@_subcommand("dma-log", "off")
+@click.argument("enabled", type=ON_OFF)
 def dma_log(enabled: str) -> tuple[str, dict[str, Any]]:
     """off: DMA escapes its dirty logging, to see that a test of the logging fails."""
     return "dma-log", {"enabled": enabled == "on"}
 
 
 @_subcommand("figures")
-@click.option("--after", type=int, default=0, help="The number of the last sample known.")
+@option("--after", type=int, default=0, help="Leave out the samples up to this number.")
 def figures(after: int) -> tuple[str, dict[str, Any]]:
-    """Everything the metrics show, and the samples of a migration."""
+    """Show everything the metrics show, and the samples of a migration."""
     return "figures", {"after": after}
 
 
@@ -205,7 +246,7 @@ def quit_server() -> tuple[str, dict[str, Any]]:
     return "quit", {}
 
 
-@_subcommand("send")
+@_subcommand("send", '\'{"command": "status"}\'')
 @click.argument("request")
 def send(request: str) -> tuple[str, dict[str, Any]]:
     """Send REQUEST, a JSON object with a `command`, as it is."""

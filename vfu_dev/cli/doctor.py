@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import importlib.metadata
-import json
 import os
 import platform
 import sys
@@ -16,8 +15,10 @@ from vfu_dev import __version__
 from vfu_dev.builds import RECIPES, BuildError, Cache, firmware_dirs, read_manifest, recipe_named
 from vfu_dev.builds.packages import install_command, missing
 from vfu_dev.builds.recipe import damage
-from vfu_dev.cli import doctor_qemu
+from vfu_dev.cli import EXIT_FAILED, doctor_qemu
 from vfu_dev.cli.findings import Findings
+from vfu_dev.cli.output import json_option, show_or_write
+from vfu_dev.cli.shape import Command
 from vfu_dev.libvfio_user import describe
 from vfu_dev.sizes import format_size
 
@@ -36,13 +37,17 @@ _PYTHON_PACKAGES = {
 _KVM_GET_API_VERSION = 0xAE00  # <linux/kvm.h>
 
 
-@click.command(help="Say what is installed here and what it can do. Exit status 0 when the main job can run.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything found as JSON.")
+@click.command(
+    cls=Command,
+    help="Say what is installed here and what it can do. Exit status 0 when the main job can run.",
+    examples=["vfu-dev doctor", "vfu-dev doctor --json | jq .problems"],
+)
+@json_option("Write everything found as JSON", any_word=False)
 @click.option("--try-kvm", is_flag=True, help="Start the guest's kernel under KVM; takes up to 10 s.")
 @click.option(
     "--verify", is_flag=True, help="Read every file in the cache and compare it with what was built."
 )
-def command(as_json: bool, try_kvm: bool, verify: bool) -> None:
+def command(json_path: str | None, try_kvm: bool, verify: bool) -> None:
     """Look at everything that the main job uses."""
     findings = Findings()
     for look in (_python, _library, doctor_qemu.look, _guest, _firmware, _kvm, _build_packages, _cache):
@@ -52,8 +57,9 @@ def command(as_json: bool, try_kvm: bool, verify: bool) -> None:
     if verify:
         _verify(findings)
     result = {"ok": not findings.problems, **findings.facts, "problems": findings.problems}
-    click.echo(json.dumps(result, indent=2) if as_json else _text(findings))
-    sys.exit(0 if result["ok"] else 1)
+    show_or_write(result, json_path, lambda: _text(findings))
+    if not result["ok"]:
+        sys.exit(EXIT_FAILED)
 
 
 def _python(findings: Findings) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from vfu_dev.cli.params import SIZE, NumberType
 from vfu_dev.errors import ConfigError
-from vfu_dev.sizes import parse_size
 
 if TYPE_CHECKING:
     from vfu_dev.device import Device
@@ -23,21 +23,6 @@ PCI_BARS = 6
 PCI_KINDS = ("express", "conventional")
 
 
-class PciNumber(click.IntRange):
-    """A number as people write it in PCI: decimal or 0x hexadecimal."""
-
-    base = 16
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the number."""
-        if isinstance(value, str):
-            try:
-                value = int(value, 0)
-            except ValueError:
-                self.fail(f"{value!r} is not a number, decimal or 0x hexadecimal", param, ctx)
-        return super().convert(value, param, ctx)
-
-
 # option -> field of PciIdentity, bits, help
 _IDENTITY = {
     "vendor-id": ("vendor", 16, "PCI vendor id."),
@@ -49,22 +34,13 @@ _IDENTITY = {
 }
 
 
-def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    if value is None:
-        return None
-    try:
-        return parse_size(value)
-    except ValueError as err:
-        raise click.BadParameter(str(err), ctx, param) from err
-
-
 def identity_options(command: F) -> F:
     """Add the options; the command gets their values as keyword arguments, None where nothing was said."""
     own = "the device's own"
     for index in reversed(range(PCI_BARS)):
         text = f"Size of BAR{index}, a power of two; the device's is the least."
         option = f"--bar{index}-size"
-        command = click.option(option, callback=_size, metavar="SIZE", help=text, show_default=own)(command)
+        command = click.option(option, type=SIZE, help=text, show_default=own)(command)
     command = click.option(
         "--pci",
         type=click.Choice(PCI_KINDS),
@@ -84,7 +60,7 @@ def identity_options(command: F) -> F:
         show_default=own,
     )(command)
     for name, (_, bits, text) in reversed(_IDENTITY.items()):
-        kind = PciNumber(0, (1 << bits) - 1)
+        kind = NumberType(0, (1 << bits) - 1, base=16)
         command = click.option(f"--{name}", type=kind, metavar="NUMBER", help=text, show_default=own)(command)
     return command
 

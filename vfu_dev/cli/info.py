@@ -8,8 +8,12 @@ from typing import Any
 import click
 
 from vfu_dev import uapi
+from vfu_dev.cli.output import json_option, show_or_write
+from vfu_dev.cli.params import SECONDS
+from vfu_dev.cli.shape import Command
+from vfu_dev.client.control import device_path
 from vfu_dev.client.device import VfioUserDevice
-from vfu_dev.client.frames import CommandError, ReplyTimeoutError
+from vfu_dev.client.frames import CommandError, DisconnectedError
 from vfu_dev.errors import ProtocolError
 from vfu_dev.sizes import format_size
 from vfu_dev.uapi import MigrationFlags
@@ -168,21 +172,30 @@ def show(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-@click.command(epilog="Example: vfu-dev info /tmp/vfu.sock --json")
+@click.command(cls=Command, examples=["vfu-dev info /tmp/vfu.sock", "vfu-dev info --json /tmp/vfu.sock"])
 @click.argument("socket", type=click.Path())
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@json_option("Write what it offers as JSON", any_word=False)
 @click.option(
-    "--timeout", default=5.0, show_default=True, metavar="SECONDS", help="How long to wait for a reply."
+    "--timeout",
+    type=SECONDS,
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for a reply.",
 )
-def command(socket: str, as_json: bool, timeout: float) -> None:
+def command(socket: str, json_path: str | None, timeout: float) -> None:
     """Show what the vfio-user server on SOCKET offers.
 
     Connects as a client does, changes nothing and disconnects. A server serves one client at a time: one that
-    is busy (QEMU is attached, say) does not answer, and this gives up after the timeout.
+    is busy (QEMU is attached, say) does not answer, and this gives up after the timeout. For SOCKET.ctl, the
+    server's control socket, the device's socket beside it is asked.
     """
+    path = device_path(socket)
     try:
-        with VfioUserDevice.connect(socket, timeout_seconds=timeout) as device:
+        with VfioUserDevice.connect(path, timeout_seconds=timeout) as device:
             result = collect(device)
-    except ReplyTimeoutError as error:
-        raise ProtocolError(f"{socket}: {error}") from error
-    click.echo(json.dumps(result, indent=2) if as_json else show(result))
+    except DisconnectedError:
+        raise
+    except ProtocolError as error:
+        raise ProtocolError(f"{path}: {error}") from error
+    show_or_write(result, json_path, lambda: show(result))

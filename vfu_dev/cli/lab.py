@@ -11,43 +11,38 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from vfu_dev.cli import EXIT_FAILED, EXIT_LESS
 from vfu_dev.cli.lab_model import model
 from vfu_dev.cli.lab_run import compare, run, scenarios
+from vfu_dev.cli.load_options import load_of, load_options
 from vfu_dev.cli.output import json_option, write_json
-from vfu_dev.cli.signals import end_on_sigterm, interrupted_status
+from vfu_dev.cli.params import (
+    ON_OFF,
+    SECONDS,
+    SIZE,
+    downtime_limit_option,
+    for_each_side,
+    max_bandwidth_option,
+    of_side,
+    option,
+    switchover_bandwidth_option,
+    whole_milliseconds,
+)
+from vfu_dev.cli.shape import Command, Group
+from vfu_dev.cli.signals import interrupted_status
 from vfu_dev.errors import ConfigError
-from vfu_dev.patterns import PAGE_PATTERNS
-from vfu_dev.sizes import format_count, format_size, parse_size
+from vfu_dev.patterns import LoadSpec
+from vfu_dev.sizes import format_count, format_size
 
 if TYPE_CHECKING:
     from vfu_dev.lab.options import LoadPlace
 
-
-class SizeParam(click.ParamType[int]):
-    """A size or a rate: `8M`, `64K`, `2M/s`."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return bytes; fail with the text and an example."""
-        if isinstance(value, int):
-            return value
-        try:
-            return parse_size(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-SIZE = SizeParam()
 PAGE_BYTES = 4096
-# Low, so that a default migration has a pre-copy to look at: with 300 ms, 1.2 MiB may be left.
-SWITCHOVER_BANDWIDTH = 4 << 20
 
 
-@click.group()
+@click.group(cls=Group, examples=["vfu-dev lab migrate --memory 8M --dirty-rate 2M --out out/lab"])
 def command() -> None:
     """Run whole experiments with real QEMU."""
-    end_on_sigterm()
 
 
 command.add_command(run)
@@ -56,184 +51,134 @@ command.add_command(compare)
 command.add_command(model)
 
 
-@command.command()
-@click.option("--memory", type=SIZE, default="8M", show_default=True, help="Device memory (BAR2).")
-@click.option("--devices", type=click.IntRange(1, 8), default=1, show_default=True, help="Devices in the VM.")
-@click.option(
-    "--dirty-rate",
-    type=SIZE,
-    default="2M",
-    show_default=True,
-    help="Bytes of pages that are dirtied a second, in each device; 0: none.",
+@command.command(
+    cls=Command,
+    examples=[
+        "vfu-dev lab migrate --memory 8M --dirty-rate 2M --avail-switchover-bandwidth 4M",
+        "vfu-dev lab migrate --memory 1M --guest none --json out.json",
+        "vfu-dev lab migrate --fault-destination op=mig-write,delay=1.5,when=initial-loaded",
+    ],
 )
-@click.option(
-    "--pattern",
-    type=click.Choice(list(PAGE_PATTERNS)),
-    default="uniform",
-    show_default=True,
-    help="Which pages are written (docs/load.md).",
+@option("--memory", type=SIZE, default="8M", show_default=True, help="Size of the device memory (BAR2).")
+@option(
+    "--devices", type=click.IntRange(1, 8), default=1, show_default=True, help="Number of devices in the VM."
 )
-@click.option(
-    "--write-size", type=SIZE, default="8", show_default=True, help="Bytes of one write, at most 1M."
-)
-@click.option(
-    "--hot-fraction",
-    type=click.FloatRange(0, 1),
-    default=0.1,
-    show_default=True,
-    help="hotset: the part of the pages that is hot.",
-)
-@click.option(
-    "--hot-share",
-    type=click.FloatRange(0, 1),
-    default=0.9,
-    show_default=True,
-    help="hotset: the part of the writes that goes there.",
-)
-@click.option(
-    "--zipf-exponent",
-    type=click.FloatRange(0, 10),
-    default=1.0,
-    show_default=True,
-    help="zipf: 0 is uniform.",
-)
-@click.option(
+@load_options(dirty_rate="2M")
+@option(
     "--load-place",
     type=click.Choice(["guest", "device"]),
     default="guest",
     show_default=True,
     help="Who writes: the guest, which reads all back in the end, or the device's own engine.",
 )
-@click.option(
+@option(
     "--access",
     type=click.Choice(["trap", "mmap"]),
     default="trap",
     show_default=True,
     help="How the guest reaches the memory, as in `vfu-dev serve`.",
 )
-@click.option(
-    "--fault-source",
-    "faults_source",
+@for_each_side(
+    "fault",
     multiple=True,
     metavar="FAULT",
-    help="Make something go wrong in the source's servers, as `vfu-dev serve --fault`; repeatable.",
+    help="Make something go wrong in the servers of both sides, as `vfu-dev serve --fault` does; repeatable.",
 )
-@click.option(
-    "--fault-destination",
-    "faults_destination",
-    multiple=True,
-    metavar="FAULT",
-    help="The same in the destination's. Example: op=mig-write,delay=1.5,when=initial-loaded",
-)
-@click.option(
+@option(
     "--guest",
     type=click.Choice(["linux", "none"]),
     default="linux",
     show_default=True,
     help="A Linux guest, or no CPU at all (qtest): the lab itself writes to the device.",
 )
-@click.option(
+@option(
     "--pre-copy",
-    type=click.Choice(["on", "off"]),
+    type=ON_OFF,
     default="on",
     show_default=True,
-    help="off: the devices do not announce PRE_COPY, all their data moves while they are stopped.",
+    help="off: the devices do not announce PRE_COPY, and all their data moves while they are stopped. QEMU "
+    "then stops only where the downtime limit, or --avail-switchover-bandwidth, has room for all of it.",
 )
-@click.option("--switchover-ack", is_flag=True, help="Stop the source only once initial data is loaded.")
-@click.option(
-    "--downtime-limit", type=click.IntRange(1), default=300, show_default=True, help="Milliseconds."
+@option("--switchover-ack", is_flag=True, help="Stop the source only once initial data is loaded.")
+@downtime_limit_option(
+    "How long the VM may stand still. QEMU takes whole milliseconds: fractions are rounded up."
 )
-@click.option(
-    "--max-bandwidth",
-    type=SIZE,
-    default="32M",
+@max_bandwidth_option(
+    "What the migration may send while the VM runs. QEMU sends device state in whole blocks of 1 MiB "
+    "each 100 ms, so it keeps to multiples of 10 MiB/s.",
+)
+@switchover_bandwidth_option(aliases=["--switchover-bandwidth"])
+@option(
+    "--accel",
+    type=click.Choice(["tcg", "kvm"]),
+    default="tcg",
     show_default=True,
-    help="Migration bandwidth a second; QEMU switches over below bandwidth x downtime limit.",
+    help="Accelerator for the guest; tcg works everywhere.",
 )
-@click.option(
-    "--switchover-bandwidth",
-    type=SIZE,
-    help="What QEMU assumes for the switchover instead of measuring (0: measure).  "
-    "[default: 4M; with --pre-copy off what lets it stop for all that the devices have]",
+@option(
+    "--timeout",
+    type=SECONDS,
+    default=180.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Give up when the migration takes longer; the VM goes on at the source.",
 )
-@click.option("--accel", type=click.Choice(["tcg", "kvm"]), default="tcg", show_default=True)
-@click.option("--seed", type=int, default=1, show_default=True, help="Of the load.")
-@click.option("--timeout", type=float, default=180.0, show_default=True, help="Seconds for the migration.")
-@click.option(
+@option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("out/lab"),
     show_default=True,
     help="Folder for report.json, report.html and logs.",
 )
-@json_option("Also write the JSON here")
-@click.option("--keep", is_flag=True, help="Keep the logs of a successful run too.")
-@click.option("--quiet", is_flag=True, help="No progress, only the summary.")
+@json_option("Also write the figures as JSON")
+@option("--keep", is_flag=True, help="Keep the logs of a successful run too.")
+@option("--quiet", is_flag=True, help="Show no progress, only the summary.")
 def migrate(
     memory: int,
     devices: int,
-    dirty_rate: int,
-    pattern: str,
-    write_size: int,
-    hot_fraction: float,
-    hot_share: float,
-    zipf_exponent: float,
+    load_arguments: dict[str, Any],
     load_place: LoadPlace,
     access: str,
-    faults_source: tuple[str, ...],
-    faults_destination: tuple[str, ...],
     guest: str,
     pre_copy: str,
     switchover_ack: bool,
-    downtime_limit: int,
+    downtime_limit: float,
     max_bandwidth: int,
-    switchover_bandwidth: int | None,
+    switchover_bandwidth: int,
     accel: str,
-    seed: int,
     timeout: float,
     out: Path,
     json_path: str | None,
     keep: bool,
     quiet: bool,
+    **sides: Any,
 ) -> None:
     """Live-migrate the device under load from one QEMU to another, and check everything.
 
-    Exit status 0 only when all of it is as it should be. Example:
-
-        vfu-dev lab migrate --memory 1M --guest none --json out.json
+    Exit status 0 only when all of it is as it should be, 1 when something is wrong, 3 when the migration is
+    as it should be and less was written than the load asked for.
     """
     # Imported here: `vfu-dev lab --help` must not pay for matplotlib and QMP.
     from vfu_dev.builds import artifact
     from vfu_dev.faults.spec import Fault
+    from vfu_dev.lab.judge import load_kept_up
     from vfu_dev.lab.migrate import MigrateOptions
     from vfu_dev.lab.migrate import run as run_migration
     from vfu_dev.lab.progress import Progress
-    from vfu_dev.patterns import LoadSpec
     from vfu_dev.report.page import write_report
 
     if memory < PAGE_BYTES or memory % PAGE_BYTES:
         raise ConfigError(f"--memory {memory}: must be a multiple of 4096 bytes, the page size")
-    load = LoadSpec("idle")
-    if dirty_rate:
-        load = LoadSpec(
-            pattern,
-            rate_pages=dirty_rate / PAGE_BYTES,
-            write_bytes=write_size,
-            seed=seed,
-            hot_fraction=hot_fraction,
-            hot_share=hot_share,
-            zipf_exponent=zipf_exponent,
-        )
-    for text in (*faults_source, *faults_destination):
+    load = load_of(load_arguments)
+    if load is None or load.is_idle:
+        load = LoadSpec("idle")
+    faults = {side: of_side(sides, "fault", side) for side in ("source", "destination")}
+    for text in (*faults["source"], *faults["destination"]):
         Fault.parse(text)
     if access == "mmap" and guest == "none" and load_place == "guest" and not load.is_idle:
         raise ConfigError("--access mmap: a load needs --guest linux or --load-place device")
-    if switchover_bandwidth is None:
-        switchover_bandwidth = SWITCHOVER_BANDWIDTH
-        if pre_copy == "off":
-            # What is left gets no smaller by waiting: QEMU has to be willing to stop for twice of it all.
-            everything = memory * devices * 1000 // downtime_limit
-            switchover_bandwidth = max(SWITCHOVER_BANDWIDTH, 2 * everything)
+    if accel == "kvm" and guest == "none":
+        raise ConfigError("--accel kvm: needs --guest linux; without a guest nothing runs on a CPU")
     options = MigrateOptions(
         qemu=artifact("qemu"),
         library=artifact("libvfio-user"),
@@ -243,16 +188,19 @@ def migrate(
         load=load,
         load_place=load_place,
         access=access,
-        faults_source=faults_source,
-        faults_destination=faults_destination,
+        faults_source=faults["source"],
+        faults_destination=faults["destination"],
         pre_copy=pre_copy == "on",
         switchover_ack=switchover_ack,
-        downtime_limit_ms=downtime_limit,
+        downtime_limit_ms=whole_milliseconds(downtime_limit),
         max_bandwidth=max_bandwidth,
         switchover_bandwidth=switchover_bandwidth,
         accel=accel,
         timeout_seconds=timeout,
     )
+    if options.downtime_limit_ms != downtime_limit:
+        taken = f"--downtime-limit {downtime_limit:g} is {options.downtime_limit_ms}"
+        click.echo(f"note: QEMU takes whole milliseconds: {taken}", err=True)
     console = Console(stderr=True)
     logs = out / "logs"
     try:
@@ -261,19 +209,22 @@ def migrate(
     except KeyboardInterrupt:
         click.echo(f"interrupted; logs: {logs}", err=True)
         sys.exit(interrupted_status())
+    found = result.to_json()
     result.write(out / "report.json")
-    page = write_report(result.to_json(), out)
-    write_json(result.to_json(), json_path)
-    _summary(result.to_json(), page)
+    write_json(found, json_path)
+    click.echo("\n".join(_summary(found, load)), err=True)
+    click.echo(f"report: {write_report(found, out)}", err=True)  # the pictures take seconds
     if result.problems:
         click.echo(f"logs: {logs}  (again: {shlex.join(result.command)})", err=True)
-        sys.exit(1)
+        sys.exit(EXIT_FAILED)
     if not keep:
         for log in logs.glob("*.log"):
             log.unlink()
+    if not load_kept_up(result):
+        sys.exit(EXIT_LESS)
 
 
-def _summary(result: dict[str, Any], page: Path) -> None:
+def _summary(result: dict[str, Any], load: LoadSpec) -> list[str]:
     qemu, guest = result["qemu"], result["guest"]
     lines = [f"migration {result['status']}, QEMU {qemu['version']} ({qemu['accel']})"]
     for device in result["devices"]:
@@ -300,15 +251,12 @@ def _summary(result: dict[str, Any], page: Path) -> None:
         lines.append(f"downtime {qemu['downtime_ms']} ms (limit {limit} ms), total {qemu['total_ms']} ms")
     elif qemu["run_state_source"] is not None:
         lines.append(f"the VM on the source is {qemu['run_state_source']}")
-    for device, load in zip(result["devices"], result["load_status"], strict=False):
-        reached, asked = format_size(load["reached_rate_bytes"]), format_size(load["asked_rate_bytes"])
-        lines.append(f"{device['name']}: wrote {reached}/s by itself, {asked}/s were asked")
+    for device, status in zip(result["devices"], result["load_status"], strict=False):
+        lines.append(f"{device['name']}: its own engine wrote {load.reached_text(status)}")
     if guest is not None:
         lines.append(
             f"guest {guest['kind']}: {format_size(guest['compared_bytes'])} compared, "
             f"{guest['mismatched_bytes']} bytes differ, {guest['writes']} writes"
         )
     lines += [f"warning: {text}" for text in result["warnings"]]
-    lines += [f"PROBLEM: {text}" for text in result["problems"]]
-    lines.append(f"report: {page}")
-    click.echo("\n".join(lines), err=True)
+    return lines + [f"PROBLEM: {text}" for text in result["problems"]]

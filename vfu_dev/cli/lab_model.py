@@ -2,122 +2,136 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vfu_dev.cli.load_options import load_of, load_options
+from vfu_dev.cli.output import json_option, show_or_write
+from vfu_dev.cli.params import (
+    BANDWIDTH,
+    SECONDS,
+    SIZE,
+    downtime_limit_option,
+    max_bandwidth_option,
+    option,
+    switchover_bandwidth_option,
+)
+from vfu_dev.cli.shape import Command
 from vfu_dev.errors import ConfigError
-from vfu_dev.sizes import format_size, parse_size
+from vfu_dev.sizes import format_size
 
 if TYPE_CHECKING:
     from vfu_dev.lab.model import Link
     from vfu_dev.lab.model_check import Compared
 
 
-def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    try:
-        return None if value is None else parse_size(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from error
-
-
-@click.command()
-@click.option("--memory", default="64M", show_default=True, callback=_size, help="Device memory.")
-@click.option("--page-size", default="4K", show_default=True, callback=_size, help="Unit of dirty tracking.")
-@click.option("--initial", callback=_size, metavar="SIZE", help="Written before it begins.  [default: all]")
-@load_options
-@click.option(
-    "--bandwidth",
-    default="128M",
-    show_default=True,
-    callback=_size,
-    help="Of the link, a second: QEMU's max-bandwidth, or that of `vfu-dev migrate`.",
+@click.command(
+    cls=Command,
+    examples=[
+        "vfu-dev lab model --memory 1G --dirty-rate 8000p --max-bandwidth 64M",
+        "vfu-dev lab model --against out/experiments/convergence-map --map map.png",
+    ],
 )
-@click.option(
+@option("--memory", type=SIZE, default="64M", show_default=True, help="Size of the device memory.")
+@option("--page-size", type=SIZE, default="4K", show_default=True, help="Unit of dirty tracking.")
+@option("--initial", type=SIZE, help="What was written before the migration begins.  [default: all of it]")
+@load_options()
+@max_bandwidth_option(
+    "What the client sends at most: QEMU, which keeps to multiples of 10 MiB/s for device state, or "
+    "`vfu-dev migrate`.",
+    aliases=["--bandwidth"],
+)
+@option(
     "--client",
     default="qemu",
     type=click.Choice(["qemu", "migrate"]),
     show_default=True,
     help="Who moves the device: QEMU, which sends whole blocks of 1 MiB each 0.1 s, or `vfu-dev migrate`.",
 )
-@click.option("--downtime-limit", default=300.0, show_default=True, help="Milliseconds.")
-@click.option(
-    "--switchover-bandwidth",
-    callback=_size,
-    help="What QEMU assumes for the switchover.  [default: measured]",
-)
-@click.option("--switchover-ack", is_flag=True, help="Stop only once initial data is loaded.")
-@click.option(
+@downtime_limit_option("How long the device may stand still.")
+@switchover_bandwidth_option(aliases=["--switchover-bandwidth"])
+@option("--switchover-ack", is_flag=True, help="Stop only once initial data is loaded.")
+@option(
     "--stop-bandwidth",
-    callback=_size,
-    help="Once the device stands still, when QEMU lifts its limit.  [default: --bandwidth]",
+    type=BANDWIDTH,
+    help="What is sent a second once the device stands still and QEMU lifts its limit.  "
+    "[default: as --max-bandwidth]",
 )
-@click.option("--pass-cost", default=0.0, show_default=True, help="Of the start of a pass, milliseconds.")
-@click.option("--timeout", default=600.0, show_default=True, help="Seconds that a migration is followed.")
-@click.option(
+@option(
+    "--pass-cost",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    metavar="MS",
+    help="What the start of each pass costs, in milliseconds.",
+)
+@option(
+    "--timeout",
+    type=SECONDS,
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a migration is followed before it counts as not converging.",
+)
+@option(
     "--against",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(exists=True, path_type=Path, file_okay=False),
     metavar="FOLDER",
-    help="Instead: predict every point of a result of `vfu-dev lab run`, and compare.",
+    help="Predict every point of a result of `vfu-dev lab run` instead, and compare.",
 )
-@click.option(
+@option(
     "--map",
     "map_file",
     type=click.Path(path_type=Path),
     metavar="FILE.png",
-    help="With --against, draw the convergence map.",
+    help="Draw the convergence map of --against into this file.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Figures as JSON on standard output.")
+@json_option("Write the prediction as JSON", any_word=False)
 def model(
     memory: int,
     page_size: int,
     initial: int | None,
-    bandwidth: int,
+    max_bandwidth: int,
     client: str,
     downtime_limit: float,
-    switchover_bandwidth: int | None,
+    switchover_bandwidth: int,
     switchover_ack: bool,
     stop_bandwidth: int | None,
     pass_cost: float,
     timeout: float,
     against: Path | None,
     map_file: Path | None,
-    as_json: bool,
+    json_path: str | None,
     load_arguments: dict[str, Any],
 ) -> None:
-    """Predict a migration: whether it converges, passes, bytes, time, downtime (docs/model.md).
-
-    Examples:
-
-        vfu-dev lab model --memory 1G --rate 8000p --bandwidth 64M
-
-        vfu-dev lab run convergence-map && vfu-dev lab model --against out/experiments/convergence-map
-    """
-    from vfu_dev.lab.model import border_rate, migrator_link, predict, qemu_link
+    """Predict a migration: whether it converges, passes, bytes, time, downtime (docs/model.md)."""
+    from vfu_dev.lab.model import QEMU_STEP_BYTES, border_rate, migrator_link, predict, qemu_link
     from vfu_dev.patterns import LoadSpec
 
     if against is not None:
-        _compare(against, map_file, as_json)
+        _compare(against, map_file, json_path)
         return
     if map_file is not None:
         raise ConfigError("--map: needs --against")
     if memory < page_size or page_size < 1 or memory % page_size:
         raise ConfigError(f"--memory {memory}: expected whole pages of {page_size} bytes")
+    if not max_bandwidth:
+        raise ConfigError("--max-bandwidth 0: a prediction needs the bandwidth of the link")
     spec = load_of(load_arguments) or LoadSpec("idle")
     make = qemu_link if client == "qemu" else migrator_link
     settings: dict[str, Any] = {
         "downtime_limit_seconds": downtime_limit / 1000,
-        "switchover_bandwidth": switchover_bandwidth or 0,
+        "switchover_bandwidth": switchover_bandwidth,
         "stop_bandwidth": stop_bandwidth or 0,
         "pass_seconds": pass_cost / 1000,
     }
     if client == "qemu":
         settings["initial_first"] = switchover_ack
-    link: Link = make(bandwidth, **settings)
+    link: Link = make(max_bandwidth, **settings)
     found = predict(
         spec,
         memory // page_size,
@@ -127,17 +141,27 @@ def model(
         limit_seconds=timeout,
     )
     border = border_rate(memory, link, page_size)
-    if as_json:
-        told = {"load": spec.to_dict(), **found.as_dict()}
-        click.echo(json.dumps({**told, "border_rate_bytes": None if math.isinf(border) else border}))
-        return
-    click.echo(f"{format_size(memory)}, {spec.describe()}; {client}, {format_size(link.bandwidth)}/s")
-    click.echo(found.text)
-    rate = "any rate" if math.isinf(border) else f"up to {format_size(border)}/s"
-    click.echo(f"a uniform load converges at {rate} of pages written")
+    whole = {"load": spec.to_dict(), **found.as_dict()}
+    whole["border_rate_bytes"] = None if math.isinf(border) else border
+
+    def text() -> str:
+        steps = ""
+        if link.bandwidth != max_bandwidth:
+            asked, step = format_size(max_bandwidth), format_size(QEMU_STEP_BYTES)
+            steps = f" (max-bandwidth {asked}/s, in QEMU's steps of {step}/s)"
+        rate = "any rate" if math.isinf(border) else f"up to {format_size(border)}/s"
+        return "\n".join(
+            [
+                f"{format_size(memory)}, {spec.describe()}; {client}, {format_size(link.bandwidth)}/s{steps}",
+                found.text,
+                f"a uniform load converges at {rate} of pages written",
+            ]
+        )
+
+    show_or_write(whole, json_path, text)
 
 
-def _compare(folder: Path, map_file: Path | None, as_json: bool) -> None:
+def _compare(folder: Path, map_file: Path | None, json_path: str | None) -> None:
     from vfu_dev.lab.model_check import compare
 
     found = compare(folder)
@@ -146,9 +170,11 @@ def _compare(folder: Path, map_file: Path | None, as_json: bool) -> None:
         from vfu_dev.report.model import map_figure
 
         write_png(map_figure(found), map_file)
-    if as_json:
-        click.echo(json.dumps([_row(one) for one in found]))
-        return
+    show_or_write([_row(one) for one in found], json_path, lambda: _compared_text(found))
+
+
+def _compared_text(found: Sequence[Compared]) -> str:
+    lines = []
     for one in found:
         said = "converges" if one.prediction.converges else "does not"
         was = f"{one.converged:.0%} converged"
@@ -157,9 +183,10 @@ def _compare(folder: Path, map_file: Path | None, as_json: bool) -> None:
             total, down = one.prediction.total_seconds * 1000, one.prediction.downtime_seconds * 1000
             text += f"; total {total:.0f} / {one.measured['total_ms']:.0f} ms"
             text += f", downtime {down:.0f} / {one.measured['downtime_ms']:.0f} ms"
-        click.echo(text)
+        lines.append(text)
     agreed = sum(one.agrees for one in found)
-    click.echo(f"{agreed} of {len(found)} points as the model says (figures: predicted / measured median)")
+    lines.append(f"{agreed} of {len(found)} points as the model says (figures: predicted / measured median)")
+    return "\n".join(lines)
 
 
 def _row(one: Compared) -> dict[str, Any]:

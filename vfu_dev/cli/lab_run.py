@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import tomllib
@@ -14,7 +13,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from vfu_dev.cli.output import TO_STDOUT, json_option, write_json
+from vfu_dev.cli import EXIT_FAILED, EXIT_LESS
+from vfu_dev.cli.output import json_option, write_json
+from vfu_dev.cli.shape import TO_STDOUT, Command
 from vfu_dev.cli.signals import interrupted_status
 from vfu_dev.errors import ConfigError, LabError
 from vfu_dev.sizes import format_count
@@ -36,7 +37,13 @@ def _changes(texts: tuple[str, ...]) -> dict[str, Any]:
     return changes
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    examples=[
+        "vfu-dev lab run steady --out out/experiments",
+        "vfu-dev lab run my.toml --set run.moves=10 --set load.dirty-rate=4M --force",
+    ],
+)
 @click.argument("names", metavar="[NAME|FILE.toml]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Run every shipped scenario.")
 @click.option(
@@ -46,23 +53,25 @@ def _changes(texts: tuple[str, ...]) -> dict[str, Any]:
     show_default=True,
     help="Each scenario's results go into a folder of its name below this one.",
 )
-@click.option("--short", is_flag=True, help="The short form: a few moves, to see that it works.")
+@click.option("--short", is_flag=True, help="Run the short form: a few moves, to see that it works.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run; finished points are kept.")
+@click.option("--force", is_flag=True, help="Delete the run that the folder holds, and start anew.")
 @click.option(
     "--set",
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Change a key of the scenario (run.moves=10, load.rate=4M); repeatable.",
+    help="Change a key of the scenario (run.moves=10, load.dirty-rate=4M); repeatable.",
 )
-@json_option("Also write the summaries here")
-@click.option("--quiet", is_flag=True, help="No progress, only the table.")
+@json_option("Also write the summaries as JSON", any_word=False)
+@click.option("--quiet", is_flag=True, help="Show no progress, only the table.")
 def run(
     names: tuple[str, ...],
     everything: bool,
     out: Path,
     short: bool,
     resume: bool,
+    force: bool,
     settings: tuple[str, ...],
     json_path: str | None,
     quiet: bool,
@@ -73,20 +82,22 @@ def run(
     (docs/experiments.md). The folder gets scenario.toml, moves.csv (a row for each move), summary.json,
     report.html, table.md and plots. Logs are kept of the first 5 moves that went wrong, 1 MiB of each file.
 
-    Exit status 0 only when every move did what the scenario expects and every check of it holds. Example:
-
-        vfu-dev lab run steady --out out/experiments
+    Exit status 0 only when every move did what the scenario expects and every check of it holds, 1 when not,
+    3 when they do and a load reached less than its rate.
     """
     # Imported here: `--help` must not pay for numpy, matplotlib and QMP.
     from vfu_dev.lab.experiment import run_scenario
     from vfu_dev.lab.model_check import annotation
     from vfu_dev.lab.run_progress import RunProgress
     from vfu_dev.lab.scenario import load_scenario, shipped
+    from vfu_dev.lab.summary import load_kept_up
     from vfu_dev.report.experiment import write_experiment
 
     chosen = [*names, *(shipped() if everything else ())]
     if not chosen:
         raise ConfigError(f"which scenario? A file, --all, or one of {', '.join(shipped())}")
+    if resume and force:
+        raise ConfigError("--resume and --force: one keeps the run that is there, the other deletes it")
     changes = _changes(settings)
     # All files are judged before the first VM starts.
     scenarios = [load_scenario(name, changes) for name in chosen]
@@ -101,14 +112,16 @@ def run(
                     progress,
                     short=short,
                     resume=resume,
+                    force=force,
                     command=["vfu-dev", *sys.argv[1:]],
                     annotate=annotation,
                 )
             except KeyboardInterrupt:
-                again = shlex.join(["vfu-dev", *sys.argv[1:], *(() if resume else ("--resume",))])
+                words = [word for word in sys.argv[1:] if word != "--force"]
+                again = shlex.join(["vfu-dev", *words, *(() if resume else ("--resume",))])
                 click.echo(f"interrupted; go on with: {again}", err=True)
                 sys.exit(interrupted_status())
-            except LabError as error:
+            except (ConfigError, LabError) as error:
                 if len(scenarios) == 1:
                     raise
                 click.echo(f"PROBLEM: {scenario.name}: {error}", err=True)
@@ -119,7 +132,9 @@ def run(
         _show(summary, page)
     write_json(summaries[0] if len(summaries) == 1 else summaries, json_path)
     if failed or not all(summary["ok"] for summary in summaries):
-        sys.exit(1)
+        sys.exit(EXIT_FAILED)
+    if not all(load_kept_up(summary) for summary in summaries):
+        sys.exit(EXIT_LESS)
 
 
 def _show(summary: Mapping[str, Any], page: Path) -> None:
@@ -135,7 +150,7 @@ def _show(summary: Mapping[str, Any], page: Path) -> None:
     if summary["fewest_moves"] is not None and summary["fewest_moves"] < summary["method_moves"]:
         fewest, asked = summary["fewest_moves"], summary["method_moves"]
         moves = format_count(fewest, "completed move")
-        console.print(f"note: {moves} of a VM at the fewest; figures to compare need {asked}")
+        console.print(f"note: the smallest sample has {moves}; use at least {asked} before comparing")
     for point, text in summary["stood"].items():
         console.print(f"{point}, given up: {text}", markup=False, highlight=False)
     for line in comparison_lines(summary):
@@ -151,30 +166,26 @@ def _show(summary: Mapping[str, Any], page: Path) -> None:
     console.print(f"report: {page}", markup=False, highlight=False)
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-def scenarios(as_json: bool) -> None:
+@click.command(cls=Command, examples=["vfu-dev lab scenarios"])
+@json_option("Write names, points and moves as JSON", any_word=False)
+def scenarios(json_path: str | None) -> None:
     """List the shipped scenarios."""
     from vfu_dev.lab.scenario import load_scenario, shipped
 
     found = [load_scenario(name) for name in shipped()]
-    if as_json:
-        click.echo(
-            json.dumps(
-                [
-                    {
-                        "name": one.name,
-                        "title": one.title,
-                        "about": one.about,
-                        "points": [point.name for point in one.points],
-                        "moves": sum(point["run.moves"] for point in one.points),
-                        "short_moves": sum(point["run.moves"] for point in one.short_points),
-                    }
-                    for one in found
-                ],
-                indent=1,
-            )
-        )
+    rows = [
+        {
+            "name": one.name,
+            "title": one.title,
+            "about": one.about,
+            "points": [point.name for point in one.points],
+            "moves": sum(point["run.moves"] for point in one.points),
+            "short_moves": sum(point["run.moves"] for point in one.short_points),
+        }
+        for one in found
+    ]
+    write_json(rows, json_path)
+    if json_path == TO_STDOUT:
         return
     table = Table(box=None, header_style="bold")
     for heading, justify in (("name", "left"), ("points", "right"), ("moves", "right"), ("what", "left")):
@@ -185,7 +196,9 @@ def scenarios(as_json: bool) -> None:
     Console().print(table)
 
 
-@click.command()
+@click.command(
+    cls=Command, examples=["vfu-dev lab compare out/before/steady out/after/steady --max-regression 20"]
+)
 @click.argument("first", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("second", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--metric", "metrics", multiple=True, help="Compare this column of moves.csv; repeatable.")
@@ -200,7 +213,7 @@ def scenarios(as_json: bool) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Draw both into this file (.png or .svg).",
 )
-@json_option("Also write the comparison here")
+@json_option("Also write the comparison as JSON", any_word=False)
 def compare(
     first: Path,
     second: Path,
@@ -212,9 +225,7 @@ def compare(
     """Compare two result folders of `vfu-dev lab run`: ratios of percentiles, and whether they differ.
 
     Ratios are SECOND over FIRST, with a 95 % interval of the medians' ratio (bootstrap). The sets differ
-    where the Mann-Whitney U test gives p < 0.05. Points are matched by name. Example:
-
-        vfu-dev lab compare out/before/steady out/after/steady --max-regression 20
+    where the Mann-Whitney U test gives p < 0.05. Points are matched by name.
     """
     from vfu_dev.lab.compare import DEFAULT_METRICS
     from vfu_dev.lab.compare import compare as compare_folders
@@ -257,7 +268,7 @@ def compare(
             text = f"{where} is {entry['regression']:.0f} % worse, {max_regression:g} % allowed"
             click.echo(f"REGRESSION: {text}", err=True)
         if worse:
-            sys.exit(1)
+            sys.exit(EXIT_FAILED)
 
 
 def _percentiles(figures: Mapping[str, Any]) -> str:

@@ -13,29 +13,23 @@ from typing import Any
 
 import click
 
+from vfu_dev.cli import EXIT_FAILED, EXIT_LESS
 from vfu_dev.cli.load_options import load_of, load_options
-from vfu_dev.cli.output import TO_STDOUT, json_option, write_json
-from vfu_dev.client.control import ControlClient
+from vfu_dev.cli.output import json_option, write_json
+from vfu_dev.cli.params import SIZE, downtime_limit_option, max_bandwidth_option, option
+from vfu_dev.cli.shape import TO_STDOUT, Command
+from vfu_dev.client.control import ControlClient, control_path, device_path
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.migrator import MigrationError, Options
-from vfu_dev.errors import ConfigError
+from vfu_dev.errors import ConfigError, VfuDevError
 from vfu_dev.load.client import ClientLoad
 from vfu_dev.load.moving import migrate, watch
 from vfu_dev.load.stop import Stop
 from vfu_dev.patterns import LoadFigures, LoadSpec
 from vfu_dev.patterns.presets import PRESETS
-from vfu_dev.sizes import format_count, format_size, parse_size
+from vfu_dev.sizes import format_count, format_size
 
-# The exit statuses that are not a shell's own: an error is 1, a usage error 2.
-EXIT_NOT_CARRIED = 3
 LINE_SECONDS = 1.0
-
-
-def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    try:
-        return None if value is None else parse_size(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
 
 
 @dataclass
@@ -64,8 +58,8 @@ class _Place:
 class _Lines:
     """A line a second on standard error: what is reached."""
 
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
+    def __init__(self, spec: LoadSpec, quiet: bool) -> None:
+        self._spec, self._quiet = spec, quiet
         self._last = time.monotonic()
 
     def __call__(self, figures: LoadFigures) -> None:
@@ -74,87 +68,104 @@ class _Lines:
             return
         self._last = now
         behind = "" if figures.keeps_up else f", {figures.missed_writes} writes missed"
+        asked, recent = figures.asked_rate_bytes, figures.recent_rate_bytes
+        rates = self._spec.reached_text({"asked_rate_bytes": asked, "reached_rate_bytes": recent})
         click.echo(
-            f"{figures.seconds:7.1f} s  {format_size(figures.recent_rate_bytes):>10}/s of "
-            f"{format_size(figures.asked_rate_bytes)}/s, "
+            f"{figures.seconds:7.1f} s  {rates}, "
             f"{figures.writes / max(figures.seconds, 1e-9):.0f} writes/s{behind}",
             err=True,
         )
 
 
 @click.command(
-    epilog="\b\nExamples:\n"
-    "  vfu-dev load --control a.ctl --rate 100M --write 4K --duration 10\n"
-    "  vfu-dev load --socket a.sock --rate 2000p --pattern hotset --migrate-to b.sock --check\n"
-    "  vfu-dev load --guest vm.line --rate 500p --via dma\n"
-    "  vfu-dev load --preset never        (and: --preset surely)"
+    cls=Command,
+    examples=[
+        "vfu-dev load --control a.sock --dirty-rate 100M --write-size 4K --duration 10",
+        "vfu-dev load --socket a.sock --dirty-rate 2000p --pattern hotset --migrate-to b.sock --check",
+        "vfu-dev load --guest vm.line --dirty-rate 500p --via dma",
+        "vfu-dev load --preset never --max-bandwidth 64M",
+        "vfu-dev load --preset surely --max-bandwidth 64M",
+    ],
 )
-@click.option("--control", type=click.Path(), metavar="PATH", help="Inside the device: its control socket.")
-@click.option("--socket", type=click.Path(), metavar="PATH", help="As its client: its vfio-user socket.")
-@click.option(
-    "--guest", type=click.Path(), metavar="PATH", help="From the guest: the socket of its serial port."
+@option(
+    "--control",
+    type=click.Path(),
+    metavar="SOCKET",
+    help="Write inside the device: its control socket, or its vfio-user socket with SOCKET.ctl beside it.",
 )
-@load_options
-@click.option(
+@option("--socket", type=click.Path(), metavar="SOCKET", help="Write as its client: its vfio-user socket.")
+@option(
+    "--guest",
+    type=click.Path(),
+    metavar="SOCKET",
+    help="Write from the guest: the socket of the guest's serial port.",
+)
+@load_options()
+@option(
     "--duration",
     type=click.FloatRange(min=0),
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="Stop after so long; 0: when interrupted.",
+    help="Stop after this time; 0 goes on until interrupted.",
 )
-@click.option("--memory", metavar="NAME", help="--control: which memory.  [default: the first]")
-@click.option("--bar", type=click.IntRange(0, 5), help="--socket: which BAR.  [default: the largest]")
-@click.option(
+@option(
+    "--memory-name",
+    "memory",
+    aliases=["--memory"],
+    metavar="NAME",
+    help="With --control, write to the memory of this name.  [default: the first]",
+)
+@option("--bar", type=click.IntRange(0, 5), help="With --socket, write to this BAR.  [default: the largest]")
+@option(
     "--access",
     type=click.Choice(["auto", "mmap", "trap"]),
     default="auto",
     show_default=True,
-    help="--socket: map the BAR where that is possible, or write by messages.",
+    help="With --socket, map the BAR where that is possible, or write by messages.",
 )
-@click.option(
+@option(
     "--via",
     type=click.Choice(["mmio", "dma"]),
     default="mmio",
     show_default=True,
-    help="--guest: by its CPU, or fetched by the device's DMA engine.",
+    help="With --guest, write by the guest's CPU, or have the device's DMA engine fetch the data.",
 )
-@click.option("--check", is_flag=True, help="--socket: in the end, compare the memory with what was written.")
-@click.option(
+@option("--check", is_flag=True, help="With --socket, compare the memory with what was written in the end.")
+@option(
     "--migrate-to",
     type=click.Path(),
-    metavar="PATH",
-    help="--socket: move the device there meanwhile; given up when the time is over.",
+    metavar="SOCKET",
+    help="With --socket, move the device there meanwhile; given up when the time is over.",
 )
-@click.option(
+@option(
     "--migrate-after",
     type=click.FloatRange(min=0),
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="--migrate-to: so long after the load began.",
+    help="With --migrate-to, begin to migrate this long after the load began.",
 )
-@click.option("--max-bandwidth", callback=_size, metavar="RATE", help="Of the migration.  [--preset: 64M]")
-@click.option("--downtime-limit", default=300.0, show_default=True, metavar="MS", help="Of the migration.")
-@click.option(
+@max_bandwidth_option("What the migration may send while the device runs.")
+@downtime_limit_option("How long the device may stand still for the migration.")
+@option(
     "--preset",
     type=click.Choice(list(PRESETS)),
-    help="A migration between two servers of its own under a load that never, or surely, lets it converge.",
+    help="Migrate between two servers of its own, under a load that never, or surely, lets that converge.",
 )
-@click.option(
+@option(
     "--preset-memory",
-    callback=_size,
+    type=SIZE,
     default="256M",
     show_default=True,
-    metavar="SIZE",
-    help="--preset: of each of its devices.",
+    help="With --preset, memory of each of its devices.",
 )
-@json_option("Write the figures as JSON")
-@click.option("--quiet", is_flag=True, help="No progress, no summary.")
+@json_option("Also write the figures as JSON")
+@option("--quiet", is_flag=True, help="Show no progress and no summary.")
 def command(
     load_arguments: dict[str, Any],
     duration: float,
-    max_bandwidth: int | None,
+    max_bandwidth: int,
     downtime_limit: float,
     preset: str | None,
     preset_memory: int,
@@ -174,7 +185,7 @@ def command(
     """
     options = Options(
         downtime_limit_seconds=downtime_limit / 1000,
-        max_bandwidth=max_bandwidth,
+        max_bandwidth=max_bandwidth or None,
         max_passes=None,
         # A migration that does not converge ends with the load.
         timeout_seconds=max(0.1, duration - where["migrate_after"]) if duration else None,
@@ -190,28 +201,38 @@ def command(
         raise ConfigError("expected one of --control, --socket and --guest, or --preset")
     if place.socket is None and (place.migrate_to or place.check):
         raise ConfigError("--migrate-to and --check: with --socket only")
+    if place.socket is not None:
+        place.socket = str(device_path(place.socket))
     if place.socket is not None and place.migrate_to is not None:
+        place.migrate_to = str(device_path(place.migrate_to))
         here, there = Path(place.socket), Path(place.migrate_to)
         if here.resolve() == there.resolve():
             raise ConfigError(f"--migrate-to {there}: that is the device's own socket")
     spec = load_of(load_arguments)
     if spec is None:
-        raise ConfigError("expected a load: --rate, --pattern, --trace or --spec (docs/load.md)")
+        raise ConfigError(
+            "expected a load: --dirty-rate, --write-rate, --pattern, --trace or --spec (docs/load.md)"
+        )
     stop = Stop()
     with stop.on_signals():
-        result = _run(place, spec, duration or None, stop, _Lines(quiet))
+        try:
+            result = _run(place, spec, duration or None, stop, _Lines(spec, quiet))
+        except VfuDevError:
+            if stop.signal is not None:  # it had not begun
+                sys.exit(128 + stop.signal)
+            raise
     result["interrupted"] = stop.signal is not None
     write_json(result, json_path)
     if not quiet:
         click.echo(_summary(result, spec), err=json_path == TO_STDOUT)
     if result.get("mismatched_bytes"):
-        sys.exit(1)
+        sys.exit(EXIT_FAILED)
     if stop.signal is not None and duration:
         sys.exit(128 + stop.signal)  # and with it a migration that was given up for it
     if result.get("migration", {}).get("status") == "failed":
-        sys.exit(1)
+        sys.exit(EXIT_FAILED)
     if not result["keeps_up"]:
-        sys.exit(EXIT_NOT_CARRIED)
+        sys.exit(EXIT_LESS)
 
 
 def _run(place: _Place, spec: LoadSpec, seconds: float | None, stop: Stop, report: _Lines) -> dict[str, Any]:
@@ -219,7 +240,7 @@ def _run(place: _Place, spec: LoadSpec, seconds: float | None, stop: Stop, repor
     if place.control is not None:
         from vfu_dev.load.commanded import run_in_device
 
-        with ControlClient(place.control) as control:
+        with ControlClient(control_path(place.control)) as control:
             figures = run_in_device(control, spec, seconds, stop, report, place.memory)
         more: dict[str, Any] = {}
     elif place.guest is not None:
@@ -288,16 +309,18 @@ def _preset(
     name: str,
     duration: float,
     memory: int,
-    bandwidth: int | None,
+    bandwidth: int,
     downtime: float,
     json_path: str | None,
     quiet: bool,
 ) -> None:
     from vfu_dev.load.rehearsal import Rehearsal, rehearse
 
+    if not bandwidth:
+        raise ConfigError("--max-bandwidth 0: a preset is made for a bandwidth, expected one above 0")
     if not duration:
         raise ConfigError("--duration 0: a preset that never converges has to be given up some time")
-    plan = Rehearsal(name, bandwidth or 64 << 20, memory, downtime, duration)
+    plan = Rehearsal(name, bandwidth, memory, downtime, duration)
     stop = Stop()
     try:
         with stop.on_signals():
@@ -317,14 +340,13 @@ def _preset(
     if stop.signal is not None:
         sys.exit(128 + stop.signal)
     if not result["as_expected"]:
-        sys.exit(1)
+        sys.exit(EXIT_FAILED)
 
 
 def _summary(result: dict[str, Any], spec: LoadSpec) -> str:
-    asked, reached = result["asked_rate_bytes"], result["reached_rate_bytes"]
     lines = [
         f"{result['place']}: {spec.describe()}",
-        f"reached {format_size(reached)}/s of {format_size(asked)}/s in {result['seconds']:.1f} s: "
+        f"reached {spec.reached_text(result)} in {result['seconds']:.1f} s: "
         f"{result['writes']} writes ({result['writes'] / max(result['seconds'], 1e-9):.0f} a second), "
         f"{result['missed_writes']} missed",
     ]

@@ -12,77 +12,134 @@ from typing import Any, TypeVar
 
 import click
 
+from vfu_dev.cli.params import DIRTY_RATE, SIZE, option
 from vfu_dev.errors import ConfigError
 from vfu_dev.patterns import PAGE_PATTERNS, LoadSpec
+from vfu_dev.patterns.spec import RATE_KEYS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option(
+_RATES = ("dirty_rate", "write_rate", "rate")
+
+# Argument of `load_of` -> its option. An option that is not given is None: the defaults are LoadSpec's.
+_OPTIONS: dict[str, Callable[[Any], Any]] = {
+    "dirty_rate": option(
+        "--dirty-rate",
+        type=DIRTY_RATE,
+        help="Pages to dirty a second: their bytes (8M) or their number (2000p). This is what a migration "
+        "has to send again.",
+    ),
+    "write_rate": option(
+        "--write-rate",
+        type=SIZE,
+        metavar="RATE",
+        help="Bytes to write a second (8M), instead of --dirty-rate.",
+    ),
+    # What both were called; pages with a p, else bytes written.
+    "rate": option("--rate", hidden=True),
+    "write_size": option(
+        "--write-size", aliases=["--write"], type=SIZE, help="Bytes of one write, 1 to 1M.  [default: 8]"
+    ),
+    "pattern": option(
         "--pattern",
         type=click.Choice(["idle", *PAGE_PATTERNS]),
-        help="Which pages.  [default: uniform]",
+        help="Which pages are written (docs/load.md).  [default: uniform]",
     ),
-    click.option(
-        "--rate",
-        metavar="RATE",
-        help="Bytes written a second (8M), or pages (2000p): a page is what a migration sends.",
+    "seed": option("--seed", type=int, help="Seed of everything that is random in the load.  [default: 1]"),
+    "hot_fraction": option(
+        "--hot-fraction",
+        type=click.FloatRange(0, 1),
+        help="Part of the pages that is hot, with --pattern hotset.  [default: 0.1]",
     ),
-    click.option("--write", metavar="SIZE", help="Bytes of one write, 1 to 1M.  [default: 8]"),
-    click.option("--seed", type=int, help="Of everything random.  [default: 1]"),
-    click.option(
-        "--hot-fraction", type=float, metavar="F", help="hotset: part of the pages.  [default: 0.1]"
+    "hot_share": option(
+        "--hot-share",
+        type=click.FloatRange(0, 1),
+        help="Part of the writes that goes to the hot pages, with --pattern hotset.  [default: 0.9]",
     ),
-    click.option("--hot-share", type=float, metavar="F", help="hotset: part of the writes.  [default: 0.9]"),
-    click.option("--zipf-exponent", type=float, metavar="S", help="zipf: 0 is uniform.  [default: 1.0]"),
-    click.option(
+    "zipf_exponent": option(
+        "--zipf-exponent",
+        type=click.FloatRange(0, 10),
+        help="How uneven --pattern zipf is; 0 is uniform.  [default: 1.0]",
+    ),
+    "burst": option(
         "--burst",
         metavar="DUTY:SECONDS",
-        help="All writes of each period in its first part: 0.2:1 for 200 ms of each second.",
+        help="Make all writes of each period in its first part: 0.2:1 for the first 200 ms of each second.",
     ),
-    click.option("--trace", type=click.Path(), metavar="FILE", help="A recording: CSV time,offset,length."),
-    click.option(
+    "trace": option(
+        "--trace", type=click.Path(), metavar="FILE", help="Repeat a recording: CSV time,offset,length."
+    ),
+    "spec": option(
         "--spec",
         type=click.Path(),
         metavar="FILE",
-        help="A load as TOML or JSON, phases and all; the other options change it.",
+        help="Take the load from this TOML or JSON file, phases and all; the other options change it.",
     ),
-)
+}
 
 
-def load_options(function: F) -> F:
-    """Add the options of a load; the function gets them as one dict, `load_arguments`."""
+# What a message of LoadSpec's names -> the option that says it here.
+_NAMED = {
+    "write_bytes": "--write-size",
+    "rate_bytes": "--write-rate",
+    "rate_pages": "--dirty-rate",
+    "dirty_rate_bytes": "--dirty-rate",
+    **{
+        name: f"--{name.replace('_', '-')}" for name in ("seed", "hot_fraction", "hot_share", "zipf_exponent")
+    },
+}
 
-    @functools.wraps(function)  # click keeps the options so far in the function's dict
-    def gather(**arguments: Any) -> Any:
-        names = ["pattern", "rate", "write", "seed", "hot_fraction", "hot_share", "zipf_exponent"]
-        names += ["burst", "trace", "spec"]
-        arguments["load_arguments"] = {name: arguments.pop(name) for name in names}
-        return function(**arguments)
 
-    wrapped: Any = gather
-    for option in reversed(_OPTIONS):
-        wrapped = option(wrapped)
-    return wrapped  # type: ignore[no-any-return]
+def load_options(dirty_rate: str | None = None) -> Callable[[F], F]:
+    """Return a decorator that adds the options of a load; the function gets one dict, `load_arguments`.
+
+    Args:    dirty_rate: what `--dirty-rate` is where nothing says what or how much to write; None: no load.
+    """
+
+    def add(function: F) -> F:
+        @functools.wraps(function)  # click keeps the options so far in the function's dict
+        def gather(**arguments: Any) -> Any:
+            given = {name: arguments.pop(name) for name in _OPTIONS}
+            says = [given[name] for name in (*_RATES, "trace", "spec")]
+            if dirty_rate is not None and given["pattern"] != "idle" and says == [None] * len(says):
+                given["dirty_rate"] = DIRTY_RATE.convert(dirty_rate, None, None)
+            return function(**arguments, load_arguments=given)
+
+        wrapped: Any = gather
+        for option_of in reversed(_OPTIONS.values()):
+            wrapped = option_of(wrapped)
+        if dirty_rate is not None:
+            wrapped.__click_params__[-1].help += f"  [default: {dirty_rate}]"
+        return wrapped  # type: ignore[no-any-return]
+
+    return add
 
 
 def load_of(arguments: dict[str, Any]) -> LoadSpec | None:
     """Return the load that the options describe; None when there are none of them.
 
-    Raises:  ConfigError: what cannot be, naming it.
+    Raises:  ConfigError: what cannot be, naming the option.
     """
     given = {name: value for name, value in arguments.items() if value is not None}
     if not given:
         return None
+    rates = [f"--{name.replace('_', '-')}" for name in _RATES if name in given]
+    if len(rates) > 1:
+        raise ConfigError(f"{' and '.join(rates)}: expected one of them")
     path = given.pop("spec", None)
     values: dict[str, Any] = {} if path is None else read_spec(Path(path))
-    if "write" in given:
-        given["write_bytes"] = given.pop("write")
+    if rates:
+        values = {name: value for name, value in values.items() if name not in RATE_KEYS}
+    if "write_size" in given:
+        values.pop("write_bytes", None)
+    given |= given.pop("dirty_rate", {})
     if "burst" in given:
         given["burst"] = _burst(given.pop("burst"))
-    if "rate" in given:
-        values = {name: value for name, value in values.items() if not name.startswith("rate")}
-    spec = LoadSpec.from_dict(values | given)
+    try:
+        spec = LoadSpec.from_dict(values | given)
+    except ConfigError as error:
+        field, space, rest = str(error).partition(" ")
+        raise ConfigError(f"{_NAMED.get(field, field)}{space}{rest}") from error
     # Whoever reads the file may be a process with another working directory.
     return spec if spec.trace is None else replace(spec, trace=str(Path(spec.trace).absolute()))
 

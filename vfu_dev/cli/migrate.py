@@ -14,25 +14,18 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 from rich.progress import Progress as Bar
 
-from vfu_dev.cli.output import TO_STDOUT, json_option, write_json
+from vfu_dev.cli import EXIT_FAILED
+from vfu_dev.cli.output import json_option, write_json
+from vfu_dev.cli.params import ON_OFF, SECONDS, downtime_limit_option, max_bandwidth_option, option
+from vfu_dev.cli.shape import TO_STDOUT, Command
 from vfu_dev.client import digest
-from vfu_dev.client.control import ControlClient
+from vfu_dev.client.control import ControlClient, device_path
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.migrator import MigrationError, Migrator, Options, Progress
 from vfu_dev.errors import VfuDevError
-from vfu_dev.sizes import format_count, format_size, parse_size
+from vfu_dev.sizes import format_count, format_size
 
 PLAIN_SECONDS = 1.0  # between lines where there is no terminal
-
-
-def _rate(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Turn `128M` into bytes; a callback, because ParamType is generic in some releases of click only."""
-    if value is None:
-        return None
-    try:
-        return parse_size(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
 
 
 class Verifier:
@@ -162,89 +155,92 @@ def _name_of(control: ControlClient | None) -> str | None:
     return name if isinstance(name, str) and name else None
 
 
-@click.command(epilog="Example: vfu-dev migrate /tmp/a.sock /tmp/b.sock --json out.json")
+@click.command(
+    cls=Command,
+    examples=[
+        "vfu-dev migrate /tmp/a.sock /tmp/b.sock --json out.json",
+        "vfu-dev migrate /tmp/a.sock /tmp/b.sock --max-bandwidth 1Gbit --downtime-limit 50",
+    ],
+)
 @click.argument("src_socket", type=click.Path())
 @click.argument("dst_socket", type=click.Path())
-@json_option("Write the result as JSON")
-@click.option(
-    "--downtime-limit",
-    default=300.0,
-    show_default=True,
-    metavar="MS",
-    help="How long the device may stand still.",
-)
-@click.option(
-    "--max-bandwidth", callback=_rate, metavar="RATE", help="Bytes a second, e.g. 128M.  [default: no limit]"
-)
-@click.option(
+@json_option("Also write the result as JSON")
+@downtime_limit_option("How long the device may stand still.")
+@max_bandwidth_option("What the migration may send while the device runs.")
+@option(
     "--max-passes",
+    type=click.IntRange(min=0),
     default=30,
     show_default=True,
     metavar="N",
-    help="Give up when N passes did not converge; 0: never.",
+    help="Give up when N passes did not converge; 0 never does.",
 )
-@click.option("--timeout", type=float, metavar="SECONDS", help="Give up after so long.  [default: never]")
-@click.option(
+@option("--timeout", type=SECONDS, metavar="SECONDS", help="Give up after this time.  [default: never]")
+@option(
     "--pre-copy",
-    type=click.Choice(["on", "off"]),
+    type=ON_OFF,
     default="on",
     show_default=True,
-    help="off: all data in STOP_COPY.",
+    help="off: move all data in STOP_COPY.",
 )
-@click.option(
-    "--src-control",
+@option(
+    "--control-source",
+    aliases=["--src-control"],
     type=click.Path(),
-    metavar="PATH",
-    help="The source's control socket.  [default: SRC_SOCKET.ctl, if there]",
+    metavar="SOCKET",
+    help="The source's control socket.  [default: SRC_SOCKET.ctl, where there is one]",
 )
-@click.option(
-    "--dst-control",
+@option(
+    "--control-destination",
+    aliases=["--dst-control"],
     type=click.Path(),
-    metavar="PATH",
-    help="The destination's.  [default: DST_SOCKET.ctl, if there]",
+    metavar="SOCKET",
+    help="The destination's control socket.  [default: DST_SOCKET.ctl, where there is one]",
 )
-@click.option(
+@option(
     "--verify",
     type=click.Choice(["auto", "control", "memory", "none"]),
     default="auto",
     show_default=True,
-    help="Where digests come from.",
+    help="Where the digests that are compared come from: the servers' control sockets, or memory read back.",
 )
-@click.option(
+@option(
     "--resume-source", is_flag=True, help="Let the source run on afterwards instead of leaving it in STOP."
 )
-@click.option("--quiet", is_flag=True, help="No progress, no summary.")
+@option("--quiet", is_flag=True, help="Show no progress and no summary.")
 def command(
     src_socket: str,
     dst_socket: str,
     json_path: str | None,
     downtime_limit: float,
-    max_bandwidth: int | None,
+    max_bandwidth: int,
     max_passes: int,
     timeout: float | None,
     pre_copy: str,
-    src_control: str | None,
-    dst_control: str | None,
+    control_source: str | None,
+    control_destination: str | None,
     verify: str,
     resume_source: bool,
     quiet: bool,
 ) -> None:
     """Move the state of the device on SRC_SOCKET into the device on DST_SOCKET, without QEMU.
 
-    Both servers must be free: a vfio-user server serves one client at a time. On any failure the source goes
-    on running. Digests of both ends are compared before the destination runs: the servers' own where both
-    control sockets are known, when the source has compared its memory with what it sent, else a checksum over
-    the device memory read back from both (its time is verify_ms, not part of downtime_ms). A source left in
-    STOP runs again when this command disconnects: that is its server's rule for a lost client.
+    Both servers must be free: a vfio-user server serves one client at a time. Where SOCKET.ctl is named, a
+    control socket, the device's socket beside it is taken. On any failure the source goes on running. Digests
+    of both ends are compared before the destination runs: the servers' own where both control sockets are
+    known, when the source has compared its memory with what it sent, else a checksum over the device memory
+    read back from both (its time is verify_ms, not part of downtime_ms). A source left in STOP runs again when
+    this command disconnects: that is its server's rule for a lost client.
     """
     options = Options(
         downtime_limit_seconds=downtime_limit / 1000,
-        max_bandwidth=max_bandwidth,
+        max_bandwidth=max_bandwidth or None,
         max_passes=max_passes or None,
         timeout_seconds=timeout,
         pre_copy=pre_copy == "on",
         resume_source=resume_source,
     )
+    src_socket, dst_socket = (str(device_path(path)) for path in (src_socket, dst_socket))
     name = Path(src_socket).name
     state = Progress()
     verifier: Verifier | None = None
@@ -253,7 +249,7 @@ def command(
         with ExitStack() as stack:
             source_control, destination_control = (
                 _control(stack, path, given)
-                for path, given in ((src_socket, src_control), (dst_socket, dst_control))
+                for path, given in ((src_socket, control_source), (dst_socket, control_destination))
             )
             name = _name_of(source_control) or name
             source = stack.enter_context(_connect("source", src_socket))
@@ -275,7 +271,7 @@ def command(
     if not quiet:
         click.echo(_summary(result), err=json_path == TO_STDOUT)
     if verifier is not None and not verifier.match:
-        sys.exit(1)
+        sys.exit(EXIT_FAILED)
 
 
 def _control(stack: ExitStack, socket: str, given: str | None) -> ControlClient | None:

@@ -11,35 +11,52 @@ from typing import Any, TypeVar
 
 import click
 
-from vfu_dev.errors import VfuDevError
+from vfu_dev.cli.shape import TO_STDOUT, JsonOption
+from vfu_dev.errors import ConfigError, VfuDevError
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-TO_STDOUT = "-"
 
-
-def json_option(what: str) -> Callable[[_Command], _Command]:
+def json_option(what: str, *, any_word: bool = True) -> Callable[[_Command], _Command]:
     """Return the option `--json FILE`, argument `json_path`; `what` is written there, for --help.
 
-    A place that cannot be is refused before the work whose figures would go there; its folder is made.
+    `-`, or nothing after `--json`, is standard output. A place that cannot be is refused before the work
+    whose figures would go there; its folder is made. The command has to be a `shape.Command`.
+
+    Args:    any_word: see `JsonOption`; False where `--json` may stand before an argument.
     """
+    rule = "" if any_word else ", a name that ends in .json or follows as --json=FILE"
     return click.option(
-        "--json", "json_path", metavar="FILE", callback=_possible, help=f"{what} (-: stdout)."
+        "--json",
+        "json_path",
+        cls=JsonOption,
+        any_word=any_word,
+        metavar="FILE",
+        callback=_possible,
+        help=f"{what} to this file{rule}; -, or no FILE, is standard output.",
     )
 
 
-def write_json(value: Any, path: str | None) -> None:
+def write_json(value: Any, path: str | None, *, indent: int | None = 2, append: bool = False) -> None:
     """Write `value` where `--json` says: a file, `-` for standard output, nowhere for None.
 
+    Args:    append: add to what the file holds.
     Raises:  VfuDevError: the file cannot be written, or not all of it.
     """
     if path is None:
         return
     try:
-        with click.open_file(path, "w") as file:
-            file.write(json.dumps(value, indent=2) + "\n")
+        with click.open_file(path, "a" if append else "w") as file:
+            file.write(json.dumps(value, indent=indent) + "\n")
     except OSError as error:
-        raise _refused(path, error) from error
+        raise VfuDevError(f"--json {path}: {error.strerror}") from error
+
+
+def show_or_write(value: Any, path: str | None, text: Callable[[], str]) -> None:
+    """Show `text()` on standard output, unless `value` goes there as JSON (see `write_json`)."""
+    write_json(value, path)
+    if path != TO_STDOUT and (shown := text()):
+        click.echo(shown)
 
 
 def _possible(_context: click.Context, _option: click.Parameter, path: str | None) -> str | None:
@@ -53,9 +70,5 @@ def _possible(_context: click.Context, _option: click.Parameter, path: str | Non
         if not os.access(path if Path(path).exists() else folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise _refused(path, error) from error
+        raise ConfigError(f"--json {path}: {error.strerror}") from error
     return path
-
-
-def _refused(path: str, error: OSError) -> VfuDevError:
-    return VfuDevError(f"--json {path}: {error.strerror}")

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import click
 
+from vfu_dev.cli.shape import Command
 
-@click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+
+@click.command(cls=Command, examples=["vfu-dev report out/lab/report.json --png pictures"])
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Where the page goes; FILE with .html in place of .json unless said.",
+    help="Write the page to this file.  [default: FILE with .html in place of .json]",
 )
 @click.option(
     "--png",
@@ -20,12 +22,7 @@ import click
     help="Also write the pictures into this folder.",
 )
 def command(file: Path, out: Path | None, png: Path | None) -> None:
-    """Make the page of a `vfu-dev lab migrate` run again from its JSON.
-
-    Example:
-
-        vfu-dev report out/lab/report.json --png pictures
-    """
+    """Make the page of a `vfu-dev lab migrate` run again from its JSON."""
     # Imported here: `vfu-dev report --help` must not pay for matplotlib.
     from vfu_dev.report.page import load, write_page, write_pictures
 

@@ -13,6 +13,10 @@ import click
 
 from vfu_dev.cli.configfile import as_toml, blaming, config_options, given, origin
 from vfu_dev.cli.identity import decided, identity_options, override
+from vfu_dev.cli.load_options import load_of, load_options
+from vfu_dev.cli.params import LEVEL, ON_OFF, SIZE, NumberType
+from vfu_dev.cli.shape import Command
+from vfu_dev.client.control import default_control
 from vfu_dev.errors import ConfigError
 from vfu_dev.logs import set_up_logging
 from vfu_dev.migration.engine import ALL_FLAGS
@@ -27,16 +31,7 @@ logger = logging.getLogger(__name__)
 
 MIN_PAGE_SIZE_BYTES = 4096
 DEFAULT_MEMORY = "256M"
-
-
-def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Return the bytes that an option names."""
-    if value is None:
-        return None
-    try:
-        return parse_size(value)
-    except ValueError as err:
-        raise click.BadParameter(str(err), ctx, param) from err
+NO_CONTROL = "none"
 
 
 def _memory_texts(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -59,12 +54,21 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
 
 
 @click.command(
-    epilog="Example: vfu-dev serve --socket /tmp/vfu.sock --memory 64M --fill 1 --control /tmp/vfu.ctl",
+    cls=Command,
+    examples=[
+        "vfu-dev serve --socket /tmp/vfu.sock --memory 64M --fill 1",
+        "vfu-dev serve --socket /tmp/vfu.sock --memory 64M --dirty-rate 2000p --metrics-port 9470",
+        "vfu-dev serve --device docs/examples/kvstore.py:KeyValueStore --socket /tmp/kv.sock",
+    ],
     context_settings={"show_default": True},
 )
 @config_options
 @click.option(
-    "--socket", "socket_path", type=click.Path(path_type=Path), help="Where QEMU connects; required."
+    "--socket",
+    "socket_path",
+    type=click.Path(path_type=Path),
+    metavar="SOCKET",
+    help="The vfio-user socket, where QEMU connects; required.",
 )
 @click.option(
     "--device",
@@ -86,8 +90,7 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
 @click.option(
     "--page-size",
     default="4K",
-    callback=_size,
-    metavar="SIZE",
+    type=SIZE,
     help="Unit of dirty tracking, a power of two.",
 )
 @click.option(
@@ -100,15 +103,16 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
 @click.option(
     "--initial",
     default=None,
-    callback=_size,
-    metavar="SIZE",
+    type=SIZE,
     help="How many bytes of written memory a migration counts as initial, lowest first.",
     show_default="all that was ever written",
 )
 @click.option(
     "--fill",
-    default="0",
-    help="Seed of the memory's initial content; 0 leaves it untouched.",
+    default=0,
+    type=NumberType(),
+    metavar="NUMBER",
+    help="Seed of the memory's initial content; 0 leaves the memory untouched.",
 )
 @click.option("--name", default="vfu-dev", help="Name of the device in logs and status.")
 @click.option(
@@ -116,11 +120,12 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
     "control_path",
     default=None,
     type=click.Path(path_type=Path),
-    help="Control socket, for vfu-dev ctl.",
+    metavar="PATH|none",
+    help="Where the control socket is, for vfu-dev ctl, top and migrate; none serves without one.",
+    show_default="SOCKET.ctl",
 )
-@click.option(
-    "--pre-copy", default="on", type=click.Choice(["on", "off"]), help="Announce the PRE_COPY states."
-)
+@click.option("--pre-copy", default="on", type=ON_OFF, help="Announce the PRE_COPY states.")
+@load_options()
 @click.option(
     "--fault",
     "faults",
@@ -147,7 +152,7 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
 @click.option(
     "--log-level",
     default="info",
-    type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+    type=LEVEL,
     help="What goes to standard error.",
 )
 @click.option(
@@ -167,10 +172,11 @@ def command(
     page_size: int,
     access: str,
     initial: int | None,
-    fill: str,
+    fill: int,
     name: str,
     control_path: Path | None,
     pre_copy: str,
+    load_arguments: dict[str, Any],
     faults: tuple[str, ...],
     metrics_port: int,
     metrics_addr: str,
@@ -182,6 +188,8 @@ def command(
     """Serve the device on a vfio-user socket until SIGTERM, SIGINT or the control socket's quit.
 
     One line a state change goes to standard error; a line on standard output says when clients can connect.
+    With the options of a load the device writes to its first memory by itself from the start, as after
+    `vfu-dev ctl SOCKET load`.
     """
     # Imported here: `--help` need not pay for numpy.
     from vfu_dev import libvfio_user
@@ -207,7 +215,7 @@ def command(
             page_size_bytes=page_size,
             mapped=access == "mmap",
             more=more,
-            fill_seed=_parse_seed(fill),
+            fill_seed=fill,
             initial_limit_bytes=initial,
             flags=flags,
         )
@@ -219,10 +227,14 @@ def command(
             without = [option for option, keyword in _DEVICE_OPTIONS.items() if keyword not in takes]
             click.echo(as_toml(ctx, decided(device), without), nl=False)
             return
+        with blaming(ctx, load_arguments):
+            load = load_of(load_arguments)
         library = libvfio_user.load(find_library(library_path))
         with _exporter(metrics_addr, metrics_port) as exporter:
-            server = Server(device, library, socket_path, control_path)
+            server = Server(device, library, socket_path, _control_path(control_path, socket_path))
             try:
+                if load is not None:
+                    server.load.start(load)
                 for fault in faults:
                     server.faults.arm(Fault.parse(fault))
                 if exporter is not None:
@@ -263,6 +275,13 @@ def _maker(spec: str | None, chosen: Mapping[str, str]) -> Callable[..., Device]
         return make_device(cls, name, flags, options, chosen)
 
     return make
+
+
+def _control_path(option: Path | None, socket_path: Path) -> Path | None:
+    """Return where the control socket goes; None for none."""
+    if option is None:
+        return default_control(socket_path)
+    return None if option == Path(NO_CONTROL) else option
 
 
 @contextmanager
@@ -329,10 +348,3 @@ def _parse_memories(options: tuple[str, ...], page_size: int) -> tuple[int, list
         return parse_size(sizes[0] if sizes else DEFAULT_MEMORY), more
     except ValueError as err:
         raise ConfigError(f"--memory: {err}") from err
-
-
-def _parse_seed(text: str) -> int:
-    try:
-        return int(text, 0)
-    except ValueError:
-        raise ConfigError(f"--fill {text!r}: expected a number, decimal or 0x hexadecimal") from None

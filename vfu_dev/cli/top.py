@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,35 +11,47 @@ import click
 from rich.console import Console
 from rich.live import Live
 
+from vfu_dev.cli.output import json_option, write_json
+from vfu_dev.cli.shape import Command
 from vfu_dev.errors import VfuDevError
 from vfu_dev.top import Keys, Watched, refresh_all, render
 
 DUMB_WIDTH = 110  # nobody says how wide it is
 
 
-@click.command(epilog="Example: vfu-dev top /run/vfu-dev/*.ctl", context_settings={"show_default": True})
-@click.argument(
-    "paths", metavar="CONTROL...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=False)
+@click.command(
+    cls=Command,
+    examples=["vfu-dev top /run/vfu-dev/*.sock", "vfu-dev top --once --json /run/vfu-dev/a.sock"],
+    context_settings={"show_default": True},
 )
-@click.option("--interval", default=0.5, type=click.FloatRange(0.1, 3600), help="Seconds between two looks.")
+@click.argument(
+    "paths", metavar="SOCKET...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=False)
+)
+@click.option(
+    "--interval",
+    default=0.5,
+    type=click.FloatRange(0.1, 3600),
+    metavar="SECONDS",
+    help="Time between two looks.",
+)
 @click.option(
     "--once", is_flag=True, help="Show the figures once and end; fails if a server does not answer."
 )
-@click.option("--json", "as_json", is_flag=True, help="JSON instead of a picture, a line a look.")
-def command(paths: tuple[Path, ...], interval: float, once: bool, as_json: bool) -> None:
+@json_option("Write JSON instead of a picture, one line for each look,", any_word=False)
+def command(paths: tuple[Path, ...], interval: float, once: bool, json_path: str | None) -> None:
     """Show state, rates and predicted downtime of one or more servers; q quits.
 
-    CONTROL is a server's control socket; its vfio-user socket will do when the control socket lies beside
-    it as SOCKET.ctl, or with the suffix .ctl.
+    SOCKET is a server's vfio-user socket or its control socket. The control socket is looked for beside the
+    other one, as SOCKET.ctl and with the suffix .ctl.
     """
     watched = [Watched(path) for path in paths]
     # Both ends are wanted ends: no traceback, and the terminal as it was.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         if once:
-            _once(watched, as_json)
-        elif as_json:
-            _lines(watched, interval)
+            _once(watched, json_path)
+        elif json_path is not None:
+            _lines(watched, interval, json_path)
         else:
             _pictures(watched, interval)
     except KeyboardInterrupt:
@@ -54,8 +65,8 @@ def _interrupt(_number: int, _frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _print_json(watched: Sequence[Watched]) -> None:
-    click.echo(json.dumps({"devices": [one.as_dict() for one in watched]}))
+def _write_json(watched: Sequence[Watched], path: str, append: bool = False) -> None:
+    write_json({"devices": [one.as_dict() for one in watched]}, path, indent=None, append=append)
 
 
 def _console() -> Console:
@@ -63,10 +74,10 @@ def _console() -> Console:
     return Console(width=DUMB_WIDTH) if console.is_dumb_terminal or not console.is_terminal else console
 
 
-def _once(watched: Sequence[Watched], as_json: bool) -> None:
+def _once(watched: Sequence[Watched], json_path: str | None) -> None:
     refresh_all(watched)
-    if as_json:
-        _print_json(watched)
+    if json_path is not None:
+        _write_json(watched, json_path)
     else:
         console = _console()
         console.print(render(watched, console, alone=False))
@@ -75,11 +86,13 @@ def _once(watched: Sequence[Watched], as_json: bool) -> None:
         raise VfuDevError("; ".join(silent))
 
 
-def _lines(watched: Sequence[Watched], interval: float) -> None:
+def _lines(watched: Sequence[Watched], interval: float, json_path: str) -> None:
+    append = False
     with Keys() as keys:
         while True:
             refresh_all(watched)
-            _print_json(watched)
+            _write_json(watched, json_path, append)
+            append = True
             if "q" in keys.wait(interval):
                 return
 

@@ -1,0 +1,411 @@
+"""Every command of `vfu-dev`: its help, its exit statuses, `--json`, the options' names and their aliases.
+
+The commands come from click's tree: one that is added without an entry here fails the test.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from vfu_dev.cli import cli, main
+from vfu_dev.cli.load_options import load_of, load_options
+from vfu_dev.cli.params import for_each_side, of_side
+from vfu_dev.cli.shape import Command, Group, JsonOption, Option
+from vfu_dev.patterns import LoadSpec
+
+ROOT = Path(__file__).parents[2]
+FIGURES = ROOT / "tests/unit/data/lab-not-converging.json"
+RESULT = ROOT / "docs/results/idle"
+NOWHERE = "/nowhere/x.sock"
+
+
+def commands(
+    command: click.Command = cli, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Yield the words of each command that does something, and the command."""
+    if not isinstance(command, click.Group):
+        yield path, command
+        return
+    ctx = click.Context(command)
+    for name in command.list_commands(ctx):
+        found = command.get_command(ctx, name)
+        assert found is not None
+        yield from commands(found, (*path, name))
+
+
+LEAVES = dict(commands())
+
+
+def groups(
+    command: click.Command = cli, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Group]]:
+    """Yield the words of each group, and the group."""
+    if isinstance(command, click.Group):
+        yield path, command
+        ctx = click.Context(command)
+        for name in command.list_commands(ctx):
+            yield from groups(command.get_command(ctx, name) or command, (*path, name))
+
+
+def argv_of(words: tuple[str, ...], *arguments: str) -> list[str]:
+    """Return a command line: `ctl` has its socket before the command."""
+    first = [words[0], NOWHERE, *words[1:]] if words[:1] == ("ctl",) else list(words)
+    return [*first, *arguments]
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in this process; returns status, standard output and standard error."""
+
+    def run_in_process(*arguments: str | Path) -> tuple[int, str, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return int(left.value.code or 0), out, err
+
+    return run_in_process
+
+
+# --- help ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", LEAVES, ids=" ".join)
+def test_help_ends_with_an_example_that_parses(words: tuple[str, ...], run: Run) -> None:
+    """And every option that is shown has a sentence."""
+    command = LEAVES[words]
+    assert isinstance(command, Command)
+    status, out, _ = run(*argv_of(words, "--help"))
+    assert status == 0
+    assert out.rstrip().splitlines()[-1].lstrip().startswith("vfu-dev "), out
+    assert command.examples
+    for option in command.params:
+        if isinstance(option, click.Option) and not option.hidden:
+            assert re.match(r"[a-zA-Z].{12,}", option.help or ""), option.opts
+
+
+@pytest.mark.parametrize(("words", "group"), list(groups()), ids=str)
+def test_a_mistyped_command_gets_the_nearest_one(
+    words: tuple[str, ...], group: click.Group, run: Run
+) -> None:
+    """In each group."""
+    assert isinstance(group, Group)
+    name = group.list_commands(click.Context(group))[0]
+    status, _, err = run(*argv_of(words, f"{name}x"))
+    assert status == 2
+    assert f"did you mean {name!r}?" in err
+
+
+def test_a_command_that_is_like_none_gets_the_list(run: Run) -> None:
+    status, _, err = run("qqqqqq")
+    assert status == 2
+    assert "the commands are serve, info, migrate" in err
+
+
+# --- exit statuses ------------------------------------------------------------------------------------------
+
+# What fails: words -> command line behind them. None: nothing but writing its JSON can fail.
+FAILURES: dict[tuple[str, ...], list[str] | None] = {
+    ("serve",): ["--socket", "TMP/s", "--memory", "64K", "--library", "/nowhere.so"],
+    ("info",): [NOWHERE],
+    ("migrate",): [NOWHERE, "/nowhere/b.sock"],
+    ("load",): ["--socket", NOWHERE, "--dirty-rate", "1M"],
+    ("top",): ["--once", NOWHERE],
+    ("lab", "migrate"): ["--out", "TMP/out"],
+    ("lab", "run"): ["idle", "--short", "--out", "TMP/out"],
+    ("lab", "scenarios"): None,
+    ("lab", "compare"): [str(RESULT), "TMP/slower", "--max-regression", "10"],
+    ("lab", "model"): None,
+    ("report",): [str(FIGURES), "--out", "/proc/nowhere/page.html"],
+    ("bench",): ["mmio", "--quick"],
+    ("build",): ["libvfio-user", "--sources", "TMP"],
+    ("doctor",): [],
+}
+# Arguments that the commands of `ctl` need to be asked at all.
+CTL_ARGUMENTS = {
+    "load": ["--off"],
+    "fault": ["op=irq,error"],
+    "log-level": ["debug"],
+    "dma-log": ["on"],
+    "send": ['{"command": "status"}'],
+}
+
+
+@pytest.mark.parametrize("words", LEAVES, ids=" ".join)
+def test_what_fails_is_status_1(
+    words: tuple[str, ...], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line at the end of standard error, or the reason among its results."""
+    shutil.copytree(RESULT, tmp_path / "slower")
+    moves = tmp_path / "slower" / "moves.csv"
+    head, *rows = moves.read_text().splitlines()
+    column = head.split(",").index("downtime_ms")
+    slower = [row.split(",") for row in rows]
+    for cells in slower:
+        cells[column] = str(float(cells[column] or 0) * 10 + 50)
+    moves.write_text("\n".join([head, *(",".join(cells) for cells in slower)]) + "\n")
+    # Nothing is built here, and nothing can be.
+    monkeypatch.setenv("VFU_DEV_CACHE", str(tmp_path / "cache"))
+    for name in ("QEMU", "LIBVFIO_USER", "GUEST"):
+        monkeypatch.setenv(f"VFU_DEV_{name}", "/nowhere/artifact")
+    if words[0] == "ctl":
+        arguments: list[str] | None = CTL_ARGUMENTS.get(words[1], [])
+    else:
+        assert words in FAILURES, f"{' '.join(words)}: what makes it fail? Add it to FAILURES"
+        arguments = FAILURES[words]
+    if arguments is None:
+        arguments = ["--json=/dev/full"]
+    status, _, err = run(*argv_of(words, *(text.replace("TMP", str(tmp_path)) for text in arguments)))
+    assert status == 1, err
+    assert words == ("doctor",) or err.strip()
+
+
+@pytest.mark.parametrize("words", LEAVES, ids=" ".join)
+def test_an_option_that_does_not_exist_is_status_2(words: tuple[str, ...], run: Run) -> None:
+    status, out, err = run(*argv_of(words, "--no-such-option"))
+    assert (status, out) == (2, "")
+    assert "--no-such-option" in err
+
+
+USAGE_ERRORS = [
+    "serve",
+    "serve --socket /nowhere/s --memory lots",
+    "serve --socket /nowhere/s --page-size 1K",
+    "serve --socket /nowhere/s --fault op=nothing",
+    "serve --socket /nowhere/s --dirty-rate fast",
+    "serve --config /nowhere.toml",
+    "info",
+    "info /nowhere/s --timeout 0",
+    "migrate /nowhere/a",
+    "migrate /nowhere/a /nowhere/b --max-bandwidth fast",
+    "migrate /nowhere/a /nowhere/b --json /proc/nowhere/x.json",
+    "load",
+    "load --rate 4M",
+    "load --control a --pattern zipf",
+    "load --control a --dirty-rate 1M --write-rate 1M",
+    "load --control a --dirty-rate 1M --check",
+    "top",
+    "top a --interval 0",
+    "ctl",
+    "ctl a",
+    "ctl a load",
+    "ctl a fault",
+    "lab run",
+    "lab run no-such-scenario",
+    "lab run idle --set nothing",
+    "lab run idle --resume --force",
+    "lab migrate --memory 1000",
+    "lab migrate --downtime-limit 0",
+    "lab migrate --guest none --accel kvm",
+    "lab migrate --guest none --access mmap",
+    "lab migrate --fault op=nothing",
+    "lab compare a b",
+    "lab model --memory 5000",
+    "lab model --map x.png",
+    "lab model --max-bandwidth 0",
+    "report nosuch.json",
+    "report README.md",
+    "bench foo",
+    "build foo",
+    "doctor foo",
+]
+
+
+@pytest.mark.parametrize("line", USAGE_ERRORS)
+def test_usage_errors_are_status_2(line: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether click finds them or we do; nothing was done, nothing goes to standard output."""
+    monkeypatch.chdir(ROOT)
+    for name in ("QEMU", "LIBVFIO_USER", "GUEST"):
+        monkeypatch.setenv(f"VFU_DEV_{name}", "/dev/null")
+    status, out, err = run(*line.split())
+    assert (status, out) == (2, ""), err
+    assert err.strip()
+
+
+def test_the_statuses_of_the_page_are_those_of_the_code() -> None:
+    """docs/commands.md has the one table."""
+    text = (ROOT / "docs/commands.md").read_text()
+    table = text.partition("## Exit status")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| (\S+) \|", table, re.MULTILINE)[1:] == ["0", "1", "2", "3", "128+N"]
+
+
+# --- --json -------------------------------------------------------------------------------------------------
+
+
+@click.command(cls=Command, examples=["vfu-dev x"])
+@click.argument("words", nargs=-1)
+@click.option("--json", "json_path", cls=JsonOption)
+@click.option("--name")
+def asks(**given: Any) -> None:
+    """Have arguments that could be taken for a file."""
+
+
+@click.command(cls=Command, examples=["vfu-dev x"])
+@click.option("--json", "json_path", cls=JsonOption, any_word=True)
+@click.option("--quiet", is_flag=True)
+def writes(**given: Any) -> None:
+    """Have none."""
+
+
+@pytest.mark.parametrize(
+    ("command", "line", "path", "words"),
+    [
+        (asks, "--json a.sock", "-", ("a.sock",)),
+        (asks, "a.sock --json", "-", ("a.sock",)),
+        (asks, "--json - a.sock", "-", ("a.sock",)),
+        (asks, "--json out.json a.sock", "out.json", ("a.sock",)),
+        (asks, "--json=out a.sock", "out", ("a.sock",)),
+        (asks, "--json /dev/stdout", "-", ("/dev/stdout",)),
+        (asks, "--json --name n a.sock", "-", ("a.sock",)),
+        (asks, "--name --json a.sock", None, ("a.sock",)),
+        (asks, "-- --json a.sock", None, ("--json", "a.sock")),
+        (writes, "--json out", "out", None),
+        (writes, "--json /dev/stdout", "/dev/stdout", None),
+        (writes, "--json --quiet", "-", None),
+        (writes, "--json", "-", None),
+        (writes, "", None, None),
+    ],
+)
+def test_what_follows_json(
+    command: click.Command, line: str, path: str | None, words: tuple[str, ...] | None
+) -> None:
+    """`-` and NAME.json everywhere; any other word only where it could be nothing else; never an option."""
+    ctx = command.make_context("x", line.split())
+    assert ctx.params["json_path"] == path
+    assert ctx.params.get("words") == words
+
+
+@pytest.mark.parametrize("words", LEAVES, ids=" ".join)
+def test_json_is_the_same_option_everywhere(words: tuple[str, ...]) -> None:
+    """All that show figures have it; where a word behind it may be an argument, it takes none by chance."""
+    command = LEAVES[words]
+    options = [option for option in command.params if "--json" in option.opts]
+    if words in (("serve",), ("report",)):
+        assert not options
+        return
+    (option,) = options
+    assert isinstance(option, JsonOption)
+    takes_arguments = any(isinstance(param, click.Argument) for param in command.params)
+    assert option.any_word <= (not takes_arguments or words == ("migrate",))
+
+
+def test_a_word_behind_json_that_is_left_over_is_explained(run: Run) -> None:
+    status, _, err = run("info", "a.sock", "--json", "out")
+    assert status == 2
+    assert "--json=out" in err
+
+
+def test_json_goes_to_a_file_and_the_text_to_standard_output(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "scenarios.json"
+    status, out, _ = run("lab", "scenarios", "--json", path)
+    assert (status, "switchover-ack" in out) == (0, True)
+    assert {one["name"] for one in json.loads(path.read_text())} >= {"idle", "steady"}
+    for bare in (["--json"], ["--json", "-"], ["--json=-"]):
+        status, out, _ = run("lab", "scenarios", *bare)
+        assert json.loads(out) == json.loads(path.read_text())
+
+
+# --- names --------------------------------------------------------------------------------------------------
+
+# Names that an option must not have any more, and what it is called.
+EARLIER = {
+    "--rate": "--dirty-rate, --write-rate",
+    "--write": "--write-size",
+    "--bandwidth": "--max-bandwidth",
+    "--switchover-bandwidth": "--avail-switchover-bandwidth",
+    "--src-control": "--control-source",
+    "--dst-control": "--control-destination",
+    "--seconds": "--duration",
+}
+
+
+def test_earlier_names_are_not_shown(run: Run) -> None:
+    for words in LEAVES:
+        _, out, _ = run(*argv_of(words, "--help"))
+        shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", out))
+        assert not shown & set(EARLIER), words
+
+
+@pytest.mark.parametrize(
+    ("words", "earlier", "now"),
+    [
+        (("lab", "migrate"), "--switchover-bandwidth 1M", "--avail-switchover-bandwidth 1M"),
+        (("lab", "model"), "--bandwidth 64M", "--max-bandwidth 64M"),
+        (("lab", "model"), "--switchover-bandwidth 64M", "--avail-switchover-bandwidth 64M"),
+        (
+            ("migrate",),
+            "a b --src-control x --dst-control y",
+            "a b --control-source x --control-destination y",
+        ),
+        (("load",), "--memory vram --write 4K", "--memory-name vram --write-size 4K"),
+        (("ctl", "load"), "--memory vram --seconds 3", "--memory-name vram --duration 3"),
+        (("ctl", "reinit"), "--memory vram", "--memory-name vram"),
+    ],
+)
+def test_earlier_names_are_taken(words: tuple[str, ...], earlier: str, now: str) -> None:
+    command = LEAVES[words]
+    old, new = (command.make_context("x", line.split()).params for line in (earlier, now))
+    assert old == new
+
+
+@click.command(cls=Command)
+@load_options()
+def loads(load_arguments: dict[str, Any]) -> LoadSpec | None:
+    """Return the load."""
+    return load_of(load_arguments)
+
+
+@pytest.mark.parametrize(
+    ("line", "load"),
+    [
+        ("", None),
+        ("--dirty-rate 8M", LoadSpec(dirty_rate_bytes=8 << 20)),
+        ("--dirty-rate 2000p", LoadSpec(rate_pages=2000)),
+        ("--write-rate 8M --write-size 4K", LoadSpec(rate_bytes=8 << 20, write_bytes=4096)),
+        ("--rate 8M --write 4K", LoadSpec(rate_bytes=8 << 20, write_bytes=4096)),
+        ("--rate 2000p", LoadSpec(rate_pages=2000)),
+    ],
+)
+def test_the_options_of_a_load(line: str, load: LoadSpec | None) -> None:
+    """A dirty rate counts pages, a write rate bytes written; --rate was either."""
+    assert loads.main(line.split(), standalone_mode=False) == load
+
+
+def test_qemus_names_have_qemus_defaults() -> None:
+    """128 MiB/s, measured, 300 ms, in every command that has them; a downtime limit may be a fraction."""
+    for words, command in LEAVES.items():
+        options = {name: one for one in command.params if isinstance(one, Option) for name in one.opts}
+        if (option := options.get("--max-bandwidth")) is not None:
+            assert option.default == "128M", words
+        if (option := options.get("--avail-switchover-bandwidth")) is not None:
+            assert option.default == "0", words
+        if (option := options.get("--downtime-limit")) is not None:
+            assert option.default == 300.0
+            assert option.type.convert("0.3", None, None) == 0.3
+
+
+def test_an_option_for_each_side_is_one_line() -> None:
+    @click.command()
+    @for_each_side("front-end", help="What QEMU attaches.")
+    @for_each_side("fault", multiple=True, help="A fault.")
+    def migrates(**sides: Any) -> list[Any]:
+        return [
+            of_side(sides, name, side)
+            for name in ("front-end", "fault")
+            for side in ("source", "destination")
+        ]
+
+    line = "--front-end a --front-end-destination b --fault x --fault-source y"
+    assert migrates.main(line.split(), standalone_mode=False) == ["a", "b", ("x", "y"), ("x",)]
