@@ -228,9 +228,9 @@ def command(
     Both servers must be free: a vfio-user server serves one client at a time. Where SOCKET.ctl is named, a
     control socket, the device's socket beside it is taken. On any failure the source goes on running. Digests
     of both ends are compared before the destination runs: the servers' own where both control sockets are
-    known, when the source has compared its memory with what it sent, else a checksum over the device memory
-    read back from both (its time is verify_ms, not part of downtime_ms). A source left in STOP runs again when
-    this command disconnects: that is its server's rule for a lost client.
+    known, when the source has compared its memory with what it sent, else a checksum over the device
+    memory read back from both (its time is verify_ms, not part of downtime_ms). A source left in STOP runs
+    again when this command disconnects: that is its server's rule for a lost client.
     """
     options = Options(
         downtime_limit_seconds=downtime_limit / 1000,

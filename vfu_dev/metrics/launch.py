@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 
-from vfu_dev.errors import ConfigError
+from vfu_dev.errors import VfuDevError
 
 _STOP_SECONDS = 5.0
 
@@ -27,7 +27,7 @@ class Exporter:
         feed: the server's end of the feed; whoever takes it owns it.
         url: where the live page is.
 
-    Raises:  ConfigError: the address cannot be listened on.
+    Raises:  VfuDevError: the address cannot be listened on.
     """
 
     def __init__(self, address: str, port: int) -> None:
@@ -62,12 +62,12 @@ def _listen(address: str, port: int) -> socket.socket:
         family, kind, protocol, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
     except (OSError, OverflowError, UnicodeError) as err:
-        raise ConfigError(f"metrics address {address}: {err}") from err
+        raise VfuDevError(f"metrics address {address}: {err}") from err
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(where)
         listener.listen(16)
     except OSError as err:
         listener.close()
-        raise ConfigError(f"metrics port {port} of {address}: {err.strerror}") from err
+        raise VfuDevError(f"metrics port {port} of {address}: {err.strerror}") from err
     return listener
