@@ -306,7 +306,7 @@ static long device_ioctl(struct file *file, unsigned long request, void *argumen
     if (device->space == NULL) {
         return -EINVAL; /* as in the kernel, before it is bound */
     }
-    migration_flush(device);
+    collectors_flush(device);
     switch (request) {
     case VFIO_DEVICE_ATTACH_IOMMUFD_PT:
         return iommufd_attach(device, argument);

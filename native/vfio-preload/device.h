@@ -21,6 +21,9 @@
 #define REGION_SHIFT 40
 #define REGION_MASK ((1ULL << REGION_SHIFT) - 1)
 
+struct migfile;
+struct collector;
+
 struct region {
     uint64_t size;
     uint32_t flags;
@@ -40,7 +43,7 @@ struct migration {
     bool precopy_info_v2; /* was set */
     uint32_t state; /* enum vfio_device_mig_state */
     struct migfile *session; /* the one that lasts; not a reference */
-    bool collecting; /* data written to it may not have been sent yet */
+    bool collecting; /* there is, or was, a collector */
 };
 
 struct device {
@@ -97,11 +100,18 @@ long migration_get_state(struct device *device, struct vfio_device_feature_mig_s
 long migration_set_state(struct device *device, struct vfio_device_feature_mig_state *state);
 void migration_after_reset(struct device *device);
 
-/* Wait until all that was written to the data descriptor has been sent. */
-void migration_flush(struct device *device);
+/* --- collect.c --- */
 
-/* The same for all that this thread wrote to any: it is about to tell somebody else. */
-void migration_flush_thread(void);
+int collector_new(struct device *device, struct collector **collector);
+void collector_end(struct collector *collector);
+ssize_t collector_write(struct collector *collector, uint64_t from, size_t count);
+
+/* Wait until all that was written has been sent. Returns 0, or what went wrong. */
+int collector_flush(struct collector *collector);
+
+/* The same for all of a device's, and for all that this thread may have written to. */
+void collectors_flush(struct device *device);
+void collectors_flush_thread(void);
 
 /* --- iommufd.c --- */
 

@@ -13,28 +13,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "device.h"
+#include "iommufd.h"
 
-#define MAX_OBJECTS 1024
-
-/* What an id stands for. */
-enum kind { FREE, DEVICE, IOAS, HWPT };
-
-struct object {
-    enum kind kind;
-    unsigned int users; /* objects made of it, devices attached to it, calls under way */
-    struct ioas *ioas; /* an HWPT's: that of its parent */
-    uint32_t parent; /* an HWPT's IOAS; a device's attachment, 0: none */
-};
-
-struct iommufd {
-    struct file file;
-    int real;
-    pthread_mutex_t lock;
-    struct object objects[MAX_OBJECTS]; /* id 0 is none */
-};
-
-static uint32_t new_object(struct iommufd *iommufd, enum kind kind, struct ioas *ioas, uint32_t parent)
+uint32_t iommufd_new_object(struct iommufd *iommufd, enum kind kind, struct ioas *ioas, uint32_t parent)
 {
     for (uint32_t id = 1; id < MAX_OBJECTS; id++) {
         if (iommufd->objects[id].kind == FREE) {
@@ -45,7 +26,7 @@ static uint32_t new_object(struct iommufd *iommufd, enum kind kind, struct ioas 
     return 0;
 }
 
-static struct object *find(struct iommufd *iommufd, uint32_t id, enum kind kind)
+struct object *iommufd_find(struct iommufd *iommufd, uint32_t id, enum kind kind)
 {
     return id < MAX_OBJECTS && iommufd->objects[id].kind == kind ? &iommufd->objects[id] : NULL;
 }
@@ -56,7 +37,7 @@ static struct ioas *hold_ioas(struct iommufd *iommufd, uint32_t id)
     struct object *object;
 
     pthread_mutex_lock(&iommufd->lock);
-    object = find(iommufd, id, IOAS);
+    object = iommufd_find(iommufd, id, IOAS);
     if (object != NULL) {
         object->users++;
     }
@@ -112,7 +93,7 @@ static long ioas_alloc(struct iommufd *iommufd, void *data)
     }
     ioas_init(ioas);
     pthread_mutex_lock(&iommufd->lock);
-    request->out_ioas_id = new_object(iommufd, IOAS, ioas, 0);
+    request->out_ioas_id = iommufd_new_object(iommufd, IOAS, ioas, 0);
     pthread_mutex_unlock(&iommufd->lock);
     if (request->out_ioas_id == 0) {
         ioas_destroy(ioas);
@@ -244,11 +225,11 @@ static long hwpt_alloc(struct iommufd *iommufd, void *data)
         return -EOPNOTSUPP;
     }
     pthread_mutex_lock(&iommufd->lock);
-    parent = find(iommufd, request->pt_id, IOAS);
-    if (parent == NULL || find(iommufd, request->dev_id, DEVICE) == NULL) {
+    parent = iommufd_find(iommufd, request->pt_id, IOAS);
+    if (parent == NULL || iommufd_find(iommufd, request->dev_id, DEVICE) == NULL) {
         result = -ENOENT;
     } else {
-        request->out_hwpt_id = new_object(iommufd, HWPT, parent->ioas, request->pt_id);
+        request->out_hwpt_id = iommufd_new_object(iommufd, HWPT, parent->ioas, request->pt_id);
         if (request->out_hwpt_id == 0) {
             result = -ENOMEM;
         } else {
@@ -267,7 +248,7 @@ static long get_hw_info(struct iommufd *iommufd, void *data)
     bool found;
 
     pthread_mutex_lock(&iommufd->lock);
-    found = find(iommufd, request->dev_id, DEVICE) != NULL;
+    found = iommufd_find(iommufd, request->dev_id, DEVICE) != NULL;
     pthread_mutex_unlock(&iommufd->lock);
     if (!found) {
         return -ENOENT;
@@ -352,125 +333,6 @@ static long iommufd_ioctl(struct file *file, unsigned long request, void *argume
         return result;
     }
     return -ENOTTY;
-}
-
-/* --- what its devices are asked ---------------------------------------------------------------------------------- */
-
-static void leave(struct device *device)
-{
-    struct iommufd *iommufd = (struct iommufd *)device->space;
-
-    pthread_mutex_lock(&iommufd->lock);
-    if (iommufd->objects[device->id].parent != 0) {
-        iommufd->objects[iommufd->objects[device->id].parent].users--;
-    }
-    iommufd->objects[device->id].kind = FREE;
-    pthread_mutex_unlock(&iommufd->lock);
-}
-
-long iommufd_bind(struct device *device, void *argument)
-{
-    struct vfio_device_bind_iommufd bind;
-    long result = fetch_sized(&bind, sizeof(bind), argument, offsetof(struct vfio_device_bind_iommufd, out_devid) + 4);
-    struct iommufd *iommufd;
-
-    if (result < 0) {
-        return result;
-    }
-    if (bind.flags != 0 || device->space != NULL) {
-        return -EINVAL;
-    }
-    iommufd = (struct iommufd *)file_get(bind.iommufd, &iommufd_ops);
-    if (iommufd == NULL) {
-        say("%s: descriptor %d is not our /dev/iommu: a made-up device cannot be bound to a real one",
-            config.sockets[device->number], bind.iommufd);
-        return -EBADF;
-    }
-    result = device_connect(device);
-    if (result < 0) {
-        file_put(&iommufd->file);
-        return result;
-    }
-    pthread_mutex_lock(&iommufd->lock);
-    if (iommufd->real >= 0) { /* now it is known whose it is */
-        internal_close(iommufd->real);
-        iommufd->real = -1;
-    }
-    device->id = new_object(iommufd, DEVICE, NULL, 0);
-    pthread_mutex_unlock(&iommufd->lock);
-    if (device->id == 0) {
-        file_put(&iommufd->file);
-        return -ENOMEM;
-    }
-    device->leave = leave;
-    device->space = &iommufd->file;
-    bind.out_devid = device->id;
-    return copy_to_user((uint64_t)(uintptr_t)argument, &bind, MIN(bind.argsz, sizeof(bind)));
-}
-
-static void detach(struct iommufd *iommufd, struct device *device)
-{
-    struct object *object = &iommufd->objects[device->id];
-
-    ioas_detach(&device->dma);
-    pthread_mutex_lock(&iommufd->lock);
-    if (object->parent != 0) {
-        iommufd->objects[object->parent].users--;
-        object->parent = 0;
-    }
-    pthread_mutex_unlock(&iommufd->lock);
-}
-
-long iommufd_attach(struct device *device, void *argument)
-{
-    struct iommufd *iommufd = (struct iommufd *)device->space;
-    struct vfio_device_attach_iommufd_pt attach;
-    long result = fetch_sized(&attach, sizeof(attach), argument, offsetof(struct vfio_device_attach_iommufd_pt, pt_id) + 4);
-    struct object *object;
-
-    if (result < 0) {
-        return result;
-    }
-    if (attach.flags != 0 || device->id == 0) {
-        return -EINVAL;
-    }
-    pthread_mutex_lock(&iommufd->lock);
-    object = find(iommufd, attach.pt_id, IOAS);
-    if (object == NULL) {
-        object = find(iommufd, attach.pt_id, HWPT);
-    }
-    if (object != NULL) {
-        object->users++;
-    }
-    pthread_mutex_unlock(&iommufd->lock);
-    if (object == NULL) {
-        return -ENOENT;
-    }
-    detach(iommufd, device); /* attaching it elsewhere replaces what it was attached to */
-    result = ioas_attach(object->ioas, &device->dma);
-    pthread_mutex_lock(&iommufd->lock);
-    if (result == 0) {
-        iommufd->objects[device->id].parent = attach.pt_id;
-    } else {
-        object->users--;
-    }
-    pthread_mutex_unlock(&iommufd->lock);
-    return result < 0 ? result : copy_to_user((uint64_t)(uintptr_t)argument, &attach, MIN(attach.argsz, sizeof(attach)));
-}
-
-long iommufd_detach(struct device *device, void *argument)
-{
-    struct vfio_device_detach_iommufd_pt request;
-    long result = fetch_sized(&request, sizeof(request), argument, offsetof(struct vfio_device_detach_iommufd_pt, flags) + 4);
-
-    if (result < 0) {
-        return result;
-    }
-    if (request.flags != 0 || device->id == 0) {
-        return -EINVAL;
-    }
-    detach((struct iommufd *)device->space, device);
-    return 0;
 }
 
 /* --- its life ---------------------------------------------------------------------------------------------------- */

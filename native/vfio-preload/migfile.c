@@ -1,47 +1,26 @@
 /*
  * The migration data descriptor, and the states that it lives in.
  *
- * What is written to it is collected while the message before is under way, since QEMU writes 32 KiB at a time and each
- * message is a round trip: a thread sends what has come together. Anything else that is asked of the device waits until
- * all of it is sent; so does a message that the same thread sends to somebody else, because it may say that the data
- * is there (QEMU's switchover-ack does).
- *
  * Copyright (c) the vfu-dev authors.  SPDX-License-Identifier: BSD-3-Clause
  */
 
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "device.h"
 
-/* The state of a connection that does not answer any more. */
+/* The state of a device that does not say. */
 #define UNKNOWN VFIO_DEVICE_STATE_ERROR
 
 struct migfile {
     struct file file;
     struct device *device; /* with a reference */
-    bool resuming;
+    struct collector *collector; /* what is written goes there; NULL: it is for reading */
     bool ended; /* its session is over; with migration.lock */
-
-    struct migfile *next; /* of all that resume */
-    pthread_t sender;
-    pthread_mutex_t lock; /* what follows */
-    pthread_cond_t changed;
-    char *filling, *sending; /* max_xfer bytes each */
-    size_t filled;
-    bool busy; /* a message is under way */
-    bool closing;
-    int error; /* what became of one; there is no way on after it */
 };
-
-/* All that resume, for migration_flush_thread(). */
-static pthread_mutex_t resuming_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct migfile *resuming;
-static __thread bool wrote; /* this thread, since it last waited */
 
 static bool saving(uint32_t state)
 {
@@ -49,164 +28,22 @@ static bool saving(uint32_t state)
            state == VFIO_DEVICE_STATE_STOP_COPY;
 }
 
-/* --- writing ---------------------------------------------------------------------------------------------------- */
-
-static int send_data(struct device *device, const char *data, size_t size)
-{
-    struct vfio_user_mig_data head = { (uint32_t)(sizeof(head) + size), (uint32_t)size };
-    struct wire_call call = {
-        .command = VFIO_USER_MIG_DATA_WRITE,
-        .request = { { &head, sizeof(head) }, { (void *)(uintptr_t)data, size } },
-    };
-    int result = wire_call(device->wire, &call);
-
-    trace("device %u: MIG_DATA_WRITE of %zu bytes: %s", device->number, size, errno_name(result));
-    return result;
-}
-
-static void *sender(void *opaque)
-{
-    struct migfile *migfile = opaque;
-
-    pthread_mutex_lock(&migfile->lock);
-    for (;;) {
-        char *full = migfile->filling;
-        size_t size;
-        int error;
-
-        while (migfile->filled == 0 && !migfile->closing) {
-            pthread_cond_wait(&migfile->changed, &migfile->lock);
-            full = migfile->filling;
-        }
-        if (migfile->filled == 0) {
-            break;
-        }
-        size = migfile->filled;
-        migfile->filling = migfile->sending;
-        migfile->sending = full;
-        migfile->filled = 0;
-        migfile->busy = true;
-        pthread_cond_broadcast(&migfile->changed);
-        pthread_mutex_unlock(&migfile->lock);
-        error = send_data(migfile->device, full, size);
-        pthread_mutex_lock(&migfile->lock);
-        migfile->busy = false;
-        if (error != 0) {
-            migfile->error = error;
-            migfile->filled = 0;
-        }
-        pthread_cond_broadcast(&migfile->changed);
-    }
-    pthread_mutex_unlock(&migfile->lock);
-    return NULL;
-}
-
-/* Wait until all is sent. Returns 0, or what went wrong. */
-static int flush(struct migfile *migfile)
-{
-    int error;
-
-    pthread_mutex_lock(&migfile->lock);
-    while ((migfile->filled > 0 || migfile->busy) && migfile->error == 0) {
-        pthread_cond_wait(&migfile->changed, &migfile->lock);
-    }
-    error = migfile->error;
-    pthread_mutex_unlock(&migfile->lock);
-    return error;
-}
-
-void migration_flush(struct device *device)
-{
-    struct migfile *migfile = NULL;
-
-    if (!__atomic_load_n(&device->migration.collecting, __ATOMIC_ACQUIRE)) {
-        return;
-    }
-    pthread_mutex_lock(&resuming_lock);
-    for (migfile = resuming; migfile != NULL && migfile->device != device; migfile = migfile->next) {
-    }
-    if (migfile != NULL) {
-        file_hold(&migfile->file);
-    }
-    pthread_mutex_unlock(&resuming_lock);
-    if (migfile != NULL) {
-        __atomic_store_n(&device->migration.collecting, false, __ATOMIC_RELEASE);
-        flush(migfile);
-        file_put(&migfile->file);
-    }
-}
-
-void migration_flush_thread(void)
-{
-    struct migfile *one;
-    size_t done = 0;
-
-    if (!wrote) {
-        return;
-    }
-    wrote = false;
-    for (;;) {
-        size_t at = 0;
-
-        pthread_mutex_lock(&resuming_lock);
-        for (one = resuming; one != NULL && at < done; one = one->next) {
-            at++;
-        }
-        if (one != NULL) {
-            file_hold(&one->file);
-        }
-        pthread_mutex_unlock(&resuming_lock);
-        if (one == NULL) {
-            return;
-        }
-        flush(one);
-        file_put(&one->file);
-        done++;
-    }
-}
+/* --- what can be done with it ------------------------------------------------------------------------------------ */
 
 static ssize_t write_data(struct file *file, const void *buffer, size_t count)
 {
     struct migfile *migfile = (struct migfile *)file;
     struct migration *migration = &migfile->device->migration;
-    size_t room = wire_limits(migfile->device->wire)->max_xfer, done = 0;
     bool ended;
-    int error = 0;
 
-    if (!migfile->resuming) {
+    if (migfile->collector == NULL) {
         return -EBADF;
     }
     pthread_mutex_lock(&migration->lock);
     ended = migfile->ended;
     pthread_mutex_unlock(&migration->lock);
-    if (ended) {
-        return -ENODEV;
-    }
-    wrote = true;
-    pthread_mutex_lock(&migfile->lock);
-    while (done < count && error == 0) {
-        size_t part;
-
-        while (migfile->filled == room && migfile->error == 0) {
-            pthread_cond_wait(&migfile->changed, &migfile->lock);
-        }
-        part = MIN(count - done, room - migfile->filled);
-        error = migfile->error;
-        if (error == 0) {
-            error = copy_from_user(migfile->filling + migfile->filled, (uint64_t)(uintptr_t)buffer + done, part);
-        }
-        if (error == 0) {
-            migfile->filled += part;
-            done += part;
-            __atomic_store_n(&migration->collecting, true, __ATOMIC_RELEASE);
-            pthread_cond_broadcast(&migfile->changed);
-        }
-    }
-    pthread_mutex_unlock(&migfile->lock);
-    return done > 0 ? (ssize_t)done : error;
+    return ended ? -ENODEV : collector_write(migfile->collector, (uint64_t)(uintptr_t)buffer, count);
 }
-
-/* --- reading ---------------------------------------------------------------------------------------------------- */
 
 static ssize_t read_some(struct device *device, void *buffer, size_t count)
 {
@@ -239,7 +76,7 @@ static ssize_t read_data(struct file *file, void *buffer, size_t count)
     struct migration *migration = &migfile->device->migration;
     ssize_t result = 0;
 
-    if (migfile->resuming) {
+    if (migfile->collector != NULL) {
         return -EBADF;
     }
     pthread_mutex_lock(&migration->lock);
@@ -303,7 +140,7 @@ static long migfile_ioctl(struct file *file, unsigned long request, void *argume
     struct migration *migration = &migfile->device->migration;
     long result;
 
-    if (request != VFIO_MIG_GET_PRECOPY_INFO || migfile->resuming) {
+    if (request != VFIO_MIG_GET_PRECOPY_INFO || migfile->collector != NULL) {
         return -ENOTTY;
     }
     pthread_mutex_lock(&migration->lock);
@@ -312,20 +149,7 @@ static long migfile_ioctl(struct file *file, unsigned long request, void *argume
     return result;
 }
 
-/* --- its life --------------------------------------------------------------------------------------------------- */
-
-static void stop_sender(struct migfile *migfile)
-{
-    pthread_mutex_lock(&migfile->lock);
-    migfile->closing = true;
-    pthread_cond_broadcast(&migfile->changed);
-    pthread_mutex_unlock(&migfile->lock);
-    pthread_join(migfile->sender, NULL);
-    free(migfile->filling);
-    free(migfile->sending);
-    pthread_cond_destroy(&migfile->changed);
-    pthread_mutex_destroy(&migfile->lock);
-}
+/* --- its life ---------------------------------------------------------------------------------------------------- */
 
 static void release(struct file *file)
 {
@@ -337,26 +161,11 @@ static void release(struct file *file)
         migration->session = NULL;
     }
     pthread_mutex_unlock(&migration->lock);
-    if (migfile->resuming) {
-        stop_sender(migfile);
+    if (migfile->collector != NULL) {
+        collector_end(migfile->collector);
     }
     file_put(&migfile->device->file);
     free(migfile);
-}
-
-/* The last descriptor may be closed while a flush holds a reference: off the list when nobody has it any more. */
-static void unlist(struct file *file)
-{
-    struct migfile *migfile = (struct migfile *)file, **link;
-
-    pthread_mutex_lock(&resuming_lock);
-    for (link = &resuming; *link != NULL && *link != migfile; link = &(*link)->next) {
-    }
-    if (*link != NULL) {
-        *link = migfile->next;
-    }
-    pthread_mutex_unlock(&resuming_lock);
-    release(file);
 }
 
 static const struct file_ops migfile_ops = {
@@ -364,58 +173,33 @@ static const struct file_ops migfile_ops = {
     .ioctl = migfile_ioctl,
     .read = read_data,
     .write = write_data,
-    .release = unlist,
+    .release = release,
 };
 
-static int start_sender(struct migfile *migfile)
-{
-    size_t room = wire_limits(migfile->device->wire)->max_xfer;
-    sigset_t all, before;
-    int error;
-
-    migfile->filling = malloc(room);
-    migfile->sending = malloc(room);
-    if (migfile->filling == NULL || migfile->sending == NULL) {
-        free(migfile->filling);
-        free(migfile->sending);
-        return -ENOMEM;
-    }
-    pthread_mutex_init(&migfile->lock, NULL);
-    pthread_cond_init(&migfile->changed, NULL);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    error = pthread_create(&migfile->sender, NULL, sender, migfile);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (error != 0) {
-        free(migfile->filling);
-        free(migfile->sending);
-        return -error;
-    }
-    migfile->resuming = true;
-    pthread_mutex_lock(&resuming_lock);
-    migfile->next = resuming;
-    resuming = migfile;
-    pthread_mutex_unlock(&resuming_lock);
-    return 0;
-}
-
-static struct migfile *new_session(struct device *device, bool resume, int *error)
+/* A session and its descriptor; or -errno, and nothing has happened. */
+static int open_session(struct device *device, bool resume, struct migfile **result)
 {
     struct migfile *migfile = calloc(1, sizeof(*migfile));
+    int fd = migfile == NULL ? -ENOMEM : 0;
 
-    *error = -ENOMEM;
-    if (migfile == NULL) {
-        return NULL;
+    if (fd == 0 && resume) {
+        fd = collector_new(device, &migfile->collector);
     }
-    file_init(&migfile->file, &migfile_ops);
-    migfile->device = device;
-    if (resume && (*error = start_sender(migfile)) != 0) {
+    if (fd == 0) {
+        file_init(&migfile->file, &migfile_ops);
+        migfile->device = device;
+        fd = file_install(&migfile->file, O_CLOEXEC);
+    }
+    if (fd < 0) {
+        if (migfile != NULL && migfile->collector != NULL) {
+            collector_end(migfile->collector);
+        }
         free(migfile);
-        return NULL;
+        return fd;
     }
     file_hold(&device->file);
-    *error = 0;
-    return migfile;
+    *result = migfile;
+    return fd;
 }
 
 /* --- the states: with migration.lock ---------------------------------------------------------------------------- */
@@ -441,7 +225,7 @@ static void arrive(struct device *device, uint32_t state)
     struct migfile *session = migration->session;
 
     migration->state = state;
-    if (session != NULL && !(session->resuming ? state == VFIO_DEVICE_STATE_RESUMING : saving(state))) {
+    if (session != NULL && !(session->collector != NULL ? state == VFIO_DEVICE_STATE_RESUMING : saving(state))) {
         session->ended = true;
         migration->session = NULL;
     }
@@ -483,16 +267,13 @@ long migration_set_state(struct device *device, struct vfio_device_feature_mig_s
     before = migration->state;
     /* -1 wherever no session begins: QEMU passes a zeroed structure, and would take descriptor 0 for one. */
     state->data_fd = -1;
-    if (migration->session != NULL && migration->session->resuming) {
-        result = flush(migration->session); /* what the server has is no state to run on if data did not arrive */
+    if (migration->session != NULL && migration->session->collector != NULL) {
+        result = collector_flush(migration->session->collector); /* what the server has is no state to run on if data did not arrive */
     }
     /* The descriptor first: without one, nothing has happened. */
     if (result == 0 && ((saving(wanted) && !saving(before)) || (resume && before != wanted))) {
-        session = new_session(device, resume, &result);
-        if (session != NULL) {
-            fd = file_install(&session->file, O_CLOEXEC);
-            result = MIN(fd, 0);
-        }
+        fd = open_session(device, resume, &session);
+        result = MIN(fd, 0);
     }
     if (result == 0) {
         result = feature_call(device, VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE | VFIO_DEVICE_FEATURE_SET, &request,
@@ -515,8 +296,6 @@ long migration_set_state(struct device *device, struct vfio_device_feature_mig_s
     pthread_mutex_unlock(&migration->lock);
     if (result != 0 && fd >= 0) {
         close(fd);
-    } else if (result != 0 && session != NULL) {
-        file_put(&session->file);
     }
     return result;
 }

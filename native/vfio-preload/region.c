@@ -295,7 +295,7 @@ static ssize_t access_all(struct device *device, bool write, char *buffer, size_
     if (found < 0) {
         return found;
     }
-    migration_flush(device);
+    collectors_flush(device);
     while (done < (size_t)found && result == 0) {
         size_t part = MIN((size_t)found - done, limit);
 
