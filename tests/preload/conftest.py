@@ -1,0 +1,140 @@
+"""Tests of the preloaded library, most of which run in a process that it is preloaded into.
+
+A test marked with `@inside()` is called in a fresh Python, by run_inside.py. Its fixtures are made here; what they give
+has to be JSON, or `Served`. What the library said is in the report of a failure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inside import Served
+from serverkit import RunningServer, ServerFactory, server_farm, short_folder
+
+from vfu_dev.builds import artifact
+from vfu_dev.device.reference import FIELDS
+from vfu_dev.errors import BuildError
+
+HERE = Path(__file__).parent
+FIRST_FD = 100  # vfio.py
+SECONDS = 120.0  # no test takes a tenth of it
+VARIANTS = {"plain": "vfio-preload", "asan": "vfio-preload-asan", "tsan": "vfio-preload-tsan"}
+SANITIZERS = {"plain": (), "asan": ("libasan.so", "libubsan.so"), "tsan": ("libtsan.so",)}
+
+
+def preload_of(variant: str) -> str:
+    """Return LD_PRELOAD for a variant; a sanitizer's own library has to come first."""
+    try:
+        product = artifact(VARIANTS[variant], build=True)
+    except BuildError as error:
+        pytest.skip(str(error))
+    first = [
+        subprocess.run(["cc", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in SANITIZERS[variant]
+    ]
+    return " ".join([*first, str(product)])
+
+
+def preload_environment(variant: str, sockets: list[str]) -> dict[str, str]:
+    """Return the environment of a process that the library is preloaded into."""
+    environment = {
+        "LD_PRELOAD": preload_of(variant),
+        # CPython keeps what it allocates; and a sanitizer's word has to be the end.
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:exitcode=66",
+        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+        "TSAN_OPTIONS": "exitcode=66:halt_on_error=1",
+    }
+    return environment | {f"VFU_DEV_PRELOAD_SOCKET{number}": name for number, name in enumerate(sockets)}
+
+
+def run_preloaded(
+    argv: list[str],
+    sockets: list[str],
+    environment: dict[str, str] | None = None,
+    *,
+    variant: str = "asan",
+    fds: bool = False,
+    seconds: float = SECONDS,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program with the library preloaded; with `fds`, the way by descriptor is open too."""
+    env = os.environ | preload_environment(variant, sockets) | (environment or {})
+    if fds:
+        numbers = [FIRST_FD + number for number in range(len(sockets) + 1)]
+        env["VFU_DEV_PRELOAD_IOMMUFD"] = str(numbers[0])
+        env |= {f"VFU_DEV_PRELOAD_FD{number}": str(fd) for number, fd in enumerate(numbers[1:])}
+        opened = " ".join(f"{fd}<>/dev/null" for fd in numbers)
+        argv = ["bash", "-c", f'exec {opened}; exec "$@"', "bash", *argv]
+    return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=seconds, check=False)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Call a test that is marked so in a process of its own."""
+    marked = getattr(pyfuncitem.obj, "inside", None)
+    if marked is None:
+        return None
+    environment, variant, fds = marked
+    names = pyfuncitem._fixtureinfo.argnames
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+    served = [value for value in arguments.values() if isinstance(value, Served)]
+    sockets = served[0].sockets if served else ["/nonexistent/vfu.sock"]
+    text = json.dumps(
+        {name: value.to_json() if isinstance(value, Served) else value for name, value in arguments.items()}
+    )
+    function = pyfuncitem.originalname
+    argv = [sys.executable, str(HERE / "run_inside.py"), str(pyfuncitem.path), function, text]
+    done = run_preloaded(argv, sockets, environment, variant=variant, fds=fds)
+    if done.returncode != 0:
+        pytest.fail(f"status {done.returncode}\n{done.stdout}{done.stderr}", pytrace=False)
+    return True
+
+
+def _served(servers: list[RunningServer]) -> Served:
+    return Served(
+        sockets=[str(server.socket) for server in servers],
+        pids=[server.process.pid for server in servers],
+        memory_bytes=1 << 20,
+        registers={
+            field.name: [field.offset, int(field.format[-1])] for field in FIELDS if field.format[1] == "u"
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def servers(library: Path) -> Iterator[list[RunningServer]]:
+    """Two servers of 1 MiB, shared by the tests of a module."""
+    with short_folder() as folder, server_farm(library, folder) as start:
+        yield [start("--fill", "7"), start("--fill", "8")]
+
+
+@pytest.fixture
+def served(servers: list[RunningServer]) -> Served:
+    """The module's servers, for a test inside; each has let go of the client before."""
+    from serverkit import wait_until
+
+    for server in servers:
+        wait_until(lambda s=server: not s.status()["connected"], "the server drops its last client")  # type: ignore[misc]
+    return _served(servers)
+
+
+@pytest.fixture
+def serve_one(serve: ServerFactory) -> Callable[..., Served]:
+    """Start a server of its own, with options, for a test inside."""
+    return lambda *options, **more: _served([serve(*options, **more)])
+
+
+@pytest.fixture
+def mortal(serve: ServerFactory) -> Iterator[Served]:
+    """A server that the test may kill."""
+    server = serve("--fill", "7")
+    yield _served([server])
+    server.killed = server.process.poll() is not None
+
+
