@@ -232,6 +232,26 @@ VECTOR_AT(preadv64, false, off64_t)
 VECTOR_AT(pwritev, true, off_t)
 VECTOR_AT(pwritev64, true, off64_t)
 
+/* No position is the descriptor's own, which ours have not; of the flags, the kernel's VFIO knows none either. */
+#define VECTOR_AT_2(name, write, type) \
+    EXPORT ssize_t name(int fd, const struct iovec *iov, int count, type offset, int flags) \
+    { \
+        int saved = errno, error; \
+        off64_t at = offset; \
+        struct file *file; \
+\
+        if (OURS(name)) { \
+            error = error < 0 ? error : flags != 0 ? -EOPNOTSUPP : 0; \
+            return symbol_finish(file, error < 0 ? error : each(file, iov, count, write, at == -1 ? NULL : &at), saved); \
+        } \
+        return NEXT(name, ssize_t, int, const struct iovec *, int, type, int)(fd, iov, count, offset, flags); \
+    }
+
+VECTOR_AT_2(preadv2, false, off_t)
+VECTOR_AT_2(preadv64v2, false, off64_t)
+VECTOR_AT_2(pwritev2, true, off_t)
+VECTOR_AT_2(pwritev64v2, true, off64_t)
+
 #define MMAP(name, type) \
     EXPORT void *name(void *address, size_t length, int protection, int flags, int fd, type offset) \
     { \

@@ -14,7 +14,8 @@
 #define SYMBOLS(X) \
     X(open) X(open64) X(__open_2) X(__open64_2) X(openat) X(openat64) X(__openat_2) X(__openat64_2) \
     X(access) X(faccessat) X(ioctl) X(read) X(__read_chk) X(write) X(pread) X(pread64) X(__pread_chk) X(__pread64_chk) \
-    X(pwrite) X(pwrite64) X(readv) X(writev) X(preadv) X(preadv64) X(pwritev) X(pwritev64) X(mmap) X(mmap64) \
+    X(pwrite) X(pwrite64) X(readv) X(writev) X(preadv) X(preadv64) X(pwritev) X(pwritev64) X(preadv2) X(preadv64v2) \
+    X(pwritev2) X(pwritev64v2) X(mmap) X(mmap64) \
     X(close) X(close_range) X(closefrom) X(dup) X(dup2) X(dup3) X(fcntl) X(fcntl64) X(sendmsg) X(sendfile) \
     X(sendfile64) X(splice) X(copy_file_range)
 

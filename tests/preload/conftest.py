@@ -74,25 +74,28 @@ def run_preloaded(
     return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=seconds, check=False)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Call a test that is marked so in a process of its own."""
-    marked = getattr(pyfuncitem.obj, "inside", None)
-    if marked is None:
-        return None
-    environment, variant, fds = marked
-    names = pyfuncitem._fixtureinfo.argnames
-    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+def call_inside(function: Callable[..., Any], file: Path, name: str, arguments: dict[str, Any]) -> str:
+    """Have run_inside.py call a function that is marked; return what it and the library said."""
+    environment, variant, fds = function.inside  # type: ignore[attr-defined]
     served = [value for value in arguments.values() if isinstance(value, Served)]
-    sockets = served[0].sockets if served else ["/nonexistent/vfu.sock"]
+    sockets = [socket for one in served for socket in one.sockets] or ["/nonexistent/vfu.sock"]
     text = json.dumps(
-        {name: value.to_json() if isinstance(value, Served) else value for name, value in arguments.items()}
+        {key: value.to_json() if isinstance(value, Served) else value for key, value in arguments.items()}
     )
-    function = pyfuncitem.originalname
-    argv = [sys.executable, str(HERE / "run_inside.py"), str(pyfuncitem.path), function, text]
+    argv = [sys.executable, str(HERE / "run_inside.py"), str(file), name, text]
     done = run_preloaded(argv, sockets, environment, variant=variant, fds=fds)
     if done.returncode != 0:
         pytest.fail(f"status {done.returncode}\n{done.stdout}{done.stderr}", pytrace=False)
+    return done.stdout + done.stderr
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Call a test that is marked so in a process of its own."""
+    if not hasattr(pyfuncitem.obj, "inside"):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    call_inside(pyfuncitem.obj, pyfuncitem.path, pyfuncitem.originalname, arguments)
     return True
 
 
@@ -138,3 +141,13 @@ def mortal(serve: ServerFactory) -> Iterator[Served]:
     server.killed = server.process.poll() is not None
 
 
+
+
+@pytest.fixture
+def run_inside(request: pytest.FixtureRequest) -> Callable[..., str]:
+    """Call a function marked with `@inside()` as a test is called; return what it and the library said."""
+
+    def run(function: Callable[..., None], **arguments: Any) -> str:
+        return call_inside(function, Path(request.path), function.__name__, arguments)
+
+    return run
