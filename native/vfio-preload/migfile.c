@@ -261,14 +261,16 @@ long migration_set_state(struct device *device, struct vfio_device_feature_mig_s
     uint32_t wanted = state->device_state, before;
     bool resume = wanted == VFIO_DEVICE_STATE_RESUMING;
     struct migfile *session = NULL;
-    int result = 0, fd = -1;
+    int result = 0, lost = 0, fd = -1;
 
     pthread_mutex_lock(&migration->lock);
     before = migration->state;
     /* -1 wherever no session begins: QEMU passes a zeroed structure, and would take descriptor 0 for one. */
     state->data_fd = -1;
     if (migration->session != NULL && migration->session->collector != NULL) {
-        result = collector_flush(migration->session->collector); /* what the server has is no state to run on if data did not arrive */
+        /* A write that was taken and then refused is an error of what ends the session. The server is asked all the same:
+         * a device whose last change of state was refused is one that a reset brings back to RUNNING. */
+        lost = collector_flush(migration->session->collector);
     }
     /* The descriptor first: without one, nothing has happened. */
     if (result == 0 && ((saving(wanted) && !saving(before)) || (resume && before != wanted))) {
@@ -278,6 +280,7 @@ long migration_set_state(struct device *device, struct vfio_device_feature_mig_s
     if (result == 0) {
         result = feature_call(device, VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE | VFIO_DEVICE_FEATURE_SET, &request,
                               sizeof(request));
+        result = result != 0 ? result : lost;
         if (result != 0) {
             ask_state(device, &wanted);
         } else if (session != NULL && migration->session != NULL) {
