@@ -195,8 +195,7 @@ class Device:
         pages = -(-size // page_size)
         bitmap = bytearray([before]) * (-(-pages // 64) * 8)
         self.feature(GET | LOG_REPORT, "QQQQ", iova, size, page_size, address_of(bitmap))
-        value = int.from_bytes(bitmap, "little")
-        return {bit for bit in range(len(bitmap) * 8) if value >> bit & 1}
+        return {8 * at + bit for at, byte in enumerate(bitmap) if byte for bit in range(8) if byte >> bit & 1}
 
     def hot_reset_info(self, room: int = 1) -> tuple[int, int, list[tuple[int, ...]]]:
         data = bytearray(struct.pack("<III", 12 + 8 * room, 0, 0)) + bytearray(8 * room)
@@ -216,6 +215,7 @@ class Attached:
     def __init__(self, path: Path, number: int = 0, beside: Attached | None = None) -> None:
         self.path = path
         self.number = number
+        self.memories: list[Memory] = []  # alive for as long as the device may reach them
         if path == "type1":
             self._by_group(beside)
         else:
@@ -246,6 +246,7 @@ class Attached:
 
     def map(self, iova: int, memory: Memory, flags: int = READ | WRITE, start: int = 0, size: int = 0) -> None:
         length = size or memory.size - start
+        self.memories.append(memory)
         if self.path == "type1":
             values = (32, flags, memory.address + start, iova, length)
             ioctl(self.container, IOMMU_MAP_DMA, "IIQQQ", *values)
