@@ -11,12 +11,12 @@ import os
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from inside import Served, inside
+from liarkit import HOSTILE, liar
 from vfio import (
     CONFIG,
     DATA_EVENTFD,
@@ -36,7 +36,6 @@ from vfio import (
     refused,
 )
 
-HOSTILE = Path(__file__).parents[1] / "wire" / "hostile.py"
 # One lie in so many is tried by default, chosen by its name so that the choice is stable.
 DEFAULT_SHARE = 16
 PHASES = ("attach", "run", "save", "load")
@@ -49,22 +48,6 @@ def lies_of(phase: str) -> list[str]:
     if os.environ.get("VFU_DEV_HOSTILE") == "all":
         return names
     return [name for name in names if zlib.crc32(name.encode()) % DEFAULT_SHARE == 0]
-
-
-@contextmanager
-def liar(folder: Path, lie: str | None) -> Iterator[Served]:
-    """Run the hostile server."""
-    socket = folder / "liar.sock"
-    argv = [sys.executable, str(HOSTILE), str(socket), *(["--lie", lie] if lie else [])]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline().strip() == "ready"
-        yield Served([str(socket)], [process.pid])
-    finally:
-        process.terminate()
-        process.wait()
-        process.stdout.close()
 
 
 def attempt(way: Attached) -> None:
@@ -145,15 +128,15 @@ def meet_honest(served: Served) -> None:
     way.device.set_state(RUNNING)
 
 
-def test_an_honest_server_is_served(short_tmp: Path, run_inside: pytest.FixtureRequest) -> None:
+def test_an_honest_server_is_served(short_tmp: Path, run_inside: Callable[..., str]) -> None:
     """So what the others do to it is their lies' doing."""
     with liar(short_tmp, None) as served:
-        said = run_inside(meet_honest, served=served)  # type: ignore[operator]
+        said = run_inside(meet_honest, served=served)
     assert "dead" not in said
 
 
 @pytest.mark.parametrize("lie", [lie for phase in PHASES for lie in lies_of(phase)])
-def test_a_lie_does_no_harm(lie: str, short_tmp: Path, run_inside: pytest.FixtureRequest) -> None:
+def test_a_lie_does_no_harm(lie: str, short_tmp: Path, run_inside: Callable[..., str]) -> None:
     """Errors for the program, or none where the lie is none to it; no crash, no hang, nothing for the sanitizers."""
     with liar(short_tmp, lie) as served:
-        run_inside(meet, served=served)  # type: ignore[operator]
+        run_inside(meet, served=served)
