@@ -368,7 +368,6 @@ static long group_ioctl(struct file *file, unsigned long request, void *argument
 static void group_release(struct file *file)
 {
     struct group *group = (struct group *)file;
-
     unset_container(group);
     __atomic_clear(&group_open[group->number], __ATOMIC_RELEASE);
     pthread_mutex_destroy(&group->lock);
