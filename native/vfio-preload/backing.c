@@ -2,7 +2,7 @@
  * The file behind memory.
  *
  * The kernel's VFIO takes addresses, a vfio-user server descriptors. Which file an address is a mapping of is in
- * /proc/self/maps, by device and inode; a descriptor of that file is in /proc/self/fd, since QEMU keeps its memory's open.
+ * /proc/self/maps, by device and inode. A descriptor of that file is in /proc/self/fd: QEMU keeps its memory's open.
  *
  * Copyright (c) the vfu-dev authors.  SPDX-License-Identifier: BSD-3-Clause
  */

@@ -24,7 +24,7 @@ static void leave(struct device *device)
 long iommufd_bind(struct device *device, void *argument)
 {
     struct vfio_device_bind_iommufd bind;
-    long result = fetch_sized(&bind, sizeof(bind), argument, offsetof(struct vfio_device_bind_iommufd, out_devid) + 4);
+    long result = fetch_sized(&bind, sizeof(bind), argument, END_OF(vfio_device_bind_iommufd, out_devid));
     struct iommufd *iommufd;
 
     if (result < 0) {
@@ -58,7 +58,7 @@ long iommufd_bind(struct device *device, void *argument)
     device->leave = leave;
     device->space = &iommufd->file;
     bind.out_devid = device->id;
-    return copy_to_user((uint64_t)(uintptr_t)argument, &bind, MIN(bind.argsz, sizeof(bind)));
+    return copy_to_user(ADDRESS(argument), &bind, MIN(bind.argsz, sizeof(bind)));
 }
 
 static void detach(struct iommufd *iommufd, struct device *device)
@@ -78,7 +78,7 @@ long iommufd_attach(struct device *device, void *argument)
 {
     struct iommufd *iommufd = (struct iommufd *)device->space;
     struct vfio_device_attach_iommufd_pt attach;
-    long result = fetch_sized(&attach, sizeof(attach), argument, offsetof(struct vfio_device_attach_iommufd_pt, pt_id) + 4);
+    long result = fetch_sized(&attach, sizeof(attach), argument, END_OF(vfio_device_attach_iommufd_pt, pt_id));
     struct object *object;
 
     if (result < 0) {
@@ -108,13 +108,13 @@ long iommufd_attach(struct device *device, void *argument)
         object->users--;
     }
     pthread_mutex_unlock(&iommufd->lock);
-    return result < 0 ? result : copy_to_user((uint64_t)(uintptr_t)argument, &attach, MIN(attach.argsz, sizeof(attach)));
+    return result < 0 ? result : copy_to_user(ADDRESS(argument), &attach, MIN(attach.argsz, sizeof(attach)));
 }
 
 long iommufd_detach(struct device *device, void *argument)
 {
     struct vfio_device_detach_iommufd_pt request;
-    long result = fetch_sized(&request, sizeof(request), argument, offsetof(struct vfio_device_detach_iommufd_pt, flags) + 4);
+    long result = fetch_sized(&request, sizeof(request), argument, END_OF(vfio_device_detach_iommufd_pt, flags));
 
     if (result < 0) {
         return result;

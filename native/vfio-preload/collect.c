@@ -1,10 +1,10 @@
 /*
  * Collecting what is written to a migration data descriptor.
  *
- * QEMU writes 32 KiB at a time, and each message is a round trip. So a thread sends, and what is written while it waits for
- * one reply is the next message. Anything else that is asked of the device waits until all of it is sent. So does a
- * message that the same thread sends to somebody else, because it may say that the data is there: QEMU's switchover-ack
- * does.
+ * QEMU writes 32 KiB at a time, and each message is a round trip. So a thread sends, and what is written while it waits
+ * for one reply is the next message. Anything else that is asked of the device waits until all of it is sent. So does
+ * a message that the same thread sends to somebody else, because it may say that the data is there: QEMU's
+ * switchover-ack does.
  *
  * Copyright (c) the vfu-dev authors.  SPDX-License-Identifier: BSD-3-Clause
  */

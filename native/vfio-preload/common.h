@@ -30,6 +30,10 @@ __asm__(".symver pthread_condattr_setclock, pthread_condattr_setclock@GLIBC_2.3.
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 #define PAGE_BYTES 4096ULL
 
+/* A pointer of the caller's, as its structures have them; and how long a structure is up to a member. */
+#define ADDRESS(pointer) ((uint64_t)(uintptr_t)(pointer))
+#define END_OF(type, member) (offsetof(struct type, member) + sizeof(((struct type *)0)->member))
+
 /* --- config.c: the environment, as README.md describes it --- */
 
 #define MAX_DEVICES 64

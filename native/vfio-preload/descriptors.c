@@ -128,7 +128,7 @@ EXPORT int dup3(int from, int to, int flags)
 FCNTL(fcntl)
 FCNTL(fcntl64)
 
-/* What is sent elsewhere is an open /dev/null there. And whoever is told something may be told that data has arrived. */
+/* What is sent elsewhere is an open /dev/null there. And a message may say that migration data has arrived. */
 EXPORT ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 {
     collectors_flush_thread();
@@ -136,13 +136,15 @@ EXPORT ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
          part = CMSG_NXTHDR((struct msghdr *)(uintptr_t)message, part)) {
         size_t size = part->cmsg_len - CMSG_LEN(0);
 
-        for (size_t i = 0; part->cmsg_level == SOL_SOCKET && part->cmsg_type == SCM_RIGHTS && i < size / sizeof(int); i++) {
+        bool rights = part->cmsg_level == SOL_SOCKET && part->cmsg_type == SCM_RIGHTS;
+
+        for (size_t i = 0; rights && i < size / sizeof(int); i++) {
             int sent;
 
             memcpy(&sent, CMSG_DATA(part) + i * sizeof(sent), sizeof(sent));
             if (table_is_file(sent)) {
                 symbol_count(SYM_sendmsg);
-                say("descriptor %d is a VFIO descriptor of ours, which works only in this process: it is not sent", sent);
+                say("descriptor %d is a made-up VFIO file, which works in this process only: it is not sent", sent);
                 errno = EOPNOTSUPP;
                 return -1;
             }

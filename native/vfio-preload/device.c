@@ -240,7 +240,7 @@ static long get_info(struct device *device, void *argument)
     }
     info = device->info;
     info.argsz = sizeof(info);
-    return copy_to_user((uint64_t)(uintptr_t)argument, &info, MIN(argsz, sizeof(info)));
+    return copy_to_user(ADDRESS(argument), &info, MIN(argsz, sizeof(info)));
 }
 
 static long reset(struct device *device)
@@ -278,7 +278,7 @@ static long hot_reset_info(struct device *device, void *argument)
     } else {
         info.device.group_id = device->group;
     }
-    result = copy_to_user((uint64_t)(uintptr_t)argument, &info, MIN(argsz, sizeof(info)));
+    result = copy_to_user(ADDRESS(argument), &info, MIN(argsz, sizeof(info)));
     return result < 0 ? result : argsz < sizeof(info) ? -ENOSPC : 0;
 }
 

@@ -308,7 +308,7 @@ static long carry_out(struct device *device, uint32_t feature, bool get, union f
 long feature_ioctl(struct device *device, void *argument)
 {
     const uint32_t operations = VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_SET;
-    uint64_t data_at = (uint64_t)(uintptr_t)argument + sizeof(struct vfio_device_feature);
+    uint64_t data_at = ADDRESS(argument) + sizeof(struct vfio_device_feature);
     struct vfio_device_feature head;
     union feature_data data;
     uint32_t feature, asked, supported;

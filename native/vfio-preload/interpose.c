@@ -27,10 +27,10 @@ static int shared_with(unsigned long request, void *argument)
     int fd = -1;
 
     if (request == VFIO_DEVICE_BIND_IOMMUFD &&
-        copy_from_user(&bind, (uint64_t)(uintptr_t)argument, offsetof(struct vfio_device_bind_iommufd, out_devid)) == 0) {
+        copy_from_user(&bind, ADDRESS(argument), END_OF(vfio_device_bind_iommufd, iommufd)) == 0) {
         fd = bind.iommufd;
     } else if (request == VFIO_GROUP_SET_CONTAINER) {
-        copy_from_user(&fd, (uint64_t)(uintptr_t)argument, sizeof(fd));
+        copy_from_user(&fd, ADDRESS(argument), sizeof(fd));
     }
     return ours(fd) ? fd : -1;
 }
@@ -242,7 +242,8 @@ VECTOR_AT(pwritev64, true, off64_t)
 \
         if (OURS(name)) { \
             error = error < 0 ? error : flags != 0 ? -EOPNOTSUPP : 0; \
-            return symbol_finish(file, error < 0 ? error : each(file, iov, count, write, at == -1 ? NULL : &at), saved); \
+            return symbol_finish(file, error < 0 ? error : each(file, iov, count, write, at == -1 ? NULL : &at), \
+                                 saved); \
         } \
         return NEXT(name, ssize_t, int, const struct iovec *, int, type, int)(fd, iov, count, offset, flags); \
     }
@@ -265,7 +266,8 @@ VECTOR_AT_2(pwritev64v2, true, off64_t)
                   errno_name(result)); \
             return (void *)symbol_finish(file, result, saved); \
         } \
-        return NEXT(name, void *, void *, size_t, int, int, int, type)(address, length, protection, flags, fd, offset); \
+        return NEXT(name, void *, void *, size_t, int, int, int, type)(address, length, protection, flags, fd, \
+                                                                       offset); \
     }
 
 MMAP(mmap, off_t)
@@ -310,9 +312,9 @@ EXPORT ssize_t copy_file_range(int from, off64_t *from_offset, int to, off64_t *
                from, from_offset, to, to_offset, size, flags);
 }
 
-/* --- the beginning and the end ------------------------------------------------------------------------------------- */
+/* --- the beginning and the end ------------------------------------------------------------------------------------ */
 
-/* A descriptor that the environment says is for us: an open /dev/null, which is made one that the kernel refuses to use. */
+/* A descriptor that the environment says is for us, open on /dev/null: it becomes one that the kernel refuses to use. */
 static void adopt(int fd, struct file *file)
 {
     struct stat status;

@@ -31,27 +31,6 @@ struct object *iommufd_find(struct iommufd *iommufd, uint32_t id, enum kind kind
     return id < MAX_OBJECTS && iommufd->objects[id].kind == kind ? &iommufd->objects[id] : NULL;
 }
 
-/* An IOAS that stays until let go. */
-static struct ioas *hold_ioas(struct iommufd *iommufd, uint32_t id)
-{
-    struct object *object;
-
-    pthread_mutex_lock(&iommufd->lock);
-    object = iommufd_find(iommufd, id, IOAS);
-    if (object != NULL) {
-        object->users++;
-    }
-    pthread_mutex_unlock(&iommufd->lock);
-    return object == NULL ? NULL : object->ioas;
-}
-
-static void let_go(struct iommufd *iommufd, uint32_t id)
-{
-    pthread_mutex_lock(&iommufd->lock);
-    iommufd->objects[id].users--;
-    pthread_mutex_unlock(&iommufd->lock);
-}
-
 /* --- its ioctls: each gets a copy of the argument, and what it changes there is copied back ---------------------- */
 
 static long destroy(struct iommufd *iommufd, void *data)
@@ -76,142 +55,6 @@ static long destroy(struct iommufd *iommufd, void *data)
         object->kind = FREE;
     }
     pthread_mutex_unlock(&iommufd->lock);
-    return result;
-}
-
-static long ioas_alloc(struct iommufd *iommufd, void *data)
-{
-    struct iommu_ioas_alloc *request = data;
-    struct ioas *ioas;
-
-    if (request->flags != 0) {
-        return -EOPNOTSUPP;
-    }
-    ioas = malloc(sizeof(*ioas));
-    if (ioas == NULL) {
-        return -ENOMEM;
-    }
-    ioas_init(ioas);
-    pthread_mutex_lock(&iommufd->lock);
-    request->out_ioas_id = iommufd_new_object(iommufd, IOAS, ioas, 0);
-    pthread_mutex_unlock(&iommufd->lock);
-    if (request->out_ioas_id == 0) {
-        ioas_destroy(ioas);
-        free(ioas);
-        return -ENOMEM;
-    }
-    return 0;
-}
-
-/* A device server takes any address. */
-static long iova_ranges(struct iommufd *iommufd, void *data)
-{
-    static const struct iommu_iova_range everything = { 0, UINT64_MAX };
-    struct iommu_ioas_iova_ranges *request = data;
-    uint32_t room = request->num_iovas;
-
-    if (request->__reserved != 0) {
-        return -EOPNOTSUPP;
-    }
-    if (hold_ioas(iommufd, request->ioas_id) == NULL) {
-        return -ENOENT;
-    }
-    let_go(iommufd, request->ioas_id);
-    request->num_iovas = 1;
-    request->out_iova_alignment = PAGE_BYTES;
-    return room < 1 ? -EMSGSIZE : copy_to_user(request->allowed_iovas, &everything, sizeof(everything));
-}
-
-static long check_map(uint32_t flags, uint64_t iova, uint64_t length, uint64_t start)
-{
-    const uint32_t known = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE;
-
-    if (flags & ~known) {
-        return -EOPNOTSUPP;
-    }
-    if (!(flags & IOMMU_IOAS_MAP_FIXED_IOVA)) {
-        say("a mapping without IOMMU_IOAS_MAP_FIXED_IOVA is refused: addresses are not chosen here");
-        return -EOPNOTSUPP;
-    }
-    if (length == 0 || !(flags & (IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE)) ||
-        (iova | length | start) % PAGE_BYTES != 0) {
-        return -EINVAL;
-    }
-    return length - 1 > UINT64_MAX - iova || length - 1 > UINT64_MAX - start ? -EOVERFLOW : 0;
-}
-
-static uint32_t dma_flags(uint32_t flags)
-{
-    return (flags & IOMMU_IOAS_MAP_READABLE ? VFIO_DMA_MAP_FLAG_READ : 0) |
-           (flags & IOMMU_IOAS_MAP_WRITEABLE ? VFIO_DMA_MAP_FLAG_WRITE : 0);
-}
-
-static long map(struct iommufd *iommufd, void *data)
-{
-    const struct iommu_ioas_map *request = data;
-    long result = check_map(request->flags, request->iova, request->length, request->user_va);
-    struct ioas *ioas;
-
-    if (request->__reserved != 0) {
-        return -EOPNOTSUPP;
-    }
-    if (result < 0) {
-        return result;
-    }
-    ioas = hold_ioas(iommufd, request->ioas_id);
-    if (ioas == NULL) {
-        return -ENOENT;
-    }
-    result = ioas_map(ioas, request->iova, request->length, dma_flags(request->flags), request->user_va);
-    let_go(iommufd, request->ioas_id);
-    return result;
-}
-
-static long map_file(struct iommufd *iommufd, void *data)
-{
-    const struct iommu_ioas_map_file *request = data;
-    long result = check_map(request->flags, request->iova, request->length, request->start);
-    struct ioas *ioas;
-
-    if (result < 0) {
-        return result;
-    }
-    ioas = hold_ioas(iommufd, request->ioas_id);
-    if (ioas == NULL) {
-        return -ENOENT;
-    }
-    result = ioas_map_file(ioas, request->iova, request->length, dma_flags(request->flags), request->fd,
-                           request->start);
-    let_go(iommufd, request->ioas_id);
-    return result;
-}
-
-static long unmap(struct iommufd *iommufd, void *data)
-{
-    struct iommu_ioas_unmap *request = data;
-    bool everything = request->iova == 0 && request->length == UINT64_MAX;
-    struct ioas *ioas;
-    uint64_t unmapped;
-    long result;
-
-    if (request->length == 0) {
-        return -EINVAL;
-    }
-    if (request->length - 1 > UINT64_MAX - request->iova) {
-        return -EOVERFLOW;
-    }
-    ioas = hold_ioas(iommufd, request->ioas_id);
-    if (ioas == NULL) {
-        return -ENOENT;
-    }
-    result = ioas_unmap(ioas, request->iova, everything ? UINT64_MAX : request->iova + (request->length - 1),
-                        &unmapped);
-    let_go(iommufd, request->ioas_id);
-    /* Of nothing, and of a part, as in the kernel. */
-    if (result == -EBUSY || (result == 0 && unmapped == 0 && !everything)) {
-        return -ENOENT;
-    }
-    request->length = unmapped;
     return result;
 }
 
@@ -269,15 +112,16 @@ static const struct {
     size_t size, least;
     long (*carry_out)(struct iommufd *iommufd, void *data);
 } requests[] = {
-#define END_OF(type, member) (offsetof(struct type, member) + sizeof(((struct type *)0)->member))
     { IOMMU_DESTROY, sizeof(struct iommu_destroy), END_OF(iommu_destroy, id), destroy },
-    { IOMMU_IOAS_ALLOC, sizeof(struct iommu_ioas_alloc), END_OF(iommu_ioas_alloc, out_ioas_id), ioas_alloc },
+    { IOMMU_IOAS_ALLOC, sizeof(struct iommu_ioas_alloc), END_OF(iommu_ioas_alloc, out_ioas_id), iommufd_ioas_alloc },
     { IOMMU_IOAS_IOVA_RANGES, sizeof(struct iommu_ioas_iova_ranges),
-      END_OF(iommu_ioas_iova_ranges, out_iova_alignment), iova_ranges },
-    { IOMMU_IOAS_MAP, sizeof(struct iommu_ioas_map), END_OF(iommu_ioas_map, iova), map },
-    { IOMMU_IOAS_MAP_FILE, sizeof(struct iommu_ioas_map_file), END_OF(iommu_ioas_map_file, iova), map_file },
-    { IOMMU_IOAS_UNMAP, sizeof(struct iommu_ioas_unmap), END_OF(iommu_ioas_unmap, length), unmap },
+      END_OF(iommu_ioas_iova_ranges, out_iova_alignment), iommufd_iova_ranges },
+    { IOMMU_IOAS_MAP, sizeof(struct iommu_ioas_map), END_OF(iommu_ioas_map, iova), iommufd_map },
+    { IOMMU_IOAS_MAP_FILE, sizeof(struct iommu_ioas_map_file), END_OF(iommu_ioas_map_file, iova), iommufd_map_file },
+    { IOMMU_IOAS_UNMAP, sizeof(struct iommu_ioas_unmap), END_OF(iommu_ioas_unmap, length), iommufd_unmap },
     { IOMMU_HWPT_ALLOC, sizeof(struct iommu_hwpt_alloc), END_OF(iommu_hwpt_alloc, __reserved), hwpt_alloc },
+    { IOMMU_IOAS_CHANGE_PROCESS, sizeof(struct iommu_ioas_change_process),
+      END_OF(iommu_ioas_change_process, __reserved), iommufd_change_process },
     { IOMMU_GET_HW_INFO, sizeof(struct iommu_hw_info), END_OF(iommu_hw_info, __reserved), get_hw_info },
 };
 
@@ -295,7 +139,7 @@ static long fetch(void *data, size_t known, size_t least, void *argument, uint32
         return -E2BIG;
     }
     for (size_t i = known; i < *size; i++) {
-        if (copy_from_user(&beyond, (uint64_t)(uintptr_t)argument + i, 1) != 0) {
+        if (copy_from_user(&beyond, ADDRESS(argument) + i, 1) != 0) {
             return -EFAULT;
         }
         if (beyond != 0) {
@@ -326,7 +170,7 @@ static long iommufd_ioctl(struct file *file, unsigned long request, void *argume
         }
         result = requests[i].carry_out(iommufd, data);
         if (result == 0 || result == -EMSGSIZE) {
-            long copied = copy_to_user((uint64_t)(uintptr_t)argument, data, MIN(size, requests[i].size));
+            long copied = copy_to_user(ADDRESS(argument), data, MIN(size, requests[i].size));
 
             result = copied < 0 ? copied : result;
         }

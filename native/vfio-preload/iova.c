@@ -163,7 +163,7 @@ int ioas_map_file(struct ioas *ioas, uint64_t iova, uint64_t size, uint32_t flag
         backing_put(mapping.backing);
         return -error;
     }
-    mapping.address = (uint64_t)(uintptr_t)mapping.own + lead;
+    mapping.address = ADDRESS(mapping.own) + lead;
     return add(ioas, &mapping);
 }
 
@@ -197,6 +197,16 @@ int ioas_unmap(struct ioas *ioas, uint64_t iova, uint64_t last, uint64_t *unmapp
 out:
     pthread_mutex_unlock(&ioas->change);
     return result;
+}
+
+bool ioas_is_used(struct ioas *ioas)
+{
+    bool used;
+
+    pthread_rwlock_rdlock(&spaces);
+    used = ioas->count > 0;
+    pthread_rwlock_unlock(&spaces);
+    return used;
 }
 
 int ioas_attach(struct ioas *ioas, struct dma_client *client)

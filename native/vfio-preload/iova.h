@@ -64,7 +64,7 @@ struct mapping {
     uint64_t offset; /* in the backing */
 };
 
-/* Somebody who does DMA. `map` and `unmap` tell its server, and may wait for it; called with no lock of the DMA path. */
+/* Somebody who does DMA. `map` and `unmap` tell its server and may wait for it: no lock of the DMA path is held then. */
 struct dma_client {
     struct dma_client *next; /* of the same ioas */
     struct ioas *ioas;
@@ -89,6 +89,9 @@ int ioas_map_file(struct ioas *ioas, uint64_t iova, uint64_t size, uint32_t flag
 
 /* -EBUSY: a mapping is partly outside; nothing is changed then. `unmapped`: bytes. */
 int ioas_unmap(struct ioas *ioas, uint64_t iova, uint64_t last, uint64_t *unmapped);
+
+/* Whether anything is mapped. */
+bool ioas_is_used(struct ioas *ioas);
 
 int ioas_attach(struct ioas *ioas, struct dma_client *client);
 void ioas_detach(struct dma_client *client);

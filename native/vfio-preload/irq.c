@@ -40,7 +40,7 @@ long irq_info(struct device *device, void *argument)
     }
     reply.argsz = sizeof(reply);
     trace("device %u: interrupts of kind %u: %u, flags %#x", device->number, reply.index, reply.count, reply.flags);
-    return copy_to_user((uint64_t)(uintptr_t)argument, &reply, sizeof(reply));
+    return copy_to_user(ADDRESS(argument), &reply, sizeof(reply));
 }
 
 static int send_set(struct device *device, const struct vfio_irq_set *asked, const void *data, size_t size,
@@ -91,7 +91,7 @@ long irq_set(struct device *device, void *argument)
 {
     struct vfio_irq_set set;
     int result = fetch_argsz(&set, argument, sizeof(set));
-    uint64_t data_at = (uint64_t)(uintptr_t)argument + sizeof(set);
+    uint64_t data_at = ADDRESS(argument) + sizeof(set);
     size_t size = 0;
     char *data;
 

@@ -19,7 +19,7 @@ bool kvm_swallows(int fd, unsigned long request, void *argument)
     int about;
 
     if (request != KVM_SET_DEVICE_ATTR ||
-        copy_from_user(&attribute, (uint64_t)(uintptr_t)argument, sizeof(attribute)) != 0 ||
+        copy_from_user(&attribute, ADDRESS(argument), sizeof(attribute)) != 0 ||
         attribute.group != KVM_DEV_VFIO_FILE || copy_from_user(&about, attribute.addr, sizeof(about)) != 0) {
         return false;
     }

@@ -42,7 +42,7 @@ static ssize_t write_data(struct file *file, const void *buffer, size_t count)
     pthread_mutex_lock(&migration->lock);
     ended = migfile->ended;
     pthread_mutex_unlock(&migration->lock);
-    return ended ? -ENODEV : collector_write(migfile->collector, (uint64_t)(uintptr_t)buffer, count);
+    return ended ? -ENODEV : collector_write(migfile->collector, ADDRESS(buffer), count);
 }
 
 static ssize_t read_some(struct device *device, void *buffer, size_t count)
@@ -131,7 +131,7 @@ static long precopy_info(struct migfile *migfile, void *argument)
     reply.flags &= __atomic_load_n(&device->migration.precopy_info_v2, __ATOMIC_ACQUIRE) ? VFIO_PRECOPY_INFO_REINIT : 0;
     trace("device %u: initial_bytes %llu dirty_bytes %llu flags %#x", device->number,
           (unsigned long long)reply.initial_bytes, (unsigned long long)reply.dirty_bytes, reply.flags);
-    return copy_to_user((uint64_t)(uintptr_t)argument, &reply, sizeof(reply));
+    return copy_to_user(ADDRESS(argument), &reply, sizeof(reply));
 }
 
 static long migfile_ioctl(struct file *file, unsigned long request, void *argument)
@@ -268,8 +268,8 @@ long migration_set_state(struct device *device, struct vfio_device_feature_mig_s
     /* -1 wherever no session begins: QEMU passes a zeroed structure, and would take descriptor 0 for one. */
     state->data_fd = -1;
     if (migration->session != NULL && migration->session->collector != NULL) {
-        /* A write that was taken and then refused is an error of what ends the session. The server is asked all the same:
-         * a device whose last change of state was refused is one that a reset brings back to RUNNING. */
+        /* A write that was taken and then refused is an error of what ends the session. The server is asked all the
+         * same: a device whose last change of state was refused is one that a reset brings back to RUNNING. */
         lost = collector_flush(migration->session->collector);
     }
     /* The descriptor first: without one, nothing has happened. */

@@ -218,7 +218,7 @@ void regions_free(struct device *device)
 
 long region_info(struct device *device, void *argument)
 {
-    uint64_t to = (uint64_t)(uintptr_t)argument;
+    uint64_t to = ADDRESS(argument);
     const struct region *region;
     struct vfio_region_info info;
     int result = fetch_argsz(&info, argument, sizeof(info));

@@ -15,7 +15,7 @@
 
 #include "wire_private.h"
 
-/* Send one message whole. Returns 0 or -errno; `begun`: part of it is sent, so that the stream is of no use any more. */
+/* Send one message whole. Returns 0 or -errno; `begun`: part of it is sent, so that the stream is of no use then. */
 static int send_all(struct wire *wire, struct iovec *iov, size_t count, const int *fds, size_t fd_count,
                     const struct timespec *deadline, bool *begun)
 {

@@ -1,8 +1,8 @@
 /*
  * The table of descriptors: which of the process's are ours, and what they stand for.
  *
- * Our descriptors are open with O_PATH on /dev/null. The kernel refuses to read, write, map or control such a one, so that a
- * call which does not come by here fails with EBADF, and cannot pass for one that worked.
+ * Our descriptors are open with O_PATH on /dev/null. The kernel refuses to read, write, map or control such a one, so
+ * that a call which does not come by here fails with EBADF, and cannot pass for one that worked.
  *
  * Copyright (c) the vfu-dev authors.  SPDX-License-Identifier: BSD-3-Clause
  */

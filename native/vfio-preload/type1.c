@@ -95,12 +95,12 @@ static long get_info(struct container *container, void *argument)
     info.available.header.version = 1;
     info.available.avail = MAX_MAPPINGS - (uint32_t)MIN(mappings, MAX_MAPPINGS);
     if (argsz < sizeof(info)) {
-        return copy_to_user((uint64_t)(uintptr_t)argument, &info, MIN(argsz, sizeof(info.head)));
+        return copy_to_user(ADDRESS(argument), &info, MIN(argsz, sizeof(info.head)));
     }
     info.head.argsz = argsz;
     info.head.cap_offset = sizeof(info.head);
     info.ranges.header.next = (uint32_t)((char *)&info.available - (char *)&info);
-    return copy_to_user((uint64_t)(uintptr_t)argument, &info, sizeof(info));
+    return copy_to_user(ADDRESS(argument), &info, sizeof(info));
 }
 
 static long map(struct container *container, void *argument)
@@ -114,8 +114,8 @@ static long map(struct container *container, void *argument)
         return result;
     }
     if ((request.flags & ~known) || request.flags == 0 || request.size == 0 ||
-        (request.iova | request.size | request.vaddr) % PAGE_BYTES != 0 || request.size - 1 > UINT64_MAX - request.iova ||
-        request.size - 1 > UINT64_MAX - request.vaddr) {
+        (request.iova | request.size | request.vaddr) % PAGE_BYTES != 0 ||
+        request.size - 1 > UINT64_MAX - request.iova || request.size - 1 > UINT64_MAX - request.vaddr) {
         return -EINVAL;
     }
     pthread_mutex_lock(&container->ioas.change);
@@ -149,7 +149,7 @@ static long unmap(struct container *container, void *argument)
         return result == -EBUSY ? -EINVAL : result; /* it would split a mapping */
     }
     request.size = unmapped;
-    return copy_to_user((uint64_t)(uintptr_t)argument, &request, sizeof(request));
+    return copy_to_user(ADDRESS(argument), &request, sizeof(request));
 }
 
 static long container_ioctl(struct file *file, unsigned long request, void *argument)
@@ -233,7 +233,7 @@ static long get_status(struct group *group, void *argument)
     pthread_mutex_lock(&group->lock);
     status.flags = VFIO_GROUP_FLAGS_VIABLE | (group->container != NULL ? VFIO_GROUP_FLAGS_CONTAINER_SET : 0);
     pthread_mutex_unlock(&group->lock);
-    return copy_to_user((uint64_t)(uintptr_t)argument, &status, sizeof(status));
+    return copy_to_user(ADDRESS(argument), &status, sizeof(status));
 }
 
 static long set_container(struct group *group, void *argument)
@@ -242,7 +242,7 @@ static long set_container(struct group *group, void *argument)
     long result = 0;
     int fd;
 
-    if (copy_from_user(&fd, (uint64_t)(uintptr_t)argument, sizeof(fd)) != 0) {
+    if (copy_from_user(&fd, ADDRESS(argument), sizeof(fd)) != 0) {
         return -EFAULT;
     }
     container = (struct container *)file_get(fd, &container_ops);

@@ -68,7 +68,7 @@ int copy_to_user(uint64_t to, const void *from, size_t size)
 
 int fetch_sized(void *structure, size_t known, const void *address, size_t least)
 {
-    uint64_t from = (uint64_t)(uintptr_t)address;
+    uint64_t from = ADDRESS(address);
     uint32_t size;
 
     if (copy_from_user(&size, from, sizeof(size)) != 0) {

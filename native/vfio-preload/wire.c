@@ -134,7 +134,7 @@ int wire_call(struct wire *wire, struct wire_call *call)
         if (pthread_cond_timedwait(&pending->changed, &wire->lock, &deadline) == ETIMEDOUT && !pending->done) {
             char why[96];
 
-            snprintf(why, sizeof(why), "no reply to command %u within %u ms (is it stuck, or busy with another client?)",
+            snprintf(why, sizeof(why), "no reply to command %u within %u ms (stuck, or busy with another client?)",
                      call->command, config.timeout_ms);
             result = -ETIMEDOUT;
             wire_fail_locked(wire, why);
@@ -175,7 +175,8 @@ static int negotiate(struct wire *wire)
     static const struct vfio_user_version version = { 0, 0 };
     struct wire_call call = {
         .command = VFIO_USER_VERSION,
-        .request = { { (void *)&version, sizeof(version) }, { (void *)version_proposal, strlen(version_proposal) + 1 } },
+        .request = { { (void *)&version, sizeof(version) },
+                     { (void *)version_proposal, strlen(version_proposal) + 1 } },
     };
     const char *why;
     int result;
