@@ -20,7 +20,7 @@
 
 #include "wire.h"
 
-#define MAX_CALLS 128 /* at a time; a thread has at most one */
+#define MAX_CALLS 1024 /* at a time; a thread has at most one */
 
 struct pending {
     struct wire_call *call; /* NULL: free */

@@ -89,8 +89,6 @@ def mortal(serve: ServerFactory) -> Iterator[Served]:
     server.killed = server.process.poll() is not None
 
 
-
-
 @pytest.fixture
 def run_inside(request: pytest.FixtureRequest) -> Callable[..., str]:
     """Call a function marked with `@inside()` as a test is called; return what it and the library said."""

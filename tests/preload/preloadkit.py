@@ -23,7 +23,9 @@ def preload_of(variant: str) -> str:
     except BuildError as error:
         pytest.skip(str(error))
     first = [
-        subprocess.run(["cc", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        subprocess.run(
+            ["cc", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
         for name in SANITIZERS[variant]
     ]
     return " ".join([*first, str(product)])

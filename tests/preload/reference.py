@@ -10,7 +10,13 @@ from inside import Served
 from vfio import CONFIG, Device
 
 PCI_COMMAND, MEMORY_AND_MASTER = 0x04, 0x06
-TO_DEVICE, TO_GUEST, FILL_GUEST, FILL_DEVICE, CHECKSUM_GUEST = 1, 2, 3, 4, 5  # vfu_dev/device/descriptors.py: Op
+TO_DEVICE, TO_GUEST, FILL_GUEST, FILL_DEVICE, CHECKSUM_GUEST = (
+    1,
+    2,
+    3,
+    4,
+    5,
+)  # vfu_dev/device/descriptors.py: Op
 DONE, UNMAPPED, FORBIDDEN, FAILED = 2, 6, 7, 10  # and Status
 MEMORY_BAR = 2
 

@@ -31,7 +31,9 @@ def main() -> int:
     try:
         getattr(module, name)(**arguments)
     except BaseException as error:
-        below = error.__traceback__.tb_next if error.__traceback__ else None  # without this function's own part
+        below = (
+            error.__traceback__.tb_next if error.__traceback__ else None
+        )  # without this function's own part
         chain = traceback.TracebackException(type(error), error, below, capture_locals=True)
         print("".join(chain.format()), file=sys.stderr)
         return 1

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +30,8 @@ class Stock:
     shared_ram: bool = True
     ram: str = "memory-backend-memfd"
     environment: tuple[tuple[str, str], ...] = ()
+    last_word: bool = False  # `environment` also replaces what the kit itself says
+    machine: str = "q35"  # for moves between versions, one that both have
 
 
 def make_sysfs(folder: Path, number: int) -> Path:
@@ -62,6 +63,8 @@ class StockQemu(Qemu):
         environment |= dict(stock.environment)
         for number, socket in enumerate(devices):
             environment[f"VFU_DEV_PRELOAD_SOCKET{number}"] = str(socket)
+        if stock.last_word:
+            environment |= dict(stock.environment)
         argv = self.process.argv
         if stock.iommu == "iommufd-fd":
             fds = [FIRST_FD + number for number in range(len(devices) + 1)]
@@ -75,9 +78,8 @@ class StockQemu(Qemu):
     def _command_line(self) -> list[str]:
         stock = self.stock
         argv = super()._command_line()
-        while "-L" in argv:  # it knows its own firmware
-            at = argv.index("-L")
-            del argv[at : at + 2]
+        at = argv.index("-machine") + 1
+        argv[at] = argv[at].replace("q35", stock.machine)
         if not stock.shared_ram or stock.ram != "memory-backend-memfd":
             at = next(i for i, word in enumerate(argv) if word.startswith("memory-backend-memfd"))
             argv[at] = argv[at].replace("memory-backend-memfd", stock.ram)
@@ -111,8 +113,6 @@ def stock_qemus(source: Stock, destination: Stock | None = None) -> Iterator[Non
     def make(name: str, sockets: Path, logs: Path, options: QemuOptions, devices: list[Path]) -> Qemu:
         chosen = destination if destination is not None and options.incoming else source
         kind = type("Chosen", (StockQemu,), {"stock": chosen})
-        from dataclasses import replace
-
         return kind(name, sockets, logs, replace(options, binary=chosen.qemu), devices)
 
     before = side.Qemu

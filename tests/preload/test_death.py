@@ -138,7 +138,9 @@ def silent(served: Served) -> None:
     is_dead(way)  # it stays dead: nobody can tell what became of the request
 
 
-def test_a_server_that_does_not_answer_in_time_is_dead(serve_one: Callable[..., Served], run_inside: Callable[..., str]) -> None:
+def test_a_server_that_does_not_answer_in_time_is_dead(
+    serve_one: Callable[..., Served], run_inside: Callable[..., str]
+) -> None:
     said = run_inside(silent, served=serve_one())
     assert "no reply to command 9 within 300 ms" in said
 
@@ -153,7 +155,9 @@ def silent_for_posted_writes(served: Served) -> None:
     is_dead(way)
 
 
-def test_writes_without_replies_do_not_wait_for_ever(serve_one: Callable[..., Served], run_inside: Callable[..., str]) -> None:
+def test_writes_without_replies_do_not_wait_for_ever(
+    serve_one: Callable[..., Served], run_inside: Callable[..., str]
+) -> None:
     assert "takes no messages" in run_inside(silent_for_posted_writes, served=serve_one())
 
 

@@ -104,7 +104,11 @@ def test_a_forked_child_leaves_its_parents_device_alone(served: Served) -> None:
     way = Attached("iommufd-cdev")
     child = os.fork()
     if child == 0:
-        answers = [refused(way.device.info), refused(way.device.read, CONFIG, 0, 2), refused(way.iommufd.alloc)]
+        answers = [
+            refused(way.device.info),
+            refused(way.device.read, CONFIG, 0, 2),
+            refused(way.iommufd.alloc),
+        ]
         os.close(way.device.fd)
         new = os.memfd_create("child")  # takes the lowest number: that of the device
         os.write(new, b"child")
@@ -130,10 +134,14 @@ def test_programs_that_are_started_do_no_harm(served: Served) -> None:
     """They inherit LD_PRELOAD and the variables; subprocess closes all descriptors in a vfork()ed child."""
     way = Attached("iommufd-cdev")
     for close_fds in (True, False):
-        words = subprocess.run(["sh", "-c", "echo hello | cat"], stdout=subprocess.PIPE, close_fds=close_fds, check=True)
+        words = subprocess.run(
+            ["sh", "-c", "echo hello | cat"], stdout=subprocess.PIPE, close_fds=close_fds, check=True
+        )
         assert words.stdout == b"hello\n"
         assert way.device.read(CONFIG, 0, 2) == b"VF"
-    script = "import os; assert os.pread(os.memfd_create('x'), 1, 0) == b''; print(os.listdir('/proc/self/fd'))"
+    script = (
+        "import os; assert os.pread(os.memfd_create('x'), 1, 0) == b''; print(os.listdir('/proc/self/fd'))"
+    )
     done = subprocess.run([sys.executable, "-S", "-c", script], stdout=subprocess.PIPE, check=True)
     assert b"500" not in done.stdout.split(b",")[:3]
     assert way.device.read(CONFIG, 0, 2) == b"VF"

@@ -242,7 +242,7 @@ def test_writes_are_logged_whichever_way_they_go(path: Path, shared: bool, serve
 @pytest.mark.parametrize("shared", [True, False])
 @inside()
 def test_a_report_adds_to_the_callers_bitmap(shared: bool, served: Served) -> None:
-    """"The LOGGING_REPORT will only set bits in the bitmap and never clear"."""
+    """ "The LOGGING_REPORT will only set bits in the bitmap and never clear"."""
     way = Attached("iommufd-cdev")
     driver = Driver(way.device, served)
     way.map(0, Memory(MIB, shared))

@@ -29,7 +29,9 @@ from vfio import (
 )
 
 
-def run(script: str, environment: dict[str, str], sockets: list[str] | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    script: str, environment: dict[str, str], sockets: list[str] | None = None
+) -> subprocess.CompletedProcess[str]:
     return run_preloaded([sys.executable, "-S", "-c", script], sockets or [], environment)
 
 
@@ -141,7 +143,9 @@ def test_without_the_servers_log_dma_goes_by_message(no_log: Served, run_inside:
     assert "DMA_MAP [0, +0x40000) flags 0x3 by message: ok" in said
 
 
-def test_or_all_memory_is_dirty_where_descriptors_are_asked_for(no_log: Served, run_inside: Callable[..., str]) -> None:
+def test_or_all_memory_is_dirty_where_descriptors_are_asked_for(
+    no_log: Served, run_inside: Callable[..., str]
+) -> None:
     """For a server that can do no DMA by message."""
     said = run_inside(without_log_mapped, served=no_log)
     assert "all of its memory is reported as dirty" in said

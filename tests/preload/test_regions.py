@@ -81,7 +81,12 @@ def test_a_buffer_that_is_not_there_is_efault_and_the_device_lives_on(served: Se
     device = Attached("iommufd-cdev").device
     libc = ctypes.CDLL(None, use_errno=True)
     libc.pread64.restype = libc.pwrite64.restype = ctypes.c_ssize_t
-    libc.pread64.argtypes = libc.pwrite64.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64]
+    libc.pread64.argtypes = libc.pwrite64.argtypes = [
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_int64,
+    ]
     for call in (libc.pread64, libc.pwrite64):
         assert call(device.fd, 8, 4096, MEMORY_BAR << 40) == -1
         assert os.strerror(ctypes.get_errno()) == os.strerror(14)
@@ -101,7 +106,9 @@ def mapped_memory(served: Served) -> None:
     device = Attached("iommufd-cdev").device
     flags, size, offset, _ = device.region(MEMORY_BAR)
     assert flags & MMAP
-    with mmap.mmap(device.fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=offset) as memory:
+    with mmap.mmap(
+        device.fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=offset
+    ) as memory:
         device.write(MEMORY_BAR, 0x1000, b"by message")
         assert memory[0x1000:0x100A] == b"by message"
         memory[0x2000:0x2006] = b"direct"

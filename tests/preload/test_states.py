@@ -78,9 +78,7 @@ def test_data_descriptors_belong_to_sessions(before: int, served: Served) -> Non
     for after in STATES:
         fd = go(device, before)
         assert (fd >= 0) == (before in (*SAVING, RESUMING))
-        begins = after != before and (
-            after == RESUMING or (after in SAVING and before not in SAVING)
-        )
+        begins = after != before and (after == RESUMING or (after in SAVING and before not in SAVING))
         if (before, after) in FORBIDDEN:
             assert refused(device.set_state, after) == "EINVAL"
             assert device.state() == before

@@ -102,7 +102,9 @@ class Iommufd:
         bits = FIXED | (IOMMU_READ if flags & READ else 0) | (IOMMU_WRITE if flags & WRITE else 0)
         ioctl(self.fd, IOAS_MAP, "IIIIQQQ", 40, bits, ioas, 0, address, size, iova)
 
-    def map_file(self, ioas: int, iova: int, fd: int, start: int, size: int, flags: int = READ | WRITE) -> None:
+    def map_file(
+        self, ioas: int, iova: int, fd: int, start: int, size: int, flags: int = READ | WRITE
+    ) -> None:
         bits = FIXED | (IOMMU_READ if flags & READ else 0) | (IOMMU_WRITE if flags & WRITE else 0)
         ioctl(self.fd, IOAS_MAP_FILE, "IIIiQQQ", 40, bits, ioas, fd, start, size, iova)
 
@@ -244,7 +246,9 @@ class Attached:
             fcntl.ioctl(self.container, SET_IOMMU, 3)
         self.device = Device(fcntl.ioctl(self.group, GROUP_GET_DEVICE_FD, bytearray(b"any-name\0"), True))
 
-    def map(self, iova: int, memory: Memory, flags: int = READ | WRITE, start: int = 0, size: int = 0) -> None:
+    def map(
+        self, iova: int, memory: Memory, flags: int = READ | WRITE, start: int = 0, size: int = 0
+    ) -> None:
         length = size or memory.size - start
         self.memories.append(memory)
         if self.path == "type1":
