@@ -1,7 +1,7 @@
 """Tests of the preloaded library, most of which run in a process that it is preloaded into.
 
-A test marked with `@inside()` is called in a fresh Python, by run_inside.py. Its fixtures are made here; what they give
-has to be JSON, or `Served`. What the library said is in the report of a failure.
+A test marked with `@inside()` is called in a fresh Python, by run_inside.py. Its fixtures are made here; what
+they give has to be JSON, or `Served`. What the library said is in the report of a failure.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Beside the kernel's own: KVM is told nothing of made-up devices, and real ones go on working or are refused."""
+"""Beside the kernel's own: KVM learns nothing of made-up devices, and real ones work on or are refused."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def kvm(served: Served) -> None:
     not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no /dev/kvm that this user may open"
 )
 def test_kvm_is_not_told_of_made_up_files(served: Served, run_inside: Callable[..., str]) -> None:
-    """QEMU adds every VFIO file to KVM's VFIO device; the kernel would refuse ours, and QEMU give up over it."""
+    """QEMU adds every VFIO file to KVM's VFIO device; the kernel would refuse ours, and QEMU give up."""
     run_inside(kvm, served=served)
 
 
 @inside()
 def real_devices(served: Served) -> None:
-    """A real device is any descriptor that is not ours: what it is asked goes to the kernel, or is refused here."""
+    """A real device is any descriptor that is not ours: its calls go to the kernel, or are refused here."""
     way = Attached("iommufd-cdev")
     real = os.memfd_create("stands for a real device")
     assert refused(ioctl, real, BIND_IOMMUFD, "IIiI", 16, 0, way.iommufd.fd, 0) == "EINVAL"

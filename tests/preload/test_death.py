@@ -1,4 +1,4 @@
-"""A server that goes away or falls silent: the device is like hardware that is not there, and the program lives on."""
+"""A server that goes away or falls silent: the device is as if unplugged, and the program lives on."""
 
 from __future__ import annotations
 

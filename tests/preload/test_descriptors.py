@@ -1,4 +1,4 @@
-"""What programs do with descriptors: duplicate, close, inherit and send them; and what goes past the library."""
+"""What programs do with descriptors: duplicate, close, inherit, send; and what goes past the library."""
 
 from __future__ import annotations
 

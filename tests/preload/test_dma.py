@@ -211,7 +211,7 @@ def in_huge_pages(served: Served) -> None:
         assert way.unmap(start, size) == size
 
 
-# --- which pages are dirty -----------------------------------------------------------------------------------
+# --- which pages are dirty ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shared", [True, False])

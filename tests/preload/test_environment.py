@@ -66,7 +66,8 @@ def test_variables_that_make_no_sense_are_said_and_ignored() -> None:
 
 def test_the_list_of_sockets_ends_with_the_first_that_is_missing() -> None:
     script = "import os; print([n for n in range(4) if os.path.exists(f'/dev/vfio/devices/vfio-user{n}')])\n"
-    script += "for n in range(4):\n try: print(os.open(f'/dev/vfio/devices/vfio-user{n}', 2) > 2)\n except OSError: print(n)"
+    script += "for n in range(4):\n"
+    script += " try: print(os.open(f'/dev/vfio/devices/vfio-user{n}', 2) > 2)\n except OSError: print(n)"
     done = run(script, {"VFU_DEV_PRELOAD_SOCKET3": "/tmp/d"}, ["/tmp/a", "/tmp/b"])
     assert done.stdout.split()[1:] == ["True", "True", "2", "3"]
 
@@ -107,7 +108,7 @@ def test_the_log_has_what_was_asked_and_answered(served: Served, run_inside: Cal
                      {"open64": 2, "read": 1, "pread64": 1, "pwrite64": 1, "fcntl": 1})  # fmt: skip
 
 
-# --- which way DMA goes ---------------------------------------------------------------------------------------
+# --- which way DMA goes -------------------------------------------------------------------------------------
 
 
 @inside({"VFU_DEV_PRELOAD_LOG": "/dev/stderr"})

@@ -1,7 +1,7 @@
 """Servers that lie: whatever one sends, the program gets errors and goes on, and the sanitizers find nothing.
 
-The liar is tests/wire/hostile.py, which is also what our own client and QEMU's are tried against. By default a fixed
-selection of its lies; VFU_DEV_HOSTILE=all tries every one.
+The liar is tests/wire/hostile.py, which is also what our own client and QEMU's are tried against. By default a
+fixed selection of its lies; VFU_DEV_HOSTILE=all tries every one.
 """
 
 from __future__ import annotations
@@ -137,6 +137,6 @@ def test_an_honest_server_is_served(short_tmp: Path, run_inside: Callable[..., s
 
 @pytest.mark.parametrize("lie", [lie for phase in PHASES for lie in lies_of(phase)])
 def test_a_lie_does_no_harm(lie: str, short_tmp: Path, run_inside: Callable[..., str]) -> None:
-    """Errors for the program, or none where the lie is none to it; no crash, no hang, nothing for the sanitizers."""
+    """Errors, or none where the lie is none to a program; no crash, no hang, nothing for the sanitizers."""
     with liar(short_tmp, lie) as served:
         run_inside(meet, served=served)

@@ -42,7 +42,7 @@ FORBIDDEN = {(STOP_COPY, PRE_COPY), (STOP_COPY, PRE_COPY_P2P)}
 
 
 def leave(device: Device) -> None:
-    """Out of RESUMING and ERROR, as QEMU does it: the way on is refused, as nothing was loaded, and then a reset."""
+    """Out of RESUMING and ERROR, as QEMU does it: nothing was loaded, so the way on is refused; then a reset."""
     if device.state() in (RESUMING, ERROR):
         assert refused(device.set_state, RUNNING) != "ok"
         device.reset()
@@ -117,7 +117,8 @@ def test_features_are_asked_for_as_in_the_kernel(served: Served) -> None:
     """PROBE succeeds for what there is, with a method that it has; EINVAL otherwise, ENOTTY for none."""
     device = Attached("iommufd-cdev").device
     have = {
-        MIGRATION: GET, DEVICE_STATE: GET | SET, LOG_START: SET, LOG_STOP: SET, LOG_REPORT: GET, DATA_SIZE: GET,
+        MIGRATION: GET, DEVICE_STATE: GET | SET, LOG_START: SET, LOG_STOP: SET, LOG_REPORT: GET,
+        DATA_SIZE: GET,
         PRECOPY_INFO_V2: SET,
     }  # fmt: skip
     for feature in range(16):

@@ -1,7 +1,7 @@
 """Unmodified QEMUs: their own hw/vfio, by each of its three ways, with the device's DMA writer running.
 
-QEMU 10.2 without the project's patches is compiled here anyway; Debian's own binaries are used where they are among
-the artifacts. Digests do not see memory that was lost, so every move here also checks what the device wrote.
+QEMU 10.2 without the project's patches is compiled here anyway; Debian's own binaries are used where they are
+among the artifacts. Digests do not see memory that was lost, so every move also checks what the device wrote.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def test_three_devices_move_together(
 def test_every_call_that_qemu_makes_comes_by(
     in_lab: Callable[..., Any], options: Callable[..., MigrateOptions]
 ) -> None:
-    """Our descriptors refuse what goes past (EBADF): QEMU works, so nothing did; and the counts say what came."""
+    """Our descriptors refuse what goes past (EBADF): QEMU works, so nothing did; the counts say what came."""
 
     async def scenario(lab: Lab) -> str:
         await moved_whole(lab)
@@ -192,7 +192,7 @@ def test_cancelled_and_tried_again(
 def test_a_killed_server_costs_the_device_and_not_the_vm(
     side: str, in_lab: Callable[..., Any], options: Callable[..., MigrateOptions]
 ) -> None:
-    """The migration fails with a reason; the source's VM runs on, its device all ones if it was that one's."""
+    """The migration fails with a reason; the source's VM runs on, with a device of all ones if it lost that."""
 
     async def scenario(lab: Lab) -> None:
         registers = Registers(lab)
@@ -249,7 +249,7 @@ def overriding(chosen: Stock) -> Stock:
     return replace(chosen, last_word=True)
 
 
-# --- with a Linux guest ---------------------------------------------------------------------------------------
+# --- with a Linux guest -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ def linux(library: Path) -> Callable[..., MigrateOptions]:
 
 
 async def linux_moves(lab: Lab) -> None:
-    """The guest's driver has interrupts and DMA under way; nothing of either is lost, and it reads all back."""
+    """The guest's driver has interrupts and DMA under way; none is lost, and it reads everything back."""
     guest: Any = lab.guest
     assert (await guest.command("irq mode=msix"))["vectors"] == 4
     await guest.command(f"writer buffer={MIB} rate={16 * MIB}")

@@ -1,7 +1,7 @@
 """The kernel's VFIO and iommufd interface in Python: what a program does that knows nothing of vfio-user.
 
-Standard library only, and through the C library alone (`fcntl.ioctl`, `os.pread`, `mmap`), so that a preloaded
-library sees every call. Layouts: `<linux/vfio.h>`, `<linux/iommufd.h>`.
+Standard library only, and through the C library alone (`fcntl.ioctl`, `os.pread`, `mmap`), so that a
+preloaded library sees every call. Layouts: `<linux/vfio.h>`, `<linux/iommufd.h>`.
 """
 
 from __future__ import annotations
@@ -93,28 +93,42 @@ class Iommufd:
         self.fd = os.open("/dev/iommu", os.O_RDWR) if fd is None else fd
 
     def alloc(self) -> int:
+        """A new address space."""
+
         return ioctl(self.fd, IOAS_ALLOC, "III", 12, 0, 0)[2]
 
     def destroy(self, identity: int) -> None:
+        """Destroy an object."""
+
         ioctl(self.fd, DESTROY, "II", 8, identity)
 
     def map(self, ioas: int, iova: int, address: int, size: int, flags: int = READ | WRITE) -> None:
+        """Map memory."""
+
         bits = FIXED | (IOMMU_READ if flags & READ else 0) | (IOMMU_WRITE if flags & WRITE else 0)
         ioctl(self.fd, IOAS_MAP, "IIIIQQQ", 40, bits, ioas, 0, address, size, iova)
 
     def map_file(
         self, ioas: int, iova: int, fd: int, start: int, size: int, flags: int = READ | WRITE
     ) -> None:
+        """Map a part of a file."""
+
         bits = FIXED | (IOMMU_READ if flags & READ else 0) | (IOMMU_WRITE if flags & WRITE else 0)
         ioctl(self.fd, IOAS_MAP_FILE, "IIIiQQQ", 40, bits, ioas, fd, start, size, iova)
 
     def unmap(self, ioas: int, iova: int, size: int) -> int:
+        """Unmap a range; returns how many bytes."""
+
         return ioctl(self.fd, IOAS_UNMAP, "IIQQ", 24, ioas, iova, size)[3]
 
     def hwpt(self, device: int, ioas: int, flags: int = 0, kind: int = 0) -> int:
+        """A page table of an address space, for a device."""
+
         return ioctl(self.fd, HWPT_ALLOC, "IIIIIIIIQII", 48, flags, device, ioas, 0, 0, kind, 0, 0, 0, 0)[4]
 
     def hw_info(self, device: int) -> tuple[int, ...]:
+        """What hardware the device is behind."""
+
         return ioctl(self.fd, GET_HW_INFO, "IIIIQIIQ", 40, 0, device, 0, 0, 0, 0, 0)
 
 
@@ -125,12 +139,18 @@ class Device:
         self.fd = fd
 
     def bind(self, iommufd: int) -> int:
+        """Bind it to an iommufd; returns its id there."""
+
         return ioctl(self.fd, BIND_IOMMUFD, "IIiI", 16, 0, iommufd, 0)[3]
 
     def attach(self, pt: int) -> None:
+        """Attach it to an address space or a page table."""
+
         ioctl(self.fd, ATTACH_PT, "III", 12, 0, pt)
 
     def detach(self) -> None:
+        """Detach it."""
+
         ioctl(self.fd, DETACH_PT, "II", 8, 0)
 
     def info(self) -> tuple[int, ...]:
@@ -151,9 +171,13 @@ class Device:
         return flags, size, offset, capabilities
 
     def read(self, region: int, offset: int, size: int) -> bytes:
+        """Read from a region."""
+
         return os.pread(self.fd, size, (region << 40) + offset)
 
     def write(self, region: int, offset: int, data: bytes) -> int:
+        """Write to a region."""
+
         return os.pwrite(self.fd, data, (region << 40) + offset)
 
     def irq(self, index: int) -> tuple[int, int]:
@@ -162,20 +186,30 @@ class Device:
         return flags, count
 
     def set_irqs(self, flags: int, index: int, start: int, count: int, data: bytes = b"") -> None:
+        """DEVICE_SET_IRQS."""
+
         buffer = bytearray(struct.pack("<IIIII", 20 + len(data), flags, index, start, count)) + data
         fcntl.ioctl(self.fd, DEVICE_SET_IRQS, buffer, True)
 
     def reset(self) -> None:
+        """DEVICE_RESET."""
+
         fcntl.ioctl(self.fd, DEVICE_RESET)
 
     def feature(self, flags: int, layout: str = "", *values: int) -> tuple[int, ...]:
+        """DEVICE_FEATURE; returns the data."""
+
         size = struct.calcsize("<" + layout)
         return ioctl(self.fd, DEVICE_FEATURE, "II" + layout, 8 + size, flags, *values)[2:]
 
     def migration_flags(self) -> int:
+        """VFIO_MIGRATION_*."""
+
         return self.feature(GET | MIGRATION, "Q", 0)[0]
 
     def state(self) -> int:
+        """The migration state."""
+
         return self.feature(GET | DEVICE_STATE, "Ii", 0, 0)[0]
 
     def set_state(self, state: int) -> int:
@@ -183,13 +217,19 @@ class Device:
         return self.feature(SET | DEVICE_STATE, "Ii", state, 0)[1]
 
     def data_size(self) -> int:
+        """stop_copy_length."""
+
         return self.feature(GET | DATA_SIZE, "Q", 0)[0]
 
     def log_start(self, *ranges: tuple[int, int], page_size: int = PAGE) -> int:
+        """Start the log of DMA writes; returns its page size."""
+
         array = bytearray(struct.pack(f"<{2 * len(ranges)}Q", *(part for one in ranges for part in one)))
         return self.feature(SET | LOG_START, "QIIQ", page_size, len(ranges), 0, address_of(array))[0]
 
     def log_stop(self) -> None:
+        """Stop it."""
+
         self.feature(SET | LOG_STOP)
 
     def log_report(self, iova: int, size: int, page_size: int = PAGE, before: int = 0) -> set[int]:
@@ -200,6 +240,8 @@ class Device:
         return {8 * at + bit for at, byte in enumerate(bitmap) if byte for bit in range(8) if byte >> bit & 1}
 
     def hot_reset_info(self, room: int = 1) -> tuple[int, int, list[tuple[int, ...]]]:
+        """flags, count, the dependent devices."""
+
         data = bytearray(struct.pack("<III", 12 + 8 * room, 0, 0)) + bytearray(8 * room)
         fcntl.ioctl(self.fd, GET_PCI_HOT_RESET_INFO, data, True)
         _, flags, count = struct.unpack_from("<III", data)
@@ -212,7 +254,7 @@ def precopy_info(fd: int, argsz: int = 24) -> tuple[int, int, int]:
 
 
 class Attached:
-    """A device that may do DMA, reached by one of the three ways; `map` and `unmap` are of its address space."""
+    """A device that may do DMA, reached by one of the three ways, and its address space."""
 
     def __init__(self, path: Path, number: int = 0, beside: Attached | None = None) -> None:
         self.path = path
@@ -249,6 +291,8 @@ class Attached:
     def map(
         self, iova: int, memory: Memory, flags: int = READ | WRITE, start: int = 0, size: int = 0
     ) -> None:
+        """Map memory."""
+
         length = size or memory.size - start
         self.memories.append(memory)
         if self.path == "type1":
@@ -258,6 +302,8 @@ class Attached:
             self.iommufd.map(self.ioas, iova, memory.address + start, length, flags)
 
     def unmap(self, iova: int, size: int) -> int:
+        """Unmap a range; returns how many bytes."""
+
         if self.path == "type1":
             return ioctl(self.container, IOMMU_UNMAP_DMA, "IIQQ", 24, 0, iova, size)[3]
         return self.iommufd.unmap(self.ioas, iova, size)
