@@ -1,7 +1,7 @@
 """Servers that lie: whatever one sends, the program gets errors and goes on, and the sanitizers find nothing.
 
-The liar is tests/wire/hostile.py, which is also what our own client and QEMU's are tried against. By default a
-fixed selection of its lies; VFU_DEV_HOSTILE=all tries every one.
+The liar is tests/wire/hostile.py, which is also what our own client and QEMU's are tried against. By default
+a fixed selection of its lies; VFU_DEV_HOSTILE=all tries every one.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from preloadkit import preload_of
 from vfu_dev.builds import native_dir
 
 SOURCE = native_dir() / "vfio-preload"
-# A library built here has to run beside a program from elsewhere. clock_gettime() came to the C library in 2.17.
+# A library built here has to run beside a program from elsewhere. clock_gettime() came to glibc in 2.17.
 NEWEST_GLIBC = (2, 17)
 MAX_LINES = 400
 

@@ -192,7 +192,7 @@ def test_cancelled_and_tried_again(
 def test_a_killed_server_costs_the_device_and_not_the_vm(
     side: str, in_lab: Callable[..., Any], options: Callable[..., MigrateOptions]
 ) -> None:
-    """The migration fails with a reason; the source's VM runs on, with a device of all ones if it lost that."""
+    """The migration fails with a reason; the source's VM runs on, its device all ones if it lost that."""
 
     async def scenario(lab: Lab) -> None:
         registers = Registers(lab)
