@@ -71,12 +71,12 @@ int fetch_sized(void *structure, size_t known, const void *address, size_t least
     uint64_t from = ADDRESS(address);
     uint32_t size;
 
+    memset(structure, 0, known);
     if (copy_from_user(&size, from, sizeof(size)) != 0) {
         return -EFAULT;
     }
     if (size < least) {
         return -EINVAL;
     }
-    memset(structure, 0, known);
     return copy_from_user(structure, from, MIN(size, known));
 }

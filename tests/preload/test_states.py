@@ -42,7 +42,7 @@ FORBIDDEN = {(STOP_COPY, PRE_COPY), (STOP_COPY, PRE_COPY_P2P)}
 
 
 def leave(device: Device) -> None:
-    """Out of RESUMING and ERROR, as QEMU does it: with nothing loaded, the way on is refused; then a reset."""
+    """Out of RESUMING and ERROR, as QEMU does it: with nothing loaded, the way on is refused; then reset."""
     if device.state() in (RESUMING, ERROR):
         assert refused(device.set_state, RUNNING) != "ok"
         device.reset()
