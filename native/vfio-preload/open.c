@@ -91,7 +91,17 @@ static bool opens(enum symbol symbol, const char *path, int flags, int *result)
     return true;
 }
 
-#define OPEN(name, mode_wanted) \
+/* The third argument, if there is one. */
+#define TAKE_MODE(mode, flags) \
+    if (((flags) & O_CREAT) || ((flags) & O_TMPFILE) == O_TMPFILE) { \
+        va_list arguments; \
+\
+        va_start(arguments, flags); \
+        mode = va_arg(arguments, mode_t); \
+        va_end(arguments); \
+    }
+
+#define OPEN(name) \
     EXPORT int name(const char *path, int flags, ...) \
     { \
         int result, saved = errno; \
@@ -100,17 +110,11 @@ static bool opens(enum symbol symbol, const char *path, int flags, int *result)
         if (opens(SYM_##name, path, flags, &result)) { \
             return (int)symbol_finish(NULL, result, saved); \
         } \
-        if (mode_wanted(flags)) { \
-            va_list arguments; \
-\
-            va_start(arguments, flags); \
-            mode = va_arg(arguments, mode_t); \
-            va_end(arguments); \
-        } \
+        TAKE_MODE(mode, flags) \
         return NEXT(name, int, const char *, int, ...)(path, flags, mode); \
     }
 
-#define OPENAT(name, mode_wanted) \
+#define OPENAT(name) \
     EXPORT int name(int folder, const char *path, int flags, ...) \
     { \
         int result, saved = errno; \
@@ -119,22 +123,14 @@ static bool opens(enum symbol symbol, const char *path, int flags, int *result)
         if (opens(SYM_##name, path, flags, &result)) { \
             return (int)symbol_finish(NULL, result, saved); \
         } \
-        if (mode_wanted(flags)) { \
-            va_list arguments; \
-\
-            va_start(arguments, flags); \
-            mode = va_arg(arguments, mode_t); \
-            va_end(arguments); \
-        } \
+        TAKE_MODE(mode, flags) \
         return NEXT(name, int, int, const char *, int, ...)(folder, path, flags, mode); \
     }
 
-#define MODE_WANTED(flags) (((flags) & O_CREAT) || ((flags) & O_TMPFILE) == O_TMPFILE)
-
-OPEN(open, MODE_WANTED)
-OPEN(open64, MODE_WANTED)
-OPENAT(openat, MODE_WANTED)
-OPENAT(openat64, MODE_WANTED)
+OPEN(open)
+OPEN(open64)
+OPENAT(openat)
+OPENAT(openat64)
 
 /* What <fcntl.h> makes of these with _FORTIFY_SOURCE; nothing declares them otherwise. */
 #define OPEN_2(name) \
