@@ -66,6 +66,12 @@ GROUPS: dict[str, tuple[Need, ...]] = {
         Need("libjson-c-dev", module="json-c"),
         Need("libcmocka-dev", module="cmocka"),
     ),
+    "vfio-preload": (
+        Need("gcc", program="cc"),
+        Need("libc6-dev", files=("/usr/include/stdio.h",)),
+        Need("binutils", program="strip"),
+        Need("dpkg-dev", program="dpkg-source"),
+    ),
     "qemu": (
         *_COMPILER,
         Need("make", program="make"),

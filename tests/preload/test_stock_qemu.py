@@ -1,0 +1,319 @@
+"""Unmodified QEMUs: their own hw/vfio, by each of its three ways, with the device's DMA writer running.
+
+QEMU 10.2 without the project's patches is compiled here anyway; Debian's own binaries are used where they are
+among the artifacts. Digests do not see memory that was lost, so every move also checks what the device wrote.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from preloadkit import preload_of
+from stockkit import IommuPath, Stock, StockQemu, stock_qemus
+
+from vfu_dev.builds import RECIPES, artifact
+from vfu_dev.errors import BuildError, LabError
+from vfu_dev.lab.migrate import Lab, MigrateOptions
+from vfu_dev.lab.result import MigrationResult
+
+sys.path.append(str(Path(__file__).parents[1] / "lab"))  # what is known there about guests without a CPU
+
+from labkit import MIB, dirtying, small
+from qtestkit import Registers, moving
+from test_lab_dma import BUFFERS, start_writer, writer_migrates, wrong_bytes
+
+T = TypeVar("T")
+
+PATHS: tuple[IommuPath, ...] = ("iommufd-cdev", "iommufd-fd", "type1")
+UNPATCHED, BOOKWORM, TRIXIE = "qemu-unpatched", "qemu-bookworm-backports", "qemu-trixie-backports"
+EACH = [name for name in (UNPATCHED, BOOKWORM, TRIXIE) if name in RECIPES]
+WITHOUT_CPU = [name for name in EACH if name != BOOKWORM]  # Debian left qtest out of its 10.0
+RAM = ("shared", "private", "anonymous")
+
+each_path = pytest.mark.parametrize("path", PATHS)
+each_qemu = pytest.mark.parametrize("name", EACH)
+without_cpu = pytest.mark.parametrize("name", WITHOUT_CPU)
+
+
+def stock(name: str, path: IommuPath, ram: str = "shared", **environment: str) -> Stock:
+    """Return how that QEMU is started; a test whose QEMU is not there is skipped, and says so."""
+    try:
+        program = artifact(name)
+    except BuildError as error:
+        pytest.skip(str(error))
+    backend = "memory-backend-ram" if ram == "anonymous" else "memory-backend-memfd"
+    return Stock(
+        program, Path(preload_of("plain")), path, ram == "shared", backend, tuple(environment.items())
+    )
+
+
+@pytest.fixture
+def in_lab(tmp_path: Path, library: Path) -> Callable[..., Any]:
+    """Run a scenario in a lab of these QEMUs, and stop everything after it."""
+
+    def run(
+        chosen: MigrateOptions,
+        scenario: Callable[[Lab], Coroutine[Any, Any, T]],
+        source: Stock,
+        destination: Stock | None = None,
+    ) -> T:
+        async def whole() -> T:
+            async with Lab(chosen, tmp_path / "logs") as lab:
+                await lab.start()
+                return await scenario(lab)
+
+        with stock_qemus(source, destination):
+            return asyncio.run(whole())
+
+    return run
+
+
+@pytest.fixture
+def options(library: Path) -> Callable[..., MigrateOptions]:
+    """Make options for a small device in a guest without a CPU."""
+    return lambda **changes: small(artifact(UNPATCHED), library, **changes)
+
+
+async def moved_whole(lab: Lab, *, logged: bool = True) -> list[int]:
+    """Migrate under the devices' writers; returns the wrong bytes of each, having compared the devices."""
+    wrong = await writer_migrates(lab, logged=logged)
+    result = MigrationResult()
+    await lab.collect(result)
+    assert [device.digest_match for device in result.devices] == [True] * lab.options.devices
+    for device in result.devices:
+        assert device.initial_bytes > lab.options.memory_bytes
+        assert device.precopy_bytes >= device.initial_bytes
+    return wrong
+
+
+@without_cpu
+@each_path
+@pytest.mark.parametrize("ram", RAM)
+def test_device_and_memory_arrive(
+    name: str, path: IommuPath, ram: str, in_lab: Callable[..., Any], options: Callable[..., MigrateOptions]
+) -> None:
+    """RAM with a descriptor is in the server's log, any other in the library's own."""
+    chosen = stock(name, path, ram)
+
+    async def scenario(lab: Lab) -> list[int]:
+        wrong = await moved_whole(lab)
+        said = preload_log(lab.source.qemu)
+        way = "descriptor" if ram == "shared" else "message"
+        assert re.search(rf"DMA_MAP \[0x?0?, \+0x\w+\) flags 0x3 by {way}: ok", said)
+        return wrong
+
+    assert in_lab(moving(options), scenario, chosen) == [0]
+
+
+def preload_log(qemu: Any) -> str:
+    assert isinstance(qemu, StockQemu)
+    return qemu.preload()
+
+
+@pytest.mark.parametrize("whose", ["server", "library"])
+def test_the_same_check_fails_without_a_log(
+    whose: str, in_lab: Callable[..., Any], options: Callable[..., MigrateOptions]
+) -> None:
+    """The server's, for RAM that it maps; the library's own, for any other."""
+    if whose == "server":
+        chosen = stock(UNPATCHED, "iommufd-cdev")
+    else:
+        chosen = stock(UNPATCHED, "iommufd-cdev", "private", VFU_DEV_PRELOAD_FAULT="forget-writes")
+    wrong = in_lab(moving(options), lambda lab: moved_whole(lab, logged=whose != "server"), chosen)
+    assert wrong[0] > 0
+
+
+@each_path
+def test_three_devices_move_together(
+    path: IommuPath, in_lab: Callable[..., Any], options: Callable[..., MigrateOptions]
+) -> None:
+    """QEMU demands P2P of more than one, and takes them through its states."""
+
+    async def scenario(lab: Lab) -> list[int]:
+        wrong = await moved_whole(lab)
+        said = preload_log(lab.source.qemu)
+        for number in range(3):
+            assert re.search(rf"device {number}: state 6 -> 7, data_fd -1: ok", said)
+            assert re.search(rf"device {number}: state 7 -> 3, data_fd -1: ok", said)
+        return wrong
+
+    assert in_lab(moving(options, 3), scenario, stock(UNPATCHED, path)) == [0, 0, 0]
+
+
+def test_every_call_that_qemu_makes_comes_by(
+    in_lab: Callable[..., Any], options: Callable[..., MigrateOptions]
+) -> None:
+    """Our descriptors refuse what goes past (EBADF): QEMU works, so nothing did; the counts say what came."""
+
+    async def scenario(lab: Lab) -> str:
+        await moved_whole(lab)
+        await lab.source.qemu.stop()
+        return preload_log(lab.source.qemu)
+
+    said = in_lab(moving(options), scenario, stock(UNPATCHED, "iommufd-cdev"))
+    calls = {symbol: int(number) for symbol, number in re.findall(r"calls of (\w+): (\d+)", said)}
+    assert {"ioctl", "read", "close", "open64"} <= set(calls)
+    assert {"pread64", "__pread64_chk"} & set(calls)
+    assert calls["pwrite64"] > 0
+    assert calls["read"] == len(re.findall(r"MIG_DATA_READ of", said))
+    assert not re.search(r"says: ", said)
+
+
+def test_cancelled_and_tried_again(
+    in_lab: Callable[..., Any], options: Callable[..., MigrateOptions]
+) -> None:
+    """The device is RUNNING again, its session over; the second migration is whole."""
+
+    async def scenario(lab: Lab) -> list[int]:
+        registers = Registers(lab)
+        await start_writer(registers, BUFFERS, 8 * MIB)
+        await lab.configure()
+        slow = {"max_bandwidth": 1 << 20, "avail_switchover_bandwidth": 1000}
+        await lab.source.qemu.execute("migrate-set-parameters", **slow)
+        await lab.begin(await lab.listen())
+        await lab.wait_for(lambda row: row["source"][0]["state"] == "PRE_COPY", "PRE_COPY")
+        await lab.source.qemu.execute("migrate_cancel")
+        assert (await lab.wait_final())["status"] == "cancelled"
+        assert (await lab.source.servers[0].status())["state"] == "RUNNING"
+        assert await wrong_bytes(registers, BUFFERS) == 0
+        await lab.replace_destination()
+        return await moved_whole(lab)
+
+    assert in_lab(moving(options), scenario, stock(UNPATCHED, "iommufd-cdev")) == [0]
+
+
+@pytest.mark.parametrize("side", ["source", "destination"])
+def test_a_killed_server_costs_the_device_and_not_the_vm(
+    side: str, in_lab: Callable[..., Any], options: Callable[..., MigrateOptions]
+) -> None:
+    """The migration fails with a reason; the source's VM runs on, its device all ones if it lost that."""
+
+    async def scenario(lab: Lab) -> None:
+        registers = Registers(lab)
+        await lab.configure()
+        slow = {"max_bandwidth": 1 << 20, "avail_switchover_bandwidth": 1000}
+        await lab.source.qemu.execute("migrate-set-parameters", **slow)
+        await lab.begin(await lab.listen())
+        await lab.wait_for(lambda row: row["source"][0]["state"] == "PRE_COPY", "PRE_COPY")
+        import signal
+
+        getattr(lab, side).servers[0].process.send_signal(signal.SIGKILL)
+        fast = {"max_bandwidth": 1 << 30, "avail_switchover_bandwidth": 1 << 30}
+        await lab.source.qemu.execute("migrate-set-parameters", **fast)
+        reply = await until_final(lab)
+        assert reply["status"] in ("failed", "cancelled"), reply
+        assert await lab.source.qemu.run_state() == "running"
+        if side == "source":
+            assert await registers.get("id") == 0xFFFFFFFF
+            assert "the device is dead" in (await asyncio.to_thread(lab.source.qemu.process.log.read_text))
+        else:
+            assert await registers.get("id") == 0x44554656
+
+    in_lab(moving(options), scenario, stock(UNPATCHED, "iommufd-cdev"))
+
+
+async def until_final(lab: Lab) -> dict[str, Any]:
+    """Wait for the end of the migration without asking the servers, one of which is gone."""
+    async with asyncio.timeout(40):
+        while (reply := await lab.source.qemu.migration()).get("status") in ("setup", "active", "device"):
+            await asyncio.sleep(0.05)
+    return reply
+
+
+def test_without_a_server_qemu_says_why_it_does_not_start(
+    in_lab: Callable[..., Any], options: Callable[..., MigrateOptions], tmp_path: Path
+) -> None:
+    """In its own words, after the library's."""
+    chosen = stock(UNPATCHED, "iommufd-cdev", VFU_DEV_PRELOAD_SOCKET0=str(tmp_path / "nobody.sock"))
+
+    async def scenario(lab: Lab) -> None:
+        raise AssertionError("it started")
+
+    with pytest.raises(LabError, match="No such file or directory"):
+        in_lab(options(), scenario, overriding(chosen))
+    text = (tmp_path / "logs" / "source.log").read_text()
+    assert "cannot connect: No such file or directory (is the device server running?)" in text
+    assert "error bind device" in text
+
+
+def overriding(chosen: Stock) -> Stock:
+    """The environment given is the last word, also about sockets."""
+    from dataclasses import replace
+
+    return replace(chosen, last_word=True)
+
+
+# --- with a Linux guest -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def linux(library: Path) -> Callable[..., MigrateOptions]:
+    """Make options for a Linux guest with a small device."""
+    try:
+        guest = artifact("guest")
+    except BuildError as error:
+        pytest.skip(str(error))
+    return lambda **changes: MigrateOptions(
+        **{
+            "qemu": artifact(UNPATCHED),
+            "library": library,
+            "guest_image": guest,
+            "memory_bytes": 4 * MIB,
+            "load": dirtying(0),
+            "max_bandwidth": 64 * MIB,
+            "warmup_seconds": 0.0,
+            "traces": ("vfio_migration*",),
+            **changes,
+        }
+    )
+
+
+async def linux_moves(lab: Lab) -> None:
+    """The guest's driver has interrupts and DMA under way; none is lost, and it reads everything back."""
+    guest: Any = lab.guest
+    assert (await guest.command("irq mode=msix"))["vectors"] == 4
+    await guest.command(f"writer buffer={MIB} rate={16 * MIB}")
+    await guest.command(f"dma rate={8 * MIB} vector=1")
+    await lab.move()
+    before = (await guest.command("dma-status"))["batches"]
+    async with asyncio.timeout(60):
+        while (await guest.command("dma-status"))["batches"] < before + 5:
+            await asyncio.sleep(0.02)
+    stamps, batches = await guest.command("writer-check"), await guest.command("dma-stop")
+    assert (stamps["wrong_bytes"], stamps["status"]) == (0, 1)
+    assert stamps["stamps"] > stamps["pages"]
+    assert (batches["errors"], batches["mismatched_bytes"], batches["lost_interrupts"]) == (0, 0, 0)
+    assert (await guest.command("verify"))["verified"]
+
+
+@each_qemu
+@pytest.mark.parametrize(
+    ("path", "ram"), [("iommufd-cdev", "shared"), ("type1", "private"), ("iommufd-fd", "anonymous")]
+)
+def test_a_linux_guest_moves(
+    name: str, path: IommuPath, ram: str, in_lab: Callable[..., Any], linux: Callable[..., MigrateOptions]
+) -> None:
+    in_lab(linux(), linux_moves, stock(name, path, ram))
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_linux_guest_moves_between_versions(
+    back: bool, in_lab: Callable[..., Any], linux: Callable[..., MigrateOptions]
+) -> None:
+    """From the oldest to the newest and from the newest to the oldest, by different ways."""
+    from dataclasses import replace
+
+    if len(EACH) < 2:
+        pytest.skip("there is only one QEMU: vfu-dev build qemu-bookworm-backports qemu-trixie-backports")
+    old, new = (BOOKWORM if BOOKWORM in EACH else UNPATCHED), EACH[-1]
+    ends = [
+        replace(stock(name, path), machine="pc-q35-10.0")
+        for name, path in ((old, "type1"), (new, "iommufd-cdev"))
+    ]
+    in_lab(linux(), linux_moves, *(reversed(ends) if back else ends))
