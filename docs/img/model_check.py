@@ -19,9 +19,9 @@ from vfu_dev.builds import artifact
 from vfu_dev.client import ControlClient, VfioUserDevice
 from vfu_dev.client.migrator import MigrationError, Migrator, Options
 from vfu_dev.lab.model import migrator_link, predict
-from vfu_dev.patterns import LoadSpec
 from vfu_dev.report.drawing import write_png
 from vfu_dev.report.model import against_figure
+from vfu_dev.workload import LoadSpec
 
 HERE = Path(__file__).parent
 MIB = 1 << 20

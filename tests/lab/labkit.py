@@ -8,7 +8,7 @@ from typing import Any
 from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.lab.migrate import Lab, MigrateOptions
-from vfu_dev.patterns import LoadSpec
+from vfu_dev.workload import LoadSpec
 
 KIB, MIB = 1 << 10, 1 << 20
 # QEMU takes a server that does not answer for 5 s for dead. On a busy machine it may only wait for its turn.

@@ -15,7 +15,7 @@ from vfu_dev.lab.judge import judge
 from vfu_dev.lab.migrate import Lab, MigrateOptions
 from vfu_dev.lab.qemu import QmpError
 from vfu_dev.lab.result import GuestResult, MigrationResult
-from vfu_dev.patterns import LoadSpec
+from vfu_dev.workload import LoadSpec
 
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]

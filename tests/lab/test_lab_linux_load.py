@@ -14,7 +14,7 @@ from serverkit import PATIENCE_SECONDS
 from vfu_dev.errors import ConfigError
 from vfu_dev.lab.guest import GuestError, LinuxGuest
 from vfu_dev.lab.migrate import Lab, MigrateOptions
-from vfu_dev.patterns import Burst, LoadSpec, Phase
+from vfu_dev.workload import Burst, LoadSpec, Phase
 
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]

@@ -16,7 +16,7 @@ from serverkit import PATIENCE_SECONDS, VFU_DEV
 from vfu_dev.device.load_registers import CTRL_PAGES, CTRL_RUN, LoadPattern
 from vfu_dev.lab.guest import LinuxGuest
 from vfu_dev.lab.migrate import Lab, MigrateOptions
-from vfu_dev.patterns import ArrayWriter, LoadSpec, writes_of
+from vfu_dev.workload import ArrayWriter, LoadSpec, writes_of
 
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]

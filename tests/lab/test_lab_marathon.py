@@ -11,7 +11,7 @@ from labkit import MIB
 from vfu_dev.lab.guest import LinuxGuest
 from vfu_dev.lab.judge import judge
 from vfu_dev.lab.migrate import Lab, MigrateOptions
-from vfu_dev.patterns import LoadSpec
+from vfu_dev.workload import LoadSpec
 
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]

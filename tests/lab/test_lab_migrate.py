@@ -15,8 +15,8 @@ from labkit import KIB, MIB, dirtying, small
 from vfu_dev.lab.migrate import Lab, MigrateOptions, run
 from vfu_dev.lab.qtest_guest import QtestGuest
 from vfu_dev.lab.result import MigrationResult
-from vfu_dev.patterns import LoadSpec
 from vfu_dev.report.page import write_report
+from vfu_dev.workload import LoadSpec
 
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]

@@ -37,7 +37,7 @@ from serverkit import PATIENCE_SECONDS
 from vfu_dev.lab.judge import judge
 from vfu_dev.lab.migrate import Lab
 from vfu_dev.lab.result import MigrationResult
-from vfu_dev.patterns import LoadSpec
+from vfu_dev.workload import LoadSpec
 
 D0, D3_HOT = 0, 3
 WAIT_MS = round(PATIENCE_SECONDS * 1000)  # for an interrupt

@@ -15,7 +15,7 @@ from vfu_dev.lab.judge import judge
 from vfu_dev.lab.migrate import Lab, MigrateOptions
 from vfu_dev.lab.qemu import Qemu
 from vfu_dev.lab.result import MigrationResult
-from vfu_dev.patterns import LoadSpec
+from vfu_dev.workload import LoadSpec
 
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]

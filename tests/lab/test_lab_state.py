@@ -18,7 +18,7 @@ from vfu_dev.lab.qemu import FIRST_SLOT, Qemu
 from vfu_dev.lab.qtest import QtestClient
 from vfu_dev.lab.qtest_guest import PCI_BASE_ADDRESS_0, PCI_COMMAND, REG_GENERATION, REG_SCRATCH
 from vfu_dev.lab.result import GuestResult, MigrationResult
-from vfu_dev.patterns import LoadSpec
+from vfu_dev.workload import LoadSpec
 
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]

@@ -30,7 +30,7 @@ from serverkit import server_farm, short_folder  # noqa: E402
 
 from vfu_dev.builds import artifact  # noqa: E402
 from vfu_dev.lab.migrate import Lab, MigrateOptions  # noqa: E402
-from vfu_dev.patterns import LoadSpec  # noqa: E402
+from vfu_dev.workload import LoadSpec  # noqa: E402
 
 MIB = 1 << 20
 DEVICE = ("--device", f"{HERE / 'recorded_device.py'}:RecordedDevice")

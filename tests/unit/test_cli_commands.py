@@ -19,7 +19,7 @@ from vfu_dev.cli import cli, main
 from vfu_dev.cli.load_options import load_of, load_options
 from vfu_dev.cli.params import for_each_side, of_side
 from vfu_dev.cli.shape import Command, Group, JsonOption, Option
-from vfu_dev.patterns import LoadSpec
+from vfu_dev.workload import LoadSpec
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "tests/unit/data/lab-not-converging.json"

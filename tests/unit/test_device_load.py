@@ -18,9 +18,9 @@ from vfu_dev.device.load_registers import CTRL_PAGES, CTRL_RUN, LoadPattern, Loa
 from vfu_dev.errors import ConfigError
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import engine as migration_engine
-from vfu_dev.patterns import ArrayWriter, LoadSpec, Phase, contents, writes_of
-from vfu_dev.patterns.pacer import CATCH_UP_NS
 from vfu_dev.uapi import DeviceState
+from vfu_dev.workload import ArrayWriter, LoadSpec, Phase, contents, writes_of
+from vfu_dev.workload.pacer import CATCH_UP_NS
 
 MEMORY = 1 << 20
 S = DeviceState

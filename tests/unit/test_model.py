@@ -21,7 +21,7 @@ from vfu_dev.lab.model import (
 )
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import MigratableState, SaveSession
-from vfu_dev.patterns import Burst, LoadSpec, Phase, Program, writes_of
+from vfu_dev.workload import Burst, LoadSpec, Phase, Program, writes_of
 
 MIB = 1 << 20
 PAGE = 4096

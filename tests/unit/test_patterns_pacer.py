@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfu_dev.patterns import Burst, LoadSpec, Pacer, Phase, Program
-from vfu_dev.patterns.pacer import CATCH_UP_NS
-from vfu_dev.patterns.timeline import NS, timeline_of
+from vfu_dev.workload import Burst, LoadSpec, Pacer, Phase, Program
+from vfu_dev.workload.pacer import CATCH_UP_NS
+from vfu_dev.workload.timeline import NS, timeline_of
 
 MEMORY = 1 << 20
 rates = st.fractions(Fraction(1, 10), 10**7).map(float)

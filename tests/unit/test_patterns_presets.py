@@ -7,8 +7,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.patterns import LoadSpec
-from vfu_dev.patterns.presets import decide, never_converges, surely_converges
+from vfu_dev.model.presets import decide, never_converges, surely_converges
+from vfu_dev.workload import LoadSpec
 
 bandwidths = st.floats(1e5, 1e11)
 memories = st.integers(1 << 20, 1 << 42)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.patterns import PAGE_PATTERNS, Burst, LoadSpec, Phase, parse_dirty_rate, parse_write_rate
+from vfu_dev.workload import PAGE_PATTERNS, Burst, LoadSpec, Phase, parse_dirty_rate, parse_write_rate
 
 rates = st.floats(0, 1e12) | st.integers(0, 1 << 40)
 bursts = st.builds(Burst, duty=st.floats(0.001, 1), period_seconds=st.floats(0.001, 100))

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from vfu_dev.device.fill import fill_words
 from vfu_dev.errors import ConfigError
-from vfu_dev.patterns import LoadSpec, Phase, Program, contents, program, writes_of
-from vfu_dev.patterns.splitmix import outputs
-from vfu_dev.patterns.writes import MAX_ZIPF_PLACES, HotsetWrites, PlacedWrites, Writes
+from vfu_dev.workload import LoadSpec, Phase, Program, contents, program, writes_of
+from vfu_dev.workload.splitmix import outputs
+from vfu_dev.workload.writes import MAX_ZIPF_PLACES, HotsetWrites, PlacedWrites, Writes
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15

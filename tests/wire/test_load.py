@@ -29,7 +29,7 @@ from vfu_dev.load.client import ClientLoad
 from vfu_dev.load.moving import migrate, watch
 from vfu_dev.load.stop import Stop
 from vfu_dev.load.target import MemoryInfo
-from vfu_dev.patterns import ArrayWriter, Burst, LoadSpec, Phase, writes_of
+from vfu_dev.workload import ArrayWriter, Burst, LoadSpec, Phase, writes_of
 
 MIB = 1 << 20
 

@@ -31,8 +31,8 @@ from vfu_dev.cli.params import (
 from vfu_dev.cli.shape import Command, Group
 from vfu_dev.cli.signals import interrupted_status
 from vfu_dev.errors import ConfigError
-from vfu_dev.patterns import LoadSpec
 from vfu_dev.sizes import format_count, format_size
+from vfu_dev.workload import LoadSpec
 
 if TYPE_CHECKING:
     from vfu_dev.lab.options import LoadPlace

@@ -110,7 +110,7 @@ def model(
 ) -> None:
     """Predict a migration: whether it converges, passes, bytes, time, downtime (docs/model.md)."""
     from vfu_dev.lab.model import QEMU_STEP_BYTES, border_rate, migrator_link, predict, qemu_link
-    from vfu_dev.patterns import LoadSpec
+    from vfu_dev.workload import LoadSpec
 
     if against is not None:
         _compare(against, map_file, json_path)

@@ -25,9 +25,9 @@ from vfu_dev.errors import ConfigError, VfuDevError
 from vfu_dev.load.client import ClientLoad
 from vfu_dev.load.moving import migrate, watch
 from vfu_dev.load.stop import Stop
-from vfu_dev.patterns import LoadFigures, LoadSpec
-from vfu_dev.patterns.presets import PRESETS
+from vfu_dev.model.presets import PRESETS
 from vfu_dev.sizes import format_count, format_size
+from vfu_dev.workload import LoadFigures, LoadSpec
 
 LINE_SECONDS = 1.0
 

@@ -14,8 +14,8 @@ import click
 
 from vfu_dev.cli.params import DIRTY_RATE, SIZE, option
 from vfu_dev.errors import ConfigError
-from vfu_dev.patterns import PAGE_PATTERNS, LoadSpec
-from vfu_dev.patterns.spec import RATE_KEYS
+from vfu_dev.workload import PAGE_PATTERNS, LoadSpec
+from vfu_dev.workload.spec import RATE_KEYS
 
 F = TypeVar("F", bound=Callable[..., Any])
 

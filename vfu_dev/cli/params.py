@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from vfu_dev.cli.shape import Option
-from vfu_dev.patterns.spec import parse_dirty_rate
 from vfu_dev.sizes import parse_bandwidth, parse_size
+from vfu_dev.workload.spec import parse_dirty_rate
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

@@ -21,8 +21,8 @@ from vfu_dev.errors import ConfigError, shown
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import Migration, RegisterBlock
 from vfu_dev.migration.fsm import P2P_STATES, RUNNING_GROUP
-from vfu_dev.patterns import ArrayWriter, LoadFigures, LoadSpec, Pacer, Program
-from vfu_dev.patterns.pacer import CATCH_UP_NS
+from vfu_dev.workload import ArrayWriter, LoadFigures, LoadSpec, Pacer, Program
+from vfu_dev.workload.pacer import CATCH_UP_NS
 
 _NS = 1_000_000_000
 

@@ -14,7 +14,7 @@ from vfu_dev.device.regions import RegisterBar
 from vfu_dev.errors import ConfigError
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import Migration, RegisterBlock
-from vfu_dev.patterns import LoadSpec
+from vfu_dev.workload import LoadSpec
 
 MILLION = 1_000_000
 _MASK = (1 << 64) - 1

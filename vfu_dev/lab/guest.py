@@ -18,7 +18,7 @@ from vfu_dev.lab.kvm_trial import KVM_SECONDS
 from vfu_dev.lab.process import PATIENCE_SECONDS
 from vfu_dev.lab.qemu import Qemu
 from vfu_dev.lab.result import GuestResult
-from vfu_dev.patterns import LoadSpec, Program
+from vfu_dev.workload import LoadSpec, Program
 
 IDLE = LoadSpec("idle")
 

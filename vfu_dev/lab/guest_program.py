@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.patterns import LoadSpec, Trace
+from vfu_dev.workload import LoadSpec, Trace
 
 _NS = 1_000_000_000
 # The guest's arithmetic has 64 bits; a rate keeps 62 of them above and below the line.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from vfu_dev.lab.result import MigrationResult
-from vfu_dev.patterns import LoadSpec
-from vfu_dev.patterns.figures import KEEPS_UP
+from vfu_dev.workload import LoadSpec
+from vfu_dev.workload.figures import KEEPS_UP
 
 
 def judge(

@@ -20,9 +20,9 @@ import numpy.typing as npt
 from vfu_dev.errors import ConfigError
 from vfu_dev.migration.forecast import OVERHEAD_SECONDS
 from vfu_dev.migration.stream import INDEX_BYTES, RECORD, pages_a_record
-from vfu_dev.patterns import LoadSpec
-from vfu_dev.patterns.spec import DEFAULT_PAGE_BYTES
 from vfu_dev.sizes import format_size
+from vfu_dev.workload import LoadSpec
+from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES
 
 Vector = npt.NDArray[np.float64]
 

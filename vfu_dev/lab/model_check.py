@@ -14,7 +14,7 @@ from vfu_dev.lab.model import Link, Prediction, predict, qemu_link
 from vfu_dev.lab.rows import Row, read_rows
 from vfu_dev.lab.scenario import Point
 from vfu_dev.lab.summary import read_summary
-from vfu_dev.patterns import LoadSpec
+from vfu_dev.workload import LoadSpec
 
 COMPLETED = "completed"
 

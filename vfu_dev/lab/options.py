@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vfu_dev.lab.trace import TRACE_PATTERNS
-from vfu_dev.patterns import LoadSpec
+from vfu_dev.workload import LoadSpec
 
 # QEMU migrates a Linux guest's own RAM too; a qtest machine needs next to none.
 LINUX_RAM_BYTES = 192 << 20

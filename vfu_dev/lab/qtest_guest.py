@@ -18,9 +18,9 @@ from vfu_dev.lab.guest import Guest, GuestError, VerifyProgress
 from vfu_dev.lab.qemu import FIRST_SLOT, Qemu
 from vfu_dev.lab.qtest import QtestClient, QtestError
 from vfu_dev.lab.result import GuestResult
-from vfu_dev.patterns import LoadSpec, Pacer, Phase, Program, Run, Writes, contents
-from vfu_dev.patterns.spec import MAX_SEED
-from vfu_dev.patterns.splitmix import outputs
+from vfu_dev.workload import LoadSpec, Pacer, Phase, Program, Run, Writes, contents
+from vfu_dev.workload.spec import MAX_SEED
+from vfu_dev.workload.splitmix import outputs
 
 # <linux/pci_regs.h>
 PCI_VENDOR_ID = 0x00

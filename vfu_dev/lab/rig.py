@@ -27,7 +27,7 @@ from vfu_dev.lab.qemu import Qemu
 from vfu_dev.lab.qtest_guest import QtestGuest
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.lab.side import Side, brief
-from vfu_dev.patterns import LoadSpec
+from vfu_dev.workload import LoadSpec
 
 # How often both sides are asked while a migration runs. QEMU itself decides every 100 ms.
 SAMPLE_SECONDS = 0.05

@@ -19,8 +19,8 @@ from vfu_dev.faults.spec import Fault
 from vfu_dev.lab.checks import Check, parse_check
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.schema import KEYS, LOAD_PLACE, Source, flatten, judge_value
-from vfu_dev.patterns import LoadSpec
-from vfu_dev.patterns.spec import RATE_KEYS, WRITE_SIZE_KEYS
+from vfu_dev.workload import LoadSpec
+from vfu_dev.workload.spec import RATE_KEYS, WRITE_SIZE_KEYS
 
 # The shipped scenarios are files of the package.
 SHIPPED = Path(__file__).resolve().parents[1] / "scenarios"

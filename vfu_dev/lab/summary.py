@@ -15,8 +15,8 @@ from vfu_dev.errors import ConfigError
 from vfu_dev.lab.rows import METRICS, NOT_CONVERGED, Row, values_of
 from vfu_dev.lab.scenario import METHOD_MOVES, Scenario
 from vfu_dev.lab.statistics import difference, percentiles
-from vfu_dev.patterns import LoadSpec
-from vfu_dev.patterns.figures import KEEPS_UP
+from vfu_dev.workload import LoadSpec
+from vfu_dev.workload.figures import KEEPS_UP
 
 KIND = "lab-run"
 VERSION = 1

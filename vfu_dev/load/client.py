@@ -12,7 +12,7 @@ import numpy.typing as npt
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.closing import Closing
 from vfu_dev.load.target import MemoryInfo, Target, read_memory, target_of
-from vfu_dev.patterns import ArrayWriter, LoadFigures, LoadSpec, Program
+from vfu_dev.workload import ArrayWriter, LoadFigures, LoadSpec, Program
 
 _NS = 1_000_000_000
 # Writes between two looks at the clock and at whether to stop: some milliseconds of messages.

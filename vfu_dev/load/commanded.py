@@ -13,8 +13,8 @@ from vfu_dev.client.control import ControlClient
 from vfu_dev.errors import ProtocolError
 from vfu_dev.lab.guest_line import GuestError, GuestLine, Transport
 from vfu_dev.load.stop import Stop, deadline_of
-from vfu_dev.patterns import PAGE_PATTERNS, LoadFigures, LoadSpec, Program
-from vfu_dev.patterns.figures import KEEPS_UP, carried_part
+from vfu_dev.workload import PAGE_PATTERNS, LoadFigures, LoadSpec, Program
+from vfu_dev.workload.figures import KEEPS_UP, carried_part
 
 # Between two looks at what a load does.
 LOOK_SECONDS = 0.25

@@ -17,8 +17,8 @@ from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.migrator import MigrationError, Migrator, Options, Progress
 from vfu_dev.errors import LabError
 from vfu_dev.load.stop import Stop
-from vfu_dev.patterns import LoadSpec
-from vfu_dev.patterns.presets import PRESETS, Decision, decide
+from vfu_dev.model.presets import PRESETS, Decision, decide
+from vfu_dev.workload import LoadSpec
 
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0

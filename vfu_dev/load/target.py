@@ -14,7 +14,7 @@ from vfu_dev.client.digest import memory_region
 from vfu_dev.client.frames import Call
 from vfu_dev.client.messages import REGION_ACCESS
 from vfu_dev.errors import ConfigError, ProtocolError
-from vfu_dev.patterns import ArrayWriter, Writes, contents
+from vfu_dev.workload import ArrayWriter, Writes, contents
 
 DEFAULT_PAGE_BYTES = 4096
 

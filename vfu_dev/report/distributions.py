@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from vfu_dev.errors import ConfigError
 from vfu_dev.lab.rows import METRICS, Row, values_of
-from vfu_dev.patterns import parse_dirty_rate
 from vfu_dev.report.drawing import (
     BLACK,
     BLUE,
@@ -26,6 +25,7 @@ from vfu_dev.report.drawing import (
     title,
 )
 from vfu_dev.sizes import parse_size
+from vfu_dev.workload import parse_dirty_rate
 
 COLOURS = (BLUE, RED, GREEN, ORANGE, PINK, SKY, GREY, BLACK)
 # Beyond this the names of points do not fit beside an axis; the table has them all.

@@ -11,13 +11,13 @@ from typing import Any
 import jinja2
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.patterns import LoadSpec
 from vfu_dev.report.drawing import svg_text, write_png
 from vfu_dev.report.excerpt import excerpt
 from vfu_dev.report.passes import pass_list, passes_figure, phases_figure
 from vfu_dev.report.plots import migration_figure
 from vfu_dev.report.timeline import Timeline
 from vfu_dev.sizes import format_size
+from vfu_dev.workload import LoadSpec
 
 KIND = "lab-migrate"
 # QEMU's log is long; the page shows this much of it, the JSON has all.

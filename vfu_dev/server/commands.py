@@ -21,8 +21,8 @@ from vfu_dev.memory import fold_hashes
 from vfu_dev.migration import StateHasher
 from vfu_dev.migration.fsm import RUNNING_GROUP
 from vfu_dev.migration.schema import blocks_digest
-from vfu_dev.patterns import LoadSpec, Program
 from vfu_dev.server.control import Command
+from vfu_dev.workload import LoadSpec, Program
 
 if TYPE_CHECKING:
     from vfu_dev.server.server import Server

@@ -1,6 +1,6 @@
 /*
  * Load patterns: which write comes where, with what content, and when. docs/load.md is the definition; a test
- * compares this with vfu_dev/patterns, which is the same in Python.
+ * compares this with vfu_dev/workload, which is the same in Python.
  *
  * Copyright (c) the vfu-dev authors.  SPDX-License-Identifier: BSD-3-Clause
  */
@@ -71,7 +71,7 @@ uint32_t write_length(const struct writes *writes, uint64_t n);
 /* Bytes from..from+count-1 of what write n writes. */
 void write_content(const struct writes *writes, uint64_t n, uint64_t from, uint64_t count, uint8_t *to);
 
-/* Turns a clock into writes that are due, and counts those that nobody had time for: vfu_dev.patterns.Pacer. */
+/* Turns a clock into writes that are due, and counts those that nobody had time for: vfu_dev.workload.Pacer. */
 struct pacer {
     const struct program *program;
     uint64_t *starts;

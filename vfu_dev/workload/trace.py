@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.patterns.spec import MAX_PERIOD_SECONDS, MAX_WRITE_BYTES
+from vfu_dev.workload.spec import MAX_PERIOD_SECONDS, MAX_WRITE_BYTES
 
 COLUMNS = ("time", "offset", "length")
 MAX_ROWS = 1_000_000

@@ -10,8 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
-from vfu_dev.patterns.spec import DEFAULT_PAGE_BYTES, Burst, LoadSpec
-from vfu_dev.patterns.trace import Trace
+from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES, Burst, LoadSpec
+from vfu_dev.workload.trace import Trace
 
 NS = 1_000_000_000
 

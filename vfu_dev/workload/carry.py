@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vfu_dev.patterns.splitmix import GOLDEN
-from vfu_dev.patterns.writes import DRAW_CONTENT, Writes, contents, draw
+from vfu_dev.workload.splitmix import GOLDEN
+from vfu_dev.workload.writes import DRAW_CONTENT, Writes, contents, draw
 
 # Writes from this size on are computed where they go; smaller ones in batches (measured: equal at 32 KiB).
 _DIRECT_BYTES = 32 << 10

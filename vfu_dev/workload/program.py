@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.patterns.pacer import Pacer
-from vfu_dev.patterns.spec import DEFAULT_PAGE_BYTES, LoadSpec
-from vfu_dev.patterns.timeline import timeline_of
-from vfu_dev.patterns.trace import MAX_ROWS, Trace
-from vfu_dev.patterns.writes import MAX_ZIPF_PLACES, Writes, writes_of
+from vfu_dev.workload.pacer import Pacer
+from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES, LoadSpec
+from vfu_dev.workload.timeline import timeline_of
+from vfu_dev.workload.trace import MAX_ROWS, Trace
+from vfu_dev.workload.writes import MAX_ZIPF_PLACES, Writes, writes_of
 
 
 class Program:

@@ -4,11 +4,11 @@
 (`Pacer`). docs/load.md is the definition that a generator in another language follows.
 """
 
-from vfu_dev.patterns.carry import ArrayWriter
-from vfu_dev.patterns.figures import LoadFigures
-from vfu_dev.patterns.pacer import Pacer, Run
-from vfu_dev.patterns.program import Program
-from vfu_dev.patterns.spec import (
+from vfu_dev.workload.carry import ArrayWriter
+from vfu_dev.workload.figures import LoadFigures
+from vfu_dev.workload.pacer import Pacer, Run
+from vfu_dev.workload.program import Program
+from vfu_dev.workload.spec import (
     PAGE_PATTERNS,
     PATTERNS,
     Burst,
@@ -17,8 +17,8 @@ from vfu_dev.patterns.spec import (
     parse_dirty_rate,
     parse_write_rate,
 )
-from vfu_dev.patterns.trace import Trace
-from vfu_dev.patterns.writes import Writes, contents, writes_of
+from vfu_dev.workload.trace import Trace
+from vfu_dev.workload.writes import Writes, contents, writes_of
 
 __all__ = [
     "PAGE_PATTERNS",

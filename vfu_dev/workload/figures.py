@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vfu_dev.patterns.pacer import Pacer
+from vfu_dev.workload.pacer import Pacer
 
 # Below this part of what was due, the machine does not carry the load.
 KEEPS_UP = 0.95

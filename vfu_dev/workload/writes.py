@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.patterns.spec import DEFAULT_PAGE_BYTES, LoadSpec
-from vfu_dev.patterns.splitmix import GOLDEN, Words, below, fractions, outputs
-from vfu_dev.patterns.trace import Trace
+from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES, LoadSpec
+from vfu_dev.workload.splitmix import GOLDEN, Words, below, fractions, outputs
+from vfu_dev.workload.trace import Trace
 
 DRAWS = 4
 DRAW_PLACE = 0  # which place

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.patterns.spec import DEFAULT_PAGE_BYTES, LoadSpec
 from vfu_dev.sizes import format_size
+from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES, LoadSpec
 
 # Against the link: far enough from 1 that a bandwidth twice or half of what was planned changes nothing.
 NEVER_RATIO = 4.0
