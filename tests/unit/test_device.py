@@ -11,10 +11,10 @@ import pytest
 
 from vfu_dev.device import Device, Field, MemoryBar, PciIdentity, ReferenceDevice, RegisterBar
 from vfu_dev.device.base import RefusedAccessError
-from vfu_dev.device.fill import fill_words
 from vfu_dev.errors import ConfigError
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.uapi import DeviceState as S
+from vfu_dev.workload.splitmix import fill_words
 
 
 @pytest.fixture

@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfu_dev.device.fill import fill_words
 from vfu_dev.errors import ConfigError
 from vfu_dev.workload import LoadSpec, Phase, Program, contents, program, writes_of
-from vfu_dev.workload.splitmix import outputs
+from vfu_dev.workload.splitmix import fill_words, outputs
 from vfu_dev.workload.writes import MAX_ZIPF_PLACES, HotsetWrites, PlacedWrites, Writes
 
 MASK = (1 << 64) - 1

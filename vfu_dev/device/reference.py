@@ -11,7 +11,6 @@ from vfu_dev.device.base import Device, PciIdentity
 from vfu_dev.device.descriptors import DESCRIPTOR_FIELDS, DMA_FIELDS
 from vfu_dev.device.dma import DmaEngine, Host
 from vfu_dev.device.fields import Field
-from vfu_dev.device.fill import MAX_SEED, fill_words
 from vfu_dev.device.load_registers import LOAD_FIELDS, RegisterLoad
 from vfu_dev.device.regions import MemoryBar, MsixBar, RegisterBar
 from vfu_dev.device.writer import WRITER_FIELDS, DmaWriter
@@ -25,6 +24,8 @@ from vfu_dev.uapi import (
     VFIO_PCI_BAR4_REGION_INDEX,
     MigrationFlags,
 )
+from vfu_dev.workload.spec import MAX_SEED
+from vfu_dev.workload.splitmix import fill_words
 
 # Neither number is assigned to anybody; together they are "VFUD" in configuration space.
 PCI_VENDOR_ID = 0x4656

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from vfu_dev.device.dma import Host
 from vfu_dev.device.fields import Field
-from vfu_dev.device.fill import fill_words
 from vfu_dev.device.regions import RegisterBar
 from vfu_dev.errors import VfuDevError
+from vfu_dev.workload.splitmix import fill_words
 
 STAMP_PAGE_BYTES = 4096
 STAMP_SEED = 0x5354414D50  # "STAMP"

@@ -16,6 +16,9 @@ _MASK = (1 << 64) - 1
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
+# 256 KiB of words: the five passes over a chunk stay in the L2 cache.
+_CHUNK_WORDS = 32 * 1024
+
 
 def finalise(z: Words, scratch: Words) -> None:
     """Replace each of `z` by what splitmix64's finaliser makes of it; `scratch` has the same shape."""
@@ -45,3 +48,18 @@ def fractions(numbers: Words) -> npt.NDArray[np.float64]:
     """Return each number's upper 53 bits as a fraction from 0, below 1."""
     scaled: npt.NDArray[np.float64] = (numbers >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return scaled
+
+
+def fill_words(words: Words, seed: int, first: int = 0) -> None:
+    """Set each of `words` to the output of `seed` at its position: initial content, verifiable anywhere.
+
+    Args:
+        words: shape (n,), changed in place.
+        first: position of words[0].
+    """
+    scratch = np.empty(_CHUNK_WORDS, dtype=np.uint64)
+    steps = np.arange(1, _CHUNK_WORDS + 1, dtype=np.uint64) * np.uint64(GOLDEN)
+    for start in range(0, len(words), _CHUNK_WORDS):
+        z = words[start : start + _CHUNK_WORDS]
+        np.add(steps[: len(z)], np.uint64((seed + (first + start) * GOLDEN) & _MASK), out=z)
+        finalise(z, scratch[: len(z)])
