@@ -18,7 +18,8 @@ from typing import Any
 from vfu_dev.builds import artifact
 from vfu_dev.client import ControlClient, VfioUserDevice
 from vfu_dev.client.migrator import MigrationError, Migrator, Options
-from vfu_dev.lab.model import migrator_link, predict
+from vfu_dev.model.link import migrator_link
+from vfu_dev.model.predict import predict
 from vfu_dev.report.drawing import write_png
 from vfu_dev.report.model import against_figure
 from vfu_dev.workload import LoadSpec

@@ -8,19 +8,11 @@ import numpy as np
 import pytest
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.lab.model import (
-    Link,
-    border_rate,
-    distinct_pages,
-    floor_pages,
-    migrator_link,
-    page_cost_bytes,
-    predict,
-    qemu_bandwidth,
-    qemu_link,
-)
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import MigratableState, SaveSession
+from vfu_dev.model.link import Link, migrator_link, qemu_bandwidth, qemu_link
+from vfu_dev.model.predict import border_rate, floor_pages, page_cost_bytes, predict
+from vfu_dev.model.writing import distinct_pages
 from vfu_dev.workload import Burst, LoadSpec, Phase, Program, writes_of
 
 MIB = 1 << 20

@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from vfu_dev.cli import cli
-from vfu_dev.lab.model import border_rate, qemu_link
+from vfu_dev.model.link import qemu_link
+from vfu_dev.model.predict import border_rate
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "model.md"
 TEXT = DOCUMENT.read_text()

@@ -25,8 +25,8 @@ from vfu_dev.errors import ConfigError
 from vfu_dev.sizes import format_size
 
 if TYPE_CHECKING:
-    from vfu_dev.lab.model import Link
     from vfu_dev.lab.model_check import Compared
+    from vfu_dev.model.link import Link
 
 
 @click.command(
@@ -109,7 +109,8 @@ def model(
     load_arguments: dict[str, Any],
 ) -> None:
     """Predict a migration: whether it converges, passes, bytes, time, downtime (docs/model.md)."""
-    from vfu_dev.lab.model import QEMU_STEP_BYTES, border_rate, migrator_link, predict, qemu_link
+    from vfu_dev.model.link import QEMU_STEP_BYTES, migrator_link, qemu_link
+    from vfu_dev.model.predict import border_rate, predict
     from vfu_dev.workload import LoadSpec
 
     if against is not None:

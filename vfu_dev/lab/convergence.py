@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vfu_dev.lab.model import QEMU_STEP_BYTES
+from vfu_dev.model.link import QEMU_STEP_BYTES
 from vfu_dev.sizes import format_size
 
 

@@ -15,30 +15,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from vfu_dev.errors import ConfigError
-from vfu_dev.migration.forecast import OVERHEAD_SECONDS
 from vfu_dev.migration.stream import INDEX_BYTES, RECORD, pages_a_record
+from vfu_dev.model.link import WINDOW_SECONDS, Link
+from vfu_dev.model.writing import Bins, Vector, Writer, distinct_pages
 from vfu_dev.sizes import format_size
 from vfu_dev.workload import LoadSpec
 from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES
 
-Vector = npt.NDArray[np.float64]
-
-# QEMU's BUFFER_DELAY: no bandwidth, and so no threshold, before so long (migration/migration.c of 10.2.2).
-WINDOW_SECONDS = 0.1
-DOWNTIME_LIMIT_SECONDS = 0.3
-# What QEMU reads of a device at once: VFIO_MIG_DEFAULT_DATA_BUFFER_SIZE, hw/vfio/migration.c of 10.2.2.
-QEMU_BLOCK_BYTES = 1 << 20
-# So its bandwidth for device state is a multiple of this, bytes a second: see `qemu_bandwidth`.
-QEMU_STEP_BYTES = 10 * QEMU_BLOCK_BYTES
-# What `vfu-dev migrate` does (its servers' limit for a transfer); on a slow link a window's worth at most.
-MIGRATOR_TRANSFER_BYTES = 1 << 20
-
-# Bins: so many of equal size, and so many that grow from the start of the memory, where hot pages are.
-_EVEN_BINS = 256
-_GROWING_BINS = 128
 # Steps: a pass is followed in so many at least, and a load's period too.
 _STEPS_A_PASS = 24
 _STEPS_A_PERIOD = 24
@@ -46,66 +30,6 @@ _MAX_STEPS = 20_000
 # Without a lower point for so many passes, and so many seconds, it has come to stand still.
 _SETTLED_PASSES = 12
 _SETTLED_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class Link:
-    """What the state goes through, and when a client stops the device.
-
-    Attributes:
-        bandwidth: bytes a second while the device runs.
-        downtime_limit_seconds: what may be left is bandwidth times this.
-        switchover_bandwidth: bytes a second that the client reckons with, not what it measures; 0: none.
-        stop_bandwidth: bytes a second once the device is stopped; 0: `bandwidth`. QEMU lifts its limit then.
-        pass_seconds: what the start of a pass costs beside sending.
-        overhead_seconds: of the downtime, beside sending what is left.
-        initial_first: stop only when all initial data is sent: switchover-ack, and this project's migrator.
-        burst_seconds: the client sends what its bandwidth allows for so long at once, and pauses until then.
-            At the end of a burst less is left than of an even stream, by half of a burst on average, and that
-            is when it looks. QEMU: 0.1.
-        drain_bytes: are under way when the client decides to stop: while they pass nothing is read, and the
-            device goes on. What it writes meanwhile must fit as well. The migrator: one transfer.
-    """
-
-    bandwidth: float
-    downtime_limit_seconds: float = DOWNTIME_LIMIT_SECONDS
-    switchover_bandwidth: float = 0.0
-    stop_bandwidth: float = 0.0
-    pass_seconds: float = 0.0
-    overhead_seconds: float = OVERHEAD_SECONDS
-    initial_first: bool = False
-    burst_seconds: float = 0.0
-    drain_bytes: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.bandwidth <= 0:
-            raise ConfigError(f"bandwidth {self.bandwidth:g}: expected bytes a second, above 0")
-
-    @property
-    def threshold_bytes(self) -> float:
-        """What may be left when the device is stopped."""
-        return (self.switchover_bandwidth or self.bandwidth) * self.downtime_limit_seconds
-
-
-def qemu_bandwidth(max_bandwidth: float) -> float:
-    """Return what QEMU really sends of device state, bytes a second, when `max-bandwidth` is set to this.
-
-    It reads blocks of 1 MiB and looks at its limit between two of them, anew each 0.1 s; what it sent too
-    much is forgotten (migration/migration.c, hw/vfio/migration.c of 10.2.2). So whole blocks are sent, one at
-    least: 10 MiB/s is the least there is, and the steps.
-    """
-    return float(math.ceil(max_bandwidth / QEMU_STEP_BYTES) * QEMU_STEP_BYTES)
-
-
-def qemu_link(max_bandwidth: float, **more: Any) -> Link:
-    """Return QEMU as a `Link`, with its `max-bandwidth`; `more` as there."""
-    return Link(qemu_bandwidth(max_bandwidth), burst_seconds=WINDOW_SECONDS, **more)
-
-
-def migrator_link(bandwidth: float, **more: Any) -> Link:
-    """Return `vfu-dev migrate` as a `Link`."""
-    drain = min(MIGRATOR_TRANSFER_BYTES, bandwidth * WINDOW_SECONDS)
-    return Link(bandwidth, initial_first=True, drain_bytes=drain, **more)
 
 
 @dataclass(frozen=True)
@@ -157,13 +81,6 @@ def page_cost_bytes(page_bytes: int = DEFAULT_PAGE_BYTES) -> float:
     return page_bytes + INDEX_BYTES + RECORD.size / pages_a_record(page_bytes)
 
 
-def distinct_pages(spec: LoadSpec, pages: int, seconds: float, page_bytes: int = DEFAULT_PAGE_BYTES) -> float:
-    """Return how many different pages a steady load writes in so long, as it is expected to."""
-    bins = _Bins.of(spec, pages)
-    touched = _Writer(spec, bins, page_bytes).touched(0.0, seconds)
-    return float(bins.sizes @ touched)
-
-
 def floor_pages(spec: LoadSpec, pages: int, pages_per_second: float, page_bytes: int = 4096) -> float:
     """Return how many pages wait in the long run under a uniform or sequential load, in closed form.
 
@@ -190,127 +107,12 @@ def border_rate(memory_bytes: float, link: Link, page_bytes: int = DEFAULT_PAGE_
     return math.inf if share >= 1 else link.bandwidth / cost * page_bytes / (1 - share)
 
 
-@dataclass(frozen=True)
-class _Bins:
-    """The memory, cut where a pattern may change: `edges` are page numbers, `sizes` pages of each bin."""
-
-    edges: Vector
-    sizes: Vector
-
-    @classmethod
-    def of(cls, spec: LoadSpec, pages: int) -> _Bins:
-        loads = [phase.load for phase in spec.phases] or [spec]
-        cuts = [np.linspace(0, pages, min(pages, _EVEN_BINS) + 1)]
-        cuts.append(np.geomspace(1, pages, min(pages, _GROWING_BINS)))
-        cuts.append(np.array([float(_hot_pages(load, pages)) for load in loads]))
-        edges: Vector = np.unique(np.round(np.concatenate(cuts))).astype(np.float64)
-        return cls(edges, np.diff(edges))
-
-
-def _hot_pages(load: LoadSpec, pages: int) -> int:
-    return max(1, int(pages * load.hot_fraction))
-
-
-class _Writer:
-    """Which share of each bin's pages a load writes in a stretch of time."""
-
-    def __init__(self, spec: LoadSpec, bins: _Bins, page_bytes: int) -> None:
-        if spec.pattern == "trace":
-            raise ConfigError("trace: the model needs a pattern")
-        self._bins = bins
-        self._pages = float(bins.edges[-1])
-        loads = [(phase.seconds, phase.load) for phase in spec.phases] or [(math.inf, spec)]
-        self._loads = [
-            (seconds, load, float(load.write_rate(page_bytes) * load.pages_per_write(page_bytes)))
-            for seconds, load in loads
-        ]
-        self._weights = [self._per_page(load) for _, load in loads]
-        self._cursors = [0.0 for _ in loads]
-        self._cycle = sum(seconds for seconds, _ in loads)
-
-    @property
-    def period_seconds(self) -> float:
-        """The shortest time in which the load changes; infinite for a steady one."""
-        times = [seconds for seconds, _, _ in self._loads]
-        times += [
-            min(load.burst.duty, 1 - load.burst.duty) * load.burst.period_seconds
-            for _, load, _ in self._loads
-            if load.burst is not None and load.burst.duty < 1
-        ]
-        return min(times)
-
-    @property
-    def cycle_seconds(self) -> float:
-        """After so long a load with phases or bursts begins anew; 0 for a steady one."""
-        bursts = [load.burst.period_seconds for _, load, _ in self._loads if load.burst is not None]
-        return max([0.0, *bursts, self._cycle if len(self._loads) > 1 else 0.0])
-
-    def _per_page(self, load: LoadSpec) -> Vector:
-        """Return the share of all writes that goes to a page of each bin."""
-        pages, sizes, edges = self._pages, self._bins.sizes, self._bins.edges
-        if load.pattern == "hotset":
-            hot = _hot_pages(load, int(pages))
-            if hot < pages:
-                is_hot = edges[:-1] < hot
-                return np.where(is_hot, load.hot_share / hot, (1 - load.hot_share) / (pages - hot))
-        if load.pattern == "zipf":
-            sums = np.concatenate([[0.0], np.cumsum(np.arange(1, pages + 1) ** -load.zipf_exponent)])
-            share: Vector = np.diff(sums[edges.astype(np.int64)]) / sums[-1] / sizes
-            return share
-        return np.full(len(sizes), 1 / pages)
-
-    def touched(self, now: float, seconds: float, peek: bool = False) -> Vector:
-        """Return the share of each bin that is written between `now` and `seconds` later, and go on there.
-
-        Args:    peek: do not go on.
-        """
-        number, inside = 0, now
-        if len(self._loads) > 1:
-            inside = now % self._cycle
-            while number + 1 < len(self._loads) and inside >= self._loads[number][0]:
-                inside -= self._loads[number][0]
-                number += 1
-        _, load, rate = self._loads[number]
-        if load.is_idle:
-            return np.zeros(len(self._bins.sizes))
-        writes = rate * _active(load, inside, seconds)
-        if load.pattern == "sequential":
-            begin = self._cursors[number]
-            if not peek:
-                self._cursors[number] = (begin + writes) % self._pages
-            if writes >= self._pages:
-                return np.ones(len(self._bins.sizes))
-            parts = _overlap(self._bins, begin, min(begin + writes, self._pages))
-            parts += _overlap(self._bins, 0.0, max(0.0, begin + writes - self._pages))
-            return np.minimum(1.0, parts / self._bins.sizes)
-        share: Vector = -np.expm1(-writes * self._weights[number])
-        return share
-
-
-def _overlap(bins: _Bins, begin: float, end: float) -> Vector:
-    low, high = np.maximum(bins.edges[:-1], begin), np.minimum(bins.edges[1:], end)
-    overlap: Vector = np.maximum(0.0, high - low)
-    return overlap
-
-
-def _active(load: LoadSpec, begin: float, seconds: float) -> float:
-    """Return for how much of a stretch of time the load's average rate stands: more in a burst."""
-    if load.burst is None or load.burst.duty >= 1:
-        return seconds
-    period, on = load.burst.period_seconds, load.burst.duty * load.burst.period_seconds
-
-    def until(time: float) -> float:
-        return time // period * on + min(time % period, on)
-
-    return (until(begin + seconds) - until(begin)) / load.burst.duty
-
-
 class _Course:
     """One migration, step by step, as expected numbers."""
 
     def __init__(self, spec: LoadSpec, pages: int, initial_pages: int, link: Link, page_bytes: int) -> None:
-        self.bins = _Bins.of(spec, pages)
-        self.writer = _Writer(spec, self.bins, page_bytes)
+        self.bins = Bins.of(spec, pages)
+        self.writer = Writer(spec, self.bins, page_bytes)
         self.link = link
         self.cost = page_cost_bytes(page_bytes)
         self.rate = link.bandwidth / self.cost  # pages a second
