@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vfu_dev.device import ReferenceDevice
+from vfu_dev.device.reference import ReferenceDevice
 from vfu_dev.migration.fsm import P2P_STATES, RUNNING_GROUP
 from vfu_dev.uapi import DeviceState
 

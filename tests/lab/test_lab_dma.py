@@ -12,8 +12,8 @@ import pytest
 from labkit import MIB
 from qtestkit import Registers, migrate, moving, until
 
-from vfu_dev.device.descriptors import DESCRIPTOR, Op, Status
-from vfu_dev.device.writer import expected_pages
+from vfu_dev.device.reference.descriptors import DESCRIPTOR, Op, Status
+from vfu_dev.device.reference.writer import expected_pages
 from vfu_dev.lab.migrate import Lab, MigrateOptions
 
 Options = Callable[..., MigrateOptions]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from movekit import Recorder
 
-from vfu_dev.device import ReferenceDevice
+from vfu_dev.device.reference import ReferenceDevice
 
 FILE_VARIABLE = "VFU_DEV_RECORDED_MOVES"
 

@@ -7,20 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from vfu_dev.device import (
-    Device,
-    Field,
-    MemorySpec,
-    Msix,
-    MsixBar,
-    PciIdentity,
-    ReferenceDevice,
-    Region,
-    RegisterBar,
-    Registers,
-)
+from vfu_dev.device import Device, Field, Msix, MsixBar, PciIdentity, Region, RegisterBar, Registers
 from vfu_dev.device.declare import OutsideRegionError
 from vfu_dev.device.loader import find_class, make_device
+from vfu_dev.device.reference import MemorySpec, ReferenceDevice
 from vfu_dev.errors import REFUSALS, ConfigError
 from vfu_dev.migration.engine import ALL_FLAGS
 from vfu_dev.testing import InMemoryClient, move

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from vfu_dev.device import Device, Field, MemoryBar, PciIdentity, ReferenceDevice, RegisterBar
+from vfu_dev.device import Device, Field, MemoryBar, PciIdentity, RegisterBar
 from vfu_dev.device.base import RefusedAccessError
+from vfu_dev.device.reference import ReferenceDevice
 from vfu_dev.errors import ConfigError
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.uapi import DeviceState as S

@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vfu_dev.device import reference
-from vfu_dev.device.descriptors import DESCRIPTOR, Op, Status
-from vfu_dev.device.dma import SLICE_BYTES
-from vfu_dev.device.load_registers import LoadPattern, LoadStatus
-from vfu_dev.device.reference import FIELDS
-from vfu_dev.device.writer import STAMP_SEED, WriterStatus
+from vfu_dev.device.reference import FIELDS, reference
+from vfu_dev.device.reference.descriptors import DESCRIPTOR, Op, Status
+from vfu_dev.device.reference.dma import SLICE_BYTES
+from vfu_dev.device.reference.workload_registers import LoadPattern, LoadStatus
+from vfu_dev.device.reference.writer import STAMP_SEED, WriterStatus
 
 TEXT = (Path(__file__).parents[2] / "docs" / "device.md").read_text()
 

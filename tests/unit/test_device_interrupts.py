@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from vfu_dev.device import Device, Field, Msix, ReferenceDevice, Registers
-from vfu_dev.device.descriptors import DESCRIPTOR, Op, Status
-from vfu_dev.device.dma import STATE
-from vfu_dev.device.writer import STAMP_PAGE_BYTES, WriterStatus, expected_pages, stamp_words
+from vfu_dev.device import Device, Field, Msix, Registers
+from vfu_dev.device.reference import ReferenceDevice
+from vfu_dev.device.reference.descriptors import DESCRIPTOR, Op, Status
+from vfu_dev.device.reference.dma import STATE
+from vfu_dev.device.reference.writer import STAMP_PAGE_BYTES, WriterStatus, expected_pages, stamp_words
 from vfu_dev.errors import ConfigError, StreamError
 from vfu_dev.testing import InMemoryClient
 from vfu_dev.uapi import VFIO_PCI_INTX_IRQ_INDEX

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vfu_dev.device import Device, ReferenceDevice
-from vfu_dev.device import load as load_engine
-from vfu_dev.device.load import TURN_SECONDS, LoadRun, OperatorLoad
-from vfu_dev.device.load_registers import CTRL_PAGES, CTRL_RUN, LoadPattern, LoadStatus
+from vfu_dev.device import Device
+from vfu_dev.device.reference import ReferenceDevice
+from vfu_dev.device.reference import workload as load_engine
+from vfu_dev.device.reference.workload import TURN_SECONDS, LoadRun, OperatorLoad
+from vfu_dev.device.reference.workload_registers import CTRL_PAGES, CTRL_RUN, LoadPattern, LoadStatus
 from vfu_dev.errors import ConfigError
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import engine as migration_engine

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vfu_dev.device import ReferenceDevice
+from vfu_dev.device.reference import ReferenceDevice
 from vfu_dev.errors import ConfigError
 from vfu_dev.faults import ACTIONS, OPERATIONS, Fault, FaultBoard, InjectedError, Wrapped
 from vfu_dev.faults.injected import ArmedFault

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from vfu_dev.device import Device, Field, MemorySpec, Msix, PciIdentity, ReferenceDevice, Region, Registers
+from vfu_dev.device import Device, Field, Msix, PciIdentity, Region, Registers
 from vfu_dev.device.base import Worker
+from vfu_dev.device.reference import MemorySpec, ReferenceDevice
 from vfu_dev.device.regions import BarSpace
 from vfu_dev.errors import AccessError
 from vfu_dev.migration import PrecopyInfo

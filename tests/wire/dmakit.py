@@ -11,9 +11,9 @@ from serverkit import wait_until
 from streamkit import read_all
 
 from vfu_dev.client import VfioUserDevice
-from vfu_dev.device.descriptors import CTRL_START, DESCRIPTOR, DMA_FIELDS, Op, Status
 from vfu_dev.device.reference import FIELDS
-from vfu_dev.device.writer import WRITER_FIELDS, WriterStatus
+from vfu_dev.device.reference.descriptors import CTRL_START, DESCRIPTOR, DMA_FIELDS, Op, Status
+from vfu_dev.device.reference.writer import WRITER_FIELDS, WriterStatus
 from vfu_dev.uapi import (
     VFIO_PCI_BAR0_REGION_INDEX,
     VFIO_PCI_CONFIG_REGION_INDEX,

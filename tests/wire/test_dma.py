@@ -19,8 +19,8 @@ from vfu_dev import uapi
 from vfu_dev.client import VfioUserDevice
 from vfu_dev.client.frames import Buffer, Call
 from vfu_dev.client.messages import REGION_ACCESS
-from vfu_dev.device.descriptors import CTRL_ABORT, CTRL_START, FLAG_INTERRUPT, Op, Status
-from vfu_dev.device.dma import SLICE_BYTES
+from vfu_dev.device.reference.descriptors import CTRL_ABORT, CTRL_START, FLAG_INTERRUPT, Op, Status
+from vfu_dev.device.reference.dma import SLICE_BYTES
 from vfu_dev.uapi import VFIO_PCI_BAR0_REGION_INDEX as BAR0
 from vfu_dev.uapi import VFIO_PCI_BAR2_REGION_INDEX as BAR2
 from vfu_dev.uapi import VFIO_PCI_MSIX_IRQ_INDEX as MSIX

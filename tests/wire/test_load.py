@@ -23,7 +23,7 @@ from serverkit import (
 )
 
 from vfu_dev.client import MigrationError, Migrator, Options, VfioUserDevice
-from vfu_dev.device.load_registers import LOAD_FIELDS
+from vfu_dev.device.reference.workload_registers import LOAD_FIELDS
 from vfu_dev.errors import ConfigError, VfuDevError
 from vfu_dev.load.client import ClientLoad
 from vfu_dev.load.moving import migrate, watch

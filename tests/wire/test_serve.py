@@ -13,7 +13,8 @@ import pytest
 from serverkit import PATIENCE_SECONDS, RunningServer, ServerFactory, wait_until
 
 from vfu_dev import libvfio_user
-from vfu_dev.device import BarSpace, ReferenceDevice
+from vfu_dev.device import BarSpace
+from vfu_dev.device.reference import ReferenceDevice
 from vfu_dev.errors import ConfigError, VfuDevError
 from vfu_dev.server import Server
 from vfu_dev.uapi import DeviceState

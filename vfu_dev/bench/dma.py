@@ -11,7 +11,7 @@ from vfu_dev.bench.figures import Effort, Figure, figure, in_turns, percentiles
 from vfu_dev.bench.peers import Bench, BenchError
 from vfu_dev.bench.raw import Nanoseconds
 from vfu_dev.client import VfioUserDevice
-from vfu_dev.device.descriptors import CTRL_ABORT, CTRL_START, DESCRIPTOR, DMA_FIELDS, Op, Status
+from vfu_dev.device.reference.descriptors import CTRL_ABORT, CTRL_START, DESCRIPTOR, DMA_FIELDS, Op, Status
 from vfu_dev.uapi import VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX
 
 MIB = 1 << 20

@@ -24,7 +24,8 @@ from vfu_dev.sizes import parse_size
 from vfu_dev.uapi import MigrationFlags
 
 if TYPE_CHECKING:
-    from vfu_dev.device import Device, MemorySpec
+    from vfu_dev.device import Device
+    from vfu_dev.device.reference import MemorySpec
     from vfu_dev.metrics.launch import Exporter
 
 logger = logging.getLogger(__name__)
@@ -264,8 +265,8 @@ def _chosen(ctx: click.Context) -> dict[str, str]:
 
 def _maker(spec: str | None, chosen: Mapping[str, str]) -> Callable[..., Device]:
     """Return what makes the device: the reference device's class, or one of the user's own."""
-    from vfu_dev.device import ReferenceDevice
     from vfu_dev.device.loader import find_class, make_device
+    from vfu_dev.device.reference import ReferenceDevice
 
     if spec is None:
         return ReferenceDevice
@@ -316,7 +317,7 @@ def find_library(option: Path | None) -> Path:
 
 def _parse_memories(options: tuple[str, ...], page_size: int) -> tuple[int, list[MemorySpec]]:
     """Return the size behind BAR2 and the further memories that the --memory options ask for."""
-    from vfu_dev.device import MemorySpec
+    from vfu_dev.device.reference import MemorySpec
 
     sizes = [text for text in options if "=" not in text.split(",")[0]]
     if len(sizes) > 1:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vfu_dev.device import Device, MemoryBar
-from vfu_dev.device.load import OperatorLoad
+from vfu_dev.device.reference.workload import OperatorLoad
 from vfu_dev.errors import REFUSALS, LibraryError
 from vfu_dev.figures import Figures
 from vfu_dev.libvfio_user import Context, Library, Region, ResetKind

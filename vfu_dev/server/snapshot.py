@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from vfu_dev import __version__
 from vfu_dev.device import Device
-from vfu_dev.device.load import MakesLoad
+from vfu_dev.device.reference.workload import MakesLoad
 from vfu_dev.faults import OPERATIONS
 from vfu_dev.figures import Figures, Snapshot
 from vfu_dev.libvfio_user import Library

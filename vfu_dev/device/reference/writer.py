@@ -13,8 +13,8 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from vfu_dev.device.dma import Host
 from vfu_dev.device.fields import Field
+from vfu_dev.device.reference.dma import Host
 from vfu_dev.device.regions import RegisterBar
 from vfu_dev.errors import VfuDevError
 from vfu_dev.workload.splitmix import fill_words

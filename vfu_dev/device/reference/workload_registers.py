@@ -9,7 +9,7 @@ from collections.abc import Callable
 from enum import IntEnum
 
 from vfu_dev.device.fields import Field
-from vfu_dev.device.load import LoadRates, LoadRun
+from vfu_dev.device.reference.workload import LoadRates, LoadRun
 from vfu_dev.device.regions import RegisterBar
 from vfu_dev.errors import ConfigError
 from vfu_dev.memory import DeviceMemory

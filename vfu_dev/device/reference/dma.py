@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vfu_dev.device.descriptors import (
+from vfu_dev.device.guest_memory import GuestMemory
+from vfu_dev.device.reference.descriptors import (
     CHECKSUMS,
     CTRL_ABORT,
     CTRL_START,
@@ -30,7 +31,6 @@ from vfu_dev.device.descriptors import (
     Op,
     Status,
 )
-from vfu_dev.device.guest_memory import GuestMemory
 from vfu_dev.device.regions import RegisterBar
 from vfu_dev.errors import AccessError, StreamError, VfuDevError, errno_of
 from vfu_dev.memory import DeviceMemory

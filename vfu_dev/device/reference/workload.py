@@ -5,7 +5,7 @@ P2P state to go on changing its own state; here it starts nothing there, so that
 stops the device is what it saw when it decided to. Time in other states is not held against the load.
 
 The load that an operator sets (`OperatorLoad`) belongs to this process: it survives resets and clients, and
-does not migrate. The one behind registers (load_registers.py) is the guest's: it migrates, and a reset ends
+does not migrate. The one behind registers (workload_registers.py) is the guest's: it migrates, and a reset ends
 it.
 """
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from vfu_dev.device.base import Device, PciIdentity
-from vfu_dev.device.descriptors import DESCRIPTOR_FIELDS, DMA_FIELDS
-from vfu_dev.device.dma import DmaEngine, Host
 from vfu_dev.device.fields import Field
-from vfu_dev.device.load_registers import LOAD_FIELDS, RegisterLoad
+from vfu_dev.device.reference.descriptors import DESCRIPTOR_FIELDS, DMA_FIELDS
+from vfu_dev.device.reference.dma import DmaEngine, Host
+from vfu_dev.device.reference.workload_registers import LOAD_FIELDS, RegisterLoad
+from vfu_dev.device.reference.writer import WRITER_FIELDS, DmaWriter
 from vfu_dev.device.regions import MemoryBar, MsixBar, RegisterBar
-from vfu_dev.device.writer import WRITER_FIELDS, DmaWriter
 from vfu_dev.errors import ConfigError, judge_name, shown
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration.engine import ALL_FLAGS
