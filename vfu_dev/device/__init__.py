@@ -1,8 +1,10 @@
 """What a device author writes against; `vfu_dev.device.reference` is a device written so."""
 
-from vfu_dev.device.base import Counters, Device, PciIdentity, Worker
+from vfu_dev.device.base import Device, Worker
+from vfu_dev.device.counters import Counters
 from vfu_dev.device.declare import Msix, Region, Registers
 from vfu_dev.device.fields import Access, Field
+from vfu_dev.device.identity import PciIdentity
 from vfu_dev.device.regions import BarSpace, MemoryBar, MsixBar, RegisterBar
 
 __all__ = [

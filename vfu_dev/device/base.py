@@ -12,12 +12,13 @@ import logging
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from vfu_dev.device.config_space import ConfigSpace
+from vfu_dev.device.counters import Counters
 from vfu_dev.device.declare import Region, declared
 from vfu_dev.device.guest_memory import GuestMemory, NoGuestMemory
+from vfu_dev.device.identity import PciIdentity
 from vfu_dev.device.interrupts import MAX_MESSAGES, Interrupts
 from vfu_dev.device.regions import BarSpace, MemoryBar, MsixBar, RegisterBar, judge_place
 from vfu_dev.errors import AccessError, ConfigError, judge_name
@@ -32,49 +33,6 @@ logger = logging.getLogger(__name__)
 
 # Where a device may start something of its own; in all others it only answers.
 _ACTIVE_STATES = RUNNING_GROUP - P2P_STATES
-
-
-@dataclass(frozen=True)
-class PciIdentity:
-    """What configuration space says the device is; `class_code` is base class, subclass, interface.
-
-    The subsystem's ids are the device's own where None.
-    """
-
-    vendor: int
-    device: int
-    class_code: int
-    revision: int
-    subsystem_vendor: int | None = None
-    subsystem: int | None = None
-
-    @property
-    def subsystem_ids(self) -> tuple[int, int]:
-        """Vendor and id of the subsystem."""
-        return (
-            self.vendor if self.subsystem_vendor is None else self.subsystem_vendor,
-            self.device if self.subsystem is None else self.subsystem,
-        )
-
-
-@dataclass
-class Counters:
-    """Plain integers that the hot path adds to and everybody else reads."""
-
-    region_reads: int = 0
-    region_writes: int = 0
-    region_read_bytes: int = 0
-    region_written_bytes: int = 0
-    irqs: int = 0
-    irq_errors: int = 0  # raised, but there is no such vector or the guest has not set it up
-    refused_accesses: int = 0
-    refused_by_state: int = 0  # of these, writes that the migration state forbids; the rest is out of bounds
-    dma_read_bytes: int = 0
-    dma_written_bytes: int = 0
-    dma_errors: int = 0
-    protocol_errors: int = 0
-    connections: int = 0
-    resets: int = 0
 
 
 class RefusedAccessError(AccessError):

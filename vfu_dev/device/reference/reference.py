@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vfu_dev.device.base import Device, PciIdentity
+from vfu_dev.device.base import Device
 from vfu_dev.device.fields import Field
+from vfu_dev.device.identity import PciIdentity
 from vfu_dev.device.reference.descriptors import DESCRIPTOR_FIELDS, DMA_FIELDS
 from vfu_dev.device.reference.dma import DmaEngine, Host
 from vfu_dev.device.reference.workload_registers import LOAD_FIELDS, RegisterLoad
