@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from serverkit import PATIENCE_SECONDS
 
-from vfu_dev.lab.guest import LinuxGuest
 from vfu_dev.lab.migrate import Lab
+from vfu_dev.vm.guest import LinuxGuest
 
 # <linux/pci_regs.h>
 CAP_PM, CAP_EXP, CAP_MSIX = 0x01, 0x10, 0x11

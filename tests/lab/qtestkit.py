@@ -12,7 +12,7 @@ from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.device.reference import FIELDS
 from vfu_dev.lab.migrate import Lab, MigrateOptions
-from vfu_dev.lab.qtest_guest import QtestGuest
+from vfu_dev.vm.qtest_guest import QtestGuest
 
 Options = Callable[..., MigrateOptions]
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import AsyncIterator
 
 from vfu_dev.lab.migrate import Lab
-from vfu_dev.lab.qtest import QtestClient
-from vfu_dev.lab.qtest_guest import QtestGuest
+from vfu_dev.vm.qtest import QtestClient
+from vfu_dev.vm.qtest_guest import QtestGuest
 
 # Of the machine's 32 MiB: what no firmware uses.
 RAM_FROM, RAM_BYTES = 1 << 20, 28 << 20

@@ -17,9 +17,9 @@ from vfu_dev.errors import LabError
 from vfu_dev.lab.collect import FINAL_STATES
 from vfu_dev.lab.judge import judge
 from vfu_dev.lab.migrate import Lab, MigrateOptions
-from vfu_dev.lab.qtest_guest import QtestGuest
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.report.page import render
+from vfu_dev.vm.qtest_guest import QtestGuest
 
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]

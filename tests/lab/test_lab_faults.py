@@ -13,9 +13,9 @@ from qtestkit import until
 from test_lab_failures import finish
 
 from vfu_dev.lab.migrate import Lab, MigrateOptions
-from vfu_dev.lab.qtest_guest import QtestGuest
 from vfu_dev.lab.result import MigrationResult
-from vfu_dev.lab.servers import DeviceServer
+from vfu_dev.vm.qtest_guest import QtestGuest
+from vfu_dev.vm.servers import DeviceServer
 
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]

@@ -13,8 +13,9 @@ from pcilab import complaints, distrust, guest_of, wait_devices
 
 from vfu_dev.lab.judge import judge
 from vfu_dev.lab.migrate import Lab, MigrateOptions
-from vfu_dev.lab.qemu import QmpError
-from vfu_dev.lab.result import GuestResult, MigrationResult
+from vfu_dev.lab.result import MigrationResult
+from vfu_dev.vm.guest import GuestResult
+from vfu_dev.vm.qemu import QmpError
 from vfu_dev.workload import LoadSpec
 
 Options = Callable[..., MigrateOptions]

@@ -13,8 +13,8 @@ from labkit import MIB
 from qtestkit import Registers, migrate, moving, until
 
 from vfu_dev.lab.migrate import Lab, MigrateOptions
-from vfu_dev.lab.qtest import CONFIG_ADDRESS, CONFIG_DATA
-from vfu_dev.lab.qtest_guest import PCI_BASE_ADDRESS_0
+from vfu_dev.vm.qtest import CONFIG_ADDRESS, CONFIG_DATA
+from vfu_dev.vm.qtest_guest import PCI_BASE_ADDRESS_0
 
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]

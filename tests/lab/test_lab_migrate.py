@@ -13,9 +13,9 @@ import pytest
 from labkit import KIB, MIB, dirtying, small
 
 from vfu_dev.lab.migrate import Lab, MigrateOptions, run
-from vfu_dev.lab.qtest_guest import QtestGuest
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.report.page import write_report
+from vfu_dev.vm.qtest_guest import QtestGuest
 from vfu_dev.workload import LoadSpec
 
 Options = Callable[..., MigrateOptions]

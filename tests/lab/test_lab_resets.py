@@ -13,8 +13,8 @@ from pcilab import complaints, guest_of
 
 from vfu_dev.lab.judge import judge
 from vfu_dev.lab.migrate import Lab, MigrateOptions
-from vfu_dev.lab.qemu import Qemu
 from vfu_dev.lab.result import MigrationResult
+from vfu_dev.vm.qemu import Qemu
 from vfu_dev.workload import LoadSpec
 
 Options = Callable[..., MigrateOptions]

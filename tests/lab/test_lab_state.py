@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from labkit import MIB, NOTHING_FITS, begin_and_stay, dirtying, let_go
 
-from vfu_dev.lab.guest import Guest, LinuxGuest, VerifyProgress
 from vfu_dev.lab.migrate import Lab, MigrateOptions
-from vfu_dev.lab.qemu import FIRST_SLOT, Qemu
-from vfu_dev.lab.qtest import QtestClient
-from vfu_dev.lab.qtest_guest import PCI_BASE_ADDRESS_0, PCI_COMMAND, REG_GENERATION, REG_SCRATCH
-from vfu_dev.lab.result import GuestResult, MigrationResult
+from vfu_dev.lab.result import MigrationResult
+from vfu_dev.vm.guest import Guest, GuestResult, LinuxGuest, VerifyProgress
+from vfu_dev.vm.qemu import FIRST_SLOT, Qemu
+from vfu_dev.vm.qtest import QtestClient
+from vfu_dev.vm.qtest_guest import PCI_BASE_ADDRESS_0, PCI_COMMAND, REG_GENERATION, REG_SCRATCH
 from vfu_dev.workload import LoadSpec
 
 Options = Callable[..., MigrateOptions]

@@ -15,8 +15,8 @@ from vfu_dev.builds.cache import Cache
 from vfu_dev.builds.qemu_binary import QemuBinary, find_qemu
 from vfu_dev.builds.qemu_packages import SUITES, Suite
 from vfu_dev.builds.recipe import damage
-from vfu_dev.lab.kvm_trial import try_kvm
-from vfu_dev.lab.qemu import Qemu, QemuOptions
+from vfu_dev.vm.kvm_trial import try_kvm
+from vfu_dev.vm.qemu import Qemu, QemuOptions
 
 # Booting under TCG on a loaded machine; ten times what it took there.
 BOOT_SECONDS = 120.0

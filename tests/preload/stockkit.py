@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vfu_dev.lab import side
-from vfu_dev.lab.process import Child
-from vfu_dev.lab.qemu import Qemu, QemuOptions
+from vfu_dev.vm.process import Child
+from vfu_dev.vm.qemu import Qemu, QemuOptions
 
 IommuPath = Literal["iommufd-fd", "iommufd-cdev", "type1"]
 

@@ -11,7 +11,7 @@ import pytest
 
 from vfu_dev.builds.native import native_dir
 from vfu_dev.errors import ConfigError
-from vfu_dev.lab.guest_program import program_lines
+from vfu_dev.vm.guest_program import program_lines
 from vfu_dev.workload import Burst, LoadSpec, Phase, Program, contents
 
 KIB, MIB = 1 << 10, 1 << 20

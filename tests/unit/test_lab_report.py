@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from vfu_dev.lab.result import DeviceResult, MigrationResult
-from vfu_dev.lab.trace import parse_trace, states_set
 from vfu_dev.report.plots import migration_figure
 from vfu_dev.report.timeline import Timeline
+from vfu_dev.vm.trace import parse_trace, states_set
 
 MIB = 1 << 20
 

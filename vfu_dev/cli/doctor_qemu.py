@@ -8,7 +8,7 @@ from vfu_dev.builds import BuildError, Cache, NotBuiltError, recipe_named
 from vfu_dev.builds.qemu_binary import NAMES, VFIO_PCI, VFIO_USER_PCI, QemuBinary, find_qemu, probe_qemu
 from vfu_dev.cli.findings import Facts, Findings
 from vfu_dev.errors import VfuDevError
-from vfu_dev.lab import kvm_trial
+from vfu_dev.vm import kvm_trial
 
 # What a QEMU can do through vfio-user-pci, worst first; the key is in --json.
 _NOTHING, _ATTACH, _MIGRATE = "nothing", "attach", "migrate"

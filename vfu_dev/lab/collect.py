@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from vfu_dev.client.digest import AUDIT_POLL_SECONDS, audit_over
 from vfu_dev.errors import LabError
 from vfu_dev.lab.result import DeviceResult, MigrationResult
-from vfu_dev.lab.servers import DeviceServer
-from vfu_dev.lab.trace import states_set
+from vfu_dev.vm.servers import DeviceServer
+from vfu_dev.vm.trace import states_set
 
 if TYPE_CHECKING:
     from vfu_dev.lab.rig import Lab

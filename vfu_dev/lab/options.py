@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vfu_dev.lab.trace import TRACE_PATTERNS
+from vfu_dev.vm.trace import TRACE_PATTERNS
 from vfu_dev.workload import LoadSpec
 
 # QEMU migrates a Linux guest's own RAM too; a qtest machine needs next to none.

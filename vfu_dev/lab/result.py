@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vfu_dev.figures import Sample, Snapshot
+from vfu_dev.vm.guest import GuestResult
 
 # Raised when a key changes its meaning or goes away; new keys do not count.
 JSON_VERSION = 1
@@ -128,34 +129,6 @@ class QemuResult:
         self.setup_ms = reply.get("setup-time")
         self.vfio_bytes = reply.get("vfio", {}).get("transferred")
         self.transferred_bytes = reply.get("ram", {}).get("transferred")
-
-
-@dataclass
-class GuestResult:
-    """What the guest says after the move: its journal against every byte of the device's memory.
-
-    Rates are bytes written a second to each device (`LoadSpec.asked_rate_bytes`), not pages dirtied.
-    """
-
-    kind: str
-    verified: bool = False
-    compared_bytes: int = 0
-    mismatched_bytes: int = 0
-    first_mismatch: dict[str, Any] | None = None
-    scratch_errors: int = 0
-    readback_checks: int = 0
-    readback_errors: int = 0
-    generation: int = 0
-    writes: int = 0
-    missed_writes: int = 0
-    asked_rate_bytes: float = 0.0
-    reached_rate_bytes: float = 0.0
-    max_access_ms: float = 0.0
-    max_gap_ms: float = 0.0
-    outage_ms: float | None = None
-    verify_seconds: float = 0.0
-    verify_via: str = "mmio"  # or dma: who read the memory back, the guest's CPU or the device
-    error: str | None = None
 
 
 @dataclass

@@ -20,13 +20,13 @@ from vfu_dev.errors import LabError
 from vfu_dev.figures import Sample, Snapshot
 from vfu_dev.lab.collect import FINAL_STATES, collect
 from vfu_dev.lab.convergence import Convergence, Limits, assess, threshold_bytes
-from vfu_dev.lab.guest import Guest, LinuxGuest
 from vfu_dev.lab.options import MigrateOptions
-from vfu_dev.lab.process import PATIENCE_SECONDS
-from vfu_dev.lab.qemu import Qemu
-from vfu_dev.lab.qtest_guest import QtestGuest
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.lab.side import Side, brief
+from vfu_dev.vm.guest import Guest, LinuxGuest
+from vfu_dev.vm.process import PATIENCE_SECONDS
+from vfu_dev.vm.qemu import Qemu
+from vfu_dev.vm.qtest_guest import QtestGuest
 from vfu_dev.workload import LoadSpec
 
 # How often both sides are asked while a migration runs. QEMU itself decides every 100 ms.

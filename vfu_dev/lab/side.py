@@ -9,8 +9,8 @@ from typing import Any
 from vfu_dev.errors import LabError
 from vfu_dev.figures import Sample, Snapshot
 from vfu_dev.lab.options import MigrateOptions
-from vfu_dev.lab.qemu import Qemu, QemuOptions
-from vfu_dev.lab.servers import DeviceServer, ServerOptions
+from vfu_dev.vm.qemu import Qemu, QemuOptions
+from vfu_dev.vm.servers import DeviceServer, ServerOptions
 
 Watched = tuple[Snapshot, list[Sample]] | LabError
 

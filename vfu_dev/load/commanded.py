@@ -11,8 +11,8 @@ from typing import Any
 
 from vfu_dev.client.control import ControlClient
 from vfu_dev.errors import ProtocolError
-from vfu_dev.lab.guest_line import GuestError, GuestLine, Transport
 from vfu_dev.load.stop import Stop, deadline_of
+from vfu_dev.vm.guest_line import GuestError, GuestLine, Transport
 from vfu_dev.workload import PAGE_PATTERNS, LoadFigures, LoadSpec, Program
 from vfu_dev.workload.figures import KEEPS_UP, carried_part
 

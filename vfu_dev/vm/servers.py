@@ -13,7 +13,7 @@ from typing import Any
 
 from vfu_dev.errors import LabError
 from vfu_dev.figures import Figures, Sample, Snapshot
-from vfu_dev.lab.process import PATIENCE_SECONDS, Child, wait_for_socket
+from vfu_dev.vm.process import PATIENCE_SECONDS, Child, wait_for_socket
 
 
 @dataclass(frozen=True)

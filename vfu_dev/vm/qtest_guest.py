@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vfu_dev.errors import LabError
-from vfu_dev.lab.guest import Guest, GuestError, VerifyProgress
-from vfu_dev.lab.qemu import FIRST_SLOT, Qemu
-from vfu_dev.lab.qtest import QtestClient, QtestError
-from vfu_dev.lab.result import GuestResult
+from vfu_dev.vm.guest import Guest, GuestError, GuestResult, VerifyProgress
+from vfu_dev.vm.qemu import FIRST_SLOT, Qemu
+from vfu_dev.vm.qtest import QtestClient, QtestError
 from vfu_dev.workload import LoadSpec, Pacer, Phase, Program, Run, Writes, contents
 from vfu_dev.workload.spec import MAX_SEED
 from vfu_dev.workload.splitmix import outputs

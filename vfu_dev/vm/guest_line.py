@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vfu_dev.errors import LabError
-from vfu_dev.lab.guest_program import program_lines
-from vfu_dev.lab.process import PATIENCE_SECONDS
+from vfu_dev.vm.guest_program import program_lines
+from vfu_dev.vm.process import PATIENCE_SECONDS
 from vfu_dev.workload import LoadSpec
 
 # How the guest's writes reach the device: by its CPU, or fetched by the device's DMA engine.

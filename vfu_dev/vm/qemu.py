@@ -20,9 +20,9 @@ from qemu.qmp.qmp_client import GreetingError
 
 from vfu_dev.builds.qemu_binary import probe_qemu
 from vfu_dev.errors import LabError
-from vfu_dev.lab.kvm_trial import LINUX_SPEAKS, LOUD
-from vfu_dev.lab.process import PATIENCE_SECONDS, STOP_SECONDS, Child, wait_for_socket
-from vfu_dev.lab.trace import TRACE_PATTERNS, TraceEvent, parse_trace
+from vfu_dev.vm.kvm_trial import LINUX_SPEAKS, LOUD
+from vfu_dev.vm.process import PATIENCE_SECONDS, STOP_SECONDS, Child, wait_for_socket
+from vfu_dev.vm.trace import TRACE_PATTERNS, TraceEvent, parse_trace
 
 # The first slot of bus 0 that q35 leaves free with -nodefaults is 1; 0 is the host bridge, 31 the LPC.
 FIRST_SLOT = 3

@@ -10,14 +10,14 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from vfu_dev.lab.guest_line import GuestError as GuestError
-from vfu_dev.lab.guest_line import GuestLine, Transport
-from vfu_dev.lab.kvm_trial import KVM_SECONDS
-from vfu_dev.lab.process import PATIENCE_SECONDS
-from vfu_dev.lab.qemu import Qemu
-from vfu_dev.lab.result import GuestResult
+from vfu_dev.vm.guest_line import GuestError as GuestError
+from vfu_dev.vm.guest_line import GuestLine, Transport
+from vfu_dev.vm.kvm_trial import KVM_SECONDS
+from vfu_dev.vm.process import PATIENCE_SECONDS
+from vfu_dev.vm.qemu import Qemu
 from vfu_dev.workload import LoadSpec, Program
 
 IDLE = LoadSpec("idle")
@@ -29,6 +29,34 @@ VerifyProgress = Callable[[int, int], None]
 BOOT_TIMEOUT_SECONDS = 300.0
 # A read-back by the CPU is one trapped round trip (40-60 us) for each 8 bytes; silence this long is a hang.
 VERIFY_SILENCE_SECONDS = 120.0
+
+
+@dataclass
+class GuestResult:
+    """What the guest says after the move: its journal against every byte of the device's memory.
+
+    Rates are bytes written a second to each device (`LoadSpec.asked_rate_bytes`), not pages dirtied.
+    """
+
+    kind: str
+    verified: bool = False
+    compared_bytes: int = 0
+    mismatched_bytes: int = 0
+    first_mismatch: dict[str, Any] | None = None
+    scratch_errors: int = 0
+    readback_checks: int = 0
+    readback_errors: int = 0
+    generation: int = 0
+    writes: int = 0
+    missed_writes: int = 0
+    asked_rate_bytes: float = 0.0
+    reached_rate_bytes: float = 0.0
+    max_access_ms: float = 0.0
+    max_gap_ms: float = 0.0
+    outage_ms: float | None = None
+    verify_seconds: float = 0.0
+    verify_via: str = "mmio"  # or dma: who read the memory back, the guest's CPU or the device
+    error: str | None = None
 
 
 class Guest(ABC):
