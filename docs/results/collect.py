@@ -10,8 +10,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from vfu_dev.lab.scenario import load_scenario, shipped
-from vfu_dev.lab.summary import read_summary
+from vfu_dev.series.scenario import load_scenario, shipped
+from vfu_dev.series.summary import read_summary
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "experiments.md"

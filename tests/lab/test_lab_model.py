@@ -7,9 +7,9 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from vfu_dev.cli import cli
-from vfu_dev.lab.experiment import Artifacts, run_scenario
-from vfu_dev.lab.model_check import compare
-from vfu_dev.lab.scenario import SHIPPED, parse
+from vfu_dev.series.prediction import compare
+from vfu_dev.series.run import Artifacts, run_scenario
+from vfu_dev.series.scenario import SHIPPED, parse
 
 LIMIT = '"run.timeout" = 4'
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.lab.experiment import Artifacts, run_scenario
-from vfu_dev.lab.rows import COMPLETED, NOT_CONVERGED, read_rows
-from vfu_dev.lab.scenario import Scenario, load_scenario, parse, shipped
-from vfu_dev.lab.shuttle import KEPT_FAILURES, RESTARTS
 from vfu_dev.report.experiment import write_experiment
+from vfu_dev.series.rows import COMPLETED, NOT_CONVERGED, read_rows
+from vfu_dev.series.run import Artifacts, run_scenario
+from vfu_dev.series.scenario import Scenario, load_scenario, parse, shipped
+from vfu_dev.series.shuttle import KEPT_FAILURES, RESTARTS
 
 SMALL = """
 title = "two rates"

@@ -8,9 +8,9 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from vfu_dev.cli.lab import command
-from vfu_dev.lab.rows import METRICS
-from vfu_dev.lab.scenario import load_scenario, parse, shipped
-from vfu_dev.lab.schema import KEYS, names
+from vfu_dev.series.keys import KEYS, names
+from vfu_dev.series.rows import METRICS
+from vfu_dev.series.scenario import load_scenario, parse, shipped
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "experiments.md").read_text()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.lab.scenario import METHOD_MOVES, Scenario, load_scenario, parse, shipped
+from vfu_dev.series.scenario import METHOD_MOVES, Scenario, load_scenario, parse, shipped
 
 GOOD = """
 title = "T"

@@ -12,13 +12,13 @@ from click.testing import CliRunner
 
 from vfu_dev.cli.lab import command
 from vfu_dev.errors import ConfigError
-from vfu_dev.lab.checks import Check
-from vfu_dev.lab.compare import compare
-from vfu_dev.lab.rows import Row, read_rows, values_of, write_rows
-from vfu_dev.lab.scenario import parse
-from vfu_dev.lab.statistics import difference, percentiles
-from vfu_dev.lab.summary import machine, point_summary, reached, summarise, versions, write_json
 from vfu_dev.report.experiment import markdown, write_experiment
+from vfu_dev.series.checks import Check
+from vfu_dev.series.compare import compare
+from vfu_dev.series.rows import Row, read_rows, values_of, write_rows
+from vfu_dev.series.scenario import parse
+from vfu_dev.series.statistics import difference, percentiles
+from vfu_dev.series.summary import machine, point_summary, reached, summarise, versions, write_json
 
 SCENARIO = parse('title = "T"\nabout = "A"\n[variants.a]\n[variants.b]\nqemu.pre-copy = false\n', "t")
 

@@ -25,8 +25,8 @@ from vfu_dev.errors import ConfigError
 from vfu_dev.sizes import format_size
 
 if TYPE_CHECKING:
-    from vfu_dev.lab.model_check import Compared
     from vfu_dev.model.link import Link
+    from vfu_dev.series.prediction import Compared
 
 
 @click.command(
@@ -163,7 +163,7 @@ def model(
 
 
 def _compare(folder: Path, map_file: Path | None, json_path: str | None) -> None:
-    from vfu_dev.lab.model_check import compare
+    from vfu_dev.series.prediction import compare
 
     found = compare(folder)
     if map_file is not None:

@@ -86,12 +86,12 @@ def run(
     3 when they do and a load reached less than its rate.
     """
     # Imported here: `--help` must not pay for numpy, matplotlib and QMP.
-    from vfu_dev.lab.experiment import run_scenario
-    from vfu_dev.lab.model_check import annotation
-    from vfu_dev.lab.run_progress import RunProgress
-    from vfu_dev.lab.scenario import load_scenario, shipped
-    from vfu_dev.lab.summary import load_kept_up
     from vfu_dev.report.experiment import write_experiment
+    from vfu_dev.series.prediction import annotation
+    from vfu_dev.series.progress import RunProgress
+    from vfu_dev.series.run import run_scenario
+    from vfu_dev.series.scenario import load_scenario, shipped
+    from vfu_dev.series.summary import load_kept_up
 
     chosen = [*names, *(shipped() if everything else ())]
     if not chosen:
@@ -170,7 +170,7 @@ def _show(summary: Mapping[str, Any], page: Path) -> None:
 @json_option("Write names, points and moves as JSON", any_word=False)
 def scenarios(json_path: str | None) -> None:
     """List the shipped scenarios."""
-    from vfu_dev.lab.scenario import load_scenario, shipped
+    from vfu_dev.series.scenario import load_scenario, shipped
 
     found = [load_scenario(name) for name in shipped()]
     rows = [
@@ -227,8 +227,8 @@ def compare(
     Ratios are SECOND over FIRST, with a 95 % interval of the medians' ratio (bootstrap). The sets differ
     where the Mann-Whitney U test gives p < 0.05. Points are matched by name.
     """
-    from vfu_dev.lab.compare import DEFAULT_METRICS
-    from vfu_dev.lab.compare import compare as compare_folders
+    from vfu_dev.series.compare import DEFAULT_METRICS
+    from vfu_dev.series.compare import compare as compare_folders
 
     found = compare_folders(first, second, metrics or DEFAULT_METRICS)
     table = Table(box=None, header_style="bold")

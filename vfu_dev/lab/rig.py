@@ -1,7 +1,7 @@
 """The processes of one experiment: two hosts, a guest, and the steps of moving it from one to the other.
 
 `Lab` owns them; tests use its steps one by one. `vfu_dev.lab.migrate.run` is the whole of `vfu-dev lab
-migrate`; `vfu_dev.lab.shuttle` moves one running VM back and forth.
+migrate`; `vfu_dev.series.shuttle` moves one running VM back and forth.
 """
 
 from __future__ import annotations

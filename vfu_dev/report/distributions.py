@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.lab.rows import METRICS, Row, values_of
 from vfu_dev.report.drawing import (
     BLACK,
     BLUE,
@@ -24,6 +23,7 @@ from vfu_dev.report.drawing import (
     legend,
     title,
 )
+from vfu_dev.series.rows import METRICS, Row, values_of
 from vfu_dev.sizes import parse_size
 from vfu_dev.workload import parse_dirty_rate
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import jinja2
 
-from vfu_dev.lab.rows import METRICS, Row, read_rows
-from vfu_dev.lab.summary import read_summary
 from vfu_dev.report.distributions import comparison_figure, course_figure, downtime_figure, sweep_figure
 from vfu_dev.report.drawing import svg_text, write_png
+from vfu_dev.series.rows import METRICS, Row, read_rows
+from vfu_dev.series.summary import read_summary
 from vfu_dev.sizes import format_size
 
 NOTHING = "-"

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.lab.model_check import Compared
 from vfu_dev.model.link import qemu_bandwidth, qemu_link
 from vfu_dev.model.predict import border_rate
 from vfu_dev.report.drawing import BLACK, BLUE, GREEN, GREY, MIB, ORANGE, PINK, RED, SKY, title
+from vfu_dev.series.prediction import Compared
 
 _COLOURS = {"uniform": BLUE, "sequential": ORANGE, "hotset": RED, "zipf": GREEN, "idle": GREY}
 

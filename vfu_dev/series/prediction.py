@@ -10,11 +10,11 @@ from statistics import median
 from typing import Any
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.lab.rows import Row, read_rows
-from vfu_dev.lab.scenario import Point
-from vfu_dev.lab.summary import read_summary
 from vfu_dev.model.link import Link, qemu_link
 from vfu_dev.model.predict import Prediction, predict
+from vfu_dev.series.rows import Row, read_rows
+from vfu_dev.series.scenario import Point
+from vfu_dev.series.summary import read_summary
 from vfu_dev.workload import LoadSpec
 
 COMPLETED = "completed"

@@ -16,8 +16,8 @@ from vfu_dev.lab.judge import judge
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.lab.rig import Lab, Observer, TimeLimitError
-from vfu_dev.lab.rows import COMPLETED, FAILED, NOT_CONVERGED, Row, row_of
-from vfu_dev.lab.scenario import Point
+from vfu_dev.series.rows import COMPLETED, FAILED, NOT_CONVERGED, Row, row_of
+from vfu_dev.series.scenario import Point
 
 # A log line for each look that QEMU takes would be much of what 70 moves cost; states are enough to find why.
 TRACES = ("vfio_migration_set_state",)

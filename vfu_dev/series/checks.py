@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from vfu_dev.lab.rows import METRICS, Row, values_of
-from vfu_dev.lab.schema import Source
+from vfu_dev.series.keys import Source
+from vfu_dev.series.rows import METRICS, Row, values_of
 
 KNOWN = ("metric", "variant", "against", "percentile", "min-ratio", "max-ratio", "min", "max")
 

@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from vfu_dev.lab.rows import COMPLETED, Row
+from vfu_dev.series.rows import COMPLETED, Row
 from vfu_dev.sizes import format_count
 
 # Without a terminal, how a move stands is said this often.

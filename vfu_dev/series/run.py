@@ -22,10 +22,10 @@ from vfu_dev.builds import artifact
 from vfu_dev.builds.qemu_binary import probe_qemu
 from vfu_dev.errors import ConfigError, LabError
 from vfu_dev.lab.rig import Observer
-from vfu_dev.lab.rows import CsvFile, Row, read_rows, write_rows
-from vfu_dev.lab.scenario import Point, Scenario
-from vfu_dev.lab.shuttle import Shuttle
-from vfu_dev.lab.summary import (
+from vfu_dev.series.rows import CsvFile, Row, read_rows, write_rows
+from vfu_dev.series.scenario import Point, Scenario
+from vfu_dev.series.shuttle import Shuttle
+from vfu_dev.series.summary import (
     SUMMARY,
     machine,
     point_summary,

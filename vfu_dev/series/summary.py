@@ -12,9 +12,9 @@ from typing import Any
 
 from vfu_dev import __version__
 from vfu_dev.errors import ConfigError
-from vfu_dev.lab.rows import METRICS, NOT_CONVERGED, Row, values_of
-from vfu_dev.lab.scenario import METHOD_MOVES, Scenario
-from vfu_dev.lab.statistics import difference, percentiles
+from vfu_dev.series.rows import METRICS, NOT_CONVERGED, Row, values_of
+from vfu_dev.series.scenario import METHOD_MOVES, Scenario
+from vfu_dev.series.statistics import difference, percentiles
 from vfu_dev.workload import LoadSpec
 from vfu_dev.workload.figures import KEEPS_UP
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.lab.rows import METRICS, Row, read_rows, values_of
-from vfu_dev.lab.statistics import difference, percentiles
-from vfu_dev.lab.summary import read_summary
+from vfu_dev.series.rows import METRICS, Row, read_rows, values_of
+from vfu_dev.series.statistics import difference, percentiles
+from vfu_dev.series.summary import read_summary
 
 KIND = "lab-compare"
 DEFAULT_METRICS = ("downtime_ms", "outage_ms", "total_ms", "stop_copy_bytes", "vfio_bytes", "passes")

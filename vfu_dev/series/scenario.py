@@ -16,9 +16,9 @@ from typing import Any
 
 from vfu_dev.errors import ConfigError
 from vfu_dev.faults.spec import Fault
-from vfu_dev.lab.checks import Check, parse_check
 from vfu_dev.lab.options import MigrateOptions
-from vfu_dev.lab.schema import KEYS, LOAD_PLACE, Source, flatten, judge_value
+from vfu_dev.series.checks import Check, parse_check
+from vfu_dev.series.keys import KEYS, LOAD_PLACE, Source, flatten, judge_value
 from vfu_dev.workload import LoadSpec
 from vfu_dev.workload.spec import RATE_KEYS, WRITE_SIZE_KEYS
 
