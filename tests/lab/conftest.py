@@ -12,7 +12,8 @@ from labkit import small
 
 from vfu_dev.builds import BuildError, artifact
 from vfu_dev.builds.qemu_binary import QemuBinary, find_qemu
-from vfu_dev.lab.migrate import Lab, MigrateOptions
+from vfu_dev.lab.lab import Lab
+from vfu_dev.lab.options import MigrateOptions
 
 T = TypeVar("T")
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from serverkit import PATIENCE_SECONDS
 
-from vfu_dev.lab.migrate import Lab, MigrateOptions
+from vfu_dev.lab.lab import Lab
+from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.workload import LoadSpec
 
 KIB, MIB = 1 << 10, 1 << 20

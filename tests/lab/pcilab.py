@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from serverkit import PATIENCE_SECONDS
 
-from vfu_dev.lab.migrate import Lab
+from vfu_dev.lab.lab import Lab
 from vfu_dev.vm.guest import LinuxGuest
 
 # <linux/pci_regs.h>

@@ -11,7 +11,8 @@ from labkit import MIB, begin_and_stay, dirtying, let_go
 from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.device.reference import FIELDS
-from vfu_dev.lab.migrate import Lab, MigrateOptions
+from vfu_dev.lab.lab import Lab
+from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.vm.qtest_guest import QtestGuest
 
 Options = Callable[..., MigrateOptions]

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 
-from vfu_dev.lab.migrate import Lab
+from vfu_dev.lab.lab import Lab
 from vfu_dev.vm.qtest import QtestClient
 from vfu_dev.vm.qtest_guest import QtestGuest
 

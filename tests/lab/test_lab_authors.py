@@ -26,7 +26,7 @@ PUT, GET = 1, 2
 KEYS = 300
 
 
-class Side:
+class Host:
     """A server of the example and the QEMU that it is attached to."""
 
     def __init__(self, name: str, qemu: Path, library: Path, sockets: Path, logs: Path) -> None:
@@ -39,7 +39,7 @@ class Side:
         self.qemu = Qemu(name, sockets, logs, options, [self.socket])
         self.guest = QtestClient(self.qemu.qtest_socket)
 
-    async def __aenter__(self) -> Side:
+    async def __aenter__(self) -> Host:
         await self.server.start()
         await wait_for_socket(self.control, self.server)
         await self.qemu.start()
@@ -77,7 +77,7 @@ def test_qemu_uses_and_migrates_the_example(qemu: Path, library: Path, tmp_path:
     async def scenario() -> None:
         async with AsyncExitStack() as stack:
             sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vfud-")))
-            sides = [Side(name, qemu, library, sockets, tmp_path) for name in ("source", "destination")]
+            sides = [Host(name, qemu, library, sockets, tmp_path) for name in ("source", "destination")]
             source, destination = [await stack.enter_async_context(side) for side in sides]
             await source.program()
             for key in range(KEYS):

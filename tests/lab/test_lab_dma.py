@@ -14,7 +14,8 @@ from qtestkit import Registers, migrate, moving, until
 
 from vfu_dev.device.reference.descriptors import DESCRIPTOR, Op, Status
 from vfu_dev.device.reference.writer import expected_pages
-from vfu_dev.lab.migrate import Lab, MigrateOptions
+from vfu_dev.lab.lab import Lab
+from vfu_dev.lab.options import MigrateOptions
 
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]

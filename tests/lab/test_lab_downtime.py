@@ -15,7 +15,8 @@ from labkit import MIB, dirtying
 from linkkit import link
 from ramkit import fill_ram, writing_ram
 
-from vfu_dev.lab.migrate import Lab, MigrateOptions
+from vfu_dev.lab.lab import Lab
+from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import DeviceResult, MigrationResult
 
 Options = Callable[..., MigrateOptions]

@@ -14,10 +14,10 @@ from labkit import KIB, MIB, begin_and_stay, dirtying
 from qtestkit import until
 
 from vfu_dev.errors import LabError
-from vfu_dev.lab.collect import FINAL_STATES
 from vfu_dev.lab.judge import judge
-from vfu_dev.lab.migrate import Lab, MigrateOptions
-from vfu_dev.lab.result import MigrationResult
+from vfu_dev.lab.lab import Lab
+from vfu_dev.lab.options import MigrateOptions
+from vfu_dev.lab.result import FINAL_STATES, MigrationResult
 from vfu_dev.report.page import render
 from vfu_dev.vm.qtest_guest import QtestGuest
 

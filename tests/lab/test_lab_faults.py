@@ -12,7 +12,8 @@ from labkit import KIB, MIB, dirtying
 from qtestkit import until
 from test_lab_failures import finish
 
-from vfu_dev.lab.migrate import Lab, MigrateOptions
+from vfu_dev.lab.lab import Lab
+from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.vm.qtest_guest import QtestGuest
 from vfu_dev.vm.servers import DeviceServer

@@ -12,7 +12,8 @@ import pytest
 from labkit import MIB
 from qtestkit import Registers, migrate, moving, until
 
-from vfu_dev.lab.migrate import Lab, MigrateOptions
+from vfu_dev.lab.lab import Lab
+from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.vm.qtest import CONFIG_ADDRESS, CONFIG_DATA
 from vfu_dev.vm.qtest_guest import PCI_BASE_ADDRESS_0
 

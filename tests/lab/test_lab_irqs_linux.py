@@ -10,7 +10,8 @@ from typing import Any
 from labkit import KIB, MIB, begin_and_stay, dirtying, let_go
 from serverkit import PATIENCE_SECONDS
 
-from vfu_dev.lab.migrate import Lab, MigrateOptions
+from vfu_dev.lab.lab import Lab
+from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.vm.guest import LinuxGuest
 
 Options = Callable[..., MigrateOptions]

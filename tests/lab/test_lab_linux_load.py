@@ -12,7 +12,8 @@ from labkit import KIB, MIB, begin_and_stay, let_go
 from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.lab.migrate import Lab, MigrateOptions
+from vfu_dev.lab.lab import Lab
+from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.vm.guest import GuestError, LinuxGuest
 from vfu_dev.workload import Burst, LoadSpec, Phase
 

@@ -9,7 +9,8 @@ from typing import Any
 from labkit import MIB
 
 from vfu_dev.lab.judge import judge
-from vfu_dev.lab.migrate import Lab, MigrateOptions
+from vfu_dev.lab.lab import Lab
+from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.vm.guest import LinuxGuest
 from vfu_dev.workload import LoadSpec
 

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from labkit import KIB, MIB, dirtying, small
 
-from vfu_dev.lab.migrate import Lab, MigrateOptions, run
+from vfu_dev.lab.lab import Lab
+from vfu_dev.lab.migrate import run
+from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.report.page import write_report
 from vfu_dev.vm.qtest_guest import QtestGuest

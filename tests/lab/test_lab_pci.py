@@ -35,7 +35,7 @@ from pcilab import (
 from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.lab.judge import judge
-from vfu_dev.lab.migrate import Lab
+from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.workload import LoadSpec
 

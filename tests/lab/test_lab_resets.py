@@ -12,7 +12,8 @@ from labkit import KIB, MIB, begin_and_stay, dirtying, let_go
 from pcilab import complaints, guest_of
 
 from vfu_dev.lab.judge import judge
-from vfu_dev.lab.migrate import Lab, MigrateOptions
+from vfu_dev.lab.lab import Lab
+from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.vm.qemu import Qemu
 from vfu_dev.workload import LoadSpec

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from labkit import MIB, NOTHING_FITS, begin_and_stay, dirtying, let_go
 
-from vfu_dev.lab.migrate import Lab, MigrateOptions
+from vfu_dev.lab.lab import Lab
+from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.vm.guest import Guest, GuestResult, LinuxGuest, VerifyProgress
 from vfu_dev.vm.qemu import FIRST_SLOT, Qemu

@@ -9,7 +9,8 @@ from typing import Any
 from labkit import KIB
 
 from vfu_dev.lab.judge import judge
-from vfu_dev.lab.migrate import Lab, MigrateOptions
+from vfu_dev.lab.lab import Lab
+from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import MigrationResult
 
 Options = Callable[..., MigrateOptions]

@@ -8,7 +8,7 @@ from pathlib import Path
 from labkit import small
 
 from vfu_dev.builds.qemu_binary import probe_qemu
-from vfu_dev.lab.migrate import Lab
+from vfu_dev.lab.lab import Lab
 
 
 def test_attaches_and_uses_the_device(unpatched: Path, library: Path, tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ from recorded_device import FILE_VARIABLE  # noqa: E402
 from serverkit import server_farm, short_folder  # noqa: E402
 
 from vfu_dev.builds import artifact  # noqa: E402
-from vfu_dev.lab.migrate import Lab, MigrateOptions  # noqa: E402
+from vfu_dev.lab.lab import Lab  # noqa: E402
+from vfu_dev.lab.options import MigrateOptions  # noqa: E402
 from vfu_dev.workload import LoadSpec  # noqa: E402
 
 MIB = 1 << 20

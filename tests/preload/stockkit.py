@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from vfu_dev.lab import side
+from vfu_dev.lab import host as side
 from vfu_dev.vm.process import Child
 from vfu_dev.vm.qemu import Qemu, QemuOptions
 

@@ -19,7 +19,8 @@ from stockkit import IommuPath, Stock, StockQemu, stock_qemus
 
 from vfu_dev.builds import RECIPES, artifact
 from vfu_dev.errors import BuildError, LabError
-from vfu_dev.lab.migrate import Lab, MigrateOptions
+from vfu_dev.lab.lab import Lab
+from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import MigrationResult
 
 sys.path.append(str(Path(__file__).parents[1] / "lab"))  # what is known there about guests without a CPU

@@ -162,8 +162,8 @@ def migrate(
     from vfu_dev.builds import artifact
     from vfu_dev.faults.spec import Fault
     from vfu_dev.lab.judge import load_kept_up
-    from vfu_dev.lab.migrate import MigrateOptions
     from vfu_dev.lab.migrate import run as run_migration
+    from vfu_dev.lab.options import MigrateOptions
     from vfu_dev.lab.progress import Progress
     from vfu_dev.report.page import write_report
 

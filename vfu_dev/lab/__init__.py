@@ -1,5 +1,5 @@
-"""Whole experiments with real QEMU: device servers, two QEMUs, a guest under load, everything checked.
+"""One move with real QEMU, checked: device servers, two QEMUs, a guest under load.
 
-`migrate.Lab` owns the processes of one experiment, `migrate.run()` is the experiment. `guest.LinuxGuest` and
-`qtest_guest.QtestGuest` write to the device and remember what they wrote. `result` is the JSON.
+`lab.Lab` owns the processes and has the steps, `migrate.run` is the whole of `vfu-dev lab migrate`,
+`result` is its JSON and `judge` says whether all is as it should be. Machines and guests: `vfu_dev.vm`.
 """

@@ -13,12 +13,10 @@ from vfu_dev import __version__
 from vfu_dev.builds.qemu_binary import probe_qemu
 from vfu_dev.errors import LabError
 from vfu_dev.lab.judge import judge
-from vfu_dev.lab.options import GuestKind, LoadPlace, MigrateOptions
+from vfu_dev.lab.lab import Lab, Observer, TimeLimitError
+from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import MigrationResult
-from vfu_dev.lab.rig import Lab, Observer, TimeLimitError
 from vfu_dev.sizes import format_size
-
-__all__ = ["GuestKind", "Lab", "LoadPlace", "MigrateOptions", "Observer", "TimeLimitError", "run"]
 
 
 async def run(

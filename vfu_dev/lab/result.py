@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vfu_dev.errors import LabError
 from vfu_dev.figures import Sample, Snapshot
 from vfu_dev.vm.guest import GuestResult
+from vfu_dev.vm.qemu import Qemu
+from vfu_dev.vm.trace import states_set
 
 # Raised when a key changes its meaning or goes away; new keys do not count.
 JSON_VERSION = 1
+
+FINAL_STATES = ("completed", "failed", "cancelled")
 
 
 @dataclass
@@ -129,6 +135,34 @@ class QemuResult:
         self.setup_ms = reply.get("setup-time")
         self.vfio_bytes = reply.get("vfio", {}).get("transferred")
         self.transferred_bytes = reply.get("ram", {}).get("transferred")
+
+    async def read_hosts(
+        self, source: Qemu, destination: Qemu, samples: list[dict[str, Any]], since: float
+    ) -> None:
+        """Take what both QEMUs and their traces say, and `samples` from before the end.
+
+        A source that was a destination before logged that too: its trace counts from `since` on (Unix time).
+        """
+        with contextlib.suppress(LabError):
+            active = [row["qemu"] for row in samples if row["status"] not in FINAL_STATES]
+            self.read_migration(await source.migration(), active[-1] if active else {})
+            self.run_state_source = await source.run_state()
+            self.capabilities = [
+                entry["capability"]
+                for entry in await source.execute("query-migrate-capabilities")
+                if entry["state"]
+            ]
+        with contextlib.suppress(LabError):
+            self.run_state_destination = await destination.run_state()
+        self.command_line_source = source.process.argv
+        self.command_line_destination = destination.process.argv
+        self.events_source, self.events_destination = source.events, destination.events
+        source_trace = [event for event in source.trace() if event.time is None or event.time >= since]
+        destination_trace = destination.trace()
+        self.trace_source = [event.to_json() for event in source_trace]
+        self.trace_destination = [event.to_json() for event in destination_trace]
+        self.states_source = states_set(source_trace)
+        self.states_destination = states_set(destination_trace)
 
 
 @dataclass

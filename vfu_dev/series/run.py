@@ -21,7 +21,7 @@ from typing import Any
 from vfu_dev.builds import artifact
 from vfu_dev.builds.qemu_binary import probe_qemu
 from vfu_dev.errors import ConfigError, LabError
-from vfu_dev.lab.rig import Observer
+from vfu_dev.lab.lab import Observer
 from vfu_dev.series.rows import CsvFile, Row, read_rows, write_rows
 from vfu_dev.series.scenario import Point, Scenario
 from vfu_dev.series.shuttle import Shuttle

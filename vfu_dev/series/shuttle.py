@@ -13,9 +13,9 @@ from typing import Any
 
 from vfu_dev.errors import LabError
 from vfu_dev.lab.judge import judge
+from vfu_dev.lab.lab import Lab, Observer, TimeLimitError
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import MigrationResult
-from vfu_dev.lab.rig import Lab, Observer, TimeLimitError
 from vfu_dev.series.rows import COMPLETED, FAILED, NOT_CONVERGED, Row, row_of
 from vfu_dev.series.scenario import Point
 

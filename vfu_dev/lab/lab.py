@@ -16,17 +16,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vfu_dev.client.digest import AUDIT_POLL_SECONDS, audit_over
 from vfu_dev.errors import LabError
 from vfu_dev.figures import Sample, Snapshot
-from vfu_dev.lab.collect import FINAL_STATES, collect
 from vfu_dev.lab.convergence import Convergence, Limits, assess, threshold_bytes
+from vfu_dev.lab.host import Host, brief
 from vfu_dev.lab.options import MigrateOptions
-from vfu_dev.lab.result import MigrationResult
-from vfu_dev.lab.side import Side, brief
+from vfu_dev.lab.result import FINAL_STATES, DeviceResult, MigrationResult
 from vfu_dev.vm.guest import Guest, LinuxGuest
 from vfu_dev.vm.process import PATIENCE_SECONDS
 from vfu_dev.vm.qemu import Qemu
 from vfu_dev.vm.qtest_guest import QtestGuest
+from vfu_dev.vm.servers import DeviceServer
 from vfu_dev.workload import LoadSpec
 
 # How often both sides are asked while a migration runs. QEMU itself decides every 100 ms.
@@ -35,6 +36,23 @@ SAMPLE_SECONDS = 0.05
 SAMPLES_KEPT = 400
 
 Observer = Callable[[str, dict[str, Any]], None]
+
+
+# How long the source's audit may take once the device is stopped; 1 GiB takes 0.2 s of an idle machine.
+AUDIT_SECONDS = 120.0
+
+
+async def _final_status(server: DeviceServer) -> dict[str, Any]:
+    """Return the status once the audit is over, or after AUDIT_SECONDS as it is.
+
+    Before that the digest is that of what was sent, not of what was in memory.
+
+    Raises: LabError: the server is gone.
+    """
+    deadline = time.monotonic() + AUDIT_SECONDS
+    while not audit_over(status := await server.status()) and time.monotonic() < deadline:
+        await asyncio.sleep(AUDIT_POLL_SECONDS)
+    return status
 
 
 class TimeLimitError(LabError):
@@ -54,8 +72,8 @@ class Lab:
         for old in logs.glob("*.log"):
             old.unlink(missing_ok=True)
         self.sockets = Path(tempfile.mkdtemp(prefix="vfud-lab-"))
-        self.source = Side("source", self.sockets, logs, options, incoming=False)
-        self.destination = Side("destination", self.sockets, logs, options, incoming=True)
+        self.source = Host("source", self.sockets, logs, options, incoming=False)
+        self.destination = Host("destination", self.sockets, logs, options, incoming=True)
         self.guest: Guest = QtestGuest() if options.guest_image is None else LinuxGuest()
         self.samples: list[dict[str, Any]] = []
         self.convergence: Convergence | None = None
@@ -100,10 +118,10 @@ class Lab:
             await self.guest.start(LoadSpec("idle"))
             await self._load_devices(self.source)
 
-    async def _load_devices(self, side: Side) -> None:
+    async def _load_devices(self, host: Host) -> None:
         """Start the servers' own engines; device i has the load's seed plus i, as a guest does it."""
         load = self.options.load
-        for index, server in enumerate(side.servers):
+        for index, server in enumerate(host.servers):
             await server.command("load", load=replace(load, seed=load.seed + index).to_dict())
 
     async def pause(self) -> None:
@@ -184,7 +202,7 @@ class Lab:
     async def replace_destination(self, options: MigrateOptions | None = None) -> None:
         """Stop the destination and start a fresh one (QEMU cannot receive twice)."""
         await self.destination.stop()
-        self.destination = Side(
+        self.destination = Host(
             self.destination.name, self.sockets, self.logs, options or self.options, incoming=True
         )
         await self.destination.start()
@@ -315,7 +333,7 @@ class Lab:
         """
         old, self.source = self.source, self.destination
         self.hosts += 1
-        self.destination = Side(f"host{self.hosts}", self.sockets, self.logs, self.options, incoming=True)
+        self.destination = Host(f"host{self.hosts}", self.sockets, self.logs, self.options, incoming=True)
         # One after the other: so there are never more than two hosts, and never three of a big device.
         await old.stop()
         if not keep_logs:
@@ -341,5 +359,27 @@ class Lab:
         await self.wait_final(PATIENCE_SECONDS)
 
     async def collect(self, result: MigrationResult) -> None:
-        """Take what servers, QEMUs and traces say into `result`; parts that are gone stay empty."""
-        await collect(self, result)
+        """Take what there is into `result`; parts that are gone stay empty and are among its problems."""
+        await self.watch()
+        for index, (source, destination) in enumerate(
+            zip(self.source.servers, self.destination.servers, strict=True)
+        ):
+            device = DeviceResult(name=f"vfu{index}")
+            for server, read in ((source, device.read_source), (destination, device.read_destination)):
+                try:
+                    status = await _final_status(server)
+                    read(status)
+                    if not audit_over(status):
+                        state = status.get("state")
+                        problem = f"in {state} its audit is not over after {AUDIT_SECONDS:g} s"
+                        result.problems.append(f"server {server.name}: {problem}")
+                except LabError as error:
+                    result.problems.append(str(error))
+            device.read_figures(self.snapshots[index], self.server_samples[index])
+            result.devices.append(device)
+        if self.convergence is not None:
+            result.convergence = self.convergence.to_json()
+        await result.qemu.read_hosts(self.source.qemu, self.destination.qemu, self.samples, self.roles_since)
+        result.samples = self.samples
+        if self.snapshots and (snapshot := self.snapshots[0]) is not None:
+            result.versions["libvfio-user"] = str(snapshot.library.get("api", "unknown"))

@@ -15,7 +15,7 @@ from vfu_dev.vm.servers import DeviceServer, ServerOptions
 Watched = tuple[Snapshot, list[Sample]] | LabError
 
 
-class Side:
+class Host:
     """One host. `name` is its own for ever; whether it is source or destination changes with each move."""
 
     def __init__(self, name: str, sockets: Path, logs: Path, options: MigrateOptions, incoming: bool) -> None:
@@ -80,14 +80,14 @@ class Side:
         await self.servers.pop().stop()
 
     async def change_faults(self, faults: tuple[str, ...]) -> None:
-        """Disarm every fault of this side's servers and arm `faults`. Raises: LabError: one is refused."""
+        """Disarm every fault of this host's servers and arm `faults`. Raises: LabError: one is refused."""
         for server in self.servers:
             await server.command("fault", clear="all")
             for text in faults:
                 await server.command("fault", fault=text)
 
     def remove_logs(self) -> None:
-        """Remove what a stopped side logged."""
+        """Remove what a stopped host logged."""
         for pattern in (f"{self.name}.log", f"{self.name}-*.log", f"server-{self.name}-*.log"):
             for path in self.logs.glob(pattern):
                 path.unlink(missing_ok=True)
