@@ -23,12 +23,12 @@ from serverkit import (
 )
 
 from vfu_dev.client import MigrationError, Migrator, Options, VfioUserDevice
+from vfu_dev.client.moving import migrate, watch
+from vfu_dev.client.stop import Stop
+from vfu_dev.client.target import MemoryInfo
+from vfu_dev.client.workload import ClientLoad
 from vfu_dev.device.reference.workload_registers import LOAD_FIELDS
 from vfu_dev.errors import ConfigError, VfuDevError
-from vfu_dev.load.client import ClientLoad
-from vfu_dev.load.moving import migrate, watch
-from vfu_dev.load.stop import Stop
-from vfu_dev.load.target import MemoryInfo
 from vfu_dev.workload import ArrayWriter, Burst, LoadSpec, Phase, writes_of
 
 MIB = 1 << 20

@@ -21,10 +21,10 @@ from vfu_dev.cli.shape import TO_STDOUT, Command
 from vfu_dev.client.control import ControlClient, control_path, device_path
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.migrator import MigrationError, Options
+from vfu_dev.client.moving import migrate, watch
+from vfu_dev.client.stop import Stop
+from vfu_dev.client.workload import ClientLoad
 from vfu_dev.errors import ConfigError, VfuDevError
-from vfu_dev.load.client import ClientLoad
-from vfu_dev.load.moving import migrate, watch
-from vfu_dev.load.stop import Stop
 from vfu_dev.model.presets import PRESETS
 from vfu_dev.sizes import format_count, format_size
 from vfu_dev.workload import LoadFigures, LoadSpec
@@ -238,13 +238,13 @@ def command(
 def _run(place: _Place, spec: LoadSpec, seconds: float | None, stop: Stop, report: _Lines) -> dict[str, Any]:
     # The guest's side needs asyncio and the lab; the others do not pay for it.
     if place.control is not None:
-        from vfu_dev.load.commanded import run_in_device
+        from vfu_dev.client.commanded import run_in_device
 
         with ControlClient(control_path(place.control)) as control:
             figures = run_in_device(control, spec, seconds, stop, report, place.memory)
         more: dict[str, Any] = {}
     elif place.guest is not None:
-        from vfu_dev.load.commanded import run_in_guest
+        from vfu_dev.vm.run_in_guest import run_in_guest
 
         via: Any = place.via
         figures = asyncio.run(run_in_guest(Path(place.guest), spec, seconds, stop, report, via))
@@ -314,7 +314,7 @@ def _preset(
     json_path: str | None,
     quiet: bool,
 ) -> None:
-    from vfu_dev.load.rehearsal import Rehearsal, rehearse
+    from vfu_dev.lab.rehearsal import Rehearsal, rehearse
 
     if not bandwidth:
         raise ConfigError("--max-bandwidth 0: a preset is made for a bandwidth, expected one above 0")

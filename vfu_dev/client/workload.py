@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vfu_dev.client.device import VfioUserDevice
+from vfu_dev.client.target import MemoryInfo, Target, read_memory, target_of
 from vfu_dev.closing import Closing
-from vfu_dev.load.target import MemoryInfo, Target, read_memory, target_of
 from vfu_dev.workload import ArrayWriter, LoadFigures, LoadSpec, Program
 
 _NS = 1_000_000_000

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 
+from vfu_dev.client.commanded import LOOK_SECONDS, Report
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.migrator import MigrationError, Migrator, Options, Progress
-from vfu_dev.load.client import ClientLoad
-from vfu_dev.load.commanded import LOOK_SECONDS, Report
-from vfu_dev.load.stop import Stop, deadline_of
+from vfu_dev.client.stop import Stop, deadline_of
+from vfu_dev.client.workload import ClientLoad
 
 
 def watch(load: ClientLoad, seconds: float | None, stop: Stop, report: Report) -> None:

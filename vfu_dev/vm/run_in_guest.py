@@ -1,63 +1,17 @@
-"""Loads that others make when told to: the engine in the device, and the program in a guest."""
+"""A load that the program in a guest makes when told to, over the guest's serial line."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from vfu_dev.client.control import ControlClient
-from vfu_dev.errors import ProtocolError
-from vfu_dev.load.stop import Stop, deadline_of
+from vfu_dev.client.commanded import LOOK_SECONDS, Report
+from vfu_dev.client.stop import Stop, deadline_of
 from vfu_dev.vm.guest_line import GuestError, GuestLine, Transport
 from vfu_dev.workload import PAGE_PATTERNS, LoadFigures, LoadSpec, Program
 from vfu_dev.workload.figures import KEEPS_UP, carried_part
-
-# Between two looks at what a load does.
-LOOK_SECONDS = 0.25
-
-Report = Callable[[LoadFigures], None]
-
-
-def figures_of(status: Any) -> LoadFigures:
-    """Return the figures in an answer to `load-status`.
-
-    Raises:  ProtocolError: it is something else.
-    """
-    try:
-        return LoadFigures(**{field.name: status[field.name] for field in fields(LoadFigures)})
-    except (KeyError, TypeError) as error:
-        raise ProtocolError("the server answered load-status with something else") from error
-
-
-def run_in_device(
-    control: ControlClient,
-    spec: LoadSpec,
-    seconds: float | None,
-    stop: Stop,
-    report: Report,
-    memory: str | None = None,
-) -> LoadFigures:
-    """Have the device behind `control` make the load, and watch it.
-
-    It ends in the server after `seconds`, also when this process is gone by then.
-
-    Raises:  ControlError: the server refuses, or is gone.
-    """
-    arguments = {"memory": memory, "seconds": seconds}
-    given = {name: value for name, value in arguments.items() if value is not None}
-    status = control.command("load", load=spec.to_dict(), **given)
-    try:
-        while status["running"] and not stop.wait(LOOK_SECONDS):
-            status = control.command("load-status")
-            report(figures_of(status))
-    finally:
-        if status["running"]:
-            status = control.command("load", load=None)
-    return figures_of(status)
 
 
 async def run_in_guest(

@@ -15,8 +15,8 @@ from typing import Any
 from vfu_dev.client.control import ControlClient, ControlError
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.migrator import MigrationError, Migrator, Options, Progress
+from vfu_dev.client.stop import Stop
 from vfu_dev.errors import LabError
-from vfu_dev.load.stop import Stop
 from vfu_dev.model.presets import PRESETS, Decision, decide
 from vfu_dev.workload import LoadSpec
 

@@ -1,1 +1,0 @@
-"""Loads from outside the device: as a vfio-user client, or commanded where others make them."""
