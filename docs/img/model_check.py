@@ -20,8 +20,8 @@ from vfu_dev.client import ControlClient, VfioUserDevice
 from vfu_dev.client.migrator import MigrationError, Migrator, Options
 from vfu_dev.model.link import migrator_link
 from vfu_dev.model.predict import predict
+from vfu_dev.report.convergence_map import against_figure
 from vfu_dev.report.drawing import write_png
-from vfu_dev.report.model import against_figure
 from vfu_dev.workload import LoadSpec
 
 HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.report.experiment import write_experiment
+from vfu_dev.report.series import write_series
 from vfu_dev.series.rows import COMPLETED, NOT_CONVERGED, read_rows
 from vfu_dev.series.run import Artifacts, run_scenario
 from vfu_dev.series.scenario import Scenario, load_scenario, parse, shipped
@@ -67,7 +67,7 @@ def test_shipped_scenario_in_its_short_form(name: str, artifacts: Artifacts, tmp
     assert {"moves.csv", "summary.json", "scenario.toml", "points", "form.json"} == {
         path.name for path in out.iterdir()
     }
-    page = write_experiment(out)
+    page = write_series(out)
     assert page.read_text().count("<svg") >= bool(summary["fewest_moves"])
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from vfu_dev.cli.lab import command
 from vfu_dev.errors import ConfigError
-from vfu_dev.report.experiment import markdown, write_experiment
+from vfu_dev.report.series import markdown, write_series
 from vfu_dev.series.checks import Check
 from vfu_dev.series.compare import compare
 from vfu_dev.series.rows import Row, read_rows, values_of, write_rows
@@ -182,7 +182,7 @@ def test_comparison_refuses_what_has_no_match(tmp_path: Path) -> None:
 def test_page_and_table_of_a_result(tmp_path: Path) -> None:
     """One page without network, pictures as PNG and SVG, and a table for documents with n and the machine."""
     folder = result(tmp_path / "r", 1.0)
-    page = write_experiment(folder).read_text()
+    page = write_series(folder).read_text()
     assert page.count("<svg") == 2
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""

@@ -167,8 +167,8 @@ def _compare(folder: Path, map_file: Path | None, json_path: str | None) -> None
 
     found = compare(folder)
     if map_file is not None:
+        from vfu_dev.report.convergence_map import map_figure
         from vfu_dev.report.drawing import write_png
-        from vfu_dev.report.model import map_figure
 
         write_png(map_figure(found), map_file)
     show_or_write([_row(one) for one in found], json_path, lambda: _compared_text(found))

@@ -86,7 +86,7 @@ def run(
     3 when they do and a load reached less than its rate.
     """
     # Imported here: `--help` must not pay for numpy, matplotlib and QMP.
-    from vfu_dev.report.experiment import write_experiment
+    from vfu_dev.report.series import write_series
     from vfu_dev.series.prediction import annotation
     from vfu_dev.series.progress import RunProgress
     from vfu_dev.series.run import run_scenario
@@ -127,7 +127,7 @@ def run(
                 click.echo(f"PROBLEM: {scenario.name}: {error}", err=True)
                 failed = True
                 continue
-        page = write_experiment(folder)
+        page = write_series(folder)
         summaries.append(summary)
         _show(summary, page)
     write_json(summaries[0] if len(summaries) == 1 else summaries, json_path)
@@ -138,7 +138,7 @@ def run(
 
 
 def _show(summary: Mapping[str, Any], page: Path) -> None:
-    from vfu_dev.report.experiment import HEADINGS, comparison_lines, table_rows
+    from vfu_dev.report.series import HEADINGS, comparison_lines, table_rows
 
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
     table = Table(title=f"{summary['title']}: percentiles 25 / 50 / 95", title_justify="left", box=None)
@@ -257,7 +257,7 @@ def compare(
         if names:
             click.echo(f"only in {side}: {', '.join(names)}", err=True)
     if plot is not None:
-        from vfu_dev.report.experiment import write_comparison
+        from vfu_dev.report.series import write_comparison
 
         write_comparison(first, second, found, plot)
     write_json(found, json_path)

@@ -97,7 +97,7 @@ def figures_of(summary: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def write_experiment(folder: Path) -> Path:
+def write_series(folder: Path) -> Path:
     """Write plots/NAME.png and .svg, table.md and report.html into a result folder; return the page's path.
 
     Raises:  ConfigError: there is no result in `folder`.
@@ -121,7 +121,7 @@ def write_experiment(folder: Path) -> Path:
     )
     page = folder / "report.html"
     page.write_text(
-        environment.get_template("experiment.html.j2").render(
+        environment.get_template("series.html.j2").render(
             s=summary,
             headings=HEADINGS,
             rows=table_rows(summary),
