@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from vfu_dev.series.scenario import load_scenario, shipped
+from vfu_dev.series.scenario import read_scenario, shipped
 from vfu_dev.series.summary import read_summary
 
 HERE = Path(__file__).resolve().parent
@@ -46,7 +46,7 @@ def take(folder: Path) -> None:
 
 def section(name: str) -> str:
     """Return what the page says about one scenario."""
-    folder, scenario = HERE / name, load_scenario(name)
+    folder, scenario = HERE / name, read_scenario(name)
     summary = read_summary(folder)
     changes = "".join(f" --set {key}={value}" for key, value in summary["changes"].items())
     lines = [f"### {scenario.title}", "", scenario.about, "", f"    vfu-dev lab run {name}{changes}", ""]

@@ -31,7 +31,7 @@ COMMON = [*_ffi.PROTOTYPES, "vfu_setup_device_dma", "vfu_setup_device_migration_
 def test_migration_v1_is_refused_in_words(tmp_path: Path) -> None:
     path = build(tmp_path, [*COMMON, "vfu_get_migr_register_area_size"])
     with pytest.raises(LibraryError, match=r"migration v1.*vfu-dev build libvfio-user"):
-        libvfio_user.load(path)
+        libvfio_user.open_library(path)
 
 
 def test_upstream_v2_is_driven_reduced_and_says_what_is_missing(
@@ -39,20 +39,20 @@ def test_upstream_v2_is_driven_reduced_and_says_what_is_missing(
 ) -> None:
     monkeypatch.delenv(DMA_ARGUMENTS_VARIABLE, raising=False)
     path = build(tmp_path, COMMON)
-    library = libvfio_user.load(path)
+    library = libvfio_user.open_library(path)
     missing = " ".join(library.missing)
     assert library.api == "v2"
     assert not library.has_dma
     for word in ("MIG_GET_PRECOPY_INFO", "MIG_DATA_SIZE", "P2P", "DMA"):
         assert word in missing
     monkeypatch.setenv(DMA_ARGUMENTS_VARIABLE, "3")
-    assert libvfio_user.load(path).has_dma
+    assert libvfio_user.open_library(path).has_dma
     monkeypatch.setenv(DMA_ARGUMENTS_VARIABLE, "4")
     with pytest.raises(LibraryError, match="only 3"):
-        libvfio_user.load(path)
+        libvfio_user.open_library(path)
 
 
 def test_another_version_of_our_extensions_is_refused(tmp_path: Path) -> None:
     path = build(tmp_path, [*COMMON, *_ffi.EXT_PROTOTYPES])
     with pytest.raises(LibraryError, match="version 2 of the migration extensions, this program drives 1"):
-        libvfio_user.load(path)
+        libvfio_user.open_library(path)

@@ -31,7 +31,7 @@ class Served:
     def __init__(self, library: Path, path: Path) -> None:
         self.raising: BaseException | None = None
         self.resets: list[ResetKind] = []
-        self.context = Context(libvfio_user.load(library), str(path), "guarded")
+        self.context = Context(libvfio_user.open_library(library), str(path), "guarded")
         self.context.setup_pci(express=False)
         self.context.setup_config_region(256, self.access)
         self.context.setup_region(Region(0, 4096, self.access, "bar0"))
@@ -131,10 +131,10 @@ def test_a_raising_reset_is_an_error_reply(served: tuple[Served, VfioUserDevice]
 def test_what_is_not_libvfio_user_is_refused_in_words(tmp_path: Path) -> None:
     text = tmp_path / "library.so"
     text.write_text("not a library")
-    with pytest.raises(LibraryError, match="cannot load libvfio-user"):
-        libvfio_user.load(text)
+    with pytest.raises(LibraryError, match="cannot open libvfio-user"):
+        libvfio_user.open_library(text)
     with pytest.raises(LibraryError, match="not a libvfio-user we know"):
-        libvfio_user.load("libc.so.6")
+        libvfio_user.open_library("libc.so.6")
     assert libvfio_user.describe("libc.so.6")["ok"] is False
 
 

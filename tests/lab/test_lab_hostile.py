@@ -149,8 +149,8 @@ async def save(meeting: Encounter, state: Path) -> None:
     await finished(meeting.qemu)
 
 
-async def load(meeting: Encounter, state: Path) -> None:
-    """Lie while the device is loaded."""
+async def resume(meeting: Encounter, state: Path) -> None:
+    """Lie while the device resumes."""
     await meeting.qemu.start()
     meeting.arm()
     await meeting.qemu.execute("migrate-incoming", uri=f"file:{state}")
@@ -169,7 +169,7 @@ async def finished(qemu: Qemu, seconds: float = 4.0) -> None:
     await qemu.execute("migrate_cancel")
 
 
-PHASES = {"attach": attach, "run": use, "save": save, "load": load}
+PHASES = {"attach": attach, "run": use, "save": save, "resume": resume}
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -183,7 +183,7 @@ def test_qemu_survives_lies(
     monkeypatch.setenv("ASAN_OPTIONS", f"detect_leaks={int(phase != 'load')}")
 
     async def one(lie: str, sockets: Path, state: Path, slots: asyncio.Semaphore) -> str | None:
-        async with slots, Encounter(hardened, lie, tmp_path, sockets, phase == "load") as meeting:
+        async with slots, Encounter(hardened, lie, tmp_path, sockets, phase == "resume") as meeting:
             try:
                 async with asyncio.timeout(HANG_SECONDS):
                     with contextlib.suppress(LabError):
@@ -198,7 +198,7 @@ def test_qemu_survives_lies(
         state = tmp_path / "honest.state"
         with tempfile.TemporaryDirectory(prefix="vfud-") as folder:
             sockets = Path(folder)
-            if phase == "load":
+            if phase == "resume":
                 async with Encounter(hardened, None, tmp_path, sockets) as honest:
                     await honest.qemu.start()
                     await honest.qemu.execute("migrate", uri=f"file:{state}")

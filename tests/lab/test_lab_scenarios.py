@@ -13,7 +13,7 @@ from vfu_dev.errors import ConfigError
 from vfu_dev.report.series import write_series
 from vfu_dev.series.rows import COMPLETED, NOT_CONVERGED, read_rows
 from vfu_dev.series.run import Artifacts, run_scenario
-from vfu_dev.series.scenario import Scenario, load_scenario, parse, shipped
+from vfu_dev.series.scenario import Scenario, parse, read_scenario, shipped
 from vfu_dev.series.shuttle import KEPT_FAILURES, RESTARTS
 
 SMALL = """
@@ -46,7 +46,7 @@ def test_shipped_scenario_in_its_short_form(name: str, artifacts: Artifacts, tmp
 
     What a scenario checks is downtimes, which are measured on a machine that does nothing else.
     """
-    scenario = replace(load_scenario(name), checks=())
+    scenario = replace(read_scenario(name), checks=())
     out = tmp_path / name
     summary = run_scenario(scenario, out, short=True, artifacts=artifacts)
     assert summary["problems"] == []

@@ -38,7 +38,7 @@ from vfio import (
 
 # One lie in so many is tried by default, chosen by its name so that the choice is stable.
 DEFAULT_SHARE = 16
-PHASES = ("attach", "run", "save", "load")
+PHASES = ("attach", "run", "save", "resume")
 
 
 def lies_of(phase: str) -> list[str]:

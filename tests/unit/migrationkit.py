@@ -49,7 +49,7 @@ class Box:
             self.name,
             self.contents,
             initial_limit_bytes=self.initial_limit_bytes,
-            on_loaded=lambda: self.events.append("loaded"),
+            on_resumed=lambda: self.events.append("loaded"),
             on_unverified=lambda: self.events.append("unverified"),
         )
 

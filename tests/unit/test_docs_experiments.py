@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from vfu_dev.cli.lab import command
 from vfu_dev.series.keys import KEYS, names
 from vfu_dev.series.rows import METRICS
-from vfu_dev.series.scenario import load_scenario, parse, shipped
+from vfu_dev.series.scenario import parse, read_scenario, shipped
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "experiments.md").read_text()
@@ -71,4 +71,4 @@ def test_results_are_of_shipped_scenarios_and_in_the_page() -> None:
         table = (folder / "table.md").read_text()
         assert table.strip() in PAGE, folder.name
         assert f"results/{folder.name}/downtime.png" in PAGE or "not-converged" in table
-        assert load_scenario(folder.name).title in PAGE
+        assert read_scenario(folder.name).title in PAGE

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.series.scenario import METHOD_MOVES, Scenario, load_scenario, parse, shipped
+from vfu_dev.series.scenario import METHOD_MOVES, Scenario, parse, read_scenario, shipped
 
 GOOD = """
 title = "T"
@@ -58,7 +58,7 @@ def test_points_are_all_combinations() -> None:
 def test_a_file_made_on_windows_is_a_scenario(tmp_path: Path) -> None:
     path = tmp_path / "windows.toml"
     path.write_bytes(codecs.BOM_UTF8 + GOOD.replace("\n", "\r\n").encode())
-    assert len(load_scenario(path).points) == 12
+    assert len(read_scenario(path).points) == 12
 
 
 def test_a_file_nested_without_end_is_one_line() -> None:
@@ -138,7 +138,7 @@ def test_sweeps_that_never_end_are_refused() -> None:
 def test_unknown_name_lists_what_there_is() -> None:
     """Neither a file nor a shipped scenario: the error lists the shipped ones."""
     with pytest.raises(ConfigError, match="switchover-ack"):
-        load_scenario("nothing-like-it")
+        read_scenario("nothing-like-it")
 
 
 # What they show is that a migration never ends, or whether it does: not how long one takes.
@@ -148,7 +148,7 @@ NOT_OF_THE_METHOD = ("non-convergent", "rescued", "convergence-map")
 @pytest.mark.parametrize("name", shipped())
 def test_shipped_scenarios_are_of_the_method(name: str) -> None:
     """Each parses, explains itself, and makes 70 moves a point; the short form makes a handful in all."""
-    scenario: Scenario = load_scenario(name)
+    scenario: Scenario = read_scenario(name)
     assert scenario.title != name
     assert scenario.about
     assert 1 <= sum(point["run.moves"] for point in scenario.short_points) <= 6

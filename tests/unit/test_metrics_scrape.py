@@ -34,7 +34,7 @@ def example() -> Snapshot:
     """Return a source in the middle of its second migration."""
     totals = Totals(
         saves_started=3,
-        loads_started=1,
+        resumes_started=1,
         received_bytes=4_202_000,
         passes=14,
         pages_sent=41_000,
@@ -42,7 +42,7 @@ def example() -> Snapshot:
         zero_pages=512,
     )
     totals.saves.update(completed=1, cancelled=1)
-    totals.loads.update(refused=1)
+    totals.resumes.update(refused=1)
     totals.sent_bytes.update(pre_copy_initial=134_000_000, pre_copy_dirty=30_000_000, stop_copy=2_500_000)
     mmio = histogram(700, 900, 50, 3, edges=MMIO_EDGES_SECONDS, total=0.0025)
     return Snapshot(

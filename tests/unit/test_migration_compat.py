@@ -64,7 +64,7 @@ def move(source: Device, target: Device) -> None:
     target.migration.set_state(S.RESUMING)
     target.migration.write(memoryview(buffer)[:count])
     target.migration.set_state(S.RUNNING)
-    saved, loaded = migration.save_status(), target.migration.load_status()
+    saved, loaded = migration.save_status(), target.migration.resume_status()
     assert saved is not None
     assert loaded is not None
     assert saved["digest"] == loaded["digest"]

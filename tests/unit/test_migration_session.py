@@ -165,7 +165,7 @@ class MigrationMachine(RuleBasedStateMachine):
         self.stream += rest
         self.target.load(self.stream, write_step)
         assert self.target.snapshot() == at_stop
-        saved, loaded = self.source.audit(), self.target.migration.load_status()
+        saved, loaded = self.source.audit(), self.target.migration.resume_status()
         assert loaded is not None
         assert (saved["status"], loaded["status"]) == ("completed", "completed")
         assert saved["digest"] == loaded["digest"]
@@ -232,11 +232,11 @@ def test_the_destination_knows_when_initial_data_has_arrived(limit: int | None, 
     data = source.read_all()
     target.migration.set_state(S.RESUMING)
     target.migration.write(memoryview(data[: initial - 1]))
-    assert not target.migration.initial_loaded
+    assert not target.migration.initial_received
     target.migration.write(memoryview(data[initial - 1 : initial]))
-    assert target.migration.initial_loaded
+    assert target.migration.initial_received
     target.migration.write(memoryview(data[initial:]))
-    assert target.migration.initial_loaded == 1
+    assert target.migration.initial_received == 1
 
 
 def test_new_initial_data_is_announced_complete_once_more() -> None:
@@ -248,9 +248,9 @@ def test_new_initial_data_is_announced_complete_once_more() -> None:
     source.migration.reinit(source.memories[0], np.arange(5))
     data = source.read_all()
     target.migration.write(memoryview(data[:-1]))
-    assert target.migration.initial_loaded == 1
+    assert target.migration.initial_received == 1
     target.migration.write(memoryview(data[-1:]))
-    assert target.migration.initial_loaded == 2
+    assert target.migration.initial_received == 2
 
 
 def test_a_record_sent_in_parts_is_a_snapshot() -> None:

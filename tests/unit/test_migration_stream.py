@@ -155,7 +155,7 @@ def test_another_shape_is_refused_in_the_first_message_and_both_are_named() -> N
     target.migration.set_state(DeviceState.RESUMING)
     with pytest.raises(StreamError, match=r"m0.*size_bytes: here 2624, in the stream 2560"):
         target.migration.write(memoryview(data)[: len(pieces(data)[0])])
-    assert target.migration.load_status()["status"] == "failed"  # type: ignore[index]
+    assert target.migration.resume_status()["status"] == "failed"  # type: ignore[index]
 
 
 def test_a_stream_that_failed_stays_failed() -> None:
@@ -186,7 +186,7 @@ def test_reset_leads_out_of_a_failed_load_with_new_memory() -> None:
     target.migration.reset(DeviceState.RUNNING, "test")
     assert target.events == ["unverified"]
     assert target.registers["head"] == 99
-    assert target.migration.load_status()["status"] == "failed"  # type: ignore[index]
+    assert target.migration.resume_status()["status"] == "failed"  # type: ignore[index]
 
 
 def test_nothing_at_all_is_not_a_state() -> None:

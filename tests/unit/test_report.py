@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from vfu_dev.cli.report import command
 from vfu_dev.errors import ConfigError
 from vfu_dev.report.excerpt import HEAD_ROWS, TAIL_ROWS, excerpt
-from vfu_dev.report.page import load, render
+from vfu_dev.report.page import read_report, render
 from vfu_dev.report.passes import passes_figure
 from vfu_dev.report.plots import migration_figure
 from vfu_dev.report.timeline import Series
@@ -210,7 +210,7 @@ def test_other_files_are_refused_in_words(tmp_path: Path, content: str | None, w
     if content is not None:
         path.write_text(content)
     with pytest.raises(ConfigError, match=words):
-        load(path)
+        read_report(path)
 
 
 def test_excerpt_leaves_out_the_middle_and_what_repeats() -> None:

@@ -181,8 +181,8 @@ class Counting(Device):
 
     def region_read(self, region: Region, offset: int, out: memoryview) -> None:
         """Count reads in the memory that is read."""
-        region.store(0, bytes([(region.load(0, 1)[0] + 1) % 256]))
-        out[:] = region.load(offset, len(out))
+        region.store(0, bytes([(region.read(0, 1)[0] + 1) % 256]))
+        out[:] = region.read(offset, len(out))
 
 
 class Boastful(Sum):
@@ -210,7 +210,7 @@ class Sloppy(Sum):
         def trust() -> None:
             self.migration._load = None
 
-        self.migration._end_load = trust  # type: ignore[method-assign]
+        self.migration._end_resume = trust  # type: ignore[method-assign]
 
 
 class Copier(Device):
@@ -260,7 +260,7 @@ class Copier(Device):
     ],
 )
 def test_our_devices_keep_the_contract(factory: Callable[[], Device], changed: tuple[str, ...]) -> None:
-    assert check_device(factory, changed_by_load=changed) == [check.__name__ for check in CHECKS]
+    assert check_device(factory, changed_by_resume=changed) == [check.__name__ for check in CHECKS]
 
 
 class Loud(Copier):

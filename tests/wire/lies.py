@@ -1,7 +1,7 @@
 """The lies that `hostile.py` tells, one table; each is one function that changes one honest reply.
 
 Phases say what a test must do for the lie to be heard: `attach` (connect and realize the device), `run` (the
-guest touches BARs, resets, maps memory), `save` (migrate away), `load` (migrate to here).
+guest touches BARs, resets, maps memory), `save` (migrate away), `resume` (migrate to here).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hostile import COMMANDS, ERROR, FEATURES, HEADER, REPLY
 if TYPE_CHECKING:
     from hostile import Device, Reply, Request
 
-PHASES = ("attach", "run", "save", "load")
+PHASES = ("attach", "run", "save", "resume")
 DELAY_SECONDS = 6.0
 U32, U64 = (1 << 32) - 1, (1 << 64) - 1
 GIB = 1 << 30
@@ -229,7 +229,7 @@ _PHASE_OF = {
     "region-write": "attach",
     "reset": "run",
     "mig-read": "save",
-    "mig-write": "load",
+    "mig-write": "resume",
     "precopy-info": "save",
 }
 _FEATURE_PHASE = {
@@ -573,7 +573,7 @@ for _name, _value in {"none": 0, "all": U64, "no-stop-copy": 4, "p2p": 7, "stop-
 for _value in (0, 99, U32):
     _add(f"state-get-{_value}", "attach", f"the state is {_value}", "feature", _put("<I", 8, _value), "state")
 for _name, _value in {"stop": 1, "running": 2, "stop-copy": 3, "resuming": 4, "pre-copy": 6}.items():
-    _phase = "load" if _name in ("resuming", "running") else "save"
+    _phase = "resume" if _name in ("resuming", "running") else "save"
     _add(
         f"state-refuse-{_name}", _phase, f"EIO for the arc to {_name}", "feature",
         _FRAME["error"][1], "state", on_errors=True, state=_value,
@@ -691,12 +691,12 @@ _add("mig-endless", "save", "data without end", "mig-read", _mig_endless, on_err
 _add("mig-one-byte", "save", "one byte a reply; slow but true", "mig-read", _mig_one_byte)
 _add(
     "mig-write-payload",
-    "load",
+    "resume",
     "the reply to a write carries the data back",
     "mig-write",
     _payload(bytes(4096)),
 )
-_add("mig-write-nospace", "load", "ENOSPC for data", "mig-write",
+_add("mig-write-nospace", "resume", "ENOSPC for data", "mig-write",
      _both(_payload(b""), _set(flags=REPLY | ERROR, error=errno.ENOSPC)))  # fmt: skip
 
 _add("precopy-argsz-0", "save", "argsz 0", "precopy-info", _put("<I", 0, 0))

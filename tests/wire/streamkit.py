@@ -28,15 +28,15 @@ def save(device: VfioUserDevice, count: int = 1 << 20) -> bytes:
     return stream
 
 
-def abandon_load(device: VfioUserDevice) -> None:
-    """Take a device whose load failed back to RUNNING: only a reset after a failed arc leads there."""
+def abandon_resume(device: VfioUserDevice) -> None:
+    """Take a device whose resume failed back to RUNNING: only a reset after a failed arc leads there."""
     if device.migration.get_state() is DeviceState.RESUMING:
         with contextlib.suppress(CommandError):
             device.migration.set_state(DeviceState.STOP)
     device.reset()
 
 
-def load(device: VfioUserDevice, stream: bytes, *, count: int = 1 << 20, resuming: bool = False) -> None:
+def resume(device: VfioUserDevice, stream: bytes, *, count: int = 1 << 20, resuming: bool = False) -> None:
     """Write a whole stream in slices of `count` bytes and take the device to RUNNING."""
     if not resuming:
         device.migration.set_state(DeviceState.RESUMING)

@@ -12,7 +12,7 @@ from serverkit import RunningServer, ServerFactory, readable
 from test_serve import run
 
 from vfu_dev.client import CommandError, MigrationError, Migrator, VfioUserDevice
-from vfu_dev.client.digest import loaded_digest, saved_digest
+from vfu_dev.client.digest import resumed_digest, saved_digest
 from vfu_dev.uapi import (
     VFIO_PCI_BAR0_REGION_INDEX,
     VFIO_PCI_BAR2_REGION_INDEX,
@@ -113,7 +113,7 @@ def test_the_example_migrates_between_two_servers_while_it_is_used(
         assert [moved.get(key << 7 | 1) for key in range(stored)] == list(range(stored))
     digest = saved_digest(kvstore.status())
     assert digest is not None
-    assert digest == loaded_digest(target.status())
+    assert digest == resumed_digest(target.status())
 
 
 def test_the_reference_device_refuses_the_examples_stream(
@@ -193,7 +193,7 @@ class Faulty(Device):
         if what == 5:
             self.raise_irq(-1)
 
-    def loaded(self) -> None:
+    def resumed(self) -> None:
         if self.registers["got"] == 1:
             self.page.store(4096, b"x")
 """

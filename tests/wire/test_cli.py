@@ -330,6 +330,6 @@ def test_the_hostile_server_lists_its_lies() -> None:
         subprocess.run(
             [*command, "--phase", phase], capture_output=True, text=True, check=True
         ).stdout.split()
-        for phase in ("attach", "run", "save", "load")
+        for phase in ("attach", "run", "save", "resume")
     ]
     assert sorted(itertools.chain.from_iterable(by_phase)) == sorted(names)

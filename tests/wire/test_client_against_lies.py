@@ -143,7 +143,7 @@ def migrate(source: VfioUserDevice, destination: VfioUserDevice) -> None:
 def session(lie: lies.Lie | None, timeout_seconds: float) -> None:
     with device_of(lie, timeout_seconds) as liar, device_of(None, PATIENCE_SECONDS) as honest:
         use(liar)
-        if lie is not None and lie.phase == "load":
+        if lie is not None and lie.phase == "resume":
             migrate(honest, liar)
         else:
             migrate(liar, honest)

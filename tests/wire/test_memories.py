@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from serverkit import PATIENCE_SECONDS, ServerFactory, wait_until
-from streamkit import load, read_all
+from streamkit import read_all, resume
 
 from vfu_dev import uapi
 from vfu_dev.client import CommandError, Migrator, Options, VfioUserDevice
@@ -63,10 +63,10 @@ def test_what_a_client_writes_to_its_mapping_moves(serve: ServerFactory) -> None
         migration.set_state(S.STOP_COPY)
         last = read_all(device, MIB)
         assert len(last) == length
-        load(other, stream + more + last)
+        resume(other, stream + more + last)
         with other.map_region(BAR2) as there:
             assert there.areas[0][1][:MIB] == memory[:MIB]
-        saved, loaded = source.status()["save"], destination.status()["load"]
+        saved, loaded = source.status()["save"], destination.status()["resume"]
         assert saved["digest"] == loaded["digest"]
         assert source.status()["counters"]["region_writes"] == 1
 
@@ -83,7 +83,7 @@ def test_access_modes_mix(serve: ServerFactory) -> None:
         with source.connect() as device, destination.connect() as other:
             device.region_write(BAR2, 5000, os.urandom(100))
             assert Migrator(device, other).run().stop_copy_bytes > 0
-        assert source.status()["save"]["digest"] == destination.status()["load"]["digest"]
+        assert source.status()["save"]["digest"] == destination.status()["resume"]["digest"]
 
 
 MEMORIES = (
@@ -122,12 +122,12 @@ def test_many_memories_of_different_kinds_move_together(serve: ServerFactory) ->
             writer.join()
         device.migration.set_state(S.STOP_COPY)
         parts.append(read_all(device, MIB))
-        load(other, b"".join(parts))
+        resume(other, b"".join(parts))
         assert (words_of(other, BAR4) == words).all()
         assert other.region_read(BAR2, 0, MIB) == device.region_read(BAR2, 0, MIB)
         device.migration.set_state(S.STOP)
         saved = source.audited()["save"]
-        assert saved["digest"] == destination.status()["load"]["digest"]
+        assert saved["digest"] == destination.status()["resume"]["digest"]
         assert (saved["status"], saved["audited"]) == ("completed", True)
         assert saved["pages_resent"] > 0
 
@@ -175,8 +175,8 @@ def test_new_initial_data_in_pre_copy(serve: ServerFactory, opted_in: bool) -> N
             assert promised(device)[1] == info.dirty_bytes
         stream += first + read_all(device, MIB)
         migration.set_state(S.STOP_COPY)
-        load(other, stream + read_all(device, MIB))
-        assert source.status()["save"]["digest"] == destination.status()["load"]["digest"]
+        resume(other, stream + read_all(device, MIB))
+        assert source.status()["save"]["digest"] == destination.status()["resume"]["digest"]
         assert source.status()["save"]["reinits"] == 1
 
 
@@ -248,4 +248,4 @@ def test_options_and_wait(serve: ServerFactory) -> None:
     with source.connect() as device, destination.connect() as other:
         progress = Migrator(device, other, Options(timeout_seconds=PATIENCE_SECONDS)).run()
         assert progress.initial_bytes > 64 * MIB
-    wait_until(lambda: destination.status()["load"]["status"] == "completed", "the load is complete")
+    wait_until(lambda: destination.status()["resume"]["status"] == "completed", "the load is complete")

@@ -7,7 +7,7 @@ import errno
 import pcikit
 import pytest
 from serverkit import ServerFactory, wait_until
-from streamkit import load, save
+from streamkit import resume, save
 
 from vfu_dev.client import CommandError, VfioUserDevice
 from vfu_dev.device.reference.writer import WriterStatus
@@ -103,7 +103,7 @@ def test_what_a_guest_wrote_migrates(serve: ServerFactory) -> None:
         # As QEMU does on its way: the state's word is the last.
         pcikit.write(other, pcikit.COMMAND, 0x0002)
         assert other.region_read(CONFIG, 0, 4096) != device.region_read(CONFIG, 0, 4096)
-        load(other, save(device))
+        resume(other, save(device))
         assert other.region_read(CONFIG, 0, 4096) == device.region_read(CONFIG, 0, 4096)
 
 

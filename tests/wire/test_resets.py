@@ -10,7 +10,7 @@ from pathlib import Path
 import pcikit
 import pytest
 from serverkit import RunningServer, ServerFactory, server_farm, short_folder, wait_until
-from streamkit import abandon_load, load, read_all, save
+from streamkit import abandon_resume, read_all, resume, save
 
 from vfu_dev.builds import artifact
 from vfu_dev.client import CommandError, VfioUserDevice
@@ -157,7 +157,7 @@ def goes_on(device: VfioUserDevice, other: RunningServer, state: DeviceState, st
     begun = state in (S.PRE_COPY, S.PRE_COPY_P2P, S.STOP_COPY)
     with other.connect() as target:
         sent = read_all(device, 4096) if begun else b""
-        load(target, sent + (b"" if state is S.STOP_COPY else save(device)))
+        resume(target, sent + (b"" if state is S.STOP_COPY else save(device)))
         if state is S.STOP_COPY:
             device.migration.set_state(S.RUNNING)
         assert target.region_read(BAR2, 0, MEMORY_BYTES) == device.region_read(BAR2, 0, MEMORY_BYTES)
@@ -173,7 +173,7 @@ def test_a_failed_load_is_left_by_a_function_reset_too(other: RunningServer) -> 
             device.migration.set_state(S.STOP)
         pcikit.function_reset(device)
         assert device.migration.get_state() is S.RUNNING
-        abandon_load(device)
+        abandon_resume(device)
 
 
 def test_a_function_reset_needs_no_library_of_ours(farm: ServerFactory) -> None:

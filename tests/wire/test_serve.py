@@ -49,7 +49,7 @@ def run(library: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
             ["--name", "a\nb\x1b[2J"],
             r"device: name 'a\nb\x1b[2J': control characters are not allowed",
         ),
-        (["--library", "/nonexistent.so"], "cannot load libvfio-user"),
+        (["--library", "/nonexistent.so"], "cannot open libvfio-user"),
         (["--control", "/nonexistent/c"], "there is no folder /nonexistent"),
     ],
 )
@@ -74,7 +74,7 @@ class Failing(ReferenceDevice):
 
 def test_a_server_that_cannot_be_made_leaves_nothing_behind(library: Path, short_tmp: Path) -> None:
     """No descriptor, no socket, no worker of a device that somebody else may serve."""
-    loaded = libvfio_user.load(library)
+    loaded = libvfio_user.open_library(library)
     taken = short_tmp / "file"
     taken.write_text("somebody's")
     device, failing = ReferenceDevice(memory_bytes=4096), Failing(memory_bytes=4096)

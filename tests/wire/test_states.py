@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import oracle
 import pytest
 from serverkit import RunningServer, ServerFactory
-from streamkit import load, save
+from streamkit import resume, save
 
 from vfu_dev import uapi
 from vfu_dev.client import CommandError, VfioUserDevice
@@ -127,7 +127,7 @@ def test_a_reset_in_pre_copy_does_not_end_the_migration(serve: ServerFactory) ->
         device.reset()
         device.region_write(BAR0, SCRATCH + 8, b"\xbb" * 8)
         rest = save(device)
-        load(other, begin + rest, resuming=True)
+        resume(other, begin + rest, resuming=True)
         assert other.region_read(BAR0, SCRATCH, 8) == bytes(8)
         assert other.region_read(BAR0, SCRATCH + 8, 8) == b"\xbb" * 8
         assert other.region_read(BAR2, 0, 1 << 20) == device.region_read(BAR2, 0, 1 << 20)

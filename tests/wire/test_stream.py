@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from serverkit import RunningServer, ServerFactory
-from streamkit import abandon_load, load, read_all, save
+from streamkit import abandon_resume, read_all, resume, save
 
 from vfu_dev.client import CommandError, Migrator, Options, VfioUserDevice
 from vfu_dev.uapi import DeviceState
@@ -99,9 +99,9 @@ def test_slices_of_any_size_make_the_same_device(serve: ServerFactory, count: in
         migration.set_state(S.STOP_COPY)
         parts += iter(lambda: migration.read(count), b"")
         migration.set_state(S.STOP)
-        load(other, b"".join(parts), count=max(1, count // 3))
+        resume(other, b"".join(parts), count=max(1, count // 3))
         assert same_memory(device, other, size)
-        saved, loaded = source.status()["save"], destination.status()["load"]
+        saved, loaded = source.status()["save"], destination.status()["resume"]
         assert saved["digest"] == loaded["digest"]
         assert (
             loaded["received_bytes"]
@@ -183,16 +183,16 @@ def test_a_damaged_stream_never_runs(
         if bad == good:
             continue
         with pytest.raises(CommandError) as caught:
-            load(device, bad, count=chance.choice([1000, 65536, MIB]))
+            resume(device, bad, count=chance.choice([1000, 65536, MIB]))
         assert caught.value.errno == errno.EINVAL
-        loaded = server.status()["load"]
+        loaded = server.status()["resume"]
         assert loaded["status"] == "failed"
         assert loaded["error"]
-        abandon_load(device)
+        abandon_resume(device)
         assert device.migration.get_state() is S.RUNNING
     assert loaded["error"] in server.log()
-    load(device, good)
-    assert server.status()["load"]["status"] == "completed"
+    resume(device, good)
+    assert server.status()["resume"]["status"] == "completed"
 
 
 def test_a_failed_stream_stays_failed(device: VfioUserDevice) -> None:
@@ -218,7 +218,7 @@ def test_another_shape_is_refused_in_the_first_message(serve: ServerFactory) -> 
             other.migration.write(first)
         assert caught.value.errno == errno.EINVAL
         device.region_write(BAR2, 0, b"the source still runs")
-        error = destination.status()["load"]["error"]
+        error = destination.status()["resume"]["error"]
         assert str(MIB) in error
         assert str(2 * MIB) in error
         device.migration.set_state(S.RUNNING)
@@ -242,7 +242,7 @@ def test_the_migrator_moves_a_device_that_is_written_to(serve: ServerFactory) ->
         assert other.migration.get_state() is S.RUNNING
         assert device.migration.get_state() is S.STOP
         assert same_memory(device, other, 8 * MIB)
-        saved, loaded = source.status()["save"], destination.status()["load"]
+        saved, loaded = source.status()["save"], destination.status()["resume"]
         assert saved["digest"] == loaded["digest"]
         assert (saved["precopy_bytes"], saved["stop_copy_bytes"]) == (
             state.precopy_bytes,

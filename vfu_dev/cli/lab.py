@@ -99,7 +99,7 @@ command.add_command(model)
     help="off: the devices do not announce PRE_COPY, and all their data moves while they are stopped. QEMU "
     "then stops only where the downtime limit, or --avail-switchover-bandwidth, has room for all of it.",
 )
-@option("--switchover-ack", is_flag=True, help="Stop the source only once initial data is loaded.")
+@option("--switchover-ack", is_flag=True, help="Stop the source only once initial data is received.")
 @downtime_limit_option(
     "How long the VM may stand still. QEMU takes whole milliseconds: fractions are rounded up."
 )

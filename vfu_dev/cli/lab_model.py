@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 )
 @downtime_limit_option("How long the device may stand still.")
 @switchover_bandwidth_option(aliases=["--switchover-bandwidth"])
-@option("--switchover-ack", is_flag=True, help="Stop only once initial data is loaded.")
+@option("--switchover-ack", is_flag=True, help="Stop only once initial data is received.")
 @option(
     "--stop-bandwidth",
     type=BANDWIDTH,

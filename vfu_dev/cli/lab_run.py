@@ -90,7 +90,7 @@ def run(
     from vfu_dev.series.prediction import annotation
     from vfu_dev.series.progress import RunProgress
     from vfu_dev.series.run import run_scenario
-    from vfu_dev.series.scenario import load_scenario, shipped
+    from vfu_dev.series.scenario import read_scenario, shipped
     from vfu_dev.series.summary import load_kept_up
 
     chosen = [*names, *(shipped() if everything else ())]
@@ -100,7 +100,7 @@ def run(
         raise ConfigError("--resume and --force: one keeps the run that is there, the other deletes it")
     changes = _changes(settings)
     # All files are judged before the first VM starts.
-    scenarios = [load_scenario(name, changes) for name in chosen]
+    scenarios = [read_scenario(name, changes) for name in chosen]
     summaries, failed = [], False
     for scenario in scenarios:
         folder = out / scenario.name
@@ -170,9 +170,9 @@ def _show(summary: Mapping[str, Any], page: Path) -> None:
 @json_option("Write names, points and moves as JSON", any_word=False)
 def scenarios(json_path: str | None) -> None:
     """List the shipped scenarios."""
-    from vfu_dev.series.scenario import load_scenario, shipped
+    from vfu_dev.series.scenario import read_scenario, shipped
 
-    found = [load_scenario(name) for name in shipped()]
+    found = [read_scenario(name) for name in shipped()]
     rows = [
         {
             "name": one.name,

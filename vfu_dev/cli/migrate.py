@@ -61,7 +61,7 @@ class Verifier:
         source_control, destination_control = self._controls
         if self.method in ("auto", "control") and source_control and destination_control:
             self.source_digest = digest.saved_digest(digest.audited_status(source_control))
-            self.destination_digest = digest.loaded_digest(destination_control.status())
+            self.destination_digest = digest.resumed_digest(destination_control.status())
         if self.match is None and self.method == "control":
             raise VfuDevError("the control sockets do not tell both digests")
         if self.match is None:

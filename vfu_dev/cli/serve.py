@@ -230,7 +230,7 @@ def command(
             return
         with blaming(ctx, load_arguments):
             load = load_of(load_arguments)
-        library = libvfio_user.load(find_library(library_path))
+        library = libvfio_user.open_library(find_library(library_path))
         with _exporter(metrics_addr, metrics_port) as exporter:
             server = Server(device, library, socket_path, _control_path(control_path, socket_path))
             try:

@@ -60,8 +60,8 @@ def saved_digest(status: dict[str, Any]) -> str | None:
     return _digest_of(status, "save")
 
 
-def loaded_digest(status: dict[str, Any]) -> str | None:
-    """Return the digest of the state that a destination's server loaded last."""
+def resumed_digest(status: dict[str, Any]) -> str | None:
+    """Return the digest of the state that a destination's server resumed last."""
     return _digest_of(status, "load")
 
 

@@ -72,7 +72,7 @@ class Device:
 
     A subclass declares `Registers`, `Region` and `Msix` as class attributes (see `declare`). What it has to
     decide at run time it adds in `__init__` instead: `super().__init__`, then `add_bar` for each BAR, and
-    finally `finish`. It may override `reset_registers`, `initialise`, `loaded`, `region_read` and
+    finally `finish`. It may override `reset_registers`, `initialise`, `resumed`, `region_read` and
     `region_write`.
 
     Attributes:
@@ -213,7 +213,7 @@ class Device:
             flags=self.flags,
             initial_limit_bytes=self.initial_limit_bytes,
             on_state=self._state_changed,
-            on_loaded=self.loaded,
+            on_resumed=self.resumed,
             on_unverified=self._unverified,
         )
         self.initialise()
@@ -243,7 +243,7 @@ class Device:
     def initialise(self) -> None:
         """Give memory its first content; called once, when memories and registers are there.
 
-        After a load that was given up, memory is zero instead.
+        After a resume that was given up, memory is zero instead.
         """
 
     def state_objects(self) -> Sequence[StateObject]:
@@ -253,12 +253,12 @@ class Device:
     def reset_registers(self) -> None:
         """Follow a device reset, after all registers returned to their initial values."""
 
-    def loaded(self) -> None:
-        """Follow a completed load, before the device may run."""
+    def resumed(self) -> None:
+        """Follow a completed resume, before the device may run."""
 
     def region_read(self, region: Region, offset: int, out: memoryview) -> None:
         """Fill `out` when the guest reads a declared region; in bounds, of any size and alignment."""
-        out[:] = region.load(offset, len(out))
+        out[:] = region.read(offset, len(out))
 
     def region_write(self, region: Region, offset: int, data: memoryview) -> None:
         """Follow the guest's write to a declared region; in bounds, `data` is dead after the call."""
@@ -357,7 +357,7 @@ class Device:
         Args:    state: the migration state afterwards, see `Migration.reset`.
         """
         self.counters.resets += 1
-        # Memory first: when an unverified load is given up, registers must be reset after it.
+        # Memory first: when an unverified resume is given up, registers must be reset after it.
         self.migration.reset(state, reason)
         for bar in self.bars:
             bar.reset()

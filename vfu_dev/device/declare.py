@@ -203,7 +203,7 @@ class Region(Declared["Region"]):
             raise OutsideRegionError(self, offset, len(data))
         self.memory.store(offset, data)
 
-    def load(self, offset: int, count: int) -> bytes:
+    def read(self, offset: int, count: int) -> bytes:
         """Return `count` bytes from `offset`, fewer at the end.
 
         Raises:  OutsideRegionError: an IndexError; `offset` or `count` is negative.

@@ -123,10 +123,10 @@ def mig_write(one: ArmedFault, reach: Reach, inner: Callable[[memoryview], None]
             inner(data)
             one.seen_bytes += len(data)
 
-    def when_loaded(data: memoryview) -> None:
-        before = migration.initial_loaded
+    def when_received(data: memoryview) -> None:
+        before = migration.initial_received
         inner(data)
-        if reach.strikes(one, here=migration.initial_loaded > before):
+        if reach.strikes(one, here=migration.initial_received > before):
             _act_in_session(one, reach)
 
     def write(data: memoryview) -> None:
@@ -150,7 +150,7 @@ def mig_write(one: ArmedFault, reach: Reach, inner: Callable[[memoryview], None]
                     _act_in_session(one, reach)
         counted(data)
 
-    return write if fault.when == "always" else when_loaded
+    return write if fault.when == "always" else when_received
 
 
 def _lie(one: ArmedFault, true: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 # Why an outgoing migration ended. `failed`: an error here.
 SAVE_RESULTS = ("completed", "cancelled", "reset", "disconnected", "failed")
 # Why an incoming one did. `refused`: the stream was damaged, foreign or cut off.
-LOAD_RESULTS = ("completed", "refused", "reset", "disconnected", "failed")
+RESUME_RESULTS = ("completed", "refused", "reset", "disconnected", "failed")
 SENT_PHASES = ("pre_copy_initial", "pre_copy_dirty", "stop_copy")
 
 
@@ -23,8 +23,8 @@ class Totals:
     saves_started: int = 0
     saves: dict[str, int] = field(default_factory=_zeros(SAVE_RESULTS))
     audit_failures: int = 0
-    loads_started: int = 0
-    loads: dict[str, int] = field(default_factory=_zeros(LOAD_RESULTS))
+    resumes_started: int = 0
+    resumes: dict[str, int] = field(default_factory=_zeros(RESUME_RESULTS))
     sent_bytes: dict[str, int] = field(default_factory=_zeros(SENT_PHASES))
     received_bytes: int = 0
     passes: int = 0

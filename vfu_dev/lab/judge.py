@@ -25,7 +25,7 @@ def judge(
         _judge_unmoved(result)
     if qemu.downtime_ms is not None and qemu.downtime_ms > qemu.downtime_limit_ms:
         result.warnings.append(
-            f"downtime {qemu.downtime_ms} ms, limit {qemu.downtime_limit_ms} ms (is the machine loaded?)"
+            f"downtime {qemu.downtime_ms} ms, limit {qemu.downtime_limit_ms} ms (is the machine busy?)"
         )
     spec = load or LoadSpec("idle")
     if guest is not None and not _guest_kept_up(result):

@@ -173,12 +173,12 @@ EXT_PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 def open_library(path: str) -> ctypes.CDLL:
     """Load the shared object.
 
-    Raises:  LibraryError: it cannot be loaded, with the loader's own reason.
+    Raises:  LibraryError: it cannot be opened, with the loader's own reason.
     """
     try:
         return ctypes.CDLL(path, use_errno=True)
     except OSError as err:
-        raise LibraryError(f"cannot load libvfio-user: {err}") from err
+        raise LibraryError(f"cannot open libvfio-user: {err}") from err
 
 
 def declare(library: ctypes.CDLL, name: str, prototype: tuple[Any, tuple[Any, ...]]) -> bool:

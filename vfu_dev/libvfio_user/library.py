@@ -1,4 +1,4 @@
-"""Which libvfio-user was loaded, and what it can do.
+"""Which libvfio-user was opened, and what it can do.
 
 Three kinds are in circulation (trap 7), told apart by what they export:
 
@@ -36,7 +36,7 @@ _MISSING_IN_V2 = (
 
 @dataclass(frozen=True)
 class Library:
-    """A loaded libvfio-user.
+    """A libvfio-user that was opened.
 
     Attributes:
         path: the shared object.
@@ -82,10 +82,10 @@ def failed(name: str) -> LibraryError:
     return error
 
 
-def load(path: Path | str) -> Library:
-    """Load the library at `path` and find out what it is.
+def open_library(path: Path | str) -> Library:
+    """Open the library at `path` and find out what it is.
 
-    Raises:  LibraryError: not loadable, not libvfio-user, or one that cannot be driven; the text says which.
+    Raises:  LibraryError: not a library, not libvfio-user, or one that cannot be driven; the text says which.
     """
     path = Path(path)
     handle = _ffi.open_library(str(path))
@@ -102,11 +102,11 @@ def load(path: Path | str) -> Library:
     if not _ffi.declare(handle, "vfu_setup_device_migration_callbacks", _ffi.SETUP_MIGRATION_V2):
         raise LibraryError(f"{path} has no migration at all (no vfu_setup_device_migration_callbacks)")
     if hasattr(handle, "vfu_setup_device_migration_ext"):
-        return _load_ours(path, handle)
-    return _load_v2(path, handle)
+        return _open_ours(path, handle)
+    return _open_v2(path, handle)
 
 
-def _load_ours(path: Path, handle: Any) -> Library:
+def _open_ours(path: Path, handle: Any) -> Library:
     for name, prototype in _ffi.EXT_PROTOTYPES.items():
         if not _ffi.declare(handle, name, prototype):
             raise LibraryError(f"{path} has vfu_setup_device_migration_ext but not {name}; build it again")
@@ -125,7 +125,7 @@ def _load_ours(path: Path, handle: Any) -> Library:
     return Library(path, "ours", flags, (), True, handle)
 
 
-def _load_v2(path: Path, handle: Any) -> Library:
+def _open_v2(path: Path, handle: Any) -> Library:
     missing = list(_MISSING_IN_V2)
     arguments = os.environ.get(DMA_ARGUMENTS_VARIABLE, "")
     if arguments not in ("", "3"):
@@ -157,7 +157,7 @@ def describe(path: Path | str) -> dict[str, object]:
         "error": None,
     }
     try:
-        library = load(path)
+        library = open_library(path)
     except LibraryError as err:
         return result | {"error": str(err)}
     flags = [flag.name for flag in MigrationFlags if flag in library.flags]

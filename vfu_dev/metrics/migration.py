@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from prometheus_client.metrics_core import Metric as Family
 
 from vfu_dev.figures.snapshot import Snapshot
-from vfu_dev.figures.totals import LOAD_RESULTS, SAVE_RESULTS, SENT_PHASES
+from vfu_dev.figures.totals import RESUME_RESULTS, SAVE_RESULTS, SENT_PHASES
 from vfu_dev.metrics.families import Metric
 
 STATE = Metric(
@@ -149,8 +149,8 @@ def collect(snapshot: Snapshot) -> Iterator[Family]:
     yield SAVES_STARTED.one(device, totals.saves_started)
     yield SAVES.many(device, [((result,), totals.saves[result]) for result in SAVE_RESULTS])
     yield AUDIT_FAILURES.one(device, totals.audit_failures)
-    yield LOADS_STARTED.one(device, totals.loads_started)
-    yield LOADS.many(device, [((result,), totals.loads[result]) for result in LOAD_RESULTS])
+    yield LOADS_STARTED.one(device, totals.resumes_started)
+    yield LOADS.many(device, [((result,), totals.resumes[result]) for result in RESUME_RESULTS])
     yield SENT_BYTES.many(device, [((phase,), totals.sent_bytes[phase]) for phase in SENT_PHASES])
     yield RECEIVED_BYTES.one(device, totals.received_bytes)
     yield PASSES.one(device, totals.passes)

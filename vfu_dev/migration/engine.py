@@ -14,9 +14,9 @@ from vfu_dev.memory import DeviceMemory
 from vfu_dev.memory.pages import PageIndices
 from vfu_dev.migration.audit import Audit
 from vfu_dev.migration.fsm import PRE_COPY_GROUP, RUNNING_GROUP, SAVING_GROUP, Action, StateMachine
-from vfu_dev.migration.load import LoadSession
 from vfu_dev.migration.plan import whole_state_bytes
-from vfu_dev.migration.records import LoadRecord, SaveRecord, Transition, log_state_change
+from vfu_dev.migration.records import ResumeRecord, SaveRecord, Transition, log_state_change
+from vfu_dev.migration.resume import ResumeSession
 from vfu_dev.migration.save import PrecopyInfo, SaveSession
 from vfu_dev.migration.schema import MigratableState
 from vfu_dev.migration.watch import Watch
@@ -41,8 +41,8 @@ class Migration:
         flags: what the device announces.
         initial_limit_bytes: see `SaveSession`.
         on_state: called after each change with the new state.
-        on_loaded: called when a load was completed, before the device may run.
-        on_unverified: called when a load was given up: memory holds what nobody verified and is to be
+        on_resumed: called when a resume was completed, before the device may run.
+        on_unverified: called when a resume was given up: memory holds what nobody verified and is to be
             cleared.
     """
 
@@ -54,7 +54,7 @@ class Migration:
         flags: MigrationFlags = ALL_FLAGS,
         initial_limit_bytes: int | None = None,
         on_state: Callable[[DeviceState], None] = lambda _: None,
-        on_loaded: Callable[[], None] = lambda: None,
+        on_resumed: Callable[[], None] = lambda: None,
         on_unverified: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
@@ -67,13 +67,13 @@ class Migration:
         self.client_knows_reinit = False
         self._reinit_untold = False
         self._initial_limit_bytes = initial_limit_bytes
-        self._on_state, self._on_loaded, self._on_unverified = on_state, on_loaded, on_unverified
+        self._on_state, self._on_resumed, self._on_unverified = on_state, on_resumed, on_unverified
         self._save: SaveSession | None = None
-        self._load: LoadSession | None = None
+        self._resume: ResumeSession | None = None
         self._seen: PrecopyInfo | None = None  # by the last look of the session under way
         self._audit: Audit | None = None
         self._save_record: SaveRecord | None = None
-        self._load_record: LoadRecord | None = None
+        self._resume_record: ResumeRecord | None = None
 
     # --- state --------------------------------------------------------------------------------------------
 
@@ -99,10 +99,10 @@ class Migration:
                 self._stop_save()
             case Action.END_SAVE:
                 self._end_save("aborted", None, "cancelled")
-            case Action.BEGIN_LOAD:
-                self._begin_load()
-            case Action.END_LOAD:
-                self._end_load()
+            case Action.BEGIN_RESUME:
+                self._begin_resume()
+            case Action.END_RESUME:
+                self._end_resume()
             case Action.NONE:
                 pass
         if self.state is not DeviceState.STOP_COPY:
@@ -123,8 +123,8 @@ class Migration:
             self.give_up_audit()
         if self._save is not None and state not in SAVING_GROUP:
             self._end_save("aborted", reason, interruption(reason))
-        if self._load is not None and state is not DeviceState.RESUMING:
-            self._abandon_load(reason, interruption(reason))
+        if self._resume is not None and state is not DeviceState.RESUMING:
+            self._abandon_resume(reason, interruption(reason))
         if state is not self.state:
             self._enter(state, reason)
 
@@ -132,8 +132,8 @@ class Migration:
         """Enter ERROR: the device could not be brought to any good state; only a reset leads out."""
         if self._save is not None:
             self._end_save("failed", reason, "failed")
-        if self._load is not None:
-            self._abandon_load(reason, "failed")
+        if self._resume is not None:
+            self._abandon_resume(reason, "failed")
         self._enter(DeviceState.ERROR, reason)
 
     def _enter(self, target: DeviceState, reason: str) -> None:
@@ -143,7 +143,7 @@ class Migration:
             self._save_record.predicted_downtime_seconds = self.watch.predicted_seconds
         self.transitions.append(Transition(time.time(), origin, target, reason))
         log_state_change(
-            logger, self.name, self.transitions[-1], self._save_record, self._load_record, self.watch
+            logger, self.name, self.transitions[-1], self._save_record, self._resume_record, self.watch
         )
         self._on_state(target)
 
@@ -281,7 +281,7 @@ class Migration:
     def audit_pending(self) -> bool:
         """Whether `advance_audit` has something to do that costs no downtime.
 
-        In STOP_COPY the client still finds out that this was all, and the destination loads the last of it:
+        In STOP_COPY the client still finds out that this was all, and the destination takes the last of it:
         steps of 5 ms in between were 5 to 10 ms of the downtime.
         """
         return self._audit is not None and self.state is not DeviceState.STOP_COPY
@@ -301,73 +301,73 @@ class Migration:
             self._audit.give_up()
             self._audit = None
 
-    # --- loading ------------------------------------------------------------------------------------------
+    # --- resuming -----------------------------------------------------------------------------------------
 
-    def _begin_load(self) -> None:
-        self.watch.totals.loads_started += 1
-        self._load_record = LoadRecord(started=time.time())
-        self._load = LoadSession(self.contents)
+    def _begin_resume(self) -> None:
+        self.watch.totals.resumes_started += 1
+        self._resume_record = ResumeRecord(started=time.time())
+        self._resume = ResumeSession(self.contents)
 
     def write(self, data: memoryview) -> None:
         """Serve MIG_DATA_WRITE.
 
         Raises:  StateError: outside RESUMING. StreamError: the stream is refused, now and from now on.
         """
-        load, record = self._load, self._load_record
-        if load is None or record is None:
+        resume, record = self._resume, self._resume_record
+        if resume is None or record is None:
             raise StateError(f"no migration data is expected in {self.state.name}")
         try:
-            load.write(data)
+            resume.write(data)
         except StreamError as err:
-            self._refuse_load(record, err)
+            self._refuse_resume(record, err)
             raise
         finally:
-            self.watch.totals.received_bytes += load.received_bytes - record.received_bytes
-            record.received_bytes = load.received_bytes
-            record.digest = load.digest
+            self.watch.totals.received_bytes += resume.received_bytes - record.received_bytes
+            record.received_bytes = resume.received_bytes
+            record.digest = resume.digest
 
-    def _end_load(self) -> None:
-        load, record = self._load, self._load_record
-        assert load is not None
+    def _end_resume(self) -> None:
+        resume, record = self._resume, self._resume_record
+        assert resume is not None
         assert record is not None
         try:
-            load.finish()
+            resume.finish()
         except StreamError as err:
             # RESUMING stays, the session stays failed: whoever asks again hears the same, until a reset.
-            self._refuse_load(record, err)
+            self._refuse_resume(record, err)
             raise
-        self._load = None
+        self._resume = None
         record.status, record.ended = "completed", time.time()
-        self.watch.load_ended("completed")
-        self._on_loaded()
+        self.watch.resume_ended("completed")
+        self._on_resumed()
 
     @property
-    def initial_loaded(self) -> int:
-        """How often all initial data of the load under way has arrived; above 1 only after a REINIT."""
-        return 0 if self._load is None else self._load.initial_ends
+    def initial_received(self) -> int:
+        """How often all initial data of the resume under way has arrived; above 1 only after a REINIT."""
+        return 0 if self._resume is None else self._resume.initial_ends
 
     def break_session(self, error: VfuDevError) -> None:
         """End the session under way as failed: migration data could not be read, or taken.
 
-        What was sent has a hole from then on, so a save cannot be completed and a load is refused for good.
+        What was sent has a hole from then on, so a save cannot be completed and a resume is refused for good.
         """
         if self._save is not None:
             self._end_save("failed", str(error), "failed")
-        if self._load is not None and self._load_record is not None:
-            self._refuse_load(self._load_record, self._load.refuse(str(error)))
+        if self._resume is not None and self._resume_record is not None:
+            self._refuse_resume(self._resume_record, self._resume.refuse(str(error)))
 
-    def _refuse_load(self, record: LoadRecord, error: StreamError) -> None:
+    def _refuse_resume(self, record: ResumeRecord, error: StreamError) -> None:
         if record.status == "active":
             record.status, record.error, record.ended = "failed", str(error), time.time()
-            self.watch.load_ended("refused")
+            self.watch.resume_ended("refused")
             logger.error("%s: state refused: %s", self.name, error)
 
-    def _abandon_load(self, reason: str, result: str) -> None:
-        self._load = None
-        record = self._load_record
+    def _abandon_resume(self, reason: str, result: str) -> None:
+        self._resume = None
+        record = self._resume_record
         if record is not None and record.status == "active":
             record.status, record.error, record.ended = "aborted", reason, time.time()
-            self.watch.load_ended(result)
+            self.watch.resume_ended(result)
         logger.warning("%s: incoming state given up (%s), memory is cleared", self.name, reason)
         self._on_unverified()
 
@@ -391,8 +391,8 @@ class Migration:
 
     def received(self) -> int:
         """Return the stream bytes of the most recent incoming migration so far."""
-        return 0 if self._load_record is None else self._load_record.received_bytes
+        return 0 if self._resume_record is None else self._resume_record.received_bytes
 
-    def load_status(self) -> dict[str, object] | None:
+    def resume_status(self) -> dict[str, object] | None:
         """Return the most recent incoming migration."""
-        return None if self._load_record is None else asdict(self._load_record)
+        return None if self._resume_record is None else asdict(self._resume_record)

@@ -31,8 +31,8 @@ class Action(Enum):
     BEGIN_SAVE = "begin save"
     STOP_SAVE = "only the rest is left to save"
     END_SAVE = "end save"
-    BEGIN_LOAD = "begin load"
-    END_LOAD = "end load"
+    BEGIN_RESUME = "begin resume"
+    END_RESUME = "end resume"
 
 
 class Arc(NamedTuple):
@@ -65,8 +65,8 @@ ARCS: tuple[Arc, ...] = (
     Arc(S.PRE_COPY, S.RUNNING, Action.END_SAVE),
     Arc(S.PRE_COPY_P2P, S.RUNNING_P2P, Action.END_SAVE, **_P2P),
     Arc(S.STOP_COPY, S.STOP, Action.END_SAVE),
-    Arc(S.STOP, S.RESUMING, Action.BEGIN_LOAD),
-    Arc(S.RESUMING, S.STOP, Action.END_LOAD),
+    Arc(S.STOP, S.RESUMING, Action.BEGIN_RESUME),
+    Arc(S.RESUMING, S.STOP, Action.END_RESUME),
 )
 
 

@@ -61,7 +61,7 @@ class SaveRecord(SaveCounters):
 
 
 @dataclass
-class LoadRecord:
+class ResumeRecord:
     """What became of the most recent incoming migration."""
 
     status: str = "active"  # active, completed, failed, aborted
@@ -77,10 +77,10 @@ def log_state_change(
     device: str,
     change: Transition,
     save: SaveRecord | None,
-    load: LoadRecord | None,
+    resume: ResumeRecord | None,
     watch: Watch,
 ) -> None:
-    """Log one line with why the state changed and the figures that matter then; `save` and `load` if any."""
+    """Log one line with why the state changed and the figures that matter then."""
     origin, target = change.origin, change.target
     text = "" if change.reason == "requested" else f" ({change.reason})"
     fields: dict[str, object] = {
@@ -116,7 +116,7 @@ def log_state_change(
                 assert measured is not None
                 fields["downtime_seconds"] = round(measured, 6)
                 text += f", measured {measured * 1000:.0f} ms"
-    if load is not None and origin is DeviceState.RESUMING:
-        text += f": {format_size(load.received_bytes)} received, {load.status}"
-        fields |= {"load_status": load.status, "received_bytes": load.received_bytes}
+    if resume is not None and origin is DeviceState.RESUMING:
+        text += f": {format_size(resume.received_bytes)} received, {resume.status}"
+        fields |= {"load_status": resume.status, "received_bytes": resume.received_bytes}
     logger.info("%s: %s -> %s%s", device, origin.name, target.name, text, extra={"fields": fields})

@@ -31,7 +31,7 @@ class Sampler:
         self._sampled = 0.0  # when, of time.monotonic
         self._due = 0.0
         self._transferred = 0
-        self._saves = self._loads = 0
+        self._saves = self._resumes = 0
         self.cost_seconds = 0.0  # of the last sample
 
     def timeout(self) -> float | None:
@@ -86,10 +86,10 @@ class Sampler:
         if state is DeviceState.RESUMING:
             watch.forecast = Forecast()
             transferred = migration.received()
-            if watch.totals.loads_started == self._loads and self._state is state:
+            if watch.totals.resumes_started == self._resumes and self._state is state:
                 rate = (transferred - self._transferred) / (now - self._sampled)
                 watch.forecast.transfer_rate_bytes_per_second = rate
-            self._loads = watch.totals.loads_started
+            self._resumes = watch.totals.resumes_started
         else:
             transferred, passes = migration.sent()
             if state in _SAMPLED:

@@ -109,9 +109,9 @@ class Watch:
         self.last_stop_copy_seconds = self._stop_copy_seconds
         self.last_downtime_seconds = downtime
 
-    def load_ended(self, result: str) -> None:
-        """Count the end of an incoming migration, one of LOAD_RESULTS."""
-        self.totals.loads[result] += 1
+    def resume_ended(self, result: str) -> None:
+        """Count the end of an incoming migration, one of RESUME_RESULTS."""
+        self.totals.resumes[result] += 1
 
     def add_sample(self, sample: Sample) -> None:
         """Keep a sample."""

@@ -27,7 +27,7 @@ NOTHING = "\N{EN DASH}"  # a figure that is not known
 PICTURES = {"migration": migration_figure, "passes": passes_figure, "phases": phases_figure}
 
 
-def load(path: Path) -> dict[str, Any]:
+def read_report(path: Path) -> dict[str, Any]:
     """Return the result of a lab run that `path` holds.
 
     Raises: ConfigError: the file cannot be read, or holds something else.

@@ -21,7 +21,7 @@ class Metric(NamedTuple):
 
 
 METRICS: dict[str, Metric] = {
-    "downtime_ms": Metric("ms", "downtime as QEMU's source measures it, the destination's load included"),
+    "downtime_ms": Metric("ms", "downtime as QEMU's source measures it, the destination's resume included"),
     "outage_ms": Metric(
         "ms", "from the stop of the source's device to the start of the destination's, longest"
     ),

@@ -177,7 +177,7 @@ def parse(
     )
 
 
-def load_scenario(name: str | Path, changes: Mapping[str, Any] | None = None) -> Scenario:
+def read_scenario(name: str | Path, changes: Mapping[str, Any] | None = None) -> Scenario:
     """Return the scenario in a file, or the shipped one of that name; `changes` as in `parse`.
 
     Raises:  ConfigError: neither exists, or it says something impossible.

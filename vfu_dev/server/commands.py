@@ -146,7 +146,7 @@ class Commands:
             "dirty_bytes": None if seen is None else seen.dirty_bytes,
             "generator": self._server.load.status(),
             "save": migration.save_status(),
-            "load": migration.load_status(),
+            "load": migration.resume_status(),
             "transitions": [transition.as_dict() for transition in migration.transitions],
             "interrupts": device.interrupts.as_dict(),
             "counters": asdict(device.counters),

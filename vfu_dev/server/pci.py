@@ -1,7 +1,7 @@
 """What the PCI bus sees of a device: identity, BARs and capabilities in configuration space.
 
 Names and offsets are those of <linux/pci_regs.h>. The layout is the same for every device of a kind, because
-QEMU compares what cannot be written when it loads a migrated configuration space.
+QEMU compares what cannot be written when it restores a migrated configuration space.
 """
 
 from __future__ import annotations

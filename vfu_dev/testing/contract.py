@@ -12,7 +12,7 @@ from vfu_dev.device import Access, Device, MemoryBar, MsixBar, RegisterBar
 from vfu_dev.device.fields import layout
 from vfu_dev.device.regions import judge_place
 from vfu_dev.errors import AccessError, ConfigError, StreamError, VfuDevError
-from vfu_dev.migration import LoadSession, SaveSession, StateHasher
+from vfu_dev.migration import ResumeSession, SaveSession, StateHasher
 from vfu_dev.migration.fsm import PRE_COPY_GROUP, RUNNING_GROUP
 from vfu_dev.testing.memory_client import InMemoryClient, move
 from vfu_dev.uapi import DeviceState, MigrationFlags
@@ -45,8 +45,8 @@ class _Found(Exception):  # noqa: N818 - what a check found, not an error of its
 class _Bench:
     """What every check works with: new devices of the kind, and a fixed random sequence."""
 
-    def __init__(self, factory: Callable[[], Device], changed_by_load: Collection[str]) -> None:
-        self.changed_by_load = changed_by_load
+    def __init__(self, factory: Callable[[], Device], changed_by_resume: Collection[str]) -> None:
+        self.changed_by_resume = changed_by_resume
         self.random = random.Random(0x5646)
         self._factory = factory
         self._stack = ExitStack()
@@ -245,13 +245,13 @@ def round_trip(bench: _Bench) -> None:
     for slice_bytes in _SLICES:
         source, target = bench.used(), bench.client()
         if slice_bytes == 1:
-            _load_whole(source, target)
+            _resume_whole(source, target)
             continue
         promised = _visible(source)
         move(source, target, slice_bytes)
         found = _visible(target)
         lost = [name for name in promised if promised[name] != found[name]]
-        lost = [name for name in lost if name not in bench.changed_by_load]
+        lost = [name for name in lost if name not in bench.changed_by_resume]
         _require(
             not lost,
             f"in slices of {slice_bytes} bytes, what a guest reads differs in: {', '.join(lost)} (kept "
@@ -259,19 +259,19 @@ def round_trip(bench: _Bench) -> None:
         )
 
 
-def _load_whole(source: InMemoryClient, target: InMemoryClient) -> None:
-    """Move a state in tiny slices, without `loaded`: what was packed is what gets unpacked."""
+def _resume_whole(source: InMemoryClient, target: InMemoryClient) -> None:
+    """Move a state in tiny slices, without `resumed`: what was packed is what gets unpacked."""
     state = source.device.migration.contents
     save = SaveSession(state, stopped=True)
-    load = LoadSession(target.device.migration.contents)
+    session = ResumeSession(target.device.migration.contents)
     buffer = bytearray(1 << 16)
     while stored := save.read_into(memoryview(buffer)):
         step = 1 if stored < len(buffer) // 4 else 61  # a large state byte by byte would take seconds
         for at in range(0, stored, step):
-            load.write(memoryview(buffer)[at : min(stored, at + step)])
-    load.finish()
+            session.write(memoryview(buffer)[at : min(stored, at + step)])
+    session.finish()
     for ours, theirs in zip(state.memories, target.device.migration.contents.memories, strict=True):
-        _require(bool((ours.data == theirs.data).all()), f"memory {ours.name} differs after a load")
+        _require(bool((ours.data == theirs.data).all()), f"memory {ours.name} differs after a resume")
     for block, other in zip(state.blocks, target.device.migration.contents.blocks, strict=True):
         _require(block.pack() == other.pack(), f"registers {block.name}: unpack is not what was packed")
 
@@ -414,14 +414,14 @@ CHECKS: tuple[Callable[[_Bench], None], ...] = (
 )
 
 
-def check_device(factory: Callable[[], Device], *, changed_by_load: Collection[str] = ()) -> list[str]:
+def check_device(factory: Callable[[], Device], *, changed_by_resume: Collection[str] = ()) -> list[str]:
     """Put devices that `factory` makes through every check; each gets new ones.
 
     A device that cannot be made, because it declares what cannot be, fails `declarations` alone.
 
     Args:
         factory: the class, or anything that returns a new device; small memories make it quick.
-        changed_by_load: registers that differ after a migration on purpose, such as a count of migrations.
+        changed_by_resume: registers that differ after a migration on purpose, such as a count of migrations.
 
     Returns: the names of the checks.
     Raises:  ContractError: with everything that was found.
@@ -433,7 +433,7 @@ def check_device(factory: Callable[[], Device], *, changed_by_load: Collection[s
         raise ContractError(called, {declarations.__name__: str(err)}) from err
     broken = {}
     for check in CHECKS:
-        with _Bench(factory, changed_by_load) as bench:
+        with _Bench(factory, changed_by_resume) as bench:
             try:
                 check(bench)
             except _Found as found:

@@ -216,8 +216,8 @@ class ReferenceDevice(Device):
         """Have windows where the register says."""
         self._move_windows()
 
-    def loaded(self) -> None:
+    def resumed(self) -> None:
         """Count the migration."""
         self.registers["generation"] = (self.registers["generation"] + 1) & 0xFFFF_FFFF_FFFF_FFFF
-        self.load.loaded()
+        self.load.resumed()
         self._move_windows()

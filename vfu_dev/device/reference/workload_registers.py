@@ -170,7 +170,7 @@ class RegisterLoad:
         self._end()
         self._writing = False
 
-    def loaded(self) -> None:
+    def resumed(self) -> None:
         """Follow a completed migration into here: the registers are those of the source."""
         self._end()
         self._writing = self._registers["load_status"] == LoadStatus.WRITING

@@ -13,11 +13,11 @@ from vfu_dev.migration.schema import Block, MigratableState, blocks_digest, stat
 from vfu_dev.migration.stream import StreamDecoder
 
 
-class LoadSession:
+class ResumeSession:
     """One incoming migration: `write` slices of the stream, `finish` when no more will come.
 
     Memory is written as it arrives, register blocks only when everything was verified. Until `finish`
-    returned the device must not run: a load that is given up leaves memory that nobody verified.
+    returned the device must not run: a resume that is given up leaves memory that nobody verified.
 
     Args:    state: what migrates; its memories are cleared.
 
@@ -63,7 +63,7 @@ class LoadSession:
         self._decoder.feed(data)
 
     def finish(self) -> None:
-        """Complete the load: register blocks take effect.
+        """Complete the resume: register blocks take effect.
 
         Raises:  StreamError: something is missing or was wrong; the device must not run.
         """
