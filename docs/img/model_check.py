@@ -22,7 +22,7 @@ from vfu_dev.model.link import migrator_link
 from vfu_dev.model.predict import predict
 from vfu_dev.report.convergence_map import against_figure
 from vfu_dev.report.drawing import write_png
-from vfu_dev.workload import LoadSpec
+from vfu_dev.workload import Workload
 
 HERE = Path(__file__).parent
 MIB = 1 << 20
@@ -44,7 +44,7 @@ def start(folder: Path, name: str, *options: str) -> tuple[subprocess.Popen[byte
     return process, path
 
 
-def measure(source: Path, destination: Path, load: LoadSpec) -> dict[str, Any]:
+def measure(source: Path, destination: Path, load: Workload) -> dict[str, Any]:
     """Migrate once; returns what the model says and what it was, as pairs."""
     link = migrator_link(BANDWIDTH, downtime_limit_seconds=LIMIT_SECONDS, overhead_seconds=0.002)
     said = predict(load, MEMORY // 4096, link, limit_seconds=TIMEOUT_SECONDS)
@@ -87,7 +87,7 @@ def main() -> None:
         try:
             for pattern in PATTERNS:
                 for ratio in RATIOS:
-                    load = LoadSpec(pattern, rate_pages=ratio * BANDWIDTH / 4096)
+                    load = Workload(pattern, rate_pages=ratio * BANDWIDTH / 4096)
                     tries = []
                     while len(tries) < TRIES and (not tries or tries[-1]["link_reached"] < 0.97):
                         tries.append(measure(from_path, to_path, load))

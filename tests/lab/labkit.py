@@ -9,7 +9,7 @@ from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.options import MigrateOptions
-from vfu_dev.workload import LoadSpec
+from vfu_dev.workload import Workload
 
 KIB, MIB = 1 << 10, 1 << 20
 # QEMU takes a server that does not answer for 5 s for dead. On a busy machine it may only wait for its turn.
@@ -18,9 +18,9 @@ PATIENT = ("-global", f"vfio-user-pci.x-msg-timeout={round(PATIENCE_SECONDS * 10
 NOTHING_FITS = 100
 
 
-def dirtying(rate_bytes: int, pattern: str = "uniform") -> LoadSpec:
+def dirtying(rate_bytes: int, pattern: str = "uniform") -> Workload:
     """Return a load that dirties so many bytes of pages a second, by writes of 8 bytes; 0 writes nothing."""
-    return LoadSpec(pattern, rate_pages=rate_bytes / 4096) if rate_bytes else LoadSpec("idle")
+    return Workload(pattern, rate_pages=rate_bytes / 4096) if rate_bytes else Workload("idle")
 
 
 def small(qemu: Path, library: Path, **changes: Any) -> MigrateOptions:

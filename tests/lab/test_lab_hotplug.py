@@ -17,7 +17,7 @@ from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.vm.guest import GuestResult
 from vfu_dev.vm.qemu import QmpError
-from vfu_dev.workload import LoadSpec
+from vfu_dev.workload import Workload
 
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]
@@ -77,7 +77,7 @@ def test_devices_come_and_go(options: Options, in_lab: InLab, guest_image: Path)
         options(
             guest_image=guest_image,
             memory_bytes=256 * KIB,
-            load=LoadSpec("idle"),
+            load=Workload("idle"),
             spare_ports=1,
             max_bandwidth=256 * MIB,
             warmup_seconds=0.0,
@@ -119,7 +119,7 @@ def test_a_device_whose_server_died_is_replaced(options: Options, in_lab: InLab,
             memory_bytes=256 * KIB,
             devices=2,
             qemu_extra=(*PATIENT, *NATIVE_HOTPLUG),
-            load=LoadSpec("idle"),
+            load=Workload("idle"),
             max_bandwidth=256 * MIB,
             warmup_seconds=0.0,
         ),
@@ -160,7 +160,7 @@ def test_nothing_is_plugged_while_a_vm_moves(options: Options, in_lab: InLab, gu
         options(
             guest_image=guest_image,
             memory_bytes=256 * KIB,
-            load=LoadSpec("idle"),
+            load=Workload("idle"),
             spare_ports=1,
             max_bandwidth=256 * MIB,
             warmup_seconds=0.0,

@@ -15,7 +15,7 @@ from vfu_dev.errors import ConfigError
 from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.vm.guest import GuestError, LinuxGuest
-from vfu_dev.workload import Burst, LoadSpec, Phase
+from vfu_dev.workload import Burst, Phase, Workload
 
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]
@@ -29,7 +29,7 @@ def linux(options: Options, guest_image: Path) -> Callable[..., MigrateOptions]:
         values = {
             "guest_image": guest_image,
             "memory_bytes": 256 * KIB,
-            "load": LoadSpec("idle"),
+            "load": Workload("idle"),
             "max_bandwidth": 1 << 30,
             "switchover_bandwidth": 64 * MIB,
             "warmup_seconds": 0.0,
@@ -68,12 +68,12 @@ def recording(path: Path) -> str:
 def test_loads_of_every_kind_arrive(linux: Options, in_lab: InLab, tmp_path: Path) -> None:
     """Writes of 1 byte to 64 KiB, by MMIO and by DMA: the device holds what the guest wrote, and no more."""
     loads = [
-        LoadSpec("uniform", rate_pages=2000, write_bytes=1, seed=1),
-        LoadSpec("zipf", rate_pages=2000, write_bytes=3, seed=2),
-        LoadSpec("hotset", rate_bytes=4e5, write_bytes=1000, seed=3, burst=Burst(0.3, 0.05)),
-        LoadSpec("sequential", rate_bytes=4e5, write_bytes=64 * KIB, seed=4),
-        LoadSpec("phases", phases=(Phase(0.05, LoadSpec(rate_pages=3000)), Phase(0.01, LoadSpec("idle")))),
-        LoadSpec("trace", trace=recording(tmp_path / "trace.csv"), seed=6),
+        Workload("uniform", rate_pages=2000, write_bytes=1, seed=1),
+        Workload("zipf", rate_pages=2000, write_bytes=3, seed=2),
+        Workload("hotset", rate_bytes=4e5, write_bytes=1000, seed=3, burst=Burst(0.3, 0.05)),
+        Workload("sequential", rate_bytes=4e5, write_bytes=64 * KIB, seed=4),
+        Workload("phases", phases=(Phase(0.05, Workload(rate_pages=3000)), Phase(0.01, Workload("idle")))),
+        Workload("trace", trace=recording(tmp_path / "trace.csv"), seed=6),
     ]
 
     async def scenario(lab: Lab) -> None:
@@ -89,7 +89,7 @@ def test_loads_of_every_kind_arrive(linux: Options, in_lab: InLab, tmp_path: Pat
         assert found["verified"], found
         assert (found["via"], found["compared_bytes"]) == ("mmio", 256 * KIB)
         # The same checks see what somebody else wrote.
-        await lab.source.servers[0].command("load", load=LoadSpec(rate_pages=2000, seed=9).to_dict())
+        await lab.source.servers[0].command("load", load=Workload(rate_pages=2000, seed=9).to_dict())
         async with asyncio.timeout(PATIENCE_SECONDS):
             while (await guest.command("verify via=dma"))["mismatched_bytes"] < 100:
                 await asyncio.sleep(0.01)
@@ -108,7 +108,7 @@ def test_a_load_keeps_its_rate_or_says_so(linux: Options, in_lab: InLab) -> None
 
     async def scenario(lab: Lab) -> None:
         guest = guest_of(lab)
-        await guest.start(LoadSpec(rate_pages=400, write_bytes=16))
+        await guest.start(Workload(rate_pages=400, write_bytes=16))
         await until_written(guest, 200)
         kept = await guest.command("stop")
         due = 400 * kept["elapsed_ns"] / 1e9
@@ -117,7 +117,7 @@ def test_a_load_keeps_its_rate_or_says_so(linux: Options, in_lab: InLab) -> None
         assert kept["written_bytes"] == 16 * kept["writes"]
         assert (await guest.verify()).asked_rate_bytes == 6400
         # Each write is a message to the server: ten million a second are not possible.
-        await guest.start(LoadSpec(rate_pages=10_000_000))
+        await guest.start(Workload(rate_pages=10_000_000))
         async with asyncio.timeout(PATIENCE_SECONDS):
             while not (await guest.command("status"))["missed_writes"]:
                 await asyncio.sleep(0.01)
@@ -127,12 +127,12 @@ def test_a_load_keeps_its_rate_or_says_so(linux: Options, in_lab: InLab) -> None
         assert lost.missed_writes > 0
         assert lost.reached_rate_bytes < 0.5 * lost.asked_rate_bytes == 40e6
         with pytest.raises(GuestError, match="larger than the memory"):
-            await guest.start(LoadSpec(rate_pages=1, write_bytes=512 * KIB))
+            await guest.start(Workload(rate_pages=1, write_bytes=512 * KIB))
         for part in ((0, 260 * KIB), (260 * KIB, (1 << 64) - 4 * KIB), (KIB, 4 * KIB), (0, 0)):
             with pytest.raises(GuestError, match="not a part of the memory"):
-                await guest.start_on(LoadSpec(rate_pages=1), part)
+                await guest.start_on(Workload(rate_pages=1), part)
         with pytest.raises(ConfigError, match="cannot count"):
-            await guest.start(LoadSpec(rate_pages=1 << 50, burst=Burst(1e-14, 86400.0)))
+            await guest.start(Workload(rate_pages=1 << 50, burst=Burst(1e-14, 86400.0)))
 
     in_lab(linux(), scenario)
 
@@ -142,7 +142,7 @@ def test_mapped_memory_is_read_as_memory(linux: Options, in_lab: InLab) -> None:
 
     async def scenario(lab: Lab) -> None:
         guest = guest_of(lab)
-        await guest.start(LoadSpec("uniform", rate_pages=2000, write_bytes=100))
+        await guest.start(Workload("uniform", rate_pages=2000, write_bytes=100))
         await until_written(guest, 300)
         assert (await guest.command("verify"))["via"] == "mmio"
         await lab.move()

@@ -17,7 +17,7 @@ from vfu_dev.device.reference.workload_registers import CTRL_PAGES, CTRL_RUN, Lo
 from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.vm.guest import LinuxGuest
-from vfu_dev.workload import ArrayWriter, LoadSpec, writes_of
+from vfu_dev.workload import ArrayWriter, Workload, writes_of
 
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]
@@ -41,7 +41,7 @@ async def load(line: Path, *arguments: str, interrupt: bool = False) -> tuple[in
 
 def test_a_guest_makes_the_load(options: Options, guest_image: Path, in_lab: InLab) -> None:
     """By its CPU and by DMA, for a time and until interrupted; the guest finds what it wrote."""
-    chosen = options(guest_image=guest_image, memory_bytes=256 * KIB, load=LoadSpec("idle"), devices=2)
+    chosen = options(guest_image=guest_image, memory_bytes=256 * KIB, load=Workload("idle"), devices=2)
 
     async def scenario(lab: Lab) -> None:
         guest, line = lab.guest, lab.source.qemu.line_socket
@@ -73,7 +73,7 @@ def test_a_guest_makes_the_load(options: Options, guest_image: Path, in_lab: InL
 
 def test_the_devices_own_load_moves_with_its_registers(options: Options, in_lab: InLab) -> None:
     """Begun by the guest on one QEMU, gone on with on the other: together they are one load."""
-    spec = LoadSpec("hotset", rate_pages=3000, write_bytes=64, seed=5, hot_fraction=0.2, hot_share=0.7)
+    spec = Workload("hotset", rate_pages=3000, write_bytes=64, seed=5, hot_fraction=0.2, hot_share=0.7)
 
     async def scenario(lab: Lab) -> None:
         registers = Registers(lab)

@@ -12,7 +12,7 @@ from vfu_dev.lab.judge import judge
 from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.vm.guest import LinuxGuest
-from vfu_dev.workload import LoadSpec
+from vfu_dev.workload import Workload
 
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]
@@ -61,7 +61,7 @@ def test_fifty_moves_without_a_mismatch(options: Options, in_lab: InLab, guest_i
         assert isinstance(guest, LinuxGuest)
         await guest.command(f"writer buffer={MIB} rate={16 * MIB}")
         # MMIO and descriptors have half of the device's memory each: journals of their own.
-        await guest.start_on(LoadSpec("hotset", rate_pages=1000, write_bytes=24), (0, 2 * MIB))
+        await guest.start_on(Workload("hotset", rate_pages=1000, write_bytes=24), (0, 2 * MIB))
         before = {"writes": 0, "batches": 0}
         for number in range(MOVES):
             if number % MOVES_EACH == 0:
@@ -88,7 +88,7 @@ def test_fifty_moves_without_a_mismatch(options: Options, in_lab: InLab, guest_i
     chosen = options(
         guest_image=guest_image,
         memory_bytes=4 * MIB,
-        load=LoadSpec("idle"),
+        load=Workload("idle"),
         max_bandwidth=1 << 30,
         switchover_bandwidth=64 * MIB,
         downtime_limit_ms=300,

@@ -18,7 +18,7 @@ from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.report.page import write_report
 from vfu_dev.vm.qtest_guest import QtestGuest
-from vfu_dev.workload import LoadSpec
+from vfu_dev.workload import Workload
 
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]
@@ -100,7 +100,7 @@ def test_goes_on_until_the_downtime_limit_can_be_kept(options: Options, in_lab: 
         await lab.configure()
         await lab.begin(await lab.listen())
         await lab.wait_for(lambda row: row["source"][0].get("initial_bytes") == 0, "the end of initial data")
-        await guest.write_pages(lab.options.memory_bytes // 4096, LoadSpec("sequential", rate_pages=1))
+        await guest.write_pages(lab.options.memory_bytes // 4096, Workload("sequential", rate_pages=1))
         row = await lab.wait_for(lambda row: row["source"][0].get("dirty_bytes") == 0, "a clean device")
         assert row["status"] == "active"
         await lab.source.qemu.execute(

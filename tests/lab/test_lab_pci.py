@@ -37,7 +37,7 @@ from serverkit import PATIENCE_SECONDS
 from vfu_dev.lab.judge import judge
 from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.result import MigrationResult
-from vfu_dev.workload import LoadSpec
+from vfu_dev.workload import Workload
 
 D0, D3_HOT = 0, 3
 WAIT_MS = round(PATIENCE_SECONDS * 1000)  # for an interrupt
@@ -96,7 +96,7 @@ def journey(
         library,
         guest_image=guest_image,
         memory_bytes=256 * KIB,
-        load=LoadSpec("idle"),
+        load=Workload("idle"),
         max_bandwidth=256 * MIB,
         warmup_seconds=0.0,
     )

@@ -16,7 +16,7 @@ from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.vm.qemu import Qemu
-from vfu_dev.workload import LoadSpec
+from vfu_dev.workload import Workload
 
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]
@@ -106,7 +106,7 @@ def rebooting(options: Options, guest_image: Path) -> MigrateOptions:
     return options(
         guest_image=guest_image,
         memory_bytes=256 * KIB,
-        load=LoadSpec("idle"),
+        load=Workload("idle"),
         reboot=True,
         max_bandwidth=256 * MIB,
         warmup_seconds=0.0,

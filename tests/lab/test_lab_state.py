@@ -19,7 +19,7 @@ from vfu_dev.vm.guest import Guest, GuestResult, LinuxGuest, VerifyProgress
 from vfu_dev.vm.qemu import FIRST_SLOT, Qemu
 from vfu_dev.vm.qtest import QtestClient
 from vfu_dev.vm.qtest_guest import PCI_BASE_ADDRESS_0, PCI_COMMAND, REG_GENERATION, REG_SCRATCH
-from vfu_dev.workload import LoadSpec
+from vfu_dev.workload import Workload
 
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]
@@ -63,7 +63,7 @@ class TwoMemoryGuest(Guest):
         self.client = QtestClient(qemu.qtest_socket)
         await self.client.connect()
 
-    async def start(self, load: LoadSpec) -> None:
+    async def start(self, load: Workload) -> None:
         """Write to both memories and the scratch register until `stop`."""
         await self.client.write(8, BAR_ADDRESS[0] + REG_SCRATCH, 0x5CA7C4)
         self._stopping = False

@@ -31,15 +31,15 @@ from serverkit import server_farm, short_folder  # noqa: E402
 from vfu_dev.builds import artifact  # noqa: E402
 from vfu_dev.lab.lab import Lab  # noqa: E402
 from vfu_dev.lab.options import MigrateOptions  # noqa: E402
-from vfu_dev.workload import LoadSpec  # noqa: E402
+from vfu_dev.workload import Workload  # noqa: E402
 
 MIB = 1 << 20
 DEVICE = ("--device", f"{HERE / 'recorded_device.py'}:RecordedDevice")
 
 
-def pages(rate: float) -> LoadSpec:
+def pages(rate: float) -> Workload:
     """Return a load that writes so many pages a second, anywhere."""
-    return LoadSpec("uniform", rate_pages=rate) if rate else LoadSpec("idle")
+    return Workload("uniform", rate_pages=rate) if rate else Workload("idle")
 
 
 def qemu(*, linux: bool = False, ram: float | None = None, rate: int = 0, **options: Any) -> dict[str, Any]:

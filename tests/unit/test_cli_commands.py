@@ -19,7 +19,7 @@ from vfu_dev.cli import cli, main
 from vfu_dev.cli.load_options import load_of, load_options
 from vfu_dev.cli.params import for_each_side, of_side
 from vfu_dev.cli.shape import Command, Group, JsonOption, Option
-from vfu_dev.workload import LoadSpec
+from vfu_dev.workload import Workload
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "tests/unit/data/lab-not-converging.json"
@@ -362,7 +362,7 @@ def test_earlier_names_are_taken(words: tuple[str, ...], earlier: str, now: str)
 
 @click.command(cls=Command)
 @load_options()
-def loads(load_arguments: dict[str, Any]) -> LoadSpec | None:
+def loads(load_arguments: dict[str, Any]) -> Workload | None:
     """Return the load."""
     return load_of(load_arguments)
 
@@ -371,14 +371,14 @@ def loads(load_arguments: dict[str, Any]) -> LoadSpec | None:
     ("line", "load"),
     [
         ("", None),
-        ("--dirty-rate 8M", LoadSpec(dirty_rate_bytes=8 << 20)),
-        ("--dirty-rate 2000p", LoadSpec(rate_pages=2000)),
-        ("--write-rate 8M --write-size 4K", LoadSpec(rate_bytes=8 << 20, write_bytes=4096)),
-        ("--rate 8M --write 4K", LoadSpec(rate_bytes=8 << 20, write_bytes=4096)),
-        ("--rate 2000p", LoadSpec(rate_pages=2000)),
+        ("--dirty-rate 8M", Workload(dirty_rate_bytes=8 << 20)),
+        ("--dirty-rate 2000p", Workload(rate_pages=2000)),
+        ("--write-rate 8M --write-size 4K", Workload(rate_bytes=8 << 20, write_bytes=4096)),
+        ("--rate 8M --write 4K", Workload(rate_bytes=8 << 20, write_bytes=4096)),
+        ("--rate 2000p", Workload(rate_pages=2000)),
     ],
 )
-def test_the_options_of_a_load(line: str, load: LoadSpec | None) -> None:
+def test_the_options_of_a_load(line: str, load: Workload | None) -> None:
     """A dirty rate counts pages, a write rate bytes written; --rate was either."""
     assert loads.main(line.split(), standalone_mode=False) == load
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from vfu_dev.device import Device
 from vfu_dev.device.reference import ReferenceDevice
 from vfu_dev.device.reference import workload as load_engine
-from vfu_dev.device.reference.workload import TURN_SECONDS, LoadRun, OperatorLoad
+from vfu_dev.device.reference.workload import TURN_SECONDS, OperatorWorkload, WorkloadRun
 from vfu_dev.device.reference.workload_registers import CTRL_PAGES, CTRL_RUN, LoadPattern, LoadStatus
 from vfu_dev.errors import ConfigError
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import engine as migration_engine
 from vfu_dev.uapi import DeviceState
-from vfu_dev.workload import ArrayWriter, LoadSpec, Phase, contents, writes_of
+from vfu_dev.workload import ArrayWriter, Phase, Workload, contents, writes_of
 from vfu_dev.workload.pacer import CATCH_UP_NS
 
 MEMORY = 1 << 20
@@ -31,7 +31,7 @@ LONG_NS = 20_000_000_000
 WorkUntil = Callable[[Device, Callable[[], bool]], None]
 
 
-def journal(spec: LoadSpec, count: int, memory_bytes: int = MEMORY, page_bytes: int = 4096) -> bytearray:
+def journal(spec: Workload, count: int, memory_bytes: int = MEMORY, page_bytes: int = 4096) -> bytearray:
     """What a zeroed memory holds after the first `count` writes, made one by one."""
     writes = writes_of(spec, memory_bytes, page_bytes)
     assert writes is not None
@@ -102,8 +102,8 @@ def device() -> ReferenceDevice:
 
 
 @pytest.fixture
-def load(device: ReferenceDevice) -> OperatorLoad:
-    load = OperatorLoad(lambda: device.memories, device.migration)
+def load(device: ReferenceDevice) -> OperatorWorkload:
+    load = OperatorWorkload(lambda: device.memories, device.migration)
     device.workers.append(load)
     return load
 
@@ -121,7 +121,7 @@ def test_batches_leave_what_single_writes_would(
 ) -> None:
     """Content and pages touched are those of the writes made one after the other, byte by byte."""
     memory = DeviceMemory("memory", MEMORY, page, mapped=mapped)
-    spec = LoadSpec(pattern, rate_pages=1, write_bytes=size, seed=5, hot_fraction=0.01)
+    spec = Workload(pattern, rate_pages=1, write_bytes=size, seed=5, hot_fraction=0.01)
     writes = writes_of(spec, MEMORY, page)
     assert writes is not None
     writer = ArrayWriter(memory.data, page, writes)
@@ -138,12 +138,12 @@ def test_batches_leave_what_single_writes_would(
 
 
 def test_a_trace_is_written(
-    tmp_path: Path, device: ReferenceDevice, load: OperatorLoad, work_until: WorkUntil
+    tmp_path: Path, device: ReferenceDevice, load: OperatorWorkload, work_until: WorkUntil
 ) -> None:
     """Writes of different lengths, across pages, with the pages they touch."""
     path = tmp_path / "a.csv"
     path.write_text("time,offset,length\n0,4090,12\n0.001,9000,1\n0.002,20480,8192\n")
-    spec = LoadSpec("trace", trace=str(path), seed=9)
+    spec = Workload("trace", trace=str(path), seed=9)
     load.start(spec)
     work_until(device, lambda: load.written_bytes > 3 * (12 + 1 + 8192))
     load.stop()
@@ -151,9 +151,9 @@ def test_a_trace_is_written(
     assert device.memory.pages.collect().tolist() == [0, 1, 2, 5, 6]
 
 
-def test_pages_are_marked(device: ReferenceDevice, load: OperatorLoad, work_until: WorkUntil) -> None:
+def test_pages_are_marked(device: ReferenceDevice, load: OperatorWorkload, work_until: WorkUntil) -> None:
     """Exactly the pages that were written are dirty."""
-    spec = LoadSpec("hotset", rate_pages=20_000, write_bytes=100, hot_share=1.0)
+    spec = Workload("hotset", rate_pages=20_000, write_bytes=100, hot_share=1.0)
     load.start(spec, seconds=0.02)
     work_until(device, lambda: not load.status()["running"])
     writes = writes_of(spec, MEMORY)
@@ -162,9 +162,9 @@ def test_pages_are_marked(device: ReferenceDevice, load: OperatorLoad, work_unti
     assert device.memory.pages.collect().tolist() == sorted(set(pages.tolist()))
 
 
-def test_the_rate_is_kept(device: ReferenceDevice, load: OperatorLoad, work_until: WorkUntil) -> None:
+def test_the_rate_is_kept(device: ReferenceDevice, load: OperatorWorkload, work_until: WorkUntil) -> None:
     """Half a second's writes are made, and the memory holds them."""
-    spec = LoadSpec("hotset", rate_bytes=4 << 20, write_bytes=4096)
+    spec = Workload("hotset", rate_bytes=4 << 20, write_bytes=4096)
     load.start(spec, seconds=0.5)
     work_until(device, lambda: not load.status()["running"])
     status: dict[str, Any] = load.status()
@@ -177,9 +177,9 @@ def test_the_rate_is_kept(device: ReferenceDevice, load: OperatorLoad, work_unti
     assert load.due() is None
 
 
-def test_too_much_is_said(device: ReferenceDevice, load: OperatorLoad, work_until: WorkUntil) -> None:
+def test_too_much_is_said(device: ReferenceDevice, load: OperatorWorkload, work_until: WorkUntil) -> None:
     """A rate that no machine carries: writes are missed, and the figures say that it does not keep up."""
-    load.start(LoadSpec("uniform", rate_bytes=1 << 45, write_bytes=1 << 20))
+    load.start(Workload("uniform", rate_bytes=1 << 45, write_bytes=1 << 20))
     work_until(device, lambda: bool(load.status()["missed_writes"]))
     status = load.status()
     assert not status["keeps_up"]
@@ -193,10 +193,10 @@ def test_too_much_is_said(device: ReferenceDevice, load: OperatorLoad, work_unti
 
 
 def test_a_pause_of_the_load_is_not_slept_through(
-    device: ReferenceDevice, load: OperatorLoad, work_until: WorkUntil
+    device: ReferenceDevice, load: OperatorWorkload, work_until: WorkUntil
 ) -> None:
     """The pacer takes a quarter of a second without a look for lateness: writes missed, the clock held."""
-    load.start(LoadSpec("uniform", rate_pages=0.01))
+    load.start(Workload("uniform", rate_pages=0.01))
     device.work(0.001)
     due = device.work_due()
     assert due is not None
@@ -206,20 +206,20 @@ def test_a_pause_of_the_load_is_not_slept_through(
 
 
 def test_a_turn_is_short(
-    device: ReferenceDevice, load: OperatorLoad, work_until: WorkUntil, clock: Clock
+    device: ReferenceDevice, load: OperatorWorkload, work_until: WorkUntil, clock: Clock
 ) -> None:
     """However much is due, one turn makes a part of it and comes back: 64 KiB for each look at the clock."""
-    load.start(LoadSpec("uniform", rate_bytes=1 << 45, write_bytes=4096))
+    load.start(Workload("uniform", rate_bytes=1 << 45, write_bytes=4096))
     work_until(device, lambda: bool(load.written_bytes))
     before = load.written_bytes
     device.work(10.0)
     assert 0 < load.written_bytes - before <= (TURN_SECONDS * 1e9 / TICK_NS + 1) * (64 << 10)
 
 
-def test_phases_take_turns(device: ReferenceDevice, load: OperatorLoad, work_until: WorkUntil) -> None:
+def test_phases_take_turns(device: ReferenceDevice, load: OperatorWorkload, work_until: WorkUntil) -> None:
     """Each phase writes its own numbers, and an idle one nothing."""
-    busy = LoadSpec("sequential", rate_pages=10_000, write_bytes=8, seed=3)
-    spec = LoadSpec("phases", phases=(Phase(0.05, busy), Phase(0.05, LoadSpec("idle"))))
+    busy = Workload("sequential", rate_pages=10_000, write_bytes=8, seed=3)
+    spec = Workload("phases", phases=(Phase(0.05, busy), Phase(0.05, Workload("idle"))))
     load.start(spec, seconds=0.2)
     work_until(device, lambda: not load.status()["running"])
     writes = int(str(load.status()["writes"]))
@@ -229,10 +229,10 @@ def test_phases_take_turns(device: ReferenceDevice, load: OperatorLoad, work_unt
 
 @pytest.mark.parametrize("quiet", [S.RUNNING_P2P, S.PRE_COPY_P2P, S.STOP, S.STOP_COPY, S.RESUMING])
 def test_quiet_states_are_quiet(
-    device: ReferenceDevice, load: OperatorLoad, quiet: DeviceState, work_until: WorkUntil, clock: Clock
+    device: ReferenceDevice, load: OperatorWorkload, quiet: DeviceState, work_until: WorkUntil, clock: Clock
 ) -> None:
     """Nothing is written there, it is not held against the load, and afterwards it goes on."""
-    load.start(LoadSpec("uniform", rate_pages=20_000))
+    load.start(Workload("uniform", rate_pages=20_000))
     work_until(device, lambda: load.written_bytes > 0)
     if quiet is S.PRE_COPY_P2P:
         device.migration.set_state(S.PRE_COPY)
@@ -255,10 +255,10 @@ def test_quiet_states_are_quiet(
 
 
 def test_it_goes_on_while_state_is_saved(
-    device: ReferenceDevice, load: OperatorLoad, work_until: WorkUntil
+    device: ReferenceDevice, load: OperatorWorkload, work_until: WorkUntil
 ) -> None:
     """In PRE_COPY the device writes, and what was read before is dirty again."""
-    load.start(LoadSpec("sequential", rate_pages=20_000))
+    load.start(Workload("sequential", rate_pages=20_000))
     device.migration.set_state(S.PRE_COPY)
     work_until(device, lambda: load.written_bytes > 8 * 512)
     buffer = memoryview(bytearray(4 << 20))
@@ -269,37 +269,37 @@ def test_it_goes_on_while_state_is_saved(
     assert device.migration.precopy_info().dirty_bytes > 0
 
 
-def test_it_survives_a_reset(device: ReferenceDevice, load: OperatorLoad, work_until: WorkUntil) -> None:
+def test_it_survives_a_reset(device: ReferenceDevice, load: OperatorWorkload, work_until: WorkUntil) -> None:
     """The operator's load is not the guest's to end."""
-    load.start(LoadSpec("uniform", rate_pages=20_000))
+    load.start(Workload("uniform", rate_pages=20_000))
     device.reset(S.RUNNING, "test")
     before = load.written_bytes
     work_until(device, lambda: load.written_bytes > before)
 
 
-def test_what_cannot_be_is_refused(device: ReferenceDevice, load: OperatorLoad) -> None:
+def test_what_cannot_be_is_refused(device: ReferenceDevice, load: OperatorWorkload) -> None:
     """Another memory, a write that does not fit: an error, and what was running goes on."""
-    load.start(LoadSpec("uniform", rate_pages=20_000))
+    load.start(Workload("uniform", rate_pages=20_000))
     with pytest.raises(ConfigError, match="expected one of memory"):
-        load.start(LoadSpec("idle"), "vram")
-    small = OperatorLoad(lambda: [DeviceMemory("tiny", 4096)], device.migration)
+        load.start(Workload("idle"), "vram")
+    small = OperatorWorkload(lambda: [DeviceMemory("tiny", 4096)], device.migration)
     with pytest.raises(ConfigError, match="does not fit"):
-        small.start(LoadSpec("uniform", rate_pages=1, write_bytes=8192))
+        small.start(Workload("uniform", rate_pages=1, write_bytes=8192))
     with pytest.raises(ConfigError, match="no memory"):
-        OperatorLoad(list, device.migration).start(LoadSpec("idle"))
+        OperatorWorkload(list, device.migration).start(Workload("idle"))
     assert load.status()["running"]
 
 
 # --- registers --------------------------------------------------------------------------------------------
 
 
-def set_load(device: ReferenceDevice, pattern: int = LoadPattern.UNIFORM, **more: int) -> LoadSpec:
+def set_load(device: ReferenceDevice, pattern: int = LoadPattern.UNIFORM, **more: int) -> Workload:
     """Write a load into the registers as a guest does and start it; returns what it should be."""
     values = {"load_rate": 20_000, "load_seed": 77, "load_write_bytes": 16, "load_hot_share": 800_000}
     values |= {"load_hot_fraction": 250_000, "load_zipf_exponent": 1_200_000, "load_pattern": pattern}
     for name, value in (values | more | {"load_ctrl": more.get("load_ctrl", CTRL_RUN | CTRL_PAGES)}).items():
         write(device, name, value)
-    return LoadSpec(
+    return Workload(
         LoadPattern(pattern).name.lower(),
         rate_pages=20_000,
         seed=77,
@@ -355,7 +355,7 @@ def test_a_changed_seed_goes_on_with_the_number(device: ReferenceDevice, work_un
     work_until(device, lambda: device.registers["load_count"] > changed)
     write(device, "load_ctrl", 0)
     count = device.registers["load_count"]
-    other = LoadSpec("uniform", rate_pages=1, seed=78, write_bytes=16)
+    other = Workload("uniform", rate_pages=1, seed=78, write_bytes=16)
     writes = writes_of(other, MEMORY)
     assert writes is not None
     for number in range(changed, count):
@@ -406,8 +406,8 @@ def test_it_goes_on_at_the_destination(device: ReferenceDevice, work_until: Work
 
 def test_a_run_begins_where_it_is_told(device: ReferenceDevice) -> None:
     """Its first write is the one named, not number 0."""
-    spec = LoadSpec("sequential", rate_pages=100_000)
-    run = LoadRun(spec, device.memory, device.migration, first=10)
+    spec = Workload("sequential", rate_pages=100_000)
+    run = WorkloadRun(spec, device.memory, device.migration, first=10)
     while not run.writes:
         run.advance(0.001)
     assert device.memory.pages.collect()[0] == 10

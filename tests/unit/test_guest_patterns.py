@@ -12,7 +12,7 @@ import pytest
 from vfu_dev.builds.native import native_dir
 from vfu_dev.errors import ConfigError
 from vfu_dev.vm.guest_program import program_lines
-from vfu_dev.workload import Burst, LoadSpec, Phase, Program, contents
+from vfu_dev.workload import Burst, Phase, Program, Workload, contents
 
 KIB, MIB = 1 << 10, 1 << 20
 SECOND = 1_000_000_000
@@ -31,7 +31,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def dump(
-    program: Path, spec: LoadSpec, memory: int, page: int, asked: list[str], device: int = 0
+    program: Path, spec: Workload, memory: int, page: int, asked: list[str], device: int = 0
 ) -> list[str]:
     """Return what the C program answers to `asked` with the load `spec`."""
     lines = [line for line in program_lines(spec, page) if line != "clear"]
@@ -52,26 +52,26 @@ def recording(path: Path) -> str:
 
 
 PLACED = [
-    LoadSpec("sequential", rate_pages=100, write_bytes=1),
-    LoadSpec("sequential", rate_bytes=100, write_bytes=4096, seed=7),
-    LoadSpec("uniform", rate_pages=100),
-    LoadSpec("uniform", rate_bytes=3e6, write_bytes=3, seed=(1 << 64) - 1),
-    LoadSpec("uniform", rate_bytes=3e6, write_bytes=3000, seed=5),
-    LoadSpec("uniform", rate_bytes=3e6, write_bytes=5000, seed=5),
-    LoadSpec("uniform", rate_bytes=3e6, write_bytes=MIB, seed=6),
-    LoadSpec("hotset", rate_pages=7, write_bytes=64, hot_fraction=0.07, hot_share=0.93),
-    LoadSpec("hotset", rate_pages=7, hot_fraction=1.0, hot_share=0.0),
-    LoadSpec("hotset", rate_pages=7, hot_fraction=0.0, hot_share=0.5),
-    LoadSpec("zipf", rate_pages=100, zipf_exponent=1.0),
-    LoadSpec("zipf", rate_pages=100, zipf_exponent=0.0, write_bytes=512),
-    LoadSpec("zipf", rate_pages=100, zipf_exponent=1.37, seed=99),
+    Workload("sequential", rate_pages=100, write_bytes=1),
+    Workload("sequential", rate_bytes=100, write_bytes=4096, seed=7),
+    Workload("uniform", rate_pages=100),
+    Workload("uniform", rate_bytes=3e6, write_bytes=3, seed=(1 << 64) - 1),
+    Workload("uniform", rate_bytes=3e6, write_bytes=3000, seed=5),
+    Workload("uniform", rate_bytes=3e6, write_bytes=5000, seed=5),
+    Workload("uniform", rate_bytes=3e6, write_bytes=MIB, seed=6),
+    Workload("hotset", rate_pages=7, write_bytes=64, hot_fraction=0.07, hot_share=0.93),
+    Workload("hotset", rate_pages=7, hot_fraction=1.0, hot_share=0.0),
+    Workload("hotset", rate_pages=7, hot_fraction=0.0, hot_share=0.5),
+    Workload("zipf", rate_pages=100, zipf_exponent=1.0),
+    Workload("zipf", rate_pages=100, zipf_exponent=0.0, write_bytes=512),
+    Workload("zipf", rate_pages=100, zipf_exponent=1.37, seed=99),
 ]
 
 
-@pytest.mark.parametrize("spec", PLACED, ids=LoadSpec.describe)
+@pytest.mark.parametrize("spec", PLACED, ids=Workload.describe)
 @pytest.mark.parametrize(("memory", "page"), [(4 * MIB, 4096), (3 * MIB + 8192, 8192)])
 def test_the_guest_writes_the_same_to_the_same_places(
-    program: Path, spec: LoadSpec, memory: int, page: int
+    program: Path, spec: Workload, memory: int, page: int
 ) -> None:
     """Offset, length and content of writes near 0 and far on, whatever their size."""
     (writes,) = Program(spec, memory, page).writes
@@ -88,7 +88,7 @@ def test_the_guest_writes_the_same_to_the_same_places(
 
 def test_the_guest_plays_a_recording(program: Path, tmp_path: Path) -> None:
     """Row after row, round after round."""
-    spec = LoadSpec("trace", trace=recording(tmp_path / "trace.csv"), seed=3)
+    spec = Workload("trace", trace=recording(tmp_path / "trace.csv"), seed=3)
     (writes,) = Program(spec, MIB).writes
     assert writes is not None
     got = dump(program, spec, MIB, 4096, ["writes 0 0 10"])
@@ -103,22 +103,22 @@ def test_the_guest_plays_a_recording(program: Path, tmp_path: Path) -> None:
 
 def test_each_device_has_a_seed_of_its_own(program: Path) -> None:
     """Device 2 of seed 5 writes what device 0 of seed 7 would."""
-    other = dump(program, LoadSpec(rate_pages=1, seed=7), MIB, 4096, ["writes 0 0 50"])
-    assert dump(program, LoadSpec(rate_pages=1, seed=5), MIB, 4096, ["writes 0 0 50"], device=2) == other
+    other = dump(program, Workload(rate_pages=1, seed=7), MIB, 4096, ["writes 0 0 50"])
+    assert dump(program, Workload(rate_pages=1, seed=5), MIB, 4096, ["writes 0 0 50"], device=2) == other
 
 
 TIMED = [
-    LoadSpec("uniform", rate_pages=1000),
-    LoadSpec("uniform", rate_bytes=1 / 3, write_bytes=7),
-    LoadSpec("uniform", rate_pages=12345.678, burst=Burst(0.2, 0.1)),
-    LoadSpec("uniform", rate_pages=0.1, burst=Burst(1.0, 3.0)),
-    LoadSpec("idle"),
-    LoadSpec(
+    Workload("uniform", rate_pages=1000),
+    Workload("uniform", rate_bytes=1 / 3, write_bytes=7),
+    Workload("uniform", rate_pages=12345.678, burst=Burst(0.2, 0.1)),
+    Workload("uniform", rate_pages=0.1, burst=Burst(1.0, 3.0)),
+    Workload("idle"),
+    Workload(
         "phases",
         phases=(
-            Phase(0.3, LoadSpec(rate_pages=1000)),
-            Phase(0.001, LoadSpec("idle")),
-            Phase(0.25, LoadSpec("zipf", rate_bytes=1e6, burst=Burst(0.5, 0.01))),
+            Phase(0.3, Workload(rate_pages=1000)),
+            Phase(0.001, Workload("idle")),
+            Phase(0.25, Workload("zipf", rate_bytes=1e6, burst=Burst(0.5, 0.01))),
         ),
     ),
 ]
@@ -131,8 +131,8 @@ def numbers(runs: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
     return [(phase, n) for phase, first, count in runs for n in range(first, first + count)]
 
 
-@pytest.mark.parametrize("spec", TIMED, ids=LoadSpec.describe)
-def test_the_guest_writes_at_the_same_moments(program: Path, spec: LoadSpec) -> None:
+@pytest.mark.parametrize("spec", TIMED, ids=Workload.describe)
+def test_the_guest_writes_at_the_same_moments(program: Path, spec: Workload) -> None:
     """What is due, what is missed, and when to ask again, at every look at the clock."""
     start = 12_345
     pacer = Program(spec, MIB).pacer(start)
@@ -147,7 +147,7 @@ def test_the_guest_writes_at_the_same_moments(program: Path, spec: LoadSpec) -> 
 
 def test_a_recording_is_played_at_its_moments(program: Path, tmp_path: Path) -> None:
     """The same as a pacer in Python, over several rounds."""
-    spec = LoadSpec("trace", trace=recording(tmp_path / "trace.csv"))
+    spec = Workload("trace", trace=recording(tmp_path / "trace.csv"))
     pacer = Program(spec, MIB).pacer(0)
     moments = [0, 10**8, 3 * 10**8, 5 * 10**8, 7 * 10**8, 9 * 10**8, SECOND, SECOND + 1, SECOND + 24 * 10**7]
     got = dump(program, spec, MIB, 4096, [f"take {now} 100" for now in moments])
@@ -160,8 +160,8 @@ def test_a_recording_is_played_at_its_moments(program: Path, tmp_path: Path) -> 
 def test_what_a_guest_cannot_do_is_said(program: Path, tmp_path: Path) -> None:
     """A rate beyond 64 bits on the way out; a write larger than the memory by the guest itself."""
     with pytest.raises(ConfigError, match="cannot count with"):
-        list(program_lines(LoadSpec(rate_pages=1 << 50, burst=Burst(1e-14, 86400.0)), 4096))
-    lines = [*program_lines(LoadSpec(rate_pages=1, write_bytes=8192), 4096), "writes 0 0 1", ""]
+        list(program_lines(Workload(rate_pages=1 << 50, burst=Burst(1e-14, 86400.0)), 4096))
+    lines = [*program_lines(Workload(rate_pages=1, write_bytes=8192), 4096), "writes 0 0 1", ""]
     done = subprocess.run(
         [program, "--dump", "4096", "4096", "0"],
         input="\n".join(lines[1:]),

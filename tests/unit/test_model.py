@@ -13,24 +13,24 @@ from vfu_dev.migration import MigratableState, SaveSession
 from vfu_dev.model.link import Link, migrator_link, qemu_bandwidth, qemu_link
 from vfu_dev.model.predict import border_rate, floor_pages, page_cost_bytes, predict
 from vfu_dev.model.writing import distinct_pages
-from vfu_dev.workload import Burst, LoadSpec, Phase, Program, writes_of
+from vfu_dev.workload import Burst, Phase, Program, Workload, writes_of
 
 MIB = 1 << 20
 PAGE = 4096
 LOADS = [
-    LoadSpec("uniform", rate_pages=2000),
-    LoadSpec("sequential", rate_pages=2000),
-    LoadSpec("hotset", rate_pages=2000),
-    LoadSpec("hotset", rate_pages=2000, hot_fraction=0.01, hot_share=0.5),
-    LoadSpec("zipf", rate_pages=2000),
-    LoadSpec("zipf", rate_pages=2000, zipf_exponent=0.5),
-    LoadSpec("uniform", rate_bytes=2000 * 16384, write_bytes=16384),
+    Workload("uniform", rate_pages=2000),
+    Workload("sequential", rate_pages=2000),
+    Workload("hotset", rate_pages=2000),
+    Workload("hotset", rate_pages=2000, hot_fraction=0.01, hot_share=0.5),
+    Workload("zipf", rate_pages=2000),
+    Workload("zipf", rate_pages=2000, zipf_exponent=0.5),
+    Workload("uniform", rate_bytes=2000 * 16384, write_bytes=16384),
 ]
 
 
-@pytest.mark.parametrize("load", LOADS, ids=LoadSpec.describe)
+@pytest.mark.parametrize("load", LOADS, ids=Workload.describe)
 @pytest.mark.parametrize("seconds", [0.1, 1.0, 20.0])
-def test_distinct_pages_are_those_that_the_generator_writes(load: LoadSpec, seconds: float) -> None:
+def test_distinct_pages_are_those_that_the_generator_writes(load: Workload, seconds: float) -> None:
     """The expected number of different pages, beside the pages of the generator's own writes."""
     pages = 4096
     writes = writes_of(load, pages * PAGE)
@@ -40,7 +40,7 @@ def test_distinct_pages_are_those_that_the_generator_writes(load: LoadSpec, seco
     assert distinct_pages(load, pages, seconds) == pytest.approx(len(np.unique(touched)), rel=0.1)
 
 
-def run_session(load: LoadSpec, pages: int, link: Link, limit_seconds: float) -> tuple[bool, float, int, int]:
+def run_session(load: Workload, pages: int, link: Link, limit_seconds: float) -> tuple[bool, float, int, int]:
     """Migrate with the real session over a link that exists as arithmetic alone; time is what it takes there.
 
     Returns: whether it converged, seconds of pre-copy, stream bytes of it, passes.
@@ -73,7 +73,7 @@ def run_session(load: LoadSpec, pages: int, link: Link, limit_seconds: float) ->
 def test_the_session_does_what_the_model_says_below_the_link(pattern: str, ratio: float) -> None:
     """Bytes and time within a tenth, a fifth for a sequential load, which falls in or out of step."""
     pages, link = 4096, Link(16 * MIB, 0.1)
-    load = LoadSpec(pattern, rate_pages=ratio * link.bandwidth / PAGE)
+    load = Workload(pattern, rate_pages=ratio * link.bandwidth / PAGE)
     said = predict(load, pages, link)
     converged, seconds, sent, _ = run_session(load, pages, link, 20.0)
     assert said.converges
@@ -87,7 +87,7 @@ def test_the_session_does_what_the_model_says_below_the_link(pattern: str, ratio
 def test_the_session_stays_where_the_model_says_above_it(ratio: float) -> None:
     """A uniform load leaves P (1 - s / r), closed form and steps alike, and the real session within 3 %."""
     pages, link = 4096, Link(16 * MIB, 0.02)
-    load = LoadSpec("uniform", rate_pages=ratio * link.bandwidth / PAGE)
+    load = Workload("uniform", rate_pages=ratio * link.bandwidth / PAGE)
     said = predict(load, pages, link, limit_seconds=10.0)
     floor = floor_pages(load, pages, link.bandwidth / page_cost_bytes()) * page_cost_bytes()
     assert not said.converges
@@ -104,24 +104,24 @@ def test_the_border_is_where_the_prediction_changes(share: float) -> None:
     link = qemu_link(40 * MIB, downtime_limit_seconds=share * pages * PAGE / (40 * MIB))
     border = border_rate(pages * PAGE, link)
     for factor, converges in ((0.97, True), (1.03, False)):
-        load = LoadSpec("uniform", rate_pages=factor * border / PAGE)
+        load = Workload("uniform", rate_pages=factor * border / PAGE)
         assert predict(load, pages, link).converges is converges
 
 
 def test_what_fits_whole_always_converges() -> None:
     link = Link(128 * MIB, 0.3)
     assert math.isinf(border_rate(32 * MIB, link))
-    assert predict(LoadSpec("uniform", rate_pages=1e6), 32 * MIB // PAGE, link).converges
+    assert predict(Workload("uniform", rate_pages=1e6), 32 * MIB // PAGE, link).converges
 
 
 def test_an_idle_device_goes_in_one_pass() -> None:
     """Without writes all is sent once: the figures are the memory's size and the link's speed."""
     pages = 16 * MIB // PAGE
-    said = predict(LoadSpec("idle"), pages, Link(16 * MIB, 0.01))
+    said = predict(Workload("idle"), pages, Link(16 * MIB, 0.01))
     assert (said.converges, said.passes) == (True, 1)
     assert said.total_bytes == pytest.approx(pages * page_cost_bytes(), rel=0.001)
     assert said.total_seconds == pytest.approx(said.total_bytes / (16 * MIB), rel=0.05)
-    half = predict(LoadSpec("idle"), pages, Link(16 * MIB, 0.01), initial_pages=pages // 2)
+    half = predict(Workload("idle"), pages, Link(16 * MIB, 0.01), initial_pages=pages // 2)
     assert half.total_bytes == pytest.approx(said.total_bytes / 2, rel=0.01)
 
 
@@ -129,17 +129,17 @@ def test_bursts_and_phases_are_followed() -> None:
     """A migration converges in a pause that is long enough, at a rate that never would if it were steady."""
     pages, link = 2048, Link(16 * MIB, 0.05)
     rate = 1.5 * link.bandwidth / PAGE
-    assert not predict(LoadSpec("uniform", rate_pages=rate), pages, link).converges
+    assert not predict(Workload("uniform", rate_pages=rate), pages, link).converges
     for period in (4.0, 40.0):
-        burst = LoadSpec("uniform", rate_pages=rate, burst=Burst(0.5, period))
+        burst = Workload("uniform", rate_pages=rate, burst=Burst(0.5, period))
         assert predict(burst, pages, link).converges
-    busy, idle = LoadSpec("uniform", rate_pages=2 * rate), LoadSpec("idle")
-    assert predict(LoadSpec("phases", phases=(Phase(2.0, busy), Phase(2.0, idle))), pages, link).converges
+    busy, idle = Workload("uniform", rate_pages=2 * rate), Workload("idle")
+    assert predict(Workload("phases", phases=(Phase(2.0, busy), Phase(2.0, idle))), pages, link).converges
 
 
 def test_reads_under_way_need_room_and_bursts_give_some() -> None:
     """Near the border, what a client has under way decides."""
-    load = LoadSpec("uniform", rate_pages=0.9 * 16 * MIB / PAGE)
+    load = Workload("uniform", rate_pages=0.9 * 16 * MIB / PAGE)
     totals = [
         predict(load, 8192, link).total_bytes
         for link in (
@@ -161,4 +161,4 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigError, match="bandwidth"):
         Link(0)
     with pytest.raises(ConfigError, match="trace"):
-        predict(LoadSpec("trace", trace="/tmp/x.csv"), 100, Link(MIB))
+        predict(Workload("trace", trace="/tmp/x.csv"), 100, Link(MIB))

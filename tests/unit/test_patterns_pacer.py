@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfu_dev.workload import Burst, LoadSpec, Pacer, Phase, Program
+from vfu_dev.workload import Burst, Pacer, Phase, Program, Workload
 from vfu_dev.workload.pacer import CATCH_UP_NS
 from vfu_dev.workload.timeline import NS, timeline_of
 
 MEMORY = 1 << 20
 rates = st.fractions(Fraction(1, 10), 10**7).map(float)
 bursts = st.none() | st.builds(Burst, duty=st.floats(0.01, 1), period_seconds=st.floats(0.001, 2))
-loads = st.builds(LoadSpec, st.just("uniform"), rate_bytes=rates, write_bytes=st.just(1), burst=bursts)
+loads = st.builds(Workload, st.just("uniform"), rate_bytes=rates, write_bytes=st.just(1), burst=bursts)
 phased = st.builds(
-    lambda phases: LoadSpec("phases", phases=tuple(phases)),
+    lambda phases: Workload("phases", phases=tuple(phases)),
     st.lists(
-        st.builds(Phase, st.floats(0.001, 0.5), loads | st.just(LoadSpec("idle"))), min_size=1, max_size=4
+        st.builds(Phase, st.floats(0.001, 0.5), loads | st.just(Workload("idle"))), min_size=1, max_size=4
     ),
 )
 slices = st.lists(st.integers(0, CATCH_UP_NS), min_size=1, max_size=30)
@@ -30,12 +30,12 @@ START = 12345678901
 @given(st.fractions(Fraction(1, 1000), 10**9), st.integers(0, 10**15))
 def test_a_steady_rate_is_exact(rate: Fraction, time_ns: int) -> None:
     """floor(rate * time) writes, in integers."""
-    timeline = timeline_of(LoadSpec(rate_bytes=float(rate), write_bytes=1))
+    timeline = timeline_of(Workload(rate_bytes=float(rate), write_bytes=1))
     assert timeline.count(time_ns) == Fraction(float(rate)) * time_ns // NS
 
 
 @given(loads, st.integers(0, 10**13))
-def test_a_burst_keeps_the_average(spec: LoadSpec, time_ns: int) -> None:
+def test_a_burst_keeps_the_average(spec: Workload, time_ns: int) -> None:
     """Whole periods have what the rate says, and nothing is written in the pause."""
     timeline = timeline_of(spec)
     rate = Fraction(spec.rate_bytes or 0)
@@ -50,7 +50,7 @@ def test_a_burst_keeps_the_average(spec: LoadSpec, time_ns: int) -> None:
 
 
 @given(loads, st.integers(1, 10**9))
-def test_when_is_the_first_moment(spec: LoadSpec, writes: int) -> None:
+def test_when_is_the_first_moment(spec: Workload, writes: int) -> None:
     """`when` and `count` are each other's inverse."""
     timeline = timeline_of(spec)
     moment = timeline.when(writes)
@@ -59,7 +59,7 @@ def test_when_is_the_first_moment(spec: LoadSpec, writes: int) -> None:
 
 
 @given(loads | phased, slices)
-def test_slices_do_not_matter(spec: LoadSpec, times: list[int]) -> None:
+def test_slices_do_not_matter(spec: Workload, times: list[int]) -> None:
     """However time is cut, as many writes come out as in one piece, in order and without gaps."""
     program = Program(spec, MEMORY)
     pacer = program.pacer(START)
@@ -75,7 +75,7 @@ def test_slices_do_not_matter(spec: LoadSpec, times: list[int]) -> None:
     assert made == expected(spec, now - START)
 
 
-def expected(spec: LoadSpec, elapsed_ns: int) -> list[int]:
+def expected(spec: Workload, elapsed_ns: int) -> list[int]:
     """Writes of each phase after so long, by walking through the phases one after the other."""
     if not spec.phases:
         return [timeline_of(spec).count(elapsed_ns)]
@@ -92,7 +92,7 @@ def expected(spec: LoadSpec, elapsed_ns: int) -> list[int]:
 
 
 @given(loads | phased, slices, st.integers(1, 5000))
-def test_a_limit_loses_nothing(spec: LoadSpec, times: list[int], limit: int) -> None:
+def test_a_limit_loses_nothing(spec: Workload, times: list[int], limit: int) -> None:
     """What a limit held back comes first next time; once there is time for all of it, all was made."""
     program = Program(spec, MEMORY)
     pacer = program.pacer(START)
@@ -115,7 +115,7 @@ def test_a_limit_loses_nothing(spec: LoadSpec, times: list[int], limit: int) -> 
 
 def test_late_writes_are_missed_not_piled_up() -> None:
     """After a pause of a second a quarter of a second is made up for; the rest is counted."""
-    pacer = Program(LoadSpec(rate_bytes=1000, write_bytes=1), MEMORY).pacer(0)
+    pacer = Program(Workload(rate_bytes=1000, write_bytes=1), MEMORY).pacer(0)
     assert pacer.take(NS, 10**9)[0].count == 250
     assert pacer.missed == 750
     assert [(run.first, run.count) for run in pacer.take(NS + NS // 10, 10**9)] == [(250, 100)]
@@ -124,7 +124,7 @@ def test_late_writes_are_missed_not_piled_up() -> None:
 
 def test_what_was_missed_before_the_end_is_counted_there() -> None:
     """A generator that had no time in its last second missed three quarters of it, and is owed the rest."""
-    pacer = Program(LoadSpec(rate_bytes=1000, write_bytes=1), MEMORY).pacer(0)
+    pacer = Program(Workload(rate_bytes=1000, write_bytes=1), MEMORY).pacer(0)
     pacer.take(NS, 10**9)
     made, missed = pacer.taken, pacer.missed
     pacer.settle(NS + NS // 5)
@@ -136,7 +136,7 @@ def test_what_was_missed_before_the_end_is_counted_there() -> None:
 
 def test_a_generator_that_is_too_slow_says_so() -> None:
     """Asked for 1000 a second and served 400: the rest is missed, apart from the quarter that is owed."""
-    pacer = Program(LoadSpec(rate_bytes=1000, write_bytes=1), MEMORY).pacer(0)
+    pacer = Program(Workload(rate_bytes=1000, write_bytes=1), MEMORY).pacer(0)
     for step in range(1, 101):
         pacer.take(step * NS // 10, 40)
     assert pacer.taken == 4000
@@ -146,7 +146,7 @@ def test_a_generator_that_is_too_slow_says_so() -> None:
 
 def test_a_pause_that_was_meant() -> None:
     """Time held is nobody's fault: nothing is missed, the load goes on where it was."""
-    pacer = Program(LoadSpec(rate_bytes=1000, write_bytes=1), MEMORY).pacer(0)
+    pacer = Program(Workload(rate_bytes=1000, write_bytes=1), MEMORY).pacer(0)
     pacer.take(NS // 10, 10**9)
     pacer.hold(5 * NS)
     assert pacer.take(5 * NS + NS // 5, 10**9)[0].count == 100
@@ -154,7 +154,7 @@ def test_a_pause_that_was_meant() -> None:
 
 
 @given(loads | phased, st.integers(0, CATCH_UP_NS))
-def test_next_is_when_something_comes(spec: LoadSpec, passed: int) -> None:
+def test_next_is_when_something_comes(spec: Workload, passed: int) -> None:
     """Nothing is due before the moment it names; then there is a write, or another phase has its turn."""
     pacer = Program(spec, MEMORY).pacer(START)
     pacer.take(START + passed, 1 << 62)
@@ -173,8 +173,8 @@ def test_next_is_when_something_comes(spec: LoadSpec, passed: int) -> None:
 def test_a_load_goes_on_at_a_write(tmp_path: Path) -> None:
     """A pacer that begins at write n hands out n next, one interval later."""
     for spec in (
-        LoadSpec(rate_bytes=1000, write_bytes=1),
-        LoadSpec(rate_bytes=1000, write_bytes=1, burst=Burst(0.5, 0.01)),
+        Workload(rate_bytes=1000, write_bytes=1),
+        Workload(rate_bytes=1000, write_bytes=1, burst=Burst(0.5, 0.01)),
     ):
         pacer = Program(spec, MEMORY).pacer(START, first=77)
         moment = pacer.next_ns()
@@ -185,7 +185,7 @@ def test_a_load_goes_on_at_a_write(tmp_path: Path) -> None:
 
 def test_idle_is_never_due() -> None:
     """Nothing to do, and nothing to wait for."""
-    pacer = Program(LoadSpec("idle"), MEMORY).pacer(0)
+    pacer = Program(Workload("idle"), MEMORY).pacer(0)
     assert pacer.next_ns() is None
     assert pacer.take(NS // 10, 5) == []
 
@@ -194,7 +194,7 @@ def test_a_trace_has_its_own_times(tmp_path: Path) -> None:
     """Rows come when the file says, round after round; the last row says how long a round is."""
     path = tmp_path / "a.csv"
     path.write_text("time,offset,length\n0,0,8\n0.1,8,8\n0.1,16,8\n0.2,0,0\n")
-    program = Program(LoadSpec("trace", trace=str(path)), MEMORY)
+    program = Program(Workload("trace", trace=str(path)), MEMORY)
     assert program.asked_rate_bytes == pytest.approx(24 / 0.2)
     pacer = program.pacer(0)
     counts = [sum(run.count for run in pacer.take(ms * 1_000_000, 99)) for ms in (0, 50, 100, 199, 200, 300)]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vfu_dev.errors import ConfigError
 from vfu_dev.model.presets import decide, never_converges, surely_converges
-from vfu_dev.workload import LoadSpec
+from vfu_dev.workload import Workload
 
 bandwidths = st.floats(1e5, 1e11)
 memories = st.integers(1 << 20, 1 << 42)
@@ -16,7 +16,7 @@ downtimes = st.floats(0.001, 10)
 pages = st.sampled_from([4096, 65536])
 
 
-def settles_at(spec: LoadSpec, bandwidth: float, memory: int, page: int) -> float:
+def settles_at(spec: Workload, bandwidth: float, memory: int, page: int) -> float:
     """Bytes dirty after a long time, by following the balance: clean pages are written, dirty ones sent."""
     rate, dirty = float(spec.write_rate(page)) * page, float(memory)
     step = 0.02 * memory / max(rate, bandwidth)
@@ -53,7 +53,7 @@ def test_what_is_left_is_what_the_balance_says(ratio: float, memory: int, bandwi
     """The formula agrees with following pages being written and sent."""
     assume(bandwidth > 1000)
     assume(abs(ratio - 1) > 0.05)
-    spec = LoadSpec("uniform", rate_pages=ratio * bandwidth / 4096)
+    spec = Workload("uniform", rate_pages=ratio * bandwidth / 4096)
     left = decide(spec, bandwidth, memory).left_bytes
     assert settles_at(spec, bandwidth, memory, 4096) == pytest.approx(left, abs=0.02 * memory)
 
@@ -61,7 +61,7 @@ def test_what_is_left_is_what_the_balance_says(ratio: float, memory: int, bandwi
 def test_what_is_not_known() -> None:
     """Only uniform loads have that formula, and only links that carry something."""
     with pytest.raises(ConfigError, match="uniform"):
-        decide(LoadSpec("zipf", rate_pages=1), 1e6, 1 << 20)
+        decide(Workload("zipf", rate_pages=1), 1e6, 1 << 20)
     with pytest.raises(ConfigError, match="bandwidth"):
         surely_converges(0, 1 << 20)
-    assert decide(LoadSpec("idle"), 1e6, 1 << 20).converges
+    assert decide(Workload("idle"), 1e6, 1 << 20).converges

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.workload import PAGE_PATTERNS, Burst, LoadSpec, Phase, parse_dirty_rate, parse_write_rate
+from vfu_dev.workload import PAGE_PATTERNS, Burst, Phase, Workload, parse_dirty_rate, parse_write_rate
 
 rates = st.floats(0, 1e12) | st.integers(0, 1 << 40)
 bursts = st.builds(Burst, duty=st.floats(0.001, 1), period_seconds=st.floats(0.001, 100))
 paced = st.builds(
-    lambda by_pages, rate, **more: LoadSpec(**{"rate_pages" if by_pages else "rate_bytes": rate}, **more),
+    lambda by_pages, rate, **more: Workload(**{"rate_pages" if by_pages else "rate_bytes": rate}, **more),
     st.booleans(),
     rates,
     pattern=st.sampled_from(PAGE_PATTERNS),
@@ -28,21 +28,21 @@ paced = st.builds(
     burst=st.none() | bursts,
 )
 phased = st.builds(
-    lambda phases: LoadSpec("phases", phases=tuple(phases)),
+    lambda phases: Workload("phases", phases=tuple(phases)),
     st.lists(st.builds(Phase, st.floats(0.001, 1000), paced), min_size=1, max_size=4),
 )
-anything = paced | phased | st.just(LoadSpec("idle")) | st.just(LoadSpec("trace", trace="a.csv"))
+anything = paced | phased | st.just(Workload("idle")) | st.just(Workload("trace", trace="a.csv"))
 
 
-def normal(spec: LoadSpec) -> LoadSpec:
+def normal(spec: Workload) -> Workload:
     """The load without what says nothing for its pattern."""
-    return LoadSpec.from_dict(spec.to_dict())
+    return Workload.from_dict(spec.to_dict())
 
 
 @given(anything)
-def test_a_load_survives_json(spec: LoadSpec) -> None:
+def test_a_load_survives_json(spec: Workload) -> None:
     """What `to_dict` says, through JSON, makes the same load."""
-    again = LoadSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
+    again = Workload.from_dict(json.loads(json.dumps(spec.to_dict())))
     assert again == normal(spec)
     assert again.to_dict() == spec.to_dict()
     assert again.describe() == spec.describe()
@@ -64,13 +64,13 @@ def test_a_load_survives_json(spec: LoadSpec) -> None:
 def test_dirty_rates_as_text(text: object, rate: dict[str, float]) -> None:
     """Bytes of pages with a unit, pages with a p."""
     assert parse_dirty_rate(text) == rate
-    assert LoadSpec.from_dict({"dirty_rate": text}) == LoadSpec(**rate)
+    assert Workload.from_dict({"dirty_rate": text}) == Workload(**rate)
 
 
 def test_a_write_rate_counts_bytes_written() -> None:
     """And nothing else: pages are not written bytes."""
     assert parse_write_rate("8M") == {"rate_bytes": 8 << 20}
-    assert LoadSpec.from_dict({"write_rate": "8M", "write_size": "4K"}) == LoadSpec(
+    assert Workload.from_dict({"write_rate": "8M", "write_size": "4K"}) == Workload(
         rate_bytes=8 << 20, write_bytes=4096
     )
     with pytest.raises(ConfigError, match="write rate '5p': expected bytes written a second"):
@@ -79,22 +79,22 @@ def test_a_write_rate_counts_bytes_written() -> None:
 
 def test_rate_is_the_earlier_name_of_both() -> None:
     """With a p it counted pages, else bytes written."""
-    assert LoadSpec.from_dict({"rate": "2000p"}) == LoadSpec(rate_pages=2000)
-    assert LoadSpec.from_dict({"rate": "8M"}) == LoadSpec(rate_bytes=8 << 20)
-    assert LoadSpec.from_dict({"rate": 4096}) == LoadSpec(rate_bytes=4096)
+    assert Workload.from_dict({"rate": "2000p"}) == Workload(rate_pages=2000)
+    assert Workload.from_dict({"rate": "8M"}) == Workload(rate_bytes=8 << 20)
+    assert Workload.from_dict({"rate": 4096}) == Workload(rate_bytes=4096)
 
 
 @pytest.mark.parametrize(
     ("spec", "page_bytes", "writes"),
     [
-        (LoadSpec(dirty_rate_bytes=8 << 20), 4096, 2048),
-        (LoadSpec(dirty_rate_bytes=8 << 20), 65536, 128),
-        (LoadSpec(dirty_rate_bytes=8 << 20, write_bytes=8192), 4096, 1024),
-        (LoadSpec(rate_pages=2048), 65536, 2048),
-        (LoadSpec(rate_bytes=8 << 20, write_bytes=4096), 65536, 2048),
+        (Workload(dirty_rate_bytes=8 << 20), 4096, 2048),
+        (Workload(dirty_rate_bytes=8 << 20), 65536, 128),
+        (Workload(dirty_rate_bytes=8 << 20, write_bytes=8192), 4096, 1024),
+        (Workload(rate_pages=2048), 65536, 2048),
+        (Workload(rate_bytes=8 << 20, write_bytes=4096), 65536, 2048),
     ],
 )
-def test_bytes_of_pages_are_of_the_memorys_pages(spec: LoadSpec, page_bytes: int, writes: int) -> None:
+def test_bytes_of_pages_are_of_the_memorys_pages(spec: Workload, page_bytes: int, writes: int) -> None:
     """8 MiB a second of pages of 64 KiB are 128 of them."""
     assert spec.write_rate(page_bytes) == writes
 
@@ -103,14 +103,14 @@ def test_bytes_of_pages_are_of_the_memorys_pages(spec: LoadSpec, page_bytes: int
     ("spec", "text"),
     [
         (
-            LoadSpec(dirty_rate_bytes=4 << 20, write_bytes=64),
+            Workload(dirty_rate_bytes=4 << 20, write_bytes=64),
             "2 MiB/s of pages, 4 MiB/s of pages were asked for",
         ),
-        (LoadSpec(rate_pages=1000), "500.0 pages/s, 1000 pages/s were asked for"),
-        (LoadSpec(rate_bytes=65536), "32 KiB/s, 64 KiB/s were asked for"),
+        (Workload(rate_pages=1000), "500.0 pages/s, 1000 pages/s were asked for"),
+        (Workload(rate_bytes=65536), "32 KiB/s, 64 KiB/s were asked for"),
     ],
 )
-def test_what_was_reached_is_said_in_the_unit_that_was_asked_for(spec: LoadSpec, text: str) -> None:
+def test_what_was_reached_is_said_in_the_unit_that_was_asked_for(spec: Workload, text: str) -> None:
     """Nobody who asked for 4 MiB/s of pages reads of 64 KiB/s."""
     asked = spec.asked_rate_bytes
     assert spec.reached_text({"asked_rate_bytes": asked, "reached_rate_bytes": asked / 2}) == text
@@ -120,18 +120,18 @@ def test_what_was_reached_is_said_in_the_unit_that_was_asked_for(spec: LoadSpec,
 def test_bad_rates(text: object) -> None:
     """Anything else is refused, with examples or limits."""
     with pytest.raises(ConfigError, match="rate"):
-        LoadSpec.from_dict({"pattern": "uniform", "rate": text})
+        Workload.from_dict({"pattern": "uniform", "rate": text})
 
 
 def test_rates_mean_what_the_document_says() -> None:
     """Bytes written and pages written lead to writes a second, exactly."""
-    assert LoadSpec(rate_bytes=100, write_bytes=3).write_rate() == Fraction(100, 3)
-    assert LoadSpec(rate_pages=100, write_bytes=8).write_rate() == 100
-    wide = LoadSpec(rate_pages=100, write_bytes=4 * 4096)
+    assert Workload(rate_bytes=100, write_bytes=3).write_rate() == Fraction(100, 3)
+    assert Workload(rate_pages=100, write_bytes=8).write_rate() == 100
+    wide = Workload(rate_pages=100, write_bytes=4 * 4096)
     assert wide.write_rate() == 25
     assert wide.write_rate(65536) == 100
     assert (wide.page_rate, wide.asked_rate_bytes) == (100, 100 * 4096)
-    both = LoadSpec.from_dict(
+    both = Workload.from_dict(
         {"phases": [{"seconds": 1, "load": {"rate": "100p"}}, {"seconds": 3, "load": {"pattern": "idle"}}]}
     )
     assert (both.writes_per_second, both.page_rate, both.asked_rate_bytes) == (25, 25, 200)
@@ -139,13 +139,13 @@ def test_rates_mean_what_the_document_says() -> None:
 
 def test_the_pattern_may_be_left_out() -> None:
     """Where phases or a trace say it, or nothing is to be written."""
-    assert LoadSpec.from_dict({}).pattern == "idle"
-    assert LoadSpec.from_dict({"rate": "1M"}).pattern == "uniform"
-    assert LoadSpec.from_dict({"trace": "a.csv"}).pattern == "trace"
-    assert LoadSpec.from_dict({"phases": [{"seconds": 1, "load": {}}]}).is_idle
-    assert LoadSpec.from_dict({"rate": "1M", "write_bytes": "4K"}).write_bytes == 4096
-    assert LoadSpec(rate_pages=0).is_idle
-    assert not LoadSpec(rate_pages=1).is_idle
+    assert Workload.from_dict({}).pattern == "idle"
+    assert Workload.from_dict({"rate": "1M"}).pattern == "uniform"
+    assert Workload.from_dict({"trace": "a.csv"}).pattern == "trace"
+    assert Workload.from_dict({"phases": [{"seconds": 1, "load": {}}]}).is_idle
+    assert Workload.from_dict({"rate": "1M", "write_bytes": "4K"}).write_bytes == 4096
+    assert Workload(rate_pages=0).is_idle
+    assert not Workload(rate_pages=1).is_idle
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_the_pattern_may_be_left_out() -> None:
 def test_what_is_wrong_is_named(values: Any, named: str) -> None:
     """A ConfigError names the key and what it may be."""
     with pytest.raises(ConfigError, match=named):
-        LoadSpec.from_dict(values)
+        Workload.from_dict(values)
 
 
 json_values = st.recursive(
@@ -208,20 +208,20 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-keys = st.sampled_from(["rate", "seed", "duty", "seconds", "load", *LoadSpec.__dataclass_fields__])
+keys = st.sampled_from(["rate", "seed", "duty", "seconds", "load", *Workload.__dataclass_fields__])
 
 
 @given(st.dictionaries(keys, json_values | st.dictionaries(keys, json_values, max_size=3), max_size=6))
 def test_nothing_but_a_load_or_a_config_error(values: dict[str, Any]) -> None:
     """Whatever JSON says, there is a load or a ConfigError of moderate length."""
     try:
-        spec = LoadSpec.from_dict(values)
+        spec = Workload.from_dict(values)
     except ConfigError as error:
-        spec, text = LoadSpec("idle"), str(error)
+        spec, text = Workload("idle"), str(error)
     else:
         text = ""
     assert len(text) < 1000
-    assert LoadSpec.from_dict(spec.to_dict()) == normal(spec)
+    assert Workload.from_dict(spec.to_dict()) == normal(spec)
 
 
 def test_the_document_has_every_field() -> None:
@@ -236,7 +236,7 @@ def test_the_document_has_every_field() -> None:
     }
     for name in ("dirty_rate", "write_rate", "write_size"):  # the same as text
         documented.pop(name)
-    assert set(documented) == {field.name for field in fields(LoadSpec)}
-    for field in fields(LoadSpec):
+    assert set(documented) == {field.name for field in fields(Workload)}
+    for field in fields(Workload):
         if documented[field.name] not in ("", "none"):
             assert documented[field.name] == str(field.default)

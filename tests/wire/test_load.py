@@ -26,10 +26,10 @@ from vfu_dev.client import MigrationError, Migrator, Options, VfioUserDevice
 from vfu_dev.client.moving import migrate, watch
 from vfu_dev.client.stop import Stop
 from vfu_dev.client.target import MemoryInfo
-from vfu_dev.client.workload import ClientLoad
+from vfu_dev.client.workload import ClientWorkload
 from vfu_dev.device.reference.workload_registers import LOAD_FIELDS
 from vfu_dev.errors import ConfigError, VfuDevError
-from vfu_dev.workload import ArrayWriter, Burst, LoadSpec, Phase, writes_of
+from vfu_dev.workload import ArrayWriter, Burst, Phase, Workload, writes_of
 
 MIB = 1 << 20
 
@@ -84,7 +84,7 @@ def lasting(library: Path) -> Iterator[dict[str, RunningServer]]:
         yield {access: start("--access", access, "--fill", "5") for access in ("trap", "mmap")}
 
 
-def watch_until(made: ClientLoad, writes: int) -> None:
+def watch_until(made: ClientWorkload, writes: int) -> None:
     """Wait until a load has made so many writes, with `watch`, which is asked to stop then."""
     stop = Stop()
     watch(made, PATIENCE_SECONDS, stop, lambda found: found.writes >= writes and stop.ask(signal.SIGINT))
@@ -97,9 +97,9 @@ def watch_until(made: ClientLoad, writes: int) -> None:
 @pytest.mark.parametrize("write_bytes", [8, 100, 4096, 65536])
 def test_as_its_client(lasting: dict[str, RunningServer], served: str, access: str, write_bytes: int) -> None:
     """By message or mapped, in writes of any size: the memory holds what was written."""
-    spec = LoadSpec("hotset", rate_pages=800, write_bytes=write_bytes)
+    spec = Workload("hotset", rate_pages=800, write_bytes=write_bytes)
     with lasting[served].connect() as device:
-        with ClientLoad(device, spec, access=access, journal=True) as made:
+        with ClientWorkload(device, spec, access=access, journal=True) as made:
             watch_until(made, 100)
         assert made.figures().writes >= 100
         assert made.mismatched_bytes() == 0
@@ -165,7 +165,7 @@ def test_interrupted_while_it_moves(serve: ServerFactory) -> None:
     source, destination = serve("--fill", "5", memory="16M"), serve(memory="16M")
     stop = Stop()
     with source.connect() as one, destination.connect() as other:
-        made = ClientLoad(one, LoadSpec("uniform", rate_pages=1000), journal=True)
+        made = ClientWorkload(one, Workload("uniform", rate_pages=1000), journal=True)
         slow = Options(max_bandwidth=MIB)
         reports = iter(range(3))
 
@@ -243,9 +243,9 @@ def test_signals_end_it_cleanly(
 
 def test_bursts_and_phases_as_a_client(server: RunningServer) -> None:
     """Each phase writes what is its own, and the memory shows it."""
-    busy = LoadSpec("sequential", rate_pages=1000, burst=Burst(0.5, 0.05), seed=8)
-    spec = LoadSpec("phases", phases=(Phase(0.1, busy), Phase(0.05, LoadSpec("idle")), Phase(0.1, busy)))
-    with server.connect() as device, ClientLoad(device, spec, journal=True) as made:
+    busy = Workload("sequential", rate_pages=1000, burst=Burst(0.5, 0.05), seed=8)
+    spec = Workload("phases", phases=(Phase(0.1, busy), Phase(0.05, Workload("idle")), Phase(0.1, busy)))
+    with server.connect() as device, ClientWorkload(device, spec, journal=True) as made:
         watch_until(made, 300)  # more than two rounds
         made.close()
         assert made.mismatched_bytes() == 0
@@ -254,7 +254,7 @@ def test_bursts_and_phases_as_a_client(server: RunningServer) -> None:
 def test_a_server_that_goes_ends_the_load_in_words(serve: ServerFactory) -> None:
     """Whoever watches hears of it."""
     server = serve()
-    with server.connect() as device, ClientLoad(device, LoadSpec("uniform", rate_pages=5000)) as made:
+    with server.connect() as device, ClientWorkload(device, Workload("uniform", rate_pages=5000)) as made:
         server.kill()
         with pytest.raises(VfuDevError, match="closed the connection"):
             watch(made, PATIENCE_SECONDS, Stop(), lambda _: None)
@@ -345,7 +345,7 @@ def test_a_load_of_registers_goes_on_at_the_destination(serve: ServerFactory) ->
         wait_until(lambda: count(other) > moved + 500, "the destination goes on")
         write(other, "load_ctrl", 0)
         made, held = count(other), bytes(other.region_read(2, 0, MIB))
-    spec = LoadSpec("zipf", rate_pages=1, seed=99, write_bytes=24, zipf_exponent=1.1)
+    spec = Workload("zipf", rate_pages=1, seed=99, write_bytes=24, zipf_exponent=1.1)
     writes = writes_of(spec, MIB)
     assert writes is not None
     expected = np.zeros(MIB, dtype=np.uint8)
@@ -385,7 +385,7 @@ def test_an_authors_device_has_the_engine_too(serve: ServerFactory) -> None:
     """Nobody wrote a line for it: its memory is written, and moves with what was written."""
     example = Path(__file__).parents[2] / "docs" / "examples" / "kvstore.py"
     source, destination = (serve("--device", f"{example}:KeyValueStore", memory=None) for _ in range(2))
-    spec = LoadSpec("uniform", rate_pages=300, write_bytes=32)
+    spec = Workload("uniform", rate_pages=300, write_bytes=32)
     with source.control() as control, source.connect() as one, destination.connect() as other:
         control.command("load", load=spec.to_dict())
         wait_until(lambda: control.command("load-status")["writes"] > 100, "the device writes")

@@ -32,7 +32,7 @@ from vfu_dev.cli.shape import Command, Group
 from vfu_dev.cli.signals import interrupted_status
 from vfu_dev.errors import ConfigError
 from vfu_dev.sizes import format_count, format_size
-from vfu_dev.workload import LoadSpec
+from vfu_dev.workload import Workload
 
 if TYPE_CHECKING:
     from vfu_dev.lab.options import LoadPlace
@@ -171,7 +171,7 @@ def migrate(
         raise ConfigError(f"--memory {memory}: must be a multiple of 4096 bytes, the page size")
     load = load_of(load_arguments)
     if load is None or load.is_idle:
-        load = LoadSpec("idle")
+        load = Workload("idle")
     faults = {side: of_side(sides, "fault", side) for side in ("source", "destination")}
     for text in (*faults["source"], *faults["destination"]):
         Fault.parse(text)
@@ -224,7 +224,7 @@ def migrate(
         sys.exit(EXIT_LESS)
 
 
-def _summary(result: dict[str, Any], load: LoadSpec) -> list[str]:
+def _summary(result: dict[str, Any], load: Workload) -> list[str]:
     qemu, guest = result["qemu"], result["guest"]
     lines = [f"migration {result['status']}, QEMU {qemu['version']} ({qemu['accel']})"]
     for device in result["devices"]:

@@ -111,7 +111,7 @@ def model(
     """Predict a migration: whether it converges, passes, bytes, time, downtime (docs/model.md)."""
     from vfu_dev.model.link import QEMU_STEP_BYTES, migrator_link, qemu_link
     from vfu_dev.model.predict import border_rate, predict
-    from vfu_dev.workload import LoadSpec
+    from vfu_dev.workload import Workload
 
     if against is not None:
         _compare(against, map_file, json_path)
@@ -122,7 +122,7 @@ def model(
         raise ConfigError(f"--memory {memory}: expected whole pages of {page_size} bytes")
     if not max_bandwidth:
         raise ConfigError("--max-bandwidth 0: a prediction needs the bandwidth of the link")
-    spec = load_of(load_arguments) or LoadSpec("idle")
+    spec = load_of(load_arguments) or Workload("idle")
     make = qemu_link if client == "qemu" else migrator_link
     settings: dict[str, Any] = {
         "downtime_limit_seconds": downtime_limit / 1000,

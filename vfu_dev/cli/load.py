@@ -23,11 +23,11 @@ from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.migrator import MigrationError, Options
 from vfu_dev.client.moving import migrate, watch
 from vfu_dev.client.stop import Stop
-from vfu_dev.client.workload import ClientLoad
+from vfu_dev.client.workload import ClientWorkload
 from vfu_dev.errors import ConfigError, VfuDevError
 from vfu_dev.model.presets import PRESETS
 from vfu_dev.sizes import format_count, format_size
-from vfu_dev.workload import LoadFigures, LoadSpec
+from vfu_dev.workload import Workload, WorkloadFigures
 
 LINE_SECONDS = 1.0
 
@@ -58,11 +58,11 @@ class _Place:
 class _Lines:
     """A line a second on standard error: what is reached."""
 
-    def __init__(self, spec: LoadSpec, quiet: bool) -> None:
+    def __init__(self, spec: Workload, quiet: bool) -> None:
         self._spec, self._quiet = spec, quiet
         self._last = time.monotonic()
 
-    def __call__(self, figures: LoadFigures) -> None:
+    def __call__(self, figures: WorkloadFigures) -> None:
         now = time.monotonic()
         if self._quiet or now - self._last < LINE_SECONDS:
             return
@@ -235,7 +235,7 @@ def command(
         sys.exit(EXIT_LESS)
 
 
-def _run(place: _Place, spec: LoadSpec, seconds: float | None, stop: Stop, report: _Lines) -> dict[str, Any]:
+def _run(place: _Place, spec: Workload, seconds: float | None, stop: Stop, report: _Lines) -> dict[str, Any]:
     # The guest's side needs asyncio and the lab; the others do not pay for it.
     if place.control is not None:
         from vfu_dev.client.commanded import run_in_device
@@ -255,8 +255,8 @@ def _run(place: _Place, spec: LoadSpec, seconds: float | None, stop: Stop, repor
 
 
 def _as_client(
-    place: _Place, spec: LoadSpec, seconds: float | None, stop: Stop, report: _Lines
-) -> tuple[LoadFigures, dict[str, Any]]:
+    place: _Place, spec: Workload, seconds: float | None, stop: Stop, report: _Lines
+) -> tuple[WorkloadFigures, dict[str, Any]]:
     assert place.socket is not None
     more: dict[str, Any] = {}
     with ExitStack() as stack:
@@ -265,7 +265,7 @@ def _as_client(
         if place.migrate_to is not None:
             destination = stack.enter_context(VfioUserDevice.connect(place.migrate_to))
         load = stack.enter_context(
-            ClientLoad(source, spec, index=place.bar, access=place.access, journal=place.check)
+            ClientWorkload(source, spec, index=place.bar, access=place.access, journal=place.check)
         )
         began = time.monotonic()
         if destination is not None:
@@ -282,7 +282,7 @@ def _as_client(
 
 def _migration(
     place: _Place,
-    load: ClientLoad,
+    load: ClientWorkload,
     source: VfioUserDevice,
     destination: VfioUserDevice,
     stop: Stop,
@@ -343,7 +343,7 @@ def _preset(
         sys.exit(EXIT_FAILED)
 
 
-def _summary(result: dict[str, Any], spec: LoadSpec) -> str:
+def _summary(result: dict[str, Any], spec: Workload) -> str:
     lines = [
         f"{result['place']}: {spec.describe()}",
         f"reached {spec.reached_text(result)} in {result['seconds']:.1f} s: "

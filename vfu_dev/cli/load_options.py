@@ -14,14 +14,14 @@ import click
 
 from vfu_dev.cli.params import DIRTY_RATE, SIZE, option
 from vfu_dev.errors import ConfigError
-from vfu_dev.workload import PAGE_PATTERNS, LoadSpec
+from vfu_dev.workload import PAGE_PATTERNS, Workload
 from vfu_dev.workload.spec import RATE_KEYS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _RATES = ("dirty_rate", "write_rate", "rate")
 
-# Argument of `load_of` -> its option. An option that is not given is None: the defaults are LoadSpec's.
+# Argument of `load_of` -> its option. An option that is not given is None: the defaults are Workload's.
 _OPTIONS: dict[str, Callable[[Any], Any]] = {
     "dirty_rate": option(
         "--dirty-rate",
@@ -78,7 +78,7 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-# What a message of LoadSpec's names -> the option that says it here.
+# What a message of Workload's names -> the option that says it here.
 _NAMED = {
     "write_bytes": "--write-size",
     "rate_bytes": "--write-rate",
@@ -115,7 +115,7 @@ def load_options(dirty_rate: str | None = None) -> Callable[[F], F]:
     return add
 
 
-def load_of(arguments: dict[str, Any]) -> LoadSpec | None:
+def load_of(arguments: dict[str, Any]) -> Workload | None:
     """Return the load that the options describe; None when there are none of them.
 
     Raises:  ConfigError: what cannot be, naming the option.
@@ -136,7 +136,7 @@ def load_of(arguments: dict[str, Any]) -> LoadSpec | None:
     if "burst" in given:
         given["burst"] = _burst(given.pop("burst"))
     try:
-        spec = LoadSpec.from_dict(values | given)
+        spec = Workload.from_dict(values | given)
     except ConfigError as error:
         field, space, rest = str(error).partition(" ")
         raise ConfigError(f"{_NAMED.get(field, field)}{space}{rest}") from error

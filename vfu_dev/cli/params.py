@@ -94,7 +94,7 @@ SIZE = Quantity("size", "a size such as 4096, 64K, 16M, 1G", parse_size, exact_s
 BANDWIDTH = Quantity(
     "rate", "bytes a second such as 64K, 128M, or bits such as 1Gbit", parse_bandwidth, exact_size
 )
-# A field of LoadSpec and its value: the bytes of pages, or pages, a second.
+# A field of Workload and its value: the bytes of pages, or pages, a second.
 DIRTY_RATE = Quantity(
     "rate",
     "bytes of pages a second such as 8M, or pages such as 2000p",

@@ -9,33 +9,33 @@ from typing import Any
 from vfu_dev.client.control import ControlClient
 from vfu_dev.client.stop import Stop
 from vfu_dev.errors import ProtocolError
-from vfu_dev.workload import LoadFigures, LoadSpec
+from vfu_dev.workload import Workload, WorkloadFigures
 
 # Between two looks at what a load does.
 LOOK_SECONDS = 0.25
 
-Report = Callable[[LoadFigures], None]
+Report = Callable[[WorkloadFigures], None]
 
 
-def figures_of(status: Any) -> LoadFigures:
+def figures_of(status: Any) -> WorkloadFigures:
     """Return the figures in an answer to `load-status`.
 
     Raises:  ProtocolError: it is something else.
     """
     try:
-        return LoadFigures(**{field.name: status[field.name] for field in fields(LoadFigures)})
+        return WorkloadFigures(**{field.name: status[field.name] for field in fields(WorkloadFigures)})
     except (KeyError, TypeError) as error:
         raise ProtocolError("the server answered load-status with something else") from error
 
 
 def run_in_device(
     control: ControlClient,
-    spec: LoadSpec,
+    spec: Workload,
     seconds: float | None,
     stop: Stop,
     report: Report,
     memory: str | None = None,
-) -> LoadFigures:
+) -> WorkloadFigures:
     """Have the device behind `control` make the load, and watch it.
 
     It ends in the server after `seconds`, also when this process is gone by then.

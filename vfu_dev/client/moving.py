@@ -8,10 +8,10 @@ from vfu_dev.client.commanded import LOOK_SECONDS, Report
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.migrator import MigrationError, Migrator, Options, Progress
 from vfu_dev.client.stop import Stop, deadline_of
-from vfu_dev.client.workload import ClientLoad
+from vfu_dev.client.workload import ClientWorkload
 
 
-def watch(load: ClientLoad, seconds: float | None, stop: Stop, report: Report) -> None:
+def watch(load: ClientWorkload, seconds: float | None, stop: Stop, report: Report) -> None:
     """Let the load go on for so long, or until asked to stop.
 
     Raises:  what ended the load, if something did.
@@ -25,7 +25,7 @@ def watch(load: ClientLoad, seconds: float | None, stop: Stop, report: Report) -
 
 
 def migrate(
-    load: ClientLoad,
+    load: ClientWorkload,
     source: VfioUserDevice,
     destination: VfioUserDevice,
     options: Options,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.target import MemoryInfo, Target, read_memory, target_of
 from vfu_dev.closing import Closing
-from vfu_dev.workload import ArrayWriter, LoadFigures, LoadSpec, Program
+from vfu_dev.workload import ArrayWriter, Program, Workload, WorkloadFigures
 
 _NS = 1_000_000_000
 # Writes between two looks at the clock and at whether to stop: some milliseconds of messages.
@@ -23,7 +23,7 @@ _NAP_SECONDS = 0.05
 _WAKE_SECONDS = 0.001
 
 
-class ClientLoad(Closing):
+class ClientWorkload(Closing):
     """Writes to the memory of `device` from a thread of its own, until it is closed.
 
     The connection is shared with whoever migrates the device meanwhile. While the device stands still the
@@ -41,7 +41,7 @@ class ClientLoad(Closing):
     def __init__(
         self,
         device: VfioUserDevice,
-        spec: LoadSpec,
+        spec: Workload,
         *,
         index: int | None = None,
         access: str = "auto",
@@ -115,14 +115,14 @@ class ClientLoad(Closing):
         if self._error is not None:
             raise self._error
 
-    def figures(self) -> LoadFigures:
+    def figures(self) -> WorkloadFigures:
         """Return what it did so far."""
         now = time.monotonic_ns() if self._ended is None else self._ended
         quiet = self._quiet_ns
         if not self._allowed.is_set():
             quiet += max(0, now - self._paused_at)
         since, had = self._window[0]
-        return LoadFigures.of(
+        return WorkloadFigures.of(
             self._pacer,
             asked_rate_bytes=self._program.asked_rate_bytes,
             recent_rate_bytes=(self._written_bytes - had) * _NS / max(1, now - since),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from vfu_dev.lab.result import MigrationResult
-from vfu_dev.workload import LoadSpec
+from vfu_dev.workload import Workload
 from vfu_dev.workload.figures import KEEPS_UP
 
 
 def judge(
-    result: MigrationResult, pre_copy: bool | None, verified: bool = True, load: LoadSpec | None = None
+    result: MigrationResult, pre_copy: bool | None, verified: bool = True, load: Workload | None = None
 ) -> None:
     """Fill `problems`, `warnings` and `status`.
 
@@ -27,7 +27,7 @@ def judge(
         result.warnings.append(
             f"downtime {qemu.downtime_ms} ms, limit {qemu.downtime_limit_ms} ms (is the machine busy?)"
         )
-    spec = load or LoadSpec("idle")
+    spec = load or Workload("idle")
     if guest is not None and not _guest_kept_up(result):
         result.warnings.append(f"the guest wrote {spec.reached_text(asdict(guest))}")
     for device, status in zip(result.devices, result.load_status, strict=False):

@@ -28,7 +28,7 @@ from vfu_dev.vm.process import PATIENCE_SECONDS
 from vfu_dev.vm.qemu import Qemu
 from vfu_dev.vm.qtest_guest import QtestGuest
 from vfu_dev.vm.servers import DeviceServer
-from vfu_dev.workload import LoadSpec
+from vfu_dev.workload import Workload
 
 # How often both sides are asked while a migration runs. QEMU itself decides every 100 ms.
 SAMPLE_SECONDS = 0.05
@@ -115,7 +115,7 @@ class Lab:
         if self.options.load_place == "guest":
             await self.guest.start(self.options.load)
         else:
-            await self.guest.start(LoadSpec("idle"))
+            await self.guest.start(Workload("idle"))
             await self._load_devices(self.source)
 
     async def _load_devices(self, host: Host) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vfu_dev.vm.trace import TRACE_PATTERNS
-from vfu_dev.workload import LoadSpec
+from vfu_dev.workload import Workload
 
 # QEMU migrates a Linux guest's own RAM too; a qtest machine needs next to none.
 LINUX_RAM_BYTES = 192 << 20
@@ -16,7 +16,7 @@ QTEST_RAM_BYTES = 32 << 20
 SOURCE_FILL = 0x5646_5544
 
 # 2 MiB of pages a second.
-DEFAULT_LOAD = LoadSpec("uniform", rate_pages=512)
+DEFAULT_LOAD = Workload("uniform", rate_pages=512)
 
 GuestKind = Literal["linux", "none"]
 LoadPlace = Literal["guest", "device"]
@@ -48,7 +48,7 @@ class MigrateOptions:
     devices: int = 1
     spare_ports: int = 0
     reboot: bool = False
-    load: LoadSpec = DEFAULT_LOAD
+    load: Workload = DEFAULT_LOAD
     load_place: LoadPlace = "guest"
     pre_copy: bool = True
     switchover_ack: bool = False

@@ -18,7 +18,7 @@ from vfu_dev.client.migrator import MigrationError, Migrator, Options, Progress
 from vfu_dev.client.stop import Stop
 from vfu_dev.errors import LabError
 from vfu_dev.model.presets import PRESETS, Decision, decide
-from vfu_dev.workload import LoadSpec
+from vfu_dev.workload import Workload
 
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
@@ -41,7 +41,7 @@ class Rehearsal:
     seconds: float = 10.0
     seed: int = 1
 
-    def load(self) -> tuple[LoadSpec, Decision]:
+    def load(self) -> tuple[Workload, Decision]:
         """Return the load and what decides.
 
         Raises:  ConfigError: the memory is too small for a load that never converges.

@@ -1,4 +1,4 @@
-"""The binding to libvfio-user: `open_library` finds out what it can drive, `Context` is one device's life in it.
+"""The binding to libvfio-user: `open_library` finds out what it can drive, `Context` is a device's life.
 
 Only `_ffi` knows ctypes; nothing above this package does.
 """

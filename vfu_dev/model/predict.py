@@ -20,7 +20,7 @@ from vfu_dev.migration.stream import INDEX_BYTES, RECORD, pages_a_record
 from vfu_dev.model.link import WINDOW_SECONDS, Link
 from vfu_dev.model.writing import Bins, Vector, Writer, distinct_pages
 from vfu_dev.sizes import format_size
-from vfu_dev.workload import LoadSpec
+from vfu_dev.workload import Workload
 from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES
 
 # Steps: a pass is followed in so many at least, and a load's period too.
@@ -81,7 +81,7 @@ def page_cost_bytes(page_bytes: int = DEFAULT_PAGE_BYTES) -> float:
     return page_bytes + INDEX_BYTES + RECORD.size / pages_a_record(page_bytes)
 
 
-def floor_pages(spec: LoadSpec, pages: int, pages_per_second: float, page_bytes: int = 4096) -> float:
+def floor_pages(spec: Workload, pages: int, pages_per_second: float, page_bytes: int = 4096) -> float:
     """Return how many pages wait in the long run under a uniform or sequential load, in closed form.
 
     Uniform: a write finds a clean page with probability 1 - d/P, a page is sent `pages_per_second` times a
@@ -110,7 +110,7 @@ def border_rate(memory_bytes: float, link: Link, page_bytes: int = DEFAULT_PAGE_
 class _Course:
     """One migration, step by step, as expected numbers."""
 
-    def __init__(self, spec: LoadSpec, pages: int, initial_pages: int, link: Link, page_bytes: int) -> None:
+    def __init__(self, spec: Workload, pages: int, initial_pages: int, link: Link, page_bytes: int) -> None:
         self.bins = Bins.of(spec, pages)
         self.writer = Writer(spec, self.bins, page_bytes)
         self.link = link
@@ -195,7 +195,7 @@ class _Course:
 
 
 def predict(
-    spec: LoadSpec,
+    spec: Workload,
     pages: int,
     link: Link,
     *,

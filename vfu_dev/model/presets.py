@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from vfu_dev.errors import ConfigError
 from vfu_dev.sizes import format_size
-from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES, LoadSpec
+from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES, Workload
 
 # Against the link: far enough from 1 that a bandwidth twice or half of what was planned changes nothing.
 NEVER_RATIO = 4.0
@@ -63,7 +63,7 @@ class Decision:
 
 
 def decide(
-    spec: LoadSpec,
+    spec: Workload,
     bandwidth_bytes: float,
     memory_bytes: int,
     downtime_seconds: float = DEFAULT_DOWNTIME_SECONDS,
@@ -83,7 +83,7 @@ def never_converges(
     downtime_seconds: float = DEFAULT_DOWNTIME_SECONDS,
     page_bytes: int = DEFAULT_PAGE_BYTES,
     seed: int = 1,
-) -> LoadSpec:
+) -> Workload:
     """Return a load under which a migration over such a link never ends by itself.
 
     Raises:  ConfigError: the whole memory fits into the downtime limit, so every migration ends.
@@ -108,17 +108,17 @@ def surely_converges(
     downtime_seconds: float = DEFAULT_DOWNTIME_SECONDS,
     page_bytes: int = DEFAULT_PAGE_BYTES,
     seed: int = 1,
-) -> LoadSpec:
+) -> Workload:
     """Return a load, of an eighth of the link, under which every migration over it ends."""
     del memory_bytes, downtime_seconds  # whatever they are
     return _uniform(SURELY_RATIO, bandwidth_bytes, page_bytes, seed)
 
 
-def _uniform(ratio: float, bandwidth_bytes: float, page_bytes: int, seed: int) -> LoadSpec:
+def _uniform(ratio: float, bandwidth_bytes: float, page_bytes: int, seed: int) -> Workload:
     if bandwidth_bytes <= 0:
         raise ConfigError(f"bandwidth {bandwidth_bytes}: expected bytes a second, above 0")
-    return LoadSpec("uniform", rate_pages=ratio * bandwidth_bytes / page_bytes, seed=seed)
+    return Workload("uniform", rate_pages=ratio * bandwidth_bytes / page_bytes, seed=seed)
 
 
-Preset = Callable[[float, int, float, int, int], LoadSpec]
+Preset = Callable[[float, int, float, int, int], Workload]
 PRESETS: dict[str, Preset] = {"never": never_converges, "surely": surely_converges}

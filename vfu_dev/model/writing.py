@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.workload import LoadSpec
+from vfu_dev.workload import Workload
 from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES
 
 Vector = npt.NDArray[np.float64]
@@ -22,7 +22,7 @@ _EVEN_BINS = 256
 _GROWING_BINS = 128
 
 
-def distinct_pages(spec: LoadSpec, pages: int, seconds: float, page_bytes: int = DEFAULT_PAGE_BYTES) -> float:
+def distinct_pages(spec: Workload, pages: int, seconds: float, page_bytes: int = DEFAULT_PAGE_BYTES) -> float:
     """Return how many different pages a steady load writes in so long, as it is expected to."""
     bins = Bins.of(spec, pages)
     touched = Writer(spec, bins, page_bytes).touched(0.0, seconds)
@@ -37,7 +37,7 @@ class Bins:
     sizes: Vector
 
     @classmethod
-    def of(cls, spec: LoadSpec, pages: int) -> Bins:
+    def of(cls, spec: Workload, pages: int) -> Bins:
         """Return the bins of a memory: finer where hot pages are."""
         loads = [phase.load for phase in spec.phases] or [spec]
         cuts = [np.linspace(0, pages, min(pages, _EVEN_BINS) + 1)]
@@ -47,14 +47,14 @@ class Bins:
         return cls(edges, np.diff(edges))
 
 
-def _hot_pages(load: LoadSpec, pages: int) -> int:
+def _hot_pages(load: Workload, pages: int) -> int:
     return max(1, int(pages * load.hot_fraction))
 
 
 class Writer:
     """Which share of each bin's pages a load writes in a stretch of time."""
 
-    def __init__(self, spec: LoadSpec, bins: Bins, page_bytes: int) -> None:
+    def __init__(self, spec: Workload, bins: Bins, page_bytes: int) -> None:
         if spec.pattern == "trace":
             raise ConfigError("trace: the model needs a pattern")
         self._bins = bins
@@ -85,7 +85,7 @@ class Writer:
         bursts = [load.burst.period_seconds for _, load, _ in self._loads if load.burst is not None]
         return max([0.0, *bursts, self._cycle if len(self._loads) > 1 else 0.0])
 
-    def _per_page(self, load: LoadSpec) -> Vector:
+    def _per_page(self, load: Workload) -> Vector:
         """Return the share of all writes that goes to a page of each bin."""
         pages, sizes, edges = self._pages, self._bins.sizes, self._bins.edges
         if load.pattern == "hotset":
@@ -133,7 +133,7 @@ def _overlap(bins: Bins, begin: float, end: float) -> Vector:
     return overlap
 
 
-def _active(load: LoadSpec, begin: float, seconds: float) -> float:
+def _active(load: Workload, begin: float, seconds: float) -> float:
     """Return for how much of a stretch of time the load's average rate stands: more in a burst."""
     if load.burst is None or load.burst.duty >= 1:
         return seconds

@@ -17,7 +17,7 @@ from vfu_dev.report.passes import pass_list, passes_figure, phases_figure
 from vfu_dev.report.plots import migration_figure
 from vfu_dev.report.timeline import Timeline
 from vfu_dev.sizes import format_size
-from vfu_dev.workload import LoadSpec
+from vfu_dev.workload import Workload
 
 KIND = "lab-migrate"
 # QEMU's log is long; the page shows this much of it, the JSON has all.
@@ -66,7 +66,7 @@ def _clock(value: float) -> str:
 
 def _reached(result: dict[str, Any]) -> str:
     """Return the rate that the guest reached beside what was asked for, in the unit of the latter."""
-    return LoadSpec.from_dict(result["settings"]["load"]).reached_text(result["guest"])
+    return Workload.from_dict(result["settings"]["load"]).reached_text(result["guest"])
 
 
 def _headline(result: dict[str, Any]) -> str:

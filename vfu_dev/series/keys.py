@@ -144,7 +144,7 @@ LOAD_PLACE = _choice("guest", "device")
 
 
 def key_of(name: str) -> Key | None:
-    """Return what `table.key` takes; None for a key of the load, which LoadSpec judges as a whole.
+    """Return what `table.key` takes; None for a key of the load, which Workload judges as a whole.
 
     Raises:  KeyError: there is no such key.
     """
@@ -203,7 +203,7 @@ def _bare(key: str) -> str:
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested tables as dotted names; `load.burst` stays a table, which LoadSpec takes."""
+    """Return nested tables as dotted names; `load.burst` stays a table, which Workload takes."""
     out: dict[str, Any] = {}
     for key, value in table.items():
         name = f"{prefix}.{key}" if prefix else key

@@ -15,7 +15,7 @@ from vfu_dev.model.predict import Prediction, predict
 from vfu_dev.series.rows import Row, read_rows
 from vfu_dev.series.scenario import Point
 from vfu_dev.series.summary import read_summary
-from vfu_dev.workload import LoadSpec
+from vfu_dev.workload import Workload
 
 COMPLETED = "completed"
 
@@ -31,7 +31,7 @@ class Compared:
 
     name: str
     settings: Mapping[str, Any]
-    load: LoadSpec
+    load: Workload
     link: Link
     prediction: Prediction
     converged: float
@@ -58,7 +58,7 @@ def link_of(settings: Mapping[str, Any], stop_bandwidth: float = 0.0, reached: f
     return replace(link, bandwidth=min(link.bandwidth, reached))
 
 
-def predict_point(settings: Mapping[str, Any], load: LoadSpec, link: Link) -> Prediction:
+def predict_point(settings: Mapping[str, Any], load: Workload, link: Link) -> Prediction:
     """Return the prediction for a point of a scenario with one device and without a guest.
 
     Raises:  ConfigError: several devices, a guest whose RAM shares the link, no pre-copy, or a trace.
@@ -115,7 +115,7 @@ def compare(folder: Path) -> list[Compared]:
     stop = stop_bandwidth_of(rows)
     found = []
     for point in summary["points"]:
-        settings, load = point["settings"], LoadSpec.from_dict(point["load"])
+        settings, load = point["settings"], Workload.from_dict(point["load"])
         mine = [row for row in rows if row.point == point["name"]]
         if not mine:
             continue

@@ -19,7 +19,7 @@ from vfu_dev.faults.spec import Fault
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.series.checks import Check, parse_check
 from vfu_dev.series.keys import KEYS, LOAD_PLACE, Source, flatten, judge_value
-from vfu_dev.workload import LoadSpec
+from vfu_dev.workload import Workload
 from vfu_dev.workload.spec import RATE_KEYS, WRITE_SIZE_KEYS
 
 # The shipped scenarios are files of the package.
@@ -48,7 +48,7 @@ class Point:
     variant: str | None
     sweep: Mapping[str, Any]
     settings: Mapping[str, Any]
-    load: LoadSpec
+    load: Workload
 
     def __getitem__(self, name: str) -> Any:
         return self.settings[name]
@@ -303,7 +303,7 @@ def _point(
     if not load or load.get("pattern") == "idle":
         load = {"pattern": "idle"}  # the rate of what it replaces goes with it
     try:
-        spec = LoadSpec.from_dict(load)
+        spec = Workload.from_dict(load)
     except ConfigError as error:
         raise source.error("load", str(error)) from error
     point = Point(name, variant, swept, settings, spec)

@@ -15,7 +15,7 @@ from vfu_dev.errors import ConfigError
 from vfu_dev.series.rows import METRICS, NOT_CONVERGED, Row, values_of
 from vfu_dev.series.scenario import METHOD_MOVES, Scenario
 from vfu_dev.series.statistics import difference, percentiles
-from vfu_dev.workload import LoadSpec
+from vfu_dev.workload import Workload
 from vfu_dev.workload.figures import KEEPS_UP
 
 KIND = "lab-run"
@@ -111,7 +111,7 @@ def summarise(
     # How the last migration stood that was given up: the numbers that decide.
     stood = {row.point: row.text for row in rows if row.status == NOT_CONVERGED}
     warnings = [
-        f"{point['name']}: wrote {LoadSpec.from_dict(point['load']).reached_text(rate)}"
+        f"{point['name']}: wrote {Workload.from_dict(point['load']).reached_text(rate)}"
         for point in points
         if (rate := point.get("rate")) and rate["carried"] < KEEPS_UP
     ]

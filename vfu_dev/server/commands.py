@@ -22,7 +22,7 @@ from vfu_dev.migration import StateHasher
 from vfu_dev.migration.fsm import RUNNING_GROUP
 from vfu_dev.migration.schema import blocks_digest
 from vfu_dev.server.control import Command
-from vfu_dev.workload import LoadSpec, Program
+from vfu_dev.workload import Program, Workload
 
 if TYPE_CHECKING:
     from vfu_dev.server.server import Server
@@ -227,7 +227,7 @@ class Commands:
         if load is None:
             engine.stop()
             return engine.status()
-        spec, target = LoadSpec.from_dict(load), engine.memory(memory)
+        spec, target = Workload.from_dict(load), engine.memory(memory)
         # Files and tables take their time, in which the device's client is to be served.
         program = yield from in_thread(lambda: Program(spec, target.size_bytes, target.page_size_bytes))
         engine.start(spec, memory, seconds, program)

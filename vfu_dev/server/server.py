@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vfu_dev.device import Device, MemoryBar
-from vfu_dev.device.reference.workload import OperatorLoad
+from vfu_dev.device.reference.workload import OperatorWorkload
 from vfu_dev.errors import REFUSALS, LibraryError
 from vfu_dev.figures import Figures
 from vfu_dev.libvfio_user import Context, Library, Region, ResetKind
@@ -65,7 +65,7 @@ class Server:
         self._sampler = Sampler(device.migration)
         self._snapshots = SnapshotMaker(device, library)
         self._feeds: list[Feed] = []
-        self.load = OperatorLoad(lambda: [*device.memories, *device.unmigrated], device.migration)
+        self.load = OperatorWorkload(lambda: [*device.memories, *device.unmigrated], device.migration)
         self._control: ControlSocket | None = None
         self._polled_fd = -1
         claim_socket_path(socket_path, "socket")

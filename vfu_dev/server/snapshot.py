@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from vfu_dev import __version__
 from vfu_dev.device import Device
-from vfu_dev.device.reference.workload import MakesLoad
+from vfu_dev.device.reference.workload import MakesWorkload
 from vfu_dev.faults import OPERATIONS
 from vfu_dev.figures import Figures, Snapshot
 from vfu_dev.libvfio_user import Library
@@ -107,7 +107,7 @@ class SnapshotMaker:
 
     def _load(self) -> dict[str, float]:
         """Return the sums over the loads that the device makes: an operator's, and one behind registers."""
-        loads = [worker.rates() for worker in self._device.workers if isinstance(worker, MakesLoad)]
+        loads = [worker.rates() for worker in self._device.workers if isinstance(worker, MakesWorkload)]
         return {
             "asked_rate_bytes": sum(load.asked_rate_bytes for load in loads),
             "reached_rate_bytes": sum(load.reached_rate_bytes for load in loads),

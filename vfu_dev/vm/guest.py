@@ -18,9 +18,9 @@ from vfu_dev.vm.guest_line import GuestLine, Transport
 from vfu_dev.vm.kvm_trial import KVM_SECONDS
 from vfu_dev.vm.process import PATIENCE_SECONDS
 from vfu_dev.vm.qemu import Qemu
-from vfu_dev.workload import LoadSpec, Program
+from vfu_dev.workload import Program, Workload
 
-IDLE = LoadSpec("idle")
+IDLE = Workload("idle")
 
 # Told (bytes compared, bytes in all) while a guest verifies.
 VerifyProgress = Callable[[int, int], None]
@@ -35,7 +35,7 @@ VERIFY_SILENCE_SECONDS = 120.0
 class GuestResult:
     """What the guest says after the move: its journal against every byte of the device's memory.
 
-    Rates are bytes written a second to each device (`LoadSpec.asked_rate_bytes`), not pages dirtied.
+    Rates are bytes written a second to each device (`Workload.asked_rate_bytes`), not pages dirtied.
     """
 
     kind: str
@@ -69,7 +69,7 @@ class Guest(ABC):
         """Wait until the guest runs on `source` and has found its devices. Raises: GuestError."""
 
     @abstractmethod
-    async def start(self, load: LoadSpec) -> None:
+    async def start(self, load: Workload) -> None:
         """Begin to write to every device; device i has the seed of `load` plus i. Raises: ConfigError."""
 
     @abstractmethod
@@ -161,11 +161,11 @@ class LinuxGuest(Guest):
         if not self._devices:
             raise GuestError(f"the guest found no device; console: {source.console_log}")
 
-    async def start(self, load: LoadSpec) -> None:
+    async def start(self, load: Workload) -> None:
         """Begin to write, with a heartbeat on the serial line."""
         await self.start_on(load, None)
 
-    async def start_on(self, load: LoadSpec, part: tuple[int, int] | None) -> None:
+    async def start_on(self, load: Workload, part: tuple[int, int] | None) -> None:
         """Begin to write to `part` (offset, bytes) of each device's memory, all of it for None."""
         self._spec = load
         if load.is_idle:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from vfu_dev.errors import LabError
 from vfu_dev.vm.guest_program import program_lines
 from vfu_dev.vm.process import PATIENCE_SECONDS
-from vfu_dev.workload import LoadSpec
+from vfu_dev.workload import Workload
 
 # How the guest's writes reach the device: by its CPU, or fetched by the device's DMA engine.
 Transport = Literal["mmio", "dma"]
@@ -100,7 +100,7 @@ class GuestLine:
 
     async def start_load(
         self,
-        spec: LoadSpec,
+        spec: Workload,
         page_bytes: int = 4096,
         *,
         via: Transport = "mmio",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.workload import LoadSpec, Trace
+from vfu_dev.workload import Trace, Workload
 
 _NS = 1_000_000_000
 # The guest's arithmetic has 64 bits; a rate keeps 62 of them above and below the line.
@@ -17,7 +17,7 @@ _ROWS_A_LINE = 100
 MAX_ROWS = 100_000
 
 
-def program_lines(spec: LoadSpec, page_bytes: int) -> Iterator[str]:
+def program_lines(spec: Workload, page_bytes: int) -> Iterator[str]:
     """Yield the commands, without `program`, that make vfud-load carry out `spec`.
 
     Args:    page_bytes: of the device.
@@ -30,7 +30,7 @@ def program_lines(spec: LoadSpec, page_bytes: int) -> Iterator[str]:
         yield from _phase(spec, page_bytes, 0)
 
 
-def _phase(spec: LoadSpec, page_bytes: int, duration_ns: int) -> Iterator[str]:
+def _phase(spec: Workload, page_bytes: int, duration_ns: int) -> Iterator[str]:
     words = {"pattern": "idle" if spec.is_idle else spec.pattern, "duration_ns": duration_ns}
     if spec.trace is not None:
         trace = Trace.read(spec.trace)
@@ -51,7 +51,7 @@ def _phase(spec: LoadSpec, page_bytes: int, duration_ns: int) -> Iterator[str]:
     yield _line(words)
 
 
-def _rate(spec: LoadSpec, page_bytes: int) -> dict[str, int]:
+def _rate(spec: Workload, page_bytes: int) -> dict[str, int]:
     """Return writes a nanosecond as up / down, and the part of a period in which they are made."""
     period_ns = on_ns = 1
     if spec.burst is not None:

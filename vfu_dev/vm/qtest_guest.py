@@ -17,7 +17,7 @@ from vfu_dev.errors import LabError
 from vfu_dev.vm.guest import Guest, GuestError, GuestResult, VerifyProgress
 from vfu_dev.vm.qemu import FIRST_SLOT, Qemu
 from vfu_dev.vm.qtest import QtestClient, QtestError
-from vfu_dev.workload import LoadSpec, Pacer, Phase, Program, Run, Writes, contents
+from vfu_dev.workload import Pacer, Phase, Program, Run, Workload, Writes, contents
 from vfu_dev.workload.spec import MAX_SEED
 from vfu_dev.workload.splitmix import outputs
 
@@ -52,7 +52,7 @@ TAIL_BYTES = 8
 VERIFY_BLOCK_BYTES = 256 << 10
 
 
-def with_seed(load: LoadSpec, index: int) -> LoadSpec:
+def with_seed(load: Workload, index: int) -> Workload:
     """Return what device `index` gets of `load`: the same with a seed of its own, as vfud-load does it."""
     phases = tuple(Phase(phase.seconds, with_seed(phase.load, index)) for phase in load.phases)
     return replace(load, seed=(load.seed + index) & MAX_SEED, phases=phases)
@@ -166,7 +166,7 @@ class QtestGuest(Guest):
         found_device.page_bytes = await self.client.read(4, device.bar0 + REG_PAGE_SIZE)
         return found_device
 
-    async def start(self, load: LoadSpec) -> None:
+    async def start(self, load: Workload) -> None:
         """Write in a task of its own until `stop`, or until the VM is stopped by a migration."""
         for index, device in enumerate(self.devices):
             device.program = Program(with_seed(load, index), device.size_bytes, device.page_bytes)
@@ -178,7 +178,7 @@ class QtestGuest(Guest):
         if not load.is_idle:
             self._task = asyncio.create_task(self._run())
 
-    async def write_pages(self, count: int, load: LoadSpec) -> None:
+    async def write_pages(self, count: int, load: Workload) -> None:
         """Carry out the first `count` writes of `load` on every device at once."""
         for index, device in enumerate(self.devices):
             (writes,) = Program(with_seed(load, index), device.size_bytes, device.page_bytes).writes

@@ -10,18 +10,18 @@ from typing import Any
 from vfu_dev.client.commanded import LOOK_SECONDS, Report
 from vfu_dev.client.stop import Stop, deadline_of
 from vfu_dev.vm.guest_line import GuestError, GuestLine, Transport
-from vfu_dev.workload import PAGE_PATTERNS, LoadFigures, LoadSpec, Program
+from vfu_dev.workload import PAGE_PATTERNS, Program, Workload, WorkloadFigures
 from vfu_dev.workload.figures import KEEPS_UP, carried_part
 
 
 async def run_in_guest(
     line_socket: Path,
-    spec: LoadSpec,
+    spec: Workload,
     seconds: float | None,
     stop: Stop,
     report: Report,
     via: Transport = "mmio",
-) -> LoadFigures:
+) -> WorkloadFigures:
     """Have the guest behind `line_socket` make the load on each of its devices, and watch it.
 
     Raises:  GuestError: no such guest, or it refuses.
@@ -60,13 +60,13 @@ async def run_in_guest(
 
 def _guest_figures(
     status: dict[str, Any], asked: float, before: tuple[float, int], is_steady: bool
-) -> LoadFigures:
+) -> WorkloadFigures:
     """Return what a guest says in our words; `before` is when it last did, and the bytes then."""
     seconds, written = status["elapsed_ns"] / 1e9, status["written_bytes"]
     carried = carried_part(status["writes"], status["missed_writes"])
     if carried is not None and is_steady and asked * seconds > written:
         carried = min(carried, written / (asked * seconds))
-    return LoadFigures(
+    return WorkloadFigures(
         asked_rate_bytes=asked,
         reached_rate_bytes=written / seconds if seconds else 0.0,
         recent_rate_bytes=(written - before[1]) / max(seconds - before[0], 1e-9),

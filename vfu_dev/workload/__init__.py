@@ -1,19 +1,19 @@
-"""Load patterns as data, and the writes that follow from them: numpy only, used by every generator.
+"""Workloads as data, and the writes that follow from them: numpy only, used by every generator.
 
-`LoadSpec` says what a load is; `Program` binds it to a memory: which write comes where (`Writes`) and when
+`Workload` says what a load is; `Program` binds it to a memory: which write comes where (`Writes`) and when
 (`Pacer`). docs/load.md is the definition that a generator in another language follows.
 """
 
 from vfu_dev.workload.carry import ArrayWriter
-from vfu_dev.workload.figures import LoadFigures
+from vfu_dev.workload.figures import WorkloadFigures
 from vfu_dev.workload.pacer import Pacer, Run
 from vfu_dev.workload.program import Program
 from vfu_dev.workload.spec import (
     PAGE_PATTERNS,
     PATTERNS,
     Burst,
-    LoadSpec,
     Phase,
+    Workload,
     parse_dirty_rate,
     parse_write_rate,
 )
@@ -25,13 +25,13 @@ __all__ = [
     "PATTERNS",
     "ArrayWriter",
     "Burst",
-    "LoadFigures",
-    "LoadSpec",
     "Pacer",
     "Phase",
     "Program",
     "Run",
     "Trace",
+    "Workload",
+    "WorkloadFigures",
     "Writes",
     "contents",
     "parse_dirty_rate",

@@ -11,7 +11,7 @@ KEEPS_UP = 0.95
 
 
 @dataclass
-class LoadFigures:
+class WorkloadFigures:
     """What a load did so far.
 
     Attributes:
@@ -45,7 +45,7 @@ class LoadFigures:
         written_bytes: int,
         seconds: float,
         quiet_seconds: float,
-    ) -> LoadFigures:
+    ) -> WorkloadFigures:
         """Return the figures of the load behind `pacer`; what it handed out has been written."""
         carried = carried_part(pacer.taken, pacer.missed + pacer.owed)
         return cls(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vfu_dev.errors import ConfigError
 from vfu_dev.workload.pacer import Pacer
-from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES, LoadSpec
+from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES, Workload
 from vfu_dev.workload.timeline import timeline_of
 from vfu_dev.workload.trace import MAX_ROWS, Trace
 from vfu_dev.workload.writes import MAX_ZIPF_PLACES, Writes, writes_of
@@ -24,7 +24,7 @@ class Program:
     Raises:  ConfigError: the memory is too small; a file cannot be used.
     """
 
-    def __init__(self, spec: LoadSpec, memory_bytes: int, page_bytes: int = DEFAULT_PAGE_BYTES) -> None:
+    def __init__(self, spec: Workload, memory_bytes: int, page_bytes: int = DEFAULT_PAGE_BYTES) -> None:
         self.spec = spec
         parts = [phase.load for phase in spec.phases] or [spec]
         self._seconds = [phase.seconds for phase in spec.phases] or None

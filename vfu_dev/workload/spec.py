@@ -49,16 +49,16 @@ class Phase:
     """A part of a load that changes over time: `load` for so many seconds, then the next one."""
 
     seconds: float
-    load: LoadSpec
+    load: Workload
 
     def __post_init__(self) -> None:
         _number("phase.seconds", self.seconds, MIN_PERIOD_SECONDS, MAX_PERIOD_SECONDS)
-        if not isinstance(self.load, LoadSpec) or self.load.phases:
+        if not isinstance(self.load, Workload) or self.load.phases:
             raise ConfigError("phases: each is seconds and a load, and that load has no phases of its own")
 
 
 @dataclass(frozen=True)
-class LoadSpec:
+class Workload:
     """A load on one memory. The same for every generator: in the device, in the guest, in a client.
 
     Attributes:
@@ -232,7 +232,7 @@ class LoadSpec:
         return values
 
     @classmethod
-    def from_dict(cls, values: object) -> LoadSpec:
+    def from_dict(cls, values: object) -> Workload:
         """Return the load that JSON or TOML describes.
 
         Args:    values: the fields by name. The rate may be given as people write it instead: `dirty_rate`
@@ -270,7 +270,7 @@ class LoadSpec:
 
 
 def parse_dirty_rate(text: object) -> dict[str, float]:
-    """Return the pages to dirty a second that `text` names, as an argument of `LoadSpec`.
+    """Return the pages to dirty a second that `text` names, as an argument of `Workload`.
 
     Args:    text: bytes of whole pages a second (`8M`, `512K/s`, `4096`) or pages a second (`2000p`, `0.5p`);
              a number is bytes of pages a second.
@@ -280,7 +280,7 @@ def parse_dirty_rate(text: object) -> dict[str, float]:
 
 
 def parse_write_rate(text: object) -> dict[str, float]:
-    """Return the bytes to write a second that `text` names, as an argument of `LoadSpec`.
+    """Return the bytes to write a second that `text` names, as an argument of `Workload`.
 
     Raises:  ConfigError: `text` is no size, nor a number.
     """
@@ -329,7 +329,7 @@ def _phases(values: object) -> tuple[Phase, ...]:
         if isinstance(load, Mapping) and load.get("phases"):
             raise ConfigError(f"phases[{number}].load: has phases of its own, which it may not")
         try:
-            phases.append(Phase(_need("phase", phase, "seconds"), LoadSpec.from_dict(load)))
+            phases.append(Phase(_need("phase", phase, "seconds"), Workload.from_dict(load)))
         except ConfigError as error:
             raise ConfigError(f"phases[{number}]: {error}") from error
     return tuple(phases)

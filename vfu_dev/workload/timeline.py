@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES, Burst, LoadSpec
+from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES, Burst, Workload
 from vfu_dev.workload.trace import Trace
 
 NS = 1_000_000_000
@@ -85,7 +85,7 @@ class Recorded:
         return rounds * self._trace.round_ns + int(self._trace.times[row])
 
 
-def timeline_of(spec: LoadSpec, page_bytes: int = DEFAULT_PAGE_BYTES, trace: Trace | None = None) -> Timeline:
+def timeline_of(spec: Workload, page_bytes: int = DEFAULT_PAGE_BYTES, trace: Trace | None = None) -> Timeline:
     """Return the timeline of a load without phases.
 
     Args:    trace: what `spec.trace` names, when it was read already.

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES, LoadSpec
+from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES, Workload
 from vfu_dev.workload.splitmix import GOLDEN, Words, below, fractions, outputs
 from vfu_dev.workload.trace import Trace
 
@@ -80,7 +80,7 @@ class PlacedWrites(Writes):
         span: pages of each.
     """
 
-    def __init__(self, spec: LoadSpec, memory_bytes: int, page_bytes: int) -> None:
+    def __init__(self, spec: Workload, memory_bytes: int, page_bytes: int) -> None:
         self.spec = spec
         self.seed = spec.seed
         self.span = spec.pages_per_write(page_bytes)
@@ -136,7 +136,7 @@ class HotsetWrites(PlacedWrites):
         hot: number of hot places, at least one.
     """
 
-    def __init__(self, spec: LoadSpec, memory_bytes: int, page_bytes: int) -> None:
+    def __init__(self, spec: Workload, memory_bytes: int, page_bytes: int) -> None:
         super().__init__(spec, memory_bytes, page_bytes)
         self.hot = max(1, int(self.places * spec.hot_fraction))
 
@@ -155,7 +155,7 @@ class HotsetWrites(PlacedWrites):
 class ZipfWrites(PlacedWrites):
     """Place r gets a share proportional to 1 / (r + 1) ** exponent; by a table of sums, so exactly."""
 
-    def __init__(self, spec: LoadSpec, memory_bytes: int, page_bytes: int) -> None:
+    def __init__(self, spec: Workload, memory_bytes: int, page_bytes: int) -> None:
         super().__init__(spec, memory_bytes, page_bytes)
         if self.places > MAX_ZIPF_PLACES:
             raise ConfigError(f"zipf: {self.places} places, the table has at most {MAX_ZIPF_PLACES}")
@@ -212,7 +212,7 @@ _PLACED: dict[str, type[PlacedWrites]] = {
 
 
 def writes_of(
-    spec: LoadSpec, memory_bytes: int, page_bytes: int = DEFAULT_PAGE_BYTES, trace: Trace | None = None
+    spec: Workload, memory_bytes: int, page_bytes: int = DEFAULT_PAGE_BYTES, trace: Trace | None = None
 ) -> Writes | None:
     """Return the writes of a load without phases; None where nothing is ever written.
 

@@ -12,7 +12,7 @@ from vfu_dev.device.fields import Field
 from vfu_dev.device.identity import PciIdentity
 from vfu_dev.device.reference.descriptors import DESCRIPTOR_FIELDS, DMA_FIELDS
 from vfu_dev.device.reference.dma import DmaEngine, Host
-from vfu_dev.device.reference.workload_registers import LOAD_FIELDS, RegisterLoad
+from vfu_dev.device.reference.workload_registers import LOAD_FIELDS, RegisterWorkload
 from vfu_dev.device.reference.writer import WRITER_FIELDS, DmaWriter
 from vfu_dev.device.regions import MemoryBar, MsixBar, RegisterBar
 from vfu_dev.errors import ConfigError, judge_name, shown
@@ -158,7 +158,7 @@ class ReferenceDevice(Device):
         )
         self.dma = DmaEngine(registers, self.memory, host)
         self.writer = DmaWriter(registers, host)
-        self.load = RegisterLoad(registers, self.memory, lambda: self.migration)
+        self.load = RegisterWorkload(registers, self.memory, lambda: self.migration)
         self.workers += [self.dma, self.writer, self.load]
         self.add_bar(registers)
         self.add_bar(MemoryBar(VFIO_PCI_BAR2_REGION_INDEX, self.memory))

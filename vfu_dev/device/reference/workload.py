@@ -4,9 +4,9 @@ It runs in the server's loop, as a worker: in RUNNING and PRE_COPY only. The ker
 P2P state to go on changing its own state; here it starts nothing there, so that what is dirty when the client
 stops the device is what it saw when it decided to. Time in other states is not held against the load.
 
-The load that an operator sets (`OperatorLoad`) belongs to this process: it survives resets and clients, and
-does not migrate. The one behind registers (workload_registers.py) is the guest's: it migrates, and a reset ends
-it.
+The load that an operator sets (`OperatorWorkload`) belongs to this process: it survives resets and clients,
+and does not migrate. The one behind registers (workload_registers.py) is the guest's: it migrates, and a
+reset ends it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vfu_dev.errors import ConfigError, shown
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import Migration, RegisterBlock
 from vfu_dev.migration.fsm import P2P_STATES, RUNNING_GROUP
-from vfu_dev.workload import ArrayWriter, LoadFigures, LoadSpec, Pacer, Program
+from vfu_dev.workload import ArrayWriter, Pacer, Program, Workload, WorkloadFigures
 from vfu_dev.workload.pacer import CATCH_UP_NS
 
 _NS = 1_000_000_000
@@ -38,7 +38,7 @@ _RATE_WINDOW_NS = _NS
 _RATE_STEP_NS = _NS // 10
 
 
-class LoadRates(NamedTuple):
+class WorkloadRates(NamedTuple):
     """What a scrape wants of a load: rates of the last second, and writes missed ever since."""
 
     asked_rate_bytes: float = 0.0
@@ -47,14 +47,14 @@ class LoadRates(NamedTuple):
 
 
 @runtime_checkable
-class MakesLoad(Protocol):
+class MakesWorkload(Protocol):
     """A worker that makes a load."""
 
-    def rates(self) -> LoadRates:
+    def rates(self) -> WorkloadRates:
         """Return what is asked for and reached now."""
 
 
-class LoadRun:
+class WorkloadRun:
     """One load on one memory, from its first write on.
 
     Args:
@@ -66,7 +66,7 @@ class LoadRun:
 
     def __init__(
         self,
-        spec: LoadSpec,
+        spec: Workload,
         memory: DeviceMemory,
         migration: Migration,
         first: int = 0,
@@ -159,14 +159,14 @@ class LoadRun:
             self._window.clear()
             self._window.append((now, self.written_bytes))
 
-    def figures(self) -> LoadFigures:
+    def figures(self) -> WorkloadFigures:
         """Return what it did so far."""
         now = time.monotonic_ns()
         # Quiet time that nobody took out yet, because the device still is quiet.
         quiet = self._quiet_ns + int(_quiet_seconds(self._migration, self._last_time) * _NS)
         since, had = self._window[0]
         recent = (self.written_bytes - had) * _NS / max(1, self._last - since)
-        return LoadFigures.of(
+        return WorkloadFigures.of(
             self._pacer,
             asked_rate_bytes=self.asked_rate_bytes,
             recent_rate_bytes=recent if now - self._last < _RATE_WINDOW_NS else 0.0,
@@ -195,13 +195,13 @@ def _quiet_seconds(migration: Migration, since: float) -> float:
     return quiet
 
 
-class OperatorLoad:
+class OperatorWorkload:
     """The load that the control socket sets: a worker of any device with memories."""
 
     def __init__(self, memories: Callable[[], Sequence[DeviceMemory]], migration: Migration) -> None:
         self._memories = memories
         self._migration = migration
-        self._run: LoadRun | None = None
+        self._run: WorkloadRun | None = None
         self._until: float | None = None
         self._missed = 0  # by those before
         self._last: dict[str, object] = {"running": False, "load": None, "memory": None}
@@ -222,7 +222,7 @@ class OperatorLoad:
 
     def start(
         self,
-        spec: LoadSpec,
+        spec: Workload,
         memory: str | None = None,
         seconds: float | None = None,
         program: Program | None = None,
@@ -230,10 +230,10 @@ class OperatorLoad:
         """Begin `spec` on the memory of that name, or the first one; it replaces what was running.
 
         Args:    seconds: stop by itself after so long; None for never.
-                 program: see `LoadRun`.
+                 program: see `WorkloadRun`.
         Raises:  ConfigError: no such memory, or it is too small; what was running goes on.
         """
-        run = LoadRun(spec, self.memory(memory), self._migration, program=program)
+        run = WorkloadRun(spec, self.memory(memory), self._migration, program=program)
         self.stop()
         self._run = run
         self._until = None if seconds is None else time.monotonic() + seconds
@@ -258,13 +258,13 @@ class OperatorLoad:
             **asdict(run.figures()),
         }
 
-    def rates(self) -> LoadRates:
-        """See `MakesLoad`."""
+    def rates(self) -> WorkloadRates:
+        """See `MakesWorkload`."""
         if self._run is None:
-            return LoadRates(missed_writes=self._missed)
+            return WorkloadRates(missed_writes=self._missed)
         figures = self._run.figures()
         missed = self._missed + figures.missed_writes
-        return LoadRates(figures.asked_rate_bytes, figures.recent_rate_bytes, missed)
+        return WorkloadRates(figures.asked_rate_bytes, figures.recent_rate_bytes, missed)
 
     @property
     def written_bytes(self) -> int:

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from enum import IntEnum
 
 from vfu_dev.device.fields import Field
-from vfu_dev.device.reference.workload import LoadRates, LoadRun
+from vfu_dev.device.reference.workload import WorkloadRates, WorkloadRun
 from vfu_dev.device.regions import RegisterBar
 from vfu_dev.errors import ConfigError
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import Migration, RegisterBlock
-from vfu_dev.workload import LoadSpec
+from vfu_dev.workload import Workload
 
 MILLION = 1_000_000
 _MASK = (1 << 64) - 1
@@ -64,7 +64,7 @@ class LoadStatus(IntEnum):
     BAD_LOAD = 2  # a register holds what makes no sense
 
 
-class RegisterLoad:
+class RegisterWorkload:
     """The worker behind `LOAD_FIELDS`; it writes to `memory`."""
 
     def __init__(
@@ -73,7 +73,7 @@ class RegisterLoad:
         self._registers = registers
         self._memory = memory
         self._migration = migration  # the device has one when all of it is declared
-        self._run: LoadRun | None = None
+        self._run: WorkloadRun | None = None
         self._parameters: tuple[int, ...] = ()
         self._first = self._first_missed = 0
         self._missed = 0  # by runs before, whatever the register says
@@ -92,7 +92,7 @@ class RegisterLoad:
         else:
             registers["load_status"] = LoadStatus.STOPPED
 
-    def spec(self) -> LoadSpec:
+    def spec(self) -> Workload:
         """Return what the registers say.
 
         Raises:  ConfigError: they make no sense.
@@ -104,7 +104,7 @@ class RegisterLoad:
             raise ConfigError(str(error)) from error
         rate = registers["load_rate"]
         by_pages = bool(registers["load_ctrl"] & CTRL_PAGES)
-        return LoadSpec(
+        return Workload(
             pattern.name.lower(),
             rate_bytes=None if by_pages else rate,
             rate_pages=rate if by_pages else None,
@@ -125,7 +125,7 @@ class RegisterLoad:
         self._parameters = self._read_parameters()
         self._first, self._first_missed = registers["load_count"], registers["load_missed"]
         try:
-            self._run = LoadRun(self.spec(), self._memory, self._migration(), self._first)
+            self._run = WorkloadRun(self.spec(), self._memory, self._migration(), self._first)
         except ConfigError:
             self._writing = False
             registers["load_ctrl"] = 0
@@ -152,13 +152,13 @@ class RegisterLoad:
         registers["load_count"] = (self._first + run.writes) & _MASK
         registers["load_missed"] = (self._first_missed + run.missed) & _MASK
 
-    def rates(self) -> LoadRates:
-        """See `MakesLoad`."""
+    def rates(self) -> WorkloadRates:
+        """See `MakesWorkload`."""
         if self._run is None:
-            return LoadRates(missed_writes=self._missed)
+            return WorkloadRates(missed_writes=self._missed)
         figures = self._run.figures()
         missed = self._missed + figures.missed_writes
-        return LoadRates(figures.asked_rate_bytes, figures.recent_rate_bytes, missed)
+        return WorkloadRates(figures.asked_rate_bytes, figures.recent_rate_bytes, missed)
 
     def _end(self) -> None:
         if self._run is not None:
