@@ -17,7 +17,7 @@ from typing import Any
 
 from vfu_dev.builds import artifact
 from vfu_dev.client import ControlClient, VfioUserDevice
-from vfu_dev.client.migrator import MigrationError, Migrator, Options
+from vfu_dev.client.migrator import ClientOptions, MigrationError, Migrator
 from vfu_dev.model.link import migrator_link
 from vfu_dev.model.predict import predict
 from vfu_dev.report.convergence_map import against_figure
@@ -53,7 +53,7 @@ def measure(source: Path, destination: Path, load: Workload) -> dict[str, Any]:
         while control.status()["connected"]:
             time.sleep(0.01)
         with VfioUserDevice.connect(source) as one, VfioUserDevice.connect(destination) as other:
-            options = Options(LIMIT_SECONDS, BANDWIDTH, None, TIMEOUT_SECONDS, resume_source=True)
+            options = ClientOptions(LIMIT_SECONDS, BANDWIDTH, None, TIMEOUT_SECONDS, resume_source=True)
             migrator = Migrator(one, other, options)
             try:
                 migrator.run()

@@ -25,8 +25,8 @@ from promkit import Prometheus, free_port
 from serverkit import RunningServer, ServerFactory, server_farm, short_folder, wait_until
 
 from vfu_dev.builds import BuildError
-from vfu_dev.client import CommandError, VfioUserDevice
-from vfu_dev.client.migrator import Migrator, Options, Progress
+from vfu_dev.client import ClientCommandError, VfioUserDevice
+from vfu_dev.client.migrator import ClientOptions, ClientProgress, Migrator
 from vfu_dev.sizes import parse_size
 from vfu_dev.uapi import VFIO_PCI_BAR2_REGION_INDEX, DeviceState
 
@@ -62,12 +62,12 @@ def migrate_there_and_back(source: VfioUserDevice, destination: VfioUserDevice) 
     """Move with pre-copy and a guest that writes a little; then back in one piece, well above the limit."""
     random = np.random.default_rng(1)
 
-    def work(progress: Progress) -> None:
+    def work(progress: ClientProgress) -> None:
         if progress.phase == "pre-copy":
             write_pages(source, 20, 4096, random)
 
-    Migrator(source, destination, Options(max_bandwidth=12_000_000), progress=work).run()
-    Migrator(destination, source, Options(max_bandwidth=40_000_000, pre_copy=False)).run()
+    Migrator(source, destination, ClientOptions(max_bandwidth=12_000_000), progress=work).run()
+    Migrator(destination, source, ClientOptions(max_bandwidth=40_000_000, pre_copy=False)).run()
 
 
 def churn(device: VfioUserDevice, stop: threading.Event) -> None:
@@ -89,7 +89,7 @@ def be_a_victim(server: RunningServer) -> None:
         assert device.migration.read(PAGE)
     with server.connect() as device:
         device.migration.set_state(DeviceState.RESUMING)
-        with pytest.raises(CommandError):
+        with pytest.raises(ClientCommandError):
             device.migration.write(b"\xff" * 64)
         device.reset()
     with server.connect() as device:
@@ -127,7 +127,7 @@ def break_down(server: RunningServer, device: VfioUserDevice) -> None:
     status = Path(f"/proc/{pid}/status").read_text()
     size_kib = int(status.partition("VmSize:")[2].split()[0])
     resource.prlimit(pid, resource.RLIMIT_AS, (size_kib << 10, before[1]))
-    with pytest.raises(CommandError):
+    with pytest.raises(ClientCommandError):
         device.migration.set_state(DeviceState.PRE_COPY)
     resource.prlimit(pid, resource.RLIMIT_AS, before)
     assert device.migration.get_state() is DeviceState.ERROR

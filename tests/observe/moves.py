@@ -12,7 +12,7 @@ from random import Random
 from serverkit import RunningServer
 
 from vfu_dev.client.connection import Call
-from vfu_dev.client.migrator import MigrationError, Migrator, Options, Progress
+from vfu_dev.client.migrator import ClientOptions, ClientProgress, MigrationError, Migrator
 from vfu_dev.uapi import VFIO_PCI_BAR2_REGION_INDEX
 
 PAGE_BYTES = 4096
@@ -38,7 +38,7 @@ CONVERGES_SLOWLY = Load(8 << 20, 16 << 20, 0.06, 60.0)
 DOES_NOT_CONVERGE = Load(32 << 20, 8 << 20, 0.1, 60.0)
 
 
-def move(source: RunningServer, destination: RunningServer, load: Load) -> Progress:
+def move(source: RunningServer, destination: RunningServer, load: Load) -> ClientProgress:
     """Move the device while it is written to.
 
     One connection, one thread: the writes that are due go out before each read.
@@ -47,7 +47,7 @@ def move(source: RunningServer, destination: RunningServer, load: Load) -> Progr
     """
     random = Random(1)
     with source.connect() as ours, destination.connect() as theirs:
-        options = Options(
+        options = ClientOptions(
             downtime_limit_seconds=load.downtime_limit_seconds,
             max_bandwidth=load.bandwidth,
             max_passes=None,

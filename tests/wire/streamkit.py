@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from vfu_dev.client import CommandError, VfioUserDevice
+from vfu_dev.client import ClientCommandError, VfioUserDevice
 from vfu_dev.uapi import DeviceState
 
 MAX_STREAM_BYTES = 1 << 30
@@ -31,7 +31,7 @@ def save(device: VfioUserDevice, count: int = 1 << 20) -> bytes:
 def abandon_resume(device: VfioUserDevice) -> None:
     """Take a device whose resume failed back to RUNNING: only a reset after a failed arc leads there."""
     if device.migration.get_state() is DeviceState.RESUMING:
-        with contextlib.suppress(CommandError):
+        with contextlib.suppress(ClientCommandError):
             device.migration.set_state(DeviceState.STOP)
     device.reset()
 

@@ -12,7 +12,7 @@ import pytest
 from serverkit import PATIENCE_SECONDS, RunningServer, ServerFactory, readable
 
 from vfu_dev import uapi
-from vfu_dev.client import CommandError, Connection, ReplyTimeoutError, VfioUserDevice
+from vfu_dev.client import ClientCommandError, Connection, ReplyTimeoutError, VfioUserDevice
 from vfu_dev.client import messages as wire
 
 BAR0, BAR2, BAR4, CONFIG = 0, 2, 4, 7
@@ -38,7 +38,7 @@ def register(device: VfioUserDevice, offset: int, layout: str = "<I") -> int:
 
 def refused(call: object, *arguments: object, **options: object) -> int:
     """Return the errno that a call is refused with."""
-    with pytest.raises(CommandError) as caught:
+    with pytest.raises(ClientCommandError) as caught:
         call(*arguments, **options)  # type: ignore[operator]
     return caught.value.errno
 

@@ -11,7 +11,7 @@ import pytest
 from serverkit import RunningServer, ServerFactory, readable
 from test_serve import run
 
-from vfu_dev.client import CommandError, MigrationError, Migrator, VfioUserDevice
+from vfu_dev.client import ClientCommandError, MigrationError, Migrator, VfioUserDevice
 from vfu_dev.client.digest import resumed_digest, saved_digest
 from vfu_dev.uapi import (
     VFIO_PCI_BAR0_REGION_INDEX,
@@ -229,7 +229,7 @@ def test_a_defect_of_an_author_is_a_traceback_and_a_refusal_is_a_line(
         if number is None:
             device.region_write(0, 0, struct.pack("<I", what))
         else:
-            with pytest.raises(CommandError) as caught:
+            with pytest.raises(ClientCommandError) as caught:
                 device.region_write(0, 0, struct.pack("<I", what))
             assert caught.value.errno == number
         assert device.region_read(0, 0, 4) == bytes(4)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from serverkit import PATIENCE_SECONDS, VFU_DEV, RunningServer, ServerFactory, wait_until
 
-from vfu_dev.client import MigrationError, Migrator, Options, Progress
+from vfu_dev.client import ClientOptions, ClientProgress, MigrationError, Migrator
 from vfu_dev.uapi import DeviceState
 
 HOSTILE = Path(__file__).parent / "hostile.py"
@@ -259,12 +259,12 @@ def test_a_device_dirtied_faster_than_the_link_does_not_converge(serve: ServerFa
     with source.connect() as device, destination.connect() as other:
         turns = itertools.count(1)
 
-        def rewrite(state: Progress) -> None:
+        def rewrite(state: ClientProgress) -> None:
             if state.phase == "pre-copy":  # other bytes every time: what is equal need not be sent again
                 device.region_write(BAR2, 0, bytes([next(turns) % 256]) * MIB)
 
         # All of it is rewritten after each read: of 400 KiB, because the link carries no more in a window.
-        options = Options(downtime_limit_seconds=0.001, max_bandwidth=4 * MIB, max_passes=3)
+        options = ClientOptions(downtime_limit_seconds=0.001, max_bandwidth=4 * MIB, max_passes=3)
         with pytest.raises(MigrationError, match=r"did not converge in 3 passes: [0-9]+ bytes left"):
             Migrator(device, other, options, progress=rewrite).run()
         assert device.migration.get_state() is DeviceState.RUNNING
@@ -274,7 +274,7 @@ def test_a_device_dirtied_faster_than_the_link_does_not_converge(serve: ServerFa
 def test_a_time_limit_ends_it(serve: ServerFactory) -> None:
     source, destination = serve("--fill", "4", memory="8M"), serve(memory="8M")
     with source.connect() as device, destination.connect() as other:
-        options = Options(max_bandwidth=4 * MIB, timeout_seconds=0.5)
+        options = ClientOptions(max_bandwidth=4 * MIB, timeout_seconds=0.5)
         with pytest.raises(MigrationError, match="not done after"):
             Migrator(device, other, options).run()
         assert device.migration.get_state() is DeviceState.RUNNING
@@ -284,12 +284,12 @@ def test_a_destination_that_dies_leaves_the_source_running(serve: ServerFactory)
     source, destination = serve("--fill", "4", memory="8M"), serve(memory="8M")
     with source.connect() as device, destination.connect() as other:
 
-        def kill(state: Progress) -> None:
+        def kill(state: ClientProgress) -> None:
             if state.precopy_bytes and destination.process.poll() is None:
                 destination.kill()
 
         with pytest.raises(MigrationError, match="the server closed the connection"):
-            Migrator(device, other, Options(max_bandwidth=16 * MIB), progress=kill).run()
+            Migrator(device, other, ClientOptions(max_bandwidth=16 * MIB), progress=kill).run()
         assert device.migration.get_state() is DeviceState.RUNNING
     assert is_running(source)
 
@@ -298,12 +298,12 @@ def test_a_source_that_dies_is_told_so(serve: ServerFactory) -> None:
     source, destination = serve("--fill", "4", memory="8M"), serve(memory="8M")
     with source.connect() as device, destination.connect() as other:
 
-        def kill(state: Progress) -> None:
+        def kill(state: ClientProgress) -> None:
             if state.precopy_bytes and source.process.poll() is None:
                 source.kill()
 
         with pytest.raises(MigrationError, match="the source could not be taken back to RUNNING"):
-            Migrator(device, other, Options(max_bandwidth=16 * MIB), progress=kill).run()
+            Migrator(device, other, ClientOptions(max_bandwidth=16 * MIB), progress=kill).run()
     wait_until(lambda: destination.status()["state"] == "RUNNING", "the destination lets go of half a state")
     assert destination.status()["load"]["status"] in ("aborted", "failed")
 

@@ -16,7 +16,7 @@ import lies
 import pytest
 from serverkit import PATIENCE_SECONDS
 
-from vfu_dev.client import Connection, Migrator, Options, VfioUserDevice
+from vfu_dev.client import ClientOptions, Connection, Migrator, VfioUserDevice
 from vfu_dev.errors import VfuDevError
 
 # What a client need not mind: within the protocol's letter, or about things this client does not use.
@@ -133,7 +133,7 @@ def migrate(source: VfioUserDevice, destination: VfioUserDevice) -> None:
     """Move, with DMA logging as QEMU does it."""
     page_size = source.migration.dma_logging_start([(0, 1 << 20)])
     source.migration.dma_logging_report(0, (1 << 20) - page_size, page_size)  # 255 pages: bit 255 is outside
-    options = Options(timeout_seconds=PATIENCE_SECONDS)
+    options = ClientOptions(timeout_seconds=PATIENCE_SECONDS)
     state = Migrator(source, destination, options).run()
     source.migration.dma_logging_stop()
     assert state.transferred_bytes == hostile.MEMORY_BYTES + hostile.TRAILER_BYTES

@@ -13,7 +13,7 @@ import pytest
 from serverkit import PATIENCE_SECONDS, receive_exactly
 
 from vfu_dev import uapi
-from vfu_dev.client import CommandError, Connection, DisconnectedError, ReplyTimeoutError
+from vfu_dev.client import ClientCommandError, Connection, DisconnectedError, ReplyTimeoutError
 from vfu_dev.client.dma import DmaSpace
 from vfu_dev.client.frames import HEADER
 from vfu_dev.errors import ProtocolError
@@ -88,7 +88,7 @@ def test_an_error_reply_carries_command_and_errno(pair: tuple[Connection, socket
     call = connection.submit(RESET)
     number, *_ = receive(peer)
     peer.sendall(message(number, RESET, flags=uapi.VFIO_USER_REPLY | uapi.VFIO_USER_ERROR, error=errno.EBUSY))
-    with pytest.raises(CommandError, match="DEVICE_RESET") as caught:
+    with pytest.raises(ClientCommandError, match="DEVICE_RESET") as caught:
         connection.wait(call)
     assert (caught.value.errno, caught.value.command) == (errno.EBUSY, RESET)
 
@@ -100,7 +100,7 @@ def test_an_odd_errno_becomes_eio(pair: tuple[Connection, socket.socket], given:
     call = connection.submit(RESET)
     number, *_ = receive(peer)
     peer.sendall(message(number, RESET, flags=uapi.VFIO_USER_REPLY | uapi.VFIO_USER_ERROR, error=given))
-    with pytest.raises(CommandError) as caught:
+    with pytest.raises(ClientCommandError) as caught:
         connection.wait(call)
     assert (caught.value.errno, caught.value.given) == (errno.EIO, given)
 

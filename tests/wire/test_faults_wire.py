@@ -28,9 +28,9 @@ from serverkit import (
 )
 
 from vfu_dev import uapi
-from vfu_dev.client import CommandError, VfioUserDevice
+from vfu_dev.client import ClientCommandError, VfioUserDevice
 from vfu_dev.client.frames import Call
-from vfu_dev.client.migrator import MigrationError, Migrator, Options
+from vfu_dev.client.migrator import ClientOptions, MigrationError, Migrator
 from vfu_dev.device.reference.descriptors import Op, Status
 from vfu_dev.errors import VfuDevError
 from vfu_dev.uapi import DeviceState as S
@@ -76,7 +76,7 @@ def move(source: RunningServer, destination: RunningServer, patience: float = PA
         destination.connect(timeout_seconds=patience) as other,
     ):
         # 4.8 MiB fit into the downtime limit.
-        options = Options(
+        options = ClientOptions(
             resume_source=True, timeout_seconds=PATIENCE_SECONDS, max_passes=10, max_bandwidth=16 << 20
         )
         Migrator(one, other, options).run()
@@ -212,7 +212,7 @@ def test_the_chosen_share_of_calls_fails_with_the_chosen_errno(server: RunningSe
             for _ in range(1000):
                 try:
                     device.region_read(BAR2, 0, 8)
-                except CommandError as error:
+                except ClientCommandError as error:
                     errors.append(error.errno)
             assert low <= len(errors) <= high
             assert set(errors) <= {errno.EBUSY}
@@ -252,7 +252,7 @@ def test_a_fault_may_be_about_one_bar(server: RunningServer) -> None:
     with server.connect() as device:
         arm(server, "op=region-read,error=EBUSY,bar=2")
         assert bytes(device.region_read(BAR0, 0, 4)) == b"VFUD"
-        with pytest.raises(CommandError):
+        with pytest.raises(ClientCommandError):
             device.region_read(BAR2, 0, 8)
         assert clear(server)["calls"] == 1
         device.region_read(BAR2, 0, 8)
@@ -263,7 +263,7 @@ def test_a_fault_may_be_about_one_bar(server: RunningServer) -> None:
 def test_a_reset_can_fail(server: RunningServer) -> None:
     with server.connect() as device:
         arm(server, "op=reset,error=EBUSY,count=1")
-        with pytest.raises(CommandError) as caught:
+        with pytest.raises(ClientCommandError) as caught:
             device.reset()
         assert caught.value.errno == errno.EBUSY
         device.reset()
@@ -343,7 +343,7 @@ def test_a_fault_can_be_there_from_the_start(serve: ServerFactory) -> None:
     """`serve --fault`, twice; the list says what they are and what they did."""
     server = serve("--fault", "op=region-read,error=EBUSY,count=1", "--fault", "op=mig-write,delay=1")
     with server.connect() as device:
-        with pytest.raises(CommandError):
+        with pytest.raises(ClientCommandError):
             device.region_read(BAR2, 0, 8)
         device.region_read(BAR2, 0, 8)
     with server.control() as control:

@@ -17,7 +17,7 @@ from dmakit import Driver, carry
 from pcikit import COMMAND, STATUS, capabilities, read, write
 from serverkit import RunningServer, ServerFactory, readable
 
-from vfu_dev.client import CommandError, VfioUserDevice
+from vfu_dev.client import ClientCommandError, VfioUserDevice
 from vfu_dev.uapi import (
     VFIO_IRQ_SET_ACTION_MASK,
     VFIO_IRQ_SET_ACTION_UNMASK,
@@ -108,7 +108,7 @@ def test_one_kind_at_a_time(device: VfioUserDevice) -> None:
     """As with the kernel's devices: the second is refused until the first is disabled."""
     for kind, other in ((INTX, MSI), (MSI, MSIX), (MSIX, INTX)):
         fds = device.enable_irqs(kind, 1)
-        with pytest.raises(CommandError) as refused:
+        with pytest.raises(ClientCommandError) as refused:
             device.enable_irqs(other, 1)
         assert refused.value.errno == errno.EINVAL
         Driver(device)["irq_raise"] = 0
@@ -171,7 +171,7 @@ def test_unmasking_by_eventfd_is_refused(device: VfioUserDevice) -> None:
     """Nobody would look at it; QEMU then unmasks by message."""
     irqs = Interrupts(device, INTX, 1)
     flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_UNMASK
-    with pytest.raises(CommandError) as refused:
+    with pytest.raises(ClientCommandError) as refused:
         device.set_irqs(INTX, flags, 0, 1, fds=irqs.eventfds)
     assert refused.value.errno == errno.ENOTSUP
     os.close(irqs.eventfds[0])

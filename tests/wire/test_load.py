@@ -22,7 +22,7 @@ from serverkit import (
     wait_until,
 )
 
-from vfu_dev.client import MigrationError, Migrator, Options, VfioUserDevice
+from vfu_dev.client import ClientOptions, MigrationError, Migrator, VfioUserDevice
 from vfu_dev.client.moving import migrate, watch
 from vfu_dev.client.stop import Stop
 from vfu_dev.client.target import MemoryInfo
@@ -166,7 +166,7 @@ def test_interrupted_while_it_moves(serve: ServerFactory) -> None:
     stop = Stop()
     with source.connect() as one, destination.connect() as other:
         made = ClientWorkload(one, Workload("uniform", rate_pages=1000), journal=True)
-        slow = Options(max_bandwidth=MIB)
+        slow = ClientOptions(max_bandwidth=MIB)
         reports = iter(range(3))
 
         def report(_: object) -> None:
@@ -339,7 +339,7 @@ def test_a_load_of_registers_goes_on_at_the_destination(serve: ServerFactory) ->
         for name, value in registers.items():
             write(one, name, value)
         wait_until(lambda: count(one) > 500, "the source writes")
-        Migrator(one, other, Options()).run()
+        Migrator(one, other, ClientOptions()).run()
         moved = count(other)
         assert moved == count(one) > 500
         wait_until(lambda: count(other) > moved + 500, "the destination goes on")
@@ -390,7 +390,7 @@ def test_an_authors_device_has_the_engine_too(serve: ServerFactory) -> None:
         control.command("load", load=spec.to_dict())
         wait_until(lambda: control.command("load-status")["writes"] > 100, "the device writes")
         memory = control.status()["memories"][0]
-        Migrator(one, other, Options()).run()
+        Migrator(one, other, ClientOptions()).run()
         made = control.command("load", load=None)["writes"]
         held = np.frombuffer(other.region_read(2, 0, memory["size_bytes"]), dtype=np.uint8)
         # The source has not written since it stopped: its load does not migrate.

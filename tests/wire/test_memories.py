@@ -12,7 +12,7 @@ from serverkit import PATIENCE_SECONDS, ServerFactory, wait_until
 from streamkit import read_all, resume
 
 from vfu_dev import uapi
-from vfu_dev.client import CommandError, Migrator, Options, VfioUserDevice
+from vfu_dev.client import ClientCommandError, ClientOptions, Migrator, VfioUserDevice
 from vfu_dev.errors import AccessError
 from vfu_dev.uapi import DeviceState
 
@@ -238,7 +238,7 @@ def test_reinit_outside_pre_copy_is_an_ordinary_write(serve: ServerFactory) -> N
     with serve("--fill", "9").connect() as device:
         device.region_write(BAR0, REG_REINIT, (1 << 31).to_bytes(4, "little"))
         assert device.migration.probe(uapi.VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2)
-        with pytest.raises(CommandError):
+        with pytest.raises(ClientCommandError):
             device.migration.precopy_info()
 
 
@@ -246,6 +246,6 @@ def test_options_and_wait(serve: ServerFactory) -> None:
     """An idle mapped device converges by QEMU's rule, whatever the budget of a look."""
     source, destination = serve("--fill", "1", "--access", "mmap", memory="64M"), serve(memory="64M")
     with source.connect() as device, destination.connect() as other:
-        progress = Migrator(device, other, Options(timeout_seconds=PATIENCE_SECONDS)).run()
+        progress = Migrator(device, other, ClientOptions(timeout_seconds=PATIENCE_SECONDS)).run()
         assert progress.initial_bytes > 64 * MIB
     wait_until(lambda: destination.status()["resume"]["status"] == "completed", "the load is complete")

@@ -9,7 +9,7 @@ import pytest
 from serverkit import ServerFactory, wait_until
 from streamkit import resume, save
 
-from vfu_dev.client import CommandError, VfioUserDevice
+from vfu_dev.client import ClientCommandError, VfioUserDevice
 from vfu_dev.device.reference.writer import WriterStatus
 
 CONFIG = 7
@@ -34,7 +34,7 @@ def test_a_conventional_function_where_asked_for(serve: ServerFactory) -> None:
         assert device.region_info(CONFIG).size_bytes == 256
         assert pcikit.CAP_EXP not in pcikit.capabilities(device)
         assert pcikit.CAP_PM in pcikit.capabilities(device)
-        with pytest.raises(CommandError) as caught:
+        with pytest.raises(ClientCommandError) as caught:
             device.region_read(CONFIG, 254, 4)
         assert caught.value.errno == errno.EINVAL
 

@@ -13,7 +13,7 @@ from serverkit import RunningServer, ServerFactory, server_farm, short_folder, w
 from streamkit import abandon_resume, read_all, resume, save
 
 from vfu_dev.builds import artifact
-from vfu_dev.client import CommandError, VfioUserDevice
+from vfu_dev.client import ClientCommandError, VfioUserDevice
 from vfu_dev.uapi import DeviceState
 
 S = DeviceState
@@ -90,7 +90,7 @@ def enter(server: RunningServer, device: VfioUserDevice, state: DeviceState, str
     if state is S.ERROR:
         with server.control() as control:
             control.command("fault", fault=ERROR_FAULT)
-            with pytest.raises(CommandError):
+            with pytest.raises(ClientCommandError):
                 device.migration.set_state(S.RUNNING_P2P)
             control.command("fault", clear="all")
     elif state is not S.RUNNING:
@@ -125,7 +125,7 @@ def test_reset(
         if works:
             way.apply(device)
         else:
-            with pytest.raises(CommandError) as caught:
+            with pytest.raises(ClientCommandError) as caught:
                 way.apply(device)
             assert caught.value.errno == errno.EBUSY
         if way.apply is VfioUserDevice.close:
@@ -151,7 +151,7 @@ def goes_on(device: VfioUserDevice, other: RunningServer, state: DeviceState, st
         device.migration.write(stream[len(stream) // 2 :])
         device.migration.set_state(S.RUNNING)
     elif state is S.ERROR:
-        with pytest.raises(CommandError):
+        with pytest.raises(ClientCommandError):
             device.migration.set_state(S.RUNNING)
         device.reset()
     begun = state in (S.PRE_COPY, S.PRE_COPY_P2P, S.STOP_COPY)
@@ -169,7 +169,7 @@ def test_a_failed_load_is_left_by_a_function_reset_too(other: RunningServer) -> 
     with other.connect() as device:
         device.migration.set_state(S.RESUMING)
         device.migration.write(b"no stream at all" * 4) if False else None
-        with pytest.raises(CommandError):
+        with pytest.raises(ClientCommandError):
             device.migration.set_state(S.STOP)
         pcikit.function_reset(device)
         assert device.migration.get_state() is S.RUNNING

@@ -13,7 +13,7 @@ from serverkit import RunningServer, ServerFactory
 from streamkit import resume, save
 
 from vfu_dev import uapi
-from vfu_dev.client import CommandError, VfioUserDevice
+from vfu_dev.client import ClientCommandError, VfioUserDevice
 from vfu_dev.uapi import DeviceState, MigrationFlags
 
 S = DeviceState
@@ -57,7 +57,7 @@ def test_every_pair_of_states(server: RunningServer, device: VfioUserDevice, str
                 assert migration.get_state() is end
             else:
                 data = struct.pack("<II", end, 0xFFFFFFFF)
-                with pytest.raises(CommandError) as caught:
+                with pytest.raises(ClientCommandError) as caught:
                     migration.set(uapi.VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, data)
                 assert caught.value.errno == errno.EINVAL, (start, end)
                 assert passed(server, count) == []
@@ -71,12 +71,14 @@ def home(device: VfioUserDevice, stream: bytes) -> None:
     """Take the device back to RUNNING from anywhere."""
     state = device.migration.get_state()
     if state is S.RESUMING:
-        with contextlib.suppress(CommandError):  # the whole stream is there already: nothing may follow it
+        with contextlib.suppress(
+            ClientCommandError
+        ):  # the whole stream is there already: nothing may follow it
             device.migration.write(stream)
     if state is not S.RUNNING:
         try:
             device.migration.set_state(S.RUNNING)
-        except CommandError:
+        except ClientCommandError:
             device.reset()
     assert device.migration.get_state() is S.RUNNING
 
@@ -89,7 +91,7 @@ def test_pre_copy_off_removes_its_states(serve: ServerFactory) -> None:
         assert MigrationFlags.VFIO_MIGRATION_STOP_COPY in flags
         assert not device.version.precopy_info
         assert not device.migration.probe(uapi.VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2)
-        with pytest.raises(CommandError):
+        with pytest.raises(ClientCommandError):
             device.migration.set_state(S.PRE_COPY)
         assert device.migration.get_state() is S.RUNNING
         assert len(save(device)) > 0
@@ -99,7 +101,7 @@ def test_an_incomplete_stream_keeps_the_device_from_stopping(device: VfioUserDev
     """RESUMING -> STOP fails, the state stays; a reset then leads to RUNNING (QEMU relies on it)."""
     migration = device.migration
     migration.set_state(S.RESUMING)
-    with pytest.raises(CommandError) as caught:
+    with pytest.raises(ClientCommandError) as caught:
         migration.set_state(S.RUNNING)
     assert caught.value.errno == errno.EINVAL
     assert migration.get_state() in (S.RESUMING, S.ERROR)
@@ -153,13 +155,13 @@ def test_writes_are_refused_while_the_device_stands_still(device: VfioUserDevice
             device.region_write(BAR2, 0, bytes(16))
             assert device.region_read(BAR2, 0, 16) == bytes(16)
         else:
-            with pytest.raises(CommandError) as caught:
+            with pytest.raises(ClientCommandError) as caught:
                 device.region_write(BAR2, 0, b"x" * 16)
             assert caught.value.errno == errno.EBUSY
             device.region_write(BAR2, 0, b"y" * 16, posted=True)
             assert device.region_read(BAR2, 0, 16) == before
         if state is S.RESUMING:
-            with pytest.raises(CommandError):
+            with pytest.raises(ClientCommandError):
                 device.migration.set_state(S.STOP)
             device.reset()
         else:
@@ -209,6 +211,6 @@ def test_a_client_may_opt_in_to_reinit(device: VfioUserDevice) -> None:
 def test_get_and_set_at_once_are_refused(probing: VfioUserDevice) -> None:
     """They are mutually exclusive except with PROBE; neither of them is no request either."""
     for flags in (uapi.VFIO_DEVICE_FEATURE_GET | uapi.VFIO_DEVICE_FEATURE_SET, 0):
-        with pytest.raises(CommandError) as caught:
+        with pytest.raises(ClientCommandError) as caught:
             probing.migration.feature(uapi.VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE | flags, bytes(8))
         assert caught.value.errno == errno.EINVAL

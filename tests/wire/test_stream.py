@@ -10,7 +10,7 @@ import pytest
 from serverkit import RunningServer, ServerFactory
 from streamkit import abandon_resume, read_all, resume, save
 
-from vfu_dev.client import CommandError, Migrator, Options, VfioUserDevice
+from vfu_dev.client import ClientCommandError, ClientOptions, Migrator, VfioUserDevice
 from vfu_dev.uapi import DeviceState
 
 S = DeviceState
@@ -116,20 +116,20 @@ def test_data_commands_outside_of_their_states_are_refused(device: VfioUserDevic
         if state is not S.RUNNING:
             migration.set_state(state)
         if state not in (S.PRE_COPY, S.STOP_COPY):
-            with pytest.raises(CommandError) as caught:
+            with pytest.raises(ClientCommandError) as caught:
                 migration.read(16)
             assert caught.value.errno == errno.EINVAL
         if state is not S.PRE_COPY:
-            with pytest.raises(CommandError) as caught:
+            with pytest.raises(ClientCommandError) as caught:
                 migration.precopy_info()
             assert caught.value.errno == errno.EINVAL
         if state is not S.RESUMING:
-            with pytest.raises(CommandError) as caught:
+            with pytest.raises(ClientCommandError) as caught:
                 migration.write(b"data")
             assert caught.value.errno == errno.EINVAL
         assert migration.get_state() is state
         if state is S.RESUMING:
-            with pytest.raises(CommandError):
+            with pytest.raises(ClientCommandError):
                 migration.set_state(S.RUNNING)
             device.reset()
         elif state is not S.RUNNING:
@@ -182,7 +182,7 @@ def test_a_damaged_stream_never_runs(
         bad = damage(good, chance)
         if bad == good:
             continue
-        with pytest.raises(CommandError) as caught:
+        with pytest.raises(ClientCommandError) as caught:
             resume(device, bad, count=chance.choice([1000, 65536, MIB]))
         assert caught.value.errno == errno.EINVAL
         loaded = server.status()["resume"]
@@ -199,11 +199,11 @@ def test_a_failed_stream_stays_failed(device: VfioUserDevice) -> None:
     """Going on after an error, even with a good stream from its start, leads nowhere."""
     good = save(device)
     device.migration.set_state(S.RESUMING)
-    with pytest.raises(CommandError):
+    with pytest.raises(ClientCommandError):
         device.migration.write(b"\0" * len(good))
-    with pytest.raises(CommandError):
+    with pytest.raises(ClientCommandError):
         device.migration.write(good)
-    with pytest.raises(CommandError):
+    with pytest.raises(ClientCommandError):
         device.migration.set_state(S.STOP)
 
 
@@ -214,7 +214,7 @@ def test_another_shape_is_refused_in_the_first_message(serve: ServerFactory) -> 
         device.migration.set_state(S.PRE_COPY)
         other.migration.set_state(S.RESUMING)
         first = device.migration.read(4096)
-        with pytest.raises(CommandError) as caught:
+        with pytest.raises(ClientCommandError) as caught:
             other.migration.write(first)
         assert caught.value.errno == errno.EINVAL
         device.region_write(BAR2, 0, b"the source still runs")
@@ -236,7 +236,7 @@ def test_the_migrator_moves_a_device_that_is_written_to(serve: ServerFactory) ->
                 device.region_write(BAR2, (writes * 13 % 2048) * 4096, writes.to_bytes(8, "little"))
                 writes += 1
 
-        state = Migrator(device, other, Options(max_bandwidth=64 * MIB), progress=dirty).run()
+        state = Migrator(device, other, ClientOptions(max_bandwidth=64 * MIB), progress=dirty).run()
         assert writes > 0
         assert state.passes >= 1
         assert other.migration.get_state() is S.RUNNING

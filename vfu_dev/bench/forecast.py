@@ -8,7 +8,7 @@ from typing import NamedTuple
 from vfu_dev.bench.figures import Effort, Figure, figure
 from vfu_dev.bench.peers import Bench
 from vfu_dev.client import ControlClient, VfioUserDevice
-from vfu_dev.client.migrator import Migrator, Options
+from vfu_dev.client.migrator import ClientOptions, Migrator
 
 # A quarter of the memory is initial, the rest counts as dirty. The link carries all of it in a second, so the
 # device is stopped with a quarter left.
@@ -38,7 +38,9 @@ def _move(bench: Bench, effort: Effort) -> _Downtimes:
     source = bench.ours(size, "--initial", f"{size // INITIAL_SHARE}M", metrics=True)
     destination = bench.ours(size, fill=0)
     bandwidth = round((size << 20) / MOVE_SECONDS)
-    options = Options(downtime_limit_seconds=DOWNTIME_LIMIT_SECONDS, max_bandwidth=bandwidth, max_passes=None)
+    options = ClientOptions(
+        downtime_limit_seconds=DOWNTIME_LIMIT_SECONDS, max_bandwidth=bandwidth, max_passes=None
+    )
     with VfioUserDevice.connect(source.socket) as ours, VfioUserDevice.connect(destination.socket) as theirs:
         progress = Migrator(ours, theirs, options).run()
     with ControlClient(source.control) as control:

@@ -13,7 +13,7 @@ from vfu_dev.cli.params import SECONDS
 from vfu_dev.cli.shape import Command
 from vfu_dev.client.control import device_path
 from vfu_dev.client.device import VfioUserDevice
-from vfu_dev.client.frames import CommandError, DisconnectedError
+from vfu_dev.client.frames import ClientCommandError, DisconnectedError
 from vfu_dev.errors import ProtocolError
 from vfu_dev.sizes import format_size
 from vfu_dev.uapi import MigrationFlags
@@ -73,7 +73,7 @@ def _identity(device: VfioUserDevice, region_count: int) -> dict[str, str] | Non
         return None
     try:
         config = device.region_read(uapi.VFIO_PCI_CONFIG_REGION_INDEX, 0, 16)
-    except CommandError:
+    except ClientCommandError:
         return None
     vendor, model = config[0:2], config[2:4]
     return {

@@ -20,7 +20,7 @@ from vfu_dev.cli.params import SIZE, downtime_limit_option, max_bandwidth_option
 from vfu_dev.cli.shape import TO_STDOUT, Command
 from vfu_dev.client.control import ControlClient, control_path, device_path
 from vfu_dev.client.device import VfioUserDevice
-from vfu_dev.client.migrator import MigrationError, Options
+from vfu_dev.client.migrator import ClientOptions, MigrationError
 from vfu_dev.client.moving import migrate, watch
 from vfu_dev.client.stop import Stop
 from vfu_dev.client.workload import ClientWorkload
@@ -46,7 +46,7 @@ class _Place:
     check: bool
     migrate_to: str | None
     migrate_after: float
-    options: Options
+    options: ClientOptions
 
     @property
     def name(self) -> str | None:
@@ -183,7 +183,7 @@ def command(
     found a difference, or a preset did not end as it should. Interrupted, the load ends and its figures are
     shown; the status is 0 with --duration 0, else 128 and the signal's number.
     """
-    options = Options(
+    options = ClientOptions(
         downtime_limit_seconds=downtime_limit / 1000,
         max_bandwidth=max_bandwidth or None,
         max_passes=None,

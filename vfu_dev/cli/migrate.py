@@ -21,7 +21,7 @@ from vfu_dev.cli.shape import TO_STDOUT, Command
 from vfu_dev.client import digest
 from vfu_dev.client.control import ControlClient, device_path
 from vfu_dev.client.device import VfioUserDevice
-from vfu_dev.client.migrator import MigrationError, Migrator, Options, Progress
+from vfu_dev.client.migrator import ClientOptions, ClientProgress, MigrationError, Migrator
 from vfu_dev.errors import VfuDevError
 from vfu_dev.sizes import format_count, format_size
 
@@ -77,7 +77,7 @@ class Verifier:
 
 
 @contextmanager
-def _display(quiet: bool) -> Iterator[Callable[[Progress], None]]:
+def _display(quiet: bool) -> Iterator[Callable[[ClientProgress], None]]:
     """Yield a progress callback: a bar on a terminal, a line a second elsewhere. All of it on stderr."""
     console = Console(stderr=True)
     if quiet:
@@ -96,17 +96,17 @@ def _display(quiet: bool) -> Iterator[Callable[[Progress], None]]:
     with Bar(*columns, console=console) as bar:
         task = bar.add_task("setup", total=None)
 
-        def update(state: Progress) -> None:
+        def update(state: ClientProgress) -> None:
             total = state.transferred_bytes + state.remaining_bytes or None
             bar.update(task, description=state.phase, completed=state.transferred_bytes, total=total)
 
         yield update
 
 
-def _plain_lines() -> Callable[[Progress], None]:
+def _plain_lines() -> Callable[[ClientProgress], None]:
     phase, last = "", 0.0
 
-    def update(state: Progress) -> None:
+    def update(state: ClientProgress) -> None:
         nonlocal phase, last
         now = time.monotonic()
         if state.phase == phase and now - last < PLAIN_SECONDS:
@@ -123,7 +123,11 @@ def _plain_lines() -> Callable[[Progress], None]:
 
 
 def result_of(
-    name: str, state: Progress, verifier: Verifier | None, options: Options, error: MigrationError | None
+    name: str,
+    state: ClientProgress,
+    verifier: Verifier | None,
+    options: ClientOptions,
+    error: MigrationError | None,
 ) -> dict[str, Any]:
     """Return the JSON contract of design.md: one device, plus this command's own times."""
     device = {
@@ -232,7 +236,7 @@ def command(
     memory read back from both (its time is verify_ms, not part of downtime_ms). A source left in STOP runs
     again when this command disconnects: that is its server's rule for a lost client.
     """
-    options = Options(
+    options = ClientOptions(
         downtime_limit_seconds=downtime_limit / 1000,
         max_bandwidth=max_bandwidth or None,
         max_passes=max_passes or None,
@@ -242,7 +246,7 @@ def command(
     )
     src_socket, dst_socket = (str(device_path(path)) for path in (src_socket, dst_socket))
     name = Path(src_socket).name
-    state = Progress()
+    state = ClientProgress()
     verifier: Verifier | None = None
     error: MigrationError | None = None
     try:

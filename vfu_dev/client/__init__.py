@@ -7,19 +7,19 @@
 from vfu_dev.client.connection import Connection
 from vfu_dev.client.control import ControlClient, ControlError
 from vfu_dev.client.device import VfioUserDevice
-from vfu_dev.client.frames import CommandError, DisconnectedError, ReplyTimeoutError
-from vfu_dev.client.migrator import MigrationError, Migrator, Options, Progress
+from vfu_dev.client.frames import ClientCommandError, DisconnectedError, ReplyTimeoutError
+from vfu_dev.client.migrator import ClientOptions, ClientProgress, MigrationError, Migrator
 
 __all__ = [
-    "CommandError",
+    "ClientCommandError",
+    "ClientOptions",
+    "ClientProgress",
     "Connection",
     "ControlClient",
     "ControlError",
     "DisconnectedError",
     "MigrationError",
     "Migrator",
-    "Options",
-    "Progress",
     "ReplyTimeoutError",
     "VfioUserDevice",
 ]

@@ -24,7 +24,7 @@ from vfu_dev.client.frames import (
     HEADER,
     Buffer,
     Call,
-    CommandError,
+    ClientCommandError,
     DisconnectedError,
     Message,
     ReplyTimeoutError,
@@ -170,7 +170,7 @@ class Connection(Closing):
     def wait(self, call: Call) -> Call:
         """Return `call` once its reply is there.
 
-        Raises: CommandError: the server answered with an error.
+        Raises: ClientCommandError: the server answered with an error.
                 ReplyTimeoutError: no answer; the connection stays usable if it was between two messages.
                 DisconnectedError, ProtocolError: the connection is gone, or the server broke the protocol.
         """
@@ -349,7 +349,7 @@ class Connection(Closing):
                 raise self._broken(
                     f"an error reply to {command_name(command)} with {count} bytes behind its header"
                 )
-            call.error = CommandError(command, error)
+            call.error = ClientCommandError(command, error)
         elif count > (room := len(call.head) + len(call.into)):
             raise self._broken(f"{count} bytes in reply to {command_name(command)}, with room for {room}")
         elif len(fds) > call.max_fds:
@@ -425,7 +425,7 @@ class Connection(Closing):
         assert self._failure is not None
         return (
             type(self._failure)(str(self._failure))
-            if not isinstance(self._failure, CommandError)
+            if not isinstance(self._failure, ClientCommandError)
             else self._failure
         )
 

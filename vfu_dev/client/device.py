@@ -16,10 +16,10 @@ from typing import Self
 from vfu_dev import uapi
 from vfu_dev.client import messages
 from vfu_dev.client.connection import DEFAULT_TIMEOUT_SECONDS, MAX_FDS, Connection
-from vfu_dev.client.dma import DmaRegion, DmaSpace
+from vfu_dev.client.dma import ClientDmaRegion, DmaSpace
 from vfu_dev.client.frames import Buffer
 from vfu_dev.client.messages import DeviceInfo, IrqInfo, RegionInfo, Version
-from vfu_dev.client.migration import Migration
+from vfu_dev.client.migration import ClientMigration
 from vfu_dev.closing import Closing
 from vfu_dev.errors import AccessError, ProtocolError
 
@@ -75,7 +75,7 @@ class VfioUserDevice(Closing):
             raise
         own_limit = min(max_data_xfer_size, messages.MAX_XFER_BYTES)
         self.max_data_xfer_size = min(own_limit, self.version.max_data_xfer_size)
-        self.migration = Migration(connection, self.version, self.max_data_xfer_size)
+        self.migration = ClientMigration(connection, self.version, self.max_data_xfer_size)
         self._regions: dict[int, RegionInfo] = {}
 
     @classmethod
@@ -186,7 +186,7 @@ class VfioUserDevice(Closing):
     def region_read_into(self, index: int, offset: int, buffer: bytearray | memoryview) -> None:
         """Fill `buffer` from the region.
 
-        Raises: CommandError: the server refused; `buffer` may be filled in part.
+        Raises: ClientCommandError: the server refused; `buffer` may be filled in part.
         """
         view = memoryview(buffer).cast("B")
         for start in range(0, len(view), self.max_data_xfer_size):
@@ -262,7 +262,7 @@ class VfioUserDevice(Closing):
         *,
         flags: int = uapi.VFIO_DMA_MAP_FLAG_READ | uapi.VFIO_DMA_MAP_FLAG_WRITE,
         shared: bool = True,
-    ) -> DmaRegion:
+    ) -> ClientDmaRegion:
         """Give the server new zeroed memory at `iova`, through a memfd or (not `shared`) through messages."""
         region = self.dma.create(iova, size_bytes, flags, shared)
         request = messages.DMA_MAP.pack(messages.DMA_MAP.size, flags, 0, iova, size_bytes)
@@ -274,7 +274,7 @@ class VfioUserDevice(Closing):
         self.dma.regions[iova] = region
         return region
 
-    def dma_unmap(self, region: DmaRegion) -> None:
+    def dma_unmap(self, region: ClientDmaRegion) -> None:
         """Take `region` back; its memory is gone afterwards."""
         request = messages.DMA_UNMAP.pack(messages.DMA_UNMAP.size, 0, region.iova, region.size_bytes)
         reply = self.connection.call(uapi.VFIO_USER_DMA_UNMAP, request, reply_bytes=messages.DMA_UNMAP.size)

@@ -24,7 +24,7 @@ class DmaAccessError(AccessError):
 
 
 @dataclass
-class DmaRegion:
+class ClientDmaRegion:
     """One mapping. `memory` is the client's view of it, for as long as it is mapped.
 
     `shared` regions are reached by the server through the memfd; others only through messages.
@@ -52,11 +52,11 @@ class DmaSpace:
 
     def __init__(self, max_data_xfer_size: int = uapi.VFIO_USER_DEF_MAX_XFER_BYTES) -> None:
         self.max_data_xfer_size = max_data_xfer_size
-        self.regions: dict[int, DmaRegion] = {}
+        self.regions: dict[int, ClientDmaRegion] = {}
         self.read_requests = 0
         self.write_requests = 0
 
-    def create(self, iova: int, size_bytes: int, flags: int, shared: bool) -> DmaRegion:
+    def create(self, iova: int, size_bytes: int, flags: int, shared: bool) -> ClientDmaRegion:
         """Return new zeroed memory for `iova`, not yet part of the space."""
         fd = os.memfd_create("vfu-dev-dma", os.MFD_CLOEXEC)
         try:
@@ -65,7 +65,7 @@ class DmaSpace:
         except BaseException:
             os.close(fd)
             raise
-        return DmaRegion(iova, memory, fd, flags, shared)
+        return ClientDmaRegion(iova, memory, fd, flags, shared)
 
     def close(self) -> None:
         """Drop every region."""

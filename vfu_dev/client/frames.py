@@ -32,7 +32,7 @@ def command_name(command: int) -> str:
     return _COMMAND_NAMES.get(command, f"command {command}")
 
 
-class CommandError(VfuDevError):
+class ClientCommandError(VfuDevError):
     """The server answered `command` with an error; `errno` is the one it gave (EIO where it gave none)."""
 
     def __init__(self, command: int, number: int) -> None:

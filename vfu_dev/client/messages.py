@@ -110,7 +110,7 @@ class IrqInfo:
 
 
 @dataclass(frozen=True)
-class PrecopyInfo:
+class ClientPrecopyInfo:
     """struct vfio_precopy_info: bytes of the stream, framing included."""
 
     flags: int
@@ -302,8 +302,8 @@ def parse_feature(payload: memoryview, flags: int, data_bytes: int | None) -> me
     return data
 
 
-def parse_precopy_info(payload: memoryview) -> PrecopyInfo:
+def parse_precopy_info(payload: memoryview) -> ClientPrecopyInfo:
     """Check a MIG_GET_PRECOPY_INFO reply (native/spec/)."""
     argsz, flags, initial_bytes, dirty_bytes = unpack(PRECOPY_INFO, payload, "pre-copy info")
     require(argsz >= PRECOPY_INFO.size, f"pre-copy info with argsz {argsz}")
-    return PrecopyInfo(flags, initial_bytes, dirty_bytes)
+    return ClientPrecopyInfo(flags, initial_bytes, dirty_bytes)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from vfu_dev import uapi
 from vfu_dev.client import messages
 from vfu_dev.client.connection import Connection
-from vfu_dev.client.frames import Buffer, Call, CommandError
-from vfu_dev.client.messages import PrecopyInfo, Version
+from vfu_dev.client.frames import Buffer, Call, ClientCommandError
+from vfu_dev.client.messages import ClientPrecopyInfo, Version
 from vfu_dev.errors import ProtocolError
 from vfu_dev.uapi import DeviceState, MigrationFlags
 
@@ -22,7 +22,7 @@ _GET, _SET, _PROBE = (
 )
 
 
-class Migration:
+class ClientMigration:
     """Migration commands of one connection.
 
     A state change may take as long as the connection's timeout, like every other command.
@@ -64,7 +64,7 @@ class Migration:
         """Return whether the server has `feature`, with all `methods` (GET and SET bits)."""
         try:
             self.feature(feature | methods | _PROBE)
-        except CommandError:
+        except ClientCommandError:
             return False
         return True
 
@@ -75,7 +75,7 @@ class Migration:
         """
         try:
             data = self.get(uapi.VFIO_DEVICE_FEATURE_MIGRATION, 8)
-        except CommandError:
+        except ClientCommandError:
             return MigrationFlags(0)
         value = int.from_bytes(data, "little")
         known = MigrationFlags(value & 0x7)
@@ -95,7 +95,7 @@ class Migration:
     def set_state(self, state: DeviceState) -> None:
         """Take the device to `state`; returns when it is there.
 
-        Raises: CommandError: refused or failed; `get_state` says where it is.
+        Raises: ClientCommandError: refused or failed; `get_state` says where it is.
         """
         data = int(state).to_bytes(4, "little") + b"\xff\xff\xff\xff"  # data_fd is unused here
         self.set(uapi.VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, data)
@@ -115,10 +115,10 @@ class Migration:
         """Whether the server announced MIG_GET_PRECOPY_INFO."""
         return self._version.precopy_info
 
-    def precopy_info(self) -> PrecopyInfo:
+    def precopy_info(self) -> ClientPrecopyInfo:
         """Return how many bytes PRE_COPY has to offer now (native/spec/).
 
-        Raises: CommandError: not in PRE_COPY (EINVAL).
+        Raises: ClientCommandError: not in PRE_COPY (EINVAL).
         """
         request = messages.PRECOPY_INFO.pack(messages.PRECOPY_INFO.size, 0, 0, 0)
         reply = self._connection.call(

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vfu_dev.client.device import VfioUserDevice
-from vfu_dev.client.frames import Call, CommandError
+from vfu_dev.client.frames import Call, ClientCommandError
 from vfu_dev.errors import StateError, VfuDevError
 from vfu_dev.uapi import DeviceState, MigrationFlags
 
@@ -35,7 +35,7 @@ class MigrationError(VfuDevError):
 
 
 @dataclass(frozen=True)
-class Options:
+class ClientOptions:
     """What `migrate` may be told; `None` means no limit."""
 
     downtime_limit_seconds: float = 0.3  # QEMU's default
@@ -47,7 +47,7 @@ class Options:
 
 
 @dataclass
-class Progress:
+class ClientProgress:
     """Where a migration is; the same object is handed to the progress callback again and again."""
 
     phase: str = "setup"
@@ -87,15 +87,15 @@ class Migrator:
         self,
         source: VfioUserDevice,
         destination: VfioUserDevice,
-        options: Options | None = None,
+        options: ClientOptions | None = None,
         *,
-        progress: Callable[[Progress], None] | None = None,
+        progress: Callable[[ClientProgress], None] | None = None,
         verify: Callable[[], None] | None = None,
     ) -> None:
         self.source = source.migration
         self.destination = destination.migration
-        self.options = options or Options()
-        self.progress = Progress()
+        self.options = options or ClientOptions()
+        self.progress = ClientProgress()
         self._report = progress or (lambda _: None)
         self._verify = verify
         size = min(source.max_data_xfer_size, destination.max_data_xfer_size)
@@ -111,7 +111,7 @@ class Migrator:
         self._window_began = 0.0
         self._window_bytes = 0
 
-    def run(self) -> Progress:
+    def run(self) -> ClientProgress:
         """Migrate; afterwards the destination is RUNNING and the source in STOP (or RUNNING, if asked).
 
         Raises: MigrationError: with the source back in RUNNING wherever that was possible. The destination
@@ -151,7 +151,7 @@ class Migrator:
         pre_copy = self.options.pre_copy and MigrationFlags.VFIO_MIGRATION_PRE_COPY in flags
         if pre_copy:
             if self.source.has_precopy_info:
-                with contextlib.suppress(CommandError):  # a server that never has new initial data
+                with contextlib.suppress(ClientCommandError):  # a server that never has new initial data
                     self.source.enable_precopy_info_v2()
             self._enter("pre-copy")
             self.source.set_state(DeviceState.PRE_COPY)
@@ -232,7 +232,7 @@ class Migrator:
     def _first_error(self, error: VfuDevError) -> VfuDevError:
         """Return why a read under way failed, if it did: a request sent after it fails because of that."""
         call, self._read = self._read, None
-        if call is not None and isinstance(error, CommandError):
+        if call is not None and isinstance(error, ClientCommandError):
             try:
                 self.source.finish_read(call)
             except VfuDevError as before:
@@ -294,7 +294,7 @@ class Migrator:
         """Return stop_copy_length, None where the server does not tell."""
         try:
             return self.source.data_size()
-        except CommandError:
+        except ClientCommandError:
             return None
 
     def _converged(self) -> bool:

@@ -6,7 +6,7 @@ import time
 
 from vfu_dev.client.commanded import LOOK_SECONDS, Report
 from vfu_dev.client.device import VfioUserDevice
-from vfu_dev.client.migrator import MigrationError, Migrator, Options, Progress
+from vfu_dev.client.migrator import ClientOptions, ClientProgress, MigrationError, Migrator
 from vfu_dev.client.stop import Stop, deadline_of
 from vfu_dev.client.workload import ClientWorkload
 
@@ -28,16 +28,16 @@ def migrate(
     load: ClientWorkload,
     source: VfioUserDevice,
     destination: VfioUserDevice,
-    options: Options,
+    options: ClientOptions,
     stop: Stop,
     report: Report,
-) -> Progress:
+) -> ClientProgress:
     """Move the device from `source` to `destination` under its load, which goes on where the device runs.
 
     Raises:  MigrationError: it failed or was interrupted; the load goes on at the source.
     """
 
-    def progress(state: Progress) -> None:
+    def progress(state: ClientProgress) -> None:
         # As a guest's CPUs do: nothing is written any more before the device is stopped.
         if state.phase == "stop-copy":
             load.pause()

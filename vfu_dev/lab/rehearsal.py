@@ -14,7 +14,7 @@ from typing import Any
 
 from vfu_dev.client.control import ControlClient, ControlError
 from vfu_dev.client.device import VfioUserDevice
-from vfu_dev.client.migrator import MigrationError, Migrator, Options, Progress
+from vfu_dev.client.migrator import ClientOptions, ClientProgress, MigrationError, Migrator
 from vfu_dev.client.stop import Stop
 from vfu_dev.errors import LabError
 from vfu_dev.model.presets import PRESETS, Decision, decide
@@ -107,7 +107,7 @@ def rehearse(plan: Rehearsal, stop: Stop, say: Callable[[str], None]) -> dict[st
     """
     spec, decision = plan.load()
     say(f"expected: {decision.text}")
-    options = Options(
+    options = ClientOptions(
         downtime_limit_seconds=plan.downtime_seconds,
         max_bandwidth=plan.bandwidth_bytes,
         max_passes=None,
@@ -155,7 +155,7 @@ class _Watch:
         self._last = 0.0
         self.measured: dict[str, float] = {}
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: ClientProgress) -> None:
         """Follow the migration."""
         if self._stop.asked and progress.phase in ("setup", "pre-copy"):
             raise KeyboardInterrupt
