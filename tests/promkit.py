@@ -19,7 +19,7 @@ import yaml
 from serverkit import PATIENCE_SECONDS, wait_until
 
 from vfu_dev.builds import BuildError, Cache, Recipe, apt, build
-from vfu_dev.builds.command import Context
+from vfu_dev.builds.command import BuildContext
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 
@@ -29,7 +29,7 @@ def _inputs() -> dict[str, object]:
     return {"package": "prometheus", "release": f"{release.get('ID')} {release.get('VERSION_ID', '')}"}
 
 
-def _make(context: Context, out: Path) -> dict[str, object]:
+def _make(context: BuildContext, out: Path) -> dict[str, object]:
     """Unpack the package. Installing it would start a daemon on the machine that runs the tests."""
     if not apt.available():
         raise BuildError("there is neither Prometheus nor an apt to fetch it with")

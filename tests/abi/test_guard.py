@@ -15,7 +15,7 @@ from serverkit import PATIENCE_SECONDS
 from vfu_dev import libvfio_user
 from vfu_dev.client import VfioUserDevice
 from vfu_dev.errors import AccessError, ConfigError, LibraryError, StateError, StreamError
-from vfu_dev.libvfio_user import Context, Region, ResetKind
+from vfu_dev.libvfio_user import Context, RegionSetup, ResetKind
 from vfu_dev.libvfio_user.dma import GuestMemoryError
 
 
@@ -34,7 +34,7 @@ class Served:
         self.context = Context(libvfio_user.open_library(library), str(path), "guarded")
         self.context.setup_pci(express=False)
         self.context.setup_config_region(256, self.access)
-        self.context.setup_region(Region(0, 4096, self.access, "bar0"))
+        self.context.setup_region(RegionSetup(0, 4096, self.access, "bar0"))
         self.context.setup_reset(self.reset)
         self.context.realize()
         self.stopping = False

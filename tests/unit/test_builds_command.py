@@ -14,7 +14,7 @@ import pytest
 from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.builds.cache import Cache
-from vfu_dev.builds.command import CommandError, Context, build_environment
+from vfu_dev.builds.command import BuildContext, CommandError, build_environment
 from vfu_dev.builds.progress import Reporter
 from vfu_dev.errors import BuildError
 
@@ -25,13 +25,13 @@ def out() -> io.StringIO:
 
 
 @pytest.fixture
-def context(tmp_path: Path, out: io.StringIO) -> Context:
+def context(tmp_path: Path, out: io.StringIO) -> BuildContext:
     cache = Cache(tmp_path / "cache")
-    return Context(cache, Reporter(out, interval_seconds=0.0), cache.log_path("test", "k"), jobs=1)
+    return BuildContext(cache, Reporter(out, interval_seconds=0.0), cache.log_path("test", "k"), jobs=1)
 
 
 def test_a_failing_command_shows_its_last_lines_and_where_the_log_is(
-    context: Context, tmp_path: Path
+    context: BuildContext, tmp_path: Path
 ) -> None:
     script = "for i in $(seq 100); do echo line $i; done; echo 'the reason' >&2; exit 3"
     with pytest.raises(CommandError) as caught:
@@ -46,13 +46,13 @@ def test_a_failing_command_shows_its_last_lines_and_where_the_log_is(
     assert "line 1\n" in context.log.read_text()
 
 
-def test_a_command_that_is_not_installed_is_named(context: Context, tmp_path: Path) -> None:
+def test_a_command_that_is_not_installed_is_named(context: BuildContext, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="no-such-compiler is not installed"):
         context.run(["no-such-compiler"], title="compile", cwd=tmp_path)
 
 
 def test_ninjas_count_is_shown_and_a_last_line_without_end_is_not_lost(
-    context: Context, tmp_path: Path, out: io.StringIO
+    context: BuildContext, tmp_path: Path, out: io.StringIO
 ) -> None:
     context.run(["printf", "[1/40] CC a.o\\n[7/40] CC b.o\\ntail"], title="compile", cwd=tmp_path)
     assert "compile: [7/40]" in out.getvalue()
@@ -60,7 +60,7 @@ def test_ninjas_count_is_shown_and_a_last_line_without_end_is_not_lost(
 
 
 def test_a_silent_command_is_reported_while_it_runs(
-    context: Context, tmp_path: Path, out: io.StringIO
+    context: BuildContext, tmp_path: Path, out: io.StringIO
 ) -> None:
     """The command ends only after a line about it was printed, so silence would hang it."""
     fifo = tmp_path / "go"
@@ -87,10 +87,10 @@ import sys
 import time
 from pathlib import Path
 from vfu_dev.builds.cache import Cache
-from vfu_dev.builds.command import Context
+from vfu_dev.builds.command import BuildContext
 from vfu_dev.builds.progress import Reporter
 cache = Cache(Path(sys.argv[1]))
-context = Context(cache, Reporter(), cache.log_path("t", "k"), jobs=1)
+context = BuildContext(cache, Reporter(), cache.log_path("t", "k"), jobs=1)
 script = "sleep 1000 & echo $! > pid.new; mv pid.new pid; wait"
 context.run(["sh", "-c", script], title="x", cwd=Path(sys.argv[1]))
 """

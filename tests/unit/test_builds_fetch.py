@@ -12,7 +12,7 @@ import pytest
 
 from vfu_dev.builds import apt, fetch
 from vfu_dev.builds.cache import Cache, file_digest
-from vfu_dev.builds.command import Context
+from vfu_dev.builds.command import BuildContext
 from vfu_dev.builds.fetch import SourceError
 from vfu_dev.builds.progress import Reporter
 
@@ -77,9 +77,9 @@ def out() -> io.StringIO:
 
 
 @pytest.fixture
-def context(tmp_path: Path, out: io.StringIO) -> Context:
+def context(tmp_path: Path, out: io.StringIO) -> BuildContext:
     cache = Cache(tmp_path / "cache")
-    return Context(cache, Reporter(out), cache.log_path("test", "k"), jobs=1)
+    return BuildContext(cache, Reporter(out), cache.log_path("test", "k"), jobs=1)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def use_mirrors(monkeypatch: pytest.MonkeyPatch, *mirrors: str) -> None:
 @needs_apt
 @pytest.mark.usefixtures("_pinned")
 def test_sources_come_from_the_first_mirror_that_has_them_and_unpack_patched(
-    context: Context, mirror: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: io.StringIO
+    context: BuildContext, mirror: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: io.StringIO
 ) -> None:
     use_mirrors(monkeypatch, f"file:{tmp_path}/absent", f"file:{mirror}")
     tree = fetch.unpacked(context)
@@ -111,7 +111,7 @@ def test_sources_come_from_the_first_mirror_that_has_them_and_unpack_patched(
 @needs_apt
 @pytest.mark.usefixtures("_pinned")
 def test_a_mirror_that_dropped_the_version_is_one_clear_error(
-    context: Context, mirror: Path, monkeypatch: pytest.MonkeyPatch
+    context: BuildContext, mirror: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_mirrors(monkeypatch, f"file:{mirror}")
     monkeypatch.setattr(fetch, "VERSION", "1:9.9-1")
@@ -126,7 +126,7 @@ def test_a_mirror_that_dropped_the_version_is_one_clear_error(
 
 @needs_apt
 def test_files_from_a_mirror_whose_sums_differ_are_not_used(
-    context: Context, mirror: Path, monkeypatch: pytest.MonkeyPatch
+    context: BuildContext, mirror: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_mirrors(monkeypatch, f"file:{mirror}")
     with pytest.raises(
@@ -139,7 +139,7 @@ def test_files_from_a_mirror_whose_sums_differ_are_not_used(
 @needs_apt
 @pytest.mark.usefixtures("_pinned")
 def test_the_fallback_folder_is_used_only_after_the_mirror_failed_and_is_announced(
-    context: Context, mirror: Path, package: Path, monkeypatch: pytest.MonkeyPatch, out: io.StringIO
+    context: BuildContext, mirror: Path, package: Path, monkeypatch: pytest.MonkeyPatch, out: io.StringIO
 ) -> None:
     context.sources_fallback = package
     use_mirrors(monkeypatch, f"file:{mirror}")
@@ -155,8 +155,10 @@ def test_the_fallback_folder_is_used_only_after_the_mirror_failed_and_is_announc
 
 @pytest.mark.usefixtures("_pinned")
 @needs_apt
-def test_a_folder_needs_no_network(context: Context, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_mirrors(context: Context) -> list[str]:
+def test_a_folder_needs_no_network(
+    context: BuildContext, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_mirrors(context: BuildContext) -> list[str]:
         raise AssertionError("a mirror was asked for although a folder was given")
 
     monkeypatch.setattr(apt, "mirrors", no_mirrors)

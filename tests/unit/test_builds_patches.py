@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from vfu_dev.builds.cache import Cache
-from vfu_dev.builds.command import Context
+from vfu_dev.builds.command import BuildContext
 from vfu_dev.builds.patches import PatchError, apply_series, link_tree, read_series, sync_tree
 from vfu_dev.builds.progress import Reporter
 from vfu_dev.errors import BuildError
 
 
 @pytest.fixture
-def context(tmp_path: Path) -> Context:
+def context(tmp_path: Path) -> BuildContext:
     cache = Cache(tmp_path / "cache")
-    return Context(cache, Reporter(io.StringIO()), cache.log_path("test", "k"), jobs=1)
+    return BuildContext(cache, Reporter(io.StringIO()), cache.log_path("test", "k"), jobs=1)
 
 
 @pytest.fixture
@@ -73,7 +73,9 @@ def times(tree: Path) -> dict[str, int]:
     }
 
 
-def test_patches_apply_in_the_order_of_their_names(context: Context, pristine: Path, series: Path) -> None:
+def test_patches_apply_in_the_order_of_their_names(
+    context: BuildContext, pristine: Path, series: Path
+) -> None:
     write_patch(series, "0002-more.patch", "hw/a.c", "10", "100")
     write_patch(series, "0001-first.patch", "hw/a.c", "1", "10")
     apply_series(context, read_series(series), pristine, "x")
@@ -81,7 +83,7 @@ def test_patches_apply_in_the_order_of_their_names(context: Context, pristine: P
 
 
 def test_a_patch_whose_context_differs_is_refused_by_name(
-    context: Context, pristine: Path, series: Path
+    context: BuildContext, pristine: Path, series: Path
 ) -> None:
     write_patch(series, "0001-stale.patch", "hw/a.c", "7", "8")
     with pytest.raises(PatchError, match=r"0001-stale\.patch does not apply") as caught:
@@ -90,7 +92,7 @@ def test_a_patch_whose_context_differs_is_refused_by_name(
     assert "FAILED" in caught.value.output
 
 
-def test_a_patch_that_is_already_in_is_refused(context: Context, pristine: Path, series: Path) -> None:
+def test_a_patch_that_is_already_in_is_refused(context: BuildContext, pristine: Path, series: Path) -> None:
     write_patch(series, "0001-once.patch", "hw/a.c", "1", "10")
     apply_series(context, read_series(series), pristine, "x")
     with pytest.raises(PatchError):
@@ -111,7 +113,7 @@ def test_a_file_that_is_no_git_patch_is_refused(series: Path) -> None:
 
 
 def test_only_files_whose_content_changes_get_new_times(
-    context: Context, pristine: Path, series: Path, tmp_path: Path
+    context: BuildContext, pristine: Path, series: Path, tmp_path: Path
 ) -> None:
     tree = tmp_path / "work" / "source"
     tree.parent.mkdir()
@@ -138,7 +140,7 @@ def test_only_files_whose_content_changes_get_new_times(
 
 
 def test_files_that_a_series_adds_and_removes_come_and_go(
-    context: Context, pristine: Path, series: Path, tmp_path: Path
+    context: BuildContext, pristine: Path, series: Path, tmp_path: Path
 ) -> None:
     tree = tmp_path / "work" / "source"
     tree.parent.mkdir()
@@ -154,7 +156,7 @@ def test_files_that_a_series_adds_and_removes_come_and_go(
 
 
 def test_a_series_that_does_not_apply_leaves_the_tree_as_it_was(
-    context: Context, pristine: Path, series: Path, tmp_path: Path
+    context: BuildContext, pristine: Path, series: Path, tmp_path: Path
 ) -> None:
     tree = tmp_path / "work" / "source"
     tree.parent.mkdir()
@@ -168,7 +170,7 @@ def test_a_series_that_does_not_apply_leaves_the_tree_as_it_was(
 
 
 def test_a_sync_that_was_killed_half_way_is_put_right_by_the_next(
-    context: Context, pristine: Path, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: BuildContext, pristine: Path, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = tmp_path / "work" / "source"
     tree.parent.mkdir()
@@ -194,7 +196,7 @@ def test_a_sync_that_was_killed_half_way_is_put_right_by_the_next(
 
 @pytest.mark.skipif(not shutil.which("ninja") or not shutil.which("cc"), reason="needs ninja and cc")
 def test_ninja_compiles_again_exactly_what_a_changed_patch_touches(
-    context: Context, pristine: Path, series: Path, tmp_path: Path
+    context: BuildContext, pristine: Path, series: Path, tmp_path: Path
 ) -> None:
     (pristine / "build.ninja").write_text(
         "rule cc\n  command = cc -c -o $out $in\nrule link\n  command = cc -o $out $in\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from vfu_dev.builds.cache import Cache
-from vfu_dev.builds.command import CommandError, Context
+from vfu_dev.builds.command import BuildContext, CommandError
 from vfu_dev.builds.patches import read_series
 from vfu_dev.builds.progress import Reporter
 from vfu_dev.builds.qemu import _compile
@@ -59,7 +59,7 @@ class Tree:
         self.work = folder / "work"
         self.out = io.StringIO()
         cache = Cache(folder / "cache")
-        self.context = Context(cache, Reporter(self.out), cache.log_path("qemu", "k"), jobs=1)
+        self.context = BuildContext(cache, Reporter(self.out), cache.log_path("qemu", "k"), jobs=1)
 
     def build(self, *, patched: bool) -> int:
         """Build; return the exit status of the program that came out."""

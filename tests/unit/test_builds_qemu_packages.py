@@ -17,7 +17,7 @@ import pytest
 from vfu_dev.builds import apt, qemu_packages
 from vfu_dev.builds.cache import Cache, file_digest
 from vfu_dev.builds.progress import Reporter
-from vfu_dev.builds.recipe import Built, Options, build, damage, read_manifest
+from vfu_dev.builds.recipe import BuildOptions, Built, build, damage, read_manifest
 from vfu_dev.errors import BuildError
 
 PROGRAMS = ("apt-get", "cc", "dpkg-deb", "dpkg-scanpackages", "gpg")
@@ -98,7 +98,7 @@ def package(folder: Path, name: str) -> Path:
 
 
 def make(cache: Cache, out: io.StringIO, again: bool = False) -> Built:
-    return build(RECIPE, cache, Options(), Reporter(out), again=again)
+    return build(RECIPE, cache, BuildOptions(), Reporter(out), again=again)
 
 
 def run(*command: str | Path, cwd: Path | None = None, **environment: str) -> str:
@@ -172,7 +172,7 @@ def test_a_version_newer_than_the_known_one_is_used_and_said(
     mirror: Path, cache: Cache, out: io.StringIO
 ) -> None:
     older = replace(SUITE, known=(9, 2))
-    build(qemu_packages._recipe(older), cache, Options(), Reporter(out))
+    build(qemu_packages._recipe(older), cache, BuildOptions(), Reporter(out))
     assert f"{SUITE.name} has QEMU 10.0.2 (Tiny) now; vfu-dev was tried with 9.2" in out.getvalue()
 
 

@@ -14,9 +14,9 @@ from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.builds import RECIPES, artifact, recipe_named
 from vfu_dev.builds.cache import Cache
-from vfu_dev.builds.command import CommandError, Context
+from vfu_dev.builds.command import BuildContext, CommandError
 from vfu_dev.builds.progress import Reporter
-from vfu_dev.builds.recipe import Facts, NotBuiltError, Options, Recipe, build, read_manifest
+from vfu_dev.builds.recipe import BuildOptions, Facts, NotBuiltError, Recipe, build, read_manifest
 from vfu_dev.errors import BuildError
 
 
@@ -39,7 +39,7 @@ class Tiny:
         }
         return Recipe(**(fields | more))  # type: ignore[arg-type]
 
-    def make(self, context: Context, out: Path) -> Facts:
+    def make(self, context: BuildContext, out: Path) -> Facts:
         """Run the script in the artifact's folder."""
         self.made += 1
         context.run(["sh", "-c", self.script], title="make it", cwd=out)
@@ -60,14 +60,14 @@ def test_a_second_build_does_nothing_and_a_changed_input_builds_anew(cache: Cach
     recipe = tiny.recipe()
     with pytest.raises(NotBuiltError, match="run: vfu-dev build tiny"):
         recipe.find(cache)
-    first = build(recipe, cache, Options(), quiet())
-    again = build(recipe, cache, Options(), quiet())
+    first = build(recipe, cache, BuildOptions(), quiet())
+    again = build(recipe, cache, BuildOptions(), quiet())
     assert (first.built, again.built, tiny.made) == (True, False, 1)
     assert first.path == again.path == recipe.find(cache)
     assert first.path.read_text() == "content\n"
 
     tiny.flags = ["-O3"]
-    other = build(recipe, cache, Options(), quiet())
+    other = build(recipe, cache, BuildOptions(), quiet())
     assert (other.built, tiny.made) == (True, 2)
     assert other.path != first.path
     assert first.path.exists(), "the artifact of the old input is still whole, for whoever uses it"
@@ -76,19 +76,19 @@ def test_a_second_build_does_nothing_and_a_changed_input_builds_anew(cache: Cach
 def test_inputs_that_change_during_a_build_are_not_published_under_the_old_name(cache: Cache) -> None:
     tiny = Tiny()
 
-    def edited(context: Context, out: Path) -> Facts:
+    def edited(context: BuildContext, out: Path) -> Facts:
         tiny.flags = ["-O3"]
         return tiny.make(context, out)
 
     with pytest.raises(BuildError, match="changed meanwhile"):
-        build(tiny.recipe(make=edited), cache, Options(), quiet())
+        build(tiny.recipe(make=edited), cache, BuildOptions(), quiet())
     assert not list((cache.root / "tmp").iterdir())
-    assert build(tiny.recipe(), cache, Options(), quiet()).built
+    assert build(tiny.recipe(), cache, BuildOptions(), quiet()).built
 
 
 def test_the_manifest_says_what_went_in_and_what_came_out(cache: Cache) -> None:
     recipe = Tiny().recipe()
-    build(recipe, cache, Options(), quiet())
+    build(recipe, cache, BuildOptions(), quiet())
     manifest = read_manifest(recipe.folder(cache))
     assert manifest["inputs"] == {"flags": ["-O2"]}
     assert manifest["key"] == recipe.key()
@@ -102,24 +102,24 @@ def test_the_manifest_says_what_went_in_and_what_came_out(cache: Cache) -> None:
 def test_a_failed_build_publishes_nothing_and_names_its_log(cache: Cache) -> None:
     tiny = Tiny("echo half > product; echo broken; exit 1")
     with pytest.raises(CommandError, match="broken") as caught:
-        build(tiny.recipe(), cache, Options(), quiet())
+        build(tiny.recipe(), cache, BuildOptions(), quiet())
     assert caught.value.log.is_file()
     assert not tiny.recipe().folder(cache).exists()
     assert list((cache.root / "tmp").iterdir()) == []
     tiny.script = "echo content > product"
-    assert build(tiny.recipe(), cache, Options(), quiet()).built
+    assert build(tiny.recipe(), cache, BuildOptions(), quiet()).built
 
 
 def test_an_artifact_is_named_after_what_its_dependencies_are_made_of(cache: Cache) -> None:
     base, top = Tiny(), Tiny()
     base_recipe = base.recipe(name="base")
     recipe = top.recipe(after=(base_recipe,))
-    assert build(recipe, cache, Options(), quiet()).built
+    assert build(recipe, cache, BuildOptions(), quiet()).built
     assert base_recipe.find(cache).exists()
     before = recipe.key()
     base.flags = ["-g"]
     assert recipe.key() != before
-    assert build(recipe, cache, Options(), quiet()).built
+    assert build(recipe, cache, BuildOptions(), quiet()).built
     assert (base.made, top.made) == (2, 2)
 
 
@@ -128,7 +128,7 @@ import sys
 from pathlib import Path
 from vfu_dev.builds.cache import Cache
 from vfu_dev.builds.progress import Reporter
-from vfu_dev.builds.recipe import Options, Recipe, build
+from vfu_dev.builds.recipe import BuildOptions, Recipe, build
 
 def make(context, out):
     with open(sys.argv[2], "a") as count:
@@ -138,7 +138,7 @@ def make(context, out):
     return {}
 
 recipe = Recipe("tiny", "", "product", lambda: {}, make)
-built = build(recipe, Cache(Path(sys.argv[1])), Options(), Reporter())
+built = build(recipe, Cache(Path(sys.argv[1])), BuildOptions(), Reporter())
 print(built.built, built.path.read_text().strip())
 """
 
@@ -181,7 +181,7 @@ def test_a_file_from_the_environment_takes_the_artifacts_place(
         recipe.find(cache)
     mine.touch()
     assert recipe.find(cache) == mine
-    assert build(recipe, cache, Options(), quiet()).path == mine
+    assert build(recipe, cache, BuildOptions(), quiet()).path == mine
     assert tiny.made == 0
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vfu_dev.workload import Burst, Pacer, Phase, Program, Workload
 from vfu_dev.workload.pacer import CATCH_UP_NS
-from vfu_dev.workload.timeline import NS, timeline_of
+from vfu_dev.workload.schedule import NS, schedule_of
 
 MEMORY = 1 << 20
 rates = st.fractions(Fraction(1, 10), 10**7).map(float)
@@ -30,14 +30,14 @@ START = 12345678901
 @given(st.fractions(Fraction(1, 1000), 10**9), st.integers(0, 10**15))
 def test_a_steady_rate_is_exact(rate: Fraction, time_ns: int) -> None:
     """floor(rate * time) writes, in integers."""
-    timeline = timeline_of(Workload(rate_bytes=float(rate), write_bytes=1))
+    timeline = schedule_of(Workload(rate_bytes=float(rate), write_bytes=1))
     assert timeline.count(time_ns) == Fraction(float(rate)) * time_ns // NS
 
 
 @given(loads, st.integers(0, 10**13))
 def test_a_burst_keeps_the_average(spec: Workload, time_ns: int) -> None:
     """Whole periods have what the rate says, and nothing is written in the pause."""
-    timeline = timeline_of(spec)
+    timeline = schedule_of(spec)
     rate = Fraction(spec.rate_bytes or 0)
     if spec.burst is None:
         return
@@ -52,7 +52,7 @@ def test_a_burst_keeps_the_average(spec: Workload, time_ns: int) -> None:
 @given(loads, st.integers(1, 10**9))
 def test_when_is_the_first_moment(spec: Workload, writes: int) -> None:
     """`when` and `count` are each other's inverse."""
-    timeline = timeline_of(spec)
+    timeline = schedule_of(spec)
     moment = timeline.when(writes)
     assert moment is not None
     assert timeline.count(moment) >= writes > timeline.count(moment - 1)
@@ -78,7 +78,7 @@ def test_slices_do_not_matter(spec: Workload, times: list[int]) -> None:
 def expected(spec: Workload, elapsed_ns: int) -> list[int]:
     """Writes of each phase after so long, by walking through the phases one after the other."""
     if not spec.phases:
-        return [timeline_of(spec).count(elapsed_ns)]
+        return [schedule_of(spec).count(elapsed_ns)]
     active = [0] * len(spec.phases)
     while elapsed_ns > 0:
         for number, phase in enumerate(spec.phases):
@@ -86,7 +86,7 @@ def expected(spec: Workload, elapsed_ns: int) -> list[int]:
             active[number] += part
             elapsed_ns -= part
     return [
-        timeline_of(phase.load).count(time) if not phase.load.is_idle else 0
+        schedule_of(phase.load).count(time) if not phase.load.is_idle else 0
         for phase, time in zip(spec.phases, active, strict=True)
     ]
 

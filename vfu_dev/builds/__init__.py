@@ -13,17 +13,17 @@ from vfu_dev.builds import guest, libvfio_user, pciutils, qemu, qemu_packages, v
 from vfu_dev.builds.cache import Cache
 from vfu_dev.builds.native import native_dir
 from vfu_dev.builds.packages import FIRMWARE_DIRS
-from vfu_dev.builds.recipe import Built, NotBuiltError, Options, Recipe, build, read_manifest
+from vfu_dev.builds.recipe import BuildOptions, Built, NotBuiltError, Recipe, build, read_manifest
 from vfu_dev.errors import BuildError
 
 __all__ = [
     "DEFAULT",
     "RECIPES",
     "BuildError",
+    "BuildOptions",
     "Built",
     "Cache",
     "NotBuiltError",
-    "Options",
     "Recipe",
     "artifact",
     "build",

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vfu_dev.builds.command import CommandError, Context, build_environment, output_of
+from vfu_dev.builds.command import BuildContext, CommandError, build_environment, output_of
 from vfu_dev.errors import BuildError
 
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -81,7 +81,7 @@ class PrivateApt:
                 "-oDir::Etc::preferencesparts=/dev/null",
             ]
 
-    def update(self, context: Context, title: str) -> None:
+    def update(self, context: BuildContext, title: str) -> None:
         """Fetch the package lists. Raises: CommandError."""
         for name in ("lists/partial", "cache/archives/partial"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ class PrivateApt:
         # Without this, apt-get update ends with 0 when a mirror did not answer.
         self._get(context, ["update", "-oAPT::Update::Error-Mode=any"], title, self.folder)
 
-    def source(self, context: Context, package: str, version: str | None, into: Path) -> None:
+    def source(self, context: BuildContext, package: str, version: str | None, into: Path) -> None:
         """Download the source package's files into `into`, unpacking nothing; None: the newest there is.
 
         Raises: CommandError.
@@ -99,7 +99,7 @@ class PrivateApt:
         title = f"download {package} {version or ''}".rstrip()
         self._get(context, ["source", "--download-only", wanted], title, into)
 
-    def download(self, context: Context, packages: Sequence[str], into: Path, title: str = "") -> None:
+    def download(self, context: BuildContext, packages: Sequence[str], into: Path, title: str = "") -> None:
         """Download binary packages (NAME or NAME=VERSION) into `into`. Raises: CommandError."""
         self._get(context, ["download", *packages], title or f"download {' '.join(packages)}", into)
 
@@ -140,7 +140,7 @@ class PrivateApt:
             raise BuildError(first_error(done.stderr.decode(errors="replace")) or f"{program} failed")
         return done.stdout.decode(errors="replace")
 
-    def _get(self, context: Context, arguments: Sequence[str], title: str, cwd: Path) -> None:
+    def _get(self, context: BuildContext, arguments: Sequence[str], title: str, cwd: Path) -> None:
         context.run(["apt-get", *self._options, *arguments], title=title, cwd=cwd)
 
 
@@ -149,7 +149,7 @@ def available() -> bool:
     return shutil.which("apt-get") is not None and shutil.which("apt-cache") is not None
 
 
-def mirrors(context: Context) -> list[str]:
+def mirrors(context: BuildContext) -> list[str]:
     """Return the mirrors that this machine is set up to use, in its order, each once.
 
     apt names only mirrors whose package lists are there, and images often ship without lists: then they are
@@ -193,7 +193,7 @@ def first_error(text: str) -> str:
     return errors[0] if errors else ""
 
 
-def update_source_list(context: Context, folder: Path, mirror: str, suite: str) -> PrivateApt:
+def update_source_list(context: BuildContext, folder: Path, mirror: str, suite: str) -> PrivateApt:
     """Return an apt that knows the source packages of `suite` on `mirror`.
 
     A stable release does not always have the keys that sign `suite`. Then the list is used unsigned, which

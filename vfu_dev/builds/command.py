@@ -52,7 +52,7 @@ class CommandError(BuildError):
 
 
 @dataclass
-class Context:
+class BuildContext:
     """What a build works with: where, how loud, how wide, and where sources may come from."""
 
     cache: Cache

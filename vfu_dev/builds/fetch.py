@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vfu_dev.builds import apt
 from vfu_dev.builds.cache import file_digest, input_key, remove_tree
-from vfu_dev.builds.command import CommandError, Context
+from vfu_dev.builds.command import BuildContext, CommandError
 from vfu_dev.errors import BuildError
 
 PACKAGE = "qemu"
@@ -54,7 +54,7 @@ def check(folder: Path, where: str) -> None:
             )
 
 
-def obtain(context: Context) -> Path:
+def obtain(context: BuildContext) -> Path:
     """Return the folder in the cache with the three verified files, fetching them first where needed.
 
     Raises: SourceError: no place has them; says what each place answered and what can be done.
@@ -76,7 +76,7 @@ def obtain(context: Context) -> Path:
     return folder
 
 
-def unpacked(context: Context) -> Path:
+def unpacked(context: BuildContext) -> Path:
     """Return the source tree, Debian's patches applied, unpacking it first where needed.
 
     Not to be written to.
@@ -105,7 +105,7 @@ def unpacked(context: Context) -> Path:
     return tree
 
 
-def _fill(context: Context, into: Path) -> None:
+def _fill(context: BuildContext, into: Path) -> None:
     """Put the verified files into `into`: from the folder given, else a mirror, else the fallback folder."""
     if context.sources is not None:
         _copy(context.sources, into)
@@ -132,7 +132,7 @@ def _copy(folder: Path, into: Path, where: str = "") -> None:
         shutil.copyfile(folder / name, into / name)
 
 
-def _download(context: Context, into: Path) -> str:
+def _download(context: BuildContext, into: Path) -> str:
     """Download from the first of this machine's mirrors that has the version; return that mirror."""
     if not apt.available():
         raise SourceError(f"no apt on this machine to fetch {PACKAGE} {VERSION} with")

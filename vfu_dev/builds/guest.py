@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vfu_dev.builds import apt
 from vfu_dev.builds.cache import tree_digest
-from vfu_dev.builds.command import Context, compiler_version, output_of
+from vfu_dev.builds.command import BuildContext, compiler_version, output_of
 from vfu_dev.builds.guest_module import compile_module, keep_headers
 from vfu_dev.builds.initramfs import Initramfs
 from vfu_dev.builds.native import native_dir
@@ -50,7 +50,7 @@ def _base_inputs() -> Facts:
     }
 
 
-def _make_base(context: Context, out: Path) -> Facts:
+def _make_base(context: BuildContext, out: Path) -> Facts:
     """Unpack kernel and busybox: vmlinuz, modules/*.ko, headers/ and busybox in `out`."""
     downloads = out / "downloads"
     downloads.mkdir()
@@ -83,7 +83,7 @@ def _make_base(context: Context, out: Path) -> Facts:
     }
 
 
-def _packages(context: Context, downloads: Path) -> list[Path]:
+def _packages(context: BuildContext, downloads: Path) -> list[Path]:
     """Return the .deb files: from the sources folder if they are there, else downloaded by apt."""
     if context.sources is not None:
         found = [sorted(context.sources.glob(pattern)) for pattern in _FILES]
@@ -131,7 +131,7 @@ def _inputs() -> Facts:
     }
 
 
-def _make(context: Context, out: Path) -> Facts:
+def _make(context: BuildContext, out: Path) -> Facts:
     source = native_dir() / "guest"
     base = BASE.folder(context.cache)
     shutil.copy(base / "vmlinuz", out / "vmlinuz")
@@ -163,7 +163,7 @@ def _make(context: Context, out: Path) -> Facts:
     return {"programs": sorted(programs), "modules": list(modules), "compiler": compiler_version()}
 
 
-def _compile(context: Context, source: Path, out: Path) -> dict[str, bytes]:
+def _compile(context: BuildContext, source: Path, out: Path) -> dict[str, bytes]:
     """Compile each folder of `source` that has a main.c to a static program of its name; return them."""
     programs = {}
     for folder in sorted(path.parent for path in source.glob("*/main.c")):

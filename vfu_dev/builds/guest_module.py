@@ -11,7 +11,7 @@ import re
 import shutil
 from pathlib import Path
 
-from vfu_dev.builds.command import Context
+from vfu_dev.builds.command import BuildContext
 from vfu_dev.errors import BuildError
 
 # What a module for x86 does not include.
@@ -54,7 +54,7 @@ def _relative(out: Path) -> None:
         makefile.write_text(re.sub(r"^include /usr/src/", "include ../", text, flags=re.MULTILINE))
 
 
-def compile_module(context: Context, headers: Path, source: Path, out: Path) -> dict[str, bytes]:
+def compile_module(context: BuildContext, headers: Path, source: Path, out: Path) -> dict[str, bytes]:
     """Compile the module in `source` and return name -> content of each `.ko`, without debug information.
 
     Args:   headers: made by `keep_headers`.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vfu_dev.builds import fetch, patches, tools
 from vfu_dev.builds.cache import tree_digest
-from vfu_dev.builds.command import Context, build_environment, compiler_version
+from vfu_dev.builds.command import BuildContext, build_environment, compiler_version
 from vfu_dev.builds.native import native_dir
 from vfu_dev.builds.recipe import Facts, Recipe
 
@@ -41,7 +41,7 @@ def _inputs(options: tuple[str, ...], defines: tuple[str, ...]) -> Facts:
 
 
 def _compile(
-    context: Context,
+    context: BuildContext,
     work: Path,
     options: tuple[str, ...],
     defines: tuple[str, ...],
@@ -78,7 +78,7 @@ def _compile(
 
 
 def _make_library(
-    options: tuple[str, ...], defines: tuple[str, ...], strip: bool, context: Context, out: Path
+    options: tuple[str, ...], defines: tuple[str, ...], strip: bool, context: BuildContext, out: Path
 ) -> Facts:
     work = out / "work"
     work.mkdir()
@@ -97,7 +97,7 @@ def _make_library(
     return {"options": options, "defines": defines, "compiler": compiler_version()}
 
 
-def _make_reference(context: Context, out: Path) -> Facts:
+def _make_reference(context: BuildContext, out: Path) -> Facts:
     """Build the sample server; meson gave it a run path, ../lib from its folder."""
     work = out / "work"
     work.mkdir()
@@ -110,7 +110,7 @@ def _make_reference(context: Context, out: Path) -> Facts:
     return {"options": _RELEASE, "compiler": compiler_version()}
 
 
-def _run_tests(options: tuple[str, ...], defines: tuple[str, ...], context: Context, out: Path) -> Facts:
+def _run_tests(options: tuple[str, ...], defines: tuple[str, ...], context: BuildContext, out: Path) -> Facts:
     """Build all of it with warnings as errors and run the library's own tests; their log is the artifact."""
     work = out / "work"
     work.mkdir()

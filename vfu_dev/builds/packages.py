@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vfu_dev.builds.command import CommandError, Context, build_environment, output_of
+from vfu_dev.builds.command import BuildContext, CommandError, build_environment, output_of
 from vfu_dev.errors import BuildError
 
 # Where Debian puts firmware; QEMU is built without blobs and told with -L.
@@ -110,7 +110,7 @@ def install_command(packages: Iterable[str]) -> str:
     return f"sudo apt-get install -y --no-install-recommends {' '.join(packages)}"
 
 
-def require(context: Context, groups: Iterable[str], why: str) -> None:
+def require(context: BuildContext, groups: Iterable[str], why: str) -> None:
     """Make sure that everything in `groups` is there; as root on Debian, install what is not.
 
     Raises: MissingPackagesError: it is not, and cannot be installed from here; has the command to run.
@@ -132,7 +132,7 @@ def require(context: Context, groups: Iterable[str], why: str) -> None:
         raise MissingPackagesError(still, f"{why}; apt installed them, yet they are not found")
 
 
-def install(context: Context, packages: list[str]) -> None:
+def install(context: BuildContext, packages: list[str]) -> None:
     """Install `packages` with apt, as root.
 
     Fresh package lists are fetched only when the present ones do not do.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vfu_dev.builds.cache import file_digest, remove_tree
-from vfu_dev.builds.command import CommandError, Context
+from vfu_dev.builds.command import BuildContext, CommandError
 from vfu_dev.errors import BuildError
 
 _FILES = re.compile(rb"^diff --git a/(\S+) b/(\S+)$", re.MULTILINE)
@@ -56,7 +56,7 @@ def series_inputs(series: Sequence[Patch]) -> list[list[str]]:
     return [[patch.path.name, patch.sha256] for patch in series]
 
 
-def apply_series(context: Context, series: Sequence[Patch], tree: Path, title: str) -> None:
+def apply_series(context: BuildContext, series: Sequence[Patch], tree: Path, title: str) -> None:
     """Apply `series` to `tree` in place, as strictly as `git am`: context has to match, offsets may differ.
 
     Raises: PatchError: one does not apply; the tree is then in between.
@@ -83,7 +83,9 @@ def link_tree(source: Path, destination: Path) -> None:
     shutil.copytree(source, destination, symlinks=True, copy_function=os.link)
 
 
-def sync_tree(context: Context, series: Sequence[Patch], pristine: Path, tree: Path, title: str) -> list[str]:
+def sync_tree(
+    context: BuildContext, series: Sequence[Patch], pristine: Path, tree: Path, title: str
+) -> list[str]:
     """Make `tree`, a copy of `pristine` with any earlier series in it, equal to `pristine` plus `series`.
 
     Only files whose content differs are replaced, so that only they get new times and a build that goes by

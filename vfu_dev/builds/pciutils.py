@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from vfu_dev.builds import apt
-from vfu_dev.builds.command import CommandError, Context, compiler_version
+from vfu_dev.builds.command import BuildContext, CommandError, compiler_version
 from vfu_dev.builds.recipe import Facts, Recipe
 from vfu_dev.errors import BuildError
 
@@ -44,7 +44,7 @@ def _inputs() -> Facts:
     return {"recipe": 1, "suite": _suite(), "options": _OPTIONS, "compiler": compiler_version()}
 
 
-def _make(context: Context, out: Path) -> Facts:
+def _make(context: BuildContext, out: Path) -> Facts:
     """Compile: lspci and pci.ids in `out`."""
     downloads = out / "downloads"
     downloads.mkdir()
@@ -62,7 +62,7 @@ def _make(context: Context, out: Path) -> Facts:
     return {"version": version, "suite": _suite(), "options": _OPTIONS}
 
 
-def _source(context: Context, downloads: Path) -> Path:
+def _source(context: BuildContext, downloads: Path) -> Path:
     """Return the source package's .dsc: from the sources folder if it is there, else downloaded by apt."""
     if context.sources is not None and (found := sorted(context.sources.glob(f"{_PACKAGE}_*.dsc"))):
         return found[-1]

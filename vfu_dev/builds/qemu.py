@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vfu_dev.builds import fetch, patches, tools
 from vfu_dev.builds.cache import input_key, remove_tree
-from vfu_dev.builds.command import Context, build_environment, compiler_version, output_of
+from vfu_dev.builds.command import BuildContext, build_environment, compiler_version, output_of
 from vfu_dev.builds.native import native_dir
 from vfu_dev.builds.recipe import Facts, Recipe
 from vfu_dev.errors import BuildError
@@ -62,7 +62,7 @@ def _inputs(flags: tuple[str, ...], patched: bool) -> Facts:
     }
 
 
-def _make(flags: tuple[str, ...], patched: bool, strip: bool, context: Context, out: Path) -> Facts:
+def _make(flags: tuple[str, ...], patched: bool, strip: bool, context: BuildContext, out: Path) -> Facts:
     name = out.name.rpartition("-")[0]
     pristine = fetch.unpacked(context)
     python = tools.meson_python(context)
@@ -99,7 +99,7 @@ def _make(flags: tuple[str, ...], patched: bool, strip: bool, context: Context, 
 
 
 def _compile(
-    context: Context,
+    context: BuildContext,
     work: Path,
     pristine: Path,
     python: Path,

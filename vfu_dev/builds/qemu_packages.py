@@ -21,7 +21,7 @@ from pathlib import Path
 
 from vfu_dev.builds import apt
 from vfu_dev.builds.cache import file_digest, remove_tree
-from vfu_dev.builds.command import CommandError, Context, output_of
+from vfu_dev.builds.command import BuildContext, CommandError, output_of
 from vfu_dev.builds.elf import read_elf
 from vfu_dev.builds.fetch import folder_from_environment
 from vfu_dev.builds.recipe import Facts, Recipe
@@ -85,7 +85,7 @@ def _inputs(suite: Suite) -> Facts:
     return {"recipe": _VERSION, "suite": suite.name, "packages": source}
 
 
-def _make(suite: Suite, context: Context, out: Path) -> Facts:
+def _make(suite: Suite, context: BuildContext, out: Path) -> Facts:
     if platform.machine() != "x86_64":
         raise BuildError(f"Debian's QEMU for x86-64 machines does not run on {platform.machine()}")
     folder = folder_from_environment(ENVIRONMENT)
@@ -146,7 +146,7 @@ def from_folder(folder: Path, suite: Suite) -> list[Path]:
     return [place / name for name in sorted(sums)]
 
 
-def _download(context: Context, suite: Suite, into: Path) -> tuple[str, list[Path]]:
+def _download(context: BuildContext, suite: Suite, into: Path) -> tuple[str, list[Path]]:
     """Download from the first of this machine's mirrors that has the suite; return that mirror and files."""
     advice = f"  A folder works instead: {ENVIRONMENT}=DIR, with DIR/{suite.release}/*.deb and DIR/{SUMS}"
     if not apt.available():
@@ -253,7 +253,7 @@ def missing_libraries(program: Path, libraries: Path) -> dict[str, str]:
     return missing
 
 
-def _start(context: Context, suite: Suite, out: Path) -> str:
+def _start(context: BuildContext, suite: Suite, out: Path) -> str:
     """Write the script that starts the program, and start it; return its version."""
     script = out / PROGRAM
     firmware = " ".join(f'-L "$root/{folder}"' for folder in FIRMWARE if (out / folder).is_dir())

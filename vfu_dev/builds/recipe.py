@@ -12,7 +12,7 @@ from pathlib import Path
 import vfu_dev
 from vfu_dev.builds import fetch, packages
 from vfu_dev.builds.cache import Cache, file_digest, input_key
-from vfu_dev.builds.command import Context, compiler_version
+from vfu_dev.builds.command import BuildContext, compiler_version
 from vfu_dev.builds.progress import Reporter, default_reporter
 from vfu_dev.errors import BuildError
 
@@ -52,7 +52,7 @@ class Recipe:
     summary: str
     product: str
     inputs: Callable[[], Mapping[str, object]]
-    make: Callable[[Context, Path], Facts]
+    make: Callable[[BuildContext, Path], Facts]
     needs: tuple[str, ...] = ()
     after: tuple[Recipe, ...] = ()
     override: str = ""  # environment variable that names a file to use instead
@@ -94,7 +94,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Options:
+class BuildOptions:
     """How to build: parallel jobs (0 = processors available), and folders with the pinned sources."""
 
     jobs: int = 0
@@ -102,7 +102,7 @@ class Options:
     sources_fallback: Path | None = None
 
     @classmethod
-    def from_environment(cls, jobs: int = 0, sources: Path | None = None) -> Options:
+    def from_environment(cls, jobs: int = 0, sources: Path | None = None) -> BuildOptions:
         """Fill in what was not given from VFU_DEV_SOURCES and VFU_DEV_SOURCES_FALLBACK."""
         return cls(
             jobs=jobs,
@@ -124,7 +124,7 @@ class Built:
 def build(
     recipe: Recipe,
     cache: Cache,
-    options: Options | None = None,
+    options: BuildOptions | None = None,
     reporter: Reporter | None = None,
     again: bool = False,
 ) -> Built:
@@ -142,11 +142,11 @@ def build(
     folder = cache.artifact_dir(recipe.name, key)
     if folder.is_dir() and not again:
         return Built(recipe.name, folder / recipe.product, False, time.monotonic() - started)
-    options = options or Options.from_environment()
+    options = options or BuildOptions.from_environment()
     reporter = reporter or default_reporter()
     for dependency in recipe.after:
         build(dependency, cache, options, reporter)
-    context = Context(
+    context = BuildContext(
         cache,
         reporter,
         cache.log_path(recipe.name, "packages"),

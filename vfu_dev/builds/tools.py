@@ -9,14 +9,14 @@ from pathlib import Path
 
 from vfu_dev.builds import packages
 from vfu_dev.builds.cache import input_key, remove_tree
-from vfu_dev.builds.command import CommandError, Context, output_of
+from vfu_dev.builds.command import BuildContext, CommandError, output_of
 from vfu_dev.errors import BuildError
 
 # QEMU 10.2's pythondeps.toml accepts meson >= 1.5.0 and would install this version; pycotap is for its tests.
 REQUIREMENTS = ("meson==1.9.0", "pycotap")
 
 
-def meson_python(context: Context) -> Path:
+def meson_python(context: BuildContext) -> Path:
     """Return the interpreter of a virtual environment that has `REQUIREMENTS`, made in the cache if need be.
 
     Raises: BuildError: no environment could be made or pip could not install; says what is missing.
@@ -43,7 +43,7 @@ def _usable(python: Path, folder: Path) -> bool:
     return (folder / ".complete").exists() and bool(output_of([python, "-c", "import mesonbuild; print(1)"]))
 
 
-def _make(context: Context, base: Path, folder: Path) -> None:
+def _make(context: BuildContext, base: Path, folder: Path) -> None:
     python = folder / "bin" / "python"
     has_ensurepip = importlib.util.find_spec("ensurepip") is not None
     has_pip = importlib.util.find_spec("pip") is not None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vfu_dev.builds import fetch
 from vfu_dev.builds.cache import tree_digest
-from vfu_dev.builds.command import Context, compiler_version
+from vfu_dev.builds.command import BuildContext, compiler_version
 from vfu_dev.builds.native import native_dir
 from vfu_dev.builds.recipe import Facts, Recipe
 
@@ -53,7 +53,7 @@ def _inputs(extra: tuple[str, ...]) -> Facts:
     }
 
 
-def _make(extra: tuple[str, ...], context: Context, out: Path) -> Facts:
+def _make(extra: tuple[str, ...], context: BuildContext, out: Path) -> Facts:
     headers = fetch.unpacked(context) / "linux-headers"
     source = native_dir() / "vfio-preload"
     product = out / _PRODUCT

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from vfu_dev.builds import DEFAULT, RECIPES, Cache, Options, build, recipe_named
+from vfu_dev.builds import DEFAULT, RECIPES, BuildOptions, Cache, build, recipe_named
 from vfu_dev.cli.output import json_option, show_or_write
 from vfu_dev.cli.shape import TO_STDOUT, Command
 
@@ -49,7 +49,7 @@ def command(
     """Build the artifacts that were asked for, one after another."""
     started = time.monotonic()
     chosen = [recipe_named(name) for name in (RECIPES if everything else names or DEFAULT)]
-    options = Options.from_environment(jobs=jobs or 0, sources=sources.absolute() if sources else None)
+    options = BuildOptions.from_environment(jobs=jobs or 0, sources=sources.absolute() if sources else None)
     cache = Cache()
     results = [build(recipe, cache, options, again=again) for recipe in chosen]
     found = [

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 MAX_ARMED = 64
 
 
-class Host(Protocol):
+class FaultHost(Protocol):
     """The server around the device: what a fault may do beside failing a call."""
 
     def hold(self, seconds: float | None, over: Callable[[], bool]) -> None:
@@ -62,7 +62,7 @@ class FaultBoard:
         injected: how often a fault happened since the server started, by operation.
     """
 
-    def __init__(self, device: Device, host: Host, places: Sequence[Wrapped]) -> None:
+    def __init__(self, device: Device, host: FaultHost, places: Sequence[Wrapped]) -> None:
         self.injected = dict.fromkeys(OPERATIONS, 0)
         self._device = device
         self._host = host

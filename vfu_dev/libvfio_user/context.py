@@ -68,7 +68,7 @@ class ResetKind(Enum):
 
 
 @dataclass(frozen=True)
-class Region:
+class RegionSetup:
     """A region to set up.
 
     Attributes:
@@ -173,7 +173,7 @@ class Context:
         kind = _ffi.VFU_PCI_TYPE_EXPRESS if express else _ffi.VFU_PCI_TYPE_CONVENTIONAL
         self._check("vfu_pci_init", kind, 0, 0)
 
-    def setup_region(self, region: Region) -> None:
+    def setup_region(self, region: RegionSetup) -> None:
         """Set up a memory region; accesses to what is not mapped go to its handler."""
         callback, exchange = _ffi.guard_region(self._name, region.name, region.handler)
         self._alive.append(callback)

@@ -21,7 +21,7 @@ TIMEOUT_SECONDS = 5.0
 _MAX_LINE_BYTES = 4 << 20
 
 
-class SourceError(VfuDevError):
+class FigureSourceError(VfuDevError):
     """The server does not answer, or has hung up."""
 
 
@@ -93,7 +93,7 @@ class FigureSource:
                     self._owed -= 1
                 figures = Figures.from_dict(json.loads(line))
             except (OSError, ValueError, KeyError, TypeError) as err:
-                raise SourceError(f"the server does not answer: {err}") from err
+                raise FigureSourceError(f"the server does not answer: {err}") from err
             self._samples.extend(figures.samples)
             self._sequence, more = figures.sequence, figures.more
             self._snapshot, self._asked = figures.snapshot, time.monotonic()

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from vfu_dev.figures import verdict
-from vfu_dev.metrics.source import FigureSource, SourceError
+from vfu_dev.metrics.source import FigureSource, FigureSourceError
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
                     self._answer("text/plain; charset=utf-8", b"ok\n")
                 case _:
                     self._refuse(HTTPStatus.NOT_FOUND, "there are /, /metrics, /api/status and /healthz")
-        except SourceError as err:
+        except FigureSourceError as err:
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, str(err))
 
     def do_HEAD(self) -> None:

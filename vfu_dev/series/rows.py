@@ -12,7 +12,7 @@ from vfu_dev.errors import ConfigError
 from vfu_dev.lab.result import DeviceResult, MigrationResult
 
 
-class Metric(NamedTuple):
+class MoveMetric(NamedTuple):
     """A column with a figure: its unit, what it is, and whether more of it is worse."""
 
     unit: str
@@ -20,31 +20,33 @@ class Metric(NamedTuple):
     worse: bool = True
 
 
-METRICS: dict[str, Metric] = {
-    "downtime_ms": Metric("ms", "downtime as QEMU's source measures it, the destination's resume included"),
-    "outage_ms": Metric(
+METRICS: dict[str, MoveMetric] = {
+    "downtime_ms": MoveMetric(
+        "ms", "downtime as QEMU's source measures it, the destination's resume included"
+    ),
+    "outage_ms": MoveMetric(
         "ms", "from the stop of the source's device to the start of the destination's, longest"
     ),
-    "device_downtime_ms": Metric("ms", "as the source's servers measure it, longest"),
-    "stop_copy_ms": Metric("ms", "from STOP_COPY to the last byte read, longest"),
-    "predicted_ms": Metric(
+    "device_downtime_ms": MoveMetric("ms", "as the source's servers measure it, longest"),
+    "stop_copy_ms": MoveMetric("ms", "from STOP_COPY to the last byte read, longest"),
+    "predicted_ms": MoveMetric(
         "ms",
         "downtime predicted when the devices stopped; the sum, for QEMU takes them one after the other",
         False,
     ),
-    "expected_ms": Metric("ms", "QEMU's own last expected-downtime; it counts RAM only", False),
-    "total_ms": Metric("ms", "the whole migration"),
-    "setup_ms": Metric("ms", "its setup"),
-    "passes": Metric("", "passes over the dirty pages in PRE_COPY, most"),
-    "initial_bytes": Metric("bytes", "initial data, all devices"),
-    "precopy_bytes": Metric("bytes", "stream bytes read in PRE_COPY, all devices"),
-    "stop_copy_bytes": Metric("bytes", "stream bytes read in STOP_COPY, all devices"),
-    "vfio_bytes": Metric("bytes", "device state, as QEMU counts it"),
-    "transferred_bytes": Metric("bytes", "all that QEMU sent, RAM included"),
-    "pages_sent": Metric("pages", "pages in the stream, all devices"),
-    "pages_resent": Metric("pages", "of them, pages that had been sent before"),
-    "dirty_rate": Metric("bytes/s", "dirty rate when PRE_COPY ended, all devices", False),
-    "transfer_rate": Metric("bytes/s", "transfer rate when PRE_COPY ended, all devices", False),
+    "expected_ms": MoveMetric("ms", "QEMU's own last expected-downtime; it counts RAM only", False),
+    "total_ms": MoveMetric("ms", "the whole migration"),
+    "setup_ms": MoveMetric("ms", "its setup"),
+    "passes": MoveMetric("", "passes over the dirty pages in PRE_COPY, most"),
+    "initial_bytes": MoveMetric("bytes", "initial data, all devices"),
+    "precopy_bytes": MoveMetric("bytes", "stream bytes read in PRE_COPY, all devices"),
+    "stop_copy_bytes": MoveMetric("bytes", "stream bytes read in STOP_COPY, all devices"),
+    "vfio_bytes": MoveMetric("bytes", "device state, as QEMU counts it"),
+    "transferred_bytes": MoveMetric("bytes", "all that QEMU sent, RAM included"),
+    "pages_sent": MoveMetric("pages", "pages in the stream, all devices"),
+    "pages_resent": MoveMetric("pages", "of them, pages that had been sent before"),
+    "dirty_rate": MoveMetric("bytes/s", "dirty rate when PRE_COPY ended, all devices", False),
+    "transfer_rate": MoveMetric("bytes/s", "transfer rate when PRE_COPY ended, all devices", False),
 }
 TEXTS = ("point", "move", "started", "status", "digest_match", "digests", "text")
 COLUMNS = (*TEXTS, *METRICS)

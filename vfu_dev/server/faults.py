@@ -26,11 +26,11 @@ def fault_board(
 ) -> FaultBoard:
     """Return the faults of `server`; none is armed and nothing is wrapped.
 
-    Args:    hold: see `vfu_dev.faults.board.Host`.
+    Args:    hold: see `vfu_dev.faults.board.FaultHost`.
     """
     device = server.device
 
-    class Host:
+    class ServerHost:
         """What a fault may do to this server."""
 
         def hold(self, seconds: float | None, over: Callable[[], bool]) -> None:
@@ -66,7 +66,7 @@ def fault_board(
     for gate in context.gates:
         accesses = ("region-read", "region-write")
         places.append(Wrapped(accesses, gate.handler, _gate(gate), gate.region))
-    return FaultBoard(device, Host(), places)
+    return FaultBoard(device, ServerHost(), places)
 
 
 def _gate(gate: Gate) -> Callable[[Any], None]:

@@ -20,7 +20,7 @@ from vfu_dev.device import Device, MemoryBar
 from vfu_dev.device.reference.workload import OperatorWorkload
 from vfu_dev.errors import REFUSALS, LibraryError
 from vfu_dev.figures import Figures
-from vfu_dev.libvfio_user import Context, Library, Region, ResetKind
+from vfu_dev.libvfio_user import Context, Library, RegionSetup, ResetKind
 from vfu_dev.libvfio_user.dma import DmaMemory
 from vfu_dev.migration.sampler import Sampler
 from vfu_dev.server import pci
@@ -90,7 +90,7 @@ class Server:
         context, device = self._context, self.device
         pci.set_up(context, device, self._function_reset)
         for bar in device.bars:
-            region = Region(bar.index, bar.size_bytes, device.region_handler(bar), bar.name)
+            region = RegionSetup(bar.index, bar.size_bytes, device.region_handler(bar), bar.name)
             if isinstance(bar, MemoryBar) and bar.memory.mapped:
                 region = replace(region, fd=bar.memory.fd, mapped_bytes=bar.memory.size_bytes)
             context.setup_region(region)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from vfu_dev.workload.timeline import NS, Timeline
+from vfu_dev.workload.schedule import NS, Schedule
 
 # A generator that was kept from writing makes up for so much; the rest is missed, not piled up.
 CATCH_UP_NS = NS // 4
@@ -41,7 +41,7 @@ class Pacer:
 
     def __init__(
         self,
-        timelines: Sequence[Timeline],
+        timelines: Sequence[Schedule],
         seconds: Sequence[float] | None = None,
         *,
         start_ns: int,

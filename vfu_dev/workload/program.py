@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from vfu_dev.errors import ConfigError
 from vfu_dev.workload.pacer import Pacer
+from vfu_dev.workload.schedule import schedule_of
 from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES, Workload
-from vfu_dev.workload.timeline import timeline_of
 from vfu_dev.workload.trace import MAX_ROWS, Trace
 from vfu_dev.workload.writes import MAX_ZIPF_PLACES, Writes, writes_of
 
@@ -40,7 +40,7 @@ class Program:
             for part, trace in zip(parts, traces, strict=True)
         ]
         self._timelines = [
-            timeline_of(part, page_bytes, trace) for part, trace in zip(parts, traces, strict=True)
+            schedule_of(part, page_bytes, trace) for part, trace in zip(parts, traces, strict=True)
         ]
         rates = [
             float(part.write_rate(page_bytes) * part.write_bytes) if trace is None else trace.rate_bytes

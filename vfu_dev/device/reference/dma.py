@@ -69,7 +69,7 @@ class _Descriptor(NamedTuple):
     result: int
 
 
-class Host(NamedTuple):
+class EngineHost(NamedTuple):
     """What the engine needs from the device it is part of; functions, because the server sets things late."""
 
     guest: Callable[[], GuestMemory]
@@ -87,7 +87,7 @@ class DmaEngine:
         memory: the device side of every transfer.
     """
 
-    def __init__(self, registers: RegisterBar, memory: DeviceMemory, host: Host) -> None:
+    def __init__(self, registers: RegisterBar, memory: DeviceMemory, host: EngineHost) -> None:
         self._registers = registers
         self._memory = memory
         self._host = host

@@ -11,7 +11,7 @@ from vfu_dev.device.base import Device
 from vfu_dev.device.fields import Field
 from vfu_dev.device.identity import PciIdentity
 from vfu_dev.device.reference.descriptors import DESCRIPTOR_FIELDS, DMA_FIELDS
-from vfu_dev.device.reference.dma import DmaEngine, Host
+from vfu_dev.device.reference.dma import DmaEngine, EngineHost
 from vfu_dev.device.reference.workload_registers import LOAD_FIELDS, RegisterWorkload
 from vfu_dev.device.reference.writer import WRITER_FIELDS, DmaWriter
 from vfu_dev.device.regions import MemoryBar, MsixBar, RegisterBar
@@ -149,7 +149,7 @@ class ReferenceDevice(Device):
         registers["status"] = STATUS_READY
         registers["page_size"] = page_size_bytes
         registers.set_initial()
-        host = Host(
+        host = EngineHost(
             guest=lambda: self.guest_memory,
             bus_master=lambda: self.bus_master(),
             raise_irq=self.raise_irq,

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vfu_dev.device.fields import Field
-from vfu_dev.device.reference.dma import Host
+from vfu_dev.device.reference.dma import EngineHost
 from vfu_dev.device.regions import RegisterBar
 from vfu_dev.errors import VfuDevError
 from vfu_dev.workload.splitmix import fill_words
@@ -66,7 +66,7 @@ def expected_pages(pages: int, stamps: int) -> npt.NDArray[np.uint64]:
 class DmaWriter:
     """The writer behind `WRITER_FIELDS`; all of its state is in registers."""
 
-    def __init__(self, registers: RegisterBar, host: Host) -> None:
+    def __init__(self, registers: RegisterBar, host: EngineHost) -> None:
         self._registers = registers
         self._host = host
         self._last = 0.0

@@ -16,7 +16,7 @@ from vfu_dev.workload.trace import Trace
 NS = 1_000_000_000
 
 
-class Timeline(Protocol):
+class Schedule(Protocol):
     """The writes of one load over its own time, which begins at 0 ns."""
 
     def count(self, time_ns: int) -> int:
@@ -85,7 +85,7 @@ class Recorded:
         return rounds * self._trace.round_ns + int(self._trace.times[row])
 
 
-def timeline_of(spec: Workload, page_bytes: int = DEFAULT_PAGE_BYTES, trace: Trace | None = None) -> Timeline:
+def schedule_of(spec: Workload, page_bytes: int = DEFAULT_PAGE_BYTES, trace: Trace | None = None) -> Schedule:
     """Return the timeline of a load without phases.
 
     Args:    trace: what `spec.trace` names, when it was read already.
