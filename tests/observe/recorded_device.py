@@ -33,6 +33,6 @@ class RecordedDevice(ReferenceDevice):
     def initialise(self) -> None:
         """Put the forecaster in; it is called once, when the migration was made."""
         super().initialise()
-        if not isinstance(self.migration.watch.forecaster, Recorder):
+        if not isinstance(self.migration.observer.forecaster, Recorder):
             path = os.environ[FILE_VARIABLE].replace("{}", self.name)
-            self.migration.watch.forecaster = _ToFile(Path(path))
+            self.migration.observer.forecaster = _ToFile(Path(path))

@@ -12,8 +12,8 @@ import pytest
 from vfu_dev.figures import Sample
 from vfu_dev.migration.forecast import OVERHEAD_SECONDS, PATH_FACTOR, Forecaster
 from vfu_dev.migration.meters import DirtyMeter, ReadMeter
+from vfu_dev.migration.observer import SAMPLES_KEPT, Observer
 from vfu_dev.migration.save import SaveCounters
-from vfu_dev.migration.watch import SAMPLES_KEPT, Watch
 from vfu_dev.uapi import DeviceState
 
 MIB = 1 << 20
@@ -229,40 +229,40 @@ def test_next_to_nothing_left_is_predicted_from_the_first_look() -> None:
 
 
 class Mover:
-    """Migrations of one device by a clock of the test's own, seen as the engine tells them to a `Watch`."""
+    """Migrations of one device by a clock of the test's own, as the engine tells them to an `Observer`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.watch = Watch()
+        self.observer = Observer()
         self.now_ms = 1000.0
         monkeypatch.setattr(time, "perf_counter_ns", lambda: round(self.now_ms * MS))
 
     def read(self, interval_ms: float, stored: int = MIB, service_ms: float = 0.4) -> None:
         """Read 1 MiB, so long after the read before."""
         self.now_ms += interval_ms
-        self.watch.read(MIB, stored, round((self.now_ms - service_ms) * MS))
+        self.observer.read(MIB, stored, round((self.now_ms - service_ms) * MS))
 
     def move(
         self, *, interval_ms: float = 2, rest_ms: float = 8, stall: Literal["", "reads", "end"] = ""
     ) -> tuple[float, float]:
         """Migrate 40 MiB, the last 20 of it while the device stands still; return predicted and measured."""
-        watch = self.watch
-        watch.save_began(SaveCounters())
-        watch.state_changed(DeviceState.RUNNING, DeviceState.PRE_COPY)
-        watch.forecaster.tell(40 * MIB)
+        observer = self.observer
+        observer.save_began(SaveCounters())
+        observer.state_changed(DeviceState.RUNNING, DeviceState.PRE_COPY)
+        observer.forecaster.tell(40 * MIB)
         for _ in range(20):
             self.read(interval_ms)
-        watch.state_changed(DeviceState.PRE_COPY, DeviceState.STOP_COPY)
+        observer.state_changed(DeviceState.PRE_COPY, DeviceState.STOP_COPY)
         for number in range(20):
             self.read(interval_ms + (STALL_MS if stall == "reads" and number == 10 else 0))
         self.read(0, stored=0)
-        watch.all_read()
+        observer.all_read()
         self.now_ms += rest_ms + (STALL_MS if stall == "end" else 0)
-        watch.save_ended("completed")
-        watch.state_changed(DeviceState.STOP_COPY, DeviceState.STOP)
-        watch.state_changed(DeviceState.STOP, DeviceState.RUNNING)
-        assert watch.last_predicted_downtime_seconds is not None
-        assert watch.last_downtime_seconds is not None
-        return watch.last_predicted_downtime_seconds, watch.last_downtime_seconds
+        observer.save_ended("completed")
+        observer.state_changed(DeviceState.STOP_COPY, DeviceState.STOP)
+        observer.state_changed(DeviceState.STOP, DeviceState.RUNNING)
+        assert observer.last_predicted_downtime_seconds is not None
+        assert observer.last_downtime_seconds is not None
+        return observer.last_predicted_downtime_seconds, observer.last_downtime_seconds
 
 
 @pytest.mark.parametrize("stall", ["reads", "end"])
@@ -293,32 +293,32 @@ def test_overhead_is_learnt_from_more_than_one_migration(monkeypatch: pytest.Mon
 def test_reads_between_ram_do_not_overrule_what_stops_have_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """RAM for 50 ms between any two reads looks like a slow link, but that it is not was measured twice."""
     mover = Mover(monkeypatch)
-    steady(mover.watch.forecaster.reads, 20, 60)
-    assert cost_ms(mover.watch.forecaster) == pytest.approx(60)
+    steady(mover.observer.forecaster.reads, 20, 60)
+    assert cost_ms(mover.observer.forecaster) == pytest.approx(60)
     mover.move(interval_ms=4)
     mover.move(interval_ms=4)
-    mover.watch.save_began(SaveCounters())
+    mover.observer.save_began(SaveCounters())
     for _ in range(20):
         mover.read(60)
-    assert cost_ms(mover.watch.forecaster) == pytest.approx(4, rel=0.1)
+    assert cost_ms(mover.observer.forecaster) == pytest.approx(4, rel=0.1)
 
 
 def test_without_pre_copy_the_stop_comes_before_the_migration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is predicted then; the downtime counts from the stop."""
     mover = Mover(monkeypatch)
-    watch = mover.watch
-    watch.state_changed(DeviceState.RUNNING, DeviceState.STOP)
+    observer = mover.observer
+    observer.state_changed(DeviceState.RUNNING, DeviceState.STOP)
     mover.now_ms += 5
-    watch.save_began(SaveCounters())
-    watch.state_changed(DeviceState.STOP, DeviceState.STOP_COPY)
-    watch.forecaster.tell(2 * MIB)
+    observer.save_began(SaveCounters())
+    observer.state_changed(DeviceState.STOP, DeviceState.STOP_COPY)
+    observer.forecaster.tell(2 * MIB)
     mover.read(3)
     mover.read(3)
     mover.read(0, stored=0)
-    watch.all_read()
-    watch.save_ended("completed")
-    assert watch.last_predicted_downtime_seconds is None
-    assert watch.last_downtime_seconds == pytest.approx(0.011)
+    observer.all_read()
+    observer.save_ended("completed")
+    assert observer.last_predicted_downtime_seconds is None
+    assert observer.last_downtime_seconds == pytest.approx(0.011)
 
 
 def at_rates(transfer_ms: float, dirty_bytes: int) -> Forecaster:
@@ -368,38 +368,38 @@ def sample(number: int) -> Sample:
 
 
 def test_samples_are_handed_out_once_each_in_pieces() -> None:
-    watch = Watch()
+    observer = Observer()
     for number in range(250):
-        watch.add_sample(sample(number))
+        observer.add_sample(sample(number))
     sequence, found = 0, []
-    while sequence < watch.sampled:
-        sequence, piece = watch.samples_after(sequence, 100)
+    while sequence < observer.sampled:
+        sequence, piece = observer.samples_after(sequence, 100)
         assert 0 < len(piece) <= 100
         found += piece
     assert [one.time for one in found] == list(map(float, range(250)))
-    assert watch.samples_after(sequence, 100) == (250, [])
+    assert observer.samples_after(sequence, 100) == (250, [])
 
 
 def test_samples_that_are_kept_no_longer_are_passed_over() -> None:
-    watch = Watch()
+    observer = Observer()
     for number in range(SAMPLES_KEPT + 50):
-        watch.add_sample(sample(number))
-    sequence, found = watch.samples_after(10, 5)
+        observer.add_sample(sample(number))
+    sequence, found = observer.samples_after(10, 5)
     assert [one.time for one in found] == [50.0, 51.0, 52.0, 53.0, 54.0]
     assert sequence == 55
 
 
 def test_a_number_of_another_server_starts_from_the_first() -> None:
-    watch = Watch()
-    watch.add_sample(sample(7))
-    assert watch.samples_after(1000, 5) == (1, [sample(7)])
+    observer = Observer()
+    observer.add_sample(sample(7))
+    assert observer.samples_after(1000, 5) == (1, [sample(7)])
 
 
 def test_a_migration_that_is_cancelled_has_no_downtime() -> None:
-    watch = Watch()
-    watch.save_began(SaveCounters())
-    watch.state_changed(DeviceState.RUNNING, DeviceState.PRE_COPY)
-    watch.save_ended("cancelled")
-    assert watch.totals.saves["cancelled"] == watch.totals.saves_started == 1
-    assert watch.downtime_seconds.count == 0
-    assert watch.last_downtime_seconds is None
+    observer = Observer()
+    observer.save_began(SaveCounters())
+    observer.state_changed(DeviceState.RUNNING, DeviceState.PRE_COPY)
+    observer.save_ended("cancelled")
+    assert observer.totals.saves["cancelled"] == observer.totals.saves_started == 1
+    assert observer.downtime_seconds.count == 0
+    assert observer.last_downtime_seconds is None

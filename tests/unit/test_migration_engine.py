@@ -102,7 +102,7 @@ def test_a_missed_mark_is_found_when_the_client_is_gone() -> None:
     box.migration.reset(S.RUNNING, "connection lost")
     record = box.finish_audit()
     assert (record["status"], record["audited"]) == ("failed", True)
-    assert box.migration.watch.totals.audit_failures == 1
+    assert box.migration.observer.totals.audit_failures == 1
 
 
 def write(box: Box) -> None:
@@ -132,7 +132,7 @@ def test_an_audit_is_given_up_where_memory_may_change(change: Callable[[Box], No
         change(one)
         record = one.finish_audit()
         assert (record["status"], record["audited"]) == ("completed", expected)
-    assert box.migration.watch.totals.audit_failures == 0
+    assert box.migration.observer.totals.audit_failures == 0
 
 
 def test_a_mapped_memory_is_audited_only_while_the_device_is_stopped() -> None:

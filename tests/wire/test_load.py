@@ -23,7 +23,7 @@ from serverkit import (
 )
 
 from vfu_dev.client import ClientOptions, MigrationError, Migrator, VfioUserDevice
-from vfu_dev.client.moving import migrate, watch
+from vfu_dev.client.moving import keep_writing, migrate
 from vfu_dev.client.stop import Stop
 from vfu_dev.client.target import MemoryInfo
 from vfu_dev.client.workload import ClientWorkload
@@ -85,9 +85,11 @@ def lasting(library: Path) -> Iterator[dict[str, RunningServer]]:
 
 
 def watch_until(made: ClientWorkload, writes: int) -> None:
-    """Wait until a load has made so many writes, with `watch`, which is asked to stop then."""
+    """Wait until a load has made so many writes, with `keep_writing`, which is asked to stop then."""
     stop = Stop()
-    watch(made, PATIENCE_SECONDS, stop, lambda found: found.writes >= writes and stop.ask(signal.SIGINT))
+    keep_writing(
+        made, PATIENCE_SECONDS, stop, lambda found: found.writes >= writes and stop.ask(signal.SIGINT)
+    )
     assert stop.asked
 
 
@@ -257,7 +259,7 @@ def test_a_server_that_goes_ends_the_load_in_words(serve: ServerFactory) -> None
     with server.connect() as device, ClientWorkload(device, Workload("uniform", rate_pages=5000)) as made:
         server.kill()
         with pytest.raises(VfuDevError, match="closed the connection"):
-            watch(made, PATIENCE_SECONDS, Stop(), lambda _: None)
+            keep_writing(made, PATIENCE_SECONDS, Stop(), lambda _: None)
 
 
 def test_the_reference_device_says_how_much_memory_it_has(serve: ServerFactory) -> None:

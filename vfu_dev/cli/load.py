@@ -21,7 +21,7 @@ from vfu_dev.cli.shape import TO_STDOUT, Command
 from vfu_dev.client.control import ControlClient, control_path, device_path
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.migrator import ClientOptions, MigrationError
-from vfu_dev.client.moving import migrate, watch
+from vfu_dev.client.moving import keep_writing, migrate
 from vfu_dev.client.stop import Stop
 from vfu_dev.client.workload import ClientWorkload
 from vfu_dev.errors import ConfigError, VfuDevError
@@ -269,10 +269,10 @@ def _as_client(
         )
         began = time.monotonic()
         if destination is not None:
-            watch(load, place.migrate_after, stop, report)
+            keep_writing(load, place.migrate_after, stop, report)
             more["migration"] = _migration(place, load, source, destination, stop, report)
         left = None if seconds is None else max(0.0, began + seconds - time.monotonic())
-        watch(load, left, stop, report)
+        keep_writing(load, left, stop, report)
         load.close()
         figures = load.figures()
         if place.check:

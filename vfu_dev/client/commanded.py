@@ -36,7 +36,7 @@ def run_in_device(
     report: Report,
     memory: str | None = None,
 ) -> WorkloadFigures:
-    """Have the device behind `control` make the load, and watch it.
+    """Have the device behind `control` make the load, and report on it.
 
     It ends in the server after `seconds`, also when this process is gone by then.
 

@@ -11,7 +11,7 @@ from vfu_dev.client.stop import Stop, deadline_of
 from vfu_dev.client.workload import ClientWorkload
 
 
-def watch(load: ClientWorkload, seconds: float | None, stop: Stop, report: Report) -> None:
+def keep_writing(load: ClientWorkload, seconds: float | None, stop: Stop, report: Report) -> None:
     """Let the load go on for so long, or until asked to stop.
 
     Raises:  what ended the load, if something did.

@@ -12,7 +12,7 @@ from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.vm.qemu import Qemu, QemuOptions
 from vfu_dev.vm.servers import DeviceServer, ServerOptions
 
-Watched = tuple[Snapshot, list[Sample]] | LabError
+Fetched = tuple[Snapshot, list[Sample]] | LabError
 
 
 class Host:
@@ -92,23 +92,23 @@ class Host:
             for path in self.logs.glob(pattern):
                 path.unlink(missing_ok=True)
 
-    async def watch(self) -> list[Watched]:
-        """Return what `DeviceServer.watch` says of each server; of one that is gone, the error."""
+    async def fetch_figures(self) -> list[Fetched]:
+        """Return what `DeviceServer.fetch_figures` says of each server; of one that is gone, the error."""
 
-        async def one(server: DeviceServer) -> Watched:
+        async def one(server: DeviceServer) -> Fetched:
             try:
-                return await server.watch()
+                return await server.fetch_figures()
             except LabError as error:
                 return error
 
         return await asyncio.gather(*(one(server) for server in self.servers))
 
 
-def brief(watched: Watched) -> dict[str, Any]:
+def brief(fetched: Fetched) -> dict[str, Any]:
     """Return what a sample keeps of a server; sizes are as of the server's own last sample."""
-    if isinstance(watched, LabError):
-        return {"error": str(watched)}
-    snapshot, _ = watched
+    if isinstance(fetched, LabError):
+        return {"error": str(fetched)}
+    snapshot, _ = fetched
     save = snapshot.save or dict.fromkeys(("precopy_bytes", "stop_copy_bytes", "passes"))
     return {
         "state": snapshot.state,

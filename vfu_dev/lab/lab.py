@@ -216,8 +216,10 @@ class Lab:
         now = time.time()
         migration = await self.source.qemu.migration()
         row: dict[str, Any] = {"time": now, "status": migration.get("status", "none"), "qemu": migration}
-        row["source"], destination = await asyncio.gather(self.watch(), self.destination.watch())
-        row["destination"] = [brief(watched) for watched in destination]
+        row["source"], destination = await asyncio.gather(
+            self.fetch_figures(), self.destination.fetch_figures()
+        )
+        row["destination"] = [brief(fetched) for fetched in destination]
         row["threshold_bytes"] = threshold_bytes(
             self.parameters(), self.options.downtime_limit_ms, row["qemu"]
         )
@@ -226,17 +228,17 @@ class Lab:
         self.observe("sample", row)
         return row
 
-    async def watch(self) -> list[dict[str, Any]]:
+    async def fetch_figures(self) -> list[dict[str, Any]]:
         """Fetch what the source's servers measured since the last time; one that is gone stays as it was.
 
         Returns: what a sample keeps of each.
         """
-        found = await self.source.watch()
-        for index, watched in enumerate(found):
-            if not isinstance(watched, LabError):
-                self.snapshots[index], samples = watched
+        found = await self.source.fetch_figures()
+        for index, fetched in enumerate(found):
+            if not isinstance(fetched, LabError):
+                self.snapshots[index], samples = fetched
                 self.server_samples[index] += samples
-        return [brief(watched) for watched in found]
+        return [brief(fetched) for fetched in found]
 
     def _assess(self, row: dict[str, Any]) -> None:
         devices = [snapshot for snapshot in self.snapshots if snapshot is not None]
@@ -349,7 +351,7 @@ class Lab:
     async def forget(self) -> None:
         """Drop what was sampled so far, here and on the source's servers: it is not of the next move."""
         self.samples, self.convergence = [], None
-        await self.watch()
+        await self.fetch_figures()
         self.server_samples = [[] for _ in self.source.servers]
 
     async def give_up(self) -> None:
@@ -360,7 +362,7 @@ class Lab:
 
     async def collect(self, result: MigrationResult) -> None:
         """Take what there is into `result`; parts that are gone stay empty and are among its problems."""
-        await self.watch()
+        await self.fetch_figures()
         for index, (source, destination) in enumerate(
             zip(self.source.servers, self.destination.servers, strict=True)
         ):

@@ -120,8 +120,8 @@ def rehearse(plan: Rehearsal, stop: Stop, say: Callable[[str], None]) -> dict[st
         control = stack.enter_context(ControlClient(control_path))
         control.command("load", load=spec.to_dict())
         devices = [stack.enter_context(VfioUserDevice.connect(path)) for path in (source, destination)]
-        watch = _Watch(control, stop, say)
-        migrator = Migrator(devices[0], devices[1], options, progress=watch)
+        measurements = _Measurements(control, stop, say)
+        migrator = Migrator(devices[0], devices[1], options, progress=measurements)
         outcome, error = "completed", None
         deadline = time.monotonic() + plan.seconds
         try:
@@ -140,14 +140,14 @@ def rehearse(plan: Rehearsal, stop: Stop, say: Callable[[str], None]) -> dict[st
         "as_expected": outcome == ("completed" if decision.converges else "did not converge"),
         "error": error,
         "decision": asdict(decision),
-        "measured": watch.measured,
+        "measured": measurements.measured,
         "passes": progress.passes,
         "total_ms": round(progress.total_seconds * 1000, 3),
         "downtime_ms": round(progress.downtime_seconds * 1000, 3) if outcome == "completed" else None,
     }
 
 
-class _Watch:
+class _Measurements:
     """Measures what decides, once a second."""
 
     def __init__(self, control: ControlClient, stop: Stop, say: Callable[[str], None]) -> None:

@@ -14,12 +14,12 @@ from vfu_dev.memory import DeviceMemory
 from vfu_dev.memory.pages import PageIndices
 from vfu_dev.migration.audit import Audit
 from vfu_dev.migration.fsm import PRE_COPY_GROUP, RUNNING_GROUP, SAVING_GROUP, Action, StateMachine
+from vfu_dev.migration.observer import Observer
 from vfu_dev.migration.plan import whole_state_bytes
 from vfu_dev.migration.records import ResumeRecord, SaveRecord, Transition, log_state_change
 from vfu_dev.migration.resume import ResumeSession
 from vfu_dev.migration.save import PrecopyInfo, SaveSession
 from vfu_dev.migration.schema import MigratableState
-from vfu_dev.migration.watch import Watch
 from vfu_dev.uapi import DeviceState, MigrationFlags
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Migration:
         self.machine = StateMachine(flags)
         self.state = DeviceState.RUNNING  # "initial device state … RUNNING", vfio-user.rst
         self.transitions: deque[Transition] = deque(maxlen=_TRANSITIONS_KEPT)
-        self.watch = Watch()
+        self.observer = Observer()
         # VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2, see <linux/vfio.h> of Linux 7.1.
         self.client_knows_reinit = False
         self._reinit_untold = False
@@ -138,12 +138,12 @@ class Migration:
 
     def _enter(self, target: DeviceState, reason: str) -> None:
         origin, self.state = self.state, target
-        self.watch.state_changed(origin, target)
+        self.observer.state_changed(origin, target)
         if target is DeviceState.STOP_COPY and self._save_record is not None:
-            self._save_record.predicted_downtime_seconds = self.watch.predicted_seconds
+            self._save_record.predicted_downtime_seconds = self.observer.predicted_seconds
         self.transitions.append(Transition(time.time(), origin, target, reason))
         log_state_change(
-            logger, self.name, self.transitions[-1], self._save_record, self._resume_record, self.watch
+            logger, self.name, self.transitions[-1], self._save_record, self._resume_record, self.observer
         )
         self._on_state(target)
 
@@ -177,7 +177,7 @@ class Migration:
         limit = None if stopped else self._initial_limit_bytes
         record = SaveRecord()
         self._save = SaveSession(self.contents, initial_limit_bytes=limit, stopped=stopped, counters=record)
-        self.watch.save_began(record)
+        self.observer.save_began(record)
         record.started = time.time()
         record.stopped = record.started if stopped else None
         record.initial_bytes = self._look().initial_bytes
@@ -197,7 +197,7 @@ class Migration:
         record = self._save_record
         assert record is not None
         if self._save is not None:  # a session that failed was counted then
-            self.watch.save_ended("completed" if record.status == "completed" else result)
+            self.observer.save_ended("completed" if record.status == "completed" else result)
         self._save = None
         if record.status == "active":
             record.status, record.error, record.ended = status, error, time.time()
@@ -219,7 +219,7 @@ class Migration:
             # A stream with a hole must not be completed by a client that tries again.
             self._end_save("failed", f"{type(err).__name__}: {err}", "failed")
             raise
-        totals = self.watch.totals
+        totals = self.observer.totals
         if save.stopped:
             record.stop_copy_bytes += stored
             totals.sent_bytes["stop_copy"] += stored
@@ -228,10 +228,10 @@ class Migration:
             initial = save.sent_initial_bytes - initial_before
             totals.sent_bytes["pre_copy_initial"] += initial
             totals.sent_bytes["pre_copy_dirty"] += stored - initial
-        self.watch.read(len(buffer), stored, began_ns)
+        self.observer.read(len(buffer), stored, began_ns)
         if save.ended and record.status == "active":
             record.status, record.digest, record.ended = "completed", save.digest, time.time()
-            self.watch.all_read()
+            self.observer.all_read()
             self._audit = Audit(self.contents, save.block_contents, record)
         return stored
 
@@ -254,13 +254,13 @@ class Migration:
             raise StateError(f"no pre-copy figures in {self.state.name}")
         info = self._look()
         if by_client:
-            self.watch.asked(info.initial_bytes + info.dirty_bytes)
+            self.observer.asked(info.initial_bytes + info.dirty_bytes)
         return info
 
     def _look(self) -> PrecopyInfo:
         assert self._save is not None
         self._seen = info = self._save.info()
-        self.watch.forecaster.tell(info.initial_bytes + info.dirty_bytes + self._save.tail_bytes)
+        self.observer.forecaster.tell(info.initial_bytes + info.dirty_bytes + self._save.tail_bytes)
         return info
 
     def stop_copy_length(self) -> int:
@@ -292,7 +292,7 @@ class Migration:
             return
         record, self._audit = self._audit.record, None
         if record.status == "failed":
-            self.watch.totals.audit_failures += 1
+            self.observer.totals.audit_failures += 1
             logger.error("%s: %s", self.name, record.error)
 
     def give_up_audit(self) -> None:
@@ -304,7 +304,7 @@ class Migration:
     # --- resuming -----------------------------------------------------------------------------------------
 
     def _begin_resume(self) -> None:
-        self.watch.totals.resumes_started += 1
+        self.observer.totals.resumes_started += 1
         self._resume_record = ResumeRecord(started=time.time())
         self._resume = ResumeSession(self.contents)
 
@@ -322,7 +322,7 @@ class Migration:
             self._refuse_resume(record, err)
             raise
         finally:
-            self.watch.totals.received_bytes += resume.received_bytes - record.received_bytes
+            self.observer.totals.received_bytes += resume.received_bytes - record.received_bytes
             record.received_bytes = resume.received_bytes
             record.digest = resume.digest
 
@@ -338,7 +338,7 @@ class Migration:
             raise
         self._resume = None
         record.status, record.ended = "completed", time.time()
-        self.watch.resume_ended("completed")
+        self.observer.resume_ended("completed")
         self._on_resumed()
 
     @property
@@ -359,7 +359,7 @@ class Migration:
     def _refuse_resume(self, record: ResumeRecord, error: StreamError) -> None:
         if record.status == "active":
             record.status, record.error, record.ended = "failed", str(error), time.time()
-            self.watch.resume_ended("refused")
+            self.observer.resume_ended("refused")
             logger.error("%s: state refused: %s", self.name, error)
 
     def _abandon_resume(self, reason: str, result: str) -> None:
@@ -367,7 +367,7 @@ class Migration:
         record = self._resume_record
         if record is not None and record.status == "active":
             record.status, record.error, record.ended = "aborted", reason, time.time()
-            self.watch.resume_ended(result)
+            self.observer.resume_ended(result)
         logger.warning("%s: incoming state given up (%s), memory is cleared", self.name, reason)
         self._on_unverified()
 

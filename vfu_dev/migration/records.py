@@ -6,8 +6,8 @@ import logging
 from dataclasses import dataclass, field
 
 from vfu_dev.migration.fsm import PRE_COPY_GROUP, SAVING_GROUP
+from vfu_dev.migration.observer import Observer
 from vfu_dev.migration.save import PassRecord, SaveCounters
-from vfu_dev.migration.watch import Watch
 from vfu_dev.sizes import format_size
 from vfu_dev.uapi import DeviceState
 
@@ -78,7 +78,7 @@ def log_state_change(
     change: Transition,
     save: SaveRecord | None,
     resume: ResumeRecord | None,
-    watch: Watch,
+    observer: Observer,
 ) -> None:
     """Log one line with why the state changed and the figures that matter then."""
     origin, target = change.origin, change.target
@@ -107,12 +107,12 @@ def log_state_change(
             "pages_resent": save.pages_resent,
             "zero_pages": save.zero_pages,
         }
-        predicted = watch.predicted_seconds
+        predicted = observer.predicted_seconds
         if target not in PRE_COPY_GROUP and predicted is not None:
             fields["predicted_downtime_seconds"] = round(predicted, 6)
             text += f", downtime predicted {predicted * 1000:.0f} ms"
             if origin is DeviceState.STOP_COPY and save.status == "completed":
-                measured = watch.last_downtime_seconds
+                measured = observer.last_downtime_seconds
                 assert measured is not None
                 fields["downtime_seconds"] = round(measured, 6)
                 text += f", measured {measured * 1000:.0f} ms"

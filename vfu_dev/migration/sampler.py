@@ -66,8 +66,8 @@ class Sampler:
         )
 
     def _sample(self, state: DeviceState, now: float) -> None:
-        migration, watch = self._migration, self._migration.watch
-        forecaster = watch.forecaster
+        migration, observer = self._migration, self._migration.observer
+        forecaster = observer.forecaster
         initial = dirty = None
         passes = 0
         if migration.has_precopy_info:
@@ -78,26 +78,26 @@ class Sampler:
                 for memory in migration.contents.memories
             )
             # The first look of a session finds whatever was written since the session before.
-            if watch.totals.saves_started == self._saves:
+            if observer.totals.saves_started == self._saves:
                 forecaster.sample(now - self._sampled, written, self._look_seconds())
             # For a client that cannot ask: it would go by what is left when it has read as much.
             forecaster.ask(info.initial_bytes + info.dirty_bytes, by_client=False)
-            self._saves = watch.totals.saves_started
+            self._saves = observer.totals.saves_started
         if state is DeviceState.RESUMING:
-            watch.forecast = Forecast()
+            observer.forecast = Forecast()
             transferred = migration.received()
-            if watch.totals.resumes_started == self._resumes and self._state is state:
+            if observer.totals.resumes_started == self._resumes and self._state is state:
                 rate = (transferred - self._transferred) / (now - self._sampled)
-                watch.forecast.transfer_rate_bytes_per_second = rate
-            self._resumes = watch.totals.resumes_started
+                observer.forecast.transfer_rate_bytes_per_second = rate
+            self._resumes = observer.totals.resumes_started
         else:
             transferred, passes = migration.sent()
             if state in _SAMPLED:
-                watch.forecast = forecaster.forecast(initial, dirty)
+                observer.forecast = forecaster.forecast(initial, dirty)
             else:
-                watch.forecast = Forecast()
-        figures = watch.forecast
-        watch.add_sample(
+                observer.forecast = Forecast()
+        figures = observer.forecast
+        observer.add_sample(
             Sample(
                 time=time.time(),
                 state=state.name,

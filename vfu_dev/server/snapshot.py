@@ -44,18 +44,18 @@ class SnapshotMaker:
     def figures(self, connected: bool, after: int) -> Figures:
         """Return everything, with samples after number `after`."""
         began = time.perf_counter()
-        watch = self._device.migration.watch
-        sequence, samples = watch.samples_after(after, _MAX_SAMPLES)
-        figures = Figures(self._snapshot(connected), sequence, sequence < watch.sampled, samples)
+        observer = self._device.migration.observer
+        sequence, samples = observer.samples_after(after, _MAX_SAMPLES)
+        figures = Figures(self._snapshot(connected), sequence, sequence < observer.sampled, samples)
         self._seconds = time.perf_counter() - began
         return figures
 
     def _snapshot(self, connected: bool) -> Snapshot:
         device = self._device
         migration = device.migration
-        watch, counters = migration.watch, device.counters
+        observer, counters = migration.observer, device.counters
         # Every arc there is, so that a series exists before its first rise; then what only resets do.
-        arcs = {(arc.origin, arc.target): 0 for arc in ARCS} | watch.arcs
+        arcs = {(arc.origin, arc.target): 0 for arc in ARCS} | observer.arcs
         scans = [memory.scans for memory in device.memories]
         return Snapshot(
             device=device.name,
@@ -64,7 +64,7 @@ class SnapshotMaker:
             identity=self._identity,
             states=[state.name for state in DeviceState],
             state=migration.state.name,
-            state_entered=watch.entered,
+            state_entered=observer.entered,
             connected=connected,
             counters=asdict(counters),
             refused={
@@ -82,7 +82,7 @@ class SnapshotMaker:
             ],
             load=self._load(),
             transitions=[(origin.name, target.name, count) for (origin, target), count in arcs.items()],
-            totals=watch.sums(),
+            totals=observer.sums(),
             scans={
                 "looks": sum(scan.looks for scan in scans),
                 "pages": sum(scan.pages for scan in scans),
@@ -91,17 +91,17 @@ class SnapshotMaker:
             histograms={
                 "region_read": device.read_seconds.as_dict(),
                 "region_write": device.write_seconds.as_dict(),
-                "migration_read": watch.read_seconds.as_dict(),
-                "stop_copy": watch.stop_copy_seconds.as_dict(),
-                "downtime": watch.downtime_seconds.as_dict(),
+                "migration_read": observer.read_seconds.as_dict(),
+                "stop_copy": observer.stop_copy_seconds.as_dict(),
+                "downtime": observer.downtime_seconds.as_dict(),
             },
-            forecast=watch.forecast.as_dict(),
+            forecast=observer.forecast.as_dict(),
             faults=dict(self.faults),
             save=migration.saved(),
             received_bytes=migration.received(),
-            last_stop_copy_seconds=watch.last_stop_copy_seconds,
-            last_downtime_seconds=watch.last_downtime_seconds,
-            last_predicted_downtime_seconds=watch.last_predicted_downtime_seconds,
+            last_stop_copy_seconds=observer.last_stop_copy_seconds,
+            last_downtime_seconds=observer.last_downtime_seconds,
+            last_predicted_downtime_seconds=observer.last_predicted_downtime_seconds,
             snapshot_seconds=self._seconds,
         )
 

@@ -22,7 +22,7 @@ async def run_in_guest(
     report: Report,
     via: Transport = "mmio",
 ) -> WorkloadFigures:
-    """Have the guest behind `line_socket` make the load on each of its devices, and watch it.
+    """Have the guest behind `line_socket` make the load on each of its devices, and report on it.
 
     Raises:  GuestError: no such guest, or it refuses.
     """

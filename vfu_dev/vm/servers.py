@@ -55,7 +55,7 @@ class DeviceServer:
         root = str(Path(__file__).resolve().parents[2])
         env["PYTHONPATH"] = os.pathsep.join([root, env["PYTHONPATH"]]) if env.get("PYTHONPATH") else root
         self.process = Child(f"server {name}", argv, logs / f"server-{name}.log", env)
-        self._sequence = 0  # of the last sample that `watch` returned
+        self._sequence = 0  # of the last sample that `fetch_figures` returned
 
     async def start(self) -> None:
         """Start the process and wait until both sockets are there.
@@ -94,10 +94,10 @@ class DeviceServer:
         result: dict[str, Any] = await self.command("status")
         return result
 
-    async def watch(self) -> tuple[Snapshot, list[Sample]]:
+    async def fetch_figures(self) -> tuple[Snapshot, list[Sample]]:
         """Return the server's figures, and the samples it took since this last returned any.
 
-        This is how a running migration is watched: the server neither looks at memory for it nor makes long
+        This is how a running migration is fetched: the server neither looks at memory for it nor makes long
         answers.
         """
         sequence, more = self._sequence, True

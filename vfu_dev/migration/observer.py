@@ -18,7 +18,7 @@ SAMPLES_KEPT = 3000
 _RUNNING = frozenset({DeviceState.RUNNING, DeviceState.PRE_COPY})
 
 
-class Watch:
+class Observer:
     """The figures of one device's migrations. The engine tells it what happens; nothing here changes a thing.
 
     Attributes:
