@@ -21,9 +21,9 @@ def told(status: dict[str, object] | None) -> list[dict[str, Any]]:
     return passes
 
 
-def around(state: MigratableState) -> int:
+def around(contents: MigratableState) -> int:
     """Return the stream bytes that belong to no pass."""
-    return prelude_bytes(state) + tail_bytes(state)
+    return prelude_bytes(contents) + tail_bytes(contents)
 
 
 def test_passes_add_up() -> None:

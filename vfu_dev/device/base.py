@@ -200,7 +200,7 @@ class Device:
         if self.irq_vectors:
             blocks.append(self.interrupts.block())
         blocks.append(self.config.block())
-        state = MigratableState(
+        contents = MigratableState(
             self.type_name,
             self.memories,
             [*(block for block in blocks if block is not None), *self.state_objects()],
@@ -209,7 +209,7 @@ class Device:
         )
         self.migration = Migration(
             self.name,
-            state,
+            contents,
             flags=self.flags,
             initial_limit_bytes=self.initial_limit_bytes,
             on_state=self._state_changed,

@@ -23,16 +23,16 @@ class StateHasher:
     of what was sent. 64 MiB take 3 ms.
     """
 
-    def __init__(self, state: MigratableState) -> None:
-        self._state = state
+    def __init__(self, contents: MigratableState) -> None:
+        self._contents = contents
         self.hashes: list[npt.NDArray[np.uint64]] = [
-            np.zeros(m.page_count, dtype=np.uint64) for m in state.memories
+            np.zeros(m.page_count, dtype=np.uint64) for m in contents.memories
         ]
         self._steps = self._run()
         self.done = False
 
     def _run(self) -> Iterator[None]:
-        for memory, hashes in zip(self._state.memories, self.hashes, strict=True):
+        for memory, hashes in zip(self._contents.memories, self.hashes, strict=True):
             for pages in memory.allocated_pages():
                 step = max(1, (4 << 20) // memory.page_size_bytes)
                 for start in range(0, len(pages), step):
@@ -56,25 +56,25 @@ class StateHasher:
         """Return the digest, with register blocks as they are now unless `blocks` are given."""
         assert self.done
         if blocks is None:
-            blocks = [block.pack_slot() for block in self._state.blocks]
-        return self._state.digest([fold_hashes(hashes) for hashes in self.hashes], blocks)
+            blocks = [block.pack_slot() for block in self._contents.blocks]
+        return self._contents.digest([fold_hashes(hashes) for hashes in self.hashes], blocks)
 
 
 class Audit:
     """Compares what lies in memory with what was sent, after a stream was read to its end.
 
     Args:
-        state: what was sent; memory is as the stream's last read left it.
+        contents: what was sent; memory is as the stream's last read left it.
         blocks: the register blocks as they were sent. The device's own may change: a reset clears them.
         record: where the result goes.
     """
 
-    def __init__(self, state: MigratableState, blocks: list[bytes], record: SaveRecord) -> None:
+    def __init__(self, contents: MigratableState, blocks: list[bytes], record: SaveRecord) -> None:
         self.record = record
-        self._memories = state.memories
+        self._memories = contents.memories
         self._blocks = blocks
-        self._hasher = StateHasher(state)
-        self._written = [memory.pages.written_pages for memory in state.memories]
+        self._hasher = StateHasher(contents)
+        self._written = [memory.pages.written_pages for memory in contents.memories]
 
     def _outdated(self) -> bool:
         """Return whether the page maps show that memory was written or cleared since; 0.1 ms for 4 GiB.

@@ -71,14 +71,14 @@ class Incoming:
     missing: tuple[tuple[Block, bytes], ...] = ()
 
 
-def judge_schema(state: MigratableState, theirs: bytes) -> Incoming:
+def judge_schema(contents: MigratableState, theirs: bytes) -> Incoming:
     """Compare the schema of an arriving stream with our own.
 
     Raises:  StreamError: it does not fit, or is none; the text names what does not fit.
     """
     try:
         found = json.loads(theirs)
-        return _Judge(state, theirs, found).incoming()
+        return _Judge(contents, theirs, found).incoming()
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as err:
         if isinstance(err, StreamError):
             raise
@@ -86,8 +86,8 @@ def judge_schema(state: MigratableState, theirs: bytes) -> Incoming:
 
 
 class _Judge:
-    def __init__(self, state: MigratableState, theirs: bytes, found: dict[str, Any]) -> None:
-        self._state = state
+    def __init__(self, contents: MigratableState, theirs: bytes, found: dict[str, Any]) -> None:
+        self._contents = contents
         self._schema = theirs
         self._found = found
         self._wrong: list[str] = []
@@ -100,17 +100,17 @@ class _Judge:
         if len(memories) > MAX_MEMORIES or len(blocks) > MAX_BLOCKS:
             self._wrong.append(f"{len(memories)} memories and {len(blocks)} blocks")
             raise self._error()
-        if self._found["device"] != self._state.device_type:
-            self._differ("device", self._state.device_type, self._found["device"])
+        if self._found["device"] != self._contents.device_type:
+            self._differ("device", self._contents.device_type, self._found["device"])
         names = [str(one["name"]) for one in [*memories, *blocks]]
         if len(set(names)) != len(names):
             self._wrong.append("a name twice")
         taken = tuple(self._memory(one) for one in memories)
         packed = tuple(self._block(one) for one in blocks)
-        for memory in self._state.memories:
-            if memory.name not in names and memory.name not in self._state.added:
+        for memory in self._contents.memories:
+            if memory.name not in names and memory.name not in self._contents.added:
                 self._wrong.append(f"memory {memory.name}: new here, and no default was declared")
-        for block in self._state.blocks:
+        for block in self._contents.blocks:
             if block.name not in names:
                 self._new_block(block)
         if self._wrong:
@@ -131,9 +131,9 @@ class _Judge:
         name, size, page = str(one["name"]), _natural(one["size_bytes"]), _natural(one["page_size_bytes"])
         if not MIN_PAGE_SIZE_BYTES <= page <= MAX_PAGE_SIZE_BYTES or page & (page - 1) or size % page:
             raise StreamError(f"the stream's schema has a memory of {size} bytes with pages of {page}")
-        target = next((memory for memory in self._state.memories if memory.name == name), None)
+        target = next((memory for memory in self._contents.memories if memory.name == name), None)
         if target is None:
-            if name not in self._state.dropped:
+            if name not in self._contents.dropped:
                 self._wrong.append(f"memory {_brief(name)}: not here any more")
             elif size // page > MAX_DROPPED_PAGES:
                 self._wrong.append(f"memory {_brief(name)}: {size} bytes are too many to be dropped")
@@ -148,10 +148,10 @@ class _Judge:
         name, size = str(one["name"]), _natural(one["size_bytes"])
         if size > MAX_BLOCK_BYTES:
             raise StreamError(f"the stream's schema has a block of {size} bytes")
-        target = next((block for block in self._state.blocks if block.name == name), None)
+        target = next((block for block in self._contents.blocks if block.name == name), None)
         convert: Callable[[bytes], bytes] = _same
         if target is None:
-            if name not in self._state.dropped:
+            if name not in self._contents.dropped:
                 self._wrong.append(f"registers {_brief(name)}: not here any more")
         elif isinstance(target, StateObject):
             if "object" not in one:
@@ -192,7 +192,7 @@ class _Judge:
                 moves.append((offset, their_offset, count))
         known = {name for name, _, _ in ours}
         for name in there:
-            if name not in known and f"{target.name}.{name}" not in self._state.dropped:
+            if name not in known and f"{target.name}.{name}" not in self._contents.dropped:
                 self._wrong.append(f"registers {target.name}: field {_brief(name)}: not here any more")
         base = target.default_content()
 
@@ -206,7 +206,7 @@ class _Judge:
 
     def _new_block(self, block: Block) -> None:
         content = block.missing_content()
-        if content is None and block.name in self._state.added and isinstance(block, RegisterBlock):
+        if content is None and block.name in self._contents.added and isinstance(block, RegisterBlock):
             content = block.default_content()
         if content is None:
             self._wrong.append(f"registers {block.name}: new here, and no default was declared")

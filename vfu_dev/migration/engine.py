@@ -37,7 +37,7 @@ class Migration:
 
     Args:
         name: the device, for logs.
-        state: what migrates.
+        contents: what migrates.
         flags: what the device announces.
         initial_limit_bytes: see `SaveSession`.
         on_state: called after each change with the new state.
@@ -49,7 +49,7 @@ class Migration:
     def __init__(
         self,
         name: str,
-        state: MigratableState,
+        contents: MigratableState,
         *,
         flags: MigrationFlags = ALL_FLAGS,
         initial_limit_bytes: int | None = None,
@@ -58,7 +58,7 @@ class Migration:
         on_unverified: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
-        self.contents = state
+        self.contents = contents
         self.machine = StateMachine(flags)
         self.state = DeviceState.RUNNING  # "initial device state … RUNNING", vfio-user.rst
         self.transitions: deque[Transition] = deque(maxlen=_TRANSITIONS_KEPT)

@@ -251,11 +251,11 @@ class PassPlan:
         return initial, dirty
 
 
-def whole_state_bytes(state: MigratableState) -> int:
+def whole_state_bytes(contents: MigratableState) -> int:
     """Return the stream bytes of a save that would begin now; looks at pages written since the last look."""
-    total = prelude_bytes(state) + INITIAL_END_BYTES + tail_bytes(state)
-    budget_seconds = CLASSIFY_BUDGET_SECONDS / max(1, len(state.memories))
-    for memory in state.memories:
+    total = prelude_bytes(contents) + INITIAL_END_BYTES + tail_bytes(contents)
+    budget_seconds = CLASSIFY_BUDGET_SECONDS / max(1, len(contents.memories))
+    for memory in contents.memories:
         if memory.mapped:
             memory.relearn(budget_seconds)
         memory.classify(budget_seconds)

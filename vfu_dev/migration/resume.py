@@ -19,7 +19,7 @@ class ResumeSession:
     Memory is written as it arrives, register blocks only when everything was verified. Until `finish`
     returned the device must not run: a resume that is given up leaves memory that nobody verified.
 
-    Args:    state: what migrates; its memories are cleared.
+    Args:    contents: what migrates; its memories are cleared.
 
     Attributes:
         digest: of the state as it lies in memory, hex, in the shape that the source has; None until the end
@@ -27,17 +27,17 @@ class ResumeSession:
         initial_ends: how often the source said that all initial data was sent: once, and after each REINIT.
     """
 
-    def __init__(self, state: MigratableState) -> None:
+    def __init__(self, contents: MigratableState) -> None:
         self.digest: str | None = None
         self.initial_ends = 0
-        self._state = state
+        self._contents = contents
         self._incoming: Incoming  # from the schema on
         self._blocks: list[bytes] = []  # as they arrived
         self._unpacked: list[tuple[Block, bytes]] = []  # as they take effect
         self._hashes: list[npt.NDArray[np.uint64]] = []
-        for memory in state.memories:
+        for memory in contents.memories:
             memory.clear()
-        self._decoder = StreamDecoder(state, self)
+        self._decoder = StreamDecoder(contents, self)
 
     @property
     def received_bytes(self) -> int:

@@ -83,7 +83,7 @@ class SaveSession:
     """One outgoing migration.
 
     Args:
-        state: what migrates; every page ever written becomes dirty again.
+        contents: what migrates; every page ever written becomes dirty again.
         initial_limit_bytes: how many bytes of written memory count as initial, lowest first; None for all.
         stopped: the device stands still: everything is sent, the end included.
         cold_first: the policy of `PassPlan`.
@@ -98,7 +98,7 @@ class SaveSession:
 
     def __init__(
         self,
-        state: MigratableState,
+        contents: MigratableState,
         *,
         initial_limit_bytes: int | None = None,
         stopped: bool = False,
@@ -110,10 +110,10 @@ class SaveSession:
         self.digest: str | None = None
         self.sent_initial_bytes = 0
         self.pass_list: list[PassRecord] = []
-        self._state = state
+        self._contents = contents
         self._encoder = StreamEncoder()
-        share = 1 / max(1, len(state.memories))
-        self._plans = [PassPlan(memory, cold_first, share) for memory in state.memories]
+        share = 1 / max(1, len(contents.memories))
+        self._plans = [PassPlan(memory, cold_first, share) for memory in contents.memories]
         left = initial_limit_bytes
         for plan in self._plans:
             chosen = plan.choose_initial(left)
@@ -121,7 +121,7 @@ class SaveSession:
         self._prelude_made = False
         self._initial_told = False  # that all of it is sent
         self._initial_pass = True
-        self._tail_bytes = tail_bytes(state)  # not made yet
+        self._tail_bytes = tail_bytes(contents)  # not made yet
         self._blocks: list[bytes] = []  # made so far
         # The record being sent: what is left of it, how many bytes that is, and whether it points into device
         # memory or a pool buffer.
@@ -167,7 +167,7 @@ class SaveSession:
 
     def info(self) -> PrecopyInfo:
         """Return what could be read now without stopping; looks at pages written since the last look."""
-        initial = 0 if self._prelude_made else prelude_bytes(self._state)
+        initial = 0 if self._prelude_made else prelude_bytes(self._contents)
         initial += 0 if self._initial_told else INITIAL_END_BYTES
         dirty = 0
         if self._kind is _Kind.INITIAL:
@@ -233,7 +233,7 @@ class SaveSession:
         """Make the next record; False when there is nothing to send now, or ever again."""
         if not self._prelude_made:
             self._prelude_made = True
-            self._send(_Kind.INITIAL, self._encoder.prelude(self._state.schema))
+            self._send(_Kind.INITIAL, self._encoder.prelude(self._contents.schema))
             return True
         if (
             not self._blocks
@@ -341,14 +341,14 @@ class SaveSession:
 
     def _next_of_tail(self) -> bool:
         """Make the next register block or the end record; False when all was made."""
-        blocks = self._state.blocks
+        blocks = self._contents.blocks
         if len(self._blocks) < len(blocks):
             content = blocks[len(self._blocks)].pack_slot()
             record = self._encoder.record(RecordType.BLOCK, len(self._blocks), 0, [content])
             self._blocks.append(content)
         elif self.digest is None:
             digests = [fold_hashes(plan.hashes) for plan in self._plans]
-            self.digest = self._state.digest(digests, self._blocks)
+            self.digest = self._contents.digest(digests, self._blocks)
             body = b"".join([*digests, blocks_digest(self._blocks)])
             record = self._encoder.record(RecordType.END, 0, 0, [body])
         else:

@@ -69,15 +69,15 @@ def zeros_bytes(count: int) -> int:
     return -(-count // ZERO_PAGES_A_RECORD) * RECORD.size + count * INDEX_BYTES
 
 
-def prelude_bytes(state: MigratableState) -> int:
+def prelude_bytes(contents: MigratableState) -> int:
     """Return the stream bytes before the first record."""
-    return PRELUDE.size + len(state.schema)
+    return PRELUDE.size + len(contents.schema)
 
 
-def tail_bytes(state: MigratableState) -> int:
+def tail_bytes(contents: MigratableState) -> int:
     """Return the stream bytes that only STOP_COPY can carry: register blocks and the end record."""
-    blocks = sum(RECORD.size + block.size_bytes for block in state.blocks)
-    return blocks + RECORD.size + (len(state.memories) + 1) * DIGEST_BYTES
+    blocks = sum(RECORD.size + block.size_bytes for block in contents.blocks)
+    return blocks + RECORD.size + (len(contents.memories) + 1) * DIGEST_BYTES
 
 
 Segment = memoryview | bytes
@@ -152,12 +152,12 @@ class StreamDecoder:
     every call raises that same error: a stream that failed stays failed.
 
     Args:
-        state: what this device's stream must look like.
+        contents: what this device's stream must look like.
         sink: takes the content.
     """
 
-    def __init__(self, state: MigratableState, sink: StreamSink) -> None:
-        self._state = state
+    def __init__(self, contents: MigratableState, sink: StreamSink) -> None:
+        self._contents = contents
         self._sink = sink
         self._incoming: Incoming  # from the schema on
         self._buffer = bytearray()
@@ -238,7 +238,7 @@ class StreamDecoder:
             signed, checksum = self._schema_checksum
             if xxhash.xxh3_64_intdigest(signed + bytes(piece)) != checksum:
                 raise StreamError("the stream's header is damaged: wrong checksum")
-            self._incoming = judge_schema(self._state, bytes(piece))
+            self._incoming = judge_schema(self._contents, bytes(piece))
             self._sink.expect(self._incoming)
             self._chain = checksum
             self._in_records = True
