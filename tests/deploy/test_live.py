@@ -66,7 +66,7 @@ def migrate_there_and_back(source: VfioUserDevice, destination: VfioUserDevice) 
         if progress.phase == "pre-copy":
             write_pages(source, 20, 4096, random)
 
-    Migrator(source, destination, ClientOptions(max_bandwidth=12_000_000), progress=work).run()
+    Migrator(source, destination, ClientOptions(max_bandwidth=12_000_000), reporter=work).run()
     Migrator(destination, source, ClientOptions(max_bandwidth=40_000_000, pre_copy=False)).run()
 
 

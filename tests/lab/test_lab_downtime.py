@@ -126,7 +126,7 @@ def test_ram_on_the_link_is_not_taken_for_a_slow_link(
 
     async def scenario(lab: Lab) -> list[dict[str, Any]]:
         said: list[dict[str, Any]] = []
-        lab.observe = lambda what, data: said.append(data) if what == "convergence" else None
+        lab.reporter = lambda what, data: said.append(data) if what == "convergence" else None
         await lab.migrate()
         return said
 

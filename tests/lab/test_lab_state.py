@@ -15,7 +15,7 @@ from labkit import MIB, NOTHING_FITS, begin_and_stay, dirtying, let_go
 from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import MigrationResult
-from vfu_dev.vm.guest import Guest, GuestResult, LinuxGuest, VerifyProgress
+from vfu_dev.vm.guest import Guest, GuestResult, LinuxGuest, VerifyReporter
 from vfu_dev.vm.qemu import FIRST_SLOT, Qemu
 from vfu_dev.vm.qtest import QtestClient
 from vfu_dev.vm.qtest_guest import PCI_BASE_ADDRESS_0, PCI_COMMAND, REG_GENERATION, REG_SCRATCH
@@ -99,7 +99,7 @@ class TwoMemoryGuest(Guest):
         self.client.close()
         await self._attach(destination)
 
-    async def verify(self, progress: VerifyProgress | None = None) -> GuestResult:
+    async def verify(self, progress: VerifyReporter | None = None) -> GuestResult:
         """Read back the words that were written last, 2000 of each memory, and the registers."""
         result = GuestResult(kind=self.kind, writes=self.writes)
         for bar, journal in self.journal.items():

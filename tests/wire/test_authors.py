@@ -104,7 +104,7 @@ def test_the_example_migrates_between_two_servers_while_it_is_used(
             if migrator.progress.phase == "pre-copy" and (key := next(puts, None)) is not None:
                 store.do(PUT, key << 7 | 1, key)
 
-        migrator = Migrator(source, destination, progress=use)
+        migrator = Migrator(source, destination, reporter=use)
         progress = migrator.run()
         stored = store.count
         assert stored > 200

@@ -266,7 +266,7 @@ def test_a_device_dirtied_faster_than_the_link_does_not_converge(serve: ServerFa
         # All of it is rewritten after each read: of 400 KiB, because the link carries no more in a window.
         options = ClientOptions(downtime_limit_seconds=0.001, max_bandwidth=4 * MIB, max_passes=3)
         with pytest.raises(MigrationError, match=r"did not converge in 3 passes: [0-9]+ bytes left"):
-            Migrator(device, other, options, progress=rewrite).run()
+            Migrator(device, other, options, reporter=rewrite).run()
         assert device.migration.get_state() is DeviceState.RUNNING
         assert source.status()["save"]["status"] == "aborted"
 
@@ -289,7 +289,7 @@ def test_a_destination_that_dies_leaves_the_source_running(serve: ServerFactory)
                 destination.kill()
 
         with pytest.raises(MigrationError, match="the server closed the connection"):
-            Migrator(device, other, ClientOptions(max_bandwidth=16 * MIB), progress=kill).run()
+            Migrator(device, other, ClientOptions(max_bandwidth=16 * MIB), reporter=kill).run()
         assert device.migration.get_state() is DeviceState.RUNNING
     assert is_running(source)
 
@@ -303,7 +303,7 @@ def test_a_source_that_dies_is_told_so(serve: ServerFactory) -> None:
                 source.kill()
 
         with pytest.raises(MigrationError, match="the source could not be taken back to RUNNING"):
-            Migrator(device, other, ClientOptions(max_bandwidth=16 * MIB), progress=kill).run()
+            Migrator(device, other, ClientOptions(max_bandwidth=16 * MIB), reporter=kill).run()
     wait_until(lambda: destination.status()["state"] == "RUNNING", "the destination lets go of half a state")
     assert destination.status()["load"]["status"] in ("aborted", "failed")
 

@@ -236,7 +236,7 @@ def test_the_migrator_moves_a_device_that_is_written_to(serve: ServerFactory) ->
                 device.region_write(BAR2, (writes * 13 % 2048) * 4096, writes.to_bytes(8, "little"))
                 writes += 1
 
-        state = Migrator(device, other, ClientOptions(max_bandwidth=64 * MIB), progress=dirty).run()
+        state = Migrator(device, other, ClientOptions(max_bandwidth=64 * MIB), reporter=dirty).run()
         assert writes > 0
         assert state.passes >= 1
         assert other.migration.get_state() is S.RUNNING

@@ -26,11 +26,11 @@ CASES: dict[str, Case] = {
 
 
 def run(
-    names: Sequence[str], effort: Effort, tell: Callable[[Figure], None] = lambda _: None
+    names: Sequence[str], effort: Effort, reporter: Callable[[Figure], None] = lambda _: None
 ) -> dict[str, object]:
     """Measure the cases `names`; return the JSON object.
 
-    Args:    tell: called with each figure as it comes.
+    Args:    reporter: called with each figure as it comes.
     Raises:  BuildError, BenchError, OSError: something cannot be measured.
     """
     before, began = machine(), time.time()
@@ -39,7 +39,7 @@ def run(
         with bench() as one:
             for figure in CASES[name](one, effort):
                 figures.append(figure)
-                tell(figure)
+                reporter(figure)
     return {
         "version": 1,
         "kind": "bench",

@@ -36,12 +36,12 @@ def command(cases: tuple[str, ...], quick: bool, check: bool, json_path: str | N
     """
     console = Console(stderr=json_path == TO_STDOUT, highlight=False)
 
-    def tell(figure: Figure) -> None:
+    def reporter(figure: Figure) -> None:
         if not console.is_terminal:
             console.print(_line(figure), markup=False, soft_wrap=True)
 
     with console.status("measuring"):
-        result = run(list(cases) or list(CASES), QUICK if quick else FULL, tell)
+        result = run(list(cases) or list(CASES), QUICK if quick else FULL, reporter)
     if console.is_terminal:
         console.print(_table(result))
     write_json(result, json_path)

@@ -235,27 +235,29 @@ def command(
         sys.exit(EXIT_LESS)
 
 
-def _run(place: _Place, spec: Workload, seconds: float | None, stop: Stop, report: _Lines) -> dict[str, Any]:
+def _run(
+    place: _Place, spec: Workload, seconds: float | None, stop: Stop, reporter: _Lines
+) -> dict[str, Any]:
     # The guest's side needs asyncio and the lab; the others do not pay for it.
     if place.control is not None:
         from vfu_dev.client.commanded import run_in_device
 
         with ControlClient(control_path(place.control)) as control:
-            figures = run_in_device(control, spec, seconds, stop, report, place.memory)
+            figures = run_in_device(control, spec, seconds, stop, reporter, place.memory)
         more: dict[str, Any] = {}
     elif place.guest is not None:
         from vfu_dev.vm.run_in_guest import run_in_guest
 
         via: Any = place.via
-        figures = asyncio.run(run_in_guest(Path(place.guest), spec, seconds, stop, report, via))
+        figures = asyncio.run(run_in_guest(Path(place.guest), spec, seconds, stop, reporter, via))
         more = {}
     else:
-        figures, more = _as_client(place, spec, seconds, stop, report)
+        figures, more = _as_client(place, spec, seconds, stop, reporter)
     return {"place": place.name, "load": spec.to_dict(), **asdict(figures), **more}
 
 
 def _as_client(
-    place: _Place, spec: Workload, seconds: float | None, stop: Stop, report: _Lines
+    place: _Place, spec: Workload, seconds: float | None, stop: Stop, reporter: _Lines
 ) -> tuple[WorkloadFigures, dict[str, Any]]:
     assert place.socket is not None
     more: dict[str, Any] = {}
@@ -269,10 +271,10 @@ def _as_client(
         )
         began = time.monotonic()
         if destination is not None:
-            keep_writing(load, place.migrate_after, stop, report)
-            more["migration"] = _migration(place, load, source, destination, stop, report)
+            keep_writing(load, place.migrate_after, stop, reporter)
+            more["migration"] = _migration(place, load, source, destination, stop, reporter)
         left = None if seconds is None else max(0.0, began + seconds - time.monotonic())
-        keep_writing(load, left, stop, report)
+        keep_writing(load, left, stop, reporter)
         load.close()
         figures = load.figures()
         if place.check:
@@ -286,10 +288,10 @@ def _migration(
     source: VfioUserDevice,
     destination: VfioUserDevice,
     stop: Stop,
-    report: _Lines,
+    reporter: _Lines,
 ) -> dict[str, Any]:
     try:
-        progress = migrate(load, source, destination, place.options, stop, report)
+        progress = migrate(load, source, destination, place.options, stop, reporter)
     except MigrationError as error:
         return {"status": "failed", "error": str(error)}
     return {

@@ -261,7 +261,7 @@ def command(
             if verify != "none":
                 verifier = Verifier(verify, source, destination, (source_control, destination_control))
             progress = stack.enter_context(_display(quiet))
-            migrator = Migrator(source, destination, options, progress=progress, verify=verifier)
+            migrator = Migrator(source, destination, options, reporter=progress, verify=verifier)
             state = migrator.progress
             migrator.run()
     except MigrationError as failed:

@@ -14,7 +14,7 @@ from vfu_dev.workload import Workload, WorkloadFigures
 # Between two looks at what a load does.
 LOOK_SECONDS = 0.25
 
-Report = Callable[[WorkloadFigures], None]
+LoadReporter = Callable[[WorkloadFigures], None]
 
 
 def figures_of(status: Any) -> WorkloadFigures:
@@ -33,7 +33,7 @@ def run_in_device(
     spec: Workload,
     seconds: float | None,
     stop: Stop,
-    report: Report,
+    reporter: LoadReporter,
     memory: str | None = None,
 ) -> WorkloadFigures:
     """Have the device behind `control` make the load, and report on it.
@@ -48,7 +48,7 @@ def run_in_device(
     try:
         while status["running"] and not stop.wait(LOOK_SECONDS):
             status = control.command("load-status")
-            report(figures_of(status))
+            reporter(figures_of(status))
     finally:
         if status["running"]:
             status = control.command("load", load=None)

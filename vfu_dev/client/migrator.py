@@ -79,7 +79,7 @@ class ClientProgress:
 class Migrator:
     """Moves the state of `source` into `destination`.
 
-    Args: progress: called often, from this thread, with the live Progress.
+    Args: reporter: called often, from this thread, with the live Progress.
           verify: called once while both devices stand still, before the destination runs; raises to refuse.
     """
 
@@ -89,14 +89,14 @@ class Migrator:
         destination: VfioUserDevice,
         options: ClientOptions | None = None,
         *,
-        progress: Callable[[ClientProgress], None] | None = None,
+        reporter: Callable[[ClientProgress], None] | None = None,
         verify: Callable[[], None] | None = None,
     ) -> None:
         self.source = source.migration
         self.destination = destination.migration
         self.options = options or ClientOptions()
         self.progress = ClientProgress()
-        self._report = progress or (lambda _: None)
+        self._reporter = reporter or (lambda _: None)
         self._verify = verify
         size = min(source.max_data_xfer_size, destination.max_data_xfer_size)
         self._buffers = [memoryview(bytearray(size)), memoryview(bytearray(size))]
@@ -181,7 +181,7 @@ class Migrator:
                 if leaving and following is None:
                     return
                 self._check_limits()
-                self._report(state)
+                self._reporter(state)
             if count == 0:
                 self._idle()
             call = following or self._submit_read()
@@ -205,7 +205,7 @@ class Migrator:
                 )
             if self._window(count):
                 self._check_time()
-                self._report(state)
+                self._reporter(state)
         self._finish_write()
         state.remaining_dirty_bytes = 0
         state.downtime_seconds = time.monotonic() - stopped
@@ -356,4 +356,4 @@ class Migrator:
 
     def _enter(self, phase: str) -> None:
         self.progress.phase = phase
-        self._report(self.progress)
+        self._reporter(self.progress)

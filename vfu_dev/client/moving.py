@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 
-from vfu_dev.client.commanded import LOOK_SECONDS, Report
+from vfu_dev.client.commanded import LOOK_SECONDS, LoadReporter
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.migrator import ClientOptions, ClientProgress, MigrationError, Migrator
 from vfu_dev.client.stop import Stop, deadline_of
 from vfu_dev.client.workload import ClientWorkload
 
 
-def keep_writing(load: ClientWorkload, seconds: float | None, stop: Stop, report: Report) -> None:
+def keep_writing(load: ClientWorkload, seconds: float | None, stop: Stop, reporter: LoadReporter) -> None:
     """Let the load go on for so long, or until asked to stop.
 
     Raises:  what ended the load, if something did.
@@ -20,7 +20,7 @@ def keep_writing(load: ClientWorkload, seconds: float | None, stop: Stop, report
     while not stop.asked and time.monotonic() < deadline:
         stop.wait(min(LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
         load.check()
-        report(load.figures())
+        reporter(load.figures())
     load.check()
 
 
@@ -30,7 +30,7 @@ def migrate(
     destination: VfioUserDevice,
     options: ClientOptions,
     stop: Stop,
-    report: Report,
+    reporter: LoadReporter,
 ) -> ClientProgress:
     """Move the device from `source` to `destination` under its load, which goes on where the device runs.
 
@@ -44,9 +44,9 @@ def migrate(
         load.check()
         if stop.asked and state.phase in ("setup", "pre-copy"):
             raise KeyboardInterrupt
-        report(load.figures())
+        reporter(load.figures())
 
-    migrator = Migrator(source, destination, options, progress=progress)
+    migrator = Migrator(source, destination, options, reporter=progress)
     try:
         migrator.run()
     except KeyboardInterrupt:

@@ -35,7 +35,7 @@ SAMPLE_SECONDS = 0.05
 # Samples grow fewer as a migration grows longer: about this many for each factor of e in time.
 SAMPLES_KEPT = 400
 
-Observer = Callable[[str, dict[str, Any]], None]
+MoveReporter = Callable[[str, dict[str, Any]], None]
 
 
 # How long the source's audit may take once the device is stopped; 1 GiB takes 0.2 s of an idle machine.
@@ -65,7 +65,7 @@ class Lab:
     `logs` is kept; sockets live in a short temporary path, because UNIX socket names end at 107 bytes.
     """
 
-    def __init__(self, options: MigrateOptions, logs: Path, observer: Observer | None = None) -> None:
+    def __init__(self, options: MigrateOptions, logs: Path, reporter: MoveReporter | None = None) -> None:
         self.options = options
         self.logs = logs
         logs.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ class Lab:
         # Of each of the source's servers: its figures, and all samples of this move.
         self.snapshots: list[Snapshot | None] = [None] * options.devices
         self.server_samples: list[list[Sample]] = [[] for _ in range(options.devices)]
-        self.observe: Observer = observer or (lambda what, data: None)
+        self.reporter: MoveReporter = reporter or (lambda what, data: None)
 
     async def __aenter__(self) -> Lab:
         return self
@@ -102,12 +102,12 @@ class Lab:
 
     async def start(self) -> None:
         """Start both sides, wait for the guest, start the load. Raises: LabError."""
-        self.observe("phase", {"text": "starting servers and QEMU"})
+        self.reporter("phase", {"text": "starting servers and QEMU"})
         await self.source.start()
         await self.destination.start()
-        self.observe("phase", {"text": "waiting for the guest"})
+        self.reporter("phase", {"text": "waiting for the guest"})
         await self.guest.ready(self.source.qemu)
-        self.observe("phase", {"text": "guest is up; load starts"})
+        self.reporter("phase", {"text": "guest is up; load starts"})
         await self._start_load()
         await asyncio.sleep(self.options.warmup_seconds)
 
@@ -225,7 +225,7 @@ class Lab:
         )
         self.samples.append(row)
         self._assess(row)
-        self.observe("sample", row)
+        self.reporter("sample", row)
         return row
 
     async def fetch_figures(self) -> list[dict[str, Any]]:
@@ -249,7 +249,7 @@ class Lab:
                 row["threshold_bytes"],
                 Limits.of(self.parameters(), self.options.downtime_limit_ms),
             )
-            self.observe("convergence", self.convergence.to_json())
+            self.reporter("convergence", self.convergence.to_json())
 
     async def wait_for(
         self, condition: Callable[[dict[str, Any]], bool], what: str, timeout_seconds: float | None = None
@@ -290,7 +290,7 @@ class Lab:
         """Configure, listen, migrate and wait for the end; return the last `query-migrate`."""
         await self.configure()
         uri = await self.listen()
-        self.observe("phase", {"text": "migrating"})
+        self.reporter("phase", {"text": "migrating"})
         await self.begin(uri)
         return await self.wait_final()
 
@@ -356,7 +356,7 @@ class Lab:
 
     async def give_up(self) -> None:
         """Cancel the migration, so that the VM goes on at the source. Raises: LabError."""
-        self.observe("phase", {"text": "giving up: cancelling the migration"})
+        self.reporter("phase", {"text": "giving up: cancelling the migration"})
         await self.source.qemu.execute("migrate_cancel")
         await self.wait_final(PATIENCE_SECONDS)
 

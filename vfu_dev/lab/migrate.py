@@ -13,14 +13,14 @@ from vfu_dev import __version__
 from vfu_dev.builds.qemu_binary import probe_qemu
 from vfu_dev.errors import LabError
 from vfu_dev.lab.judge import judge
-from vfu_dev.lab.lab import Lab, Observer, TimeLimitError
+from vfu_dev.lab.lab import Lab, MoveReporter, TimeLimitError
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.sizes import format_size
 
 
 async def run(
-    options: MigrateOptions, logs: Path, command: list[str], observer: Observer | None = None
+    options: MigrateOptions, logs: Path, command: list[str], reporter: MoveReporter | None = None
 ) -> MigrationResult:
     """Carry out the whole experiment and return its result; failures are in it, not raised."""
     features = probe_qemu(options.qemu)
@@ -31,7 +31,7 @@ async def run(
     if options.guest_image is None:
         result.qemu.accel = "qtest"
     result.qemu.downtime_limit_ms = options.downtime_limit_ms
-    async with Lab(options, logs, observer) as lab:
+    async with Lab(options, logs, reporter) as lab:
         result.qemu.parameters = lab.parameters()
         try:
             await _run_steps(lab, result)
@@ -62,7 +62,7 @@ async def _run_steps(lab: Lab, result: MigrationResult) -> None:
     if reply["status"] != "completed":
         return
     await lab.wait_running(lab.destination.qemu)
-    lab.observe("phase", {"text": "moved; the guest goes on writing on the destination"})
+    lab.reporter("phase", {"text": "moved; the guest goes on writing on the destination"})
     if lab.options.load_place == "device":
         result.load_status = [await server.command("load-status") for server in lab.source.servers]
     await lab.follow()
@@ -70,9 +70,9 @@ async def _run_steps(lab: Lab, result: MigrationResult) -> None:
     await lab.guest.stop()
     if lab.options.load_place == "device":
         return  # the guest has no journal of what the devices wrote; digests were compared
-    lab.observe("phase", {"text": "the guest reads everything back"})
+    lab.reporter("phase", {"text": "the guest reads everything back"})
     result.guest = await lab.guest.verify(
-        lambda done, total: lab.observe("verify", {"compared_bytes": done, "total_bytes": total})
+        lambda done, total: lab.reporter("verify", {"compared_bytes": done, "total_bytes": total})
     )
 
 

@@ -98,15 +98,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def rehearse(plan: Rehearsal, stop: Stop, say: Callable[[str], None]) -> dict[str, Any]:
+def rehearse(plan: Rehearsal, stop: Stop, reporter: Callable[[str], None]) -> dict[str, Any]:
     """Migrate under the preset's load and return how it went, as JSON knows it.
 
-    Args:    say: told the numbers that decide: those expected at once, those measured each second.
+    Args:    reporter: given the numbers that decide: those expected at once, those measured each second.
     Raises:  ConfigError, LabError, ControlError, ProtocolError: it cannot be carried out.
              KeyboardInterrupt: asked to stop before it began.
     """
     spec, decision = plan.load()
-    say(f"expected: {decision.text}")
+    reporter(f"expected: {decision.text}")
     options = ClientOptions(
         downtime_limit_seconds=plan.downtime_seconds,
         max_bandwidth=plan.bandwidth_bytes,
@@ -120,8 +120,8 @@ def rehearse(plan: Rehearsal, stop: Stop, say: Callable[[str], None]) -> dict[st
         control = stack.enter_context(ControlClient(control_path))
         control.command("load", load=spec.to_dict())
         devices = [stack.enter_context(VfioUserDevice.connect(path)) for path in (source, destination)]
-        measurements = _Measurements(control, stop, say)
-        migrator = Migrator(devices[0], devices[1], options, progress=measurements)
+        measurements = _Measurements(control, stop, reporter)
+        migrator = Migrator(devices[0], devices[1], options, reporter=measurements)
         outcome, error = "completed", None
         deadline = time.monotonic() + plan.seconds
         try:
@@ -150,8 +150,8 @@ def rehearse(plan: Rehearsal, stop: Stop, say: Callable[[str], None]) -> dict[st
 class _Measurements:
     """Measures what decides, once a second."""
 
-    def __init__(self, control: ControlClient, stop: Stop, say: Callable[[str], None]) -> None:
-        self._control, self._stop, self._say = control, stop, say
+    def __init__(self, control: ControlClient, stop: Stop, reporter: Callable[[str], None]) -> None:
+        self._control, self._stop, self._reporter = control, stop, reporter
         self._last = 0.0
         self.measured: dict[str, float] = {}
 
@@ -167,7 +167,7 @@ class _Measurements:
         found = Decision(dirty, progress.bandwidth, progress.remaining_bytes, progress.threshold_bytes)
         self.measured = asdict(found) | {"seconds": progress.total_seconds}
         carried = "" if load["keeps_up"] else "; the machine does NOT carry the load"
-        self._say(
+        self._reporter(
             f"{progress.total_seconds:5.1f} s: written {found.rates_text}; {found.left_text} "
             f"(pass {progress.passes + 1}){carried}"
         )

@@ -21,7 +21,7 @@ from typing import Any
 from vfu_dev.builds import artifact
 from vfu_dev.builds.qemu_binary import probe_qemu
 from vfu_dev.errors import ConfigError, LabError
-from vfu_dev.lab.lab import Observer
+from vfu_dev.lab.lab import MoveReporter
 from vfu_dev.series.rows import CsvFile, Row, read_rows, write_rows
 from vfu_dev.series.scenario import Point, Scenario
 from vfu_dev.series.shuttle import Shuttle
@@ -58,7 +58,7 @@ class Artifacts:
 def run_scenario(
     scenario: Scenario,
     out: Path,
-    observer: Observer | None = None,
+    reporter: MoveReporter | None = None,
     *,
     short: bool = False,
     resume: bool = False,
@@ -71,7 +71,7 @@ def run_scenario(
 
     Args:
         out: the result folder; made, and refused when it holds moves of a run, unless `resume` or `force`.
-        observer: is told `plan` (points, moves, done), `point` (name, number), `move` (row, point), `phase`
+        reporter: is told `plan` (points, moves, done), `point` (name, number), `move` (row, point), `phase`
             (text), and what a Lab tells (`sample`, `convergence`, `verify`).
         short: the short form.
         resume: go on with what is in `out`; finished points are not repeated.
@@ -80,7 +80,7 @@ def run_scenario(
 
     Raises:  ConfigError: `out` holds something else. BuildError, LabError: the run cannot be made.
     """
-    run = _Run(scenario, out, observer, short, resume, force, command, artifacts, annotate)
+    run = _Run(scenario, out, reporter, short, resume, force, command, artifacts, annotate)
     return asyncio.run(run.run())
 
 
@@ -89,7 +89,7 @@ class _Run:
         self,
         scenario: Scenario,
         out: Path,
-        observer: Observer | None,
+        reporter: MoveReporter | None,
         short: bool,
         resume: bool,
         force: bool,
@@ -104,7 +104,7 @@ class _Run:
         self.force = force
         self.points = scenario.chosen(short)
         self.artifacts = artifacts or Artifacts.find(self.points)
-        self.observe: Observer = observer or (lambda what, data: None)
+        self.reporter: MoveReporter = reporter or (lambda what, data: None)
         self.annotate = annotate
         self.command = list(command)
         self.libvfio_user = ""
@@ -120,7 +120,7 @@ class _Run:
         todo = [group for group in groups if not all(self._finished(point) for point in group)]
         moves = sum(point["run.moves"] for point in self.points)
         left = sum(point["run.moves"] for group in todo for point in group)
-        self.observe("plan", {"points": len(self.points), "moves": moves, "done": moves - left})
+        self.reporter("plan", {"points": len(self.points), "moves": moves, "done": moves - left})
         for group in todo:
             await self._run_group(group)
         shutil.rmtree(self.out / "logs", ignore_errors=True)
@@ -199,13 +199,13 @@ class _Run:
         async with contextlib.AsyncExitStack() as stack:
             vms: list[tuple[Shuttle, CsvFile, list[Row]]] = []
             for point in group:
-                self.observe("point", {"name": point.name, "number": self.points.index(point) + 1})
+                self.reporter("point", {"name": point.name, "number": self.points.index(point) + 1})
                 vm = Shuttle(
                     point,
                     point.options(self.artifacts.qemu, self.artifacts.library, self.artifacts.guest),
                     self.out / "logs" / point.name,
                     self.out / "failures",
-                    self.observe,
+                    self.reporter,
                 )
                 stack.push_async_callback(vm.stop)
                 file = stack.enter_context(CsvFile(self._files / f"{point.name}.csv"))
@@ -226,7 +226,7 @@ class _Run:
         row = await vm.move(number)
         file.append(row)
         rows.append(row)
-        self.observe("move", {"row": row, "point": vm.point.name})
+        self.reporter("move", {"row": row, "point": vm.point.name})
         if not alone and vm.lab is not None:
             await vm.pause()
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from vfu_dev.errors import LabError
 from vfu_dev.lab.judge import judge
-from vfu_dev.lab.lab import Lab, Observer, TimeLimitError
+from vfu_dev.lab.lab import Lab, MoveReporter, TimeLimitError
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.series.rows import COMPLETED, FAILED, NOT_CONVERGED, Row, row_of
@@ -38,7 +38,7 @@ class Shuttle:
     """
 
     def __init__(
-        self, point: Point, options: MigrateOptions, logs: Path, failures: Path, observer: Observer
+        self, point: Point, options: MigrateOptions, logs: Path, failures: Path, reporter: MoveReporter
     ) -> None:
         self.point = point
         self.options = replace(options, traces=TRACES)
@@ -49,13 +49,13 @@ class Shuttle:
         self.libvfio_user = ""
         self._logs = logs
         self._failures = failures
-        self._observe = observer
+        self._reporter = reporter
         self._restarts = 0
         self._random = random.Random(point.name)
 
     async def start(self) -> None:
         """Start the VM and its load. Where that fails, `lab` stays None and `problems` say why."""
-        self.lab = Lab(self.options, self._logs, self._observe)
+        self.lab = Lab(self.options, self._logs, self._reporter)
         try:
             await self.lab.start()
         except (LabError, OSError) as error:
@@ -138,7 +138,7 @@ class Shuttle:
             self.problems.append(f"given up after {RESTARTS + 1} moves that failed")
             return
         self._restarts += 1
-        self._observe("phase", {"text": f"{self.point.name}: starting the VM anew"})
+        self._reporter("phase", {"text": f"{self.point.name}: starting the VM anew"})
         await self.start()
 
     async def finish(self) -> None:
@@ -150,7 +150,7 @@ class Shuttle:
                 return
             await lab.guest.stop()
             if self.point["run.verify"] == "guest":
-                self._observe("phase", {"text": f"{self.point.name}: the guest reads everything back"})
+                self._reporter("phase", {"text": f"{self.point.name}: the guest reads everything back"})
                 found = await lab.guest.verify()
                 self.guest = asdict(found)
                 if not found.verified or found.mismatched_bytes:

@@ -23,7 +23,7 @@ from vfu_dev.workload import Program, Workload
 IDLE = Workload("idle")
 
 # Told (bytes compared, bytes in all) while a guest verifies.
-VerifyProgress = Callable[[int, int], None]
+VerifyReporter = Callable[[int, int], None]
 
 # TCG under a loaded machine needs about 10 s to reach init; thirty times that is a hang.
 BOOT_TIMEOUT_SECONDS = 300.0
@@ -81,7 +81,7 @@ class Guest(ABC):
         """Stop writing."""
 
     @abstractmethod
-    async def verify(self, progress: VerifyProgress | None = None) -> GuestResult:
+    async def verify(self, reporter: VerifyReporter | None = None) -> GuestResult:
         """Compare all device memory with the journal. Raises: GuestError: the guest is gone or silent."""
 
     @abstractmethod
@@ -111,7 +111,7 @@ class LinuxGuest(Guest):
         self._spec = IDLE
         self.events: list[dict[str, Any]] = []
         self._last_event = 0.0
-        self._progress: VerifyProgress | None = None
+        self._reporter: VerifyReporter | None = None
         self._load: dict[str, Any] = {}
         self._moved_at: int | None = None
         self._devices = 0
@@ -119,8 +119,8 @@ class LinuxGuest(Guest):
     def _note(self, event: dict[str, Any]) -> None:
         self.events.append(event)
         self._last_event = time.monotonic()
-        if event.get("event") == "progress" and self._progress is not None:
-            self._progress(event["compared_bytes"], event["total_bytes"])
+        if event.get("event") == "progress" and self._reporter is not None:
+            self._reporter(event["compared_bytes"], event["total_bytes"])
 
     async def _attach(self, qemu: Qemu) -> GuestLine:
         if self._line is not None:
@@ -192,11 +192,11 @@ class LinuxGuest(Guest):
         after = [event["time"] for event in self.events[self._moved_at :] if event.get("event") == "tick"]
         return (after[0] - before[-1]) * 1000 if before and after else None
 
-    async def verify(self, progress: VerifyProgress | None = None) -> GuestResult:
+    async def verify(self, reporter: VerifyReporter | None = None) -> GuestResult:
         """Have the guest read everything back; it reports progress, and silence is an error."""
         if self._line is None or self._qemu is None:
             raise GuestError("the guest has not been started")
-        self._progress = progress
+        self._reporter = reporter
         self._line.send("verify")
         self._last_event = time.monotonic()
         waiter = asyncio.create_task(self._line.reply("verify", 3600.0))

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vfu_dev.errors import LabError
-from vfu_dev.vm.guest import Guest, GuestError, GuestResult, VerifyProgress
+from vfu_dev.vm.guest import Guest, GuestError, GuestResult, VerifyReporter
 from vfu_dev.vm.qemu import FIRST_SLOT, Qemu
 from vfu_dev.vm.qtest import QtestClient, QtestError
 from vfu_dev.workload import Pacer, Phase, Program, Run, Workload, Writes, contents
@@ -304,7 +304,7 @@ class QtestGuest(Guest):
         """Stop writing between two batches."""
         await self._join()
 
-    async def verify(self, progress: VerifyProgress | None = None) -> GuestResult:
+    async def verify(self, reporter: VerifyReporter | None = None) -> GuestResult:
         """Read all device memory back and compare it with the journal."""
         assert self.client is not None
         result = self._result
@@ -329,8 +329,8 @@ class QtestGuest(Guest):
                         "found": block[at : at + 8][::-1].hex(),
                     }
                 result.mismatched_bytes += int(wrong.size)
-                if progress is not None:
-                    progress(result.compared_bytes, total)
+                if reporter is not None:
+                    reporter(result.compared_bytes, total)
             found = await self.client.read(8, device.bar0 + REG_SCRATCH)
             result.scratch_errors += device.scratch is not None and found != device.scratch
             result.generation = await self.client.read(8, device.bar0 + REG_GENERATION)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vfu_dev.client.commanded import LOOK_SECONDS, Report
+from vfu_dev.client.commanded import LOOK_SECONDS, LoadReporter
 from vfu_dev.client.stop import Stop, deadline_of
 from vfu_dev.vm.guest_line import GuestError, GuestLine, Transport
 from vfu_dev.workload import PAGE_PATTERNS, Program, Workload, WorkloadFigures
@@ -19,7 +19,7 @@ async def run_in_guest(
     spec: Workload,
     seconds: float | None,
     stop: Stop,
-    report: Report,
+    reporter: LoadReporter,
     via: Transport = "mmio",
 ) -> WorkloadFigures:
     """Have the guest behind `line_socket` make the load on each of its devices, and report on it.
@@ -49,7 +49,7 @@ async def run_in_guest(
             while time.monotonic() < deadline and not stop.asked:
                 await asyncio.sleep(min(LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
                 status = await line.command("status")
-                report(_guest_figures(status, asked, before, is_steady))
+                reporter(_guest_figures(status, asked, before, is_steady))
                 before = status["elapsed_ns"] / 1e9, status["written_bytes"]
         finally:
             status = await line.command("stop")
