@@ -106,19 +106,28 @@ def test_a_load_ends_by_itself(lasting: RunningServer) -> None:
     assert answer(lasting, "load-status")["seconds"] >= 0.2
 
 
-def test_digests_and_snapshots_belong_together(lasting: RunningServer) -> None:
+def test_digests_and_checksums_belong_together(lasting: RunningServer) -> None:
     """A write changes the digest, and the snapshot says where; reading changes nothing."""
-    first, snapshot = answer(lasting, "digest"), answer(lasting, "snapshot")
+    first, snapshot = answer(lasting, "digest"), answer(lasting, "checksums")
     assert first["stable"]
     assert snapshot["stable"]
     assert snapshot["digest"] == first["digest"]
     assert snapshot["registers"]["registers"]["id"] == "0x44554656"
     with lasting.connect() as device:
         device.region_write(2, 8192, b"something else")
-        second = answer(lasting, "snapshot")
+        second = answer(lasting, "checksums")
     assert second["memories"][0]["digest"] != snapshot["memories"][0]["digest"]
     assert second["blocks"] == snapshot["blocks"]
     assert second["digest"] != snapshot["digest"]
+
+
+def test_checksums_by_their_older_name(lasting: RunningServer) -> None:
+    """`ctl snapshot` still answers, and no help mentions it."""
+    older, now = answer(lasting, "snapshot"), answer(lasting, "checksums")
+    assert older["digest"] == now["digest"]
+    shown = subprocess.run([*VFU_DEV, "ctl", "--help"], capture_output=True, text=True, check=True).stdout
+    assert "checksums" in shown
+    assert "snapshot" not in shown
 
 
 def test_a_device_at_work_is_not_stable(lasting: RunningServer) -> None:
@@ -256,7 +265,7 @@ names = st.sampled_from(
         "status",
         "figures",
         "digest",
-        "snapshot",
+        "checksums",
         "load",
         "load-status",
         "reinit",
@@ -386,7 +395,7 @@ def test_a_guest_is_served_meanwhile(lasting: RunningServer) -> None:
         # A flood without an end: each of the reads that count came back before the answers did.
         while between < 20:
             if asked - answered < 100:
-                client.sendall(b'{"command": "snapshot"}\n' * 100)
+                client.sendall(b'{"command": "checksums"}\n' * 100)
                 asked += 100
             device.region_read(2, 0, 8)
             take()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import threading
@@ -33,7 +34,7 @@ UNREAD_SECONDS = 1.0
         "vfu-dev ctl a.sock status",
         "vfu-dev ctl a.sock load --dirty-rate 100M --write-size 4K --duration 30",
         "vfu-dev ctl a.sock fault op=mig-read,error=EIO,count=1",
-        "vfu-dev ctl a.sock snapshot --json | jq .memories",
+        "vfu-dev ctl a.sock checksums --json | jq .memories",
     ],
 )
 @click.argument("path", metavar="SOCKET", type=click.Path())
@@ -180,10 +181,16 @@ def digest() -> tuple[str, dict[str, Any]]:
     return "digest", {}
 
 
-@_subcommand("snapshot")
-def snapshot() -> tuple[str, dict[str, Any]]:
+@_subcommand("checksums")
+def checksums() -> tuple[str, dict[str, Any]]:
     """Show a checksum for each memory and each block of state, and what the registers hold."""
-    return "snapshot", {}
+    return "checksums", {}
+
+
+# As it was called until JSON version 1.
+_snapshot = copy.copy(checksums)
+_snapshot.hidden = True
+command.add_command(_snapshot, "snapshot")
 
 
 @_subcommand("fault", "op=mig-write,delay=1.5,when=initial-loaded")

@@ -103,7 +103,7 @@ class Commands:
             "status": _takes(lambda _: self.status()),
             "figures": _takes(self._figures, "after"),
             "digest": _takes(lambda _: self._digest()),
-            "snapshot": _takes(lambda _: self._snapshot()),
+            "checksums": _takes(lambda _: self._checksums()),
             "load": _takes(self._load, "load", "memory", "seconds"),
             "load-status": _takes(lambda _: load.status()),
             "reinit": _takes(self._reinit, "pages", "memory"),
@@ -163,7 +163,7 @@ class Commands:
         hashed = yield from self._hashed()
         return {"digest": hashed.hasher.digest(), "stable": hashed.stable, "seconds": hashed.seconds}
 
-    def _snapshot(self) -> Generator[None, None, dict[str, object]]:
+    def _checksums(self) -> Generator[None, None, dict[str, object]]:
         """Hash all state in steps: the digest of each memory and block, and what the registers hold."""
         hashed = yield from self._hashed()
         contents = self._device.migration.contents
