@@ -130,7 +130,7 @@ def test_switchover_ack_takes_the_destinations_time_out_of_the_downtime(
         "switchover_bandwidth": 1 << 30,
         "downtime_limit_ms": 2000,
     }
-    fault = "op=mig-write,stall,when=initial-loaded"
+    fault = "op=mig-write,stall,when=initial-received"
     result = in_lab(options(**generous, switchover_ack=ack, faults_destination=(fault,)), scenario)
     assert result.problems == []
 

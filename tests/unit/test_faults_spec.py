@@ -14,7 +14,7 @@ from vfu_dev.faults.injected import ArmedFault
 from vfu_dev.uapi import DeviceState
 
 TEXTS = [
-    "op=mig-write,delay=1.5,when=initial-loaded",
+    "op=mig-write,delay=1.5,when=initial-received",
     "op=mig-read,error=ENOSPC,rate=0.1,seed=7,count=3,after=2",
     "op=transition,broken=yes,arc=PRE_COPY->PRE_COPY_P2P",
     "op=transition,error=EBUSY,to=STOP_COPY",
@@ -64,8 +64,11 @@ def test_every_action_of_every_operation_can_be_asked_for() -> None:
         ({"op": "irq", "error": "EIO", "to": "STOP"}, ["op=transition"]),
         ({"op": "irq", "error": "EIO", "bar": 2}, ["bar for op irq", "region-read"]),
         ({"op": "region-read", "error": "EIO", "bar": 6}, ["bar 6", "0 to 5"]),
-        ({"op": "mig-read", "error": "EIO", "when": "initial-loaded"}, ["when initial-loaded", "mig-write"]),
-        ({"op": "mig-write", "corrupt": "1", "when": "initial-loaded"}, ["when initial-loaded"]),
+        (
+            {"op": "mig-read", "error": "EIO", "when": "initial-received"},
+            ["when initial-received", "mig-write"],
+        ),
+        ({"op": "mig-write", "corrupt": "1", "when": "initial-received"}, ["when initial-received"]),
         ({"op": "irq", "delay": 5}, ["delay 5", "less than 5 s", "force=yes"]),
         ({"op": "irq", "delay": "soon"}, ["delay 'soon'", "a number from 0"]),
         ({"op": "data-size", "lie": "small"}, ["lie 'small'", "zero, huge, grow"]),

@@ -193,7 +193,7 @@ _snapshot.hidden = True
 command.add_command(_snapshot, "snapshot")
 
 
-@_subcommand("fault", "op=mig-write,delay=1.5,when=initial-loaded")
+@_subcommand("fault", "op=mig-write,delay=1.5,when=initial-received")
 @click.argument("fault", required=False)
 @click.option("--clear", metavar="ID|all", help="Take this fault away, or all of them.")
 def fault(fault: str | None, clear: str | None) -> tuple[str, dict[str, Any]]:

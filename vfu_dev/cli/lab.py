@@ -56,7 +56,7 @@ command.add_command(model)
     examples=[
         "vfu-dev lab migrate --memory 8M --dirty-rate 2M --avail-switchover-bandwidth 4M",
         "vfu-dev lab migrate --memory 1M --guest none --json out.json",
-        "vfu-dev lab migrate --fault-destination op=mig-write,delay=1.5,when=initial-loaded",
+        "vfu-dev lab migrate --fault-destination op=mig-write,delay=1.5,when=initial-received",
     ],
 )
 @option("--memory", type=SIZE, default="8M", show_default=True, help="Size of the device memory (BAR2).")

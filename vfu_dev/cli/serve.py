@@ -135,7 +135,7 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
     metavar="KEY=VALUE[,...]",
     help="Make something go wrong, repeatable (docs/faults.md): op=OPERATION, an action such as error=EIO, "
     "delay=1.5, corrupt, truncate=1M, disconnect, and when: rate=10%, count=1, after=3, trigger=FILE, "
-    "state=STOP_COPY. Example: op=mig-write,delay=1.5,when=initial-loaded",
+    "state=STOP_COPY. Example: op=mig-write,delay=1.5,when=initial-received",
 )
 @click.option(
     "--metrics-port",

@@ -1,7 +1,7 @@
 """What a fault is, as data: an operation, one thing that goes wrong in it, and when.
 
-As text, for the command line, files and people: `op=mig-write,delay=1.5,when=initial-loaded`. As a mapping of
-the same keys, for the control socket and scenarios: `{"op": "mig-write", "delay": 1.5, ...}`.
+As text, for the command line, files and people: `op=mig-write,delay=1.5,when=initial-received`. As a mapping
+of the same keys, for the control socket and scenarios: `{"op": "mig-write", "delay": 1.5, ...}`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ ACTIONS = tuple(dict.fromkeys(action for actions in OPERATIONS.values() for acti
 DATA_OPERATIONS = tuple(name for name, actions in OPERATIONS.items() if "corrupt" in actions)
 
 LIES = ("zero", "huge", "grow")
-WHENS = ("always", "initial-loaded")
+WHENS = ("always", "initial-received")
+_OLDER_WHENS = {"initial-loaded": "initial-received"}  # as it was until JSON version 1
 RANDOM = "random"
 _STATES = tuple(state.name for state in DeviceState)
 _MAX_U64 = (1 << 64) - 1
@@ -75,7 +76,7 @@ class Fault:
         state: it happens only in this migration state.
         bar: it happens only in accesses to this BAR (region-read, region-write).
         origin, target: it happens only on arcs from this state, to this state (transition).
-        when: "initial-loaded": with the mig-write that completes the initial data, once it was taken.
+        when: "initial-received": with the mig-write that completes the initial data, once it was taken.
         force: a delay that outlasts the client's patience is meant.
     """
 
@@ -311,6 +312,7 @@ def _arc(key: str, value: Any) -> dict[str, Any]:
 
 
 def _when(key: str, value: Any) -> dict[str, Any]:
+    value = _OLDER_WHENS.get(value, value)
     if value not in WHENS:
         raise _wrong(key, repr(value), one_of(WHENS))
     return {key: value}
