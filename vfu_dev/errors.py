@@ -8,7 +8,7 @@
      ├── StreamError (ValueError)        a state stream that cannot be accepted
      ├── ProtocolError                   a vfio-user peer broke the protocol
      ├── BuildError                      sources or builds: missing, wrong checksum, failed command
-     └── LabError                        an experiment could not be run
+     └── LabError                        a move could not be made
 
 Concrete errors live beside the code that raises them; each carries its facts as attributes and, where it can
 reach a vfio-user peer, the errno that peer is told.
@@ -67,7 +67,7 @@ class BuildError(VfuDevError):
 
 
 class LabError(VfuDevError):
-    """An experiment could not be set up or carried out."""
+    """A move could not be set up or carried out."""
 
 
 # What a guest or a client can cause: answered, and logged in one line. All else that a callback raises is a

@@ -43,7 +43,7 @@ def vfu_dev(command: str, folder: Path, *, status: int = 0) -> None:
 
 
 def make_report(name: str, command: str) -> None:
-    """Run an experiment and take the picture from its JSON, as `vfu-dev report` draws it."""
+    """Make a move and take the picture from its JSON, as `vfu-dev report` draws it."""
     folder = Path(tempfile.mkdtemp(prefix="vfu-pictures-"))
     try:
         vfu_dev(command, folder, status=int("--timeout" in command))  # that one does not converge

@@ -1,7 +1,7 @@
 """Take results of `vfu-dev lab run` into the documentation: python docs/results/collect.py FOLDER.
 
 FOLDER is what was given to --out. Tables, pictures and CSV files are copied beside this file, and the part of
-docs/experiments.md after its heading "Results" is written anew.
+docs/series.md after its heading "Results" is written anew.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from vfu_dev.series.scenario import read_scenario, shipped
 from vfu_dev.series.summary import read_summary
 
 HERE = Path(__file__).resolve().parent
-PAGE = HERE.parent / "experiments.md"
+PAGE = HERE.parent / "series.md"
 HEADING = "## Results\n"
 # In the order in which they are told.
 ORDER = [

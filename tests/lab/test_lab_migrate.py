@@ -25,7 +25,7 @@ InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], An
 
 
 def migrate(options: MigrateOptions, folder: Path) -> MigrationResult:
-    """Run the whole experiment."""
+    """Run the whole move."""
     return asyncio.run(run(options, folder / "logs", ["vfu-dev", "lab", "migrate"]))
 
 

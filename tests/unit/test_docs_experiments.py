@@ -1,4 +1,4 @@
-"""docs/experiments.md says what the code does."""
+"""docs/series.md says what the code does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vfu_dev.series.rows import METRICS
 from vfu_dev.series.scenario import parse, read_scenario, shipped
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGE = (DOCS / "experiments.md").read_text()
+PAGE = (DOCS / "series.md").read_text()
 RESULTS = DOCS / "results"
 FILES = (".csv", ".json", ".toml", ".html")
 

@@ -21,7 +21,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "load": ("vfu_dev.cli.load", "Write to a device at a rate: inside it, from a guest, as a client."),
     "ctl": ("vfu_dev.cli.ctl", "Command a running server: status, load, faults, digests."),
     "top": ("vfu_dev.cli.top", "Watch servers in the terminal: state, rates, predicted downtime."),
-    "lab": ("vfu_dev.cli.lab", "Run whole experiments with real QEMU."),
+    "lab": ("vfu_dev.cli.lab", "Moves with real QEMU, one or a series, checked."),
     "report": ("vfu_dev.cli.report", "Make the page of a lab run again from its JSON."),
     "bench": ("vfu_dev.cli.bench", "Measure the device against one in C, and check the limits."),
     "build": ("vfu_dev.cli.build", "Fetch, check, patch and build libvfio-user, QEMU and the guest."),

@@ -1,4 +1,4 @@
-"""`vfu-dev lab`: whole experiments with real QEMU."""
+"""`vfu-dev lab`: moves with real QEMU, one or a series, checked."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PAGE_BYTES = 4096
 
 @click.group(cls=Group, examples=["vfu-dev lab migrate --memory 8M --dirty-rate 2M --out out/lab"])
 def command() -> None:
-    """Run whole experiments with real QEMU."""
+    """Moves with real QEMU, one or a series, checked."""
 
 
 command.add_command(run)

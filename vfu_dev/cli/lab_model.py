@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     cls=Command,
     examples=[
         "vfu-dev lab model --memory 1G --dirty-rate 8000p --max-bandwidth 64M",
-        "vfu-dev lab model --against out/experiments/convergence-map --map map.png",
+        "vfu-dev lab model --against out/series/convergence-map --map map.png",
     ],
 )
 @option("--memory", type=SIZE, default="64M", show_default=True, help="Size of the device memory.")

@@ -1,4 +1,4 @@
-"""`vfu-dev lab run`, `scenarios` and `compare`: experiments that are repeated often enough to count."""
+"""`vfu-dev lab run`, `scenarios` and `compare`: series of moves, long enough to count."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vfu_dev.cli.signals import interrupted_status
 from vfu_dev.errors import ConfigError, LabError
 from vfu_dev.sizes import format_count
 
-DEFAULT_OUT = Path("out/experiments")
+DEFAULT_OUT = Path("out/series")
 
 
 def _changes(texts: tuple[str, ...]) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def _changes(texts: tuple[str, ...]) -> dict[str, Any]:
 @click.command(
     cls=Command,
     examples=[
-        "vfu-dev lab run steady --out out/experiments",
+        "vfu-dev lab run steady --out out/series",
         "vfu-dev lab run my.toml --set run.moves=10 --set load.dirty-rate=4M --force",
     ],
 )
@@ -79,7 +79,7 @@ def run(
     """Run scenarios: VMs moved back and forth under load, percentiles of what that cost.
 
     NAME is a shipped scenario (`vfu-dev lab scenarios` lists them), FILE.toml one of your own
-    (docs/experiments.md). The folder gets scenario.toml, moves.csv (a row for each move), summary.json,
+    (docs/series.md). The folder gets scenario.toml, moves.csv (a row for each move), summary.json,
     report.html, table.md and plots. Logs are kept of the first 5 moves that went wrong, 1 MiB of each file.
 
     Exit status 0 only when every move did what the scenario expects and every check of it holds, 1 when not,

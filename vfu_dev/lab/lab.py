@@ -1,4 +1,4 @@
-"""The processes of one experiment: two hosts, a guest, and the steps of moving it from one to the other.
+"""The processes of one move: two hosts, a guest, and the steps of moving it from one to the other.
 
 `Lab` owns them; tests use its steps one by one. `vfu_dev.lab.migrate.run` is the whole of `vfu-dev lab
 migrate`; `vfu_dev.series.shuttle` moves one running VM back and forth.
@@ -60,7 +60,7 @@ class TimeLimitError(LabError):
 
 
 class Lab:
-    """The processes of one experiment; an async context manager that leaves nothing behind.
+    """The processes of one move; an async context manager that leaves nothing behind.
 
     `logs` is kept; sockets live in a short temporary path, because UNIX socket names end at 107 bytes.
     """
@@ -183,7 +183,7 @@ class Lab:
             await qemu.execute("migrate-set-parameters", **self.parameters())
 
     def parameters(self) -> dict[str, Any]:
-        """Return the migration parameters that this experiment sets, underscores for hyphens."""
+        """Return the migration parameters that this move sets, underscores for hyphens."""
         parameters: dict[str, Any] = {
             "downtime_limit": self.options.downtime_limit_ms,
             "max_bandwidth": self.options.max_bandwidth,

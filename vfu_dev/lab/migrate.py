@@ -1,4 +1,4 @@
-"""The experiment: devices under load on one QEMU, live-migrated to another, everything checked."""
+"""One move: devices under load on one QEMU, live-migrated to another, everything checked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vfu_dev.sizes import format_size
 async def run(
     options: MigrateOptions, logs: Path, command: list[str], reporter: MoveReporter | None = None
 ) -> MigrationResult:
-    """Carry out the whole experiment and return its result; failures are in it, not raised."""
+    """Carry out the whole move and return its result; failures are in it, not raised."""
     features = probe_qemu(options.qemu)
     result = MigrationResult(started=time.time(), command=command, logs=str(logs))
     result.settings = {key: _plain(value) for key, value in asdict(options).items()}

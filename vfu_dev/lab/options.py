@@ -1,4 +1,4 @@
-"""What one experiment in the lab is: devices, load, guest and QEMU's migration settings."""
+"""What one move in the lab is: devices, load, guest and QEMU's migration settings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LoadPlace = Literal["guest", "device"]
 
 @dataclass(frozen=True)
 class MigrateOptions:
-    """One experiment. Sizes in bytes, rates in bytes a second, times in milliseconds.
+    """One move. Sizes in bytes, rates in bytes a second, times in milliseconds.
 
     Attributes:
         load_place: who writes: the guest, whose journal is compared with the device after the move, or the
@@ -34,7 +34,7 @@ class MigrateOptions:
         parameters, capabilities: more of QEMU's migration parameters (`migrate-set-parameters`, hyphens or
             underscores) and capabilities, for both sides.
         spare_ports: root ports of a Linux guest that are free for hot-plug (`Lab.plug`).
-        reboot: a guest that reboots does, instead of ending the experiment.
+        reboot: a guest that reboots does, instead of ending the move.
         qemu_extra: further arguments of both QEMUs.
         traces: QEMU's trace events to log, patterns.
     """

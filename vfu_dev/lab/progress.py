@@ -1,4 +1,4 @@
-"""What a person sees while an experiment runs: a live table on a terminal, plain lines elsewhere."""
+"""What a person sees while a move runs: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ class QemuResult:
 
 @dataclass
 class MigrationResult:
-    """Everything about one experiment; `problems` empty means that all is as it should be."""
+    """Everything about one move; `problems` empty means that all is as it should be."""
 
     status: str = "failed"
     problems: list[str] = field(default_factory=list)

@@ -1,1 +1,1 @@
-"""Pages and pictures of what an experiment's JSON holds; nothing here runs anything."""
+"""Pages and pictures of what the JSON of a move or a series holds; nothing here runs anything."""

@@ -1,6 +1,6 @@
 """A scenario: devices, load, QEMU's settings and what is varied, from a TOML file to points to be measured.
 
-docs/experiments.md is the format's definition. A point is one combination of a variant and the values of all
+docs/series.md is the format's definition. A point is one combination of a variant and the values of all
 sweeps: one running VM, moved back and forth.
 """
 
@@ -24,7 +24,7 @@ from vfu_dev.workload.spec import RATE_KEYS, WRITE_SIZE_KEYS
 
 # The shipped scenarios are files of the package.
 SHIPPED = Path(__file__).resolve().parents[1] / "scenarios"
-# What the audience of such figures accepts (docs/experiments.md): 70 to 100 moves of one running VM.
+# What the audience of such figures accepts (docs/series.md): 70 to 100 moves of one running VM.
 METHOD_MOVES = 70
 SHORT_MOVES = 3
 SHORT_WARMUP_SECONDS = 0.2

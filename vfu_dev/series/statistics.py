@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-# The 25th is the field's figure for downtime (docs/experiments.md); minimum and mean stand beside it.
+# The 25th is the field's figure for downtime (docs/series.md); minimum and mean stand beside it.
 PERCENTILES = (25, 50, 95)
 BOOTSTRAP_ROUNDS = 2000
 # Fixed, so that the same two folders always give the same interval.

@@ -1,6 +1,6 @@
 """Guests that write to the device, remember what they wrote, and check it after the move.
 
-`Guest` is what an experiment needs of one. `LinuxGuest` commands native/guest/vfud-load over a serial port;
+`Guest` is what a move needs of one. `LinuxGuest` commands native/guest/vfud-load over a serial port;
 `QtestGuest` (qtest_guest.py) plays the guest itself where no CPU runs.
 """
 
@@ -60,7 +60,7 @@ class GuestResult:
 
 
 class Guest(ABC):
-    """What an experiment asks of a guest. Calls are in the order of the methods."""
+    """What a move asks of a guest. Calls are in the order of the methods."""
 
     kind: str
 
