@@ -375,7 +375,7 @@ def outcomes(page: Layout) -> None:
             "Incoming, aborts by cause",
             "refused: what arrived was damaged, cut off or of another device.",
             "{{result}}",
-            ended("vfu_migration_loads_total", "result"),
+            ended("vfu_migration_resumes_total", "result"),
         ),
         6,
     )

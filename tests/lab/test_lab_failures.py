@@ -130,7 +130,7 @@ def test_destination_of_another_size_refuses(options: Options, in_lab: InLab) ->
         await lab.begin(await lab.listen())
         reply = await lab.wait_final()
         assert reply["status"] == "failed"
-        load = (await lab.destination.servers[0].status())["load"]
+        load = (await lab.destination.servers[0].status())["resume"]
         assert load["status"] in ("failed", "aborted")
         assert str(MIB) in load["error"]
         assert str(MIB // 2) in load["error"]

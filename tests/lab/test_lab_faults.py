@@ -167,7 +167,7 @@ def test_sizes_that_lie_end_in_a_clear_state(options: Options, in_lab: InLab) ->
                 assert (await lab.wait_final())["status"] == "completed", fault
                 await lab.wait_running(lab.destination.qemu)
                 await guest.follow(lab.destination.qemu)
-                loaded = (await lab.destination.servers[0].status())["load"]
+                loaded = (await lab.destination.servers[0].status())["resume"]
                 assert loaded["digest"] == (await server.status())["save"]["digest"]
                 await lab.turn_around()
             else:

@@ -74,8 +74,8 @@ def test_the_destination_counts_what_it_received(pair: Pair) -> None:
     move(pair.source, pair.destination, CONVERGES)
     with pair.destination.control() as control:
         totals = control.command("figures")["snapshot"]["totals"]
-    assert totals["loads"]["completed"] == totals["resumes_started"] == 1
-    assert totals["received_bytes"] == pair.destination.status()["load"]["received_bytes"]
+    assert totals["resumes"]["completed"] == totals["resumes_started"] == 1
+    assert totals["received_bytes"] == pair.destination.status()["resume"]["received_bytes"]
 
 
 def test_samples_come_once_each(pair: Pair) -> None:

@@ -47,7 +47,7 @@ def test_info_shows_all_of_our_server(server: RunningServer) -> None:
     done = run("info", server.socket, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["version"] == "0.0"
+    assert found["protocol_version"] == "0.0"
     assert found["device"] == {
         "vendor": "0x4656",
         "device": "0x4455",
@@ -305,7 +305,7 @@ def test_a_source_that_dies_is_told_so(serve: ServerFactory) -> None:
         with pytest.raises(MigrationError, match="the source could not be taken back to RUNNING"):
             Migrator(device, other, ClientOptions(max_bandwidth=16 * MIB), reporter=kill).run()
     wait_until(lambda: destination.status()["state"] == "RUNNING", "the destination lets go of half a state")
-    assert destination.status()["load"]["status"] in ("aborted", "failed")
+    assert destination.status()["resume"]["status"] in ("aborted", "failed")
 
 
 def test_a_verification_that_fails_keeps_the_destination_from_running(serve: ServerFactory) -> None:

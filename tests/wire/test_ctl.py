@@ -92,7 +92,7 @@ def test_a_load_is_set_watched_and_ended(lasting: RunningServer) -> None:
     }
     wait_until(lambda: answer(lasting, "load-status")["writes"] > 100, "the device writes")
     answer(lasting, "load", "--write-rate", "1M", "--write-size", "4K", "--burst", "0.5:0.1")
-    assert answer(lasting, "status")["generator"]["load"]["burst"] == {"duty": 0.5, "period_seconds": 0.1}
+    assert answer(lasting, "status")["load"]["load"]["burst"] == {"duty": 0.5, "period_seconds": 0.1}
     ended = answer(lasting, "load", "--off")
     assert not ended["running"]
     writes = answer(lasting, "load-status")["writes"]

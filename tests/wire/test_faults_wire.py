@@ -178,7 +178,7 @@ def test_a_migration_with_a_fault_leaves_working_devices(
     functional(source, time.monotonic_ns())
     assert not {source.status()["state"], destination.status()["state"]} & {"ERROR", "RESUMING"}
     move(source, destination)
-    saved, loaded = source.status()["save"], destination.status()["load"]
+    saved, loaded = source.status()["save"], destination.status()["resume"]
     assert (saved["status"], loaded["status"]) == ("completed", "completed")
     assert saved["digest"] == loaded["digest"]
 
@@ -197,7 +197,7 @@ def test_a_save_that_a_fault_ended_says_so(pair: tuple[RunningServer, RunningSer
     with pytest.raises(MigrationError):
         move(source, destination)
     clear(destination)
-    loaded = destination.status()["load"]
+    loaded = destination.status()["resume"]
     assert loaded["status"] == "failed"
     assert "op=mig-write,error=ENOSPC" in loaded["error"]
 

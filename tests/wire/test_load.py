@@ -228,7 +228,7 @@ def test_signals_end_it_cleanly(
 
         def writes() -> int:
             found = server.status()
-            return int(found["generator"].get("writes", 0)) + int(found["counters"]["region_writes"])
+            return int(found["load"].get("writes", 0)) + int(found["counters"]["region_writes"])
 
         wait_until(lambda: writes() > 10, "the load writes")
         process.send_signal(number)
@@ -239,7 +239,7 @@ def test_signals_end_it_cleanly(
     assert result["writes"] > 10
     assert "Traceback" not in err
     after = server.status()
-    assert not after["generator"]["running"]
+    assert not after["load"]["running"]
     assert not after["connected"]
 
 
@@ -396,7 +396,7 @@ def test_an_authors_device_has_the_engine_too(serve: ServerFactory) -> None:
         made = control.command("load", load=None)["writes"]
         held = np.frombuffer(other.region_read(2, 0, memory["size_bytes"]), dtype=np.uint8)
         # The source has not written since it stopped: its load does not migrate.
-        assert not destination.status()["generator"]["running"]
+        assert not destination.status()["load"]["running"]
     writes = writes_of(spec, memory["size_bytes"], memory["page_size_bytes"])
     assert writes is not None
     expected = np.zeros(memory["size_bytes"], dtype=np.uint8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from vfu_dev import __version__
+from vfu_dev import JSON_VERSION, __version__
 from vfu_dev.bench import dma, forecast, mmio, stream
 from vfu_dev.bench.figures import Effort, Figure
 from vfu_dev.bench.peers import Bench, bench, machine
@@ -41,7 +41,7 @@ def run(
                 figures.append(figure)
                 reporter(figure)
     return {
-        "version": 1,
+        "version": JSON_VERSION,
         "kind": "bench",
         "vfu_dev": __version__,
         "machine": before,

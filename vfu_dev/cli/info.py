@@ -51,7 +51,7 @@ def collect(device: VfioUserDevice) -> dict[str, Any]:
             irqs.append({"index": index, "name": _name(IRQ_NAMES, index), "count": irq.count})
     migration = _migration(device)
     return {
-        "version": f"{version.major}.{version.minor}",
+        "protocol_version": f"{version.major}.{version.minor}",
         "capabilities": version.capabilities,
         "max_data_xfer_size": version.max_data_xfer_size,
         "device": _identity(device, info.num_regions),
@@ -137,7 +137,9 @@ def _missing(migration: dict[str, Any]) -> list[str]:
 def show(result: dict[str, Any]) -> str:
     """Return `result` for people."""
     migration, identity = result["migration"], result["device"]
-    lines = [f"vfio-user {result['version']}, {format_size(result['max_data_xfer_size'])} a transfer"]
+    lines = [
+        f"vfio-user {result['protocol_version']}, {format_size(result['max_data_xfer_size'])} a transfer"
+    ]
     if identity:
         lines.append(
             f"device {identity['vendor']}:{identity['device']} class {identity['class']} "

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from vfu_dev import JSON_VERSION
 from vfu_dev.cli.shape import TO_STDOUT, JsonOption
 from vfu_dev.errors import ConfigError, VfuDevError
 
@@ -37,6 +38,11 @@ def json_option(what: str, *, any_word: bool = True) -> Callable[[_Command], _Co
     )
 
 
+def versioned(value: Any) -> Any:
+    """Return an object with the version of its keys, which is the first of them; other values as they are."""
+    return {"version": JSON_VERSION, **value} if isinstance(value, dict) else value
+
+
 def write_json(value: Any, path: str | None, *, indent: int | None = 2, append: bool = False) -> None:
     """Write `value` where `--json` says: a file, `-` for standard output, nowhere for None.
 
@@ -47,7 +53,7 @@ def write_json(value: Any, path: str | None, *, indent: int | None = 2, append: 
         return
     try:
         with click.open_file(path, "a" if append else "w") as file:
-            file.write(json.dumps(value, indent=indent) + "\n")
+            file.write(json.dumps(versioned(value), indent=indent) + "\n")
     except OSError as error:
         raise VfuDevError(f"--json {path}: {error.strerror}") from error
 

@@ -62,7 +62,7 @@ def saved_digest(status: dict[str, Any]) -> str | None:
 
 def resumed_digest(status: dict[str, Any]) -> str | None:
     """Return the digest of the state that a destination's server resumed last."""
-    return _digest_of(status, "load")
+    return _digest_of(status, "resume")
 
 
 def _digest_of(status: dict[str, Any], session: str) -> str | None:

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from vfu_dev import JSON_VERSION
 from vfu_dev.figures.totals import Totals
 
 REFUSAL_REASONS = ("bounds", "state")
@@ -93,6 +94,7 @@ class Figures:
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON knows it, field names of the samples once."""
         return {
+            "version": JSON_VERSION,
             "snapshot": asdict(self.snapshot),
             "sequence": self.sequence,
             "more": self.more,

@@ -54,7 +54,7 @@ def _judge_unmoved(result: MigrationResult) -> None:
     if qemu.status not in ("cancelled", "none") or not problems:
         problems.append(f"QEMU says {qemu.status!r}: {qemu.error or 'no reason given'}")
     for device in result.devices:
-        for side, session in (("source", device.save), ("destination", device.load)):
+        for side, session in (("source", device.save), ("destination", device.resume)):
             # Sessions that a cancelled migration aborted say nothing new.
             telling = session and (session.get("status") == "failed" or qemu.status == "failed")
             if session and telling and session.get("error"):
@@ -72,7 +72,7 @@ def _judge_moved(result: MigrationResult, pre_copy: bool | None, verified: bool)
         name = device.name
         if not device.digest_match:
             problems.append(f"{name}: digests differ: {device.digest_source} and {device.digest_destination}")
-        for side, session in (("save", device.save), ("load", device.load)):
+        for side, session in (("save", device.save), ("resume", device.resume)):
             if session is None or session.get("status") != "completed":
                 found = session and (session.get("error") or session.get("status"))
                 problems.append(f"{name}: {side} session did not complete: {found}")

@@ -8,14 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vfu_dev import JSON_VERSION
 from vfu_dev.errors import LabError
 from vfu_dev.figures import Sample, Snapshot
 from vfu_dev.vm.guest import GuestResult
 from vfu_dev.vm.qemu import Qemu
 from vfu_dev.vm.trace import states_set
-
-# Raised when a key changes its meaning or goes away; new keys do not count.
-JSON_VERSION = 1
 
 FINAL_STATES = ("completed", "failed", "cancelled")
 
@@ -46,7 +44,7 @@ class DeviceResult:
     transitions_source: list[dict[str, Any]] = field(default_factory=list)
     transitions_destination: list[dict[str, Any]] = field(default_factory=list)
     save: dict[str, Any] | None = None
-    load: dict[str, Any] | None = None
+    resume: dict[str, Any] | None = None
     # What the source's server sampled, ten times a second: names of the fields, and rows of values.
     samples_source: dict[str, list[Any]] = field(default_factory=lambda: {"fields": [], "rows": []})
 
@@ -82,11 +80,11 @@ class DeviceResult:
         """Take what the destination's server says."""
         self.state_destination = status.get("state")
         self.transitions_destination = status.get("transitions", [])
-        load = self.load = status.get("load")
-        if load:
-            self.digest_destination = load.get("digest")
-            self.error_destination = load.get("error")
-            self.received_bytes = load.get("received_bytes") or 0
+        resume = self.resume = status.get("resume")
+        if resume:
+            self.digest_destination = resume.get("digest")
+            self.error_destination = resume.get("error")
+            self.received_bytes = resume.get("received_bytes") or 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the contract's object."""

@@ -47,13 +47,13 @@ AUDIT_FAILURES = Metric(
     "Outgoing migrations after which memory was not what had been sent. Any rise is a write that dirty "
     "tracking missed: the destination runs on a wrong state.",
 )
-LOADS_STARTED = Metric(
-    "vfu_migration_loads_started_total",
+RESUMES_STARTED = Metric(
+    "vfu_migration_resumes_started_total",
     "counter",
     "Incoming migrations begun; one more than ended while one runs.",
 )
-LOADS = Metric(
-    "vfu_migration_loads_total",
+RESUMES = Metric(
+    "vfu_migration_resumes_total",
     "counter",
     "Incoming migrations ended, by result. refused: the stream was damaged, cut off or of another device. "
     "A rise of anything but completed is a migration lost.",
@@ -123,8 +123,8 @@ METRICS = (
     SAVES_STARTED,
     SAVES,
     AUDIT_FAILURES,
-    LOADS_STARTED,
-    LOADS,
+    RESUMES_STARTED,
+    RESUMES,
     SENT_BYTES,
     RECEIVED_BYTES,
     PASSES,
@@ -149,8 +149,8 @@ def collect(snapshot: Snapshot) -> Iterator[Family]:
     yield SAVES_STARTED.one(device, totals.saves_started)
     yield SAVES.many(device, [((result,), totals.saves[result]) for result in SAVE_RESULTS])
     yield AUDIT_FAILURES.one(device, totals.audit_failures)
-    yield LOADS_STARTED.one(device, totals.resumes_started)
-    yield LOADS.many(device, [((result,), totals.resumes[result]) for result in RESUME_RESULTS])
+    yield RESUMES_STARTED.one(device, totals.resumes_started)
+    yield RESUMES.many(device, [((result,), totals.resumes[result]) for result in RESUME_RESULTS])
     yield SENT_BYTES.many(device, [((phase,), totals.sent_bytes[phase]) for phase in SENT_PHASES])
     yield RECEIVED_BYTES.one(device, totals.received_bytes)
     yield PASSES.one(device, totals.passes)

@@ -118,5 +118,5 @@ def log_state_change(
                 text += f", measured {measured * 1000:.0f} ms"
     if resume is not None and origin is DeviceState.RESUMING:
         text += f": {format_size(resume.received_bytes)} received, {resume.status}"
-        fields |= {"load_status": resume.status, "received_bytes": resume.received_bytes}
+        fields |= {"resume_status": resume.status, "received_bytes": resume.received_bytes}
     logger.info("%s: %s -> %s%s", device, origin.name, target.name, text, extra={"fields": fields})

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vfu_dev import JSON_VERSION
 from vfu_dev.errors import ConfigError
 from vfu_dev.series.rows import METRICS, Row, read_rows, values_of
 from vfu_dev.series.statistics import difference, percentiles
@@ -58,7 +59,7 @@ def compare(first: Path, second: Path, metrics: Sequence[str] = DEFAULT_METRICS)
     matched = {name for pair in pairs for name in pair}
     return {
         "kind": KIND,
-        "version": 1,
+        "version": JSON_VERSION,
         "first": sides[0]["about"],
         "second": sides[1]["about"],
         "entries": entries,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vfu_dev import __version__
+from vfu_dev import JSON_VERSION, __version__
 from vfu_dev.errors import ConfigError
 from vfu_dev.series.rows import METRICS, NOT_CONVERGED, Row, values_of
 from vfu_dev.series.scenario import METHOD_MOVES, Scenario
@@ -19,7 +19,6 @@ from vfu_dev.workload import Workload
 from vfu_dev.workload.figures import KEEPS_UP
 
 KIND = "lab-run"
-VERSION = 1
 SUMMARY = "summary.json"
 # What the variants of a scenario are compared by, each with the first one.
 COMPARED = ("downtime_ms", "total_ms")
@@ -119,7 +118,7 @@ def summarise(
     fewest = min((point["statuses"].get("completed", 0) for point in expected), default=None)
     return {
         "kind": KIND,
-        "version": VERSION,
+        "version": JSON_VERSION,
         "scenario": scenario.name,
         "title": scenario.title,
         "about": scenario.about,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from vfu_dev import __version__
+from vfu_dev import JSON_VERSION, __version__
 from vfu_dev.device import RegisterBar
 from vfu_dev.errors import ConfigError, StateError, shown
 from vfu_dev.memory import fold_hashes
@@ -122,7 +122,8 @@ class Commands:
         return {
             "name": device.name,
             "pid": os.getpid(),
-            "version": __version__,
+            "version": JSON_VERSION,
+            "versions": {"vfu-dev": __version__},
             "library": {"path": str(server.library.path), "api": server.library.api},
             "state": migration.state.name,
             "connected": server.connected,
@@ -144,9 +145,9 @@ class Commands:
             ],
             "initial_bytes": None if seen is None else seen.initial_bytes,
             "dirty_bytes": None if seen is None else seen.dirty_bytes,
-            "generator": self._server.load.status(),
+            "load": self._server.load.status(),
             "save": migration.save_status(),
-            "load": migration.resume_status(),
+            "resume": migration.resume_status(),
             "transitions": [transition.as_dict() for transition in migration.transitions],
             "interrupts": device.interrupts.as_dict(),
             "counters": asdict(device.counters),

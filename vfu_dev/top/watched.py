@@ -101,7 +101,7 @@ class Watched:
             "sent_bytes": snapshot.totals.sent_bytes,
             "received_bytes": snapshot.totals.received_bytes,
             "saves": snapshot.totals.saves,
-            "loads": snapshot.totals.resumes,
+            "resumes": snapshot.totals.resumes,
             "counters": snapshot.counters,
         }
 
