@@ -124,7 +124,7 @@ def now(page: Layout) -> None:
     )
     page.add(
         stat(
-            "Last downtime",
+            "Measured downtime",
             "Of the last migration that was completed, as the device measured it.",
             f"vfu_migration_last_downtime_seconds{D}",
             "s",
@@ -168,12 +168,12 @@ def convergence(page: Layout) -> None:
     )
     page.add(
         graph(
-            "Dirty rate against bandwidth",
+            "Dirty rate against transfer rate",
             "What the guest makes dirty, and what the link carries away. The first has to stay below the"
             " second.",
             {
-                "{{device}} dirtied": f"vfu_migration_dirty_rate_bytes_per_second{D}",
-                "{{device}} transferred": transfer,
+                "{{device}} dirty rate": f"vfu_migration_dirty_rate_bytes_per_second{D}",
+                "{{device}} transfer rate": transfer,
                 "max-bandwidth": "vector($max_bandwidth)",
             },
             "Bps",
@@ -182,14 +182,14 @@ def convergence(page: Layout) -> None:
     )
     page.add(
         graph(
-            "Expected against actual downtime",
+            "Predicted against measured downtime",
             "Predicted now; and for the last migration, what was predicted at its stop and what came.",
             {
-                "{{device}} predicted": f"vfu_migration_predicted_downtime_seconds{D}",
+                "{{device}} predicted downtime": f"vfu_migration_predicted_downtime_seconds{D}",
                 "{{device}} predicted at the stop": f"vfu_migration_last_predicted_downtime_seconds{D}",
-                "{{device}} measured": f"vfu_migration_last_downtime_seconds{D}",
+                "{{device}} measured downtime": f"vfu_migration_last_downtime_seconds{D}",
                 "{{device}} of that STOP_COPY": f"vfu_migration_last_stop_copy_seconds{D}",
-                "{{device}} STOP_COPY expected": f"vfu_migration_estimated_stop_copy_seconds{D}",
+                "{{device}} STOP_COPY predicted": f"vfu_migration_estimated_stop_copy_seconds{D}",
                 "downtime-limit": "vector($downtime_limit)",
             },
             "s",

@@ -110,8 +110,8 @@ def test_downtimes_share_one_axis() -> None:
     """Our prediction, QEMU's expectation, both measures and the limit are curves of the same panel."""
     axes = migration_figure(stored(COMPLETED)).axes[3]
     labels = " ".join(str(line.get_label()).replace("\n", " ") for line in axes.get_lines())
-    for text in ("predicted", "expected-downtime (RAM only)", "measured by the device", "measured by QEMU",
-                 "downtime limit 300 ms"):  # fmt: skip
+    for text in ("predicted", "expected-downtime (RAM only)", "measured downtime (the device",
+                 "measured downtime (QEMU)", "downtime limit 300 ms"):  # fmt: skip
         assert text in labels
     assert {tuple(each.get_xlim()) for each in migration_figure(stored(COMPLETED)).axes[:5]} == {
         tuple(axes.get_xlim())

@@ -318,7 +318,7 @@ def test_presets_end_as_they_say(preset: str, outcome: str, library: Path) -> No
     lines = done.stdout.splitlines()
     assert lines[0].startswith("expected: NEVER CONVERGES" if preset == "never" else "expected: converges")
     assert "the downtime limit allows 2.4 MiB" in lines[0]
-    assert any(" s: written " in line for line in lines[1:-1])
+    assert any(" s: dirty rate " in line for line in lines[1:-1])
     assert lines[-1].startswith(outcome)
     assert lines[-1].endswith("as expected")
 
@@ -365,7 +365,7 @@ def test_an_interrupted_preset_leaves_nothing_behind(late: bool, library: Path, 
     ) as process:
         assert process.stdout is not None
         for _ in range(2 if late else 1):
-            assert "written" in process.stdout.readline()
+            assert "dirty rate" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 130, err

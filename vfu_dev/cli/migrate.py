@@ -115,7 +115,7 @@ def _plain_lines() -> Callable[[ClientProgress], None]:
         click.echo(
             f"{state.total_seconds:7.1f} s  {state.phase:12} "
             f"{format_size(state.transferred_bytes):>10} sent, "
-            f"{format_size(state.remaining_bytes):>10} left, {format_size(state.bandwidth)}/s",
+            f"{format_size(state.remaining_bytes):>10} left, transfer rate {format_size(state.bandwidth)}/s",
             err=True,
         )
 
@@ -150,7 +150,7 @@ def result_of(
         "downtime_ms": round(state.downtime_seconds * 1000, 3),
         "downtime_limit_ms": options.downtime_limit_seconds * 1000,
         "verify_ms": round(state.verify_seconds * 1000, 3),
-        "bandwidth_bytes_per_second": round(state.bandwidth),
+        "transfer_rate_bytes_per_second": round(state.bandwidth),
     }
 
 

@@ -23,8 +23,8 @@ def verdict(snapshot: Snapshot) -> str:
         if dirty is None or transfer is None:
             return "measuring rates"
         return (
-            f"{_CONVERGENCE[forecast['converging']]}: the guest writes {format_size(dirty)}/s, "
-            f"the client reads {format_size(transfer)}/s"
+            f"{_CONVERGENCE[forecast['converging']]}: dirty rate {format_size(dirty)}/s, "
+            f"transfer rate {format_size(transfer)}/s"
         )
     if state == "STOP_COPY":
         left = forecast["stop_copy_length_bytes"]

@@ -168,6 +168,6 @@ class _Measurements:
         self.measured = asdict(found) | {"seconds": progress.total_seconds}
         carried = "" if load["keeps_up"] else "; the machine does NOT carry the load"
         self._reporter(
-            f"{progress.total_seconds:5.1f} s: written {found.rates_text}; {found.left_text} "
+            f"{progress.total_seconds:5.1f} s: {found.rates_text}; {found.left_text} "
             f"(pass {progress.passes + 1}){carried}"
         )

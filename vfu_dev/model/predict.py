@@ -62,10 +62,9 @@ class Prediction:
     @property
     def text(self) -> str:
         """One sentence with the numbers that decide it."""
-        rates = (
-            f"dirty rate {format_size(self.dirty_rate_bytes)}/s "
-            f"{'<' if self.dirty_rate_bytes < self.bandwidth else '>='} link {format_size(self.bandwidth)}/s"
-        )
+        dirty, transfer = format_size(self.dirty_rate_bytes), format_size(self.bandwidth)
+        less = "<" if self.dirty_rate_bytes < self.bandwidth else ">="
+        rates = f"dirty rate {dirty}/s {less} transfer rate {transfer}/s"
         sign = "<=" if self.converges else ">"
         left = f"left {format_size(self.left_bytes)} {sign} threshold {format_size(self.threshold_bytes)}"
         if not self.converges:

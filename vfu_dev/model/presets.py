@@ -47,7 +47,8 @@ class Decision:
     def rates_text(self) -> str:
         """How fast the memory is written, and how fast the link carries."""
         sign = "<" if self.dirty_rate_bytes < self.bandwidth_bytes else ">="
-        return f"{format_size(self.dirty_rate_bytes)}/s {sign} link {format_size(self.bandwidth_bytes)}/s"
+        dirty, transfer = format_size(self.dirty_rate_bytes), format_size(self.bandwidth_bytes)
+        return f"dirty rate {dirty}/s {sign} transfer rate {transfer}/s"
 
     @property
     def left_text(self) -> str:
@@ -59,7 +60,7 @@ class Decision:
     def text(self) -> str:
         """The numbers, in a sentence."""
         verdict = "converges" if self.converges else "NEVER CONVERGES"
-        return f"{verdict}: written {self.rates_text}; will settle at {self.left_text}"
+        return f"{verdict}: {self.rates_text}; will settle at {self.left_text}"
 
 
 def decide(

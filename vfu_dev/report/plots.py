@@ -137,8 +137,8 @@ def _draw_rates(axes: Axes, timeline: Timeline) -> None:
 def _draw_downtime(axes: Axes, timeline: Timeline) -> None:
     result, qemu = timeline.result, timeline.result["qemu"]
     count = len(result["devices"])
-    labels = label_once("predicted from the device's\ndata and its reader", count)
-    measured = label_once("measured by the\ndevice's server", count)
+    labels = label_once("predicted downtime\n(the device's server)", count)
+    measured = label_once("measured downtime\n(the device's server)", count)
     for index, device in enumerate(result["devices"]):
         predicted = timeline.sampled(index, "predicted_downtime_seconds", 1000)
         draw(axes, _positive(predicted), next(labels), BLUE)
@@ -149,7 +149,7 @@ def _draw_downtime(axes: Axes, timeline: Timeline) -> None:
     draw(axes, expected, "QEMU's expected-downtime\n(RAM only)", GREY, lw=3, alpha=0.5)
     stopped = timeline.stopped(0) if count else None
     if qemu.get("downtime_ms") and stopped is not None:
-        draw(axes, Series([stopped], [qemu["downtime_ms"]]), "measured by QEMU", BLACK, "*", ms=8)
+        draw(axes, Series([stopped], [qemu["downtime_ms"]]), "measured downtime (QEMU)", BLACK, "*", ms=8)
     limit = qemu.get("downtime_limit_ms")
     if limit:
         axes.axhline(limit, color=BLACK, lw=0.9, ls="--", label=f"downtime limit {limit} ms")

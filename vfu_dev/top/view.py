@@ -60,11 +60,11 @@ def _panel(one: Watched, console: Console) -> Panel:
     snapshot = one.snapshot
     if snapshot is None or one.error is not None:
         return Panel(Text(one.error or "no answer yet", style="red"), title=str(one.path), height=PANEL_LINES)
-    width = max(10, min(60, console.width - 46))
+    width = max(10, min(60, console.width - 54))
     samples = one.latest()
     unicode = _unicode(console)
     rows = Table.grid(padding=(0, 1))
-    rows.add_column(style="dim", min_width=10, no_wrap=True)
+    rows.add_column(style="dim", min_width=18, no_wrap=True)
     rows.add_column(no_wrap=True)
     rows.add_column(justify="right", min_width=12, no_wrap=True)
     rows.add_column(no_wrap=True, overflow="ellipsis")
@@ -73,19 +73,19 @@ def _panel(one: Watched, console: Console) -> Panel:
         ("initial", [s.initial_bytes for s in samples], _bytes(forecast["initial_bytes"]), "blue"),
         ("dirty", [s.dirty_bytes for s in samples], _bytes(forecast["dirty_bytes"]), "yellow"),
         (
-            "reads",
+            "transfer rate",
             [s.transfer_rate_bytes_per_second for s in samples],
             _bytes(forecast["transfer_rate_bytes_per_second"], "/s"),
             "green",
         ),
         (
-            "writes",
+            "dirty rate",
             [s.dirty_rate_bytes_per_second for s in samples],
             _bytes(forecast["dirty_rate_bytes_per_second"], "/s"),
             "yellow",
         ),
         (
-            "downtime",
+            "predicted downtime",
             [s.predicted_downtime_seconds for s in samples],
             _seconds(forecast["predicted_downtime_seconds"]),
             "red",
@@ -108,7 +108,7 @@ def _notes(snapshot: Snapshot) -> tuple[str, ...]:
         f"passes {totals.passes}",
         f"saves {totals.saves['completed']} ok, {lost} lost",
         f"MMIO {snapshot.counters['region_reads']} r, {snapshot.counters['region_writes']} w",
-        f"last {_seconds(snapshot.last_downtime_seconds)}",
+        f"measured {_seconds(snapshot.last_downtime_seconds)}",
     )
 
 
@@ -122,7 +122,7 @@ def _table(watched: Sequence[Watched], console: Console) -> Table:
     table = Table(box=None, pad_edge=False, expand=False)
     for name in ("device", "state", "converges"):
         table.add_column(name, no_wrap=True)
-    for name in ("initial", "dirty", "reads", "writes", "downtime"):
+    for name in ("initial", "dirty", "transfer rate", "dirty rate", "predicted"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("left")
     for one in watched:
