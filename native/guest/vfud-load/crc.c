@@ -6,7 +6,7 @@
 
 #include <string.h>
 
-#include "vfud-load.h"
+#include "crc.h"
 
 static uint32_t table[8][256];
 

@@ -16,8 +16,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "engine.h"
-#include "vfud-load.h"
+#include "device.h"
+#include "line.h"
+#include "mix.h"
 
 #define SYSFS_PCI "/sys/bus/pci/devices"
 #define SYSFS_DRIVER "/sys/bus/pci/drivers/vfud"
@@ -167,9 +168,6 @@ static bool open_device(struct device *dev, const char *address)
 
 void close_device(struct device *dev)
 {
-    writer_forget(dev);
-    dma_forget(dev);
-    engine_forget(dev);
     munmap((void *)(uintptr_t)dev->registers, dev->registers_mapped);
     munmap((void *)(uintptr_t)dev->memory, dev->memory_mapped);
     if (dev->driver >= 0)

@@ -13,7 +13,13 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "claim.h"
+#include "crc.h"
+#include "device.h"
+#include "dma.h"
 #include "engine.h"
+#include "line.h"
+#include "mix.h"
 
 #define MAX_BUFFERS 8
 #define MAX_BATCH 64
@@ -50,12 +56,6 @@ struct dma_state {
 bool dma_running(void)
 {
     return plan.running;
-}
-
-bool dma_overlaps(const struct device *dev, uint64_t offset, uint64_t bytes)
-{
-    (void)dev;
-    return plan.running && offset < plan.offset + plan.bytes && plan.offset < offset + bytes;
 }
 
 static uint64_t draw(struct dma_state *state)
@@ -288,7 +288,7 @@ static const char *problem_of_plan(size_t buffers, uint64_t bytes)
     }
     if (plan.max_bytes < 1 || plan.max_bytes > bytes || plan.max_bytes > plan.bytes)
         return "max_bytes: at most a buffer, and that part of device memory";
-    if (load_uses_engine() || load_overlaps(plan.offset, plan.bytes))
+    if (claims_engine(CLAIM_LOAD) || claims_memory(CLAIM_LOAD, plan.offset, plan.bytes))
         return "a load uses the engine or this memory";
     return NULL;
 }
@@ -330,6 +330,7 @@ void command_dma(const char *arguments)
     }
     plan.started_ns = now_ns();
     plan.running = true;
+    claim(CLAIM_DMA, true, plan.offset, plan.bytes);
     reply("{\"reply\":\"dma\",\"ok\":true,\"devices\":%zu}", device_count);
 }
 
@@ -379,5 +380,6 @@ void command_dma_stop(const char *arguments)
     if (plan.running)
         plan.stopped_ns = now_ns();
     plan.running = false;
+    claim_release(CLAIM_DMA);
     report("dma-stop");
 }

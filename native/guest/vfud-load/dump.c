@@ -13,8 +13,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "crc.h"
+#include "dump.h"
+#include "pacer.h"
 #include "pattern.h"
-#include "vfud-load.h"
 
 #define MAX_RUNS 64
 

@@ -12,7 +12,9 @@
 #include <unistd.h>
 
 #include "../module/vfud_uapi.h"
+#include "device.h"
 #include "engine.h"
+#include "line.h"
 
 _Static_assert(sizeof(struct descriptor) == 64, "a descriptor is 64 bytes");
 

@@ -9,7 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "vfud-load.h"
+#include "device.h"
 
 enum { OP_TO_DEVICE = 1, OP_TO_GUEST, OP_FILL_GUEST, OP_FILL_DEVICE, OP_CHECKSUM_GUEST, OP_CHECKSUM_DEVICE };
 enum { STATUS_IDLE = 0, STATUS_BUSY = 1, STATUS_DONE = 2 };

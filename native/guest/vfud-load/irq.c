@@ -12,7 +12,9 @@
 #include <unistd.h>
 
 #include "../module/vfud_uapi.h"
-#include "vfud-load.h"
+#include "device.h"
+#include "irq.h"
+#include "line.h"
 
 static const char *const mode_names[] = {"none", "intx", "msi", "msix"};
 

@@ -11,9 +11,13 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "claim.h"
+#include "device.h"
 #include "engine.h"
+#include "line.h"
+#include "load.h"
+#include "pacer.h"
 #include "pattern.h"
-#include "vfud-load.h"
 
 /* At most so many trapped accesses between two looks at the command line: about 10 ms. */
 #define BURST_ACCESSES 256
@@ -55,16 +59,6 @@ static struct {
 bool load_running(void)
 {
     return load.running;
-}
-
-bool load_uses_engine(void)
-{
-    return load.running && load.by_dma;
-}
-
-bool load_overlaps(uint64_t offset, uint64_t bytes)
-{
-    return load.running && offset < load.offset + load.bytes && load.offset < offset + bytes;
 }
 
 /* --- by MMIO ---------------------------------------------------------------------------------------------- */
@@ -337,10 +331,9 @@ void command_start(const char *arguments)
     load.bytes = integer(arguments, "bytes", devices[0].words * 8 - load.offset);
     load.check_every = load.by_dma ? 0 : integer(arguments, "check", 64);
     load.tick_ns = (uint64_t)(number(arguments, "tick_ms", 0) * 1e6);
-    problem = load.by_dma && dma_running() ? "dma: the engine is in use" : open_load();
-    for (size_t d = 0; d < device_count && !problem; d++)
-        if (dma_overlaps(&devices[d], load.offset, load.bytes))
-            problem = "dma: uses some of this memory";
+    problem = load.by_dma && claims_engine(CLAIM_DMA) ? "dma: the engine is in use" : open_load();
+    if (!problem && claims_memory(CLAIM_DMA, load.offset, load.bytes))
+        problem = "dma: uses some of this memory";
     load.started_ns = now_ns();
     if (!problem && !pacer_open(&load.pacer, &program, load.started_ns))
         problem = "no memory for the load";
@@ -352,6 +345,7 @@ void command_start(const char *arguments)
     for (size_t d = 0; d < device_count; d++)
         write_scratch(&devices[d], program.phases[0].seed + d);
     load.running = true;
+    claim(CLAIM_LOAD, load.by_dma, load.offset, load.bytes);
     reply("{\"reply\":\"start\",\"ok\":true,\"devices\":%zu,\"via\":\"%s\"}", device_count,
           load.by_dma ? "dma" : "mmio");
 }
@@ -392,6 +386,7 @@ void command_stop(const char *arguments)
 
         load_settle();
         load.running = false;
+        claim_release(CLAIM_LOAD);
         load.stopped_ns = now_ns();
         /* Hands nothing out: it counts what was missed since the last time. */
         pacer_take(&load.pacer, load.stopped_ns, 0, &none, 1);

@@ -1,23 +1,34 @@
 /*
- * The command line, and what all files of this program need.
+ * vfud-load: drive every vfu-dev device in this guest, remember what was written, and check it.
+ *
+ * The lab starts this program from the guest's init and talks to it over a serial port: one command a line
+ * ("irq mode=msix"), one JSON object a line back. While it works, the VM may be moved to another host; the journals
+ * (what the device's memory and the buffers must hold) live in guest RAM and move with it, so "verify" on the other
+ * side compares the device with what the guest knows, not with what a server claims.
+ *
+ * Registers, identifiers and the FILL pattern are the reference device's (docs/device.md).
  *
  * Copyright (c) the vfu-dev authors.  SPDX-License-Identifier: BSD-3-Clause
  */
 
 #define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "pattern.h"
-#include "vfud-load.h"
+#include "device.h"
+#include "dma.h"
+#include "dump.h"
+#include "irq.h"
+#include "line.h"
+#include "load.h"
+#include "pacer.h"
+#include "pci.h"
+#include "verify.h"
+#include "writer.h"
 
 #define GENERATION_POLL_NS 250000000ull
 /* Well below CATCH_UP_NS: a load that nobody looked at for that long counts as late, even in its pauses. */
@@ -25,125 +36,7 @@
 
 static int line_fd = -1;
 
-/* --- the line --------------------------------------------------------------------------------------------- */
-
-static char answer[1 << 16];
-static size_t answered;
-
-uint64_t now_ns(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * NS_PER_SECOND + (uint64_t)ts.tv_nsec;
-}
-
-void die(const char *format, ...)
-{
-    va_list arguments;
-
-    va_start(arguments, format);
-    fprintf(stderr, "vfud-load: ");
-    vfprintf(stderr, format, arguments);
-    fprintf(stderr, "\n");
-    va_end(arguments);
-    exit(1);
-}
-
-static void add(const char *format, va_list arguments)
-{
-    size_t room = sizeof(answer) - 1 - answered;
-    int needed = vsnprintf(answer + answered, room, format, arguments);
-
-    if (needed < 0 || (size_t)needed >= room)
-        die("a reply of more than %zu bytes", sizeof(answer));
-    answered += (size_t)needed;
-}
-
-/* Lines are short, so a blocking write of a whole line is fine. */
-void reply_end(void)
-{
-    size_t done = 0;
-
-    answer[answered++] = '\n';
-    while (done < answered) {
-        ssize_t n = write(line_fd, answer + done, answered - done);
-
-        if (n < 0 && errno != EINTR && errno != EAGAIN)
-            die("writing to the command line: %s", strerror(errno));
-        if (n > 0)
-            done += (size_t)n;
-    }
-    answered = 0;
-}
-
-void reply_part(const char *format, ...)
-{
-    va_list arguments;
-
-    va_start(arguments, format);
-    add(format, arguments);
-    va_end(arguments);
-}
-
-void reply(const char *format, ...)
-{
-    va_list arguments;
-
-    va_start(arguments, format);
-    add(format, arguments);
-    va_end(arguments);
-    reply_end();
-}
-
-void refuse(const char *command, const char *format, ...)
-{
-    va_list arguments;
-
-    reply_part("{\"reply\":\"%s\",\"ok\":false,\"error\":\"", command);
-    va_start(arguments, format);
-    add(format, arguments);
-    va_end(arguments);
-    reply_part("\"}");
-    reply_end();
-}
-
 /* --- commands --------------------------------------------------------------------------------------------- */
-
-const char *option(const char *arguments, const char *key)
-{
-    size_t length = strlen(key);
-
-    for (const char *at = arguments; at && *at; at = strchr(at, ' ')) {
-        while (*at == ' ')
-            at++;
-        if (!strncmp(at, key, length) && at[length] == '=')
-            return at + length + 1;
-    }
-    return NULL;
-}
-
-bool option_is(const char *arguments, const char *key, const char *word)
-{
-    const char *text = option(arguments, key);
-    size_t length = strlen(word);
-
-    return text && !strncmp(text, word, length) && (text[length] == ' ' || text[length] == '\0');
-}
-
-double number(const char *arguments, const char *key, double fallback)
-{
-    const char *text = option(arguments, key);
-
-    return text ? strtod(text, NULL) : fallback;
-}
-
-uint64_t integer(const char *arguments, const char *key, uint64_t fallback)
-{
-    const char *text = option(arguments, key);
-
-    return text ? strtoull(text, NULL, 0) : fallback;
-}
 
 static const struct {
     const char *name;
@@ -215,21 +108,6 @@ static void read_commands(void)
     }
 }
 
-static void open_line(const char *path)
-{
-    struct termios settings;
-
-    line_fd = open(path, O_RDWR | O_NOCTTY | O_CLOEXEC);
-    if (line_fd < 0)
-        die("%s: %s", path, strerror(errno));
-    if (tcgetattr(line_fd, &settings) == 0) {
-        cfmakeraw(&settings);
-        settings.c_cflag |= CLOCAL | CREAD;
-        cfsetspeed(&settings, B115200);
-        tcsetattr(line_fd, TCSANOW, &settings);
-    }
-}
-
 static uint64_t soonest(uint64_t one, uint64_t other)
 {
     return one < other ? one : other;
@@ -246,7 +124,7 @@ int main(int argc, char **argv)
         return 2;
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
-    open_line(argv[1]);
+    line_fd = open_line(argv[1]);
     find_devices();
     reply("{\"event\":\"ready\",\"devices\":%zu}", device_count);
     for (;;) {

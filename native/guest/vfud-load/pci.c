@@ -16,7 +16,13 @@
 #include <sys/reboot.h>
 #include <unistd.h>
 
-#include "vfud-load.h"
+#include "device.h"
+#include "dma.h"
+#include "engine.h"
+#include "line.h"
+#include "load.h"
+#include "pci.h"
+#include "writer.h"
 
 /* Text that fits into one reply even if every character has to be escaped with one more. */
 #define TEXT_MAX 30000
@@ -154,6 +160,9 @@ void command_release(const char *arguments)
         refuse("release", "a load is running");
         return;
     }
+    writer_forget(dev);
+    dma_forget(dev);
+    engine_forget(dev);
     close_device(dev);
     device_count--;
     memmove(dev, dev + 1, (size_t)(devices + device_count - dev) * sizeof(*dev));

@@ -9,7 +9,12 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "device.h"
+#include "dma.h"
 #include "engine.h"
+#include "line.h"
+#include "load.h"
+#include "verify.h"
 
 #define BOUNCE_BYTES (1u << 20)
 /* A trapped access takes tens of microseconds, one of mapped memory well below one. */

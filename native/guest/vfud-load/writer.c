@@ -8,7 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "device.h"
 #include "engine.h"
+#include "line.h"
+#include "mix.h"
+#include "writer.h"
 
 #define STAMP_SEED 0x5354414d50ull
 #define STAMP_PAGE 4096
