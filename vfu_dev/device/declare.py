@@ -17,15 +17,12 @@ import copy
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, overload
+from typing import Any, Generic, Protocol, Self, TypeVar, cast, overload
 
 from vfu_dev.device.fields import Field, layout
 from vfu_dev.device.regions import BarSpace, MemoryBar, MsixBar, RegisterBar
 from vfu_dev.errors import ConfigError, VfuDevError
 from vfu_dev.memory import DeviceMemory
-
-if TYPE_CHECKING:
-    from vfu_dev.device.base import Device
 
 B = TypeVar("B")
 F = TypeVar("F", bound=Callable[..., None])
@@ -44,6 +41,19 @@ class OutsideRegionError(VfuDevError, IndexError):
         self.region = region.name
         self.offset = offset
         self.count = count
+
+
+class Owner(Protocol):
+    """What a declaration uses of the device that declares it; `Device` is one."""
+
+    def overrides(self, method: str) -> bool:
+        """Return whether the device's class has a `method` of its own."""
+
+    def region_read(self, region: Region, offset: int, out: memoryview) -> None:
+        """Fill `out`."""
+
+    def region_write(self, region: Region, offset: int, data: memoryview) -> None:
+        """Take `data`."""
 
 
 class Declared(ABC, Generic[B]):
@@ -65,8 +75,8 @@ class Declared(ABC, Generic[B]):
     @overload
     def __get__(self, device: None, owner: type[Any]) -> Self: ...
     @overload
-    def __get__(self, device: Device, owner: type[Any]) -> B: ...
-    def __get__(self, device: Device | None, owner: type[Any]) -> Self | B:
+    def __get__(self, device: Owner, owner: type[Any]) -> B: ...
+    def __get__(self, device: Owner | None, owner: type[Any]) -> Self | B:
         if device is None:
             return self
         try:
@@ -74,11 +84,11 @@ class Declared(ABC, Generic[B]):
         except KeyError:
             raise AttributeError(f"{self.name} is there once Device.__init__ was called") from None
 
-    def __set__(self, device: Device, value: B) -> None:
+    def __set__(self, device: Owner, value: B) -> None:
         raise AttributeError(f"{self.name} is declared by the class; change what is in it")
 
     @abstractmethod
-    def make(self, device: Device) -> tuple[B, BarSpace]:
+    def make(self, device: Owner) -> tuple[B, BarSpace]:
         """Return what `device` sees under the attribute's name, and the BAR."""
 
 
@@ -139,7 +149,7 @@ class Registers(Declared[RegisterBar]):
 
         return remember
 
-    def make(self, device: Device) -> tuple[RegisterBar, BarSpace]:
+    def make(self, device: Owner) -> tuple[RegisterBar, BarSpace]:
         """Return registers with their initial values and the device's methods as hooks."""
         hooks = {name: getattr(device, method) for name, method in self._hooks.items()}
         bar = RegisterBar(self.index, self.name, self.size_bytes, list(self.fields.values()), hooks)
@@ -156,7 +166,7 @@ class Msix(Declared[MsixBar]):
         super().__init__(index)
         self.vectors = vectors
 
-    def make(self, device: Device) -> tuple[MsixBar, BarSpace]:
+    def make(self, device: Owner) -> tuple[MsixBar, BarSpace]:
         """Return an empty table."""
         bar = MsixBar(self.index, self.vectors)
         return bar, bar
@@ -212,7 +222,7 @@ class Region(Declared["Region"]):
             raise OutsideRegionError(self, offset, count)
         return bytes(self.memory.raw[offset : offset + count])
 
-    def make(self, device: Device) -> tuple[Region, BarSpace]:
+    def make(self, device: Owner) -> tuple[Region, BarSpace]:
         """Return the region with zeroed memory of its own."""
         mine = copy.copy(self)
         if self.mapped and (device.overrides("region_read") or device.overrides("region_write")):
@@ -224,7 +234,7 @@ class Region(Declared["Region"]):
 class RegionBar(MemoryBar):
     """A BAR whose accesses go through the device's `region_read` and `region_write`."""
 
-    def __init__(self, region: Region, device: Device) -> None:
+    def __init__(self, region: Region, device: Owner) -> None:
         super().__init__(region.index, region.memory)
         self._region = region
         self._device = device

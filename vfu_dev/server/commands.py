@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,10 +22,8 @@ from vfu_dev.migration import StateHasher
 from vfu_dev.migration.fsm import RUNNING_GROUP
 from vfu_dev.migration.schema import blocks_digest
 from vfu_dev.server.control import Command
+from vfu_dev.server.served import Served
 from vfu_dev.workload import Program, Workload
-
-if TYPE_CHECKING:
-    from vfu_dev.server.server import Server
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
@@ -92,7 +90,7 @@ def _is_number(value: object, most: float) -> bool:
 class Commands:
     """The commands of one server; called in its loop, between requests of its client."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Served) -> None:
         self._server = server
         self._device = server.device
 

@@ -8,21 +8,19 @@ import selectors
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vfu_dev.faults import FaultBoard, Wrapped
 from vfu_dev.libvfio_user import Context
 from vfu_dev.libvfio_user.context import Gate
-
-if TYPE_CHECKING:
-    from vfu_dev.server.server import Server
+from vfu_dev.server.served import Served
 
 # How long to sleep between two looks whether a fault is over.
 _LOOK_SECONDS = 0.05
 
 
 def fault_board(
-    server: Server, context: Context, hold: Callable[[float | None, Callable[[], bool]], None]
+    server: Served, context: Context, hold: Callable[[float | None, Callable[[], bool]], None]
 ) -> FaultBoard:
     """Return the faults of `server`; none is armed and nothing is wrapped.
 

@@ -1,0 +1,37 @@
+"""What commands and faults use of the server: a Protocol, so that neither imports it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from vfu_dev.device import Device
+from vfu_dev.device.reference.workload import OperatorWorkload
+from vfu_dev.faults import FaultBoard
+from vfu_dev.figures import Figures
+from vfu_dev.libvfio_user import Library
+from vfu_dev.libvfio_user.dma import DmaMemory
+
+
+class Served(Protocol):
+    """A device that is served.
+
+    Attributes:
+        connected: whether a client is.
+        load: the generator of an operator.
+    """
+
+    device: Device
+    library: Library
+    connected: bool
+    load: OperatorWorkload
+    faults: FaultBoard
+
+    @property
+    def dma(self) -> DmaMemory | None:
+        """Guest memory, where the library has DMA."""
+
+    def figures(self, after: int = 0) -> Figures:
+        """Return the figures, and the samples after number `after`."""
+
+    def stop(self) -> None:
+        """End serving after this turn of the loop."""
