@@ -81,7 +81,6 @@ _INLINE = re.compile(r"`(vfu-dev [^`]+)`")
 
 def shown_commands(text: str) -> list[str]:
     """Return every command line of `vfu-dev` that a text shows, and what it names with an option."""
-    text = text.replace("\\\n", " ")
     within = [" ".join(code.split()) for code in _INLINE.findall(text)]
     return _LINE.findall(text) + [code for code in within if "--" in code]
 
@@ -93,13 +92,13 @@ def words_of(line: str) -> list[str]:
     words = list(lexer)
     words = words[next(at for at, word in enumerate(words) if word.endswith("vfu-dev")) + 1 :]
     end = next((at for at, word in enumerate(words) if word in _ENDS or word.startswith("#")), len(words))
-    # Ellipses stand for what a page leaves out.
-    return [word for word in words[:end] if word.strip(".…")]
+    # Ellipses stand for what a page leaves out, NAME for any of those that there are.
+    return [word for word in words[:end] if word.strip(".…") and word != "NAME"]
 
 
 def text_of(page: Path) -> str:
     """Return a page; a Makefile with its variables expanded."""
-    text = page.read_text()
+    text = page.read_text().replace("\\\n", " ")
     if page.name == "Makefile":
         variables = dict(re.findall(r"^(\w+) *[:?]= *(.*)$", text, re.MULTILINE))
         while (expanded := re.sub(r"\$\((\w+)\)", lambda name: variables.get(name[1], ""), text)) != text:
