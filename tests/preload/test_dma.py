@@ -179,7 +179,7 @@ def private_file(served: Served) -> None:
 def test_dma_to_a_file_that_is_mapped_privately_goes_to_the_file(
     served: Served, run_inside: Callable[..., str]
 ) -> None:
-    """As in the kernel. QEMU 10.2 asks for it with share=off, and its guest sees nothing of it: said, once."""
+    """As in the kernel. QEMU 10.2 asks for it with share=off, and its guest sees none of it: said, once."""
     said = run_inside(private_file, served=served)
     assert said.count("mapped privately (share=off)") == 1
 
