@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import pytest
 from inside import Served, inside
-from reference import CHECKSUM_GUEST, DONE, FORBIDDEN, UNMAPPED, Driver, until
 from vfio import (
     DEVICE_FEATURE,
     GET,
@@ -29,6 +28,7 @@ from vfio import (
     ioctl,
     refused,
 )
+from vfiodriver import CHECKSUM_GUEST, DONE, FORBIDDEN, UNMAPPED, Driver, until
 
 MIB = 1 << 20
 FILL = b"\x5a"
