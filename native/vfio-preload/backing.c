@@ -129,59 +129,98 @@ void backing_put(struct backing *backing)
     pthread_mutex_unlock(&lock);
 }
 
-/* Read /proc/self/maps and find the one file that all of the memory is a shared mapping of, without a break. */
-static bool find_file(uint64_t address, uint64_t size, dev_t *device, ino_t *inode, uint64_t *offset)
+/* A line of /proc/self/maps. */
+struct area {
+    unsigned long first, last, offset, inode;
+    dev_t device;
+    bool shared;
+};
+
+static bool next_area(FILE *maps, struct area *area)
 {
-    uint64_t end = address + size, reached = address;
-    FILE *maps = fopen("/proc/self/maps", "re");
-    char line[512];
+    unsigned int major, minor;
+    char line[512], mode[5];
 
-    if (maps == NULL) {
-        return false;
-    }
-    while (reached < end && fgets(line, sizeof(line), maps) != NULL) {
-        unsigned long first, last, from, number;
-        unsigned int major, minor;
-        char mode[5];
-
+    do {
+        if (fgets(line, sizeof(line), maps) == NULL) {
+            return false;
+        }
         if (strchr(line, '\n') == NULL) { /* a long path; the next bytes begin no line */
             int rest;
 
             while ((rest = fgetc(maps)) != EOF && rest != '\n') {
             }
         }
-        if (sscanf(line, "%lx-%lx %4s %lx %x:%x %lu", &first, &last, mode, &from, &major, &minor, &number) != 7 ||
-            last <= reached) {
+    } while (sscanf(line, "%lx-%lx %4s %lx %x:%x %lu", &area->first, &area->last, mode, &area->offset, &major, &minor,
+                    &area->inode) != 7);
+    area->device = makedev(major, minor);
+    area->shared = mode[3] == 's';
+    return true;
+}
+
+/* The one file that all of the memory is a shared mapping of, without a break; `found` begins where the memory does. */
+static bool find_file(uint64_t address, uint64_t size, struct area *found)
+{
+    uint64_t end = address + size, reached = address;
+    FILE *maps = fopen("/proc/self/maps", "re");
+    struct area area;
+
+    if (maps == NULL) {
+        return false;
+    }
+    while (reached < end && next_area(maps, &area)) {
+        if (area.last <= reached) {
             continue;
         }
-        if (first > reached || mode[3] != 's' || number == 0) {
+        if (area.first > reached || !area.shared || area.inode == 0) {
             break;
         }
         if (reached == address) {
-            *device = makedev(major, minor);
-            *inode = number;
-            *offset = from + (address - first);
-        } else if (*device != makedev(major, minor) || *inode != number ||
-                   from != *offset + (first - address)) {
+            *found = area;
+            found->offset += address - area.first;
+        } else if (found->device != area.device || found->inode != area.inode ||
+                   area.offset != found->offset + (area.first - address)) {
             break;
         }
-        reached = last;
+        reached = area.last;
     }
     fclose(maps);
     return reached >= end;
 }
 
+/*
+ * The program has the file mapped privately: DMA to the file is not what it sees. QEMU 10.1 and 10.2 ask for that with
+ * share=off and an iommufd, from a kernel just so; hw/vfio/container.c does not look whether the memory is shared.
+ */
+static void warn_if_private(struct backing *backing)
+{
+    bool checked = __atomic_exchange_n(&backing->checked, true, __ATOMIC_RELAXED);
+    FILE *maps = checked ? NULL : fopen("/proc/self/maps", "re");
+    struct area area;
+
+    while (maps != NULL && next_area(maps, &area)) {
+        if (!area.shared && area.device == backing->device && area.inode == backing->inode) {
+            say("DMA is asked for to a file that this program has mapped privately (share=off): it will see none of it, "
+                "with us as with the kernel; QEMU 10.1 and 10.2 need share=on, or the type 1 way");
+            break;
+        }
+    }
+    if (maps != NULL) {
+        fclose(maps);
+    }
+}
+
 struct backing *backing_of_memory(uint64_t address, uint64_t size, bool writable, uint64_t *offset)
 {
+    struct area area = { 0 };
     struct backing *backing;
     struct stat status;
-    dev_t device = 0;
-    ino_t inode = 0;
 
-    if (!find_file(address, size, &device, &inode, offset)) {
+    if (!find_file(address, size, &area)) {
         return NULL;
     }
-    backing = get(device, inode, -1, writable);
+    *offset = area.offset;
+    backing = get(area.device, area.inode, -1, writable);
     if (backing != NULL && (file_status(backing->fd, &status) != 0 || !long_enough(&status, *offset, size))) {
         backing_put(backing);
         return NULL;
@@ -191,10 +230,15 @@ struct backing *backing_of_memory(uint64_t address, uint64_t size, bool writable
 
 struct backing *backing_of_file(int fd, uint64_t offset, uint64_t size, bool writable)
 {
+    struct backing *backing;
     struct stat status;
 
     if (file_status(fd, &status) != 0 || !long_enough(&status, offset, size) || !mappable(fd, writable)) {
         return NULL;
     }
-    return get(status.st_dev, status.st_ino, fd, writable);
+    backing = get(status.st_dev, status.st_ino, fd, writable);
+    if (backing != NULL) {
+        warn_if_private(backing);
+    }
+    return backing;
 }

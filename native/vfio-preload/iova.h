@@ -19,6 +19,7 @@ struct backing {
     dev_t device;
     ino_t inode;
     int fd; /* our own */
+    bool checked; /* whether the program has it mapped privately */
 };
 
 /*

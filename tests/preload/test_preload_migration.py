@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import pytest
 from inside import Served, inside
-from reference import MEMORY_BAR, Driver, until
 from vfio import (
     MIG_GET_PRECOPY_INFO,
     PATHS,
@@ -28,6 +27,7 @@ from vfio import (
     precopy_info,
     refused,
 )
+from vfiodriver import MEMORY_BAR, Driver, until
 
 
 def read_until(fd: int, end: str, size: int = 1 << 20) -> bytes:

@@ -101,15 +101,19 @@ def test_device_and_memory_arrive(
 ) -> None:
     """RAM with a descriptor is in the server's log, any other in the library's own."""
     chosen = stock(name, path, ram)
+    # QEMU 10.2 has DMA go to the file, whose private copy is what the guest sees: hw/vfio/container.c.
+    lost = name == UNPATCHED and ram == "private" and path != "type1"
 
     async def scenario(lab: Lab) -> list[int]:
         wrong = await moved_whole(lab)
         said = preload_log(lab.source.qemu)
-        way = "descriptor" if ram == "shared" else "message"
-        assert re.search(rf"DMA_MAP \[0x?0?, \+0x\w+\) flags 0x3 by {way}: ok", said)
+        way = "message" if ram != "shared" and not lost else "descriptor"
+        assert re.search(rf"DMA_MAP \[0, \+0x\w+\) flags 0x3 by {way}: ok", said)
+        assert ("mapped privately (share=off)" in said) == lost
         return wrong
 
-    assert in_lab(moving(options), scenario, chosen) == [0]
+    (wrong,) = in_lab(moving(options), scenario, chosen)
+    assert (wrong > 0) == lost
 
 
 def preload_log(qemu: Any) -> str:
@@ -173,7 +177,8 @@ def test_cancelled_and_tried_again(
 
     async def scenario(lab: Lab) -> list[int]:
         registers = Registers(lab)
-        await start_writer(registers, BUFFERS, 8 * MIB)
+        elsewhere = BUFFERS + 8 * MIB
+        await start_writer(registers, elsewhere, 8 * MIB)
         await lab.configure()
         slow = {"max_bandwidth": 1 << 20, "avail_switchover_bandwidth": 1000}
         await lab.source.qemu.execute("migrate-set-parameters", **slow)
@@ -182,7 +187,7 @@ def test_cancelled_and_tried_again(
         await lab.source.qemu.execute("migrate_cancel")
         assert (await lab.wait_final())["status"] == "cancelled"
         assert (await lab.source.servers[0].status())["state"] == "RUNNING"
-        assert await wrong_bytes(registers, BUFFERS) == 0
+        assert await wrong_bytes(registers, elsewhere) == 0
         await lab.replace_destination()
         return await moved_whole(lab)
 

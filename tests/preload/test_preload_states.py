@@ -6,7 +6,6 @@ import os
 
 import pytest
 from inside import Served, inside
-from reference import MEMORY_BAR
 from vfio import (
     DATA_SIZE,
     DEVICE_STATE,
@@ -34,6 +33,7 @@ from vfio import (
     precopy_info,
     refused,
 )
+from vfiodriver import MEMORY_BAR
 
 SAVING = (PRE_COPY, PRE_COPY_P2P, STOP_COPY)
 STATES = (STOP, RUNNING, STOP_COPY, RESUMING, RUNNING_P2P, PRE_COPY, PRE_COPY_P2P)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import pytest
 from inside import Served, inside
-from reference import Driver
 from vfio import (
     DATA_BOOL,
     DATA_EVENTFD,
@@ -30,6 +29,7 @@ from vfio import (
     ioctl,
     refused,
 )
+from vfiodriver import Driver
 
 
 def eventfd() -> int:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 from inside import Served, inside
-from reference import MEMORY_BAR, Driver
 from vfio import CONFIG, PATHS, Attached, Path, refused
+from vfiodriver import MEMORY_BAR, Driver
 
 READ, WRITE, MMAP, CAPS = 1, 2, 4, 8
 SPARSE, MSIX_MAPPABLE = 1, 3

@@ -13,7 +13,6 @@ import pytest
 from inside import Served, inside
 from liarkit import liar
 from preloadkit import run_preloaded
-from reference import DONE, Driver
 from vfio import (
     CONFIG,
     LOG_START,
@@ -27,6 +26,7 @@ from vfio import (
     Memory,
     refused,
 )
+from vfiodriver import DONE, Driver
 
 
 def run(
