@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from vfu_dev.lab import host as side
+from vfu_dev.lab import host
 from vfu_dev.vm.process import Child
 from vfu_dev.vm.qemu import Qemu, QemuOptions
 
@@ -115,9 +115,9 @@ def stock_qemus(source: Stock, destination: Stock | None = None) -> Iterator[Non
         kind = type("Chosen", (StockQemu,), {"stock": chosen})
         return kind(name, sockets, logs, replace(options, binary=chosen.qemu), devices)
 
-    before = side.Qemu
-    side.Qemu = make  # type: ignore[misc, assignment]
+    before = host.Qemu
+    host.Qemu = make  # type: ignore[misc, assignment]
     try:
         yield
     finally:
-        side.Qemu = before  # type: ignore[misc]
+        host.Qemu = before  # type: ignore[misc]

@@ -99,7 +99,7 @@ def test_killed_while_it_is_saved(state: int, mortal: Served) -> None:
 
 
 @inside()
-def test_killed_while_it_is_loaded(mortal: Served) -> None:
+def test_killed_while_it_resumes(mortal: Served) -> None:
     """What was written and did not arrive is an error of the next write, or of the change of state."""
     way = Attached("iommufd-cdev")
     fd = way.device.set_state(RESUMING)

@@ -76,7 +76,7 @@ def attempt(way: Attached) -> None:
         lambda: device.log_report(0, 1 << 20),
         lambda: way.unmap(0x100000, 16 * PAGE),
         lambda: save(way),
-        lambda: load(way),
+        lambda: resume(way),
         device.log_stop,
         lambda: device.read(2, 0, 8),
     ):
@@ -96,7 +96,7 @@ def save(way: Attached) -> None:
     os.close(fd)
 
 
-def load(way: Attached) -> None:
+def resume(way: Attached) -> None:
     fd = way.device.set_state(RESUMING)
     for _ in range(4):
         refused(os.write, fd, bytes(40000))

@@ -167,7 +167,7 @@ def test_a_state_that_is_no_state_is_refused_and_the_device_can_be_reset(served:
 
 
 @inside({"VFU_DEV_PRELOAD_LOG": "/dev/stderr"})
-def load_in_small_pieces(served: Served) -> None:
+def resume_in_small_pieces(served: Served) -> None:
     source = Attached("iommufd-cdev")
     destination = Attached("iommufd-cdev", 1, beside=source)
     source.device.write(MEMORY_BAR, 0, os.urandom(served.memory_bytes))
@@ -184,7 +184,7 @@ def test_small_writes_are_collected_while_a_message_is_under_way(
     served: Served, run_inside: Callable[..., str]
 ) -> None:
     """Fewer messages than writes, none larger than the server takes, and all of the data in order."""
-    said = run_inside(load_in_small_pieces, served=served)
+    said = run_inside(resume_in_small_pieces, served=served)
     sizes = [int(size) for size in re.findall(r"MIG_DATA_WRITE of (\d+) bytes: ok", said)]
     assert sum(sizes) > served.memory_bytes
     assert max(sizes) <= 1 << 20

@@ -99,7 +99,7 @@ class Box:
         self.migration.set_state(DeviceState.RUNNING)
         return data
 
-    def load(self, data: bytes, step: int = 1 << 20) -> None:
+    def resume(self, data: bytes, step: int = 1 << 20) -> None:
         """Load `data` in slices; raises what the device raises, wherever it does."""
         self.migration.set_state(DeviceState.RESUMING)
         for start in range(0, len(data), step):

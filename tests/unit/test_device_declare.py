@@ -140,9 +140,9 @@ def test_a_device_that_misses_its_own_region_has_a_defect() -> None:
         assert (caught.value.region, caught.value.offset, caught.value.count) == ("notes", offset, count)
     for offset, count in ((-4, 4), (0, -4)):
         with pytest.raises(IndexError, match="notes"):
-            device.notes.load(offset, count)
+            device.notes.read(offset, count)
     assert device.notes.memory.written_bytes == 0
-    assert device.notes.load(3 * 4096 - 1, 4) == b"\0"
+    assert device.notes.read(3 * 4096 - 1, 4) == b"\0"
     device.close()
 
 

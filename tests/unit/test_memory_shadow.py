@@ -183,7 +183,7 @@ def test_a_guest_that_never_stops_writing_is_moved_whole() -> None:
     promised = source.migration.stop_copy_length()
     rest = source.read_all(10_000)
     assert len(rest) == promised
-    target.load(bytes(data) + rest, step=777)
+    target.resume(bytes(data) + rest, step=777)
     assert target.snapshot() == source.snapshot()
     saved = source.audit()
     assert (saved["status"], saved["audited"]) == ("completed", True)
@@ -223,7 +223,7 @@ def test_pages_found_zero_and_written_before_they_were_sent_are_sent_as_data() -
     source.migration.precopy_info()
     source.memories[0].raw[5 * PAGE] = 9
     source.migration.set_state(S.STOP_COPY)
-    target.load(source.read_all())
+    target.resume(source.read_all())
     assert target.snapshot() == source.snapshot()
 
 
@@ -231,14 +231,14 @@ def test_what_is_known_of_mapped_memory_ends_with_the_session() -> None:
     """A page sent as zeros in one migration and written after it is data in the next."""
     source, target = Box(pages=(64, 7), mapped=True), Box(pages=(64, 7), mapped=True)
     source.memories[0].raw[0] = 1
-    target.load(source.save())
+    target.resume(source.save())
     source.memories[0].raw[63 * PAGE] = 9
     assert source.migration.stop_copy_length() > 2 * PAGE
-    target.load(source.save())
+    target.resume(source.save())
     assert target.snapshot() == source.snapshot()
     # and from the destination, which loaded it, back
     target.memories[0].raw[5 * PAGE] = 3
-    source.load(target.save())
+    source.resume(target.save())
     assert source.snapshot() == target.snapshot()
 
 

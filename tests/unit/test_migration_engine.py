@@ -26,7 +26,7 @@ def test_only_a_reset_leads_out_of_error() -> None:
             box.migration.set_state(target)
     box.migration.reset(S.RUNNING, "reset")
     target = Box()
-    target.load(box.save())
+    target.resume(box.save())
     assert target.snapshot() == box.snapshot()
 
 
@@ -51,7 +51,7 @@ def test_a_register_block_that_cannot_be_packed_fails_the_save_and_not_the_devic
     object.__setattr__(block, "pack", working)
     box.migration.reset(S.RUNNING, "reset")
     target = Box()
-    target.load(box.save())
+    target.resume(box.save())
     assert target.snapshot() == box.snapshot()
 
 
@@ -115,15 +115,15 @@ def clear(box: Box) -> None:
     box.memories[0].clear()
 
 
-def resume(box: Box) -> None:
+def run_on(box: Box) -> None:
     box.migration.set_state(S.RUNNING)
 
 
-def load(box: Box) -> None:
+def resume(box: Box) -> None:
     box.migration.set_state(S.RESUMING)
 
 
-@pytest.mark.parametrize("change", [write, clear, resume, load])
+@pytest.mark.parametrize("change", [write, clear, run_on, resume])
 def test_an_audit_is_given_up_where_memory_may_change(change: Callable[[Box], None]) -> None:
     """That is no failure: what was sent was complete. An audit that was through stays what it was."""
     box, audited = sent(), sent()
@@ -169,5 +169,5 @@ def test_a_read_that_fails_in_pre_copy_refuses_stop_copy() -> None:
     assert box.migration.state in (S.PRE_COPY, S.PRE_COPY_P2P)
     box.migration.set_state(S.RUNNING)
     target = Box()
-    target.load(box.save())
+    target.resume(box.save())
     assert target.snapshot() == box.snapshot()

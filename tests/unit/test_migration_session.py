@@ -146,7 +146,7 @@ class MigrationMachine(RuleBasedStateMachine):
         assert record is not None
         assert (record["status"], record["audited"]) == ("aborted", None)
         with pytest.raises(StreamError):
-            self.target.load(self.stream)
+            self.target.resume(self.stream)
         self.target.migration.reset(S.RUNNING, "test")
 
     @precondition(lambda self: self.state in (S.RUNNING, *PRE_COPY))
@@ -163,7 +163,7 @@ class MigrationMachine(RuleBasedStateMachine):
         assert len(rest) == promised
         assert self.source.migration.stop_copy_length() == 0
         self.stream += rest
-        self.target.load(self.stream, write_step)
+        self.target.resume(self.stream, write_step)
         assert self.target.snapshot() == at_stop
         saved, loaded = self.source.audit(), self.target.migration.resume_status()
         assert loaded is not None
@@ -262,7 +262,7 @@ def test_a_record_sent_in_parts_is_a_snapshot() -> None:
     source.memories[0].store(0, b"b" * (4 * PAGE))
     second = source.read_all()
     source.migration.set_state(S.STOP_COPY)
-    target.load(first + second + source.read_all(), step=7)
+    target.resume(first + second + source.read_all(), step=7)
     assert target.snapshot() == source.snapshot()
 
 

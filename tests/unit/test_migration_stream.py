@@ -82,7 +82,7 @@ def test_no_mutation_is_ever_accepted() -> None:
         if damaged == foreign:  # a splice at the start is the other stream, whole
             continue
         try:
-            target.load(damaged, step=rng.choice([1 << 20, 997, 64, 13]))
+            target.resume(damaged, step=rng.choice([1 << 20, 997, 64, 13]))
             accepted.append((number, kind))
         except StreamError as err:
             reasons.add(str(err))
@@ -93,7 +93,7 @@ def test_no_mutation_is_ever_accepted() -> None:
     assert "" not in reasons
     assert len(reasons) > 100
     # and the undamaged one is taken, in slices of a byte
-    target.load(data, step=1)
+    target.resume(data, step=1)
     assert target.snapshot() == source.snapshot()
 
 
@@ -122,7 +122,7 @@ def test_damage_with_a_matching_checksum_is_refused_too() -> None:
         checksum = xxhash.xxh3_64_intdigest(head + body, seed=chain)
         target = Box()
         with pytest.raises(StreamError) as caught:
-            target.load(parts[0] + head + checksum.to_bytes(8, "little") + body)
+            target.resume(parts[0] + head + checksum.to_bytes(8, "little") + body)
         reasons.add(str(caught.value))
     assert len(reasons) == 12, reasons  # the two that do not ascend share theirs
 
@@ -146,7 +146,7 @@ def test_a_newer_version_is_named() -> None:
     data = bytearray(filled().save())
     data[8] = stream.STREAM_VERSION + 1
     with pytest.raises(StreamError, match="version 2 is newer"):
-        Box().load(bytes(data))
+        Box().resume(bytes(data))
 
 
 def test_another_shape_is_refused_in_the_first_message_and_both_are_named() -> None:
