@@ -50,10 +50,10 @@ def migrate(
     try:
         migrator.run()
     except KeyboardInterrupt:
-        load.resume()
+        load.go_on()
         raise MigrationError(migrator.progress.phase, "interrupted") from None
     except BaseException:
-        load.resume()
+        load.go_on()
         raise
-    load.resume(destination)
+    load.go_on(destination)
     return migrator.progress

@@ -27,7 +27,7 @@ class ClientWorkload(Closing):
     """Writes to the memory of `device` from a thread of its own, until it is closed.
 
     The connection is shared with whoever migrates the device meanwhile. While the device stands still the
-    load is to be paused; afterwards it resumes, on another device if it moved.
+    load is to be paused; afterwards it goes on, on another device if it moved.
 
     Args:
         spec: the load.
@@ -88,14 +88,14 @@ class ClientWorkload(Closing):
             self._target.close()
 
     def pause(self) -> None:
-        """Write nothing any more until `resume`; returns when the last write has its reply."""
+        """Write nothing any more until `go_on`; returns when the last write has its reply."""
         if not self._allowed.is_set():
             return
         self._allowed.clear()
         with self._writing:
             self._paused_at = time.monotonic_ns()
 
-    def resume(self, device: VfioUserDevice | None = None) -> None:
+    def go_on(self, device: VfioUserDevice | None = None) -> None:
         """Go on writing, to `device` if the state moved there."""
         if self._allowed.is_set():
             return

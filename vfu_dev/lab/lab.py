@@ -128,7 +128,7 @@ class Lab:
         """Stop the VM, devices included, so that another one has the machine. Raises: LabError."""
         await self.source.qemu.execute("stop")
 
-    async def resume(self) -> None:
+    async def go_on(self) -> None:
         """Let the VM run on after `pause`; its load goes on. Raises: LabError."""
         await self.source.qemu.execute("cont")
         await self.wait_running(self.source.qemu)

@@ -222,7 +222,7 @@ class _Run:
 
     async def _turn(self, vm: Shuttle, number: int, file: CsvFile, rows: list[Row], alone: bool) -> None:
         if not alone:
-            await vm.resume()
+            await vm.go_on()
         row = await vm.move(number)
         file.append(row)
         rows.append(row)
@@ -233,7 +233,7 @@ class _Run:
     async def _finish(self, vm: Shuttle, rows: list[Row], alone: bool) -> None:
         if vm.lab is not None:
             if not alone:
-                await vm.resume()
+                await vm.go_on()
             await vm.finish()
             await vm.stop()
         entry = {**vm.point.to_dict(), **point_summary(rows)}

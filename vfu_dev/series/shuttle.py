@@ -76,12 +76,12 @@ class Shuttle:
         return self.lab
 
     async def pause(self) -> None:
-        """Stop the VM until `resume`, so that another point has the machine. Raises: LabError."""
+        """Stop the VM until `go_on`, so that another point has the machine. Raises: LabError."""
         await self._running.pause()
 
-    async def resume(self) -> None:
+    async def go_on(self) -> None:
         """Let the VM run on. Raises: LabError."""
-        await self._running.resume()
+        await self._running.go_on()
 
     async def move(self, number: int) -> Row:
         """Move once. What goes wrong is in the row; after a failure the VM is started anew, a few times.
