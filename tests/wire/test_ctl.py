@@ -151,6 +151,7 @@ def test_reinit_makes_data_initial_again(lasting: RunningServer) -> None:
             "memory": "memory",
             "pages": 10,
             "state": "PRE_COPY",
+            "version": 2,
         }
         info = migration.precopy_info()
         assert info.reinit
@@ -165,10 +166,10 @@ def test_reinit_makes_data_initial_again(lasting: RunningServer) -> None:
 def test_log_level_fault_and_quit(serve: ServerFactory) -> None:
     """The rest of the commands do what they say."""
     server = serve()
-    assert answer(server, "log-level", "debug") == {"level": "DEBUG"}
+    assert answer(server, "log-level", "debug") == {"level": "DEBUG", "version": 2}
     armed = answer(server, "fault", "op=region-read,error=EIO,count=1")
     assert answer(server, "faults")["armed"][0]["id"] == armed["id"]
-    assert answer(server, "fault", "--clear", armed["id"]) == {"cleared": 1}
+    assert answer(server, "fault", "--clear", armed["id"]) == {"cleared": 1, "version": 2}
     assert answer(server, "send", '{"command": "status"}')["pid"] == server.process.pid
     # As a user runs it, once.
     quit_ = [*VFU_DEV, "ctl", str(server.control_path), "quit"]
