@@ -14,7 +14,8 @@ from vfu_dev.workload import Workload
 KIB, MIB = 1 << 10, 1 << 20
 # QEMU takes a server that does not answer for 5 s for dead. On a busy machine it may only wait for its turn.
 PATIENT = ("-global", f"vfio-user-pci.x-msg-timeout={round(PATIENCE_SECONDS * 1000)}")
-# So few bytes that the device's registers alone do not fit into the downtime.
+# Bytes that may be left when the VM stops: fewer than the device's registers, but not none. QEMU counts bytes
+# for each millisecond, and where that is 0 it does not look for dirty memory again.
 NOTHING_FITS = 100
 
 
@@ -52,7 +53,8 @@ async def begin_and_stay(lab: Lab) -> None:
     """
     await lab.configure()
     slow = {
-        "avail_switchover_bandwidth": NOTHING_FITS * 1000 // lab.options.downtime_limit_ms,
+        "avail_switchover_bandwidth": 1000,  # for the milliseconds below
+        "downtime_limit": NOTHING_FITS,
         "max_bandwidth": 4 * MIB,
     }
     await lab.source.qemu.execute("migrate-set-parameters", **slow)
@@ -64,6 +66,7 @@ async def let_go(lab: Lab) -> None:
     """Let a migration that was kept in PRE_COPY go on as its options say."""
     wanted = {
         "avail_switchover_bandwidth": lab.options.switchover_bandwidth,
+        "downtime_limit": lab.options.downtime_limit_ms,
         "max_bandwidth": lab.options.max_bandwidth,
     }
     await lab.source.qemu.execute("migrate-set-parameters", **wanted)

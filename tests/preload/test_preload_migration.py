@@ -223,6 +223,6 @@ def test_nothing_overtakes_data_that_was_written(served: Served) -> None:
         assert others.is_alive()
     finally:
         served.resume()
-    thread.join(10)
-    others.join(10)
+    thread.join(300)
+    others.join(300)
     assert theirs.recv(10) == b"ack"

@@ -21,7 +21,7 @@ DONE, UNMAPPED, FORBIDDEN, FAILED = 2, 6, 7, 10  # and Status
 MEMORY_BAR = 2
 
 
-def until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+def until(condition: Callable[[], bool], what: str, seconds: float = 300.0) -> None:
     """Wait for a condition, asked for every few milliseconds."""
     deadline = time.monotonic() + seconds
     while not condition():
