@@ -22,7 +22,7 @@ DEFAULT_LOAD = Workload("uniform", rate_pages=512)
 
 GuestKind = Literal["linux", "none"]
 LoadPlace = Literal["guest", "device"]
-# How the content is compared after the move: the guest reads it back (docs/lab.md); the servers' digests
+# How the content is compared after the move: the guest reads it back (docs/series.md); the servers' digests
 # alone; or nobody looks, beyond what the stream itself is checked for.
 Verify = Literal["auto", "dma", "mmio", "digests", "none"]
 VERIFY: tuple[Verify, ...] = get_args(Verify)
