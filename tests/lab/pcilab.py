@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from dataclasses import dataclass
@@ -72,11 +71,13 @@ def distrust(text: str) -> list[str]:
 
 
 async def wait_devices(guest: LinuxGuest, count: int) -> None:
-    """Wait until the guest has so many devices and can use them."""
+    """Wait until the guest has so many devices and can use them.
+
+    It is asked without a pause, also while its kernel is still taking a device up.
+    """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while (found := (await guest.command("rescan"))["devices"]) != count:
         assert time.monotonic() < deadline, f"the guest has {found} devices, not {count}"
-        await asyncio.sleep(0.02)
 
 
 @dataclass(frozen=True)

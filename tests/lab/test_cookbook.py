@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -51,6 +52,22 @@ def test_cookbook_word_for_word(qemu: Path, library: Path, guest_image: Path, tm
     output = log.read_text()
     assert shell.returncode == 0, output[-3000:]
     assert output.count('"verified":true') == 1
+    # What the page says about dirty pages, which a guest that refuses its load would leave untested.
+    assert '"ok":false' not in output, output[-3000:]
+    replies = [json.loads(line) for line in re.findall(r'^\{"reply".*\}$', output, re.MULTILINE)]
+    assert [reply["reply"] for reply in replies] == ["start", "stop", "verify", "status"]
+    started, stopped = replies[:2]
+    assert started["writes_per_second"] == 256
+    assert stopped["writes"] > 0
+    initial, dirty = (
+        [
+            int(size)
+            for size in re.findall(rf"vfio_state_pending_estimate .*precopy {kind} size (\d+)", output)
+        ]
+        for kind in ("initial", "dirty")
+    )
+    assert max(initial) > 0
+    assert max(dirty) > 0, "no page was dirtied again while the device was in PRE_COPY"
     for folder in re.findall(r"/tmp/tmp\.\w+", output)[:1]:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -17,7 +17,7 @@ from vfu_dev.client.digest import resumed_digest, saved_digest
 from vfu_dev.vm.process import Child, wait_for_socket
 from vfu_dev.vm.qemu import FIRST_SLOT, Qemu, QemuOptions
 from vfu_dev.vm.qtest import QtestClient
-from vfu_dev.vm.qtest_guest import PCI_BASE_ADDRESS_0, PCI_COMMAND
+from vfu_dev.vm.qtest_device import PCI_BASE_ADDRESS_0, PCI_COMMAND
 
 KVSTORE = Path(__file__).parents[2] / "docs" / "examples" / "kvstore.py"
 BAR0, BAR2, BAR4 = 0xE000_0000, 0xE010_0000, 0xE000_1000

@@ -23,7 +23,8 @@ from vfu_dev.builds import BuildError, artifact
 from vfu_dev.errors import LabError
 from vfu_dev.vm.process import Child, wait_for_socket
 from vfu_dev.vm.qemu import FIRST_SLOT, Qemu, QemuOptions
-from vfu_dev.vm.qtest_guest import PCI_BASE_ADDRESS_0, PCI_COMMAND, QtestGuest
+from vfu_dev.vm.qtest_device import PCI_BASE_ADDRESS_0, PCI_COMMAND
+from vfu_dev.vm.qtest_guest import QtestGuest
 
 HOSTILE = Path(__file__).parents[1] / "wire" / "hostile.py"
 # A lie that leaves QEMU waiting costs its reply timeout, 5 s by default; the tests shorten it.

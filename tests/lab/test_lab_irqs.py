@@ -15,7 +15,7 @@ from qtestkit import Registers, migrate, moving, until
 from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.vm.qtest import CONFIG_ADDRESS, CONFIG_DATA
-from vfu_dev.vm.qtest_guest import PCI_BASE_ADDRESS_0
+from vfu_dev.vm.qtest_device import PCI_BASE_ADDRESS_0
 
 Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,42 @@ def test_loads_of_every_kind_arrive(linux: Options, in_lab: InLab, tmp_path: Pat
         assert not by_cpu["verified"]
         for key in ("mismatched_bytes", "first_mismatch"):
             assert by_cpu[key] == by_dma[key]
+
+    in_lab(linux(), scenario)
+
+
+REFUSED = {
+    "start dirty_rate=256p patern=uniform": "patern=uniform: expected KEY=VALUE, and of keys one of via,",
+    "start": "nothing to write: say dirty_rate=256p, or a program first",
+    "start dirty_rate=256p via=pio": "via: expected mmio|dma",
+    "dma rate=fast": "rate: expected a whole number or a size",
+    "verify via=cpu": "via: expected auto|mmio|dma",
+    "irq mode=msi-x": "mode: expected none|intx|msi|msix",
+    "rescan now": "now: expected KEY=VALUE, and of keys none",
+    "dmesg match=a match=b": "match: given twice",
+    'program phase pattern="uniform"': "pattern: expected idle|sequential",
+}
+
+
+def test_what_is_typed_is_judged_and_rates_are_as_people_write_them(linux: Options, in_lab: InLab) -> None:
+    """What a command does not know is refused by name; what it takes is done, and the reply says so."""
+
+    async def scenario(lab: Lab) -> None:
+        guest = guest_of(lab)
+        for text, said in REFUSED.items():
+            with pytest.raises(GuestError, match=re.escape(said)):
+                await guest.command(text)
+        started = await guest.command("start dirty_rate=2M write_size=64")
+        assert started["writes_per_second"] == 512
+        await until_written(guest, 20)
+        assert (await guest.command("stop"))["written_bytes"] % 64 == 0
+        # A refused start has not changed the program.
+        assert (await guest.command("start"))["writes_per_second"] == 512
+        await guest.command("stop")
+        assert (await guest.command("verify"))["verified"]
+        assert "error" not in await guest.command("writer buffer=256K rate=8M")
+        assert (await guest.command("rescan"))["left"] == ""
+        assert (await guest.command("writer-check"))["wrong_bytes"] == 0
 
     in_lab(linux(), scenario)
 

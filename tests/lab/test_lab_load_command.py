@@ -94,7 +94,7 @@ def test_the_devices_own_load_moves_with_its_registers(options: Options, in_lab:
         count, device = await registers.get("load_count"), registers.device
         writes = writes_of(spec, device.size_bytes)
         assert writes is not None
-        expected = device.journal.copy()
+        expected = device.journal.read(0, device.size_bytes)
         ArrayWriter(expected, 4096, writes).write(0, count)
         client = registers.guest.client
         assert client is not None

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,6 +45,17 @@ def dump(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()
+
+
+def dumped(program: Path, lines: list[str], page: int) -> subprocess.CompletedProcess[str]:
+    """Run the C program on `lines` for a memory of 1 MiB."""
+    return subprocess.run(
+        [program, "--dump", str(MIB), str(page), "0"],
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def recording(path: Path) -> str:
@@ -143,6 +155,69 @@ def test_the_guest_writes_at_the_same_moments(program: Path, spec: Workload) -> 
         taken = [tuple(map(int, word.split(":"))) for word in words.split()]
         assert numbers(taken) == numbers([(run.phase, run.first, run.count) for run in runs])  # type: ignore[arg-type]
         assert rest == f"{pacer.missed} next {'never' if pacer.next_ns() is None else pacer.next_ns()}"
+
+
+TYPED = [
+    ("pattern=uniform dirty_rate=256p", {"dirty_rate": "256p"}),
+    ("dirty_rate=2M write_size=64", {"dirty_rate": "2M", "write_size": "64"}),
+    ("pattern=sequential dirty_rate=1.5MiB/s write_bytes=5000", {"dirty_rate": "1.5M", "write_size": "5000"}),
+    ("pattern=uniform write_rate=1.25M write_size=1K seed=7", {"write_rate": "1.25M", "write_size": "1K"}),
+    ("rate=2000p/s write_size=9000", {"rate": "2000p", "write_size": 9000}),
+    ("rate=0.5p", {"dirty_rate": "0.5p"}),
+    ("rate=256", {"rate": 256}),
+    (
+        "dirty_rate=4M on_ns=20000000 period_ns=100000000",
+        {"dirty_rate": "4M", "burst": {"duty": 0.2, "period_seconds": 0.1}},
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "values"), TYPED, ids=[line for line, _ in TYPED])
+@pytest.mark.parametrize("page", [4096, 16384])
+def test_a_rate_typed_by_hand_means_what_it_means_elsewhere(
+    program: Path, line: str, values: dict[str, Any], page: int
+) -> None:
+    """`dirty_rate` and `write_rate` are what LoadSpec, options and scenarios call so."""
+    pacer = Program(LoadSpec.from_dict({"pattern": "uniform", **values}), MIB, page).pacer(0)
+    asked = [f"phase {line}", *(f"take {now} {limit}" for now, limit in CLOCK), ""]
+    done = dumped(program, asked, page)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for (now, limit), answer in zip(CLOCK, done.stdout.splitlines(), strict=True):
+        runs = pacer.take(now, limit)
+        taken = [tuple(map(int, word.split(":"))) for word in answer.partition("missed ")[0].split()]
+        assert numbers(taken) == numbers([(run.phase, run.first, run.count) for run in runs])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "pattern=uniform rate_pages=256 write_bytes=8",
+            "rate_pages=256: expected KEY=VALUE, and of keys one of",
+        ),
+        ("pattern=uniform 256", "256: expected KEY=VALUE"),
+        ("pattern=randomly dirty_rate=8M", "pattern: expected idle|sequential|uniform"),
+        ("pattern=uniform", "a rate above 0: dirty_rate=2000p"),
+        ("dirty_rate=0", "a rate above 0"),
+        ("dirty_rate=fast", "dirty_rate: pages a second (2000p) or their bytes (8M)"),
+        ("dirty_rate=8X", "dirty_rate: pages a second"),
+        ("write_rate=2000p", "write_rate: bytes written a second (8M)"),
+        ("dirty_rate=8M write_rate=8M", "one of them"),
+        ("dirty_rate=8M dirty_rate=9M", "dirty_rate: given twice"),
+        ("dirty_rate=8M write_size=2M", "write_size: 1 to 1M"),
+        ("dirty_rate=8M write_size=8 write_bytes=8", "write_size, write_bytes: one of them"),
+        ("dirty_rate=8M seed=-1", "seed: expected a whole number or a size"),
+        ("dirty_rate=8M seed=18446744073709551616", "seed: expected a whole number or a size"),
+        ("dirty_rate=8M write_size=0.3", "write_size: expected a whole number or a size"),
+        ("dirty_rate=8M hot_share=much", "hot_share: expected a number"),
+        ("pattern=hotset dirty_rate=8M hot_share=1.5", "hot_fraction, hot_share: 0 to 1"),
+    ],
+)
+def test_a_phase_that_cannot_be_is_refused_in_words(program: Path, line: str, said: str) -> None:
+    """Nothing is taken for something else: not an unknown key, not a number that is none, not a rate of 0."""
+    done = dumped(program, [f"phase {line}", ""], 4096)
+    assert done.returncode == 1
+    assert said in done.stdout
 
 
 def test_a_recording_is_played_at_its_moments(program: Path, tmp_path: Path) -> None:

@@ -113,7 +113,10 @@ def test_set_is_over_everything() -> None:
         (("[run]", "[runs]"), ["t.toml:10: runs", "no such table"]),
         (("[device]", "[device"), ["t.toml: is not TOML"]),
         (('memory = "1M"', 'memory = "1M"\naccess = "mmap"'), ["t.toml:5: device.access", "load.place"]),
-        (("[load]", '[load]\nplace = "device"'), ["load.place", "digests"]),
+        (
+            ("[short]", '[short]\n"load.place" = "device"\n"run.verify" = "mmio"'),
+            ["t.toml:10: run.verify", "digests"],
+        ),
         (("[run]", '[faults]\nsource = ["op=nope"]\n[run]'), ["t.toml:11: faults.source", "mig-write"]),
         (("[short]", '[short]\nvariants = ["of"]'), ["short.variants", "on, off"]),
     ],

@@ -35,7 +35,7 @@ from vfu_dev.sizes import format_count, format_size
 from vfu_dev.workload import Workload
 
 if TYPE_CHECKING:
-    from vfu_dev.lab.options import LoadPlace
+    from vfu_dev.lab.options import LoadPlace, Verify
 
 PAGE_BYTES = 4096
 
@@ -124,6 +124,16 @@ command.add_command(model)
     help="Give up when the migration takes longer; the VM goes on at the source.",
 )
 @option(
+    "--verify",
+    type=click.Choice(["auto", "dma", "mmio", "digests", "none"]),
+    default="auto",
+    show_default=True,
+    help="How content is compared after the move, beside the digests of both servers. dma: the device copies "
+    "its memory to the guest's, and some words are read by MMIO. mmio: the guest reads all of it; with "
+    "--guest none each MiB takes 12 s. digests: nothing is read back. none: no digest is asked for either. "
+    "auto: dma; mmio in a Linux guest with --access mmap; digests with --load-place device.",
+)
+@option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("out/lab"),
@@ -147,6 +157,7 @@ def migrate(
     switchover_bandwidth: int,
     accel: str,
     timeout: float,
+    verify: Verify,
     out: Path,
     json_path: str | None,
     keep: bool,
@@ -197,6 +208,7 @@ def migrate(
         switchover_bandwidth=switchover_bandwidth,
         accel=accel,
         timeout_seconds=timeout,
+        verify=verify,
     )
     if options.downtime_limit_ms != downtime_limit:
         taken = f"--downtime-limit {downtime_limit:g} is {options.downtime_limit_ms}"
@@ -217,11 +229,26 @@ def migrate(
     if result.problems:
         click.echo(f"logs: {logs}  (again: {shlex.join(result.command)})", err=True)
         sys.exit(EXIT_FAILED)
+    if result.interrupted:
+        click.echo("interrupted after the migration, before everything was read back", err=True)
+        sys.exit(interrupted_status())
     if not keep:
         for log in logs.glob("*.log"):
             log.unlink()
     if not load_kept_up(result):
         sys.exit(EXIT_LESS)
+
+
+def _compared(guest: dict[str, Any]) -> str:
+    """Say what was read back, how, and how much of it was wrong."""
+    if guest["verified"] is None:
+        return "nothing was read back"
+    way = "by DMA" if guest["verify_via"] == "dma" else "by MMIO"
+    text = f"{format_size(guest['compared_bytes'])} compared {way}"
+    text += f" in {guest['verify_seconds']:.1f} s, {guest['mismatched_bytes']} bytes differ"
+    if guest["sampled_words"]:
+        text += f"; {guest['sampled_words']} words by MMIO, {guest['sampled_wrong_words']} differ"
+    return text
 
 
 def _summary(result: dict[str, Any], load: Workload) -> list[str]:
@@ -254,9 +281,6 @@ def _summary(result: dict[str, Any], load: Workload) -> list[str]:
     for device, status in zip(result["devices"], result["load_status"], strict=False):
         lines.append(f"{device['name']}: its own engine wrote {load.reached_text(status)}")
     if guest is not None:
-        lines.append(
-            f"guest {guest['kind']}: {format_size(guest['compared_bytes'])} compared, "
-            f"{guest['mismatched_bytes']} bytes differ, {guest['writes']} writes"
-        )
+        lines.append(f"guest {guest['kind']}: {_compared(guest)}, {guest['writes']} writes")
     lines += [f"warning: {text}" for text in result["warnings"]]
     return lines + [f"PROBLEM: {text}" for text in result["problems"]]

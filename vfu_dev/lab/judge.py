@@ -10,17 +10,23 @@ from vfu_dev.workload.figures import KEEPS_UP
 
 
 def judge(
-    result: MigrationResult, pre_copy: bool | None, verified: bool = True, load: Workload | None = None
+    result: MigrationResult,
+    pre_copy: bool | None,
+    verified: bool = True,
+    load: Workload | None = None,
+    digests: bool = True,
 ) -> None:
     """Fill `problems`, `warnings` and `status`.
 
     Args:    pre_copy: whether the device should have moved that way; None: either will do.
-             verified: whether a guest should have read everything back.
+             verified: whether a guest should have read everything back. One that found something wrong is a
+                 problem in any case.
              load: what was asked for, for messages about a rate that was not reached.
+             digests: whether both servers must have told one; two that differ are a problem in any case.
     """
     qemu, guest = result.qemu, result.guest
     if qemu.status == "completed":
-        _judge_moved(result, pre_copy, verified)
+        _judge_moved(result, pre_copy, verified, digests)
     else:
         _judge_unmoved(result)
     if qemu.downtime_ms is not None and qemu.downtime_ms > qemu.downtime_limit_ms:
@@ -43,8 +49,8 @@ def load_kept_up(result: MigrationResult) -> bool:
 
 def _guest_kept_up(result: MigrationResult) -> bool:
     guest = result.guest
-    if guest is None or not guest.verified:
-        return True  # what nobody verified says nothing of its rate either
+    if guest is None or guest.verified is False:
+        return True  # what is wrong says nothing of its rate either
     return guest.reached_rate_bytes >= KEEPS_UP * guest.asked_rate_bytes
 
 
@@ -65,12 +71,13 @@ def _judge_unmoved(result: MigrationResult) -> None:
         problems.append(f"the VM on the source is {qemu.run_state_source or 'gone'}, not running")
 
 
-def _judge_moved(result: MigrationResult, pre_copy: bool | None, verified: bool) -> None:
+def _judge_moved(result: MigrationResult, pre_copy: bool | None, verified: bool, digests: bool) -> None:
     """Find everything that a completed migration should have brought and did not."""
     problems, qemu = result.problems, result.qemu
     for device in result.devices:
         name = device.name
-        if not device.digest_match:
+        known = device.digest_source is not None and device.digest_destination is not None
+        if not device.digest_match and (digests or known):
             problems.append(f"{name}: digests differ: {device.digest_source} and {device.digest_destination}")
         for side, session in (("save", device.save), ("resume", device.resume)):
             if session is None or session.get("status") != "completed":
@@ -93,6 +100,7 @@ def _judge_moved(result: MigrationResult, pre_copy: bool | None, verified: bool)
     guest = result.guest
     if guest is None and not verified:
         return
-    if guest is None or not guest.verified or guest.mismatched_bytes:
-        text = "not reached" if guest is None else guest.error or f"{guest.mismatched_bytes} bytes differ"
-        problems.append(f"guest verification: {text}")
+    if guest is None or (verified and guest.verified is None):
+        problems.append(f"guest verification: {guest.error if guest and guest.error else 'not reached'}")
+    elif guest.verified is False:
+        problems.append(f"guest verification: {guest.problem()}")

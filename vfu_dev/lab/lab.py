@@ -75,6 +75,8 @@ class Lab:
         self.source = Host("source", self.sockets, logs, options, incoming=False)
         self.destination = Host("destination", self.sockets, logs, options, incoming=True)
         self.guest: Guest = QtestGuest() if options.guest_image is None else LinuxGuest()
+        has_guest = options.guest_image is not None
+        self._waiting = "waiting for the guest" if has_guest else "no guest: the lab finds the devices itself"
         self.samples: list[dict[str, Any]] = []
         self.convergence: Convergence | None = None
         # The hosts are numbered: source is 1, destination 2, and each that comes later has the next number.
@@ -105,9 +107,10 @@ class Lab:
         self.reporter("phase", {"text": "starting servers and QEMU"})
         await self.source.start()
         await self.destination.start()
-        self.reporter("phase", {"text": "waiting for the guest"})
+        self.reporter("phase", {"text": self._waiting})
         await self.guest.ready(self.source.qemu)
-        self.reporter("phase", {"text": "guest is up; load starts"})
+        if not self.options.load.is_idle:
+            self.reporter("phase", {"text": f"the load starts: {self.options.writer} writes"})
         await self._start_load()
         await asyncio.sleep(self.options.warmup_seconds)
 

@@ -37,9 +37,21 @@ async def run(
             await _run_steps(lab, result)
         except (LabError, OSError) as error:
             result.problems.append(str(error))
+        except asyncio.CancelledError:
+            if not result.moved:
+                raise
+            # What the migration itself showed is complete; only what comes after it was cut off.
+            result.interrupted = True
+            lab.reporter("phase", {"text": "interrupted after the migration; its result is kept"})
         await lab.collect(result)
     result.ended = time.time()
-    judge(result, options.pre_copy, verified=options.load_place == "guest", load=options.load)
+    judge(
+        result,
+        options.pre_copy,
+        verified=options.read_back is not None and not result.interrupted,
+        load=options.load,
+        digests=options.verify != "none",
+    )
     return result
 
 
@@ -62,17 +74,23 @@ async def _run_steps(lab: Lab, result: MigrationResult) -> None:
     if reply["status"] != "completed":
         return
     await lab.wait_running(lab.destination.qemu)
-    lab.reporter("phase", {"text": "moved; the guest goes on writing on the destination"})
+    result.moved = True
+    goes_on = "" if lab.options.load.is_idle else f"; {lab.options.writer} goes on writing on the destination"
+    lab.reporter("phase", {"text": f"moved{goes_on}"})
     if lab.options.load_place == "device":
         result.load_status = [await server.command("load-status") for server in lab.source.servers]
     await lab.follow()
     await asyncio.sleep(lab.options.settle_seconds)
     await lab.guest.stop()
-    if lab.options.load_place == "device":
-        return  # the guest has no journal of what the devices wrote; digests were compared
-    lab.reporter("phase", {"text": "the guest reads everything back"})
+    result.guest = lab.guest.figures()
+    via = lab.options.read_back
+    if via is None:
+        return  # digests were compared
+    ways = {"mmio": " by MMIO", "dma": " by the device's DMA engine"}
+    reader = "the lab" if lab.options.guest_image is None else "the guest"
+    lab.reporter("phase", {"text": f"{reader} reads everything back{ways.get(via, '')}"})
     result.guest = await lab.guest.verify(
-        lambda done, total: lab.reporter("verify", {"compared_bytes": done, "total_bytes": total})
+        via, lambda done, total: lab.reporter("verify", {"compared_bytes": done, "total_bytes": total})
     )
 
 

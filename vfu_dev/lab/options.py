@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
+from vfu_dev.errors import ConfigError
+from vfu_dev.vm.guest import Via
 from vfu_dev.vm.trace import TRACE_PATTERNS
 from vfu_dev.workload import Workload
 
@@ -20,6 +22,10 @@ DEFAULT_LOAD = Workload("uniform", rate_pages=512)
 
 GuestKind = Literal["linux", "none"]
 LoadPlace = Literal["guest", "device"]
+# How the content is compared after the move: the guest reads it back (docs/series.md); the servers' digests
+# alone; or nobody looks, beyond what the stream itself is checked for.
+Verify = Literal["auto", "dma", "mmio", "digests", "none"]
+VERIFY: tuple[Verify, ...] = get_args(Verify)
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class MigrateOptions:
     Attributes:
         load_place: who writes: the guest, whose journal is compared with the device after the move, or the
             device's own engine, where digests alone say that the move was right.
+        verify: how the content is compared; `auto` reads it back where the guest wrote it.
         faults_source, faults_destination: `--fault` of the servers on that side (docs/faults.md). A side
             keeps its role: after a turn-around the new destination gets the destination's.
         parameters, capabilities: more of QEMU's migration parameters (`migrate-set-parameters`, hyphens or
@@ -50,6 +57,7 @@ class MigrateOptions:
     reboot: bool = False
     load: Workload = DEFAULT_LOAD
     load_place: LoadPlace = "guest"
+    verify: Verify = "auto"
     pre_copy: bool = True
     switchover_ack: bool = False
     downtime_limit_ms: int = 300
@@ -67,6 +75,27 @@ class MigrateOptions:
     server_extra: tuple[str, ...] = ()
     faults_source: tuple[str, ...] = ()
     faults_destination: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.verify in ("dma", "mmio") and self.load_place == "device":
+            raise ConfigError(
+                f"verify {self.verify}: what the device's own engine writes has no journal to compare with; "
+                "use digests"
+            )
+
+    @property
+    def writer(self) -> str:
+        """Who writes, for people."""
+        if self.load_place == "device":
+            return "the device itself"
+        return "the lab" if self.guest_image is None else "the guest"
+
+    @property
+    def read_back(self) -> Via | None:
+        """How the guest reads device memory back after the move; None: it does not."""
+        if self.load_place == "device" or self.verify in ("digests", "none"):
+            return None
+        return cast(Via, self.verify)
 
     @property
     def ram_bytes(self) -> int:

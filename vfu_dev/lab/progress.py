@@ -16,6 +16,8 @@ from vfu_dev.sizes import format_size
 
 # Without a terminal, at most one line in so many seconds, besides phases.
 PLAIN_SECONDS = 2.0
+# A read-back that takes longer is announced.
+LONG_SECONDS = 10.0
 
 
 def _size(value: Any) -> str:
@@ -33,6 +35,8 @@ class Progress:
         self._row: dict[str, Any] | None = None
         self._convergence: str | None = None
         self._verify: tuple[int, int] | None = None
+        self._verify_from = 0.0
+        self._warned = False
         self._started = time.monotonic()
         self._last_line = 0.0
 
@@ -53,7 +57,7 @@ class Progress:
         """Take one observation (`phase`, `convergence`, `sample` or `verify`)."""
         if what == "phase":
             self._phase = str(data["text"])
-            self._verify = None
+            self._verify, self._verify_from = None, time.monotonic()
             self._line(self._phase, always=True)
         elif what == "convergence":
             self._convergence = str(data["text"])
@@ -62,7 +66,7 @@ class Progress:
             self._line(self._sample_text(data))
         elif what == "verify":
             self._verify = (data["compared_bytes"], data["total_bytes"])
-            self._line(f"  read back {_size(self._verify[0])} of {_size(self._verify[1])}")
+            self._line(f"  {self._verify_text()}", always=self._warn())
         if self._live is not None:
             self._live.update(self._render())
 
@@ -74,6 +78,28 @@ class Progress:
             self._last_line = now
             line = f"[{now - self._started:6.1f} s] {text}"
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _verify_left(self) -> float:
+        """Return in how many seconds everything will have been read back, at the pace so far."""
+        assert self._verify is not None
+        done, total = self._verify
+        return (time.monotonic() - self._verify_from) / done * (total - done) if done else 0.0
+
+    def _warn(self) -> bool:
+        """Say once that a read-back will take long."""
+        first = not self._warned and self._verify_left() > LONG_SECONDS
+        self._warned = self._warned or first
+        return first
+
+    def _verify_text(self) -> str:
+        assert self._verify is not None
+        done, total = self._verify
+        text = f"read back {_size(done)} of {_size(total)} ({100 * done / max(total, 1):.0f} %)"
+        left = self._verify_left()
+        if self._warned:
+            about = f"{left / 60:.0f} min" if left >= 100 else f"{left:.0f} s"
+            text += f", about {about} left; Ctrl-C keeps the result of the migration"
+        return text
 
     def _sample_text(self, row: dict[str, Any]) -> str:
         parts = [f"  {row['status']}: RAM left {_size(row['qemu'].get('ram', {}).get('remaining'))}"]
@@ -93,7 +119,7 @@ class Progress:
         parts: list[RenderableType] = [Text(f"{elapsed:6.1f} s  {self._phase}")]
         if self._verify is not None:
             done, total = self._verify
-            parts.append(ProgressBar(total=total, completed=done, width=60))
+            parts += [ProgressBar(total=total, completed=done, width=60), Text(self._verify_text())]
         elif self._row is not None:
             table = Table("device", "source", "destination", box=None, header_style="bold")
             for name in ("initial", "dirty", "pre-copied", "stop-copied"):

@@ -172,6 +172,8 @@ class MigrationResult:
     warnings: list[str] = field(default_factory=list)
     devices: list[DeviceResult] = field(default_factory=list)
     qemu: QemuResult = field(default_factory=QemuResult)
+    moved: bool = False  # the migration completed and the VM runs on the destination
+    interrupted: bool = False  # after that, before everything was read back
     guest: GuestResult | None = None
     # Where the devices' own engines wrote: `load-status` of each of the source's servers (docs/control.md).
     load_status: list[dict[str, Any]] = field(default_factory=list)

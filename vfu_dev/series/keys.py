@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vfu_dev.errors import ConfigError
+from vfu_dev.lab.options import VERIFY
 from vfu_dev.sizes import parse_bandwidth, parse_size
 
 # A move on a machine with two cores takes a second or two; more than this is a mistake in the file.
@@ -77,8 +78,12 @@ def _bool(default: bool) -> Key:
     return Key('true or false (or "on", "off")', parse, default)
 
 
-def _choice(*words: str) -> Key:
+def _choice(*words: str, **aliases: str) -> Key:
+    """One of `words`, of which the first is the default; `aliases` are earlier names."""
+
     def parse(value: Any) -> str:
+        if isinstance(value, str) and value in aliases:
+            return aliases[value]
         if value not in words:
             raise ValueError
         return str(value)
@@ -135,7 +140,7 @@ KEYS: dict[str, dict[str, Key]] = {
         # A load with a period meets moves at every point of it, not always at the same one.
         "jitter": _seconds(0, 0.0),
         "timeout": _seconds(0.5, 60.0),
-        "verify": _choice("guest", "digests"),
+        "verify": _choice(*VERIFY, guest="auto"),
         "expect": _choice("completed", "not-converged", "either"),
     },
 }

@@ -149,12 +149,13 @@ class Shuttle:
                 self.load = await lab.source.servers[0].command("load-status")
                 return
             await lab.guest.stop()
-            if self.point["run.verify"] == "guest":
-                self._reporter("phase", {"text": f"{self.point.name}: the guest reads everything back"})
-                found = await lab.guest.verify()
-                self.guest = asdict(found)
-                if not found.verified or found.mismatched_bytes:
-                    self.problems.append(f"guest: {found.error or f'{found.mismatched_bytes} bytes differ'}")
+            found, via = lab.guest.figures(), self.options.read_back
+            if via is not None:
+                self._reporter("phase", {"text": f"{self.point.name}: everything is read back"})
+                found = await lab.guest.verify(via)
+                if not found.verified:
+                    self.problems.append(f"guest: {found.problem()}")
+            self.guest = asdict(found)
         except LabError as error:
             self.problems.append(str(error))
 

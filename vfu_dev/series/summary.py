@@ -64,9 +64,9 @@ def point_summary(rows: Sequence[Row]) -> dict[str, Any]:
 def reached(guest: Mapping[str, Any] | None, load: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Return the rate that the load of a point was asked for and reached, bytes written a second and device.
 
-    Args:    guest: what a guest said that read everything back. load: `load-status` of a device's own engine.
+    Args:    guest: the figures of a guest. load: `load-status` of a device's own engine.
     """
-    told = guest or load
+    told = load or guest
     if not told or not told.get("asked_rate_bytes"):
         return None
     asked, found = told["asked_rate_bytes"], told["reached_rate_bytes"]

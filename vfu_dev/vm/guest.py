@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from vfu_dev.vm.guest_line import GuestError as GuestError
 from vfu_dev.vm.guest_line import GuestLine, Transport
@@ -21,6 +21,9 @@ from vfu_dev.vm.qemu import Qemu
 from vfu_dev.workload import Program, Workload
 
 IDLE = Workload("idle")
+
+# How device memory is read back: by the device's DMA engine, by the CPU, or by whichever suits the guest.
+Via = Literal["auto", "dma", "mmio"]
 
 # Told (bytes compared, bytes in all) while a guest verifies.
 VerifyReporter = Callable[[int, int], None]
@@ -36,13 +39,19 @@ class GuestResult:
     """What the guest says after the move: its journal against every byte of the device's memory.
 
     Rates are bytes written a second to each device (`Workload.asked_rate_bytes`), not pages dirtied.
+
+    Attributes:
+        verified: None where nothing was read back (`--verify digests`, or cut off).
+        sampled_words: words of 8 bytes that the CPU's way was read beside a read-back by DMA.
     """
 
     kind: str
-    verified: bool = False
+    verified: bool | None = None
     compared_bytes: int = 0
     mismatched_bytes: int = 0
     first_mismatch: dict[str, Any] | None = None
+    sampled_words: int = 0
+    sampled_wrong_words: int = 0
     scratch_errors: int = 0
     readback_checks: int = 0
     readback_errors: int = 0
@@ -55,8 +64,25 @@ class GuestResult:
     max_gap_ms: float = 0.0
     outage_ms: float | None = None
     verify_seconds: float = 0.0
-    verify_via: str = "mmio"  # or dma: who read the memory back, the guest's CPU or the device
+    verify_via: str | None = None  # mmio or dma: who read the memory back, the guest's CPU or the device
     error: str | None = None
+
+    def judge(self) -> None:
+        """Say whether what was read back is right."""
+        wrong = self.mismatched_bytes or self.sampled_wrong_words
+        self.verified = not (wrong or self.readback_errors or self.scratch_errors)
+
+    def problem(self) -> str:
+        """Return what is wrong with a read-back that is not `verified`."""
+        if self.error:
+            return self.error
+        counts = {
+            "bytes differ": self.mismatched_bytes,
+            "words differ when read by MMIO": self.sampled_wrong_words,
+            "registers differ": self.scratch_errors,
+            "writes were not there when read back at once": self.readback_errors,
+        }
+        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
 class Guest(ABC):
@@ -81,7 +107,11 @@ class Guest(ABC):
         """Stop writing."""
 
     @abstractmethod
-    async def verify(self, reporter: VerifyReporter | None = None) -> GuestResult:
+    def figures(self) -> GuestResult:
+        """Return the figures of the load that was stopped, `verified` None."""
+
+    @abstractmethod
+    async def verify(self, via: Via = "auto", reporter: VerifyReporter | None = None) -> GuestResult:
         """Compare all device memory with the journal. Raises: GuestError: the guest is gone or silent."""
 
     @abstractmethod
@@ -192,12 +222,33 @@ class LinuxGuest(Guest):
         after = [event["time"] for event in self.events[self._moved_at :] if event.get("event") == "tick"]
         return (after[0] - before[-1]) * 1000 if before and after else None
 
-    async def verify(self, reporter: VerifyReporter | None = None) -> GuestResult:
-        """Have the guest read everything back; it reports progress, and silence is an error."""
+    def figures(self) -> GuestResult:
+        """Return the figures of the load that was stopped."""
+        load = self._load
+        seconds = load.get("elapsed_ns", 0) / 1e9
+        reached = load.get("written_bytes", 0) / max(self._devices, 1) / seconds if seconds else 0.0
+        memory_bytes, page_bytes = self.status["memory_bytes"], self.status["page_bytes"]
+        asked = 0.0 if self._spec.is_idle else Program(self._spec, memory_bytes, page_bytes).asked_rate_bytes
+        return GuestResult(
+            kind=self.kind,
+            writes=load.get("writes", 0),
+            missed_writes=load.get("missed_writes", 0),
+            asked_rate_bytes=asked,
+            reached_rate_bytes=reached,
+            max_access_ms=load.get("max_access_ns", 0) / 1e6,
+            max_gap_ms=load.get("max_gap_ns", 0) / 1e6,
+            outage_ms=self._outage_ms(),
+        )
+
+    async def verify(self, via: Via = "auto", reporter: VerifyReporter | None = None) -> GuestResult:
+        """Have the guest read everything back; it reports progress, and silence is an error.
+
+        `auto` is the CPU where memory is mapped, else the device's DMA engine.
+        """
         if self._line is None or self._qemu is None:
             raise GuestError("the guest has not been started")
         self._reporter = reporter
-        self._line.send("verify")
+        self._line.send(f"verify via={via}")
         self._last_event = time.monotonic()
         waiter = asyncio.create_task(self._line.reply("verify", 3600.0))
         try:
@@ -208,32 +259,16 @@ class LinuxGuest(Guest):
                     raise GuestError(f"guest: verify is silent for {VERIFY_SILENCE_SECONDS:g} s")
         finally:
             waiter.cancel()
-        found = waiter.result()
-        load = self._load
-        seconds = load.get("elapsed_ns", 0) / 1e9
-        reached = load.get("written_bytes", 0) / max(self._devices, 1) / seconds if seconds else 0.0
-        memory_bytes, page_bytes = self.status["memory_bytes"], self.status["page_bytes"]
-        asked = 0.0 if self._spec.is_idle else Program(self._spec, memory_bytes, page_bytes).asked_rate_bytes
-        return GuestResult(
-            kind=self.kind,
-            verified=found["verified"],
-            compared_bytes=found["compared_bytes"],
-            mismatched_bytes=found["mismatched_bytes"] + found["buffer_mismatched_bytes"],
-            first_mismatch=found["first_mismatch"],
-            scratch_errors=found["scratch_errors"],
-            readback_checks=found["readback_checks"],
-            readback_errors=found["readback_errors"],
-            generation=found["generation"],
-            writes=load.get("writes", 0),
-            missed_writes=load.get("missed_writes", 0),
-            asked_rate_bytes=asked,
-            reached_rate_bytes=reached,
-            max_access_ms=load.get("max_access_ns", 0) / 1e6,
-            max_gap_ms=load.get("max_gap_ns", 0) / 1e6,
-            outage_ms=self._outage_ms(),
-            verify_seconds=found["verify_ns"] / 1e9,
-            verify_via=found["via"],
-        )
+        found, result = waiter.result(), self.figures()
+        result.verified = found["verified"]
+        result.mismatched_bytes = found["mismatched_bytes"] + found["buffer_mismatched_bytes"]
+        for name in (
+            "compared_bytes", "first_mismatch", "scratch_errors",
+            "readback_checks", "readback_errors", "generation",
+        ):  # fmt: skip
+            setattr(result, name, found[name])
+        result.verify_seconds, result.verify_via = found["verify_ns"] / 1e9, found["via"]
+        return result
 
     async def close(self) -> None:
         """Close the serial line."""

@@ -7,32 +7,18 @@ import base64
 import contextlib
 import time
 from dataclasses import replace
-from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from vfu_dev.errors import LabError
-from vfu_dev.vm.guest import Guest, GuestError, GuestResult, VerifyReporter
+from vfu_dev.vm.guest import Guest, GuestError, GuestResult, VerifyReporter, Via
 from vfu_dev.vm.qemu import FIRST_SLOT, Qemu
 from vfu_dev.vm.qtest import QtestClient, QtestError
+from vfu_dev.vm.qtest_device import PCI_VENDOR_ID, QtestDevice, Windows
+from vfu_dev.vm.qtest_readback import ReadBack
 from vfu_dev.workload import Pacer, Phase, Program, Run, Workload, Writes, contents
 from vfu_dev.workload.spec import MAX_SEED
-from vfu_dev.workload.splitmix import outputs
-
-# <linux/pci_regs.h>
-PCI_VENDOR_ID = 0x00
-PCI_COMMAND = 0x04
-PCI_COMMAND_MEMORY = 0x2
-PCI_COMMAND_MASTER = 0x4
-PCI_BASE_ADDRESS_0 = 0x10
-
-# q35: above the ECAM window, below the I/O APIC; libqos uses the same start.
-BAR_WINDOW = 0xE000_0000
-BAR_WINDOW_END = 0xFEB0_0000
-# What does not fit there and has 64 bits of address: far above any RAM, within 40 bits of physical address.
-HIGH_WINDOW = 0x40_0000_0000
 
 # Reference device (vfu_dev/device): identification and BAR0 registers.
 DEVICE_IDS = 0x4455 << 16 | 0x4656
@@ -49,7 +35,6 @@ BATCH_WRITES = 64
 BATCH_BYTES = 64 << 10
 # Of a write, this much at its end is read back to see whether it has arrived.
 TAIL_BYTES = 8
-VERIFY_BLOCK_BYTES = 256 << 10
 
 
 def with_seed(load: Workload, index: int) -> Workload:
@@ -58,35 +43,19 @@ def with_seed(load: Workload, index: int) -> Workload:
     return replace(load, seed=(load.seed + index) & MAX_SEED, phases=phases)
 
 
-class _Device:
-    """One device as its driver sees it: addresses, and what its memory must hold."""
-
-    def __init__(self, slot: int, bar0: int, bar2: int, size_bytes: int, fill: int) -> None:
-        self.slot = slot
-        self.bar0 = bar0
-        self.bar2 = bar2
-        self.size_bytes = size_bytes
-        self.page_bytes = 4096
-        self.fill = fill
-        self.scratch: int | None = None
-        self.program: Program | None = None
-
-    @cached_property
-    def journal(self) -> npt.NDArray[np.uint8]:
-        """What the memory must hold; made when it is first needed, because it is as large as the memory."""
-        count = self.size_bytes // 8
-        words = outputs(self.fill, 0, count) if self.fill else np.zeros(count, np.uint64)
-        return words.view(np.uint8)
-
-
 class QtestGuest(Guest):
-    """Writes to the devices of a QEMU that runs no CPU, exactly as a driver would."""
+    """Writes to the devices of a QEMU that runs no CPU, exactly as a driver would.
+
+    Args:    drives: whether this is a reference device, whose memory and registers are known here. Of any
+             other it plays the firmware alone.
+    """
 
     kind = "none"
 
-    def __init__(self) -> None:
+    def __init__(self, drives: bool = True) -> None:
+        self.drives = drives
         self.client: QtestClient | None = None
-        self.devices: list[_Device] = []
+        self.devices: list[QtestDevice] = []
         self._qemu: Qemu | None = None
         self._task: asyncio.Task[None] | None = None
         self._result = GuestResult(kind=self.kind)
@@ -108,63 +77,33 @@ class QtestGuest(Guest):
 
     async def ready(self, source: Qemu) -> None:
         """Find the devices in the configuration space of bus 0 and give their BARs addresses."""
-        await self.attach(source)
+        client = await self.attach(source)
         self.devices = []
         for slot in range(FIRST_SLOT, 31):
-            assert self.client is not None
-            if await self.client.config_read(slot, PCI_VENDOR_ID) == DEVICE_IDS:
-                self.devices.append(await self._probe(slot, len(self.devices)))
+            ids = await client.config_read(slot, PCI_VENDOR_ID)
+            if ids == (DEVICE_IDS if self.drives else ids) and ids & 0xFFFF != 0xFFFF:
+                self.devices.append(QtestDevice(slot))
         if not self.devices:
             raise GuestError("no device on PCI bus 0")
-
-    async def _bar_size(self, slot: int, index: int) -> int:
-        assert self.client is not None
-        offset = PCI_BASE_ADDRESS_0 + 4 * index
-        await self.client.config_write(slot, offset, 0xFFFF_FFFF)
-        mask = await self.client.config_read(slot, offset) & ~0xF
-        return (~mask & 0xFFFF_FFFF) + 1 if mask else 0
+        await self.program_bars()
+        for device in self.devices if self.drives else []:
+            await self._probe(device)
 
     async def program_bars(self) -> None:
         """Assign addresses and enable memory decoding, as firmware does after power-on or reset."""
         assert self.client is not None
-        address, high = BAR_WINDOW, HIGH_WINDOW
+        windows = Windows()
         for device in self.devices:
-            sizes = [await self._bar_size(device.slot, index) for index in (0, 2, 4)]
-            for index, size in sorted(zip((0, 2, 4), sizes, strict=True), key=lambda pair: -pair[1]):
-                place = -(-address // size) * size
-                if place + size <= BAR_WINDOW_END:
-                    address = place + size
-                elif index == 2:
-                    place = -(-high // size) * size
-                    high = place + size
-                else:
-                    raise GuestError(f"no room for a BAR of {size} bytes below 4 GiB; use --guest linux")
-                low = place & 0xFFFF_FFFF
-                await self.client.config_write(device.slot, PCI_BASE_ADDRESS_0 + 4 * index, low)
-                if index == 2:
-                    await self.client.config_write(device.slot, PCI_BASE_ADDRESS_0 + 12, place >> 32)
-                    device.bar2 = place
-                elif index == 0:
-                    device.bar0 = place
-            command = PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER
-            await self.client.config_write(device.slot, PCI_COMMAND, command)
+            device.place(await windows.place(self.client, device.slot))
 
-    async def _probe(self, slot: int, count: int) -> _Device:
+    async def _probe(self, device: QtestDevice) -> None:
         assert self.client is not None
-        device = _Device(slot, 0, 0, 8, 0)
-        self.devices.append(device)
-        try:
-            await self.program_bars()
-        finally:
-            self.devices.pop()
         found = await self.client.read(4, device.bar0 + REG_ID)
         if found != ID_VALUE:
-            raise GuestError(f"device in slot {slot}: ID register is {found:#x}, not {ID_VALUE:#x}")
-        size = await self.client.read(8, device.bar0 + REG_MEMSIZE)
-        fill = await self.client.read(8, device.bar0 + REG_FILL)
-        found_device = _Device(slot, device.bar0, device.bar2, size, fill)
-        found_device.page_bytes = await self.client.read(4, device.bar0 + REG_PAGE_SIZE)
-        return found_device
+            raise GuestError(f"device in slot {device.slot}: ID register is {found:#x}, not {ID_VALUE:#x}")
+        device.size_bytes = await self.client.read(8, device.bar0 + REG_MEMSIZE)
+        device.fill = await self.client.read(8, device.bar0 + REG_FILL)
+        device.page_bytes = await self.client.read(4, device.bar0 + REG_PAGE_SIZE)
 
     async def start(self, load: Workload) -> None:
         """Write in a task of its own until `stop`, or until the VM is stopped by a migration."""
@@ -224,7 +163,7 @@ class QtestGuest(Guest):
                 first += count
         return True
 
-    async def _write(self, device: _Device, writes: Writes, first: int, count: int) -> bool:
+    async def _write(self, device: QtestDevice, writes: Writes, first: int, count: int) -> bool:
         """Do `count` writes; return False when the VM turned out to be stopped.
 
         A stopped device refuses writes, and nobody tells the writer. So the end of each batch is read back:
@@ -257,23 +196,25 @@ class QtestGuest(Guest):
                 return state == "running"
             self._result.readback_errors += 1
         for offset, row in zip(offsets, data, strict=True):
-            device.journal[offset : offset + len(row)] = row
+            device.journal.write(offset, row)
+        device.recent.extend(zip(offsets, lengths, strict=True))
         self._result.writes += count
         self._written_bytes += sum(lengths)
         self._result.readback_checks += 1
         return True
 
     async def _take_stock(
-        self, device: _Device, offsets: list[int], data: list[npt.NDArray[np.uint8]]
+        self, device: QtestDevice, offsets: list[int], data: list[npt.NDArray[np.uint8]]
     ) -> None:
         """Enter into the journal what of these writes has arrived: aligned words that read as written."""
         assert self.client is not None
         for offset, row in zip(offsets, data, strict=True):
+            device.recent.append((offset, len(row)))
             found = np.frombuffer(await self.client.read_block(device.bar2 + offset, len(row)), np.uint8)
             same = found == row
             for start, end in pairwise([0, *range(8 - offset % 8, len(row), 8), len(row)]):
                 if same[start:end].all():
-                    device.journal[offset + start : offset + end] = row[start:end]
+                    device.journal.write(offset + start, row[start:end])
             if same.all():
                 self._result.writes += 1
                 self._written_bytes += len(row)
@@ -304,40 +245,26 @@ class QtestGuest(Guest):
         """Stop writing between two batches."""
         await self._join()
 
-    async def verify(self, reporter: VerifyReporter | None = None) -> GuestResult:
-        """Read all device memory back and compare it with the journal."""
+    def figures(self) -> GuestResult:
+        """Return the figures of the load."""
+        if self._elapsed:
+            rate = self._written_bytes / max(len(self.devices), 1) / self._elapsed
+            self._result.reached_rate_bytes = rate
+        return self._result
+
+    async def verify(self, via: Via = "auto", reporter: VerifyReporter | None = None) -> GuestResult:
+        """Read all device memory back and compare it with the journal; `auto` is `dma`."""
         assert self.client is not None
-        result = self._result
-        started = time.monotonic()
-        total = sum(device.size_bytes for device in self.devices)
-        for index, device in enumerate(self.devices):
-            for offset in range(0, device.size_bytes, VERIFY_BLOCK_BYTES):
-                count = min(VERIFY_BLOCK_BYTES, device.size_bytes - offset)
-                try:
-                    block = await self.client.read_block(device.bar2 + offset, count)
-                except LabError as error:
-                    raise GuestError(f"verify: {error}") from error
-                expected = device.journal[offset : offset + count]
-                wrong = np.flatnonzero(np.frombuffer(block, np.uint8) != expected)
-                result.compared_bytes += count
-                if wrong.size and result.first_mismatch is None:
-                    at = int(wrong[0]) // 8 * 8
-                    result.first_mismatch = {
-                        "device": index,
-                        "offset": offset + at,
-                        "expected": expected[at : at + 8][::-1].tobytes().hex(),
-                        "found": block[at : at + 8][::-1].hex(),
-                    }
-                result.mismatched_bytes += int(wrong.size)
-                if reporter is not None:
-                    reporter(result.compared_bytes, total)
+        result, started = self.figures(), time.monotonic()
+        result.verify_via = "mmio" if via == "mmio" else "dma"
+        read_back = ReadBack(self.client, self.devices, result, reporter)
+        await (read_back.by_mmio() if via == "mmio" else read_back.by_dma())
+        for device in self.devices:
             found = await self.client.read(8, device.bar0 + REG_SCRATCH)
             result.scratch_errors += device.scratch is not None and found != device.scratch
             result.generation = await self.client.read(8, device.bar0 + REG_GENERATION)
         result.verify_seconds = time.monotonic() - started
-        if self._elapsed:
-            result.reached_rate_bytes = self._written_bytes / max(len(self.devices), 1) / self._elapsed
-        result.verified = not (result.mismatched_bytes or result.readback_errors or result.scratch_errors)
+        result.judge()
         return result
 
     async def close(self) -> None:

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -58,6 +59,22 @@ int write_sysfs(const char *address, const char *name, const char *text)
     return error;
 }
 
+/* Why a device was not opened. */
+static char reason[256];
+
+static bool failed(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+static bool failed(const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    vsnprintf(reason, sizeof(reason), format, arguments);
+    va_end(arguments);
+    return false;
+}
+
+/* NULL: it failed(). */
 static volatile void *map_bar(const char *address, int bar, uint64_t need, uint64_t *mapped)
 {
     char path[PATH_MAX];
@@ -67,19 +84,28 @@ static volatile void *map_bar(const char *address, int bar, uint64_t need, uint6
 
     snprintf(path, sizeof(path), SYSFS_PCI "/%s/resource%d", address, bar);
     fd = open(path, O_RDWR | O_SYNC | O_CLOEXEC);
-    if (fd < 0)
-        die("%s: %s", path, strerror(errno));
-    if (fstat(fd, &info) < 0 || (uint64_t)info.st_size < need)
-        die("%s: %lld bytes, %" PRIu64 " needed", path, (long long)info.st_size, need);
+    if (fd < 0 || fstat(fd, &info) < 0) {
+        failed("BAR %d: %s", bar, strerror(errno));
+        if (fd >= 0)
+            close(fd);
+        return NULL;
+    }
+    if ((uint64_t)info.st_size < need) {
+        failed("BAR %d: %lld bytes, %" PRIu64 " needed", bar, (long long)info.st_size, need);
+        close(fd);
+        return NULL;
+    }
     base = mmap(NULL, (size_t)info.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (base == MAP_FAILED)
-        die("mapping %s: %s", path, strerror(errno));
     close(fd);
+    if (base == MAP_FAILED) {
+        failed("mapping BAR %d: %s", bar, strerror(errno));
+        return NULL;
+    }
     *mapped = (uint64_t)info.st_size;
     return base;
 }
 
-/* The module's file for this device: /dev/vfudN, N as sysfs has it. -1: the module does not drive the device (yet). */
+/* The module's file for this device: /dev/vfudN, N as sysfs has it. -1: the module does not drive it (yet). */
 static int open_driver(const char *address)
 {
     char path[PATH_MAX];
@@ -92,8 +118,8 @@ static int open_driver(const char *address)
         if (fd < 0 && !strncmp(entries[i]->d_name, "vfud", 4)) {
             snprintf(path, sizeof(path), "/dev/%s", entries[i]->d_name);
             fd = open(path, O_RDWR | O_CLOEXEC);
-            if (fd < 0 && errno != ENOENT)
-                die("%s: %s", path, strerror(errno));
+            if (fd < 0)
+                failed("%s: %s", path, strerror(errno));
         }
         free(entries[i]);
     }
@@ -127,7 +153,7 @@ static uint64_t fill_word(uint64_t seed, uint64_t index)
     return seed ? mix(seed + (index + 1) * GOLDEN) : 0;
 }
 
-/* False: the kernel has the device, but the module is still taking it up; the next rescan finds it driven. */
+/* Whether the device is open now; where not, `reason` says why, and the next rescan tries again. */
 static bool open_device(struct device *dev, const char *address)
 {
     uint64_t size, page_size;
@@ -135,30 +161,35 @@ static bool open_device(struct device *dev, const char *address)
 
     memset(dev, 0, sizeof(*dev));
     snprintf(dev->address, sizeof(dev->address), "%s", address);
+    failed("the module does not drive it yet");
     dev->driver = open_driver(address);
     if (dev->driver < 0 && !access(SYSFS_DRIVER, F_OK))
         return false;
     /* A driver enabled the device when it was bound; then this is not ours to do. */
     error = dev->driver < 0 ? write_sysfs(address, "enable", "1") : 0;
     if (error)
-        die("enabling %s: %s", address, strerror(error));
+        return failed("enabling it: %s", strerror(error));
     dev->registers = map_bar(address, 0, BAR0_SIZE, &dev->registers_mapped);
+    if (!dev->registers)
+        return false;
     if (read32(dev, REG_ID) != ID_VALUE)
-        die("%s: ID register is %#x, not %#x", address, read32(dev, REG_ID), ID_VALUE);
+        return failed("ID register is %#x, not %#x", read32(dev, REG_ID), ID_VALUE);
     if (read32(dev, REG_VERSION) != 1)
-        die("%s: register layout %u, this program knows 1", address, read32(dev, REG_VERSION));
+        return failed("register layout %u, this program knows 1", read32(dev, REG_VERSION));
     size = read64(dev, REG_MEMSIZE);
     page_size = read32(dev, REG_PAGE_SIZE);
     if (page_size < 8 || page_size & (page_size - 1) || size < page_size || size % page_size)
-        die("%s: memory of %" PRIu64 " bytes in pages of %" PRIu64, address, size, page_size);
+        return failed("memory of %" PRIu64 " bytes in pages of %" PRIu64, size, page_size);
     dev->memory = map_bar(address, 2, size, &dev->memory_mapped);
+    if (!dev->memory)
+        return false;
     dev->words = size / 8;
     dev->page_words = page_size / 8;
     dev->fill = read64(dev, REG_FILL);
     dev->generation = read64(dev, REG_GENERATION);
     dev->journal = malloc(size);
     if (!dev->journal)
-        die("%s: no RAM for a journal of %" PRIu64 " bytes", address, size);
+        return failed("no RAM for a journal of %" PRIu64 " bytes", size);
     for (uint64_t i = 0; i < dev->words; i++)
         dev->journal[i] = fill_word(dev->fill, i);
     printf("vfud-load: %s: %" PRIu64 " bytes, pages of %" PRIu64 ", fill %" PRIu64 ", generation %" PRIu64 "%s\n",
@@ -168,8 +199,10 @@ static bool open_device(struct device *dev, const char *address)
 
 void close_device(struct device *dev)
 {
-    munmap((void *)(uintptr_t)dev->registers, dev->registers_mapped);
-    munmap((void *)(uintptr_t)dev->memory, dev->memory_mapped);
+    if (dev->registers)
+        munmap((void *)(uintptr_t)dev->registers, dev->registers_mapped);
+    if (dev->memory)
+        munmap((void *)(uintptr_t)dev->memory, dev->memory_mapped);
     if (dev->driver >= 0)
         close(dev->driver);
     free(dev->journal);
@@ -183,19 +216,31 @@ static bool is_open(const char *address)
     return false;
 }
 
-void find_devices(void)
+void find_devices(char *left, size_t size)
 {
     struct dirent **entries;
     int count = scandir(SYSFS_PCI, &entries, NULL, alphasort);
+    size_t used = 0;
 
-    if (count < 0)
-        die(SYSFS_PCI ": %s", strerror(errno));
+    left[0] = '\0';
+    if (count < 0) {
+        snprintf(left, size, SYSFS_PCI ": %s", strerror(errno));
+        return;
+    }
     for (int i = 0; i < count; i++) {
         const char *name = entries[i]->d_name;
 
         if (name[0] != '.' && device_count < MAX_DEVICES && !is_open(name) &&
-            read_sysfs_number(name, "vendor") == VENDOR_ID && read_sysfs_number(name, "device") == DEVICE_ID)
-            device_count += open_device(&devices[device_count], name);
+            read_sysfs_number(name, "vendor") == VENDOR_ID && read_sysfs_number(name, "device") == DEVICE_ID) {
+            if (open_device(&devices[device_count], name)) {
+                device_count++;
+            } else {
+                close_device(&devices[device_count]);
+                printf("vfud-load: %s: left: %s\n", name, reason);
+                if (used < size)
+                    used += (size_t)snprintf(left + used, size - used, "%s%s: %s", used ? "; " : "", name, reason);
+            }
+        }
         free(entries[i]);
     }
     free(entries);

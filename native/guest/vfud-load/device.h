@@ -38,6 +38,8 @@
 #define ID_VALUE 0x44554656u
 #define BAR0_SIZE 4096
 #define MAX_DEVICES 16
+/* Room for what find_devices() says. */
+#define LEFT_BYTES 4096
 
 #define ENGINE_DESCRIPTORS 1024
 
@@ -82,7 +84,8 @@ struct device {
 extern struct device devices[MAX_DEVICES];
 extern size_t device_count;
 
-void find_devices(void);                 /* and open those that are not open yet */
+/* Open the devices that are not open yet. Those that cannot be (yet) are left: "0000:01:00.0: why; ..." in `left`. */
+void find_devices(char *left, size_t size);
 /* Let go of what is mapped and open; engine, DMA load and writer have forgotten the device before. */
 void close_device(struct device *dev);
 int write_sysfs(const char *address, const char *name, const char *text); /* 0 or errno */

@@ -294,7 +294,7 @@ static const char *problem_of_plan(size_t buffers, uint64_t bytes)
 }
 
 /*
- * dma rate=N [vector=N] [offset=N] [bytes=N] [buffers=N] [buffer_bytes=N] [max_bytes=N] [batch=N] [seed=N]: start the
+ * dma rate=BYTES_A_SECOND [vector=N] [offset=N] [bytes=N] [buffers=N] [buffer_bytes=N] [max_bytes=N] [batch=N] [seed=N]: start the
  * DMA load on every device. With a vector each batch ends with an interrupt, which has to come; else it is polled for.
  */
 void command_dma(const char *arguments)
@@ -308,7 +308,7 @@ void command_dma(const char *arguments)
         return;
     }
     half = devices[0].words * 4;
-    plan.rate = number(arguments, "rate", 0);
+    plan.rate = (double)integer(arguments, "rate", 0);
     plan.vector = option(arguments, "vector") ? (int)integer(arguments, "vector", 0) : -1;
     plan.offset = integer(arguments, "offset", half);
     plan.bytes = integer(arguments, "bytes", half);

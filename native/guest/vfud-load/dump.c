@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "arguments.h"
 #include "crc.h"
 #include "dump.h"
 #include "pacer.h"
@@ -68,10 +69,13 @@ int dump(uint64_t memory_bytes, uint64_t page_bytes, uint64_t seed_offset)
 
     while (!status && fgets(line, sizeof(line), stdin)) {
         const char *problem = "phase, rows, writes or take";
+        char wrong[1024];
 
         line[strcspn(line, "\n")] = '\0';
         if (!strncmp(line, "phase ", 6)) {
-            problem = program_add_phase(&program, line + 6);
+            problem = wrong;
+            if (judge_arguments(line + 6, PHASE_KEYS, wrong, sizeof(wrong)))
+                problem = program_add_phase(&program, line + 6, page_bytes);
         } else if (!strncmp(line, "rows ", 5)) {
             problem = program_add_rows(&program, line + 5);
         } else if (sscanf(line, "writes %zu %" SCNu64 " %" SCNu64, &phase, &a, &b) == 3 && phase < program.count) {

@@ -15,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "arguments.h"
 #include "line.h"
 
 static int line_fd = -1;
@@ -146,6 +147,7 @@ double number(const char *arguments, const char *key, double fallback)
 uint64_t integer(const char *arguments, const char *key, uint64_t fallback)
 {
     const char *text = option(arguments, key);
+    uint64_t value;
 
-    return text ? strtoull(text, NULL, 0) : fallback;
+    return text && parse_size(text, &value) ? value : fallback;
 }

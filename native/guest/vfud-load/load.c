@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "arguments.h"
 #include "claim.h"
 #include "device.h"
 #include "engine.h"
@@ -263,10 +264,16 @@ static void close_load(void)
     pacer_close(&load.pacer);
 }
 
+static uint64_t first_page_bytes(void)
+{
+    return device_count ? devices[0].page_words * 8 : 4096;
+}
+
 /* program clear | program phase KEY=VALUE... | program rows T,O,L ...: what `start` is to do. */
 void command_program(const char *arguments)
 {
     const char *problem = "clear, phase or rows";
+    char wrong[1024];
 
     if (load.running) {
         refuse("program", "a load is running");
@@ -277,7 +284,9 @@ void command_program(const char *arguments)
         program_clear(&program);
         problem = NULL;
     } else if (!strncmp(arguments, "phase ", 6)) {
-        problem = program_add_phase(&program, arguments + 6);
+        problem = wrong;
+        if (judge_arguments(arguments + 6, PHASE_KEYS, wrong, sizeof(wrong)))
+            problem = program_add_phase(&program, arguments + 6, first_page_bytes());
     } else if (!strncmp(arguments, "rows ", 5)) {
         problem = program_add_rows(&program, arguments + 5);
     }
@@ -313,18 +322,28 @@ static const char *open_load(void)
 }
 
 /*
- * start [via=mmio|dma] [offset=N] [bytes=N] [check=N] [tick_ms=N]: carry the program out on this part of every device's
- * memory, all of it if none is named.
+ * start [via=mmio|dma] [offset=N] [bytes=N] [check=N] [tick_ms=N] [KEY=VALUE of a phase...]: carry the program out on
+ * this part of every device's memory, all of it if none is named. With keys of a phase, that phase is the program.
  */
 void command_start(const char *arguments)
 {
-    const char *problem;
+    const char *problem = NULL;
 
-    if (load.running || !program.count || !device_count) {
-        refuse("start", load.running ? "a load is running" : "no program, or no device");
+    if (load.running || !device_count) {
+        refuse("start", load.running ? "a load is running" : "no device");
         return;
     }
     close_load();
+    if (has_any(arguments, PHASE_KEYS)) {
+        program_clear(&program);
+        problem = program_add_phase(&program, arguments, first_page_bytes());
+    }
+    if (!problem && !program.count)
+        problem = "nothing to write: say dirty_rate=256p, or a program first";
+    if (problem) {
+        refuse("start", "%s", problem);
+        return;
+    }
     memset(&load, 0, sizeof(load));
     load.by_dma = option_is(arguments, "via", "dma");
     load.offset = integer(arguments, "offset", 0);
@@ -346,8 +365,8 @@ void command_start(const char *arguments)
         write_scratch(&devices[d], program.phases[0].seed + d);
     load.running = true;
     claim(CLAIM_LOAD, load.by_dma, load.offset, load.bytes);
-    reply("{\"reply\":\"start\",\"ok\":true,\"devices\":%zu,\"via\":\"%s\"}", device_count,
-          load.by_dma ? "dma" : "mmio");
+    reply("{\"reply\":\"start\",\"ok\":true,\"devices\":%zu,\"via\":\"%s\",\"writes_per_second\":%.10g}",
+          device_count, load.by_dma ? "dma" : "mmio", program_rate(&program));
 }
 
 static void report(const char *name)

@@ -19,6 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "arguments.h"
 #include "device.h"
 #include "dma.h"
 #include "dump.h"
@@ -26,6 +27,7 @@
 #include "line.h"
 #include "load.h"
 #include "pacer.h"
+#include "pattern.h"
 #include "pci.h"
 #include "verify.h"
 #include "writer.h"
@@ -38,31 +40,33 @@ static int line_fd = -1;
 
 /* --- commands --------------------------------------------------------------------------------------------- */
 
+/* With the keys that a command has, as judge_arguments() takes them; NULL: it judges its arguments itself. */
 static const struct {
     const char *name;
     void (*run)(const char *arguments);
+    const char *keys;
 } commands[] = {
-    {"program", command_program},
-    {"start", command_start},
-    {"stop", command_stop},
-    {"status", command_status},
-    {"verify", command_verify},
-    {"dma", command_dma},
-    {"dma-status", command_dma_status},
-    {"dma-stop", command_dma_stop},
-    {"writer", command_writer},
-    {"writer-check", command_writer_check},
-    {"reset", command_reset},
-    {"irq", command_irq},
-    {"irqs", command_irqs},
-    {"irq-raise", command_irq_raise},
-    {"irq-mask", command_irq_mask},
-    {"lspci", command_lspci},
-    {"dmesg", command_dmesg},
-    {"config", command_config},
-    {"release", command_release},
-    {"rescan", command_rescan},
-    {"reboot", command_reboot},
+    {"program", command_program, NULL},
+    {"start", command_start, "via=mmio|dma offset# bytes# check# tick_ms. " PHASE_KEYS},
+    {"stop", command_stop, ""},
+    {"status", command_status, ""},
+    {"verify", command_verify, "via=auto|mmio|dma"},
+    {"dma", command_dma, "rate# vector# offset# bytes# buffers# buffer_bytes# max_bytes# batch# seed#"},
+    {"dma-status", command_dma_status, ""},
+    {"dma-stop", command_dma_stop, ""},
+    {"writer", command_writer, "buffer# rate# device#"},
+    {"writer-check", command_writer_check, "again=0|1"},
+    {"reset", command_reset, "kind=kernel|soft device#"},
+    {"irq", command_irq, "mode=none|intx|msi|msix vectors#"},
+    {"irqs", command_irqs, ""},
+    {"irq-raise", command_irq_raise, "vector# count# wait_ms#"},
+    {"irq-mask", command_irq_mask, "vector# masked=0|1"},
+    {"lspci", command_lspci, "device#"},
+    {"dmesg", command_dmesg, "level# match"},
+    {"config", command_config, "offset# size=1|2|4 value# device#"},
+    {"release", command_release, "device#"},
+    {"rescan", command_rescan, ""},
+    {"reboot", command_reboot, ""},
 };
 
 static void execute(char *line)
@@ -74,10 +78,15 @@ static void execute(char *line)
     else
         arguments = line + strlen(line);
     for (size_t i = 0; i < sizeof(commands) / sizeof(*commands); i++) {
-        if (!strcmp(line, commands[i].name)) {
+        char problem[1024];
+
+        if (strcmp(line, commands[i].name))
+            continue;
+        if (commands[i].keys && !judge_arguments(arguments, commands[i].keys, problem, sizeof(problem)))
+            refuse(line, "%s", problem);
+        else
             commands[i].run(arguments);
-            return;
-        }
+        return;
     }
     /* The name goes back into JSON, so that whoever waits for a reply to it gets one. */
     if (line[strspn(line, "abcdefghijklmnopqrstuvwxyz-")])
@@ -116,6 +125,7 @@ static uint64_t soonest(uint64_t one, uint64_t other)
 int main(int argc, char **argv)
 {
     uint64_t last_poll = 0;
+    char left[LEFT_BYTES];
 
     if (argc == 5 && !strcmp(argv[1], "--dump"))
         return dump(strtoull(argv[2], NULL, 0), strtoull(argv[3], NULL, 0), strtoull(argv[4], NULL, 0));
@@ -125,7 +135,7 @@ int main(int argc, char **argv)
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
     line_fd = open_line(argv[1]);
-    find_devices();
+    find_devices(left, sizeof(left));
     reply("{\"event\":\"ready\",\"devices\":%zu}", device_count);
     for (;;) {
         uint64_t wait_ns = soonest(load_running() ? run_load() : NEVER, dma_running() ? run_dma_load() : NEVER);

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "arguments.h"
 #include "line.h"
 #include "mix.h"
 #include "pattern.h"
@@ -27,23 +28,70 @@ void program_clear(struct program *program)
     memset(program, 0, sizeof(*program));
 }
 
-const char *program_add_phase(struct program *program, const char *arguments)
+static wide divisor(wide a, wide b)
+{
+    while (b) {
+        wide rest = a % b;
+
+        a = b;
+        b = rest;
+    }
+    return a;
+}
+
+/* What dirty_rate or write_rate say, as writes a nanosecond of a burst: phase->up / phase->down. */
+static const char *rate_of(struct phase *phase, const char *arguments, uint64_t page_bytes)
+{
+    const char *dirty = option(arguments, "dirty_rate"), *write = option(arguments, "write_rate");
+    const char *rate = option(arguments, "rate"); /* the earlier name of both, as LoadSpec has it */
+    uint64_t span = (phase->write_bytes + page_bytes - 1) / page_bytes, amount, parts;
+    wide up, down, common;
+    bool pages;
+
+    if (!!dirty + !!write + !!rate + !!option(arguments, "up") > 1)
+        return "dirty_rate, write_rate, rate, up: one of them";
+    if (!dirty && !write && !rate)
+        return NULL;
+    if (!parse_amount(dirty ? dirty : write ? write : rate, &amount, &parts, &pages) || (write && pages))
+        return dirty ? "dirty_rate: pages a second (2000p) or their bytes (8M)"
+               : write ? "write_rate: bytes written a second (8M)"
+                       : "rate: pages a second (2000p) or bytes written (8M)";
+    if (phase->period_ns >> 48 || phase->on_ns > phase->period_ns || !phase->on_ns)
+        return "period_ns, on_ns: a period below 78 hours, and the part of it that writes";
+    up = (wide)amount * phase->period_ns;
+    down = (wide)parts * (pages ? span : dirty ? span * page_bytes : phase->write_bytes);
+    common = divisor(up, down);
+    up /= common;
+    down = down / common * NS_PER_SECOND;
+    common = divisor(up, down);
+    up /= common;
+    down = down / common * phase->on_ns;
+    common = divisor(up, down);
+    if (up / common >> 62 || down / common >> 62)
+        return "a rate that this program cannot count with";
+    phase->up = (uint64_t)(up / common);
+    phase->down = (uint64_t)(down / common);
+    return NULL;
+}
+
+const char *program_add_phase(struct program *program, const char *arguments, uint64_t page_bytes)
 {
     static const char *const names[] = {"idle", "sequential", "uniform", "hotset", "zipf", "trace"};
-    struct phase phase = {.pattern = PATTERN_IDLE}, *phases;
-    bool known = false;
+    struct phase phase = {.pattern = PATTERN_UNIFORM}, *phases;
+    uint64_t write_bytes;
+    const char *problem;
 
-    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
-        if (option_is(arguments, "pattern", names[i])) {
+    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
+        if (option_is(arguments, "pattern", names[i]))
             phase.pattern = (enum pattern)i;
-            known = true;
-        }
-    }
-    if (!known)
-        return "pattern: idle, sequential, uniform, hotset, zipf or trace";
     phase.duration_ns = integer(arguments, "duration_ns", 0);
     phase.seed = integer(arguments, "seed", 1);
-    phase.write_bytes = (uint32_t)integer(arguments, "write_bytes", 8);
+    if (option(arguments, "write_size") && option(arguments, "write_bytes"))
+        return "write_size, write_bytes: one of them";
+    write_bytes = integer(arguments, "write_size", integer(arguments, "write_bytes", 8));
+    if (write_bytes < 1 || write_bytes > 1 << 20)
+        return "write_size: 1 to 1M";
+    phase.write_bytes = (uint32_t)write_bytes;
     phase.hot_fraction = number(arguments, "hot_fraction", 0.1);
     phase.hot_share = number(arguments, "hot_share", 0.9);
     phase.zipf_exponent = number(arguments, "zipf_exponent", 1.0);
@@ -52,8 +100,15 @@ const char *program_add_phase(struct program *program, const char *arguments)
     phase.on_ns = integer(arguments, "on_ns", 1);
     phase.period_ns = integer(arguments, "period_ns", 1);
     phase.round_ns = integer(arguments, "round_ns", 0);
-    if (phase.write_bytes < 1 || phase.write_bytes > 1 << 20)
-        return "write_bytes: 1 to 1 MiB";
+    problem = rate_of(&phase, arguments, page_bytes);
+    if (problem)
+        return problem;
+    if (phase.pattern != PATTERN_IDLE && phase.pattern != PATTERN_TRACE && !phase.up)
+        return "a rate above 0: dirty_rate=2000p, dirty_rate=8M or write_rate=8M";
+    if (!(phase.hot_fraction >= 0 && phase.hot_fraction <= 1 && phase.hot_share >= 0 && phase.hot_share <= 1))
+        return "hot_fraction, hot_share: 0 to 1";
+    if (!(phase.zipf_exponent >= 0 && phase.zipf_exponent <= 10))
+        return "zipf_exponent: 0 to 10";
     if (!phase.down || !phase.on_ns || phase.on_ns > phase.period_ns)
         return "rate: up / down writes in a nanosecond, during on_ns of period_ns";
     if (phase.pattern == PATTERN_TRACE && !phase.round_ns)
@@ -68,6 +123,23 @@ const char *program_add_phase(struct program *program, const char *arguments)
     program->phases = phases;
     phases[program->count++] = phase;
     return NULL;
+}
+
+double program_rate(const struct program *program)
+{
+    double writes = 0, seconds = 0;
+
+    for (size_t i = 0; i < program->count; i++) {
+        const struct phase *phase = &program->phases[i];
+        double length = program->count > 1 ? (double)phase->duration_ns / 1e9 : 1;
+        double rate = (double)phase->up / (double)phase->down * 1e9 * (double)phase->on_ns / (double)phase->period_ns;
+
+        if (phase->pattern == PATTERN_TRACE)
+            rate = (double)phase->row_count / ((double)phase->round_ns / 1e9);
+        writes += length * (phase->pattern == PATTERN_IDLE ? 0 : rate);
+        seconds += length;
+    }
+    return seconds > 0 ? writes / seconds : 0;
 }
 
 const char *program_add_rows(struct program *program, const char *text)

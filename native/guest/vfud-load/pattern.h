@@ -44,9 +44,19 @@ struct program {
     size_t count;
 };
 
+/* The keys of a phase, as judge_arguments() takes them. */
+#define PHASE_KEYS                                                                                                     \
+    "pattern=idle|sequential|uniform|hotset|zipf|trace dirty_rate write_rate rate write_size# write_bytes# seed# "     \
+    "hot_fraction. hot_share. zipf_exponent. duration_ns# up# down# on_ns# period_ns# round_ns#"
+
 void program_clear(struct program *program);
-/* "pattern=uniform seed=1 ...": adds a phase. Returns NULL or what is wrong. */
-const char *program_add_phase(struct program *program, const char *arguments);
+/*
+ * "pattern=uniform dirty_rate=256p ...": adds a phase, for devices with such pages. Other keys than PHASE_KEYS are
+ * somebody else's. Returns NULL or what is wrong.
+ */
+const char *program_add_phase(struct program *program, const char *arguments, uint64_t page_bytes);
+/* Writes a second to each device, over all phases. */
+double program_rate(const struct program *program);
 /* "0,4096,8 1000,8192,8 ...": rows (ns, offset, length) of the last phase's recording. NULL or what is wrong. */
 const char *program_add_rows(struct program *program, const char *text);
 

@@ -169,16 +169,18 @@ void command_release(const char *arguments)
     reply("{\"reply\":\"release\",\"ok\":true,\"devices\":%zu}", device_count);
 }
 
-/* rescan: take up devices that were plugged in; they come after those that are there. */
+/* rescan: take up devices that were plugged in; they come after those that are there. One may not be ready yet. */
 void command_rescan(const char *arguments)
 {
+    char left[LEFT_BYTES];
+
     (void)arguments;
     if (load_running() || dma_running()) {
         refuse("rescan", "a load is running");
         return;
     }
-    find_devices();
-    reply("{\"reply\":\"rescan\",\"ok\":true,\"devices\":%zu}", device_count);
+    find_devices(left, sizeof(left));
+    reply("{\"reply\":\"rescan\",\"ok\":true,\"devices\":%zu,\"left\":\"%s\"}", device_count, left);
 }
 
 /* reboot: the machine's own way, by the kernel; this program starts anew then and knows of nothing it did. */
@@ -188,5 +190,5 @@ void command_reboot(const char *arguments)
     reply("{\"reply\":\"reboot\",\"ok\":true}");
     sync();
     if (reboot(RB_AUTOBOOT) < 0)
-        die("reboot: %s", strerror(errno));
+        printf("vfud-load: reboot: %s\n", strerror(errno));
 }

@@ -35,7 +35,7 @@ void writer_forget(struct device *dev)
     buffer_forget(&dev->stamps);
 }
 
-/* writer buffer=BYTES rate=BYTES [device=N]: have it stamp a buffer; all devices if none is named. */
+/* writer buffer=BYTES rate=BYTES_A_SECOND [device=N]: have it stamp a buffer; all devices if none is named. */
 void command_writer(const char *arguments)
 {
     uint64_t bytes = integer(arguments, "buffer", 1 << 20), rate = integer(arguments, "rate", 0);
@@ -66,8 +66,10 @@ void command_writer(const char *arguments)
         if (status != 1)
             break;
     }
-    reply("{\"reply\":\"writer\",\"ok\":%s,\"status\":%u,\"error\":\"the device refused\"}",
-          status == 1 ? "true" : "false", status);
+    if (status == 1)
+        reply("{\"reply\":\"writer\",\"ok\":true,\"status\":%u}", status);
+    else
+        refuse("writer", "the device refused: status %u", status);
 }
 
 /* Count the words of the buffer that are not the sums of `stamps` stamps; the first one's page in *first. */
