@@ -14,6 +14,7 @@ from vfu_dev.figures import Sample, Snapshot
 from vfu_dev.vm.guest import GuestResult
 from vfu_dev.vm.qemu import Qemu
 from vfu_dev.vm.trace import states_set
+from vfu_dev.whole import write_whole
 
 FINAL_STATES = ("completed", "failed", "cancelled")
 
@@ -196,6 +197,4 @@ class MigrationResult:
     def write(self, path: Path) -> None:
         """Write the JSON file at once or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".part")
-        partial.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        partial.replace(path)
+        write_whole(path, json.dumps(self.to_json(), indent=1) + "\n")

@@ -150,7 +150,7 @@ bool judge_arguments(const char *arguments, const char *keys, char *problem, siz
         size_t length = strcspn(word, WORD_END), name = strcspn(word, "= ");
         const char *key = word[name] == '=' ? find_key(keys, word, name) : NULL, *value = word + name + 1, *kind;
         char there[512];
-        uint64_t number;
+        uint64_t parsed;
 
         if (!key) {
             list_keys(keys, there, sizeof(there));
@@ -166,7 +166,7 @@ bool judge_arguments(const char *arguments, const char *keys, char *problem, siz
             }
             more += strcspn(more, WORD_END);
         }
-        if (*kind == '#' && !parse_size(value, &number)) {
+        if (*kind == '#' && !parse_size(value, &parsed)) {
             snprintf(problem, size, "%.*s: expected a whole number or a size (4096, 64K, 1.5M)", (int)name, word);
             return false;
         }
