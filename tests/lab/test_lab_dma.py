@@ -13,7 +13,7 @@ from labkit import MIB
 from qtestkit import Registers, migrate, moving, until
 
 from vfu_dev.device.reference.descriptors import DESCRIPTOR, Op, Status
-from vfu_dev.device.reference.writer import expected_pages
+from vfu_dev.device.reference.writer import WriterStatus, expected_pages
 from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.options import MigrateOptions
 
@@ -34,9 +34,14 @@ async def more_stamps(registers: Registers, than: int) -> bool:
     return await registers.get("writer_count") > than
 
 
+async def stopped(registers: Registers) -> bool:
+    return await registers.get("writer_status") != WriterStatus.WRITING
+
+
 async def wrong_bytes(registers: Registers, buffer: int) -> int:
     """Stop the writer and count what is not as its own count says."""
     await registers.set(writer_ctrl=0)
+    await until(lambda: stopped(registers), "the writer has stopped")
     stamps = await registers.get("writer_count")
     assert registers.guest.client is not None
     data = await registers.guest.client.read_block(buffer, BUFFER_BYTES)

@@ -308,6 +308,32 @@ def test_the_writer_stamps_what_it_says(machine: Machine) -> None:
     assert stamp_words(5, 2)[1] == stamp_words(0, 7)[6]
 
 
+def test_the_writer_stops_when_what_is_under_way_is_written_and_counted(machine: Machine) -> None:
+    """Transfers by message let the guest in between: to it, the writer goes on until then."""
+    registers, memory = machine.device.registers, machine.memory
+    registers["writer_buffer"], registers["writer_length"] = 8192, 8 * STAMP_PAGE_BYTES
+    registers["writer_rate"] = 1 << 30
+    seen: list[tuple[int, int]] = []
+
+    class Interrupted(FlatMemory):
+        """Memory during whose writes the guest stops the writer."""
+
+        def write(self, address: int, data: memoryview | bytes) -> None:
+            machine.device.writer.write_ctrl(0)
+            seen.append((registers["writer_status"], registers["writer_count"]))
+            super().write(address, data)
+
+    machine.device.guest_memory = interrupted = Interrupted(len(memory.data))
+    machine.device.writer.write_ctrl(1)
+    while not seen:
+        machine.device.work(0.01)
+    assert seen == [(WriterStatus.WRITING, 0)]
+    assert registers["writer_status"] == WriterStatus.STOPPED
+    assert registers["writer_count"] > 0
+    words = np.frombuffer(interrupted.data, np.uint64, 8 * 512, 8192).reshape(8, 512)
+    assert (words == expected_pages(8, registers["writer_count"])[:, np.newaxis]).all()
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

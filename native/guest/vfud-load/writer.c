@@ -17,6 +17,7 @@
 
 #define STAMP_SEED 0x5354414d50ull
 #define STAMP_PAGE 4096
+#define STOP_NS (10 * NS_PER_SECOND)
 
 static void begin(struct device *dev)
 {
@@ -27,12 +28,22 @@ static void begin(struct device *dev)
     write32(dev, REG_WRITER_CTRL, 1);
 }
 
+/* Stop it, and wait for what is under way: DMA by message takes longer than these two accesses. */
+static void stop(struct device *dev)
+{
+    uint64_t deadline = now_ns() + STOP_NS;
+
+    write32(dev, REG_WRITER_CTRL, 0);
+    while (read32(dev, REG_WRITER_STATUS) == 1 && now_ns() < deadline)
+        ;
+}
+
 /* The device must not go on writing to memory that is somebody else's then. */
 void writer_forget(struct device *dev)
 {
     if (!dev->stamps.data)
         return;
-    write32(dev, REG_WRITER_CTRL, 0);
+    stop(dev);
     buffer_forget(&dev->stamps);
 }
 
@@ -114,7 +125,7 @@ void command_writer_check(const char *arguments)
         before = read32(dev, REG_WRITER_STATUS);
         if (before != 1)
             status = before; /* it gave up */
-        write32(dev, REG_WRITER_CTRL, 0);
+        stop(dev);
         count = read64(dev, REG_WRITER_COUNT);
         sums = malloc(dev->stamps.bytes / STAMP_PAGE * sizeof(*sums));
         if (!sums) {

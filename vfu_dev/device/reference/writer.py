@@ -72,14 +72,22 @@ class DmaWriter:
         self._last = 0.0
         self._owed_bytes = 0.0
         self._epoch = 0
+        self._stamping = False
+        self._stop_asked = False
         self._buffer = np.empty((_SLICE_PAGES, STAMP_PAGE_BYTES // 8), dtype=np.uint64)
 
     def write_ctrl(self, value: int) -> None:
         """Begin or stop."""
         registers = self._registers
         if not int(value) & 1:
-            self._stop(WriterStatus.STOPPED)
+            # A transfer by message lets the guest in between. What is under way is written and counted before
+            # the status says that it is over.
+            self._stop_asked = self._stamping
+            if not self._stamping:
+                self._stop(WriterStatus.STOPPED)
         elif self._is_sane():
+            self._epoch += 1
+            self._stop_asked = False
             registers["writer_count"] = 0
             registers["writer_status"] = WriterStatus.WRITING
             self._last, self._owed_bytes = time.monotonic(), 0.0
@@ -136,7 +144,14 @@ class DmaWriter:
             if not self._host.bus_master():
                 self._stop(WriterStatus.NO_BUS_MASTER)
                 return
-            self._stamp(int(self._owed_bytes // STAMP_PAGE_BYTES))
+            self._stamping = True
+            try:
+                self._stamp(int(self._owed_bytes // STAMP_PAGE_BYTES))
+            finally:
+                self._stamping = False
+            if self._stop_asked and self._writing:
+                self._stop(WriterStatus.STOPPED)
+            self._stop_asked = False
             if time.monotonic() - now >= budget_seconds:
                 return
 
