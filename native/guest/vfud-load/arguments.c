@@ -150,11 +150,7 @@ bool judge_arguments(const char *arguments, const char *keys, char *problem, siz
         size_t length = strcspn(word, WORD_END), name = strcspn(word, "= ");
         const char *key = word[name] == '=' ? find_key(keys, word, name) : NULL, *value = word + name + 1, *kind;
         char there[512];
-<<<<<<< HEAD
-        uint64_t parsed;
-=======
         uint64_t ignored;
->>>>>>> hands
 
         if (!key) {
             list_keys(keys, there, sizeof(there));
@@ -170,11 +166,7 @@ bool judge_arguments(const char *arguments, const char *keys, char *problem, siz
             }
             more += strcspn(more, WORD_END);
         }
-<<<<<<< HEAD
-        if (*kind == '#' && !parse_size(value, &parsed)) {
-=======
         if (*kind == '#' && !parse_size(value, &ignored)) {
->>>>>>> hands
             snprintf(problem, size, "%.*s: expected a whole number or a size (4096, 64K, 1.5M)", (int)name, word);
             return false;
         }
