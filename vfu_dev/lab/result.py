@@ -93,10 +93,26 @@ class DeviceResult:
 
 
 @dataclass
-class QemuResult:
-    """QEMU's view. Times in milliseconds, sizes in bytes."""
+class QemuSide:
+    """The QEMU of one host, and how it got the devices; `iommu` with vfio-pci."""
 
-    version: str = ""
+    version: str | None = None
+    front_end: str | None = None
+    iommu: str | None = None
+
+
+@dataclass
+class QemuResult:
+    """QEMU's view. Times in milliseconds, sizes in bytes.
+
+    `version` and `front_end` are None where the sides differ.
+    """
+
+    version: str | None = None
+    front_end: str | None = None
+    machine: str | None = None
+    source: QemuSide = field(default_factory=QemuSide)
+    destination: QemuSide = field(default_factory=QemuSide)
     accel: str = ""
     status: str = "none"
     error: str | None = None
@@ -119,6 +135,12 @@ class QemuResult:
     events_destination: list[dict[str, Any]] = field(default_factory=list)
     trace_source: list[dict[str, Any]] = field(default_factory=list)
     trace_destination: list[dict[str, Any]] = field(default_factory=list)
+
+    def read_sides(self, source: QemuSide, destination: QemuSide) -> None:
+        """Take which QEMU was where."""
+        self.source, self.destination = source, destination
+        self.version = source.version if source.version == destination.version else None
+        self.front_end = source.front_end if source.front_end == destination.front_end else None
 
     def read_migration(self, reply: dict[str, Any], before: dict[str, Any]) -> None:
         """Take the figures of a `query-migrate` reply, and of one from `before` the migration ended.
