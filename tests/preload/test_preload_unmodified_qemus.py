@@ -15,13 +15,15 @@ from typing import Any, TypeVar
 
 import pytest
 from preloadkit import preload_of
-from stockkit import IommuPath, Stock, StockQemu, stock_qemus
+from stockkit import Stock, with_stock
 
+from vfu_dev.attach.front_end import IOMMU_PATHS
 from vfu_dev.builds import RECIPES, artifact
 from vfu_dev.errors import BuildError, LabError
 from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import MigrationResult
+from vfu_dev.vm.qemu import RamKind
 
 sys.path.append(str(Path(__file__).parents[1] / "lab"))  # what is known there about guests without a CPU
 
@@ -31,27 +33,24 @@ from test_lab_dma import BUFFERS, start_writer, writer_migrates, wrong_bytes
 
 T = TypeVar("T")
 
-PATHS: tuple[IommuPath, ...] = ("iommufd-cdev", "iommufd-fd", "type1")
 UNPATCHED, BOOKWORM, TRIXIE = "qemu-unpatched", "qemu-bookworm-backports", "qemu-trixie-backports"
 EACH = [name for name in (UNPATCHED, BOOKWORM, TRIXIE) if name in RECIPES]
 WITHOUT_CPU = [name for name in EACH if name != BOOKWORM]  # Debian left qtest out of its 10.0
-RAM = ("shared", "private", "anonymous")
+RAM: tuple[RamKind, ...] = ("shared", "private", "anonymous")
 
-each_path = pytest.mark.parametrize("path", PATHS)
+each_path = pytest.mark.parametrize("path", IOMMU_PATHS)
 each_qemu = pytest.mark.parametrize("name", EACH)
 without_cpu = pytest.mark.parametrize("name", WITHOUT_CPU)
 
 
-def stock(name: str, path: IommuPath, ram: str = "shared", **environment: str) -> Stock:
+def stock(name: str, path: str, ram: RamKind = "shared", **environment: str) -> Stock:
     """Return how that QEMU is started; a test whose QEMU is not there is skipped, and says so."""
+    preload_of("plain")
     try:
         program = artifact(name)
     except BuildError as error:
         pytest.skip(str(error))
-    backend = "memory-backend-ram" if ram == "anonymous" else "memory-backend-memfd"
-    return Stock(
-        program, Path(preload_of("plain")), path, ram == "shared", backend, tuple(environment.items())
-    )
+    return Stock(program, path, ram, tuple(environment.items()))
 
 
 @pytest.fixture
@@ -65,12 +64,11 @@ def in_lab(tmp_path: Path, library: Path) -> Callable[..., Any]:
         destination: Stock | None = None,
     ) -> T:
         async def whole() -> T:
-            async with Lab(chosen, tmp_path / "logs") as lab:
+            async with Lab(with_stock(chosen, source, destination), tmp_path / "logs") as lab:
                 await lab.start()
                 return await scenario(lab)
 
-        with stock_qemus(source, destination):
-            return asyncio.run(whole())
+        return asyncio.run(whole())
 
     return run
 
@@ -97,7 +95,7 @@ async def moved_whole(lab: Lab, *, logged: bool = True) -> list[int]:
 @each_path
 @pytest.mark.parametrize("ram", RAM)
 def test_device_and_memory_arrive(
-    name: str, path: IommuPath, ram: str, in_lab: Callable[..., Any], options: Callable[..., MigrateOptions]
+    name: str, path: str, ram: RamKind, in_lab: Callable[..., Any], options: Callable[..., MigrateOptions]
 ) -> None:
     """RAM with a descriptor is in the server's log, any other in the library's own."""
     chosen = stock(name, path, ram)
@@ -117,8 +115,8 @@ def test_device_and_memory_arrive(
 
 
 def preload_log(qemu: Any) -> str:
-    assert isinstance(qemu, StockQemu)
-    return qemu.preload()
+    said: str = qemu.preload_log.read_text(errors="replace")
+    return said
 
 
 @pytest.mark.parametrize("whose", ["server", "library"])
@@ -136,7 +134,7 @@ def test_the_same_check_fails_without_a_log(
 
 @each_path
 def test_three_devices_move_together(
-    path: IommuPath, in_lab: Callable[..., Any], options: Callable[..., MigrateOptions]
+    path: str, in_lab: Callable[..., Any], options: Callable[..., MigrateOptions]
 ) -> None:
     """QEMU demands P2P of more than one, and takes them through its states."""
 
@@ -242,17 +240,10 @@ def test_without_a_server_qemu_says_why_it_does_not_start(
         raise AssertionError("it started")
 
     with pytest.raises(LabError, match="No such file or directory"):
-        in_lab(options(), scenario, overriding(chosen))
+        in_lab(options(), scenario, chosen)
     text = (tmp_path / "logs" / "source.log").read_text()
     assert "cannot connect: No such file or directory (is the device server running?)" in text
     assert "error bind device" in text
-
-
-def overriding(chosen: Stock) -> Stock:
-    """The environment given is the last word, also about sockets."""
-    from dataclasses import replace
-
-    return replace(chosen, last_word=True)
 
 
 # --- with a Linux guest -------------------------------------------------------------------------------------
@@ -303,7 +294,7 @@ async def linux_moves(lab: Lab) -> None:
     ("path", "ram"), [("iommufd-cdev", "shared"), ("type1", "private"), ("iommufd-fd", "anonymous")]
 )
 def test_a_linux_guest_moves(
-    name: str, path: IommuPath, ram: str, in_lab: Callable[..., Any], linux: Callable[..., MigrateOptions]
+    name: str, path: str, ram: RamKind, in_lab: Callable[..., Any], linux: Callable[..., MigrateOptions]
 ) -> None:
     in_lab(linux(), linux_moves, stock(name, path, ram))
 
@@ -313,13 +304,8 @@ def test_a_linux_guest_moves_between_versions(
     back: bool, in_lab: Callable[..., Any], linux: Callable[..., MigrateOptions]
 ) -> None:
     """From the oldest to the newest and from the newest to the oldest, by different ways."""
-    from dataclasses import replace
-
     if len(EACH) < 2:
         pytest.skip("there is only one QEMU: vfu-dev build qemu-bookworm-backports qemu-trixie-backports")
     old, new = (BOOKWORM if BOOKWORM in EACH else UNPATCHED), EACH[-1]
-    ends = [
-        replace(stock(name, path), machine="pc-q35-10.0")
-        for name, path in ((old, "type1"), (new, "iommufd-cdev"))
-    ]
+    ends = [stock(name, path) for name, path in ((old, "type1"), (new, "iommufd-cdev"))]
     in_lab(linux(), linux_moves, *(reversed(ends) if back else ends))
