@@ -79,7 +79,7 @@ def test_every_line_of_the_page_is_in_the_trace(release: str, library: Path, tmp
         load=dirtying(MIB // 4),
         max_bandwidth=64 * MIB,
         switchover_bandwidth=64 * MIB,
-        # QEMU 10.0 takes less than 1000 bytes a second (a byte a ms) for none, and then asks for no exact size.
+        # QEMU 10.0 takes less than 1000 bytes a second (a byte a ms) for none, and then asks no exact size.
         downtime_limit_ms=100,
         timeout_seconds=60.0,
         warmup_seconds=0.0,
