@@ -145,7 +145,7 @@ def test_written_ram_does_not_hide_that_it_does_not_converge(options: Options, i
         memory_bytes=4 * MIB,
         load=dirtying(64 * MIB, "sequential"),
         max_bandwidth=16 * MIB,
-        switchover_bandwidth=0,
+        switchover_bandwidth=MIB,  # a threshold of 52 KiB, however much RAM QEMU sends in a moment
         downtime_limit_ms=50,
     )
 

@@ -181,7 +181,7 @@ def test_qemu_survives_lies(
     """Whatever length, flag or silence the server sends, QEMU stays in command of itself."""
     # When a load fails QEMU exits in the middle of whatever it does. A command of QMP may be under way, of
     # which only the stack of a coroutine knows; nobody scans that, and it is taken for a leak of some KiB.
-    monkeypatch.setenv("ASAN_OPTIONS", f"detect_leaks={int(phase != 'load')}")
+    monkeypatch.setenv("ASAN_OPTIONS", f"detect_leaks={int(phase != 'resume')}")
 
     async def one(lie: str, sockets: Path, state: Path, slots: asyncio.Semaphore) -> str | None:
         async with slots, Encounter(hardened, lie, tmp_path, sockets, phase == "resume") as meeting:
