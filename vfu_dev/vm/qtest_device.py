@@ -23,6 +23,7 @@ PCI_COMMAND = 0x04
 PCI_COMMAND_IO = 0x1
 PCI_COMMAND_MEMORY = 0x2
 PCI_COMMAND_MASTER = 0x4
+PCI_COMMAND_ENABLED = PCI_COMMAND_IO | PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER
 PCI_BASE_ADDRESS_0 = 0x10
 PCI_BASE_ADDRESS_SPACE_IO = 0x1
 PCI_BASE_ADDRESS_MEM_TYPE_MASK = 0x6
@@ -95,7 +96,7 @@ class Windows:
             await client.config_write(slot, PCI_BASE_ADDRESS_0 + 4 * bar.number, place & 0xFFFF_FFFF)
             if bar.wide:
                 await client.config_write(slot, PCI_BASE_ADDRESS_0 + 4 * bar.number + 4, place >> 32)
-        await client.config_write(slot, PCI_COMMAND, PCI_COMMAND_IO | PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER)
+        await client.config_write(slot, PCI_COMMAND, PCI_COMMAND_ENABLED)
         return places
 
     def _take(self, bar: Bar) -> int:

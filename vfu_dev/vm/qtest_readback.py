@@ -11,7 +11,7 @@ import numpy as np
 from vfu_dev.errors import LabError
 from vfu_dev.vm.guest import GuestError, GuestResult, VerifyReporter
 from vfu_dev.vm.qtest import QtestClient
-from vfu_dev.vm.qtest_device import QtestDevice
+from vfu_dev.vm.qtest_device import PCI_COMMAND, PCI_COMMAND_ENABLED, QtestDevice
 
 # Guest RAM that the device copies to: the upper part of what a machine without a system has.
 BUFFER_ADDRESS = 16 << 20
@@ -64,6 +64,7 @@ class ReadBack:
         """Have the devices copy all memory to guest RAM; some words are read by MMIO first."""
         for device in self._devices:
             await self._sample(device)
+            await self._enable(device)
             for offset in range(0, device.size_bytes, BUFFER_BYTES):
                 count = min(BUFFER_BYTES, device.size_bytes - offset)
                 await self._copy(device, offset, count)
@@ -88,6 +89,13 @@ class ReadBack:
                     self._result.sampled_wrong_words += 1
                     self._note(device, 8 * word, found)
         self._result.sampled_words += len(words)
+
+    async def _enable(self, device: QtestDevice) -> None:
+        """Enable the device as a driver does: QEMU 10.2 resets one that refused to stop, and the VM runs on."""
+        try:
+            await self._client.config_write(device.slot, PCI_COMMAND, PCI_COMMAND_ENABLED)
+        except LabError as error:
+            raise GuestError(f"verify: {error}") from error
 
     async def _copy(self, device: QtestDevice, offset: int, count: int) -> None:
         """Copy a part of device memory to the buffer in guest RAM."""
