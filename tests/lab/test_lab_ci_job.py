@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from pagekit import ROOT, run_script
 from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.builds import artifact
 from vfu_dev.errors import BuildError
 
-ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "qemu-developers.md"
 
 
@@ -48,30 +43,7 @@ def test_the_job_as_a_shell_script(tmp_path: Path) -> None:
             artifact(name)
     except BuildError as error:
         pytest.skip(str(error))
-    script, log = tmp_path / "job.sh", tmp_path / "output"
-    script.write_text("set -e\n" + "\n".join(commands()[0]) + "\n")
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    env = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "QEMU": str(tree)}
-    # A file and a session: as for the cookbook, test_cookbook.py.
-    with log.open("w") as out:
-        shell = subprocess.Popen(
-            ["bash", str(script)],
-            cwd=tmp_path,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        shell.wait(timeout=4 * PATIENCE_SECONDS)
-    except subprocess.TimeoutExpired:
-        pytest.fail(f"the job hangs:\n{log.read_text()[-3000:]}")
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(shell.pid, signal.SIGKILL)
-        shell.wait()
-    assert shell.returncode == 0, log.read_text()[-3000:]
+    run_script("\n".join(commands()[0]), tmp_path, tmp_path, 4 * PATIENCE_SECONDS, QEMU=str(tree))
     for name, source in (("move.json", "10.2."), ("from-stable.json", "10.0.")):
         result = json.loads((tmp_path / name).read_text())
         assert result["status"] == "completed"
