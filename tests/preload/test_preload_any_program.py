@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import ast
-import contextlib
-import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from pagekit import ROOT, run_script
 from preloadkit import preload_of
 from serverkit import PATIENCE_SECONDS
 
-ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "any-vfio-program.md"
 PROGRAM = ROOT / "docs" / "examples" / "vfio_move.py"
 MEMORY_BYTES = 4 << 20
@@ -42,33 +37,9 @@ def blocks(language: str) -> list[str]:
 def test_the_pages_commands_word_for_word(library: Path, tmp_path: Path) -> None:
     """Both migrations, there and back: all bytes promised are read, and the memory is the same."""
     preload_of("plain")
-    script, log = tmp_path / "page.sh", tmp_path / "output"
-    script.write_text("set -e\n" + "\n".join(blocks("sh")))
-    paths = [str(Path(sys.executable).parent), os.environ["PATH"]]
-    env = os.environ | {"PATH": os.pathsep.join(paths), "PYTHONPATH": str(ROOT), "TMPDIR": "/tmp"}
-    # A file and a session: as for the cookbook, tests/lab/test_cookbook.py.
-    with log.open("w") as out:
-        shell = subprocess.Popen(
-            ["bash", "-x", str(script)],
-            cwd=ROOT,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        shell.wait(timeout=PATIENCE_SECONDS)
-    except subprocess.TimeoutExpired:
-        pytest.fail(f"the page's commands hang:\n{log.read_text()[-3000:]}")
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(shell.pid, signal.SIGKILL)
-        shell.wait()
-    said = log.read_text()
+    said = run_script("\n".join(blocks("sh")), tmp_path, ROOT, PATIENCE_SECONDS)
     for folder in re.findall(r"RUN=(/tmp/tmp\.\w+)", said):
         shutil.rmtree(folder, ignore_errors=True)
-    assert shell.returncode == 0, said[-3000:]
     moves = list(FIGURES.finditer(re.sub(r"^(\d{4}-|\+ ).*\n", "", said, flags=re.MULTILINE)))
     assert len(moves) == 2, said
     for move in moves:
