@@ -91,7 +91,7 @@ class ReadBack:
         self._result.sampled_words += len(words)
 
     async def _enable(self, device: QtestDevice) -> None:
-        """Enable the device as a driver does: QEMU 10.2 resets one that refused to stop, and the VM runs on."""
+        """Enable the device as a driver does: QEMU 10.2 resets one that refused to stop; the VM runs on."""
         try:
             await self._client.config_write(device.slot, PCI_COMMAND, PCI_COMMAND_ENABLED)
         except LabError as error:
