@@ -186,7 +186,7 @@ def test_a_destination_of_another_shape_is_refused(vm: Vm) -> None:
         await vm.lab.configure()
         await vm.lab.begin(await vm.lab.listen())
         reply = await vm.fails()
-        refused = (await vm.lab.destination.servers[0].status())["load"]["error"]
+        refused = (await vm.lab.destination.servers[0].status())["resume"]["error"]
         assert reply["status"] == "failed"
         await vm.goes_on()
         await vm.move()
