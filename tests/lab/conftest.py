@@ -69,7 +69,7 @@ def guest_image() -> Path:
 @pytest.fixture
 def options(qemu: Path, library: Path) -> Callable[..., MigrateOptions]:
     """Make options for a small device; keyword arguments change single ones."""
-    return lambda **changes: small(qemu, library, **changes)
+    return lambda **changes: small(changes.pop("qemu", qemu), library, **changes)
 
 
 @pytest.fixture

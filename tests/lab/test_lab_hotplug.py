@@ -11,6 +11,8 @@ import pytest
 from labkit import KIB, MIB, PATIENT, begin_and_stay, dirtying, let_go
 from pcilab import complaints, distrust, guest_of, wait_devices
 
+from vfu_dev.builds.qemu_binary import QemuBinary
+from vfu_dev.builds.qemu_packages import SUITES
 from vfu_dev.lab.judge import judge
 from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.options import MigrateOptions
@@ -49,7 +51,15 @@ async def move(lab: Lab, story: Story) -> None:
     await lab.turn_around()
 
 
-def test_devices_come_and_go(options: Options, in_lab: InLab, guest_image: Path) -> None:
+@pytest.mark.parametrize("name", ["patched", SUITES[-1].name])
+def test_devices_come_and_go(
+    name: str,
+    options: Options,
+    in_lab: InLab,
+    guest_image: Path,
+    qemu: Path,
+    stock_qemu: Callable[[str], QemuBinary],
+) -> None:
     """One is added and moves along; after a move it is removed, and another one added after the next.
 
     No destination needs one that left, and each has those that came: by `device_add`, or from the start. The
@@ -75,6 +85,7 @@ def test_devices_come_and_go(options: Options, in_lab: InLab, guest_image: Path)
 
     story = in_lab(
         options(
+            qemu=qemu if name == "patched" else stock_qemu(name).path,
             guest_image=guest_image,
             memory_bytes=256 * KIB,
             load=Workload("idle"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from labkit import KIB, MIB, begin_and_stay, dirtying, let_go
+from labkit import KIB, MIB, begin_and_stay, dirtying, let_go, small
 from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.builds.qemu_binary import QemuBinary
@@ -27,6 +28,7 @@ from vfu_dev.lab.judge import judge
 from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import MigrationResult
+from vfu_dev.qemu_events import TRACE_PATTERNS, Kind
 from vfu_dev.vm.guest import LinuxGuest
 
 T = TypeVar("T")
@@ -34,6 +36,8 @@ T = TypeVar("T")
 OLD, NEW = (suite.name for suite in SUITES)
 DEVICES = 2
 BUFFER_BYTES = MIB
+# QEMU's trace of an acknowledgement that came back, migration/trace-events.
+ACKED = "source_return_path_thread_switchover_acked"
 
 
 class Vm:
@@ -186,7 +190,7 @@ def test_a_destination_of_another_shape_is_refused(vm: Vm) -> None:
         await vm.lab.configure()
         await vm.lab.begin(await vm.lab.listen())
         reply = await vm.fails()
-        refused = (await vm.lab.destination.servers[0].status())["load"]["error"]
+        refused = (await vm.lab.destination.servers[0].status())["resume"]["error"]
         assert reply["status"] == "failed"
         await vm.goes_on()
         await vm.move()
@@ -284,3 +288,50 @@ def test_the_whole_command(
     assert result["devices"][0]["digest_match"]
     assert result["devices"][0]["precopy_bytes"] > MIB
     assert f"QEMU {version} with vfio-pci over iommufd-cdev" in done.stderr
+
+
+@pytest.mark.parametrize("reinit", [False, True])
+def test_initial_data_that_appears_late_is_acknowledged_again(
+    reinit: bool,
+    stock_qemu: Callable[[str], QemuBinary],
+    preload: Path,
+    library: Path,
+    tmp_path: Path,
+) -> None:
+    """11.1 opts in to VFIO_PRECOPY_INFO_REINIT: it takes the new data to the other side before it stops."""
+    options = small(
+        stock_qemu(NEW).path,
+        library,
+        memory_bytes=2 * MIB,
+        switchover_ack=True,
+        load=dirtying(MIB),
+        traces=(*TRACE_PATTERNS, ACKED),
+    )
+
+    async def scenario() -> tuple[MigrationResult, str]:
+        async with Lab(options, tmp_path / "logs") as lab:
+            await lab.start()
+            await begin_and_stay(lab)
+            await lab.wait_for(
+                lambda row: row["source"][0].get("initial_bytes") == 0 and row["source"][0]["passes"] >= 2,
+                "the initial data is out",
+            )
+            if reinit:
+                await lab.source.servers[0].command("reinit", pages=512)
+            await let_go(lab)
+            assert (await lab.wait_final())["status"] == "completed"
+            await lab.wait_running(lab.destination.qemu)
+            result = MigrationResult()
+            await lab.collect(result)
+            return result, lab.source.qemu.trace_log.read_text()
+
+    result, trace = asyncio.run(scenario())
+    (device,) = result.devices
+    assert device.digest_match
+    assert device.save is not None
+    assert device.save["reinits"] == int(reinit)
+    told = [event for event in result.qemu.trace_source if event.get("kind") == Kind.PRECOPY_INFO]
+    assert any(event["values"]["reinit"] for event in told) == reinit
+    assert len(re.findall(rf"\b{ACKED}\b", trace)) == 1 + reinit
+    if reinit:
+        assert device.precopy_bytes >= device.initial_bytes + 2 * MIB

@@ -89,8 +89,9 @@ def test_a_monitor_answers_and_children_of_a_preloaded_qemu_run(stock: QemuBinar
 
     async def scenario() -> int | None:
         machine = ("-machine", "q35", "-accel", "tcg", "-S")
-        qemu = Qemu("stock", tmp_path, tmp_path, QemuOptions(stock.path, 64 << 20), [])
-        # Not the lab's command line for no guest: Debian 12's QEMU lacks the qtest accelerator.
+        # Not the lab's command line, with a guest or without one.
+        options = QemuOptions(stock.path, 64 << 20, guest=tmp_path)
+        qemu = Qemu("stock", tmp_path, tmp_path, options, [])
         qemu.process.argv = [
             *("env", f"LD_PRELOAD={library}", str(stock.path), *machine),
             *("-nodefaults", "-no-user-config", "-display", "none"),
