@@ -61,7 +61,9 @@ class StockQemu(Qemu):
             "VFU_DEV_PRELOAD_LOG": str(self.preload_log),
         }
         environment |= dict(stock.environment)
-        for number, socket in enumerate(devices):
+        # The names of those that are plugged later have to be known from the start; their servers need not be there.
+        later = [sockets / f"{name}-vfu{len(devices) + number}.sock" for number in range(options.spare_ports)]
+        for number, socket in enumerate([*devices, *later]):
             environment[f"VFU_DEV_PRELOAD_SOCKET{number}"] = str(socket)
         if stock.last_word:
             environment |= dict(stock.environment)
