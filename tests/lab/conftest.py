@@ -49,6 +49,12 @@ def stock_qemu() -> Callable[[str], QemuBinary]:
 
 
 @pytest.fixture(scope="session")
+def preload() -> Path:
+    """The library that gives an unmodified QEMU the device."""
+    return _artifact("vfio-preload")
+
+
+@pytest.fixture(scope="session")
 def library() -> Path:
     """Our libvfio-user."""
     return _artifact("libvfio-user")

@@ -15,7 +15,7 @@ def test_attaches_and_uses_the_device(unpatched: Path, library: Path, tmp_path: 
     """The device works; migration does not fail but leaves the device out, which is why doctor warns."""
 
     async def scenario() -> None:
-        async with Lab(small(unpatched, library), tmp_path / "logs") as lab:
+        async with Lab(small(unpatched, library, front_end="vfio-user-pci"), tmp_path / "logs") as lab:
             await lab.source.start()
             await lab.guest.ready(lab.source.qemu)
             await lab.guest.start(lab.options.load)

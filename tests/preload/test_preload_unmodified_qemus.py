@@ -19,13 +19,15 @@ from typing import Any, TypeVar
 import pytest
 from preloadkit import preload_of, run_preloaded
 from serverkit import ServerFactory, wait_until
-from stockkit import IommuPath, Stock, StockQemu, stock_qemus
+from stockkit import Stock, with_stock
 
+from vfu_dev.attach.front_end import IOMMU_PATHS
 from vfu_dev.builds import RECIPES, artifact, firmware_dirs
 from vfu_dev.errors import BuildError, LabError
 from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import MigrationResult
+from vfu_dev.vm.qemu import RamKind
 
 sys.path.append(str(Path(__file__).parents[1] / "lab"))  # what is known there about guests without a CPU
 
@@ -36,14 +38,14 @@ from test_lab_dma import BUFFERS, start_writer, writer_migrates, wrong_bytes
 
 T = TypeVar("T")
 
-PATHS: tuple[IommuPath, ...] = ("iommufd-cdev", "iommufd-fd", "type1")
 UNPATCHED, BOOKWORM, TRIXIE = "qemu-unpatched", "qemu-bookworm-backports", "qemu-trixie-backports"
 EACH = [name for name in (UNPATCHED, BOOKWORM, TRIXIE) if name in RECIPES]
 WITHOUT_CPU = [name for name in EACH if name != BOOKWORM]  # Debian left qtest out of its 10.0
-each_path = pytest.mark.parametrize("path", PATHS)
+
+each_path = pytest.mark.parametrize("path", IOMMU_PATHS)
 without_cpu = pytest.mark.parametrize("name", WITHOUT_CPU)
 # Each way and each kind of RAM, and the pair that is a case of its own: test_device_and_memory_arrive.
-WAYS_AND_RAM = [
+WAYS_AND_RAM: list[tuple[str, RamKind]] = [
     ("iommufd-cdev", "shared"),
     ("iommufd-cdev", "private"),
     ("iommufd-fd", "anonymous"),
@@ -51,16 +53,14 @@ WAYS_AND_RAM = [
 ]
 
 
-def stock(name: str, path: IommuPath, ram: str = "shared", **environment: str) -> Stock:
+def stock(name: str, path: str, ram: RamKind = "shared", **environment: str) -> Stock:
     """Return how that QEMU is started; a test whose QEMU is not there is skipped, and says so."""
+    preload_of("plain")
     try:
         program = artifact(name)
     except BuildError as error:
         pytest.skip(str(error))
-    backend = "memory-backend-ram" if ram == "anonymous" else "memory-backend-memfd"
-    return Stock(
-        program, Path(preload_of("plain")), path, ram == "shared", backend, tuple(environment.items())
-    )
+    return Stock(program, path, ram, tuple(environment.items()))
 
 
 @pytest.fixture
@@ -74,12 +74,11 @@ def in_lab(tmp_path: Path, library: Path) -> Callable[..., Any]:
         destination: Stock | None = None,
     ) -> T:
         async def whole() -> T:
-            async with Lab(chosen, tmp_path / "logs") as lab:
+            async with Lab(with_stock(chosen, source, destination), tmp_path / "logs") as lab:
                 await lab.start()
                 return await scenario(lab)
 
-        with stock_qemus(source, destination):
-            return asyncio.run(whole())
+        return asyncio.run(whole())
 
     return run
 
@@ -105,7 +104,7 @@ async def moved_whole(lab: Lab, *, logged: bool = True) -> list[int]:
 @without_cpu
 @pytest.mark.parametrize(("path", "ram"), WAYS_AND_RAM)
 def test_device_and_memory_arrive(
-    name: str, path: IommuPath, ram: str, in_lab: Callable[..., Any], options: Callable[..., MigrateOptions]
+    name: str, path: str, ram: RamKind, in_lab: Callable[..., Any], options: Callable[..., MigrateOptions]
 ) -> None:
     """RAM with a descriptor is in the server's log, any other in the library's own."""
     chosen = stock(name, path, ram)
@@ -125,8 +124,8 @@ def test_device_and_memory_arrive(
 
 
 def preload_log(qemu: Any) -> str:
-    assert isinstance(qemu, StockQemu)
-    return qemu.preload()
+    said: str = qemu.preload_log.read_text(errors="replace")
+    return said
 
 
 @pytest.mark.parametrize("whose", ["server", "library"])
@@ -144,7 +143,7 @@ def test_the_same_check_fails_without_a_log(
 
 @each_path
 def test_three_devices_move_together(
-    path: IommuPath, in_lab: Callable[..., Any], options: Callable[..., MigrateOptions]
+    path: str, in_lab: Callable[..., Any], options: Callable[..., MigrateOptions]
 ) -> None:
     """QEMU demands P2P of more than one, and takes them through its states."""
 
@@ -248,15 +247,10 @@ def test_without_a_server_qemu_says_why_it_does_not_start(
         raise AssertionError("it started")
 
     with pytest.raises(LabError, match="No such file or directory"):
-        in_lab(options(), scenario, overriding(chosen))
+        in_lab(options(), scenario, chosen)
     text = (tmp_path / "logs" / "source.log").read_text()
     assert "cannot connect: No such file or directory (is the device server running?)" in text
     assert "error bind device" in text
-
-
-def overriding(chosen: Stock) -> Stock:
-    """The environment given is the last word, also about sockets."""
-    return replace(chosen, last_word=True)
 
 
 # --- with a Linux guest -------------------------------------------------------------------------------------
@@ -311,7 +305,7 @@ async def linux_moves(lab: Lab) -> None:
     ],
 )
 def test_a_linux_guest_moves(
-    name: str, path: IommuPath, ram: str, in_lab: Callable[..., Any], linux: Callable[..., MigrateOptions]
+    name: str, path: str, ram: RamKind, in_lab: Callable[..., Any], linux: Callable[..., MigrateOptions]
 ) -> None:
     in_lab(linux(), linux_moves, stock(name, path, ram))
 
@@ -324,16 +318,13 @@ def test_a_linux_guest_moves_between_versions(
     if len(EACH) < 2:
         pytest.skip("there is only one QEMU: vfu-dev build qemu-bookworm-backports qemu-trixie-backports")
     old, new = (BOOKWORM if BOOKWORM in EACH else UNPATCHED), EACH[-1]
-    ends = [
-        replace(stock(name, path), machine="pc-q35-10.0")
-        for name, path in ((old, "type1"), (new, "iommufd-cdev"))
-    ]
+    ends = [stock(name, path) for name, path in ((old, "type1"), (new, "iommufd-cdev"))]
     in_lab(linux(), linux_moves, *(reversed(ends) if back else ends))
 
 
 @pytest.mark.parametrize("path", ["iommufd-cdev", "type1"])
 def test_a_device_is_plugged_and_unplugged(
-    path: IommuPath, in_lab: Callable[..., Any], linux: Callable[..., MigrateOptions]
+    path: str, in_lab: Callable[..., Any], linux: Callable[..., MigrateOptions]
 ) -> None:
     """The guest uses the one that came, and its server is free again when it is gone."""
 

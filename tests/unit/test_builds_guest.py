@@ -126,11 +126,29 @@ def test_headers_of_another_kernel_are_refused(tmp_path: Path) -> None:
         keep_headers(tmp_path / "root", "2-cloud", tmp_path / "headers")
 
 
-def test_the_page_names_every_command_of_the_guest() -> None:
-    """What vfud-load takes is in docs/guest.md, and nothing else."""
-    source = (native_dir() / "guest" / "vfud-load" / "main.c").read_text()
-    table = source[source.index("} commands[] = {") : source.index("};", source.index("} commands[] = {"))]
+def rows_of(page: str, heading: str) -> dict[str, str]:
+    """Return a page's table whose header begins with `heading`: first cell -> whole row."""
+    table = page[page.index(f"| {heading} |") :].split("\n\n", 1)[0].splitlines()[2:]
+    return {re.split(r"(?<!\\) \| ", row)[0]: row for row in table}
+
+
+def test_the_page_names_every_command_and_key_of_the_guest() -> None:
+    """docs/guest.md has a row for each command, with each of its keys, and one for each key of a load."""
+    folder = native_dir() / "guest" / "vfud-load"
     page = (native_dir().parent / "docs" / "guest.md").read_text()
-    rows = [line for line in page.splitlines() if line.startswith("| `")]
-    named = {word for row in rows for word in re.findall(r"`([a-z-]+)", row.split(" | ")[0])}
-    assert named == set(re.findall(r'{"([a-z-]+)", command_', table))
+    definition = (folder / "pattern.h").read_text().partition("#define PHASE_KEYS")[2].partition("\n\n")[0]
+    phase = set(re.findall(r"(?<![|=a-z])([a-z_]+)[ #.=\"]", definition))
+    assert {"pattern", "dirty_rate", "round_ns"} <= phase
+    named = " ".join(rows_of(page, "Key").values())
+    assert {key for key in phase if f"`{key}`" not in named} == set()
+
+    source = (folder / "main.c").read_text()
+    table = source[source.index("} commands[] = {") : source.index("};", source.index("} commands[] = {"))]
+    commands = dict(re.findall(r'\{"([a-z-]+)", command_\w+, (?:"([^"]*)"|NULL)', table))
+    assert len(commands) == table.count("command_")
+    texts = [text for cell in rows_of(page, "Command") for text in re.findall(r"`([^`]+)`", cell)]
+    assert {text.split()[0] for text in texts} == set(commands)
+    for name, keys in commands.items():
+        told = " ".join(text for text in texts if text.split()[0] == name)
+        for key in re.findall(r"(?:^| )([a-z_]+)", keys):
+            assert f"{key}=" in told, f"{name}: {key}"

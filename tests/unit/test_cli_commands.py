@@ -111,7 +111,7 @@ def test_a_mistyped_command_gets_the_nearest_one(
 def test_a_command_that_is_like_none_gets_the_list(run: Run) -> None:
     status, _, err = run("qqqqqq")
     assert status == 2
-    assert "the commands are serve, info, migrate" in err
+    assert "the commands are serve, info, attach, migrate" in err
 
 
 # --- exit statuses ------------------------------------------------------------------------------------------
@@ -120,6 +120,7 @@ def test_a_command_that_is_like_none_gets_the_list(run: Run) -> None:
 FAILURES: dict[tuple[str, ...], list[str] | None] = {
     ("serve",): ["--socket", "TMP/s", "--memory", "64K", "--library", "/nowhere.so"],
     ("info",): [NOWHERE],
+    ("attach",): [NOWHERE, "--", "qemu-system-x86_64"],
     ("migrate",): [NOWHERE, "/nowhere/b.sock"],
     ("load",): ["--socket", NOWHERE, "--dirty-rate", "1M"],
     ("top",): ["--once", NOWHERE],
@@ -158,7 +159,7 @@ def test_what_fails_is_status_1(
     moves.write_text("\n".join([head, *(",".join(cells) for cells in slower)]) + "\n")
     # Nothing is built here, and nothing can be.
     monkeypatch.setenv("VFU_DEV_CACHE", str(tmp_path / "cache"))
-    for name in ("QEMU", "LIBVFIO_USER", "GUEST"):
+    for name in ("QEMU", "LIBVFIO_USER", "GUEST", "VFIO_PRELOAD"):
         monkeypatch.setenv(f"VFU_DEV_{name}", "/nowhere/artifact")
     if words[0] == "ctl":
         arguments: list[str] | None = CTL_ARGUMENTS.get(words[1], [])
@@ -188,6 +189,11 @@ USAGE_ERRORS = [
     "serve --config /nowhere.toml",
     "info",
     "info /nowhere/s --timeout 0",
+    "attach -- true",
+    "attach /nowhere/a",
+    "attach /nowhere/a --",
+    "attach /nowhere/a -- true %sysfsdev1%",
+    "attach /nowhere/a --iommu iommufd-fd -- true %sysfsdev0%",
     "migrate /nowhere/a",
     "migrate /nowhere/a /nowhere/b --max-bandwidth fast",
     "migrate /nowhere/a /nowhere/b --json /proc/nowhere/x.json",
@@ -227,7 +233,7 @@ USAGE_ERRORS = [
 def test_usage_errors_are_status_2(line: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether click finds them or we do; nothing was done, nothing goes to standard output."""
     monkeypatch.chdir(ROOT)
-    for name in ("QEMU", "LIBVFIO_USER", "GUEST"):
+    for name in ("QEMU", "LIBVFIO_USER", "GUEST", "VFIO_PRELOAD"):
         monkeypatch.setenv(f"VFU_DEV_{name}", "/dev/null")
     status, out, err = run(*line.split())
     assert (status, out) == (2, ""), err
@@ -292,7 +298,7 @@ def test_json_is_the_same_option_everywhere(words: tuple[str, ...]) -> None:
     """All that show figures have it; where a word behind it may be an argument, it takes none by chance."""
     command = LEAVES[words]
     options = [option for option in command.params if "--json" in option.opts]
-    if words in (("serve",), ("report",)):
+    if words in (("serve",), ("attach",), ("report",)):
         assert not options
         return
     (option,) = options

@@ -177,8 +177,8 @@ TYPED = [
 def test_a_rate_typed_by_hand_means_what_it_means_elsewhere(
     program: Path, line: str, values: dict[str, Any], page: int
 ) -> None:
-    """`dirty_rate` and `write_rate` are what LoadSpec, options and scenarios call so."""
-    pacer = Program(LoadSpec.from_dict({"pattern": "uniform", **values}), MIB, page).pacer(0)
+    """`dirty_rate` and `write_rate` are what Workload, options and scenarios call so."""
+    pacer = Program(Workload.from_dict({"pattern": "uniform", **values}), MIB, page).pacer(0)
     asked = [f"phase {line}", *(f"take {now} {limit}" for now, limit in CLOCK), ""]
     done = dumped(program, asked, page)
     assert done.returncode == 0, done.stdout + done.stderr

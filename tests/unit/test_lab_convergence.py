@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vfu_dev.lab.convergence import assess, threshold_bytes
+from vfu_dev.lab.convergence import Limits, assess, threshold_bytes
 
 MIB = 1 << 20
 
@@ -83,3 +83,19 @@ def test_nothing_written_converges_without_a_ratio() -> None:
     assert found.converging
     assert found.ratio is None
     assert found.text.startswith("converging: dirty rate 0 B/s < transfer rate 1 MiB/s, remaining 0 B")
+
+
+def test_the_sentence_says_what_the_numbers_are_made_of() -> None:
+    """QEMU's steps where the limit is none of them; whose bandwidth the threshold reckons with."""
+    told = Limits.of({"max_bandwidth": 4 * MIB, "avail_switchover_bandwidth": 4 * MIB}, 300)
+    found = assess([forecast(40 * MIB, 10 * MIB, 3 * MIB, False)], {}, 1.2 * MIB, told)
+    assert found.text == (
+        "not converging: dirty rate 40 MiB/s > transfer rate 10 MiB/s "
+        "(max-bandwidth 4 MiB/s, in QEMU's steps of 10 MiB/s) (ratio 0.25), "
+        "remaining 3 MiB > threshold 1.2 MiB (avail-switchover-bandwidth 4 MiB/s x 300 ms)"
+    )
+    measured = Limits.of({"max_bandwidth": 20 * MIB}, 100)
+    found = assess([forecast(MIB, 20 * MIB, MIB)], {}, 2 * MIB, measured)
+    assert found.text.endswith("remaining 1 MiB <= threshold 2 MiB (measured 20 MiB/s x 100 ms)")
+    assert "max-bandwidth" not in found.text
+    assert Limits.of({"max_bandwidth": 0}, 300).transfer_note() == ""

@@ -13,6 +13,7 @@ from pathlib import Path
 from vfu_dev.builds.cache import file_digest, remove_tree
 from vfu_dev.builds.command import BuildContext, CommandError
 from vfu_dev.errors import BuildError
+from vfu_dev.whole import write_whole
 
 _FILES = re.compile(rb"^diff --git a/(\S+) b/(\S+)$", re.MULTILINE)
 
@@ -107,7 +108,7 @@ def sync_tree(
             shutil.copy2(pristine / name, scratch / name)
     apply_series(context, series, scratch, title)
 
-    _write_whole(record, json.dumps(sorted(before | now)))
+    write_whole(record, json.dumps(sorted(before | now)))
     changed = []
     for name in sorted(before | now):
         wanted = scratch / name if name in now else pristine / name
@@ -123,7 +124,7 @@ def sync_tree(
         elif present.exists():
             present.unlink()
             changed.append(name)
-    _write_whole(record, json.dumps(sorted(now)))
+    write_whole(record, json.dumps(sorted(now)))
     remove_tree(scratch)
     return changed
 
@@ -131,9 +132,3 @@ def sync_tree(
 def _same(one: Path, other: Path) -> bool:
     same_mode = (one.stat().st_mode & 0o111) == (other.stat().st_mode & 0o111)
     return same_mode and one.read_bytes() == other.read_bytes()
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".new")
-    temporary.write_text(text)
-    temporary.replace(path)

@@ -153,6 +153,25 @@ def stock_name() -> str:
     return qemu_packages.SUITES[-1].name
 
 
+def common_machine(one: QemuBinary, other: QemuBinary) -> str:
+    """Return the q35 that both have: the newest version of it, or plain `q35` where the releases are equal.
+
+    Raises: QemuBinaryError: there is none.
+    """
+    if one.release == other.release:
+        return "q35"
+    common = set(_machine_versions(one.path)) & set(_machine_versions(other.path))
+    if not common:
+        raise QemuBinaryError(f"{one.path} ({one.version}) and {other.path} ({other.version}) share no q35")
+    return f"pc-q35-{'.'.join(map(str, max(common)))}"
+
+
+@lru_cache
+def _machine_versions(path: Path) -> tuple[tuple[int, ...], ...]:
+    found = re.findall(r"^pc-q35-([\d.]+) ", _ask(path, "-machine", "help"), re.MULTILINE)
+    return tuple(tuple(map(int, version.split("."))) for version in found)
+
+
 def probe_qemu(path: Path) -> QemuBinary:
     """Return what the QEMU at `path` can do; asked once for each state of the file.
 

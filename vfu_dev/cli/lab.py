@@ -28,9 +28,11 @@ from vfu_dev.cli.params import (
     switchover_bandwidth_option,
     whole_milliseconds,
 )
+from vfu_dev.cli.qemu_options import chosen_qemus, qemu_options
 from vfu_dev.cli.shape import Command, Group
 from vfu_dev.cli.signals import interrupted_status
 from vfu_dev.errors import ConfigError
+from vfu_dev.report.qemus import qemus_text
 from vfu_dev.sizes import format_count, format_size
 from vfu_dev.workload import Workload
 
@@ -56,6 +58,7 @@ command.add_command(model)
     examples=[
         "vfu-dev lab migrate --memory 8M --dirty-rate 2M --avail-switchover-bandwidth 4M",
         "vfu-dev lab migrate --memory 1M --guest none --json out.json",
+        "vfu-dev lab migrate --qemu-source bookworm-backports --qemu-destination trixie-backports",
         "vfu-dev lab migrate --fault-destination op=mig-write,delay=1.5,when=initial-received",
     ],
 )
@@ -78,6 +81,7 @@ command.add_command(model)
     show_default=True,
     help="How the guest reaches the memory, as in `vfu-dev serve`.",
 )
+@qemu_options
 @for_each_side(
     "fault",
     multiple=True,
@@ -191,7 +195,7 @@ def migrate(
     if accel == "kvm" and guest == "none":
         raise ConfigError("--accel kvm: needs --guest linux; without a guest nothing runs on a CPU")
     options = MigrateOptions(
-        qemu=artifact("qemu"),
+        **chosen_qemus(sides),
         library=artifact("libvfio-user"),
         guest_image=artifact("guest") if guest == "linux" else None,
         memory_bytes=memory,
@@ -253,7 +257,7 @@ def _compared(guest: dict[str, Any]) -> str:
 
 def _summary(result: dict[str, Any], load: Workload) -> list[str]:
     qemu, guest = result["qemu"], result["guest"]
-    lines = [f"migration {result['status']}, QEMU {qemu['version']} ({qemu['accel']})"]
+    lines = [f"migration {result['status']}, QEMU {qemus_text(qemu)} ({qemu['accel']})"]
     for device in result["devices"]:
         moved = device["precopy_bytes"] + device["stop_copy_bytes"]
         share = f" ({100 * device['precopy_bytes'] / moved:.0f} % in pre-copy)" if moved else ""

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from vfu_dev.cli import EXIT_FAILED, EXIT_LESS
 from vfu_dev.cli.output import json_option, write_json
+from vfu_dev.cli.qemu_options import chosen_qemus, qemu_options
 from vfu_dev.cli.shape import TO_STDOUT, Command
 from vfu_dev.cli.signals import interrupted_status
 from vfu_dev.errors import ConfigError, LabError
@@ -45,6 +46,7 @@ def _changes(texts: tuple[str, ...]) -> dict[str, Any]:
     ],
 )
 @click.argument("names", metavar="[NAME|FILE.toml]...", nargs=-1)
+@qemu_options
 @click.option("--all", "everything", is_flag=True, help="Run every shipped scenario.")
 @click.option(
     "--out",
@@ -75,6 +77,7 @@ def run(
     settings: tuple[str, ...],
     json_path: str | None,
     quiet: bool,
+    **sides: Any,
 ) -> None:
     """Run scenarios: VMs moved back and forth under load, percentiles of what that cost.
 
@@ -89,7 +92,7 @@ def run(
     from vfu_dev.report.series import write_series
     from vfu_dev.series.prediction import annotation
     from vfu_dev.series.progress import RunProgress
-    from vfu_dev.series.run import run_scenario
+    from vfu_dev.series.run import Artifacts, run_scenario
     from vfu_dev.series.scenario import read_scenario, shipped
     from vfu_dev.series.summary import load_kept_up
 
@@ -114,6 +117,7 @@ def run(
                     resume=resume,
                     force=force,
                     command=["vfu-dev", *sys.argv[1:]],
+                    artifacts=Artifacts.find(scenario.chosen(short), chosen_qemus(sides)),
                     annotate=annotation,
                 )
             except KeyboardInterrupt:

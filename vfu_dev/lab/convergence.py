@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vfu_dev.model.link import QEMU_STEP_BYTES
+from vfu_dev.model.link import QEMU_STEP_BYTES, qemu_bandwidth
 from vfu_dev.sizes import format_size
 
 
@@ -45,9 +45,9 @@ class Limits:
             parameters.get("max_bandwidth", 0), parameters.get("avail_switchover_bandwidth", 0), limit_ms
         )
 
-    def transfer_note(self, transfer: float) -> str:
-        """Return why more is sent than was allowed, in brackets; nothing where it is not."""
-        if not 0 < self.max_bandwidth < transfer:
+    def transfer_note(self) -> str:
+        """Return why more is sent than was allowed, in brackets; nothing where the limit is a step."""
+        if qemu_bandwidth(self.max_bandwidth) == self.max_bandwidth:
             return ""
         step = format_size(QEMU_STEP_BYTES)
         return f" (max-bandwidth {format_size(self.max_bandwidth)}/s, in QEMU's steps of {step}/s)"
@@ -104,7 +104,7 @@ class Convergence:
             f"dirty rate {_rate(dirty)} {'<' if dirty < transfer else '>'} transfer rate {_rate(transfer)}"
         )
         if self.limits is not None:
-            rates += self.limits.transfer_note(transfer)
+            rates += self.limits.transfer_note()
         if self.ratio is not None:
             rates += f" (ratio {self.ratio:.2f})"
         return f"{word}: {rates}{self._left}"

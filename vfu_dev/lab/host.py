@@ -6,9 +6,11 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from vfu_dev.attach.front_end import choose_front_end
+from vfu_dev.builds.qemu_binary import common_machine, probe_qemu
 from vfu_dev.errors import LabError
 from vfu_dev.figures import Sample, Snapshot
-from vfu_dev.lab.options import MigrateOptions
+from vfu_dev.lab.options import MigrateOptions, QemuChoice
 from vfu_dev.vm.qemu import Qemu, QemuOptions
 from vfu_dev.vm.servers import DeviceServer, ServerOptions
 
@@ -16,10 +18,22 @@ Fetched = tuple[Snapshot, list[Sample]] | LabError
 
 
 class Host:
-    """One host. `name` is its own for ever; whether it is source or destination changes with each move."""
+    """One host. `name` is its own for ever; whether it is source or destination changes with each move.
 
-    def __init__(self, name: str, sockets: Path, logs: Path, options: MigrateOptions, incoming: bool) -> None:
+    Args:    choice: its QEMU; by default that of its role in the first move.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sockets: Path,
+        logs: Path,
+        options: MigrateOptions,
+        incoming: bool,
+        choice: QemuChoice | None = None,
+    ) -> None:
         self.name = name
+        self.choice = choice or (options.qemu_incoming if incoming else options.qemu_source)
         self.logs = logs
         server = ServerOptions(
             memory_bytes=options.memory_bytes,
@@ -34,8 +48,14 @@ class Host:
         self._sockets, self._server_options = sockets, server
         self.servers = [self._make_server(index) for index in range(options.devices)]
         machine = QemuOptions(
-            binary=options.qemu,
+            binary=self.choice.binary,
             ram_bytes=options.ram_bytes,
+            front_end=self.choice.front_end,
+            iommu=self.choice.iommu,
+            machine=common_machine(*(probe_qemu(one.binary) for one in _both(options))),
+            ram=options.ram,
+            environment=options.qemu_environment,
+            preload_log=options.preload_log,
             accel=options.accel,
             guest=options.guest_image,
             incoming=incoming,
@@ -44,7 +64,9 @@ class Host:
             reboot=options.reboot,
             extra=options.qemu_extra,
         )
-        self.qemu = Qemu(name, sockets, logs, machine, [server.socket for server in self.servers])
+        spare = [self._make_server(options.devices + index).socket for index in range(options.spare_ports)]
+        devices = [server.socket for server in self.servers]
+        self.qemu = Qemu(name, sockets, logs, machine, devices, spare)
 
     def _make_server(self, index: int) -> DeviceServer:
         return DeviceServer(f"{self.name}-vfu{index}", self._sockets, self.logs, self._server_options)
@@ -102,6 +124,25 @@ class Host:
                 return error
 
         return await asyncio.gather(*(one(server) for server in self.servers))
+
+
+def require_migration(choice: QemuChoice) -> str:
+    """Return the version of a QEMU that migrates the devices.
+
+    Raises: LabError: it leaves them out; says what to do. QemuBinaryError: it does not attach them.
+    """
+    binary = probe_qemu(choice.binary)
+    front_end = choose_front_end(binary, choice.front_end)
+    if not binary.front_ends[front_end]:
+        raise LabError(
+            f"{binary.path} (QEMU {binary.version}) does not migrate devices through {front_end}; "
+            "use --front-end vfio-pci, or --qemu patched (vfu-dev build qemu)"
+        )
+    return binary.version
+
+
+def _both(options: MigrateOptions) -> tuple[QemuChoice, QemuChoice]:
+    return options.qemu_source, options.qemu_incoming
 
 
 def brief(fetched: Fetched) -> dict[str, Any]:

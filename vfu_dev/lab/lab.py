@@ -20,9 +20,9 @@ from vfu_dev.client.digest import AUDIT_POLL_SECONDS, audit_over
 from vfu_dev.errors import LabError
 from vfu_dev.figures import Sample, Snapshot
 from vfu_dev.lab.convergence import Convergence, Limits, assess, threshold_bytes
-from vfu_dev.lab.host import Host, brief
+from vfu_dev.lab.host import Host, brief, require_migration
 from vfu_dev.lab.options import MigrateOptions
-from vfu_dev.lab.result import FINAL_STATES, DeviceResult, MigrationResult
+from vfu_dev.lab.result import FINAL_STATES, DeviceResult, MigrationResult, QemuResult, QemuSide
 from vfu_dev.vm.guest import Guest, LinuxGuest
 from vfu_dev.vm.process import PATIENCE_SECONDS
 from vfu_dev.vm.qemu import Qemu
@@ -53,6 +53,10 @@ async def _final_status(server: DeviceServer) -> dict[str, Any]:
     while not audit_over(status := await server.status()) and time.monotonic() < deadline:
         await asyncio.sleep(AUDIT_POLL_SECONDS)
     return status
+
+
+def _described(qemu: Qemu) -> QemuSide:
+    return QemuSide(qemu.binary.version, qemu.front_end.name, qemu.front_end.iommu)
 
 
 class TimeLimitError(LabError):
@@ -113,6 +117,16 @@ class Lab:
             self.reporter("phase", {"text": f"the load starts: {self.options.writer} writes"})
         await self._start_load()
         await asyncio.sleep(self.options.warmup_seconds)
+
+    def require_migration(self) -> None:
+        """Raise LabError, which says what to do, if a QEMU leaves the devices out of a migration."""
+        for side in (self.source, self.destination):
+            require_migration(side.choice)
+
+    def describe_sides(self, result: QemuResult) -> None:
+        """Write into `result` which QEMU is where now."""
+        result.machine = self.source.qemu.options.machine
+        result.read_sides(*(_described(side.qemu) for side in (self.source, self.destination)))
 
     async def _start_load(self) -> None:
         if self.options.load_place == "guest":
@@ -205,8 +219,9 @@ class Lab:
     async def replace_destination(self, options: MigrateOptions | None = None) -> None:
         """Stop the destination and start a fresh one (QEMU cannot receive twice)."""
         await self.destination.stop()
+        old = self.destination
         self.destination = Host(
-            self.destination.name, self.sockets, self.logs, options or self.options, incoming=True
+            old.name, self.sockets, self.logs, options or self.options, incoming=True, choice=old.choice
         )
         await self.destination.start()
 
@@ -323,6 +338,7 @@ class Lab:
         await self.wait_running(self.destination.qemu)
         self.moves += 1
         await self.follow()
+        self.describe_sides(result.qemu)
         await self.collect(result)
         result.ended = time.time()
         return result
@@ -338,7 +354,8 @@ class Lab:
         """
         old, self.source = self.source, self.destination
         self.hosts += 1
-        self.destination = Host(f"host{self.hosts}", self.sockets, self.logs, self.options, incoming=True)
+        name = f"host{self.hosts}"
+        self.destination = Host(name, self.sockets, self.logs, self.options, incoming=True, choice=old.choice)
         # One after the other: so there are never more than two hosts, and never three of a big device.
         await old.stop()
         if not keep_logs:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from vfu_dev import __version__
-from vfu_dev.builds.qemu_binary import probe_qemu
 from vfu_dev.errors import LabError
 from vfu_dev.lab.judge import judge
 from vfu_dev.lab.lab import Lab, MoveReporter, TimeLimitError
@@ -23,15 +22,16 @@ async def run(
     options: MigrateOptions, logs: Path, command: list[str], reporter: MoveReporter | None = None
 ) -> MigrationResult:
     """Carry out the whole move and return its result; failures are in it, not raised."""
-    features = probe_qemu(options.qemu)
     result = MigrationResult(started=time.time(), command=command, logs=str(logs))
     result.settings = {key: _plain(value) for key, value in asdict(options).items()}
-    result.versions = {"vfu-dev": __version__, "python": platform.python_version(), "qemu": features.version}
-    result.qemu.version, result.qemu.accel = features.version, options.accel
-    if options.guest_image is None:
-        result.qemu.accel = "qtest"
+    result.qemu.accel = "qtest" if options.guest_image is None else options.accel
     result.qemu.downtime_limit_ms = options.downtime_limit_ms
     async with Lab(options, logs, reporter) as lab:
+        lab.describe_sides(result.qemu)
+        result.versions = {"vfu-dev": __version__, "python": platform.python_version()}
+        result.versions["qemu"] = result.qemu.version or (
+            f"{result.qemu.source.version} to {result.qemu.destination.version}"
+        )
         result.qemu.parameters = lab.parameters()
         try:
             await _run_steps(lab, result)
@@ -56,11 +56,7 @@ async def run(
 
 
 async def _run_steps(lab: Lab, result: MigrationResult) -> None:
-    if not probe_qemu(lab.options.qemu).migration:
-        raise LabError(
-            f"{lab.options.qemu} cannot migrate vfio-user devices (QEMU {result.qemu.version} without the "
-            "project's patches); run: vfu-dev build qemu"
-        )
+    lab.require_migration()
     await lab.start()
     try:
         reply = await lab.migrate()

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from vfu_dev.errors import ConfigError
+from vfu_dev.qemu_events import TRACE_PATTERNS
 from vfu_dev.vm.guest import Via
-from vfu_dev.vm.trace import TRACE_PATTERNS
+from vfu_dev.vm.qemu import RamKind
 from vfu_dev.workload import Workload
 
 # QEMU migrates a Linux guest's own RAM too; a qtest machine needs next to none.
@@ -29,10 +30,28 @@ VERIFY: tuple[Verify, ...] = get_args(Verify)
 
 
 @dataclass(frozen=True)
+class QemuChoice:
+    """Which QEMU a host has, and how it gets the devices.
+
+    Attributes:
+        front_end, iommu: as in `vfu_dev.attach.front_end`; None: the best that the QEMU has.
+    """
+
+    binary: Path
+    front_end: str | None = None
+    iommu: str | None = None
+
+
+@dataclass(frozen=True)
 class MigrateOptions:
     """One move. Sizes in bytes, rates in bytes a second, times in milliseconds.
 
     Attributes:
+        qemu, front_end, iommu: of both hosts; of the source alone, where `qemu_destination` is given. A host
+            keeps its QEMU: after a turn-around the new destination has the one that the old source had.
+        qemu_environment: added to the environment of both QEMUs.
+        ram: what guest RAM is: only what is shared can be mapped by a server.
+        preload_log: the preloaded library logs what it was asked and answered.
         load_place: who writes: the guest, whose journal is compared with the device after the move, or the
             device's own engine, where digests alone say that the move was right.
         verify: how the content is compared; `auto` reads it back where the guest wrote it.
@@ -47,6 +66,14 @@ class MigrateOptions:
     """
 
     qemu: Path
+    front_end: str | None = None
+    iommu: str | None = None
+    qemu_destination: Path | None = None
+    front_end_destination: str | None = None
+    iommu_destination: str | None = None
+    qemu_environment: tuple[tuple[str, str], ...] = ()
+    ram: RamKind = "shared"
+    preload_log: bool = False
     guest_image: Path | None = None  # None: --guest none
     library: Path | None = None
     memory_bytes: int = 8 << 20
@@ -96,6 +123,18 @@ class MigrateOptions:
         if self.load_place == "device" or self.verify in ("digests", "none"):
             return None
         return cast(Via, self.verify)
+
+    @property
+    def qemu_source(self) -> QemuChoice:
+        """The QEMU of the first source."""
+        return QemuChoice(self.qemu, self.front_end, self.iommu)
+
+    @property
+    def qemu_incoming(self) -> QemuChoice:
+        """The QEMU of the first destination."""
+        if self.qemu_destination is None:
+            return self.qemu_source
+        return QemuChoice(self.qemu_destination, self.front_end_destination, self.iommu_destination)
 
     @property
     def ram_bytes(self) -> int:

@@ -14,6 +14,7 @@ from vfu_dev.figures import Sample, Snapshot
 from vfu_dev.vm.guest import GuestResult
 from vfu_dev.vm.qemu import Qemu
 from vfu_dev.vm.trace import states_set
+from vfu_dev.whole import write_whole
 
 FINAL_STATES = ("completed", "failed", "cancelled")
 
@@ -92,10 +93,26 @@ class DeviceResult:
 
 
 @dataclass
-class QemuResult:
-    """QEMU's view. Times in milliseconds, sizes in bytes."""
+class QemuSide:
+    """The QEMU of one host, and how it got the devices; `iommu` with vfio-pci."""
 
-    version: str = ""
+    version: str | None = None
+    front_end: str | None = None
+    iommu: str | None = None
+
+
+@dataclass
+class QemuResult:
+    """QEMU's view. Times in milliseconds, sizes in bytes.
+
+    `version` and `front_end` are None where the sides differ.
+    """
+
+    version: str | None = None
+    front_end: str | None = None
+    machine: str | None = None
+    source: QemuSide = field(default_factory=QemuSide)
+    destination: QemuSide = field(default_factory=QemuSide)
     accel: str = ""
     status: str = "none"
     error: str | None = None
@@ -118,6 +135,12 @@ class QemuResult:
     events_destination: list[dict[str, Any]] = field(default_factory=list)
     trace_source: list[dict[str, Any]] = field(default_factory=list)
     trace_destination: list[dict[str, Any]] = field(default_factory=list)
+
+    def read_sides(self, source: QemuSide, destination: QemuSide) -> None:
+        """Take which QEMU was where."""
+        self.source, self.destination = source, destination
+        self.version = source.version if source.version == destination.version else None
+        self.front_end = source.front_end if source.front_end == destination.front_end else None
 
     def read_migration(self, reply: dict[str, Any], before: dict[str, Any]) -> None:
         """Take the figures of a `query-migrate` reply, and of one from `before` the migration ended.
@@ -196,6 +219,4 @@ class MigrationResult:
     def write(self, path: Path) -> None:
         """Write the JSON file at once or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".part")
-        partial.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        partial.replace(path)
+        write_whole(path, json.dumps(self.to_json(), indent=1) + "\n")

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from vfu_dev.qemu_events import Kind, kind_of
+
 # Rows at the beginning and at the end; what lies between repeats itself.
 HEAD_ROWS, TAIL_ROWS = 16, 24
 # Events that say how much is left, or move data: hundreds of each.
-_SIZES = {"vfio_save_iterate", "vfio_state_pending_exact"}
+_SIZES = {Kind.ITERATE, Kind.PENDING_EXACT}
 # Those, and a second word about each state, to the device instead of from QEMU's state machine.
 _NOISE = {
-    "vfio_save_block",
-    "vfio_state_pending_estimate",
-    "vfio_load_state_device_data",
-    "vfio_migration_set_device_state",
+    Kind.BLOCK,
+    Kind.PENDING_ESTIMATE,
+    Kind.PRECOPY_INFO,
+    Kind.STOP_COPY_SIZE,
+    Kind.LOAD,
+    Kind.DEVICE_STATE,
 }
 
 
 def short_name(device: str) -> str:
-    """Return what tells devices apart: QEMU names a vfio-user device by the whole path of its socket."""
-    return device.rpartition("/")[2].removesuffix(".sock")
+    """Return what tells devices apart: QEMU names a device by its socket's path or its sysfs folder."""
+    return device.rpartition("/")[2].removesuffix(".vfio").removesuffix(".sock")
 
 
 def excerpt(trace: list[dict[str, Any]], zero: float) -> dict[str, Any]:
@@ -32,7 +36,8 @@ def excerpt(trace: list[dict[str, Any]], zero: float) -> dict[str, Any]:
     before: dict[tuple[str, str], Any] = {}
     for event in trace:
         name, values, device = event.get("event", ""), event.get("values", {}), event.get("device", "")
-        if name in _NOISE or (name in _SIZES and before.get((name, device)) == values):
+        kind = kind_of(event)
+        if kind in _NOISE or (kind in _SIZES and before.get((name, device)) == values):
             continue
         before[name, device] = values
         rows.append(
@@ -40,7 +45,7 @@ def excerpt(trace: list[dict[str, Any]], zero: float) -> dict[str, Any]:
                 "time": event["time"] - zero if "time" in event else None,
                 "event": name,
                 "device": short_name(device),
-                "text": "" if name in _SIZES else event.get("state") or event.get("text", ""),
+                "text": "" if kind in _SIZES else event.get("state") or event.get("text", ""),
                 **{key: values.get(key) for key in ("initial", "dirty", "stop_copy")},
             }
         )

@@ -15,6 +15,7 @@ from vfu_dev.report.drawing import svg_text, write_png
 from vfu_dev.report.excerpt import excerpt
 from vfu_dev.report.passes import pass_list, passes_figure, phases_figure
 from vfu_dev.report.plots import migration_figure
+from vfu_dev.report.qemus import qemus_text
 from vfu_dev.report.timeline import Timeline
 from vfu_dev.sizes import format_size
 from vfu_dev.workload import Workload
@@ -107,6 +108,7 @@ def render(result: dict[str, Any]) -> str:
         }
     return environment.get_template("page.html.j2").render(
         r=result,
+        qemus=qemus_text(qemu),
         headline=_headline(result),
         figures={name: svg_text(figure, name) for name, figure in figures.items() if figure is not None},
         passes={device["name"]: pass_list(device) for device in result["devices"]},

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from vfu_dev.qemu_events import Kind
 from vfu_dev.report.drawing import (
     BLACK,
     BLUE,
@@ -100,10 +101,10 @@ def _draw_remaining(axes: Axes, timeline: Timeline) -> None:
     for index in range(count):
         for key, colour, traced in (("initial_bytes", BLUE, "initial"), ("dirty_bytes", ORANGE, "dirty")):
             draw(axes, in_mib(timeline.server("source", index, key)), next(labels[key]), colour)
-            seen = in_mib(timeline.trace("vfio_save_iterate", traced, index))
+            seen = in_mib(timeline.trace(Kind.ITERATE, traced, index))
             label = next(labels["iterate"]) if key == "initial_bytes" else None
             draw(axes, seen, label, colour, ".", alpha=0.6)
-        exact = in_mib(timeline.trace("vfio_state_pending_exact", "stop_copy", index))
+        exact = in_mib(timeline.trace(Kind.PENDING_EXACT, "stop_copy", index))
         draw(axes, exact, next(labels["exact"]), RED, "x")
     threshold = timeline.row("threshold_bytes")
     if threshold.values:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from vfu_dev.qemu_events import Kind, kind_of
+
 # The axis goes on after the last interesting instant for this share of its length.
 TAIL_SHARE = 0.02
 # Points of a curve that are drawn: more than there are pixels, few enough for a page that is mailed around.
@@ -120,9 +122,9 @@ class Timeline:
             series.add(row["time"] - self.zero, value)
         return series
 
-    def trace(self, event: str, key: str, index: int) -> Series:
-        """Return a size from the source's trace events `event` of device `index`."""
-        events = [e for e in self.result["qemu"]["trace_source"] if e.get("event") == event and "time" in e]
+    def trace(self, kind: Kind, key: str, index: int) -> Series:
+        """Return a size from the source's trace events of `kind` of device `index`."""
+        events = [e for e in self.result["qemu"]["trace_source"] if kind_of(e) == kind and "time" in e]
         names = sorted({e.get("device", "") for e in events})
         series = Series()
         for entry in events:

@@ -13,15 +13,16 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vfu_dev.builds import artifact
-from vfu_dev.builds.qemu_binary import probe_qemu
-from vfu_dev.errors import ConfigError, LabError
+from vfu_dev.errors import ConfigError
+from vfu_dev.lab.host import require_migration
 from vfu_dev.lab.lab import MoveReporter
+from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.series.rows import CsvFile, Row, read_rows, write_rows
 from vfu_dev.series.scenario import Point, Scenario
 from vfu_dev.series.shuttle import Shuttle
@@ -42,17 +43,29 @@ Annotate = Callable[[Point, Sequence[Row]], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Artifacts:
-    """What was built for the lab. `guest` is needed by points with a Linux guest."""
+    """What was built for the lab. `guest` is needed by points with a Linux guest.
+
+    `chosen` are fields of MigrateOptions that say more about the QEMUs.
+    """
 
     qemu: Path
     library: Path
     guest: Path | None = None
+    chosen: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def find(cls, points: Sequence[Point]) -> Artifacts:
-        """Return the built artifacts that `points` need. Raises: BuildError: one is missing."""
+    def find(cls, points: Sequence[Point], chosen: Mapping[str, Any] | None = None) -> Artifacts:
+        """Return the artifacts that `points` need. Raises: BuildError: one is missing.
+
+        Args:    chosen: fields of MigrateOptions that say which QEMUs; by default the built one.
+        """
         linux = any(point["qemu.guest"] == "linux" for point in points)
-        return cls(artifact("qemu"), artifact("libvfio-user"), artifact("guest") if linux else None)
+        chosen = dict(chosen or {"qemu": artifact("qemu")})
+        return cls(chosen.pop("qemu"), artifact("libvfio-user"), artifact("guest") if linux else None, chosen)
+
+    def options(self, point: Point) -> MigrateOptions:
+        """Return the lab's options for `point`."""
+        return replace(point.options(self.qemu, self.library, self.guest), **self.chosen)
 
 
 def run_scenario(
@@ -112,9 +125,9 @@ class _Run:
         self._first: dict[str, Any] = {}
 
     async def run(self) -> dict[str, Any]:
-        features = probe_qemu(self.artifacts.qemu)
-        if not features.migration:
-            raise LabError(f"{self.artifacts.qemu} cannot migrate vfio-user devices; run: vfu-dev build qemu")
+        options = self.artifacts.options(self.points[0])
+        both = (options.qemu_source, options.qemu_incoming)
+        qemus = " and ".join(dict.fromkeys(require_migration(choice) for choice in both))
         self._prepare()
         groups = [list(group) for _, group in itertools.groupby(self.points, lambda p: list(p.sweep.items()))]
         todo = [group for group in groups if not all(self._finished(point) for point in group)]
@@ -125,7 +138,10 @@ class _Run:
             await self._run_group(group)
         shutil.rmtree(self.out / "logs", ignore_errors=True)
         facts = {
-            "versions": {**versions(features.version), "libvfio-user": self._libvfio_user()},
+            "versions": {
+                **versions(qemus),
+                "libvfio-user": self._libvfio_user(),
+            },
             "machine": self._first["machine"],
             "command": self.command,
             "changes": self._form()["changes"],
@@ -178,7 +194,9 @@ class _Run:
 
     def _form(self) -> dict[str, Any]:
         changes = {key: str(value) for key, value in self.scenario.changes.items()}
-        return {"scenario": self.scenario.name, "short": self.short, "changes": changes}
+        chosen = {"qemu": self.artifacts.qemu, **self.artifacts.chosen}
+        qemus = {key: str(value) for key, value in chosen.items() if value is not None}
+        return {"scenario": self.scenario.name, "short": self.short, "changes": changes, "qemus": qemus}
 
     def _finished(self, point: Point) -> bool:
         path = self._files / f"{point.name}.json"
@@ -202,7 +220,7 @@ class _Run:
                 self.reporter("point", {"name": point.name, "number": self.points.index(point) + 1})
                 vm = Shuttle(
                     point,
-                    point.options(self.artifacts.qemu, self.artifacts.library, self.artifacts.guest),
+                    self.artifacts.options(point),
                     self.out / "logs" / point.name,
                     self.out / "failures",
                     self.reporter,

@@ -15,6 +15,7 @@ from vfu_dev.errors import ConfigError
 from vfu_dev.series.rows import METRICS, NOT_CONVERGED, Row, values_of
 from vfu_dev.series.scenario import METHOD_MOVES, Scenario
 from vfu_dev.series.statistics import difference, percentiles
+from vfu_dev.whole import write_whole
 from vfu_dev.workload import Workload
 from vfu_dev.workload.figures import KEEPS_UP
 
@@ -146,9 +147,7 @@ def load_kept_up(summary: Mapping[str, Any]) -> bool:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file at once or not at all."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    partial.replace(path)
+    write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -55,12 +55,18 @@ class Child:
     """One child process: in its own session, killed by the kernel when the lab dies."""
 
     def __init__(
-        self, name: str, argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None
+        self,
+        name: str,
+        argv: Sequence[str],
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        descriptors: Sequence[int] = (),
     ) -> None:
         self.name = name
         self.argv = list(argv)
         self.log = log
         self._env = dict(env) if env is not None else None
+        self._descriptors = tuple(descriptors)  # open here, and there under the same numbers
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -79,6 +85,7 @@ class Child:
                     stdout=log,
                     stderr=asyncio.subprocess.STDOUT,
                     env=self._env,
+                    pass_fds=self._descriptors,
                     start_new_session=True,
                 )
             except OSError as error:

@@ -1,7 +1,7 @@
 """A QEMU process with the device attached: command line, QMP, events and traces.
 
-The command line is the one that works for vfio-user: q35, guest RAM in a shared memfd (the server maps it for
-DMA), no default devices, TCG unless asked otherwise.
+The command line is the one that works for vfio-user servers: q35, guest RAM in a shared memfd (the server
+maps it for DMA), no default devices, TCG unless asked otherwise. How devices come into it is the front end's.
 """
 
 from __future__ import annotations
@@ -10,22 +10,33 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from qemu.qmp import ConnectError, EventListener, ExecuteError, QMPClient, QMPError
 from qemu.qmp.qmp_client import GreetingError
 
+from vfu_dev.attach import make_front_end
+from vfu_dev.attach.preload import inherited_environment
 from vfu_dev.builds.qemu_binary import probe_qemu
 from vfu_dev.errors import LabError
+from vfu_dev.qemu_events import TRACE_PATTERNS
 from vfu_dev.vm.kvm_trial import LINUX_SPEAKS, LOUD
 from vfu_dev.vm.process import PATIENCE_SECONDS, STOP_SECONDS, Child, wait_for_socket
-from vfu_dev.vm.trace import TRACE_PATTERNS, TraceEvent, parse_trace
+from vfu_dev.vm.trace import TraceEvent, parse_trace
 
 # The first slot of bus 0 that q35 leaves free with -nodefaults is 1; 0 is the host bridge, 31 the LPC.
 FIRST_SLOT = 3
+
+# Guest RAM: a file that servers can map; a file whose pages are QEMU's own; no file.
+RamKind = Literal["shared", "private", "anonymous"]
+_RAM: dict[RamKind, tuple[str, str]] = {
+    "shared": ("memfd", "on"),
+    "private": ("memfd", "off"),
+    "anonymous": ("ram", "off"),
+}
 
 
 class QmpError(LabError):
@@ -41,6 +52,9 @@ class QmpError(LabError):
 class QemuOptions:
     """Everything about a QEMU that is not the devices' sockets.
 
+    `front_end` and `iommu` are as in `vfu_dev.attach.front_end`, None for the best that it has; `machine` is
+    a q35, of a version that the other side of a migration has too; `environment` is added to ours. With
+    `preload_log` the preloaded library logs what was asked and answered, beside the other logs.
     `guest` is a folder with vmlinuz and initramfs.cpio.gz, or None for the qtest protocol and no CPU.
     `spare_ports` root ports of a Linux guest are free for `Qemu.plug`. With `reboot` a guest that reboots
     does; otherwise QEMU ends, because a guest that reboots unasked has crashed.
@@ -48,6 +62,12 @@ class QemuOptions:
 
     binary: Path
     ram_bytes: int
+    front_end: str | None = None
+    iommu: str | None = None
+    machine: str = "q35"
+    ram: RamKind = "shared"
+    environment: tuple[tuple[str, str], ...] = ()
+    preload_log: bool = False
     accel: str = "tcg"
     guest: Path | None = None
     incoming: bool = False
@@ -60,13 +80,34 @@ class QemuOptions:
 
 
 class Qemu:
-    """One QEMU: started, driven over QMP, stopped without leaving anything behind."""
+    """One QEMU: started, driven over QMP, stopped without leaving anything behind.
+
+    Args:    devices: sockets of the devices that it has from the start. spare: of those that may be plugged.
+    Raises:  BuildError, AttachError: this QEMU cannot do what the options ask of it; says what to do.
+    """
 
     def __init__(
-        self, name: str, sockets: Path, logs: Path, options: QemuOptions, devices: list[Path]
+        self,
+        name: str,
+        sockets: Path,
+        logs: Path,
+        options: QemuOptions,
+        devices: list[Path],
+        spare: Sequence[Path] = (),
     ) -> None:
         self.name = name
         self.options = options
+        self.binary = probe_qemu(options.binary)
+        if options.guest is None and not self.binary.qtest:
+            raise LabError(
+                f"{options.binary} ({self.binary.version}) has no qtest accelerator, which a machine without "
+                "a guest needs; use --guest linux"
+            )
+        reachable = [*devices, *spare]
+        self.preload_log = logs / f"{name}-preload.log" if options.preload_log else None
+        self.front_end = make_front_end(
+            self.binary, options.front_end, options.iommu, devices=len(reachable), log=self.preload_log
+        )
         self.qmp_socket = sockets / f"{name}.qmp"
         self.qtest_socket = sockets / f"{name}.qtest"
         self.line_socket = sockets / f"{name}.line"
@@ -74,7 +115,12 @@ class Qemu:
         self.console_log = logs / f"{name}-console.log"
         self.events: list[dict[str, Any]] = []
         self._devices = devices
-        self.process = Child(f"QEMU {name}", self._command_line(), logs / f"{name}.log")
+        environment = (
+            inherited_environment() | self.front_end.environment(reachable) | dict(options.environment)
+        )
+        descriptors = self.front_end.descriptors
+        log = logs / f"{name}.log"
+        self.process = Child(f"QEMU {name}", self._command_line(), log, environment, descriptors)
         self._qmp = QMPClient(name)
         self._listener = EventListener()
         self._collector: asyncio.Task[None] | None = None
@@ -83,11 +129,12 @@ class Qemu:
     def _command_line(self) -> list[str]:
         options = self.options
         argv = [str(options.binary)]
-        for folder in probe_qemu(options.binary).firmware:
+        for folder in self.binary.firmware:
             argv += ["-L", str(folder)]
         argv += ["-name", self.name, "-nodefaults", "-no-user-config", "-display", "none"]
-        argv += ["-machine", "q35,memory-backend=ram0", "-m", f"{options.ram_bytes}B"]
-        argv += ["-object", f"memory-backend-memfd,id=ram0,size={options.ram_bytes},share=on"]
+        argv += ["-machine", f"{options.machine},memory-backend=ram0", "-m", f"{options.ram_bytes}B"]
+        backend, share = _RAM[options.ram]
+        argv += ["-object", f"memory-backend-{backend},id=ram0,size={options.ram_bytes},share={share}"]
         argv += ["-qmp", f"unix:{self.qmp_socket},server=on,wait=off"]
         argv += ["-msg", "timestamp=on", "-D", str(self.trace_log)]
         for pattern in options.traces:
@@ -117,6 +164,8 @@ class Qemu:
                 # As real devices are: below a port of its own, whose bus the guest's kernel can reset.
                 place = f"addr={FIRST_SLOT + index:#x},chassis={index + 1},slot={index + 1}"
                 argv += ["-device", f"pcie-root-port,id=port{index},bus=pcie.0,{place}"]
+        for one in self.front_end.objects():
+            argv += ["-object", json.dumps(one)]
         for index, socket in enumerate(self._devices):
             argv += ["-device", json.dumps(self._device(index, socket))]
         if options.incoming:
@@ -126,19 +175,20 @@ class Qemu:
     def _device(self, index: int, socket: Path) -> dict[str, Any]:
         """Return what `-device` and `device_add` take for the device at place `index`."""
         options = self.options
-        device: dict[str, Any] = {
-            "driver": "vfio-user-pci",
-            "id": f"vfu{index}",
-            "socket": {"type": "unix", "path": str(socket)},
-        }
+        device = self.front_end.device(index, socket) | {"id": f"vfu{index}"}
         if options.guest is None:
             device.update(bus="pcie.0", addr=f"{FIRST_SLOT + index:#x}")
         else:
             device["bus"] = f"port{index}"
-        if options.migration_events and probe_qemu(options.binary).migration:
+        if options.migration_events and self.migrates:
             device["migration-events"] = True
         device.update(options.device_properties)
         return device
+
+    @property
+    def migrates(self) -> bool:
+        """Whether it migrates the devices, or leaves them out without a word."""
+        return self.binary.front_ends[self.front_end.name]
 
     async def plug(self, index: int, socket: Path) -> None:
         """Plug the device on `socket` into root port `index`, which is free. Raises: QmpError."""
@@ -273,6 +323,7 @@ class Qemu:
                 await asyncio.wait_for(self._qmp.execute("quit"), STOP_SECONDS)
                 await self.process.wait(STOP_SECONDS)
         status = await self.process.stop()
+        self.front_end.close()
         with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
             await asyncio.wait_for(self._qmp.disconnect(), 2.0)
         if self._collector is not None:

@@ -8,42 +8,26 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-# Trace events that the lab enables; patterns as in QEMU's -trace option.
-TRACE_PATTERNS = (
-    "vfio_save_*",
-    "vfio_load_*",
-    "vfio_precopy_*",
-    "vfio_state_pending_*",
-    "vfio_migration_*",
-    "vfio_vmstate_change*",
-)
+from vfu_dev.qemu_events import Kind, read
 
-# `-msg timestamp=on` makes the log backend write `2026-01-02T03:04:05.678901Z event (device) text`.
-_LINE = re.compile(r"^(?:(?P<time>\d{4}-\S+Z)\s+)?(?P<event>vfio_\w+)\s+(?P<text>.*)$")
+# `-msg timestamp=on` makes the log backend write `2026-01-02T03:04:05.678901Z event (device) text`, and QEMU
+# 10.0 `PID@1767323045.678901:event  (device) text`.
+_LINE = re.compile(
+    r"^(?:(?P<time>\d{4}-\S+Z)\s+|\d+@(?P<seconds>\d+\.\d+):)?(?P<event>vfio_\w+)\s+(?P<text>.*)$"
+)
 _DEVICE = re.compile(r"^\((?P<device>[^)]*)\)\s*(?P<rest>.*)$")
-_NUMBERS = {
-    "vfio_save_iterate": re.compile(
-        r"precopy initial size (?P<initial>\d+) precopy dirty size (?P<dirty>\d+)"
-    ),
-    "vfio_precopy_reinit": re.compile(
-        r"precopy initial size (?P<initial>\d+) precopy dirty size (?P<dirty>\d+)"
-    ),
-    "vfio_state_pending_estimate": re.compile(
-        r"precopy (?P<total>\d+) postcopy \d+ "
-        r"precopy initial size (?P<initial>\d+) precopy dirty size (?P<dirty>\d+)"
-    ),
-    "vfio_state_pending_exact": re.compile(
-        r"precopy (?P<total>\d+) postcopy \d+ stopcopy size (?P<stop_copy>\d+) "
-        r"precopy initial size (?P<initial>\d+) precopy dirty size (?P<dirty>\d+)"
-    ),
-    "vfio_save_block": re.compile(r"data_size (?P<data_size>-?\d+)"),
-}
-_STATE = re.compile(r"new state (?P<state>\w+)")
 
 
 @dataclass(frozen=True)
 class TraceEvent:
-    """One line of the log. `time`: unix seconds, None without a timestamp; `values`: its sizes in bytes."""
+    """One line of the log.
+
+    Attributes:
+        time: unix seconds, None without a timestamp.
+        kind: what it tells, the same in all versions (`qemu_events.Kind`); None for all other events.
+        values: its numbers; sizes are bytes.
+        state: that QEMU asked for, of Kind.STATE.
+    """
 
     time: float | None
     event: str
@@ -51,6 +35,7 @@ class TraceEvent:
     text: str
     values: dict[str, int] = field(default_factory=dict)
     state: str | None = None
+    kind: Kind | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the event as a JSON object without empty members."""
@@ -71,19 +56,26 @@ def parse_trace(path: Path) -> list[TraceEvent]:
         name, text = match["event"], match["text"].strip()
         device = _DEVICE.match(text)
         rest = device["rest"] if device else text
-        numbers = _NUMBERS[name].search(rest) if name in _NUMBERS else None
-        state = _STATE.search(rest) if name == "vfio_migration_set_state" else None
+        kind, values = read(name, rest)
+        state = values.pop("state", None)
         events.append(
             TraceEvent(
-                time=datetime.fromisoformat(match["time"]).timestamp() if match["time"] else None,
+                time=_time(match),
                 event=name,
                 device=device["device"] if device else "",
                 text=rest,
-                values={key: int(value) for key, value in numbers.groupdict().items()} if numbers else {},
-                state=state["state"] if state else None,
+                values={key: int(value) for key, value in values.items()},
+                state=state if kind is Kind.STATE else None,
+                kind=kind,
             )
         )
     return events
+
+
+def _time(match: re.Match[str]) -> float | None:
+    if match["time"]:
+        return datetime.fromisoformat(match["time"]).timestamp()
+    return float(match["seconds"]) if match["seconds"] else None
 
 
 def states_set(events: list[TraceEvent], device: str | None = None) -> list[str]:

@@ -150,7 +150,7 @@ bool judge_arguments(const char *arguments, const char *keys, char *problem, siz
         size_t length = strcspn(word, WORD_END), name = strcspn(word, "= ");
         const char *key = word[name] == '=' ? find_key(keys, word, name) : NULL, *value = word + name + 1, *kind;
         char there[512];
-        uint64_t number;
+        uint64_t ignored;
 
         if (!key) {
             list_keys(keys, there, sizeof(there));
@@ -166,7 +166,7 @@ bool judge_arguments(const char *arguments, const char *keys, char *problem, siz
             }
             more += strcspn(more, WORD_END);
         }
-        if (*kind == '#' && !parse_size(value, &number)) {
+        if (*kind == '#' && !parse_size(value, &ignored)) {
             snprintf(problem, size, "%.*s: expected a whole number or a size (4096, 64K, 1.5M)", (int)name, word);
             return false;
         }
@@ -191,4 +191,40 @@ bool has_any(const char *arguments, const char *keys)
         word += strcspn(word, WORD_END);
     }
     return false;
+}
+
+const char *option(const char *arguments, const char *key)
+{
+    size_t length = strlen(key);
+
+    for (const char *at = arguments; at && *at; at = strchr(at, ' ')) {
+        while (*at == ' ')
+            at++;
+        if (!strncmp(at, key, length) && at[length] == '=')
+            return at + length + 1;
+    }
+    return NULL;
+}
+
+bool option_is(const char *arguments, const char *key, const char *word)
+{
+    const char *text = option(arguments, key);
+    size_t length = strlen(word);
+
+    return text && !strncmp(text, word, length) && (text[length] == ' ' || text[length] == '\0');
+}
+
+double number(const char *arguments, const char *key, double fallback)
+{
+    const char *text = option(arguments, key);
+
+    return text ? strtod(text, NULL) : fallback;
+}
+
+uint64_t integer(const char *arguments, const char *key, uint64_t fallback)
+{
+    const char *text = option(arguments, key);
+    uint64_t value;
+
+    return text && parse_size(text, &value) ? value : fallback;
 }

@@ -26,4 +26,10 @@ bool parse_size(const char *text, uint64_t *value);
 /* The same, or a part of one (2.5, 0.001M), as numerator / denominator; *pages: it ends with a p (2000p). */
 bool parse_amount(const char *text, uint64_t *numerator, uint64_t *denominator, bool *pages);
 
+/* The text after "key=" in `arguments`, or NULL. It ends at a space or the end. */
+const char *option(const char *arguments, const char *key);
+bool option_is(const char *arguments, const char *key, const char *word);
+double number(const char *arguments, const char *key, double fallback);
+uint64_t integer(const char *arguments, const char *key, uint64_t fallback);
+
 #endif

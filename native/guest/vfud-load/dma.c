@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "arguments.h"
 #include "claim.h"
 #include "crc.h"
 #include "device.h"

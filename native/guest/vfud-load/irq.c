@@ -11,6 +11,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "arguments.h"
 #include "../module/vfud_uapi.h"
 #include "device.h"
 #include "irq.h"

@@ -1,5 +1,5 @@
 /*
- * The command line, and the arguments of its commands.
+ * The command line.
  *
  * Copyright (c) the vfu-dev authors.  SPDX-License-Identifier: BSD-3-Clause
  */
@@ -15,7 +15,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "arguments.h"
 #include "line.h"
 
 static int line_fd = -1;
@@ -114,40 +113,4 @@ int open_line(const char *path)
         tcsetattr(line_fd, TCSANOW, &settings);
     }
     return line_fd;
-}
-
-const char *option(const char *arguments, const char *key)
-{
-    size_t length = strlen(key);
-
-    for (const char *at = arguments; at && *at; at = strchr(at, ' ')) {
-        while (*at == ' ')
-            at++;
-        if (!strncmp(at, key, length) && at[length] == '=')
-            return at + length + 1;
-    }
-    return NULL;
-}
-
-bool option_is(const char *arguments, const char *key, const char *word)
-{
-    const char *text = option(arguments, key);
-    size_t length = strlen(word);
-
-    return text && !strncmp(text, word, length) && (text[length] == ' ' || text[length] == '\0');
-}
-
-double number(const char *arguments, const char *key, double fallback)
-{
-    const char *text = option(arguments, key);
-
-    return text ? strtod(text, NULL) : fallback;
-}
-
-uint64_t integer(const char *arguments, const char *key, uint64_t fallback)
-{
-    const char *text = option(arguments, key);
-    uint64_t value;
-
-    return text && parse_size(text, &value) ? value : fallback;
 }

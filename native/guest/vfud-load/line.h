@@ -1,6 +1,6 @@
 /*
  * The command line: a serial port that carries one command a line in, one JSON object a line out.
- * What every command needs: its arguments, a reply or a refusal, the time.
+ * What every command needs: a reply or a refusal, the time.
  *
  * Copyright (c) the vfu-dev authors.  SPDX-License-Identifier: BSD-3-Clause
  */
@@ -25,11 +25,5 @@ void reply_end(void);
 void refuse(const char *command, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 uint64_t now_ns(void);
-
-/* The text after "key=" in `arguments`, or NULL. It ends at a space or the end. */
-const char *option(const char *arguments, const char *key);
-bool option_is(const char *arguments, const char *key, const char *word);
-double number(const char *arguments, const char *key, double fallback);
-uint64_t integer(const char *arguments, const char *key, uint64_t fallback);
 
 #endif

@@ -43,7 +43,7 @@ static wide divisor(wide a, wide b)
 static const char *rate_of(struct phase *phase, const char *arguments, uint64_t page_bytes)
 {
     const char *dirty = option(arguments, "dirty_rate"), *write = option(arguments, "write_rate");
-    const char *rate = option(arguments, "rate"); /* the earlier name of both, as LoadSpec has it */
+    const char *rate = option(arguments, "rate"); /* the earlier name of both, as a Workload has it */
     uint64_t span = (phase->write_bytes + page_bytes - 1) / page_bytes, amount, parts;
     wide up, down, common;
     bool pages;

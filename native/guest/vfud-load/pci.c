@@ -16,6 +16,7 @@
 #include <sys/reboot.h>
 #include <unistd.h>
 
+#include "arguments.h"
 #include "device.h"
 #include "dma.h"
 #include "engine.h"

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "arguments.h"
 #include "device.h"
 #include "dma.h"
 #include "engine.h"

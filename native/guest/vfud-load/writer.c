@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "arguments.h"
 #include "device.h"
 #include "engine.h"
 #include "line.h"

@@ -1,0 +1,73 @@
+"""What lines of each version of QEMU are read as. The table of them: tests/lab/test_lab_qemu_events.py."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from vfu_dev.qemu_events import EVENTS, OLDEST, Kind, kind_of, read
+from vfu_dev.vm.trace import parse_trace, states_set
+
+# Lines as each version's log backend wrote them here, with `-msg timestamp=on`.
+LINES = {
+    "10.0": """\
+23529@1795710742.662830:vfio_migration_set_state  (a.sock.vfio) new state RUNNING_P2P, recover state ERROR
+23529@1795710742.663104:vfio_migration_set_device_state  (a.sock.vfio) state RUNNING_P2P
+23529@1795710742.700000:vfio_state_pending_exact  (a.sock.vfio) precopy 1163517 postcopy 0 \
+stopcopy size 1163517 precopy initial size 1059912 precopy dirty size 102532
+""",
+    "11.1": """\
+2026-11-26T16:32:22.662830Z vfio_migration_set_state  (a.sock.vfio) new state RUNNING_P2P, recover state ERROR
+2026-11-26T16:32:22.663104Z vfio_migration_set_device_state  (a.sock.vfio) state RUNNING_P2P
+2026-11-26T16:32:22.700000Z vfio_state_pending  (a.sock.vfio) stopcopy size 1163517, \
+precopy initial size 1059912, precopy dirty size 102532, request switchover ack 0, exact 1, final 0
+""",
+}
+
+
+@pytest.mark.parametrize("version", LINES)
+def test_both_forms_of_a_line_are_read_as_the_same(version: str, tmp_path: Path) -> None:
+    """Time, device, kind, sizes and states; a state that goes to the device as well is one state."""
+    log = tmp_path / "trace.log"
+    log.write_text(LINES[version])
+    events = parse_trace(log)
+    assert [event.kind for event in events] == [Kind.STATE, Kind.DEVICE_STATE, Kind.PENDING_EXACT]
+    assert {event.device for event in events} == {"a.sock.vfio"}
+    assert states_set(events) == ["RUNNING_P2P"]
+    assert events[0].time == pytest.approx(
+        datetime(2026, 11, 26, 16, 32, 22, 662830, UTC).timestamp(), abs=1e-5
+    )
+    sizes = {key: events[2].values[key] for key in ("stop_copy", "initial", "dirty")}
+    assert sizes == {"stop_copy": 1163517, "initial": 1059912, "dirty": 102532}
+
+
+@pytest.mark.parametrize(("exact", "kind"), [(0, Kind.PENDING_ESTIMATE), (1, Kind.PENDING_EXACT)])
+def test_one_event_of_11_1_is_two_kinds(exact: int, kind: Kind) -> None:
+    text = (
+        "stopcopy size 1, precopy initial size 2, precopy dirty size 3, request switchover ack 1, "
+        f"exact {exact}, final 0"
+    )
+    found, values = read("vfio_state_pending", text)
+    assert found == kind
+    assert values["request_ack"] == "1"
+
+
+def test_an_event_that_is_not_in_the_table_has_no_kind() -> None:
+    assert read("vfio_save_setup", "data buffer size 1048576") == (None, {})
+    assert read("vfio_save_iterate", "some other text") == (None, {})
+
+
+def test_reports_without_kinds_are_read_by_name() -> None:
+    """As those of earlier versions are."""
+    assert kind_of({"event": "vfio_state_pending_exact"}) == "pending-exact"
+    assert kind_of({"event": "vfio_state_pending", "kind": "pending-estimate"}) == "pending-estimate"
+    assert kind_of({"event": "vfio_load_cleanup"}) is None
+
+
+def test_every_conversion_has_a_field() -> None:
+    for event in EVENTS:
+        assert event.text.count("%") == len(event.fields), event.name
+        assert event.since >= OLDEST
+        assert event.pattern.groups == sum(1 for field in event.fields if field)

@@ -1,0 +1,161 @@
+"""The two front ends: what a QEMU is started with, so that it has the devices of vfio-user servers.
+
+front_end = make_front_end(find_qemu("bookworm-backports"))     # vfio-pci, by iommufd-cdev
+front_end.objects()                         # for -object
+front_end.device(0, socket)                 # for -device and device_add
+front_end.environment([socket])             # and `front_end.descriptors`, open on /dev/null
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from vfu_dev.attach.preload import AttachError, Descriptors, Preload, make_sysfs
+from vfu_dev.builds import artifact
+from vfu_dev.builds.qemu_binary import IOMMUFD_CDEV, IOMMUFD_FD, TYPE1, VFIO_PCI, VFIO_USER_PCI, QemuBinary
+
+FRONT_ENDS = (VFIO_USER_PCI, VFIO_PCI)
+IOMMU_PATHS = (IOMMUFD_CDEV, IOMMUFD_FD, TYPE1)
+# One of this name is the user's own, perhaps with a real device behind it, which ours cannot share.
+IOMMUFD_ID = "vfu-iommufd"
+
+
+class FrontEnd(ABC):
+    """How one QEMU gets its devices; device i is on `sockets[i]`."""
+
+    name: ClassVar[str]
+    iommu: str | None = None
+
+    def objects(self) -> list[dict[str, Any]]:
+        """Return the objects that its devices refer to, as `-object` takes them."""
+        return []
+
+    @abstractmethod
+    def device(self, number: int, socket: Path) -> dict[str, Any]:
+        """Return driver and properties of device `number`, without `id` and place."""
+
+    def environment(self, sockets: Sequence[Path]) -> dict[str, str]:
+        """Return what its environment has besides ours, spare devices included. Raises: AttachError."""
+        return {}
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Numbers of the descriptors that it inherits, open on /dev/null."""
+        return ()
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to close
+        """Close what was opened for a QEMU to inherit; closing twice is fine."""
+
+
+class VfioUserPci(FrontEnd):
+    """QEMU's client of the protocol."""
+
+    name = VFIO_USER_PCI
+
+    def device(self, number: int, socket: Path) -> dict[str, Any]:
+        """Return the device with its socket."""
+        return {"driver": self.name, "socket": {"type": "unix", "path": str(socket)}}
+
+
+class VfioPci(FrontEnd):
+    """QEMU's code for the kernel's VFIO, answered by the preloaded library.
+
+    Args:
+        iommu: one of IOMMU_PATHS.
+        descriptors: for iommufd-fd: numbers for /dev/iommu and for each device. A number serves one device
+            once: QEMU closes it at unplug.
+    """
+
+    name = VFIO_PCI
+
+    def __init__(self, iommu: str, preload: Preload, descriptors: Descriptors | None = None) -> None:
+        self.iommu = iommu
+        self.preload = preload
+        self._numbers = descriptors if iommu == IOMMUFD_FD else None
+        self._opened: list[int] = []
+
+    @classmethod
+    def inheriting(cls, iommu: str, preload: Preload, devices: int) -> VfioPci:
+        """Return one whose descriptors are open here, to be inherited; `close` closes them."""
+        opened = [os.open(os.devnull, os.O_RDWR) for _ in range(devices + 1)] if iommu == IOMMUFD_FD else []
+        front_end = cls(iommu, preload, Descriptors.numbered(opened) if opened else None)
+        front_end._opened = opened
+        return front_end
+
+    def objects(self) -> list[dict[str, Any]]:
+        """Return the iommufd, unless the legacy container is used."""
+        if self.iommu == TYPE1:
+            return []
+        found: dict[str, Any] = {"qom-type": "iommufd", "id": IOMMUFD_ID}
+        return [found | {"fd": str(self._numbers.iommufd)} if self._numbers else found]
+
+    def device(self, number: int, socket: Path) -> dict[str, Any]:
+        """Return the device, and make the folder that it is found by."""
+        found: dict[str, Any] = {"driver": self.name}
+        if self.iommu != TYPE1:
+            found["iommufd"] = IOMMUFD_ID
+        if self._numbers is not None:
+            return found | {"fd": str(self._numbers.devices[number])}
+        return found | {"sysfsdev": str(make_sysfs(socket, number))}
+
+    def environment(self, sockets: Sequence[Path]) -> dict[str, str]:
+        """Return the library's environment."""
+        return self.preload.environment(sockets, self._numbers)
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Those of iommufd-fd."""
+        return self._numbers.all if self._numbers else ()
+
+    def close(self) -> None:
+        """Close our ends of what QEMU has inherited."""
+        while self._opened:
+            os.close(self._opened.pop())
+
+
+def choose_front_end(binary: QemuBinary, wanted: str | None = None) -> str:
+    """Return `wanted`; by default the front end that migrates the device, vfio-user-pci if both do.
+
+    Raises: QemuBinaryError: it does not attach the device in this QEMU; says what to do.
+    """
+    if wanted is None:
+        works = [name for name in FRONT_ENDS if not binary.problem(name)]
+        works.sort(key=lambda name: not binary.front_ends[name])  # stable: those that migrate come first
+        wanted = works[0] if works else VFIO_PCI
+    binary.require(wanted)
+    return wanted
+
+
+def choose_iommu(binary: QemuBinary, wanted: str | None = None) -> str:
+    """Return `wanted`, or the first of IOMMU_PATHS that this QEMU has. Raises: AttachError: it has not."""
+    if wanted is None:
+        return next((path for path in IOMMU_PATHS if path in binary.iommu_paths), TYPE1)
+    if wanted not in binary.iommu_paths:
+        has = ", ".join(binary.iommu_paths) or "none"
+        raise AttachError(f"{binary.path} ({binary.version}) has no {wanted}; its IOMMU paths: {has}")
+    return wanted
+
+
+def make_front_end(
+    binary: QemuBinary,
+    name: str | None = None,
+    iommu: str | None = None,
+    *,
+    devices: int = 1,
+    log: Path | None = None,
+) -> FrontEnd:
+    """Return the front end `name` of `binary`, for a QEMU that this process starts with `devices` at most.
+
+    Args:    name, iommu: None for the best that it has. log: what the preloaded library logs to.
+    Raises:  QemuBinaryError, AttachError: that QEMU cannot do it. BuildError: the library is not built.
+    """
+    name = choose_front_end(binary, name)
+    if name == VFIO_USER_PCI:
+        if iommu is not None:
+            raise AttachError(f"vfio-user-pci has no IOMMU paths; {iommu} is for vfio-pci")
+        return VfioUserPci()
+    return VfioPci.inheriting(choose_iommu(binary, iommu), Preload(artifact("vfio-preload"), log), devices)

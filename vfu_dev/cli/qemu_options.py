@@ -1,0 +1,59 @@
+"""Which QEMU each host of the lab has, and how that gets the devices: `--qemu`, `--front-end`, `--iommu`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from vfu_dev.attach.front_end import FRONT_ENDS, IOMMU_PATHS
+from vfu_dev.builds import artifact
+from vfu_dev.builds.qemu_binary import NAMES, VFIO_USER_PCI, find_qemu
+from vfu_dev.cli.params import for_each_side, of_side
+from vfu_dev.errors import ConfigError
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_OPTIONS = ("qemu", "front-end", "iommu")
+
+
+def qemu_options(command: _Command) -> _Command:
+    """Add the options; the command gets them among its `**sides`, for `chosen_qemus`."""
+    command = for_each_side(
+        "iommu",
+        type=click.Choice(IOMMU_PATHS),
+        help="How vfio-pci reaches an IOMMU.  [default: the first of these that the QEMU has]",
+    )(command)
+    command = for_each_side(
+        "front-end",
+        type=click.Choice(FRONT_ENDS),
+        help="What attaches the devices: the project's vfio-user-pci, or QEMU's own vfio-pci and a preloaded "
+        "library.  [default: what the QEMU migrates with, vfio-user-pci if both]",
+    )(command)
+    return for_each_side(
+        "qemu",
+        metavar="PATH|NAME",
+        help=f"A program, a folder that QEMU was built in, or one of {', '.join(NAMES)}.  [default: patched]",
+    )(command)
+
+
+def chosen_qemus(sides: dict[str, Any]) -> dict[str, Any]:
+    """Return what the options say, as fields of MigrateOptions. Raises: ConfigError, BuildError."""
+    source, destination = (
+        {name: of_side(sides, name, side) for name in _OPTIONS} for side in ("source", "destination")
+    )
+    for one in (source, destination):
+        if one["iommu"] and one["front-end"] == VFIO_USER_PCI:
+            raise ConfigError(f"--iommu {one['iommu']}: is for --front-end vfio-pci")
+    chosen = {"qemu": _path(source["qemu"]), "front_end": source["front-end"], "iommu": source["iommu"]}
+    if source != destination:
+        chosen["qemu_destination"] = _path(destination["qemu"])
+        chosen["front_end_destination"] = destination["front-end"]
+        chosen["iommu_destination"] = destination["iommu"]
+    return chosen
+
+
+def _path(choice: str | None) -> Path:
+    # What VFU_DEV_QEMU names goes for the default alone.
+    return artifact("qemu") if choice is None else find_qemu(choice).path
