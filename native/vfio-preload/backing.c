@@ -200,8 +200,8 @@ static void warn_if_private(struct backing *backing)
 
     while (maps != NULL && next_area(maps, &area)) {
         if (!area.shared && area.device == backing->device && area.inode == backing->inode) {
-            say("DMA is asked for to a file that this program has mapped privately (share=off): it will see none of it, "
-                "with us as with the kernel; QEMU 10.1 and 10.2 need share=on, or the type 1 way");
+            say("DMA is asked for to a file that this program has mapped privately (share=off): it will see none of "
+                "it, as with the kernel's VFIO; QEMU 10.1 and 10.2 need share=on, or the type 1 way");
             break;
         }
     }

@@ -123,6 +123,7 @@ struct device *device_new(unsigned int number)
     device->migration.state = VFIO_DEVICE_STATE_RUNNING;
     dirty_init(&device->dma.log);
     pthread_mutex_init(&device->migration.lock, NULL);
+    pthread_mutex_init(&device->irq_lock, NULL);
     return device;
 }
 
@@ -211,6 +212,7 @@ static void release(struct file *file)
 {
     struct device *device = (struct device *)file;
 
+    resample_stop(device);
     if (device->wire != NULL) {
         ioas_detach(&device->dma);
         disconnect(device);
@@ -223,6 +225,7 @@ static void release(struct file *file)
     }
     dirty_destroy(&device->dma.log);
     pthread_mutex_destroy(&device->migration.lock);
+    pthread_mutex_destroy(&device->irq_lock);
     free(device);
 }
 

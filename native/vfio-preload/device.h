@@ -23,6 +23,7 @@
 
 struct migfile;
 struct collector;
+struct resampler;
 
 struct region {
     uint64_t size;
@@ -56,6 +57,8 @@ struct device {
     bool posts; /* small writes to BARs go without a reply */
     bool has_dma_log, maps_descriptors;
     struct migration migration;
+    pthread_mutex_t irq_lock; /* one change of interrupts at a time */
+    struct resampler *resampler; /* NULL: INTx is not unmasked by eventfd */
     struct file *space; /* the iommufd or group it belongs to, with a reference; NULL: none yet */
     void (*leave)(struct device *device); /* tells it that the device is gone */
     uint32_t id; /* in the iommufd; 0: it belongs to a group */
@@ -86,6 +89,11 @@ long region_mmap(struct device *device, void *address, size_t length, int protec
 
 long irq_info(struct device *device, void *argument);
 long irq_set(struct device *device, void *argument);
+
+/* --- resample.c: with irq_lock --- */
+
+int resample_start(struct device *device, int fd);
+void resample_stop(struct device *device);
 
 /* --- feature.c --- */
 

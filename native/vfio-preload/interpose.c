@@ -314,7 +314,7 @@ EXPORT ssize_t copy_file_range(int from, off64_t *from_offset, int to, off64_t *
 
 /* --- the beginning and the end ------------------------------------------------------------------------------------ */
 
-/* A descriptor that the environment says is for us, open on /dev/null: it becomes one that the kernel refuses to use. */
+/* A descriptor that the environment says is for us, open on /dev/null: it becomes one that the kernel does not use. */
 static void adopt(int fd, struct file *file)
 {
     struct stat status;

@@ -169,7 +169,7 @@ long iommufd_unmap(struct iommufd *iommufd, void *data)
 /*
  * QEMU asks at the start, with nothing mapped, whether its CPR could use this, and again when it is about to. QEMU 10.1
  * and 10.2 end by SIGSEGV if the first fails (vfio_iommufd_cpr_register_iommufd() returns an int as a bool). So it
- * succeeds, as in the kernel for a process that has not changed. The second is refused: a connection cannot be passed on.
+ * succeeds, as in the kernel for a process that has not changed. The second is refused: a connection stays where it is.
  */
 long iommufd_change_process(struct iommufd *iommufd, void *data)
 {

@@ -65,7 +65,7 @@ struct mapping {
     uint64_t offset; /* in the backing */
 };
 
-/* Somebody who does DMA. `map` and `unmap` tell its server and may wait for it: no lock of the DMA path is held then. */
+/* Somebody who does DMA. `map` and `unmap` tell its server and may wait: no lock of the DMA path is held then. */
 struct dma_client {
     struct dma_client *next; /* of the same ioas */
     struct ioas *ioas;

@@ -82,6 +82,38 @@ static int set_eventfds(struct device *device, const struct vfio_irq_set *set, c
     return result;
 }
 
+/* How INTx is unmasked concerns us alone; that it is taken down concerns both. */
+static bool is_resample(const struct vfio_irq_set *set)
+{
+    return set->index == VFIO_PCI_INTX_IRQ_INDEX && set->start == 0 && set->count == 1 &&
+           (set->flags & VFIO_IRQ_SET_DATA_EVENTFD) && (set->flags & VFIO_IRQ_SET_ACTION_UNMASK);
+}
+
+static int carry_out(struct device *device, const struct vfio_irq_set *set, const void *data, size_t size)
+{
+    int result = 0;
+
+    pthread_mutex_lock(&device->irq_lock);
+    if (is_resample(set)) {
+        int fd = *(const int *)data;
+
+        if (fd < 0) {
+            resample_stop(device);
+        } else {
+            result = resample_start(device, fd);
+        }
+    } else if (set->flags & VFIO_IRQ_SET_DATA_EVENTFD) {
+        result = set_eventfds(device, set, data);
+    } else {
+        if (set->index == VFIO_PCI_INTX_IRQ_INDEX && set->count == 0) {
+            resample_stop(device);
+        }
+        result = send_set(device, set, data, size, NULL, 0);
+    }
+    pthread_mutex_unlock(&device->irq_lock);
+    return result;
+}
+
 static bool one_bit(uint32_t bits)
 {
     return bits != 0 && (bits & (bits - 1)) == 0;
@@ -117,10 +149,8 @@ long irq_set(struct device *device, void *argument)
         return -ENOMEM;
     }
     result = copy_from_user(data, data_at, size);
-    if (result == 0 && (set.flags & VFIO_IRQ_SET_DATA_EVENTFD)) {
-        result = set_eventfds(device, &set, (const int *)(const void *)data);
-    } else if (result == 0) {
-        result = send_set(device, &set, data, size, NULL, 0);
+    if (result == 0) {
+        result = carry_out(device, &set, data, size);
     }
     free(data);
     /* Interrupts of a dead device stay silent; there is nothing to set up or to take down. */

@@ -109,6 +109,37 @@ def test_intx_is_masked_until_it_is_unmasked(served: Served) -> None:
 
 
 @inside()
+def test_intx_is_unmasked_by_an_eventfd(served: Served) -> None:
+    """KVM's resample, signalled when the guest is done: the interrupt comes again if its cause is there."""
+    device = Attached("type1").device
+    driver = Driver(device, served)
+    fd, resample, other = eventfd(), eventfd(), eventfd()
+    device.set_irqs(DATA_EVENTFD | TRIGGER, INTX, 0, 1, pack(fd))
+    for one in (other, resample):  # the second takes the place of the first
+        device.set_irqs(DATA_EVENTFD | UNMASK, INTX, 0, 1, pack(one))
+    driver["irq_raise"] = 0
+    assert came(fd)
+    for _ in range(3):
+        os.eventfd_write(resample, 1)
+        assert came(fd)
+    os.eventfd_write(other, 1)
+    assert refused(device.set_irqs, DATA_EVENTFD | UNMASK, INTX, 0, 1, pack(999)) == "EBADF"
+    device.set_irqs(DATA_EVENTFD | UNMASK, INTX, 0, 1, pack(-1))
+    os.eventfd_write(resample, 1)
+    assert driver["irq_count"] >= 1
+    assert none_came(fd)
+    assert os.eventfd_read(resample) == 1  # nobody listens any more
+    assert os.eventfd_read(other) == 1
+    device.set_irqs(DATA_EVENTFD | UNMASK, INTX, 0, 1, pack(resample))
+    device.set_irqs(DATA_NONE | TRIGGER, INTX, 0, 0)
+    os.eventfd_write(resample, 1)
+    assert os.eventfd_read(resample) == 1
+    device.set_irqs(
+        DATA_EVENTFD | UNMASK, INTX, 0, 1, pack(resample)
+    )  # and the device goes with it listening
+
+
+@inside()
 def test_what_makes_no_sense_is_einval(served: Served) -> None:
     """The kernel's own checks, and those of the server."""
     device = Attached("iommufd-cdev").device
