@@ -52,6 +52,7 @@ FUNCTIONS = {
     "vfu_ext_api_version": "uint32_t (*)(void)",
     "vfu_client_has_precopy_info": "bool (*)(vfu_ctx_t *)",
     "vfu_has_request": "bool (*)(vfu_ctx_t *)",
+    "vfu_dma_access": "int (*)(vfu_ctx_t *, vfu_dma_addr_t, void *, size_t, int)",
     "vfu_irq_get_type": "int (*)(vfu_ctx_t *, uint32_t *)",
     "vfu_irq_set_level": "int (*)(vfu_ctx_t *, bool)",
     "vfu_irq_take_back": "int (*)(vfu_ctx_t *, uint32_t)",

@@ -26,6 +26,8 @@ from ctypes import (
 )
 from typing import Any
 
+import numpy as np
+
 from vfu_dev.errors import REFUSALS, LibraryError, errno_of
 
 logger = logging.getLogger(__name__)
@@ -57,6 +59,9 @@ VFU_MIGR_STATE_RESUME = 4
 VFU_MIGR_STATE_RUNNING_P2P = 5
 VFU_MIGR_STATE_PRE_COPY_P2P = 6
 VFU_MIGR_STATE_ERROR = 7
+
+VFU_DMA_WRITE = 1 << 0
+VFU_DMA_UNLOGGED = 1 << 1
 
 VFU_MIGR_CALLBACKS_VERS = 2
 VFU_MIGR_EXT_VERS = 1
@@ -163,6 +168,7 @@ EXT_PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "vfu_reset_device": (c_int, (c_void_p, c_int)),
     "vfu_ext_api_version": (c_uint32, ()),
     "vfu_has_request": (c_bool, (c_void_p,)),
+    "vfu_dma_access": (c_int, (c_void_p, c_void_p, c_void_p, c_size_t, c_int)),
     "vfu_irq_get_type": (c_int, (c_void_p, POINTER(c_uint32))),
     "vfu_irq_set_level": (c_int, (c_void_p, c_bool)),
     "vfu_irq_take_back": (c_int, (c_void_p, c_uint32)),
@@ -208,6 +214,12 @@ def view(address: int, count: int) -> memoryview:
     may keep it.
     """
     return memoryview((c_uint8 * count).from_address(address)).cast("B")
+
+
+def address_of(buffer: memoryview | bytes) -> int:
+    """Return where the bytes of `buffer` are; the caller keeps it alive."""
+    # By way of numpy, because ctypes refuses what may only be read.
+    return np.frombuffer(buffer, np.uint8).__array_interface__["data"][0]  # type: ignore[no-any-return]
 
 
 def count() -> Any:

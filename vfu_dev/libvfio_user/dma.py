@@ -1,7 +1,7 @@
 """Guest memory as a device reaches it: the client's DMA regions, mapped where they have a file.
 
-Every access goes region by region through libvfio-user's scatter-gather calls, because they keep the log of
-what was written: `vfu_sgl_put` marks it. A region without a file is reached by messages to the client.
+Every access goes region by region through libvfio-user, which keeps the log of what was written. A region
+without a file is reached by messages to the client.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from vfu_dev.errors import AccessError
@@ -57,14 +57,7 @@ class DmaMemory:
     def __init__(self, library: Library, ctx: int) -> None:
         self.log_writes = True
         self.message_transfers = 0
-        self._ctx = ctx
-        self._sg = _ffi.scratch(library.function("dma_sg_size")())
-        self._iov = _ffi.IoVec()
-        self._to_sgl = library.function("vfu_addr_to_sgl")
-        self._get = library.function("vfu_sgl_get")
-        self._put = library.function("vfu_sgl_put")
-        self._read = library.function("vfu_sgl_read")
-        self._write = library.function("vfu_sgl_write")
+        self._copy = _guarded(library, ctx) if library.is_ours else _unguarded(library, ctx)
         self._regions: list[DmaRegion] = []  # by address; the library refuses overlaps
         self._starts: list[int] = []
 
@@ -74,7 +67,7 @@ class DmaMemory:
         return tuple(self._regions)
 
     def registered(self, info_address: int) -> None:
-        """Follow vfu_dma_register_cb_t. The same region may be announced again."""
+        """Follow vfu_dma_register_cb_t. A foreign library may announce the same region again."""
         address, size, protection, shared = _ffi.dma_info(info_address)
         self._forget(address)
         index = bisect_right(self._starts, address)
@@ -122,51 +115,72 @@ class DmaMemory:
 
         Raises:  GuestMemoryError: a part could not be read; what comes before it is in `out`.
         """
-        done = 0
-        for region, start, part in self._pieces(address, len(out), _PROT_READ):
-            target = out[done : done + part]
-            self._prepare(start, part, _PROT_READ)
-            if region.shared:
-                self._map(start, part)
-                target[:] = _ffi.view(self._iov.iov_base, part)
-                self._put(self._ctx, self._sg, self._iov, 1)
-            else:
-                buffer = _ffi.scratch(part)
-                self._message(self._read(self._ctx, self._sg, 1, buffer), start, part)
-                target[:] = memoryview(buffer).cast("B")
-            done += part
+        if out:
+            self._access(address, out, 0)
 
     def write(self, address: int, data: memoryview | bytes) -> None:
         """Store `data` in guest memory at `address`, and have DMA logging know.
 
         Raises:  GuestMemoryError: a part could not be written; what comes before it was.
         """
-        source = memoryview(data)
-        done = 0
-        for region, start, part in self._pieces(address, len(source), _PROT_WRITE):
-            piece = source[done : done + part]
-            self._prepare(start, part, _PROT_WRITE)
-            if region.shared:
-                self._map(start, part)
-                _ffi.view(self._iov.iov_base, part)[:] = piece
-                if self.log_writes:
-                    self._put(self._ctx, self._sg, self._iov, 1)
-            else:
-                self._message(self._write(self._ctx, self._sg, 1, bytes(piece)), start, part)
-            done += part
+        if data:
+            flags = _ffi.VFU_DMA_WRITE if self.log_writes else _ffi.VFU_DMA_WRITE | _ffi.VFU_DMA_UNLOGGED
+            self._access(address, data, flags)
 
-    def _prepare(self, address: int, count: int, protection: int) -> None:
-        """Look up a piece of one region, into `_sg`."""
-        if self._to_sgl(self._ctx, address, count, self._sg, 1, protection) != 1:
-            number = _ffi.last_errno() or errno.EFAULT
-            raise GuestMemoryError(number, address, count, "libvfio-user does not find it")
+    def _access(self, address: int, buffer: memoryview | bytes, flags: int) -> None:
+        """Copy piece by piece, each within one region."""
+        here = _ffi.address_of(buffer)
+        protection = _PROT_WRITE if flags else _PROT_READ
+        for region, start, part in self._pieces(address, len(buffer), protection):
+            self.message_transfers += not region.shared
+            if self._copy(region, start, here, part, flags) != 0:
+                raise _failed(region, start, part)
+            here += part
 
-    def _map(self, address: int, count: int) -> None:
-        if self._get(self._ctx, self._sg, self._iov, 1, 0) != 0:
-            raise GuestMemoryError(_ffi.last_errno(), address, count, "libvfio-user does not map it")
 
-    def _message(self, result: int, address: int, count: int) -> None:
-        self.message_transfers += 1
-        if result != 0:
-            reason = "the client refused it, or answered too late"
-            raise GuestMemoryError(_ffi.last_errno() or errno.EIO, address, count, reason)
+def _failed(region: DmaRegion, address: int, count: int) -> GuestMemoryError:
+    number = _ffi.last_errno() or errno.EIO
+    if not region.shared:
+        reason = "the client refused it, or answered too late"
+    elif number == errno.EFAULT:
+        reason = "the client has shortened the file that this region is a part of"
+    else:
+        reason = "libvfio-user does not find it"
+    return GuestMemoryError(number, address, count, reason)
+
+
+# Copies a piece between guest memory and an address here: (region, guest address, address, bytes, VFU_DMA_*).
+# Returns 0 on success; errno says what was wrong otherwise.
+_Copy = Callable[[DmaRegion, int, int, int, int], int]
+
+
+def _guarded(library: Library, ctx: int) -> _Copy:
+    """Return the copy that lives when the client shortens its file meanwhile."""
+    access = library.function("vfu_dma_access")
+    return lambda _, guest, here, count, flags: access(ctx, guest, here, count, flags)  # type: ignore[no-any-return]
+
+
+def _unguarded(library: Library, ctx: int) -> _Copy:
+    """Return the copy by the calls that every libvfio-user has; a shortened file kills the process."""
+    sg, iov = _ffi.scratch(library.function("dma_sg_size")()), _ffi.IoVec()
+    to_sgl, get, put = (library.function(name) for name in ("vfu_addr_to_sgl", "vfu_sgl_get", "vfu_sgl_put"))
+    read, write = library.function("vfu_sgl_read"), library.function("vfu_sgl_write")
+
+    def copy(region: DmaRegion, guest: int, here: int, count: int, flags: int) -> int:
+        is_write = bool(flags & _ffi.VFU_DMA_WRITE)
+        if to_sgl(ctx, guest, count, sg, 1, _PROT_WRITE if is_write else _PROT_READ) != 1:
+            return -1
+        if not region.shared:
+            return int((write if is_write else read)(ctx, sg, 1, here))
+        if get(ctx, sg, iov, 1, 0) != 0:
+            return -1
+        mapped, ours = _ffi.view(iov.iov_base, count), _ffi.view(here, count)
+        if is_write:
+            mapped[:] = ours
+        else:
+            ours[:] = mapped
+        if not flags & _ffi.VFU_DMA_UNLOGGED:
+            put(ctx, sg, iov, 1)
+        return 0
+
+    return copy
