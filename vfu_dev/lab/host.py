@@ -43,6 +43,7 @@ class Host:
             fill=0 if incoming else options.fill,
             library=options.library,
             faults=options.faults_destination if incoming else options.faults_source,
+            own=options.own_device,
             extra=options.server_extra,
         )
         self._sockets, self._server_options = sockets, server

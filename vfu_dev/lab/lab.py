@@ -78,7 +78,8 @@ class Lab:
         self.sockets = Path(tempfile.mkdtemp(prefix="vfud-lab-"))
         self.source = Host("source", self.sockets, logs, options, incoming=False)
         self.destination = Host("destination", self.sockets, logs, options, incoming=True)
-        self.guest: Guest = QtestGuest() if options.guest_image is None else LinuxGuest()
+        known = options.own_device is None
+        self.guest: Guest = QtestGuest(known) if options.guest_image is None else LinuxGuest(drives=known)
         has_guest = options.guest_image is not None
         self._waiting = "waiting for the guest" if has_guest else "no guest: the lab finds the devices itself"
         self.samples: list[dict[str, Any]] = []
@@ -139,6 +140,11 @@ class Lab:
         """Start the servers' own engines; device i has the load's seed plus i, as a guest does it."""
         load = self.options.load
         for index, server in enumerate(host.servers):
+            if self.options.own_device is not None and not (await server.status())["memories"]:
+                self.reporter(
+                    "phase", {"text": f"vfu{index} has no memory that migrates: nothing is written"}
+                )
+                continue
             await server.command("load", load=replace(load, seed=load.seed + index).to_dict())
 
     async def pause(self) -> None:
