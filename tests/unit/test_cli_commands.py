@@ -23,6 +23,7 @@ from vfu_dev.workload import Workload
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "tests/unit/data/lab-not-converging.json"
+EXAMPLES = ROOT / "docs/examples"
 RESULT = ROOT / "docs/results/idle"
 NOWHERE = "/nowhere/x.sock"
 
@@ -123,6 +124,8 @@ FAILURES: dict[tuple[str, ...], list[str] | None] = {
     ("attach",): [NOWHERE, "--", "qemu-system-x86_64"],
     ("migrate",): [NOWHERE, "/nowhere/b.sock"],
     ("load",): ["--socket", NOWHERE, "--dirty-rate", "1M"],
+    ("check-device",): [f"{EXAMPLES / 'kvstore.py'}:KeyValueStore", "--json=/dev/full"],
+    ("new-device",): ["/proc/nowhere/device.py"],
     ("top",): ["--once", NOWHERE],
     ("lab", "migrate"): ["--out", "TMP/out"],
     ("lab", "run"): ["idle", "--short", "--out", "TMP/out"],
@@ -202,6 +205,14 @@ USAGE_ERRORS = [
     "load --control a --pattern zipf",
     "load --control a --dirty-rate 1M --write-rate 1M",
     "load --control a --dirty-rate 1M --check",
+    "load --control a --dirty-rate 1M --device device.py:Device",
+    "check-device",
+    "check-device nowhere.py:Device",
+    "new-device",
+    "new-device ring-nic.py",
+    "lab migrate --device nowhere.py:Device",
+    "lab migrate --verify crc",
+    "lab migrate --verify dma --load-place device",
     "top",
     "top a --interval 0",
     "ctl",

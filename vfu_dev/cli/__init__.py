@@ -20,6 +20,8 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "attach": ("vfu_dev.cli.attach", "Start an unmodified QEMU with the device behind its own vfio-pci."),
     "migrate": ("vfu_dev.cli.migrate", "Move a device's state from one server to another, without QEMU."),
     "load": ("vfu_dev.cli.load", "Write to a device at a rate: inside it, from a guest, as a client."),
+    "check-device": ("vfu_dev.cli.check_device", "Check a device class of your own, without a VM."),
+    "new-device": ("vfu_dev.cli.new_device", "Write a small device class, and its test, to begin with."),
     "ctl": ("vfu_dev.cli.ctl", "Command a running server: status, load, faults, digests."),
     "top": ("vfu_dev.cli.top", "Watch servers in the terminal: state, rates, predicted downtime."),
     "lab": ("vfu_dev.cli.lab", "Moves with real QEMU, one or a series, checked."),

@@ -16,6 +16,7 @@ from vfu_dev.cli.lab_model import model
 from vfu_dev.cli.lab_run import compare, run, scenarios
 from vfu_dev.cli.load_options import load_of, load_options
 from vfu_dev.cli.output import json_option, write_json
+from vfu_dev.cli.own_device import own_device_of, own_device_option
 from vfu_dev.cli.params import (
     ON_OFF,
     SECONDS,
@@ -59,9 +60,11 @@ command.add_command(model)
         "vfu-dev lab migrate --memory 8M --dirty-rate 2M --avail-switchover-bandwidth 4M",
         "vfu-dev lab migrate --memory 1M --guest none --json out.json",
         "vfu-dev lab migrate --qemu-source bookworm-backports --qemu-destination trixie-backports",
+        "vfu-dev lab migrate --device docs/examples/kvstore.py:KeyValueStore --guest none",
         "vfu-dev lab migrate --fault-destination op=mig-write,delay=1.5,when=initial-received",
     ],
 )
+@own_device_option("Migrate this class of yours; it writes by itself, and digests compare its state")
 @option("--memory", type=SIZE, default="8M", show_default=True, help="Size of the device memory (BAR2).")
 @option(
     "--devices", type=click.IntRange(1, 8), default=1, show_default=True, help="Number of devices in the VM."
@@ -70,9 +73,8 @@ command.add_command(model)
 @option(
     "--load-place",
     type=click.Choice(["guest", "device"]),
-    default="guest",
-    show_default=True,
-    help="Who writes: the guest, which reads all back in the end, or the device's own engine.",
+    help="Who writes: the guest, which reads all back in the end, or the device's own engine.  [default: "
+    "guest; with --device, device]",
 )
 @option(
     "--access",
@@ -135,7 +137,7 @@ command.add_command(model)
     help="How content is compared after the move, beside the digests of both servers. dma: the device copies "
     "its memory to the guest's, and some words are read by MMIO. mmio: the guest reads all of it; with "
     "--guest none each MiB takes 12 s. digests: nothing is read back. none: no digest is asked for either. "
-    "auto: dma; mmio in a Linux guest with --access mmap; digests with --load-place device.",
+    "auto: dma; mmio in a Linux guest with --access mmap; digests with --load-place device or --device.",
 )
 @option(
     "--out",
@@ -148,10 +150,11 @@ command.add_command(model)
 @option("--keep", is_flag=True, help="Keep the logs of a successful run too.")
 @option("--quiet", is_flag=True, help="Show no progress, only the summary.")
 def migrate(
+    device_spec: str | None,
     memory: int,
     devices: int,
     load_arguments: dict[str, Any],
-    load_place: LoadPlace,
+    load_place: LoadPlace | None,
     access: str,
     guest: str,
     pre_copy: str,
@@ -184,6 +187,8 @@ def migrate(
 
     if memory < PAGE_BYTES or memory % PAGE_BYTES:
         raise ConfigError(f"--memory {memory}: must be a multiple of 4096 bytes, the page size")
+    own_device = own_device_of(device_spec, {"memory": "memory", "access": "access"})
+    load_place = load_place or ("guest" if own_device is None else "device")
     load = load_of(load_arguments)
     if load is None or load.is_idle:
         load = Workload("idle")
@@ -199,6 +204,7 @@ def migrate(
         library=artifact("libvfio-user"),
         guest_image=artifact("guest") if guest == "linux" else None,
         memory_bytes=memory,
+        own_device=own_device,
         devices=devices,
         load=load,
         load_place=load_place,
@@ -283,6 +289,8 @@ def _summary(result: dict[str, Any], load: Workload) -> list[str]:
     elif qemu["run_state_source"] is not None:
         lines.append(f"the VM on the source is {qemu['run_state_source']}")
     for device, status in zip(result["devices"], result["load_status"], strict=False):
+        if "asked_rate_bytes" not in status:
+            continue  # it has no memory to write to
         lines.append(f"{device['name']}: its own engine wrote {load.reached_text(status)}")
     if guest is not None:
         lines.append(f"guest {guest['kind']}: {_compared(guest)}, {guest['writes']} writes")

@@ -9,13 +9,14 @@ import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vfu_dev.cli import EXIT_FAILED, EXIT_LESS
 from vfu_dev.cli.load_options import load_of, load_options
 from vfu_dev.cli.output import json_option, write_json
+from vfu_dev.cli.own_device import own_device_of, own_device_option
 from vfu_dev.cli.params import SIZE, downtime_limit_option, max_bandwidth_option, option
 from vfu_dev.cli.shape import TO_STDOUT, Command
 from vfu_dev.client.control import ControlClient, control_path, device_path
@@ -28,6 +29,9 @@ from vfu_dev.errors import ConfigError, VfuDevError
 from vfu_dev.model.presets import PRESETS
 from vfu_dev.sizes import format_count, format_size
 from vfu_dev.workload import Workload, WorkloadFigures
+
+if TYPE_CHECKING:
+    from vfu_dev.lab.rehearsal import Rehearsal
 
 LINE_SECONDS = 1.0
 
@@ -85,6 +89,7 @@ class _Lines:
         "vfu-dev load --guest vm.line --dirty-rate 500p --via dma",
         "vfu-dev load --preset never --max-bandwidth 64M",
         "vfu-dev load --preset surely --max-bandwidth 64M",
+        "vfu-dev load --preset surely --device docs/examples/kvstore.py:KeyValueStore --max-bandwidth 64M",
     ],
 )
 @option(
@@ -160,6 +165,7 @@ class _Lines:
     show_default=True,
     help="With --preset, memory of each of its devices.",
 )
+@own_device_option("With --preset, serve this class of yours")
 @json_option("Also write the figures as JSON")
 @option("--quiet", is_flag=True, help="Show no progress and no summary.")
 def command(
@@ -169,6 +175,7 @@ def command(
     downtime_limit: float,
     preset: str | None,
     preset_memory: int,
+    device_spec: str | None,
     json_path: str | None,
     quiet: bool,
     **where: Any,
@@ -193,10 +200,25 @@ def command(
     place = _Place(**where, options=options)
     given = [path for path in (place.control, place.socket, place.guest) if path is not None]
     if preset is not None:
+        from vfu_dev.lab.rehearsal import Rehearsal
+
         if given or load_of(load_arguments) is not None:
             raise ConfigError("--preset: it has a load and servers of its own")
-        _preset(preset, duration, preset_memory, max_bandwidth, downtime_limit / 1000, json_path, quiet)
+        _preset(
+            Rehearsal(
+                preset,
+                max_bandwidth,
+                preset_memory,
+                downtime_limit / 1000,
+                duration,
+                own_device=own_device_of(device_spec, {"preset_memory": "memory"}),
+            ),
+            json_path,
+            quiet,
+        )
         return
+    if device_spec is not None:
+        raise ConfigError("--device: with --preset only; elsewhere the device is there already")
     if len(given) != 1:
         raise ConfigError("expected one of --control, --socket and --guest, or --preset")
     if place.socket is None and (place.migrate_to or place.check):
@@ -307,22 +329,13 @@ def _migration(
     }
 
 
-def _preset(
-    name: str,
-    duration: float,
-    memory: int,
-    bandwidth: int,
-    downtime: float,
-    json_path: str | None,
-    quiet: bool,
-) -> None:
-    from vfu_dev.lab.rehearsal import Rehearsal, rehearse
+def _preset(plan: Rehearsal, json_path: str | None, quiet: bool) -> None:
+    from vfu_dev.lab.rehearsal import rehearse
 
-    if not bandwidth:
+    if not plan.bandwidth_bytes:
         raise ConfigError("--max-bandwidth 0: a preset is made for a bandwidth, expected one above 0")
-    if not duration:
+    if not plan.seconds:
         raise ConfigError("--duration 0: a preset that never converges has to be given up some time")
-    plan = Rehearsal(name, bandwidth, memory, downtime, duration)
     stop = Stop()
     try:
         with stop.on_signals():

@@ -117,7 +117,8 @@ def make_device(
 def keywords(cls: type[Device]) -> set[str]:
     """Return the keywords that making a `cls` takes."""
     parameters = inspect.signature(cls).parameters
-    found = set(parameters)
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    found = {name for name, one in parameters.items() if one.kind not in variable}
     if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
         found |= set(inspect.signature(Device).parameters)
     return found

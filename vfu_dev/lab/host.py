@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from vfu_dev.figures import Sample, Snapshot
 from vfu_dev.lab.options import MigrateOptions, QemuChoice
 from vfu_dev.vm.qemu import Qemu, QemuOptions
 from vfu_dev.vm.servers import DeviceServer, ServerOptions
+from vfu_dev.workload import Workload
 
 Fetched = tuple[Snapshot, list[Sample]] | LabError
 
@@ -43,6 +45,7 @@ class Host:
             fill=0 if incoming else options.fill,
             library=options.library,
             faults=options.faults_destination if incoming else options.faults_source,
+            own=options.own_device,
             extra=options.server_extra,
         )
         self._sockets, self._server_options = sockets, server
@@ -80,6 +83,19 @@ class Host:
         """Stop QEMU, then the servers."""
         await self.qemu.stop()
         await asyncio.gather(*(server.stop() for server in self.servers))
+
+    async def load(self, load: Workload) -> list[str]:
+        """Start the servers' own engines; device i has the load's seed plus i, as a guest does it.
+
+        Returns: the devices that have no memory to write to; a class of the user's own may have none.
+        """
+        without = []
+        for index, server in enumerate(self.servers):
+            if (await server.status())["memories"]:
+                await server.command("load", load=replace(load, seed=load.seed + index).to_dict())
+            else:
+                without.append(f"vfu{index}")
+        return without
 
     async def plug(self) -> None:
         """Serve one more device and plug it into the first free root port.

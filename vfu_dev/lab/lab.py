@@ -78,9 +78,8 @@ class Lab:
         self.sockets = Path(tempfile.mkdtemp(prefix="vfud-lab-"))
         self.source = Host("source", self.sockets, logs, options, incoming=False)
         self.destination = Host("destination", self.sockets, logs, options, incoming=True)
-        self.guest: Guest = QtestGuest() if options.guest_image is None else LinuxGuest()
-        has_guest = options.guest_image is not None
-        self._waiting = "waiting for the guest" if has_guest else "no guest: the lab finds the devices itself"
+        known = options.own_device is None
+        self.guest: Guest = QtestGuest(known) if options.guest_image is None else LinuxGuest(drives=known)
         self.samples: list[dict[str, Any]] = []
         self.convergence: Convergence | None = None
         # The hosts are numbered: source is 1, destination 2, and each that comes later has the next number.
@@ -111,7 +110,9 @@ class Lab:
         self.reporter("phase", {"text": "starting servers and QEMU"})
         await self.source.start()
         await self.destination.start()
-        self.reporter("phase", {"text": self._waiting})
+        guest = self.options.guest_image is not None
+        waiting = "waiting for the guest" if guest else "no guest: the lab finds the devices itself"
+        self.reporter("phase", {"text": waiting})
         await self.guest.ready(self.source.qemu)
         if not self.options.load.is_idle:
             self.reporter("phase", {"text": f"the load starts: {self.options.writer} writes"})
@@ -136,10 +137,8 @@ class Lab:
             await self._load_devices(self.source)
 
     async def _load_devices(self, host: Host) -> None:
-        """Start the servers' own engines; device i has the load's seed plus i, as a guest does it."""
-        load = self.options.load
-        for index, server in enumerate(host.servers):
-            await server.command("load", load=replace(load, seed=load.seed + index).to_dict())
+        for name in await host.load(self.options.load):
+            self.reporter("phase", {"text": f"{name} has no memory that migrates: nothing is written"})
 
     async def pause(self) -> None:
         """Stop the VM, devices included, so that another one has the machine. Raises: LabError."""

@@ -95,7 +95,7 @@ def _why(lab: Lab) -> str | None:
     if lab.convergence is not None:
         return lab.convergence.text
     threshold = lab.samples[-1]["threshold_bytes"] if lab.samples else None
-    if lab.options.pre_copy or threshold is None:
+    if lab.options.pre_copy or threshold is None or lab.options.own_device is not None:
         return None
     state = format_size(lab.options.memory_bytes * lab.options.devices)
     return f"without pre-copy up to {state} are left, QEMU's threshold is {format_size(round(threshold))}"

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast, get_args
 from vfu_dev.errors import ConfigError
 from vfu_dev.qemu_events import TRACE_PATTERNS
 from vfu_dev.vm.guest import Via
+from vfu_dev.vm.own_device import OwnDevice
 from vfu_dev.vm.qemu import RamKind
 from vfu_dev.workload import Workload
 
@@ -52,6 +53,8 @@ class MigrateOptions:
         qemu_environment: added to the environment of both QEMUs.
         ram: what guest RAM is: only what is shared can be mapped by a server.
         preload_log: the preloaded library logs what it was asked and answered.
+        own_device: a class of the user's own in place of the reference device. The lab knows nothing of its
+            registers: its own engine writes, and digests alone compare its state.
         load_place: who writes: the guest, whose journal is compared with the device after the move, or the
             device's own engine, where digests alone say that the move was right.
         verify: how the content is compared; `auto` reads it back where the guest wrote it.
@@ -79,6 +82,7 @@ class MigrateOptions:
     memory_bytes: int = 8 << 20
     page_size: int = 4096
     access: str = "trap"
+    own_device: OwnDevice | None = None
     devices: int = 1
     spare_ports: int = 0
     reboot: bool = False
@@ -104,6 +108,11 @@ class MigrateOptions:
     faults_destination: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.own_device is not None and self.load_place == "guest":
+            raise ConfigError(
+                "load place guest: a guest knows the reference device alone; a class of your own writes by "
+                "itself: place device"
+            )
         if self.verify in ("dma", "mmio") and self.load_place == "device":
             raise ConfigError(
                 f"verify {self.verify}: what the device's own engine writes has no journal to compare with; "

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from vfu_dev.client.control import ControlClient, ControlError
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.migrator import ClientOptions, ClientProgress, MigrationError, Migrator
 from vfu_dev.client.stop import Stop
-from vfu_dev.errors import LabError
+from vfu_dev.errors import ConfigError, LabError
 from vfu_dev.model.presets import PRESETS, Decision, decide
+from vfu_dev.vm.own_device import OwnDevice, package_environment
+from vfu_dev.vm.servers import ServerOptions
 from vfu_dev.workload import Workload
 
 START_SECONDS = 120.0
@@ -32,6 +34,7 @@ class Rehearsal:
     Attributes:
         preset: a name in `PRESETS`.
         seconds: give up after so long: how a migration that does not converge ends.
+        own_device: a class of the user's own in place of the reference device.
     """
 
     preset: str
@@ -40,6 +43,7 @@ class Rehearsal:
     downtime_seconds: float = 0.3
     seconds: float = 10.0
     seed: int = 1
+    own_device: OwnDevice | None = None
 
     def load(self) -> tuple[Workload, Decision]:
         """Return the load and what decides.
@@ -52,8 +56,8 @@ class Rehearsal:
 
 
 @contextmanager
-def servers(names: tuple[str, ...], memory_bytes: int, stop: Stop) -> Iterator[list[tuple[Path, Path]]]:
-    """Serve a device of that memory under each name; yields the paths of socket and control socket.
+def servers(names: tuple[str, ...], device: ServerOptions, stop: Stop) -> Iterator[list[tuple[Path, Path]]]:
+    """Serve such a device under each name; yields the paths of socket and control socket.
 
     Raises:  LabError: one does not come up. KeyboardInterrupt: `stop` was asked for meanwhile.
     """
@@ -63,11 +67,16 @@ def servers(names: tuple[str, ...], memory_bytes: int, stop: Stop) -> Iterator[l
         for name in names:
             sockets = folder / f"{name}.sock", folder / f"{name}.ctl"
             log = stack.enter_context((folder / f"{name}.log").open("w+b"))
-            argv = [sys.executable, "-m", "vfu_dev", "serve", "--name", name, "--fill", "1"]
-            argv += ["--socket", str(sockets[0]), "--control", str(sockets[1]), "--memory", str(memory_bytes)]
+            argv = [sys.executable, "-m", "vfu_dev", "serve", "--name", name, *device.device_arguments()]
+            argv += ["--socket", str(sockets[0]), "--control", str(sockets[1])]
             # Ctrl-C in a terminal goes to the whole process group; the servers are ours to end.
             process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                process_group=0,
+                env=package_environment(),
             )
             stack.callback(_end, process)
             deadline = time.monotonic() + START_SECONDS
@@ -105,8 +114,8 @@ def rehearse(plan: Rehearsal, stop: Stop, reporter: Callable[[str], None]) -> di
     Raises:  ConfigError, LabError, ControlError, ProtocolError: it cannot be carried out.
              KeyboardInterrupt: asked to stop before it began.
     """
-    spec, decision = plan.load()
-    reporter(f"expected: {decision.text}")
+    if plan.own_device is None:
+        plan.load()  # what cannot be is said before servers start
     options = ClientOptions(
         downtime_limit_seconds=plan.downtime_seconds,
         max_bandwidth=plan.bandwidth_bytes,
@@ -115,9 +124,18 @@ def rehearse(plan: Rehearsal, stop: Stop, reporter: Callable[[str], None]) -> di
     )
     with ExitStack() as stack:
         (source, control_path), (destination, _) = stack.enter_context(
-            servers(("source", "destination"), plan.memory_bytes, stop)
+            servers(
+                ("source", "destination"),
+                ServerOptions(memory_bytes=plan.memory_bytes, fill=1, own=plan.own_device),
+                stop,
+            )
         )
         control = stack.enter_context(ControlClient(control_path))
+        memories = control.status()["memories"]
+        if not memories:
+            raise ConfigError("this device has no memory that migrates, so nothing can be written to it")
+        spec, decision = replace(plan, memory_bytes=memories[0]["size_bytes"]).load()
+        reporter(f"expected: {decision.text}")
         control.command("load", load=spec.to_dict())
         devices = [stack.enter_context(VfioUserDevice.connect(path)) for path in (source, destination)]
         measurements = _Measurements(control, stop, reporter)

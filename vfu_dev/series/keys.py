@@ -100,6 +100,15 @@ def _texts(what: str) -> Key:
     return Key(f"a list of {what}", parse, ())
 
 
+def _class() -> Key:
+    def parse(value: Any) -> str:
+        if not isinstance(value, str) or ":" not in value:
+            raise ValueError
+        return value
+
+    return Key("FILE.py:CLASS or MODULE:CLASS, as `vfu-dev serve --device` takes it", parse)
+
+
 def _any() -> Key:
     def parse(value: Any) -> Any:
         if not isinstance(value, str | int | float):
@@ -112,6 +121,7 @@ def _any() -> Key:
 # Of each table its keys. `load`, `qemu.parameters` and `qemu.capabilities` are open: see `key_of`.
 KEYS: dict[str, dict[str, Key]] = {
     "device": {
+        "class": _class(),
         "memory": _size(4096, 8 << 20),
         "devices": _int(1, 8, 1),
         "access": _choice("trap", "mmap"),

@@ -61,8 +61,11 @@ def link_of(settings: Mapping[str, Any], stop_bandwidth: float = 0.0, reached: f
 def predict_point(settings: Mapping[str, Any], load: Workload, link: Link) -> Prediction:
     """Return the prediction for a point of a scenario with one device and without a guest.
 
-    Raises:  ConfigError: several devices, a guest whose RAM shares the link, no pre-copy, or a trace.
+    Raises:  ConfigError: a class of the user's own, several devices, a guest whose RAM shares the link, no
+                 pre-copy, or a trace.
     """
+    if settings.get("device.class") is not None:
+        raise ConfigError("the model is of the reference device")
     if settings["device.devices"] != 1 or settings["qemu.guest"] != "none" or not settings["qemu.pre-copy"]:
         raise ConfigError("the model is of one device, with pre-copy, alone on its link")
     page = settings["device.page-size"]

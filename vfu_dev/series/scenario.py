@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from vfu_dev.faults.spec import Fault
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.series.checks import Check, parse_check
 from vfu_dev.series.keys import KEYS, LOAD_PLACE, Source, flatten, judge_value
+from vfu_dev.vm.own_device import SERVE_OPTIONS, OwnDevice, ask_own_device
 from vfu_dev.workload import Workload
 from vfu_dev.workload.spec import RATE_KEYS, WRITE_SIZE_KEYS
 
@@ -42,6 +43,7 @@ class Point:
         variant: None where the scenario has none.
         sweep: key -> value as written in the file.
         settings: every `table.key` with its meaning (sizes in bytes), except the load's.
+        own_device: what `serve` says of `device.class`.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Point:
     sweep: Mapping[str, Any]
     settings: Mapping[str, Any]
     load: Workload
+    own_device: OwnDevice | None = None
 
     def __getitem__(self, name: str) -> Any:
         return self.settings[name]
@@ -70,6 +73,7 @@ class Point:
             qemu=qemu,
             library=library,
             guest_image=guest if self["qemu.guest"] == "linux" else None,
+            own_device=self.own_device,
             memory_bytes=self["device.memory"],
             page_size=self["device.page-size"],
             access=self["device.access"],
@@ -307,9 +311,26 @@ def _point(
         spec = Workload.from_dict(load)
     except ConfigError as error:
         raise source.error("load", str(error)) from error
-    point = Point(name, variant, swept, settings, spec)
+    own = _own_device(source, settings, {key for values in layers.values() for key in values})
+    point = Point(name, variant, swept, settings, spec, own)
     _agree(source, point)
     return point
+
+
+def _own_device(source: Source, settings: dict[str, Any], said: Collection[str]) -> OwnDevice | None:
+    """Return the class of `device.class`, asked whether it takes what is `said`; the load is its own then."""
+    spec = settings["device.class"]
+    if spec is None:
+        return None
+    if "load.place" not in said:
+        settings["load.place"] = "device"
+    if settings["load.place"] != "device":
+        raise source.error("load.place", "a guest knows the reference device alone: expected device")
+    given = [f"--{option}={settings[key]}" for option in SERVE_OPTIONS if (key := f"device.{option}") in said]
+    try:
+        return ask_own_device(spec, tuple(given))
+    except ConfigError as error:
+        raise source.error("device.class", str(error)) from error
 
 
 def _agree(source: Source, point: Point) -> None:
@@ -320,6 +341,8 @@ def _agree(source: Source, point: Point) -> None:
         raise source.error(
             "run.verify", 'what the device wrote has no journal to compare with: run.verify = "digests"'
         )
+    if any(word.partition("=")[0] == "--device" for word in point["device.serve"]):
+        raise source.error("device.serve", 'a class of your own is device.class = "FILE.py:CLASS"')
     for side in ("source", "destination"):
         for text in point[f"faults.{side}"]:
             try:

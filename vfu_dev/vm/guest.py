@@ -124,6 +124,7 @@ class LinuxGuest(Guest):
 
     Args:  tick_ms: its heartbeat.
            via: how its writes reach the device.
+           drives: whether it has reference devices; of others vfud-load knows nothing.
 
     Attributes:
         events: all that it said unasked, with the time at which it came.
@@ -132,10 +133,11 @@ class LinuxGuest(Guest):
 
     kind = "linux"
 
-    def __init__(self, tick_ms: int = 25, via: Transport = "mmio") -> None:
+    def __init__(self, tick_ms: int = 25, via: Transport = "mmio", drives: bool = True) -> None:
         self.via = via
         self.status: dict[str, Any] = {}
         self._tick_ms = tick_ms
+        self._drives = drives
         self._line: GuestLine | None = None
         self._qemu: Qemu | None = None
         self._spec = IDLE
@@ -188,7 +190,7 @@ class LinuxGuest(Guest):
                         f"the guest is not up after {BOOT_TIMEOUT_SECONDS:g} s; console: {source.console_log}"
                     ) from None
         self._devices = int(self.status["devices"])
-        if not self._devices:
+        if self._drives and not self._devices:
             raise GuestError(f"the guest found no device; console: {source.console_log}")
 
     async def start(self, load: Workload) -> None:

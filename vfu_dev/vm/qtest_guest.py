@@ -107,6 +107,8 @@ class QtestGuest(Guest):
 
     async def start(self, load: Workload) -> None:
         """Write in a task of its own until `stop`, or until the VM is stopped by a migration."""
+        if not self.drives:
+            return
         for index, device in enumerate(self.devices):
             device.program = Program(with_seed(load, index), device.size_bytes, device.page_bytes)
             device.scratch = load.seed % (1 << 32) << 32 | device.slot

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from vfu_dev.errors import LabError
 from vfu_dev.figures import Figures, Sample, Snapshot
+from vfu_dev.vm.own_device import OwnDevice, package_environment
 from vfu_dev.vm.process import PATIENCE_SECONDS, Child, wait_for_socket
 
 
@@ -27,7 +27,22 @@ class ServerOptions:
     fill: int = 0
     library: Path | None = None
     faults: tuple[str, ...] = ()
+    own: OwnDevice | None = None
     extra: tuple[str, ...] = ()
+
+    def device_arguments(self) -> list[str]:
+        """Return the arguments that say what is served; a class of one's own gets those that it takes."""
+        values = {
+            "memory": str(self.memory_bytes),
+            "page-size": str(self.page_size),
+            "access": self.access,
+            "fill": str(self.fill),
+        }
+        argv = [] if self.own is None else ["--device", self.own.spec]
+        for option, value in values.items():
+            if self.own is None or option in self.own.takes:
+                argv += [f"--{option}", value]
+        return argv
 
 
 class DeviceServer:
@@ -40,21 +55,15 @@ class DeviceServer:
         self.control = sockets / f"{name}.ctl"
         argv = [sys.executable, "-m", "vfu_dev", "serve"]
         argv += ["--socket", str(self.socket)]
-        argv += ["--control", str(self.control), "--name", name, "--memory", str(options.memory_bytes)]
+        argv += ["--control", str(self.control), "--name", name]
         argv += ["--pre-copy", "on" if options.pre_copy else "off"]
-        argv += ["--page-size", str(options.page_size), "--access", options.access]
-        if options.fill:
-            argv += ["--fill", str(options.fill)]
+        argv += options.device_arguments()
         if options.library:
             argv += ["--library", str(options.library)]
         for fault in options.faults:
             argv += ["--fault", fault]
         argv += options.extra
-        # The server must import this very package, wherever the lab was started from.
-        env = dict(os.environ)
-        root = str(Path(__file__).resolve().parents[2])
-        env["PYTHONPATH"] = os.pathsep.join([root, env["PYTHONPATH"]]) if env.get("PYTHONPATH") else root
-        self.process = Child(f"server {name}", argv, logs / f"server-{name}.log", env)
+        self.process = Child(f"server {name}", argv, logs / f"server-{name}.log", package_environment())
         self._sequence = 0  # of the last sample that `fetch_figures` returned
 
     async def start(self) -> None:
