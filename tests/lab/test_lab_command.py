@@ -30,18 +30,29 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
-def test_a_qemu_without_patches_is_refused_in_words(qemu: Path, library: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stub", "options", "says"),
+    [
+        (True, (), "has no vfio-pci"),
+        (False, ("--front-end", "vfio-user-pci"), "does not migrate devices through vfio-user-pci"),
+    ],
+)
+def test_a_qemu_that_does_not_migrate_the_device_is_refused_in_words(
+    stub: bool, options: tuple[str, ...], says: str, unpatched: Path, library: Path, tmp_path: Path
+) -> None:
     """Exit status 1 and a sentence that says what to do."""
-    stub = tmp_path / "qemu-stub"
-    stub.write_text("#!/bin/sh\necho 'QEMU emulator version 0.0.0'\n")
-    stub.chmod(0o755)
+    program = unpatched
+    if stub:
+        program = tmp_path / "qemu-stub"
+        program.write_text("#!/bin/sh\necho 'QEMU emulator version 0.0.0'\n")
+        program.chmod(0o755)
     argv = [*VFU_DEV, "lab", "migrate", "--guest", "none", "--memory", "64K", "--out", str(tmp_path / "out")]
-    env = dict(os.environ, VFU_DEV_QEMU=str(stub))
+    env = dict(os.environ, VFU_DEV_QEMU=str(program))
     done = subprocess.run(
-        argv, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False, env=env
+        [*argv, *options], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False, env=env
     )
     assert done.returncode == 1
-    assert "cannot migrate vfio-user devices" in done.stderr
+    assert says in done.stderr
     assert "vfu-dev build qemu" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -100,7 +100,7 @@ class QemuBinary:
         if front_end not in self.front_ends:
             has = ", ".join(self.front_ends) or "neither vfio-user-pci nor vfio-pci"
             since = " (QEMU has it since 10.1)" if front_end == VFIO_USER_PCI else ""
-            return f"{self.path} has no {front_end}{since}; it has {has}"
+            return f"{self.path} has no {front_end}{since}; it has {has}; ours has both: vfu-dev build qemu"
         if front_end == VFIO_PCI:
             if self.release < OLDEST_FOR_PRELOAD:
                 oldest = ".".join(map(str, OLDEST_FOR_PRELOAD))
