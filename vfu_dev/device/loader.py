@@ -78,12 +78,17 @@ def _guarded(what: str, work: Callable[[], T]) -> T:
     except (Exception, SystemExit) as err:
         frames = traceback.extract_tb(err.__traceback__)
         # The author's line rather than the one of this package that refused what it asked for.
-        own = [frame for frame in frames if not Path(frame.filename).is_relative_to(_PACKAGE)]
-        last = (own or frames)[-1]
-        place = f"{last.filename}:{last.lineno}"
+        own = [
+            frame
+            for frame in frames
+            if not frame.filename.startswith("<frozen")  # parts of the import system
+            and frame.filename != importlib.__file__
+            and not Path(frame.filename).is_relative_to(_PACKAGE)
+        ]
+        place = f"{own[-1].filename}:{own[-1].lineno}: " if own else ""
         if isinstance(err, SyntaxError) and err.filename:
-            place = f"{err.filename}:{err.lineno}"
-        raise ConfigError(f"{what}: {place}: {type(err).__name__}: {err}") from err
+            place = f"{err.filename}:{err.lineno}: "
+        raise ConfigError(f"{what}: {place}{type(err).__name__}: {err}") from err
 
 
 def make_device(
