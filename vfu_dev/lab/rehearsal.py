@@ -21,10 +21,13 @@ from vfu_dev.model.presets import PRESETS, Decision, decide
 from vfu_dev.vm.own_device import OwnDevice, package_environment
 from vfu_dev.vm.servers import ServerOptions
 from vfu_dev.workload import Workload
+from vfu_dev.workload.spec import MAX_WRITE_BYTES
 
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
 LINE_SECONDS = 1.0
+# More than any machine carries: as fast as it goes.
+FILL_PAGES_A_SECOND = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,8 @@ def rehearse(plan: Rehearsal, stop: Stop, reporter: Callable[[str], None]) -> di
         memories = control.status()["memories"]
         if not memories:
             raise ConfigError("this device has no memory that migrates, so nothing can be written to it")
+        if plan.own_device is not None and "fill" not in plan.own_device.takes:
+            _write_all(control, memories[0], stop)
         spec, decision = replace(plan, memory_bytes=memories[0]["size_bytes"]).load()
         reporter(f"expected: {decision.text}")
         control.command("load", load=spec.to_dict())
@@ -163,6 +168,16 @@ def rehearse(plan: Rehearsal, stop: Stop, reporter: Callable[[str], None]) -> di
         "total_ms": round(progress.total_seconds * 1000, 3),
         "downtime_ms": round(progress.downtime_seconds * 1000, 3) if outcome == "completed" else None,
     }
+
+
+def _write_all(control: ControlClient, memory: dict[str, Any], stop: Stop) -> None:
+    """Have the device write to every page: what was never written is not sent, and the plan counts all."""
+    page, pages = memory["page_size_bytes"], memory["size_bytes"] // memory["page_size_bytes"]
+    spec = Workload("sequential", rate_pages=FILL_PAGES_A_SECOND, write_bytes=min(page, MAX_WRITE_BYTES))
+    control.command("load", load=spec.to_dict())
+    while control.command("load-status")["writes"] < pages:
+        if stop.wait(0.02):
+            raise KeyboardInterrupt
 
 
 class _Measurements:
