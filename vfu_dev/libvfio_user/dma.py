@@ -157,7 +157,7 @@ _Copy = Callable[[DmaRegion, int, int, int, int], int]
 def _guarded(library: Library, ctx: int) -> _Copy:
     """Return the copy that lives when the client shortens its file meanwhile."""
     access = library.function("vfu_dma_access")
-    return lambda _, guest, here, count, flags: access(ctx, guest, here, count, flags)  # type: ignore[no-any-return]
+    return lambda _, guest, here, count, flags: access(ctx, guest, here, count, flags)
 
 
 def _unguarded(library: Library, ctx: int) -> _Copy:
