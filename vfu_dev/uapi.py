@@ -6,6 +6,7 @@ Debian 12's own header predates PRE_COPY; what is newer than that copy says so.
 
 from __future__ import annotations
 
+import struct
 from enum import IntEnum, IntFlag
 
 # --- <linux/vfio.h>: regions, in struct vfio_region_info index order --------------------------------------
@@ -91,6 +92,7 @@ class DeviceState(IntEnum):
 
 # --- vfio-user protocol (QEMU docs/interop/vfio-user.rst); 19 is native/spec/'s addition -------------------
 
+VFIO_USER_HEADER = struct.Struct("<HHIII")  # message id, command, size with this header, flags, error
 VFIO_USER_VERSION = 1
 VFIO_USER_DMA_MAP = 2
 VFIO_USER_DMA_UNMAP = 3

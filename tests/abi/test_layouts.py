@@ -51,7 +51,9 @@ FUNCTIONS = {
     "vfu_reset_device": "int (*)(vfu_ctx_t *, vfu_reset_type_t)",
     "vfu_ext_api_version": "uint32_t (*)(void)",
     "vfu_client_has_precopy_info": "bool (*)(vfu_ctx_t *)",
-    "vfu_has_request": "bool (*)(vfu_ctx_t *)",
+    "vfu_attach_fd": "int (*)(vfu_ctx_t *, int, const void *, size_t)",
+    "vfu_get_poll_events": "int (*)(vfu_ctx_t *, int *)",
+    "vfu_setup_wait_cb": "void (*)(vfu_ctx_t *, vfu_wait_cb_t *)",
     "vfu_dma_access": "int (*)(vfu_ctx_t *, vfu_dma_addr_t, void *, size_t, int)",
     "vfu_irq_get_type": "int (*)(vfu_ctx_t *, uint32_t *)",
     "vfu_irq_set_level": "int (*)(vfu_ctx_t *, bool)",
@@ -163,6 +165,6 @@ def test_prototypes_are_those_the_compiler_accepted(probe: dict[str, int]) -> No
 def test_every_callback_type_carries_errno() -> None:
     """Without use_errno, what the guard sets never reaches C."""
     types = [value for name, value in vars(_ffi).items() if name.endswith("Callback")]
-    assert len(types) == 9
+    assert len(types) == 10
     from_callproc = 0x8  # FUNCFLAG_USE_ERRNO in CPython's ctypes
     assert all(value._flags_ & from_callproc for value in types)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import struct
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from serverkit import RunningServer, ServerFactory, readable, server_farm, short_folder, wait_until
 
 from vfu_dev import uapi
-from vfu_dev.client import VfioUserDevice
+from vfu_dev.client import ClientCommandError, VfioUserDevice, messages
 from vfu_dev.client.frames import Buffer, Call
 from vfu_dev.client.messages import REGION_ACCESS
 from vfu_dev.device.reference.descriptors import CTRL_ABORT, CTRL_START, FLAG_INTERRUPT, Op, Status
@@ -528,3 +529,37 @@ def test_the_log_misses_what_it_is_told_to_miss(logged: tuple[RunningServer, Vfi
         driver.one(Op.FILL_GUEST, address=(1 << 32) + 8192, length=1)
         assert reported(device, 4096) == ({2} if enabled else set())
     device.migration.dma_logging_stop()
+
+
+def test_no_mapping_is_larger_than_its_file(device: VfioUserDevice) -> None:
+    """DMA_MAP knows; the device would have found out by its death."""
+    for size, offset in ((2 * MIB, 0), (MIB, 4 * KIB), (4 * KIB, MIB), (4 * KIB, 1 << 40)):
+        fd = os.memfd_create("short", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, MIB)
+            request = messages.DMA_MAP.pack(messages.DMA_MAP.size, READ | WRITE, offset, RAM, size)
+            with pytest.raises(ClientCommandError) as caught:
+                device.connection.call(uapi.VFIO_USER_DMA_MAP, request, fds=(fd,))
+            assert caught.value.errno == errno.EINVAL
+        finally:
+            os.close(fd)
+
+
+def test_a_file_that_is_shortened_costs_the_access_alone(driver: Driver, server: RunningServer) -> None:
+    """Both directions, a transfer under way and the table itself; afterwards the device works as before."""
+    region = driver.device.dma.regions[RAM]
+    for op in (Op.TO_DEVICE, Op.TO_GUEST, Op.FILL_GUEST, Op.CHECKSUM_GUEST):
+        os.ftruncate(region.fd, 4 * KIB)
+        assert driver.one(op, address=RAM + 512 * KIB, length=8 * KIB).status is Status.UNMAPPED
+        # What is left of it is as good as before, and a transfer into what is gone ends there.
+        assert driver.one(op, address=RAM, length=4 * KIB).status is Status.DONE
+        assert driver.one(op, address=RAM, length=MIB).status is Status.UNMAPPED
+        os.ftruncate(region.fd, MIB)
+        assert driver.one(op, address=RAM, length=MIB).status is Status.DONE
+    table = driver.device.dma.regions[driver.table]
+    os.ftruncate(table.fd, 0)
+    driver.start(1)
+    assert driver.finish() is Status.TABLE_UNREACHABLE
+    os.ftruncate(table.fd, 64 * KIB)
+    assert driver.one(Op.FILL_DEVICE, length=8).status is Status.DONE
+    assert server.process.poll() is None

@@ -14,6 +14,7 @@ import errno
 import os
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -105,8 +106,15 @@ class Connection(Closing):
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            sock.settimeout(timeout_seconds)  # connect() blocks when the backlog is full
+            # The kernel's own limit (SO_SNDTIMEO) is what a full backlog is waited for: with Python's timeout
+            # the socket does not block, and connect() fails at once with EAGAIN.
+            limit = struct.pack("@ll", int(timeout_seconds), int(timeout_seconds % 1 * 1e6))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             sock.connect(os.fspath(path))
+        except BlockingIOError:
+            sock.close()
+            reason = f"its queue of clients was full for {timeout_seconds:g} s"
+            raise DisconnectedError(f"cannot connect to {os.fspath(path)}: {reason}") from None
         except OSError as error:
             sock.close()
             reason = error.strerror or str(error)

@@ -86,7 +86,11 @@ class VfioUserDevice(Closing):
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         max_data_xfer_size: int = uapi.VFIO_USER_DEF_MAX_XFER_BYTES,
     ) -> Self:
-        """Connect and negotiate; a server that serves somebody else lets this run into its timeout."""
+        """Connect and negotiate.
+
+        Raises:  DisconnectedError: nobody listens there. ClientCommandError, ReplyTimeoutError: another
+                 client is attached; some servers say so (EBUSY), others let this run into its timeout.
+        """
         connection = Connection.connect(path, timeout_seconds=timeout_seconds)
         return cls(connection, max_data_xfer_size=max_data_xfer_size)
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vfu_dev import uapi
 from vfu_dev.errors import ProtocolError, VfuDevError
 
-HEADER = struct.Struct("<HHIII")  # id, command, size with header, flags, error
+HEADER = uapi.VFIO_USER_HEADER
 
 Buffer = bytes | bytearray | memoryview
 
@@ -40,6 +39,8 @@ class ClientCommandError(VfuDevError):
         self.given = number
         self.errno = number if 0 < number < 4096 else errno.EIO
         reason = os.strerror(number) if 0 < number < 4096 else f"error {number}"
+        if command == uapi.VFIO_USER_VERSION and number == errno.EBUSY:
+            reason = "it is busy with another client"
         super().__init__(f"the server refused {command_name(command)}: {reason}")
 
 

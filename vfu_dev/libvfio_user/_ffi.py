@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 VFU_TRANS_SOCK = 0
 VFU_DEV_TYPE_PCI = 0
 LIBVFIO_USER_FLAG_ATTACH_NB = 1 << 0
+LIBVFIO_USER_FLAG_ATTACH_FD = 1 << 1
 
 VFU_REGION_FLAG_READ = 1 << 0
 VFU_REGION_FLAG_WRITE = 1 << 1
@@ -71,6 +72,7 @@ VFU_MIGR_EXT_VERS = 1
 LogCallback = CFUNCTYPE(None, c_void_p, c_int, c_char_p, use_errno=True)
 RegionCallback = CFUNCTYPE(c_ssize_t, c_void_p, c_void_p, c_size_t, c_int64, c_bool, use_errno=True)
 ResetCallback = CFUNCTYPE(c_int, c_void_p, c_int, use_errno=True)
+WaitCallback = CFUNCTYPE(c_int, c_void_p, c_int, c_int, c_int, use_errno=True)
 DmaCallback = CFUNCTYPE(None, c_void_p, c_void_p, use_errno=True)
 TransitionCallback = CFUNCTYPE(c_int, c_void_p, c_int, use_errno=True)
 DataCallback = CFUNCTYPE(c_ssize_t, c_void_p, c_void_p, c_uint64, use_errno=True)
@@ -167,7 +169,9 @@ EXT_PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "vfu_migration_fail": (c_int, (c_void_p,)),
     "vfu_reset_device": (c_int, (c_void_p, c_int)),
     "vfu_ext_api_version": (c_uint32, ()),
-    "vfu_has_request": (c_bool, (c_void_p,)),
+    "vfu_attach_fd": (c_int, (c_void_p, c_int, c_char_p, c_size_t)),
+    "vfu_get_poll_events": (c_int, (c_void_p, POINTER(c_int))),
+    "vfu_setup_wait_cb": (None, (c_void_p, WaitCallback)),
     "vfu_dma_access": (c_int, (c_void_p, c_void_p, c_void_p, c_size_t, c_int)),
     "vfu_irq_get_type": (c_int, (c_void_p, POINTER(c_uint32))),
     "vfu_irq_set_level": (c_int, (c_void_p, c_bool)),
@@ -225,6 +229,11 @@ def address_of(buffer: memoryview | bytes) -> int:
 def count() -> Any:
     """Return a number for C to store, passed as its address."""
     return c_uint32()
+
+
+def signed_count() -> Any:
+    """Return the same for an int."""
+    return c_int()
 
 
 def scratch(count: int) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -113,13 +115,13 @@ class Context:
 
     Args:
         library: what to drive.
-        socket_path: where it listens, from `realize` on.
+        socket_path: where it listens, from `realize` on; None for one that is given its clients, see `take`.
         name: the device, for logs.
 
     Raises:  LibraryError: from every method, when the library refuses.
     """
 
-    def __init__(self, library: Library, socket_path: str, name: str) -> None:
+    def __init__(self, library: Library, socket_path: str | None, name: str) -> None:
         self._library = library
         self._name = name
         self._alive: list[Any] = []  # callbacks and structs that C points to
@@ -127,8 +129,9 @@ class Context:
         self.gates: list[Gate] = []  # of all regions but the configuration space
         ctx = library.function("vfu_create_ctx")(
             _ffi.VFU_TRANS_SOCK,
-            os.fsencode(socket_path),
-            _ffi.LIBVFIO_USER_FLAG_ATTACH_NB,
+            os.fsencode(socket_path or ""),
+            _ffi.LIBVFIO_USER_FLAG_ATTACH_NB
+            | (0 if socket_path is not None else _ffi.LIBVFIO_USER_FLAG_ATTACH_FD),
             None,
             _ffi.VFU_DEV_TYPE_PCI,
         )
@@ -141,7 +144,8 @@ class Context:
             self._irq_type = library.function("vfu_irq_get_type")
             self._irq_count = _ffi.count()
             self._take_back = library.function("vfu_irq_take_back")
-            self._has_request = library.function("vfu_has_request")
+            self._poll_events = library.function("vfu_get_poll_events")
+            self._milliseconds = _ffi.signed_count()
         self._complaints: list[str] | None = None  # what the library says of a client that it looks at
         self._setup_log()
 
@@ -338,14 +342,41 @@ class Context:
             raise ConnectionResetError(number, os.strerror(number))
         raise failed("vfu_run_ctx")
 
-    @property
-    def has_request(self) -> bool:
-        """Whether a request waits that `poll_fd` does not tell of: it crossed DMA by message."""
-        return self._library.is_ours and bool(self._has_request(self._ctx))
+    def take(self, connection: socket.socket, version: bytes) -> None:
+        """Attach to a client that has connected, and has sent its whole VERSION message.
+
+        Raises:  LibraryError: the client was not acceptable, and was told as far as possible.
+        """
+        self._check("vfu_attach_fd", connection.fileno(), version, len(version))
+        connection.detach()
+
+    def setup_wait(self, wait: Callable[[int, float], bool]) -> None:
+        """Have `wait` called while the client is waited for in the middle of DMA by message.
+
+        Args:    wait: called with poll(2)'s events and seconds; returns whether the connection is ready.
+        """
+        if self._library.is_ours:
+            callback = self._guard(
+                _ffi.WaitCallback, "wait", lambda _, events, ms: int(wait(events, ms / 1000)), 0
+            )
+            self._library.function("vfu_setup_wait_cb")(self._ctx, callback)
+
+    def wanted(self) -> tuple[int, float | None]:
+        """Return what to wait for on `poll_fd` before `run`, and how many seconds at most (None: no limit).
+
+        It is select.POLLIN, or POLLOUT while the client does not read its replies, or 0 for nothing at all: a
+        request is here already, which came while DMA by message was under way. There is a limit while a
+        message is under way, after which `run` drops the client.
+        """
+        if not self._library.is_ours:
+            return select.POLLIN, None
+        events: int = self._poll_events(self._ctx, self._milliseconds)
+        left: int = self._milliseconds.value
+        return events, None if left < 0 else left / 1000
 
     @property
     def poll_fd(self) -> int:
-        """What to wait on: the connection, or the listening socket while there is none."""
+        """What to wait on: the connection, or the listening socket while there is none; -1 for neither."""
         return int(self._library.function("vfu_get_poll_fd")(self._ctx))
 
     def irq_mode(self) -> int | None:

@@ -7,7 +7,6 @@ between other work, and the answer follows when it ends.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import logging
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vfu_dev.errors import ConfigError, VfuDevError
-from vfu_dev.server.sockets import OwnedPath, claim_socket_path
+from vfu_dev.server.sockets import OwnedPath, SpareDescriptor, claim_socket_path
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ class ControlSocket:
         self._selector = selector
         self._commands = commands
         self._clients: dict[int, _Client] = {}
-        self._spare = _spare_descriptor()
+        self._spare = SpareDescriptor()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         # The mode has to hold from the first moment on, so it cannot be a chmod afterwards.
         before = os.umask(0o177)
@@ -77,7 +76,7 @@ class ControlSocket:
             self._listener.bind(os.fspath(path))
         except OSError as err:
             self._listener.close()
-            os.close(self._spare)
+            self._spare.close()
             raise ConfigError(f"control socket {path}: {err.strerror}") from err
         finally:
             os.umask(before)
@@ -109,8 +108,7 @@ class ControlSocket:
             self._drop(client)
         self._selector.unregister(self._listener)
         self._listener.close()
-        if self._spare >= 0:
-            os.close(self._spare)
+        self._spare.close()
         self._path.remove()
 
     def _accept(self) -> None:
@@ -118,7 +116,10 @@ class ControlSocket:
             connection, _ = self._listener.accept()
         except OSError as err:
             if err.errno in (errno.EMFILE, errno.ENFILE):
-                self._turn_away()
+                self._spare.turn_away(self._listener)
+                logger.warning(
+                    "control: no file descriptor is free, a client was turned away (see ulimit -n)"
+                )
             return
         connection.setblocking(False)
         if len(self._clients) >= MAX_CLIENTS:
@@ -128,20 +129,6 @@ class ControlSocket:
         client = _Client(connection)
         self._clients[connection.fileno()] = client
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._ready(client))
-
-    def _turn_away(self) -> None:
-        """Accept a client in the place of the spare descriptor, and close its connection.
-
-        It cannot be served, and while it waited the listener would be readable: the loop would never sleep.
-        """
-        if self._spare >= 0:
-            os.close(self._spare)
-            self._spare = -1
-        with contextlib.suppress(OSError):
-            self._listener.accept()[0].close()
-        with contextlib.suppress(OSError):
-            self._spare = _spare_descriptor()
-        logger.warning("control: no file descriptor is free, a client was turned away (see ulimit -n)")
 
     def _ready(self, client: _Client) -> None:
         if client.unsent:
@@ -261,10 +248,6 @@ class ControlSocket:
         client.job = None
         self._selector.unregister(client.connection)
         client.connection.close()
-
-
-def _spare_descriptor() -> int:
-    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _has_hung_up(connection: socket.socket) -> bool:

@@ -92,16 +92,20 @@ def wait(
     selector: selectors.BaseSelector,
     connection_fd: int,
     turn: Callable[[], bool],
-) -> None:
+    events: int = 0,
+) -> bool:
     """Wait so long (None: without limit), until `over()`, or until the client hangs up; serve the rest.
 
     Args:
+        events: of the client's to wait for as well.
         selector: what is served meanwhile; the connection is not in it.
         turn: other work between two waits; returns whether there is more.
+
+    Returns:  whether it was the client that ended the waiting.
     """
     deadline = None if seconds is None else time.monotonic() + seconds
     waiting = select.poll()
-    waiting.register(connection_fd, 0)  # a hangup is told in any case
+    waiting.register(connection_fd, events)  # a hangup is told in any case
     waiting.register(selector.fileno(), select.POLLIN)  # type: ignore[attr-defined]  # an epoll object's
     more = False
     while not over():
@@ -109,10 +113,11 @@ def wait(
         if deadline is not None:
             left = min(left, deadline - time.monotonic())
             if left <= 0:
-                return
-        events = dict(waiting.poll(0 if more else max(1, left * 1000)))
-        if connection_fd in events:
-            return
+                return False
+        ready = dict(waiting.poll(0 if more else max(1, left * 1000)))
+        if connection_fd in ready:
+            return True
         for key, _ in selector.select(0):
             key.data()
         more = turn()
+    return False

@@ -28,8 +28,10 @@ from vfu_dev.server.commands import Commands
 from vfu_dev.server.control import ControlSocket
 from vfu_dev.server.faults import fault_board, wait
 from vfu_dev.server.feed import Feed
+from vfu_dev.server.listener import Listener
 from vfu_dev.server.snapshot import SnapshotMaker
 from vfu_dev.server.sockets import OwnedPath, claim_socket_path
+from vfu_dev.server.watch import Watch
 from vfu_dev.uapi import VFIO_PRECOPY_INFO_REINIT, DeviceState
 
 logger = logging.getLogger(__name__)
@@ -67,20 +69,29 @@ class Server:
         self._feeds: list[Feed] = []
         self.load = OperatorWorkload(lambda: [*device.memories, *device.unmigrated], device.migration)
         self._control: ControlSocket | None = None
-        self._polled_fd = -1
-        claim_socket_path(socket_path, "socket")
+        self._listener: Listener | None = None
+        self._path: OwnedPath | None = None
         with contextlib.ExitStack() as undo:
             self._selector = undo.enter_context(selectors.DefaultSelector())
-            self._context = Context(library, os.fspath(socket_path), device.name)
+            if library.is_ours:
+                self._listener = Listener(
+                    socket_path, self._selector, lambda: self.connected, self._admit, device.name
+                )
+                undo.callback(self._listener.close)
+                self._context = Context(library, None, device.name)
+            else:
+                claim_socket_path(socket_path, "socket")
+                self._context = Context(library, os.fspath(socket_path), device.name)
+                # Bound by now, and the library leaves it behind.
+                self._path = OwnedPath(socket_path)
+                undo.callback(self._path.remove)
             undo.callback(self._context.destroy)
-            # Bound by now, and the library leaves it behind.
-            self._path = OwnedPath(socket_path)
-            undo.callback(self._path.remove)
+            self._watch = Watch(self._selector, lambda: self._context.poll_fd, self._serve)
             self._set_up()
             self.faults = fault_board(self, self._context, self._hold)
             self._snapshots.faults = self.faults.injected
             self._context.realize()
-            self._poll()
+            self._watch.renew()
             if control_path is not None:
                 self._control = ControlSocket(control_path, self._selector, Commands(self).table())
             undo.pop_all()
@@ -109,6 +120,7 @@ class Server:
             device.interrupts.set_line = context.set_irq_line
         if context.dma is not None:
             device.guest_memory = context.dma
+            context.setup_wait(self._await_client)
 
     # --- MigrationCallbacks ---------------------------------------------------------------------------------
 
@@ -220,7 +232,10 @@ class Server:
         if self._control is not None:
             self._control.close()
         self._context.destroy()
-        self._path.remove()
+        if self._listener is not None:
+            self._listener.close()
+        if self._path is not None:
+            self._path.remove()
         self._selector.close()
 
     def _signal(self, number: int, _frame: Any) -> None:
@@ -229,19 +244,26 @@ class Server:
 
     def _timeout(self) -> float | None:
         """Return how long the loop may sleep: no time when there is idle work, else until the next sample."""
+        events, patience = self._context.wanted()
+        self._watch.want(events)
         if self.device.migration.audit_pending or (self._control is not None and self._control.busy):
             return 0
-        if self._context.has_request:
+        if events == 0:
             return 0
-        timeouts = (self._sampler.timeout(), self.device.work_due())
+        timeouts = [self._sampler.timeout(), self.device.work_due(), patience]
+        if self._listener is not None:
+            timeouts.append(self._listener.timeout())
         return min((seconds for seconds in timeouts if seconds is not None), default=None)
 
     def _idle(self) -> None:
         self._sampler.poll()
         if self.device.work_due() == 0:
             self._work()
-        if self._context.has_request:
+        events, patience = self._context.wanted()
+        if events == 0 or patience == 0:
             self._serve_requests()
+        if self._listener is not None:
+            self._listener.advance()
         if self.device.migration.audit_pending:
             self.device.migration.advance_audit(_IDLE_STEP_SECONDS)
         if self._control is not None and self._control.busy:
@@ -252,37 +274,35 @@ class Server:
         was_connected = self.connected
         self.device.work(_WORK_STEP_SECONDS)
         if was_connected and not self.connected:
-            self._poll()
+            self._watch.renew()
 
     def _hold(self, seconds: float | None, over: Callable[[], bool]) -> None:
         """In the middle of a client's request: let the client wait, and serve all others meanwhile."""
+        self._serve_others(seconds, over, 0)
 
+    def _await_client(self, events: int, seconds: float) -> bool:
+        """In the middle of DMA by message: wait for the client, and serve all others meanwhile."""
+        return self._serve_others(seconds, lambda: False, events)
+
+    def _serve_others(self, seconds: float | None, over: Callable[[], bool], events: int) -> bool:
         def turn() -> bool:
             self._sampler.poll()
+            if self._listener is not None:
+                self._listener.advance()
             if self._control is None or not self._control.busy:
                 return False
             self._control.advance()
             return self._control.busy
 
-        connection_fd = self._context.poll_fd
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(self._polled_fd)
-        try:
-            wait(seconds, lambda: self._stopping or over(), self._selector, connection_fd, turn)
-        finally:
-            self._poll()
-
-    def _poll(self) -> None:
-        """Wait on what the library waits on: the connection, or the listening socket while there is none.
-
-        Called whenever that may have changed. It registers anew even when the number is the same: the kernel
-        forgot the old registration when the library closed the old connection.
-        """
-        if self._polled_fd >= 0:
-            with contextlib.suppress(KeyError, OSError):
-                self._selector.unregister(self._polled_fd)
-        self._polled_fd = self._context.poll_fd
-        self._selector.register(self._polled_fd, selectors.EVENT_READ, self._serve)
+        with self._watch.set_aside():
+            return wait(
+                seconds,
+                lambda: self._stopping or over(),
+                self._selector,
+                self._context.poll_fd,
+                turn,
+                events,
+            )
 
     def _serve(self) -> None:
         """Do what the vfio-user socket asks for: a new client, or the next requests of the present one."""
@@ -292,6 +312,7 @@ class Server:
             self._serve_requests()
 
     def _attach(self) -> None:
+        """Take a client from a foreign library, which listens itself."""
         try:
             if not self._context.attach():
                 return
@@ -299,13 +320,29 @@ class Server:
             if err.errno == errno.ENOMSG:  # a look whether somebody listens, as another server takes it
                 logger.debug("%s: a connection ended before its first message", self.device.name)
             else:
-                self.device.counters.protocol_errors += 1
-                logger.warning("%s: a client that does not speak vfio-user: %s", self.device.name, err)
-            self._poll()
+                self._not_acceptable(err)
+            self._watch.renew()
             return
+        self._attached()
+
+    def _admit(self, connection: socket.socket, version: bytes) -> None:
+        """Take a client from our listener."""
+        try:
+            self._context.take(connection, version)
+        except LibraryError as err:
+            connection.close()
+            self._not_acceptable(err)
+            return
+        self._attached()
+
+    def _not_acceptable(self, error: LibraryError) -> None:
+        self.device.counters.protocol_errors += 1
+        logger.warning("%s: a client that does not speak vfio-user: %s", self.device.name, error)
+
+    def _attached(self) -> None:
         self.connected = True
         self.device.migration.give_up_audit()  # its steps would be in this client's way
-        self._poll()
+        self._watch.renew()
         self.device.counters.connections += 1
         logger.info("%s: a client is connected", self.device.name)
 
@@ -317,11 +354,11 @@ class Server:
                 pass
         except ConnectionResetError:
             self._lost_connection()
-            self._poll()
+            self._watch.renew()
         except LibraryError as err:
             self.device.counters.protocol_errors += 1
             logger.warning("%s: protocol error: %s", self.device.name, err)
-            self._poll()
+            self._watch.renew()
 
     # --- for commands and exporters -------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -49,6 +50,35 @@ class SocketInUseError(VfuDevError):
     """A server is alive on the path of a socket."""
 
     errno = errno.EADDRINUSE
+
+
+class SpareDescriptor:
+    """A file descriptor kept for the day on which no other is free.
+
+    A client that cannot be accepted stays in the queue, and the listening socket readable: a loop would never
+    sleep. So it is accepted in the place of this one, and sent away.
+    """
+
+    def __init__(self) -> None:
+        self._fd = _open_spare()
+
+    def close(self) -> None:
+        """Give it back."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def turn_away(self, listener: socket.socket) -> None:
+        """Accept a client and close its connection."""
+        self.close()
+        with contextlib.suppress(OSError):
+            listener.accept()[0].close()
+        with contextlib.suppress(OSError):
+            self._fd = _open_spare()
+
+
+def _open_spare() -> int:
+    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
 
 class OwnedPath:

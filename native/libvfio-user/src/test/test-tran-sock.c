@@ -20,7 +20,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/param.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <time.h>
@@ -204,6 +206,24 @@ assert_run_fails(int err)
     assert_int_equal(err, errno);
 }
 
+/* As vfu_run_ctx() fails in the end, without ever holding us up. */
+static void
+assert_run_fails_in_time(int err)
+{
+    int64_t start = now();
+    int timeout;
+
+    while (vfu_run_ctx(ctx) >= 0) {
+        assert_true(now() - start < 20 * TRAN_SOCK_TIMEOUT_MS);
+        assert_int_not_equal(0, vfu_get_poll_events(ctx, &timeout));
+        assert_in_range(timeout, 0, TRAN_SOCK_TIMEOUT_MS);
+        poll(NULL, 0, MIN(timeout, 10));
+    }
+    assert_int_equal(err, errno);
+    assert_in_range(now() - start, TRAN_SOCK_TIMEOUT_MS - 1,
+                    20 * TRAN_SOCK_TIMEOUT_MS);
+}
+
 /* The version exchange; returns the server's capabilities. */
 static const char *
 attach(const char *caps)
@@ -359,6 +379,9 @@ test_large(void **state UNUSED)
     send_msg(VFIO_USER_REGION_READ, &ra, sizeof(ra));
     assert_int_equal(0, pthread_create(&thread, NULL, recv_script, NULL));
     assert_int_equal(1, vfu_run_ctx(ctx));
+    while (vfu_get_poll_events(ctx, NULL) == POLLOUT) {
+        assert_int_equal(0, vfu_run_ctx(ctx));
+    }
     pthread_join(thread, &ret);
     assert_int_equal(16 + 16 + MIB, (size_t)ret);
     assert_int_equal(0, nr_resets);
@@ -404,20 +427,17 @@ test_half_message(void **state UNUSED)
     size_t i;
 
     for (i = 1; i < size; i++) {
-        int64_t start;
-
         assert_non_null(attach(CAPS("")));
         send_bytes(buf, i);
         if (i != 8 && i != 24) {
             close(sock);
             sock = -1;
         }
-        start = now();
-        assert_run_fails(ENOTCONN);
         if (sock != -1) {
-            assert_in_range(now() - start, TRAN_SOCK_TIMEOUT_MS - 1,
-                            20 * TRAN_SOCK_TIMEOUT_MS);
+            assert_run_fails_in_time(ENOTCONN);
             close(sock);
+        } else {
+            assert_run_fails(ENOTCONN);
         }
         assert_int_equal(i, nr_resets);
     }
@@ -458,13 +478,47 @@ test_never_reads(void **state UNUSED)
     struct vfio_user_region_access ra = {
         .region = VFU_PCI_DEV_BAR0_REGION_IDX, .count = MIB
     };
-    int64_t start = now();
+    struct vfio_user_device_info info = { .argsz = sizeof(info) };
+    static char reply[16 + 16 + MIB];
+    struct vfio_user_header hdr;
+    int timeout;
+    size_t i;
 
+    /* If it reads in the end, all is there, in order, and nothing was lost. */
     assert_non_null(attach(CAPS("")));
+    for (i = 0; i < MIB; i++) {
+        memory[i] = i * 11 + (i >> 8);
+    }
     send_msg(VFIO_USER_REGION_READ, &ra, sizeof(ra));
-    assert_run_fails(ENOTCONN);
-    assert_in_range(now() - start, TRAN_SOCK_TIMEOUT_MS,
-                    20 * TRAN_SOCK_TIMEOUT_MS);
+    send_msg(VFIO_USER_DEVICE_GET_INFO, &info, sizeof(info));
+    assert_int_equal(1, vfu_run_ctx(ctx));
+    assert_int_equal(0, vfu_run_ctx(ctx));
+    assert_int_equal(POLLOUT, vfu_get_poll_events(ctx, &timeout));
+    assert_in_range(timeout, 1, TRAN_SOCK_TIMEOUT_MS);
+    for (i = 0; i < sizeof(reply); ) {
+        ssize_t ret = recv(sock, reply + i, MIN(10000, sizeof(reply) - i),
+                           MSG_DONTWAIT);
+
+        assert_true(ret > 0);
+        i += ret;
+        if (i < sizeof(reply)) {
+            assert_int_equal(0, vfu_run_ctx(ctx) & ~1);
+        }
+    }
+    memcpy(&hdr, reply, sizeof(hdr));
+    assert_int_equal(sizeof(reply), hdr.msg_size);
+    assert_memory_equal(reply + 32, memory, MIB);
+    while (vfu_get_poll_events(ctx, NULL) == POLLOUT) {
+        vfu_run_ctx(ctx);
+    }
+    vfu_run_ctx(ctx);
+    assert_int_equal(0, recv_reply(&info, sizeof(info)));
+    assert_int_equal(POLLIN, vfu_get_poll_events(ctx, &timeout));
+    assert_int_equal(-1, timeout);
+
+    send_msg(VFIO_USER_REGION_READ, &ra, sizeof(ra));
+    assert_int_equal(1, vfu_run_ctx(ctx));
+    assert_run_fails_in_time(ENOTCONN);
     assert_int_equal(1, nr_resets);
 }
 
@@ -697,6 +751,9 @@ struct crossing {
     bool large;         /* large ones */
     bool silent;        /* leave it at that */
     uint16_t id_offset; /* reply to another message than this */
+    int pause_ms;       /* reply after so long */
+    const char *rest;   /* send the rest of a message first */
+    size_t rest_size;
     struct vfio_user_header late;
     bool ok;
 };
@@ -716,6 +773,10 @@ cross_dma(void *arg)
 
     x->ok = recv(sock, &hdr, 16, MSG_WAITALL) == 16 &&
             recv(sock, &dma, 16, MSG_WAITALL) == 16 && dma.count == 4;
+    if (x->rest_size > 0) {
+        send_bytes(x->rest, x->rest_size);
+    }
+    poll(NULL, 0, x->pause_ms);
     if (x->reads) {
         send_msg(VFIO_USER_REGION_READ, &read, sizeof(read));
         x->ok = x->ok && recv_reply(reply, 20) == 0 &&
@@ -755,15 +816,25 @@ crossed_read(struct crossing *x, char *in)
     return ret == 0 ? 0 : err;
 }
 
+static void
+attach_with_dma(void)
+{
+    struct vfio_user_dma_map map = {
+        .argsz = sizeof(map), .flags = 3, .addr = 0x10000, .size = 0x10000
+    };
+
+    assert_non_null(attach(CAPS("")));
+    send_msg(VFIO_USER_DMA_MAP, &map, sizeof(map));
+    assert_int_equal(1, vfu_run_ctx(ctx));
+    assert_int_equal(0, recv_reply(NULL, 0));
+}
+
 /*
  * A client need not reply to DMA before its own requests were replied to.
  */
 static void
 test_requests_cross_dma(void **state UNUSED)
 {
-    struct vfio_user_dma_map map = {
-        .argsz = sizeof(map), .flags = 3, .addr = 0x10000, .size = 0x10000
-    };
     struct crossing x = { .reads = true }, y = { .nr_infos = 2 };
     struct crossing z = { .nr_infos = 1, .silent = true };
     struct crossing lost = { .id_offset = 100 };
@@ -771,10 +842,7 @@ test_requests_cross_dma(void **state UNUSED)
     int64_t began;
     int i;
 
-    assert_non_null(attach(CAPS("")));
-    send_msg(VFIO_USER_DMA_MAP, &map, sizeof(map));
-    assert_int_equal(1, vfu_run_ctx(ctx));
-    assert_int_equal(0, recv_reply(NULL, 0));
+    attach_with_dma();
     memcpy(memory + 0x100, "abcd", 4);
 
     /* An access to a region is served in the middle. */
@@ -839,9 +907,6 @@ reading_cb(vfu_ctx_t *c, char *buf UNUSED, size_t count, loff_t offset UNUSED,
 static void
 test_crossing_ends(void **state UNUSED)
 {
-    struct vfio_user_dma_map map = {
-        .argsz = sizeof(map), .flags = 3, .addr = 0x10000, .size = 0x10000
-    };
     struct crossing x = { .reads = true };
     /* One more than are kept, and some that are still on their way then. */
     struct crossing y = {
@@ -850,10 +915,7 @@ test_crossing_ends(void **state UNUSED)
     };
     char in[4];
 
-    assert_non_null(attach(CAPS("")));
-    send_msg(VFIO_USER_DMA_MAP, &map, sizeof(map));
-    assert_int_equal(1, vfu_run_ctx(ctx));
-    assert_int_equal(0, recv_reply(NULL, 0));
+    attach_with_dma();
 
     ctx->reg_info[VFU_PCI_DEV_BAR0_REGION_IDX].cb = reading_cb;
     assert_int_equal(0, crossed_read(&x, in));
@@ -923,6 +985,142 @@ test_any_length(void **state UNUSED)
     assert_int_equal(0, nr_resets);
 }
 
+/* A client that others accepted, and that has said who it is. */
+static void
+test_attach_fd(void **state UNUSED)
+{
+    char body[] = { LIB_VFIO_USER_MAJOR, 0, LIB_VFIO_USER_MINOR, 0 };
+    struct vfio_user_device_info info = { .argsz = sizeof(info) };
+    char msg[64], reply[1024];
+    size_t i, size = make_msg(msg, VFIO_USER_VERSION, body, sizeof(body));
+    vfu_ctx_t *other;
+    int pair[2];
+
+    other = vfu_create_ctx(VFU_TRANS_SOCK, "", LIBVFIO_USER_FLAG_ATTACH_NB |
+                           LIBVFIO_USER_FLAG_ATTACH_FD, NULL,
+                           VFU_DEV_TYPE_PCI);
+    assert_non_null(other);
+    assert_int_equal(0, socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+    sock = pair[0];
+    assert_int_equal(-1, vfu_attach_fd(other, pair[1], msg, size));
+    assert_int_equal(EINVAL, errno);        /* not realized */
+    assert_int_equal(0, vfu_pci_init(other, VFU_PCI_TYPE_EXPRESS,
+                                     PCI_HEADER_TYPE_NORMAL, 0));
+    assert_int_equal(0, vfu_realize_ctx(other));
+    assert_int_equal(-1, vfu_get_poll_fd(other));
+
+    /* Less than it says it is, or nothing of the kind. */
+    for (i = 0; i < size; i++) {
+        assert_int_equal(-1, vfu_attach_fd(other, pair[1], msg, i));
+        assert_int_equal(EINVAL, errno);
+    }
+    msg[2] = VFIO_USER_DMA_MAP;
+    assert_int_equal(-1, vfu_attach_fd(other, pair[1], msg, size));
+    assert_int_equal(EINVAL, recv_reply(NULL, 0));
+    msg[2] = VFIO_USER_VERSION;
+
+    assert_int_equal(0, vfu_attach_fd(other, pair[1], msg, size));
+    assert_int_equal(pair[1], vfu_get_poll_fd(other));
+    assert_true(recv(sock, reply, sizeof(reply), 0) > 20);
+    assert_int_equal(-1, vfu_attach_fd(other, pair[1], msg, size));
+    assert_int_equal(EBUSY, errno);
+    send_msg(VFIO_USER_DEVICE_GET_INFO, &info, sizeof(info));
+    assert_int_equal(1, vfu_run_ctx(other));
+    assert_int_equal(0, recv_reply(&info, sizeof(info)));
+    close(sock);
+    sock = -1;
+    assert_int_equal(-1, vfu_run_ctx(other));
+    assert_int_equal(ENOTCONN, errno);
+    assert_int_equal(-1, vfu_get_poll_fd(other));
+    vfu_destroy_ctx(other);
+}
+
+/* No room for what comes with a message: that one is refused, no more. */
+static void
+test_no_free_fd(void **state UNUSED)
+{
+    struct vfio_user_dma_map map = {
+        .argsz = sizeof(map), .flags = 3, .addr = 0x10000, .size = 0x1000
+    };
+    struct rlimit limit, none;
+    int fd = memfd_create("test", 0);
+
+    assert_int_equal(0, ftruncate(fd, 0x1000));
+    assert_non_null(attach(CAPS("")));
+    send_with_fd(VFIO_USER_DMA_MAP, &map, sizeof(map), fd);
+    assert_int_equal(0, getrlimit(RLIMIT_NOFILE, &limit));
+    none = (struct rlimit){ dup(fd), limit.rlim_max };
+    close(none.rlim_cur);
+    assert_int_equal(0, setrlimit(RLIMIT_NOFILE, &none));
+    assert_int_equal(0, vfu_run_ctx(ctx));
+    assert_int_equal(EMFILE, recv_reply(NULL, 0));
+    assert_int_equal(0, setrlimit(RLIMIT_NOFILE, &limit));
+    send_with_fd(VFIO_USER_DMA_MAP, &map, sizeof(map), fd);
+    assert_int_equal(1, vfu_run_ctx(ctx));
+    assert_int_equal(0, recv_reply(NULL, 0));
+    close(fd);
+}
+
+static int nr_waits;
+static bool give_up;
+
+static int
+wait_cb(vfu_ctx_t *c, int fd, int events, int timeout_ms)
+{
+    struct pollfd pfd = { .fd = fd, .events = events };
+
+    assert_ptr_equal(ctx, c);
+    assert_int_equal(vfu_get_poll_fd(c), fd);
+    assert_in_range(timeout_ms, 0, TRAN_SOCK_TIMEOUT_MS);
+    nr_waits++;
+    return give_up ? 0 : poll(&pfd, 1, timeout_ms);
+}
+
+/* While the reply to a DMA transfer is waited for, others can be served. */
+static void
+test_wait_cb(void **state UNUSED)
+{
+    struct crossing x = { 0 };
+    char in[4];
+
+    attach_with_dma();
+    vfu_setup_wait_cb(ctx, wait_cb);
+    nr_waits = 0;
+    give_up = false;
+    x.pause_ms = 50;
+    assert_int_equal(0, crossed_read(&x, in));
+    assert_true(nr_waits > 0);
+
+    /* It may also decide that it is no use. */
+    give_up = true;
+    x.silent = true;
+    assert_int_equal(ENOTCONN, crossed_read(&x, in));
+}
+
+/* A request of which a part has come when a transfer begins. */
+static void
+test_part_before_dma(void **state UNUSED)
+{
+    struct vfio_user_device_info info = { .argsz = sizeof(info) };
+    char buf[64], in[4];
+    size_t i, size = make_msg(buf, VFIO_USER_DEVICE_GET_INFO, &info,
+                              sizeof(info));
+
+    attach_with_dma();
+    for (i = 1; i < size; i++) {
+        struct crossing x = { .rest = buf + i, .rest_size = size - i };
+
+        send_bytes(buf, i);
+        assert_int_equal(0, vfu_run_ctx(ctx));
+        memset(in, 0, sizeof(in));
+        assert_int_equal(0, crossed_read(&x, in));
+        assert_memory_equal("efgh", in, 4);
+        assert_int_equal(0, vfu_get_poll_events(ctx, NULL));
+        assert_int_equal(1, vfu_run_ctx(ctx));
+        assert_int_equal(0, recv_reply(&info, sizeof(info)));
+    }
+}
+
 int
 main(void)
 {
@@ -943,6 +1141,10 @@ main(void)
         TEST(test_crossing_ends),
         TEST(test_failure_without_errno),
         TEST(test_any_length),
+        TEST(test_attach_fd),
+        TEST(test_no_free_fd),
+        TEST(test_wait_cb),
+        TEST(test_part_before_dma),
     };
     int ret;
 
