@@ -7,6 +7,7 @@ import functools
 import json
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any, TypeVar
 
 import click
@@ -55,10 +56,13 @@ def command(ctx: click.Context, path: str, timeout: float) -> None:
     ctx.obj = path, timeout
 
 
-def _subcommand(name: str, example: str = "") -> Callable[[F], click.Command]:
+def _subcommand(
+    name: str, example: str = "", text: Callable[[Any], Iterator[str]] | None = None
+) -> Callable[[F], click.Command]:
     """Make a function that returns name and arguments of a control command a subcommand that sends it.
 
     Args:    example: what its example has after the command's name.
+             text: the lines that show an answer to people; None: a key a line.
     """
 
     def make(function: F) -> click.Command:
@@ -67,7 +71,8 @@ def _subcommand(name: str, example: str = "") -> Callable[[F], click.Command]:
             asked, values = function(**arguments)
             path, timeout = click.get_current_context().obj
             result = ask(path, timeout, asked, values)
-            show_or_write(result, json_path, lambda: "" if result is None else "\n".join(as_text(result)))
+            lines = as_text if text is None else text
+            show_or_write(result, json_path, lambda: "" if result is None else "\n".join(lines(result)))
 
         with_json = json_option("Write the answer as JSON", any_word=False)(run)
         examples = [f"vfu-dev ctl a.sock {name} {example}".rstrip()]
@@ -224,6 +229,33 @@ def reinit(pages: int | None, memory: str | None) -> tuple[str, dict[str, Any]]:
     """Make pages initial data once more (VFIO_PRECOPY_INFO_REINIT), as if the device was set up anew."""
     given = {"pages": pages, "memory": memory}
     return "reinit", {key: value for key, value in given.items() if value is not None}
+
+
+def _registers_text(trace: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for each access, then what a driver should not do."""
+    for access in trace["accesses"]:
+        when = datetime.fromtimestamp(access["time"]).strftime("%H:%M:%S.%f")
+        name = access["register"] or f"{access['offset']:#x} (no register)"
+        way = "write" if access["write"] else "read "
+        value = f" refused: {access['error']}" if access["error"] else f" {access['value']}"
+        times = f"  ({access['count']} times in a row)" if access["count"] > 1 else ""
+        yield f"{when}  {way}  BAR{access['bar']} {name}{value}{times}"
+    yield f"{trace['accesses_total']} accesses in all"
+    for place in trace["unknown"]:
+        way = "written" if place["write"] else "read"
+        yield (
+            f"no register: BAR{place['bar']} {place['offset']:#x}, {place['size']} bytes, {way} "
+            f"{place['count']} times"
+        )
+    yield from (f"the guest spins on {name}" for name in trace["spinning"])
+
+
+@_subcommand("registers", "--last 20", _registers_text)
+@option("--last", type=click.IntRange(min=0), help="Show this number of accesses.  [default: all kept]")
+@option("--clear", is_flag=True, help="Forget them afterwards.")
+def registers(last: int | None, clear: bool) -> tuple[str, dict[str, Any]]:
+    """Show what a driver did to registers, by name; the server has to be started with --trace-registers."""
+    return "registers", {"last": last, "clear": clear}
 
 
 @_subcommand("log-level", "debug")

@@ -138,6 +138,17 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
     "state=STOP_COPY. Example: op=mig-write,delay=1.5,when=initial-received",
 )
 @click.option(
+    "--trace-registers",
+    "traced",
+    default=0,
+    type=click.IntRange(0, 10_000),
+    is_flag=False,
+    flag_value=1000,
+    metavar="[COUNT]",
+    help="Keep the last accesses to registers by name, 1000 or COUNT, and what a driver touches that is no "
+    "register, for `vfu-dev ctl SOCKET registers`; warn of a guest that spins on one. 0: no trace.",
+)
+@click.option(
     "--metrics-port",
     default=0,
     type=click.IntRange(0, 65535),
@@ -179,6 +190,7 @@ def command(
     pre_copy: str,
     load_arguments: dict[str, Any],
     faults: tuple[str, ...],
+    traced: int,
     metrics_port: int,
     metrics_addr: str,
     log_format: str,
@@ -197,6 +209,7 @@ def command(
     from vfu_dev.device.loader import keywords
     from vfu_dev.faults import Fault
     from vfu_dev.server import Server
+    from vfu_dev.server.register_trace import RegisterTrace
 
     ctx = click.get_current_context()
     if socket_path is None and not print_config:
@@ -232,7 +245,8 @@ def command(
             load = load_of(load_arguments)
         library = libvfio_user.open_library(find_library(library_path))
         with _exporter(metrics_addr, metrics_port) as exporter:
-            server = Server(device, library, socket_path, _control_path(control_path, socket_path))
+            trace = RegisterTrace(name, traced) if traced else None
+            server = Server(device, library, socket_path, _control_path(control_path, socket_path), trace)
             try:
                 if load is not None:
                     server.load.start(load)

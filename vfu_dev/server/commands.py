@@ -108,6 +108,7 @@ class Commands:
             "dma-log": _takes(self._dma_log, "enabled"),
             "fault": _takes(faults.command, "fault", "clear"),
             "faults": _takes(lambda _: {"armed": faults.listed(), "injected": faults.injected}),
+            "registers": _takes(self._registers, "last", "clear"),
             "log-level": _takes(self._log_level, "level"),
             "quit": _takes(lambda _: self._server.stop()),
         }
@@ -259,6 +260,20 @@ class Commands:
             raise ConfigError("this libvfio-user has no DMA")
         dma.log_writes = enabled
         return {"enabled": enabled}
+
+    def _registers(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Tell what a driver did to registers, and forget it if that is asked for."""
+        last, clear, trace = request.get("last"), request.get("clear", False), self._server.register_trace
+        if last is not None and (not isinstance(last, int) or isinstance(last, bool) or last < 0):
+            raise ConfigError(f"last {shown(last)}: expected how many accesses")
+        if not isinstance(clear, bool):
+            raise ConfigError(f"clear {shown(clear)}: expected true or false")
+        if trace is None:
+            raise ConfigError("registers: not traced; start the server with --trace-registers")
+        found = trace.as_dict(last)
+        if clear:
+            trace.clear()
+        return found
 
     def _log_level(self, request: dict[str, Any]) -> dict[str, object]:
         level = request.get("level")

@@ -10,6 +10,7 @@ from vfu_dev.faults import FaultBoard
 from vfu_dev.figures import Figures
 from vfu_dev.libvfio_user import Library
 from vfu_dev.libvfio_user.dma import DmaMemory
+from vfu_dev.server.register_trace import RegisterTrace
 
 
 class Served(Protocol):
@@ -18,6 +19,7 @@ class Served(Protocol):
     Attributes:
         connected: whether a client is.
         load: the generator of an operator.
+        register_trace: what a driver does to registers, where that is traced.
     """
 
     device: Device
@@ -25,6 +27,7 @@ class Served(Protocol):
     connected: bool
     load: OperatorWorkload
     faults: FaultBoard
+    register_trace: RegisterTrace | None
 
     @property
     def dma(self) -> DmaMemory | None:

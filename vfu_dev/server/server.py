@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vfu_dev.device import Device, MemoryBar
+from vfu_dev.device import Device, MemoryBar, RegisterBar
 from vfu_dev.device.reference.workload import OperatorWorkload
 from vfu_dev.errors import REFUSALS, LibraryError
 from vfu_dev.figures import Figures
@@ -29,6 +29,7 @@ from vfu_dev.server.control import ControlSocket
 from vfu_dev.server.faults import fault_board, wait
 from vfu_dev.server.feed import Feed
 from vfu_dev.server.listener import Listener
+from vfu_dev.server.register_trace import RegisterTrace
 from vfu_dev.server.snapshot import SnapshotMaker
 from vfu_dev.server.sockets import OwnedPath, claim_socket_path
 from vfu_dev.server.watch import Watch
@@ -58,9 +59,15 @@ class Server:
     """
 
     def __init__(
-        self, device: Device, library: Library, socket_path: Path, control_path: Path | None = None
+        self,
+        device: Device,
+        library: Library,
+        socket_path: Path,
+        control_path: Path | None = None,
+        register_trace: RegisterTrace | None = None,
     ) -> None:
         self.device = device
+        self.register_trace = register_trace
         self.library = library
         self.connected = False
         self._stopping = False
@@ -101,7 +108,10 @@ class Server:
         context, device = self._context, self.device
         pci.set_up(context, device, self._function_reset)
         for bar in device.bars:
-            region = RegionSetup(bar.index, bar.size_bytes, device.region_handler(bar), bar.name)
+            handler = device.region_handler(bar)
+            if self.register_trace is not None and isinstance(bar, RegisterBar):
+                handler = self.register_trace.wrap(bar, handler)
+            region = RegionSetup(bar.index, bar.size_bytes, handler, bar.name)
             if isinstance(bar, MemoryBar) and bar.memory.mapped:
                 region = replace(region, fd=bar.memory.fd, mapped_bytes=bar.memory.size_bytes)
             context.setup_region(region)
