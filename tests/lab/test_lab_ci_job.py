@@ -54,4 +54,5 @@ def test_the_job_as_a_shell_script(tmp_path: Path) -> None:
         assert result["guest"]["mismatched_bytes"] == 0
         (device,) = result["devices"]
         assert device["digest_match"]
-        assert device["precopy_bytes"] >= device["initial_bytes"] > 0
+        assert 0 < device["initial_bytes"] <= device["precopy_bytes"] + device["stop_copy_bytes"]
+        assert device["precopy_bytes"] > 0
