@@ -84,7 +84,7 @@ def test_a_server_that_cannot_be_made_leaves_nothing_behind(library: Path, short
     for served, socket_path, control_path, text in (
         (device, taken, None, "exists and is not a socket"),
         (device, short_tmp / "x" / "s", None, "there is no folder"),
-        (device, Path("/proc/s"), None, "vfu_create_ctx"),
+        (device, Path("/proc/s"), None, "socket /proc/s"),
         (failing, path, None, "no handler"),
         (device, path, taken, "exists and is not a socket"),
         (device, path, Path("/proc/c"), "control socket /proc/c"),

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serverkit import VFU_DEV, RunningServer, ServerFactory, wait_until
+from serverkit import PATIENCE_SECONDS, VFU_DEV, RunningServer, ServerFactory, wait_until
 
 from vfu_dev.client import ControlClient, VfioUserDevice
 
@@ -94,7 +94,7 @@ def test_a_command_at_the_devices_socket_is_told_so(serve: ServerFactory, short_
         assert device.region_read(0, 0, 4) == b"VFUD"
     log = server.log()
     assert "ERROR" not in log
-    assert log.count("a client that does not speak vfio-user") == 1
+    assert log.count("sent no VERSION message") == 1
     assert server.status()["connected"] is False
 
 
@@ -113,22 +113,31 @@ def test_top_looks_once_at_what_is_no_control_socket(serve: ServerFactory, short
         assert look["state"] == "RUNNING"
         process.terminate()
         assert process.wait(30) == 0
-    assert server.log().count("a client that does not speak vfio-user") == 1
+    assert server.log().count("sent no VERSION message") == 1
 
 
 def test_a_command_at_the_socket_of_a_busy_device_is_told_so(serve: ServerFactory, short_tmp: Path) -> None:
-    """Nobody accepts the connection there, so nothing comes back: what may be wrong is said meanwhile."""
+    """The server turns it away, and its client does not notice."""
     server, alone = elsewhere(serve, short_tmp)
-    with (
-        server.connect(),
-        subprocess.Popen(
-            [*VFU_DEV, "ctl", str(alone), "status"], stderr=subprocess.PIPE, text=True
-        ) as process,
-    ):
-        assert process.stderr is not None
-        assert "nobody has read the command yet" in process.stderr.readline()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+    with server.connect() as device:
+        done = run("ctl", alone, "status")
+        assert done.returncode == 1
+        assert "name its control socket: device.ctl beside it" in done.stderr
+        assert device.region_read(0, 0, 4) == b"VFUD"
+
+
+def test_a_command_at_a_socket_that_nobody_accepts_from_is_told_so(short_tmp: Path) -> None:
+    """Nothing comes back from a stuck server: what may be wrong is said meanwhile."""
+    path = short_tmp / "device"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(path))
+        listener.listen()
+        command = [*VFU_DEV, "ctl", str(path), "status"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            assert "nobody has read the command yet" in process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE_SECONDS) == 130
 
 
 def test_a_client_at_the_control_socket_is_told_so(serve: ServerFactory, short_tmp: Path) -> None:
