@@ -9,6 +9,8 @@ from __future__ import annotations
 import struct
 from enum import IntEnum, IntFlag
 
+UNIX_PATH_MAX = 108  # <linux/un.h>; the terminating zero is one of them
+
 # --- <linux/vfio.h>: regions, in struct vfio_region_info index order --------------------------------------
 
 VFIO_PCI_BAR0_REGION_INDEX = 0

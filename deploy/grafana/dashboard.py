@@ -364,7 +364,8 @@ def outcomes(page: Layout) -> None:
     page.add(
         bars(
             "Outgoing, aborts by cause",
-            "completed is good, cancelled was wished for; reset, disconnected, failed: migrations lost.",
+            "completed is good, cancelled was wished for; sent: look at the destination; reset, disconnected,"
+            " failed: migrations lost.",
             "{{result}}",
             ended("vfu_migration_saves_total", "result"),
         ),

@@ -109,6 +109,15 @@ def be_a_victim(server: RunningServer) -> None:
         device.migration.set_state(DeviceState.RUNNING)
 
 
+def leave_after_the_last_byte(server: RunningServer) -> None:
+    """Read everything, and go without a word about how it ended."""
+    with server.connect() as device:
+        device.migration.set_state(DeviceState.STOP_COPY)
+        while device.migration.read(1 << 20):
+            pass
+    assert server.audited()["save"]["status"] == "sent"
+
+
 def memory_file(pid: int, size_bytes: int) -> Path:
     """Return the device's memory as a file, from the server's open ones (it may be there twice)."""
     found = {
@@ -184,6 +193,7 @@ def play(prometheus: Prometheus, running: dict[str, RunningServer]) -> Scenario:
         ("VfuStuckInPreCopy", "churn"),
         ("VfuDowntimeAboveLimit", "destination"),
         ("VfuMigrationLost", "victim"),
+        ("VfuMigrationUnconfirmed", "victim"),
         ("VfuStreamRefused", "victim"),
         ("VfuAuditFailed", "victim"),
         ("VfuDeviceError", "broken"),
@@ -198,6 +208,7 @@ def play(prometheus: Prometheus, running: dict[str, RunningServer]) -> Scenario:
         churning = pool.submit(churn, clients["churn"], stop)
         moving = pool.submit(migrate_there_and_back, clients["source"], clients["destination"])
         be_a_victim(running["victim"])
+        leave_after_the_last_byte(running["victim"])
         break_down(running["broken"], clients["broken"])
         moving.result()
         set_limits(prometheus)

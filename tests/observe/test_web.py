@@ -108,7 +108,7 @@ def test_the_page_may_talk_to_its_own_server_alone(pair: Pair) -> None:
     assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
     assert "https://" not in text
     assert pair.web.get("/", "HEAD")[2] == b""
-    assert pair.web.get("/metrics", "POST")[0] == 501
+    assert pair.web.get("/metrics", "POST")[0] == 405
 
 
 def test_openmetrics_is_spoken_to_who_asks_for_it(pair: Pair) -> None:
@@ -165,3 +165,27 @@ def test_an_address_that_cannot_be_had_is_one_line(
     assert what in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not (short_tmp / "other.sock").exists()
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:{port}", 200),
+        ("127.0.0.1:{port}", 200),
+        ("[::1]:{port}", 200),
+        ("192.0.2.7", 200),
+        ("attacker.example:{port}", 421),
+        ("localhost.attacker.example", 421),
+        ("[", 421),
+    ],
+)
+def test_a_port_of_localhost_answers_to_no_other_name(pair: Pair, host: str, status: int) -> None:
+    """A page whose name resolves to 127.0.0.1 (DNS rebinding) must not read it."""
+    for path in ("/metrics", "/api/status", "/", "/healthz"):
+        assert pair.web.get(path, Host=host.format(port=pair.web.port))[0] == status
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "NONSENSE"])
+def test_other_methods_are_not_allowed(pair: Pair, method: str) -> None:
+    status, headers, _ = pair.web.get("/metrics", method)
+    assert (status, headers["Allow"]) == (405, "GET, HEAD")

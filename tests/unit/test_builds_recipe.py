@@ -226,3 +226,26 @@ def test_the_patches_of_one_artifact_do_not_touch_the_others(
     (tmp_path / "libvfio-user" / "src").mkdir()
     (tmp_path / "libvfio-user" / "src" / "new.c").write_text("int x;\n")
     assert changed(before) == {name for name in RECIPES if name.startswith("libvfio-user")}
+
+
+# Looks for an artifact with no descriptor free for the compiler that is asked for its version.
+FEW_DESCRIPTORS = """
+import os, resource
+import vfu_dev.builds
+free = os.dup(0)
+os.close(free)
+resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, free + 1))
+try:
+    vfu_dev.builds.artifact("libvfio-user")
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_a_limit_on_descriptors_is_not_taken_for_a_missing_artifact() -> None:
+    """What the key is made of could not be found out, so nobody knows whether the artifact is there."""
+    environment = {name: value for name, value in os.environ.items() if name != "VFU_DEV_LIBVFIO_USER"}
+    done = subprocess.run(
+        [sys.executable, "-c", FEW_DESCRIPTORS], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "BuildError cc cannot be run: Too many open files (see ulimit -n)\n"

@@ -82,7 +82,8 @@ def test_nobody_who_asks_takes_part_in_an_audit() -> None:
         for _ in range(3):
             record = box.migration.save_status()
             assert record is not None
-            assert (record["status"], record["audited"]) == ("completed", False)
+            status = "sent" if state is S.STOP_COPY else "completed"
+            assert (record["status"], record["audited"]) == (status, False)
         assert box.migration.audit_pending == (state is S.STOP)
     assert box.finish_audit()["audited"] is True
 
@@ -93,7 +94,7 @@ def test_a_lost_client_does_not_end_an_audit() -> None:
     box.registers[:] = 0
     box.migration.reset(S.RUNNING, "connection lost")
     record = box.finish_audit()
-    assert (record["status"], record["audited"]) == ("completed", True)
+    assert (record["status"], record["audited"]) == ("sent", True)
 
 
 def test_a_missed_mark_is_found_when_the_client_is_gone() -> None:
@@ -115,6 +116,10 @@ def clear(box: Box) -> None:
     box.memories[0].clear()
 
 
+def stop(box: Box) -> None:
+    box.migration.set_state(S.STOP)
+
+
 def run_on(box: Box) -> None:
     box.migration.set_state(S.RUNNING)
 
@@ -123,16 +128,85 @@ def resume(box: Box) -> None:
     box.migration.set_state(S.RESUMING)
 
 
-@pytest.mark.parametrize("change", [write, clear, run_on, resume])
-def test_an_audit_is_given_up_where_memory_may_change(change: Callable[[Box], None]) -> None:
+@pytest.mark.parametrize(
+    ("change", "from_stop_copy", "from_stop"),
+    [
+        (write, "sent", "completed"),
+        (clear, "sent", "completed"),
+        (run_on, "aborted", "aborted"),
+        (resume, "completed", "completed"),
+    ],
+)
+def test_an_audit_is_given_up_where_memory_may_change(
+    change: Callable[[Box], None], from_stop_copy: str, from_stop: str
+) -> None:
     """That is no failure: what was sent was complete. An audit that was through stays what it was."""
     box, audited = sent(), sent()
     assert audited.audit()["audited"] is True
-    for one, expected in ((box, None), (audited, True)):
+    for one, status, expected in ((box, from_stop_copy, None), (audited, from_stop, True)):
         change(one)
         record = one.finish_audit()
-        assert (record["status"], record["audited"]) == ("completed", expected)
+        assert (record["status"], record["audited"]) == (status, expected)
     assert box.migration.observer.totals.audit_failures == 0
+
+
+def lose(box: Box) -> None:
+    box.migration.reset(S.RUNNING, "connection lost")
+
+
+def reset(box: Box) -> None:
+    box.migration.reset(S.RUNNING, "reset: DEVICE")
+
+
+def save_again(box: Box) -> None:
+    box.migration.set_state(S.STOP_COPY)
+
+
+# What the client does after the last byte, and what that makes of the migration: status and counter.
+ENDS: dict[str, tuple[list[Callable[[Box], None]], str, str]] = {
+    "leaves from STOP_COPY": ([lose], "sent", "sent"),
+    "resets in STOP_COPY": ([reset], "sent", "sent"),
+    "stops and leaves": ([stop, lose], "completed", "completed"),
+    "stops and resets": ([stop, reset], "completed", "completed"),
+    "stops and saves again": ([stop, save_again], "active", "completed"),
+    "stops and resumes": ([stop, resume], "completed", "completed"),
+    "goes back to RUNNING": ([run_on], "aborted", "cancelled"),
+    "stops and goes back to RUNNING": ([stop, run_on], "aborted", "cancelled"),
+}
+
+
+@pytest.mark.parametrize(("steps", "status", "result"), ENDS.values(), ids=ENDS)
+def test_a_migration_is_completed_when_the_client_stops_and_does_not_come_back(
+    steps: list[Callable[[Box], None]], status: str, result: str
+) -> None:
+    """It is counted once, when its result is known, and that a client left is not taken for the end."""
+    box = sent()
+    saves = box.migration.observer.totals.saves
+    assert sum(saves.values()) == 0
+    for step in steps:
+        assert sum(box.migration.observer.totals.saves.values()) == 0
+        step(box)
+    record = box.migration.save_status()
+    assert record is not None
+    assert record["status"] == status
+    totals = box.migration.observer.totals
+    assert {name for name, count in totals.saves.items() if count} == {result}
+    assert totals.saves[result] == 1
+    lose(box)
+    assert sum(box.migration.observer.totals.saves.values()) == totals.saves_started
+
+
+def test_a_client_that_stops_before_the_last_byte_completes_nothing() -> None:
+    box = filled()
+    box.migration.set_state(S.STOP_COPY)
+    box.read(PAGE)
+    box.migration.set_state(S.STOP)
+    record = box.migration.save_status()
+    assert record is not None
+    assert record["status"] == "aborted"
+    lose(box)
+    assert box.migration.observer.totals.saves["cancelled"] == 1
+    assert box.migration.observer.last_downtime_seconds is None
 
 
 def test_a_mapped_memory_is_audited_only_while_the_device_is_stopped() -> None:

@@ -257,7 +257,7 @@ class Mover:
         self.read(0, stored=0)
         observer.all_read()
         self.now_ms += rest_ms + (STALL_MS if stall == "end" else 0)
-        observer.save_ended("completed")
+        observer.went_on()
         observer.state_changed(DeviceState.STOP_COPY, DeviceState.STOP)
         observer.state_changed(DeviceState.STOP, DeviceState.RUNNING)
         assert observer.last_predicted_downtime_seconds is not None
@@ -316,7 +316,7 @@ def test_without_pre_copy_the_stop_comes_before_the_migration(monkeypatch: pytes
     mover.read(3)
     mover.read(0, stored=0)
     observer.all_read()
-    observer.save_ended("completed")
+    observer.went_on()
     assert observer.last_predicted_downtime_seconds is None
     assert observer.last_downtime_seconds == pytest.approx(0.011)
 

@@ -50,3 +50,28 @@ def test_what_cannot_be_written_leaves_what_was_there(
         write_whole(path, "after")
     assert path.read_text() == "before"
     assert [one.name for one in tmp_path.iterdir()] == ["report.json"]
+
+
+# Writes to the file that is named with room for 1000 bytes, as on a full disk.
+SMALL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from vfu_dev.whole import write_whole
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    write_whole(Path(sys.argv[1]), "x" * 5000)
+except OSError as error:
+    print(error.filename, error.strerror)
+"""
+
+
+def test_a_full_disk_leaves_what_was_there_and_names_the_file(tmp_path: Path) -> None:
+    """The system's own error has no name in it, and "No space left on device" says little by itself."""
+    path = tmp_path / "report.html"
+    path.write_text("before")
+    argv = [sys.executable, "-c", SMALL_DISK, str(path)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{path} File too large\n"
+    assert path.read_text() == "before"
+    assert [one.name for one in tmp_path.iterdir()] == ["report.html"]

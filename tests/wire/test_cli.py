@@ -21,8 +21,14 @@ BAR2 = 2
 MIB = 1 << 20
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*VFU_DEV, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+def run(*arguments: object, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*VFU_DEV, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | (environment or {}),
+    )
 
 
 def migrate(
@@ -333,3 +339,44 @@ def test_the_hostile_server_lists_its_lies() -> None:
         for phase in ("attach", "run", "save", "resume")
     ]
     assert sorted(itertools.chain.from_iterable(by_phase)) == sorted(names)
+
+
+def test_migrate_says_which_server_refused(serve: ServerFactory) -> None:
+    """The destination does not take the state, and the source does not count that as completed."""
+    source = serve("--fill", "1")
+    destination = serve("--fault", "op=transition,error=EIO,arc=RESUMING->STOP")
+    done = run("migrate", source.socket, destination.socket)
+    assert done.returncode == 1
+    assert "destination: the server refused DEVICE_FEATURE: Input/output error" in done.stderr
+    status = source.status()
+    assert status["save"]["status"] == "aborted"
+    with source.control() as control:
+        totals = control.command("figures")["snapshot"]["totals"]
+    assert {name: count for name, count in totals["saves"].items() if count} == {"cancelled": 1}
+    other = serve("--fault", "op=mig-read,error=EIO")
+    done = run("migrate", other.socket, source.socket)
+    assert done.returncode == 1
+    assert "source: the server refused MIG_DATA_READ: Input/output error" in done.stderr
+
+
+def test_a_long_tmpdir_is_named(tmp_path: Path) -> None:
+    """Sockets lie below it, and their names end at 107 bytes."""
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    done = run("load", "--preset", "surely", "--memory", "16M", environment={"TMPDIR": str(folder)})
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"vfu-dev: TMPDIR={folder}: too long for UNIX sockets")
+    assert not any(folder.iterdir())
+
+
+def test_a_hangup_is_left_by_the_same_way_as_an_interrupt() -> None:
+    """A terminal that is closed sends SIGHUP; what a command made is cleared away all the same."""
+    script = (
+        "import os, signal\n"
+        "from vfu_dev.cli.signals import end_on_sigterm, interrupted_status\n"
+        "end_on_sigterm()\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGHUP)\n    signal.pause()\n"
+        "except KeyboardInterrupt:\n    print('cleared', interrupted_status())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "cleared 129\n"

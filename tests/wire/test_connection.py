@@ -8,6 +8,8 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from serverkit import PATIENCE_SECONDS, receive_exactly
@@ -271,3 +273,26 @@ def test_sending_and_receiving_at_once_does_not_lock_up(pair: tuple[Connection, 
     assert not thread.is_alive()
     assert buffer == b"\x5a" * len(buffer)
     assert got == [data, (0x77, uapi.VFIO_USER_DMA_READ, uapi.VFIO_USER_REPLY | uapi.VFIO_USER_ERROR)]
+
+
+def test_a_full_queue_is_waited_for(short_tmp: Path) -> None:
+    """A server that is slow to accept is connected to when it does, within the client's patience."""
+    path = short_tmp / "s"
+    with socket.socket(socket.AF_UNIX) as listener, ExitStack() as stack:
+        listener.bind(str(path))
+        listener.listen(0)
+        stack.enter_context(Connection.connect(path, timeout_seconds=PATIENCE_SECONDS))
+        with pytest.raises(DisconnectedError, match=r"its queue of clients was full for 0\.3 s"):
+            Connection.connect(path, timeout_seconds=IMPATIENT_SECONDS)
+        waiting = threading.Event()
+
+        def connect() -> None:
+            waiting.set()
+            stack.enter_context(Connection.connect(path, timeout_seconds=PATIENCE_SECONDS))
+
+        thread = threading.Thread(target=connect)
+        thread.start()
+        waiting.wait()
+        stack.enter_context(listener.accept()[0])
+        thread.join()
+        stack.enter_context(listener.accept()[0])

@@ -214,3 +214,14 @@ def test_get_and_set_at_once_are_refused(probing: VfioUserDevice) -> None:
         with pytest.raises(ClientCommandError) as caught:
             probing.migration.feature(uapi.VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE | flags, bytes(8))
         assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.parametrize("argsz", [8, 12, 15])
+def test_set_counts_what_argsz_counts(device: VfioUserDevice, argsz: int) -> None:
+    """A request that says it has less than a state has none: EINVAL, as in the kernel."""
+    flags = uapi.VFIO_DEVICE_FEATURE_SET | uapi.VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE
+    request = struct.pack("<IIIi", argsz, flags, DeviceState.STOP, -1)
+    with pytest.raises(ClientCommandError) as caught:
+        device.connection.call(uapi.VFIO_USER_DEVICE_FEATURE, request, reply_bytes=64)
+    assert caught.value.errno == errno.EINVAL
+    assert device.migration.get_state() is DeviceState.RUNNING

@@ -7,14 +7,13 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from vfu_dev.builds import artifact
-from vfu_dev.client.listening import is_listening
+from vfu_dev.client.listening import is_listening, socket_folder
 from vfu_dev.errors import VfuDevError
 
 START_SECONDS = 120.0
@@ -61,7 +60,7 @@ class Bench:
     def __init__(self) -> None:
         self._library = artifact("libvfio-user", build=True)
         self._reference = artifact("libvfio-user-reference", build=True)
-        self._folder = Path(tempfile.mkdtemp(prefix="vfu-bench-"))
+        self._folder = socket_folder("vfu-bench-")
         self._servers: list[Served] = []
 
     def _add(self, server: Served) -> Served:

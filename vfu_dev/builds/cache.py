@@ -50,7 +50,7 @@ def tree_digest(root: Path) -> dict[str, str]:
     only the executable bit counts, since version control keeps no more.
     """
     found: dict[str, str] = {}
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=_not_absent):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
         for name in names:
             path = Path(folder, name)
@@ -58,6 +58,12 @@ def tree_digest(root: Path) -> dict[str, str]:
                 mode = "x" if os.access(path, os.X_OK) else "-"
                 found[path.relative_to(root).as_posix()] = f"{file_digest(path)} {mode}"
     return found
+
+
+def _not_absent(error: OSError) -> None:
+    """Raise what os.walk() takes for an empty folder, unless the folder is not there."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def remove_tree(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import selectors
@@ -145,12 +146,17 @@ def build_environment(path_first: Path | None = None) -> dict[str, str]:
 
 
 def output_of(argv: Sequence[str | Path], *, cwd: Path | None = None) -> str:
-    """Return what a short command prints on stdout; empty when it is missing or fails."""
+    """Return what a short command prints on stdout; empty when it is missing or fails.
+
+    Raises:  BuildError: this process may open no more files, which says nothing about the command.
+    """
     try:
         done = subprocess.run(
             argv, cwd=cwd, env=build_environment(), stdin=subprocess.DEVNULL, capture_output=True, check=False
         )
-    except OSError:
+    except OSError as err:
+        if err.errno in (errno.EMFILE, errno.ENFILE):
+            raise BuildError(f"{argv[0]} cannot be run: {err.strerror} (see ulimit -n)") from err
         return ""
     return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
 

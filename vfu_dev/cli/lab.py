@@ -232,9 +232,10 @@ def migrate(
         click.echo(f"interrupted; logs: {logs}", err=True)
         sys.exit(interrupted_status())
     found = result.to_json()
-    result.write(out / "report.json")
-    write_json(found, json_path)
+    # First what needs no disk: it may be full.
     click.echo("\n".join(_summary(found, load)), err=True)
+    write_json(found, json_path)
+    result.write(out / "report.json")
     click.echo(f"report: {write_report(found, out)}", err=True)  # the pictures take seconds
     if result.problems:
         click.echo(f"logs: {logs}  (again: {shlex.join(result.command)})", err=True)

@@ -210,7 +210,7 @@ def scenarios(json_path: str | None) -> None:
     "--max-regression",
     type=click.FloatRange(0),
     metavar="PERCENT",
-    help="Exit status 1 when a median of SECOND is worse by more than this, significantly.",
+    help="Exit status 1 when a median of SECOND is worse by more than this, significantly, or is missing.",
 )
 @click.option(
     "--plot",
@@ -231,10 +231,9 @@ def compare(
     Ratios are SECOND over FIRST, with a 95 % interval of the medians' ratio (bootstrap). The sets differ
     where the Mann-Whitney U test gives p < 0.05. Points are matched by name.
     """
-    from vfu_dev.series.compare import DEFAULT_METRICS
     from vfu_dev.series.compare import compare as compare_folders
 
-    found = compare_folders(first, second, metrics or DEFAULT_METRICS)
+    found = compare_folders(first, second, metrics)
     table = Table(box=None, header_style="bold")
     for heading in (
         "point",
@@ -271,7 +270,9 @@ def compare(
             where = f"{entry['point']}: {entry['metric']}"
             text = f"{where} is {entry['regression']:.0f} % worse, {max_regression:g} % allowed"
             click.echo(f"REGRESSION: {text}", err=True)
-        if worse:
+        for text in found["missing"]:
+            click.echo(f"MISSING: {text}", err=True)
+        if worse or found["missing"]:
             sys.exit(EXIT_FAILED)
 
 

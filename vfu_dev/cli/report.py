@@ -24,12 +24,13 @@ from vfu_dev.cli.shape import Command
 def command(file: Path, out: Path | None, png: Path | None) -> None:
     """Make the page of a `vfu-dev lab migrate` run again from its JSON."""
     # Imported here: `vfu-dev report --help` must not pay for matplotlib.
-    from vfu_dev.report.page import read_report, write_page, write_pictures
+    from vfu_dev.report.page import blaming, read_report, write_page, write_pictures
 
     result = read_report(file)
     page = out or file.with_suffix(".html")
-    write_page(result, page)
-    click.echo(str(page))
-    if png is not None:
-        for path in write_pictures(result, png):
-            click.echo(str(path))
+    with blaming(file):
+        write_page(result, page)
+        click.echo(str(page))
+        if png is not None:
+            for path in write_pictures(result, png):
+                click.echo(str(path))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,7 +215,8 @@ def command(
     ctx = click.get_current_context()
     if socket_path is None and not print_config:
         raise click.UsageError("Missing option '--socket'.", ctx)
-    set_up_logging(log_format, log_level)
+    log_limit = set_up_logging(log_format, log_level)
+    _allow_files()
     flags = ALL_FLAGS
     if pre_copy == "off":
         flags &= ~MigrationFlags.VFIO_MIGRATION_PRE_COPY
@@ -248,6 +250,7 @@ def command(
             trace = RegisterTrace(name, traced) if traced else None
             server = Server(device, library, socket_path, _control_path(control_path, socket_path), trace)
             try:
+                server.log_limit = log_limit
                 if load is not None:
                     server.load.start(load)
                 for fault in faults:
@@ -258,8 +261,20 @@ def command(
                 server.run(on_ready=lambda: click.echo(f"serving {name} on {socket_path}"))
             finally:
                 server.close()
+                log_limit.advance(at_once=True)
     finally:
         device.close()
+
+
+def _allow_files() -> None:
+    """Use as many file descriptors as the system allows: a client may set up 2048 interrupts, one each.
+
+    The usual limit of 1024 is there for programs that call select(), which cannot count further.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):  # a sandbox may forbid it, and most clients need few
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 # Options that a device takes or not -> its keyword.

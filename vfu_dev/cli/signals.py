@@ -1,4 +1,4 @@
-"""SIGTERM as Ctrl-C: for commands that have processes and temporary folders to clear away."""
+"""SIGTERM and SIGHUP as Ctrl-C: for commands that have processes and temporary folders to clear away."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ _came = signal.SIGINT
 
 
 def end_on_sigterm() -> None:
-    """Have SIGTERM raise KeyboardInterrupt as SIGINT does, so that everything is left by its own way out.
+    """Have SIGTERM and SIGHUP raise KeyboardInterrupt as SIGINT does: everything is left by its own way out.
 
-    `timeout`, systemd and CI send it, and by default Python ends with it on the spot. It goes through SIGINT
-    because asyncio.run() has a handler there that cancels its task first.
+    `timeout`, systemd and CI send the first, a terminal that is closed the second, and by default Python ends
+    with either on the spot. It goes through SIGINT because asyncio.run() has a handler there that cancels its
+    task first. SIGHUP stays ignored where it was: `nohup` wants that.
     """
     signal.signal(signal.SIGTERM, _as_interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _as_interrupt)
 
 
 def interrupted_status() -> int:
-    """Return the exit status of a command that KeyboardInterrupt ended: 130 for SIGINT, 143 for SIGTERM."""
+    """Return the exit status of a command that KeyboardInterrupt ended: 130 for SIGINT, 143 for SIGTERM,
+    129 for SIGHUP.
+    """
     return 128 + _came
 
 

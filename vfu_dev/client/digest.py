@@ -40,7 +40,9 @@ def find_control(
 def audit_over(status: dict[str, Any]) -> bool:
     """Return whether the digest of the last save is final: its server compares memory with it afterwards."""
     save = status.get("save")
-    return not isinstance(save, dict) or save.get("status") != "completed" or save.get("audited") is not False
+    if not isinstance(save, dict) or save.get("status") not in ("sent", "completed"):
+        return True
+    return save.get("audited") is not False
 
 
 def audited_status(control: ControlClient) -> dict[str, Any]:

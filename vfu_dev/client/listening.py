@@ -1,11 +1,36 @@
-"""Can somebody connect to a UNIX socket by now?"""
+"""UNIX sockets of servers that we start: a folder for them, and whether somebody listens by now."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
+
+from vfu_dev.errors import ConfigError
+from vfu_dev.uapi import UNIX_PATH_MAX
 
 _SOCKETS = Path("/proc/net/unix")
 _ACCEPTS = 0x10000  # __SO_ACCEPTCON, include/uapi/linux/net.h
+
+
+# What the longest of our sockets' names needs in a folder: `destination12-vfu15.sock.ctl`.
+_NAME_BYTES = 40
+
+
+def socket_folder(prefix: str) -> Path:
+    """Make a folder of our own for sockets, below TMPDIR.
+
+    Raises:  ConfigError: its name leaves no room for theirs; the text says what to do.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    room = UNIX_PATH_MAX - 1 - len(os.fsencode(folder)) - 1
+    if room < _NAME_BYTES:
+        folder.rmdir()
+        raise ConfigError(
+            f"TMPDIR={folder.parent}: too long for UNIX sockets, whose names end at {UNIX_PATH_MAX - 1} "
+            "bytes; set TMPDIR to a shorter folder"
+        )
+    return folder
 
 
 def is_listening(path: Path) -> bool:

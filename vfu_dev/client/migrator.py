@@ -12,9 +12,11 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.frames import Call, ClientCommandError
+from vfu_dev.client.migration import ClientMigration
 from vfu_dev.errors import StateError, VfuDevError
 from vfu_dev.uapi import DeviceState, MigrationFlags
 
@@ -76,6 +78,33 @@ class ClientProgress:
         return self.remaining_initial_bytes + self.remaining_dirty_bytes
 
 
+class _Side:
+    """One end of a move: an error of it has its role as `side`, for the text to say which server it was."""
+
+    def __init__(self, role: str, migration: ClientMigration) -> None:
+        self._role = role
+        self._migration = migration
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._migration, name)
+        return self._blamed(found) if callable(found) else found
+
+    def _blamed(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            try:
+                return method(*arguments)
+            except VfuDevError as error:
+                error.__dict__["side"] = self._role
+                raise
+
+        return call
+
+
+def _told(error: VfuDevError) -> str:
+    side = getattr(error, "side", None)
+    return str(error) if side is None else f"{side}: {error}"
+
+
 class Migrator:
     """Moves the state of `source` into `destination`.
 
@@ -92,8 +121,8 @@ class Migrator:
         reporter: Callable[[ClientProgress], None] | None = None,
         verify: Callable[[], None] | None = None,
     ) -> None:
-        self.source = source.migration
-        self.destination = destination.migration
+        self.source = _Side("source", source.migration)
+        self.destination = _Side("destination", destination.migration)
         self.options = options or ClientOptions()
         self.progress = ClientProgress()
         self._reporter = reporter or (lambda _: None)
@@ -127,7 +156,7 @@ class Migrator:
             self._finish()
         except VfuDevError as error:
             first = self._first_error(error)
-            raise MigrationError(state.phase, str(first) + self._recover()) from first
+            raise MigrationError(state.phase, _told(first) + self._recover()) from first
         except BaseException:  # Ctrl-C among them: the source must not stay behind in PRE_COPY
             self._recover()
             raise
@@ -293,7 +322,8 @@ class Migrator:
     def _data_size(self) -> int | None:
         """Return stop_copy_length, None where the server does not tell."""
         try:
-            return self.source.data_size()
+            length: int = self.source.data_size()
+            return length
         except ClientCommandError:
             return None
 

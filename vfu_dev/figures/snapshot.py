@@ -42,7 +42,7 @@ class Snapshot:
         faults: how often injected ones happened, by operation.
         save: `precopy_bytes`, `stop_copy_bytes` and `passes` of the most recent outgoing migration so far.
         received_bytes: stream bytes of the most recent incoming migration so far.
-        last_*: of the most recent outgoing migration that was completed, None before the first.
+        last_*: of the most recent outgoing migration that went on to STOP, None before the first.
         snapshot_seconds: what making the snapshot before this one cost the device's thread.
     """
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-# Why an outgoing migration ended. `failed`: an error here.
-SAVE_RESULTS = ("completed", "cancelled", "reset", "disconnected", "failed")
+# How an outgoing migration ended. `completed`: all was read, and the client went on to STOP. `sent`: all was
+# read, and it left without that, so nobody here knows what became of it. `failed`: an error here.
+SAVE_RESULTS = ("completed", "sent", "cancelled", "reset", "disconnected", "failed")
 # Why an incoming one did. `refused`: the stream was damaged, foreign or cut off.
 RESUME_RESULTS = ("completed", "refused", "reset", "disconnected", "failed")
 SENT_PHASES = ("pre_copy_initial", "pre_copy_dirty", "stop_copy")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vfu_dev.client.digest import AUDIT_POLL_SECONDS, audit_over
+from vfu_dev.client.listening import socket_folder
 from vfu_dev.errors import LabError
 from vfu_dev.figures import Sample, Snapshot
 from vfu_dev.lab.convergence import Convergence, Limits, assess, threshold_bytes
@@ -75,7 +75,7 @@ class Lab:
         logs.mkdir(parents=True, exist_ok=True)
         for old in logs.glob("*.log"):
             old.unlink(missing_ok=True)
-        self.sockets = Path(tempfile.mkdtemp(prefix="vfud-lab-"))
+        self.sockets = socket_folder("vfud-lab-")
         self.source = Host("source", self.sockets, logs, options, incoming=False)
         self.destination = Host("destination", self.sockets, logs, options, incoming=True)
         known = options.own_device is None

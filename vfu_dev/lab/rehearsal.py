@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,6 +14,7 @@ from typing import Any
 
 from vfu_dev.client.control import ControlClient, ControlError
 from vfu_dev.client.device import VfioUserDevice
+from vfu_dev.client.listening import socket_folder
 from vfu_dev.client.migrator import ClientOptions, ClientProgress, MigrationError, Migrator
 from vfu_dev.client.stop import Stop
 from vfu_dev.errors import ConfigError, LabError
@@ -64,8 +65,9 @@ def servers(names: tuple[str, ...], device: ServerOptions, stop: Stop) -> Iterat
 
     Raises:  LabError: one does not come up. KeyboardInterrupt: `stop` was asked for meanwhile.
     """
-    with tempfile.TemporaryDirectory(prefix="vfu-load-") as text, ExitStack() as stack:
-        folder = Path(text)
+    with ExitStack() as stack:
+        folder = socket_folder("vfu-load-")
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
         paths = []
         for name in names:
             sockets = folder / f"{name}.sock", folder / f"{name}.ctl"
@@ -143,6 +145,7 @@ def rehearse(plan: Rehearsal, stop: Stop, reporter: Callable[[str], None]) -> di
         reporter(f"expected: {decision.text}")
         control.command("load", load=spec.to_dict())
         devices = [stack.enter_context(VfioUserDevice.connect(path)) for path in (source, destination)]
+        reporter(f"ask them: vfu-dev top {source} {destination}")
         measurements = _Measurements(control, stop, reporter)
         migrator = Migrator(devices[0], devices[1], options, reporter=measurements)
         outcome, error = "completed", None
@@ -163,7 +166,8 @@ def rehearse(plan: Rehearsal, stop: Stop, reporter: Callable[[str], None]) -> di
         "as_expected": outcome == ("completed" if decision.converges else "did not converge"),
         "error": error,
         "decision": asdict(decision),
-        "measured": measurements.measured,
+        "measured": measurements.series[-1] if measurements.series else {},
+        "series": measurements.series,
         "passes": progress.passes,
         "total_ms": round(progress.total_seconds * 1000, 3),
         "downtime_ms": round(progress.downtime_seconds * 1000, 3) if outcome == "completed" else None,
@@ -186,19 +190,24 @@ class _Measurements:
     def __init__(self, control: ControlClient, stop: Stop, reporter: Callable[[str], None]) -> None:
         self._control, self._stop, self._reporter = control, stop, reporter
         self._last = 0.0
-        self.measured: dict[str, float] = {}
+        self._phase = ""
+        self.series: list[dict[str, float]] = []
 
     def __call__(self, progress: ClientProgress) -> None:
         """Follow the migration."""
         if self._stop.asked and progress.phase in ("setup", "pre-copy"):
             raise KeyboardInterrupt
-        if progress.phase != "pre-copy" or progress.total_seconds - self._last < LINE_SECONDS:
+        before, self._phase = self._phase, progress.phase
+        # The last one is of the moment in which PRE_COPY ended, however short it was.
+        ended = before == "pre-copy" != progress.phase
+        due = progress.phase == "pre-copy" and progress.total_seconds - self._last >= LINE_SECONDS
+        if not (ended or due):
             return
         self._last = progress.total_seconds
         load = self._control.command("load-status")
         dirty = load["recent_rate_bytes"] / load["load"]["write_bytes"] * 4096
         found = Decision(dirty, progress.bandwidth, progress.remaining_bytes, progress.threshold_bytes)
-        self.measured = asdict(found) | {"seconds": progress.total_seconds}
+        self.series.append(asdict(found) | {"seconds": progress.total_seconds})
         carried = "" if load["keeps_up"] else "; the machine does NOT carry the load"
         self._reporter(
             f"{progress.total_seconds:5.1f} s: {found.rates_text}; {found.left_text} "

@@ -68,12 +68,13 @@ PREDICTED_DOWNTIME = Metric(
 LAST_STOP_COPY = Metric(
     "vfu_migration_last_stop_copy_seconds",
     "gauge",
-    "STOP_COPY of the last completed outgoing migration, as measured. Absent before the first.",
+    "STOP_COPY of the last outgoing migration that went on to STOP, as measured. Absent before the first.",
 )
 LAST_DOWNTIME = Metric(
     "vfu_migration_last_downtime_seconds",
     "gauge",
-    "Downtime of the last completed outgoing migration, as measured here. Absent before the first.",
+    "Downtime of the last outgoing migration that went on to STOP, as measured here. Absent before the "
+    "first.",
 )
 LAST_PREDICTED = Metric(
     "vfu_migration_last_predicted_downtime_seconds",

@@ -37,8 +37,9 @@ SAVES_STARTED = Metric(
 SAVES = Metric(
     "vfu_migration_saves_total",
     "counter",
-    "Outgoing migrations ended, by result. cancelled: the client went back to RUNNING. reset, disconnected: "
-    "what came in between. failed: an error here. A rise of anything but completed is a migration lost.",
+    "Outgoing migrations ended, by result. completed: all was read, and the client went to STOP for good. "
+    "sent: all was read, but it left without STOP; look at the destination. cancelled: it went back to "
+    "RUNNING. reset, disconnected: what came in between. failed: an error here.",
     ("result",),
 )
 AUDIT_FAILURES = Metric(
@@ -106,7 +107,8 @@ READ_SECONDS = Metric(
 STOP_COPY_SECONDS = Metric(
     "vfu_migration_stop_copy_seconds",
     "histogram",
-    "From entering STOP_COPY to the last byte read, by completed outgoing migration. A rise is downtime.",
+    "From entering STOP_COPY to the last byte read, by outgoing migration that went on to STOP. A rise is "
+    "downtime.",
 )
 DOWNTIME_SECONDS = Metric(
     "vfu_migration_downtime_seconds",

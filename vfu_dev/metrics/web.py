@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import socket
+from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
+from ipaddress import ip_address
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -33,6 +36,24 @@ _HEADERS = {
 }
 
 
+_METHODS = ("GET", "HEAD")
+
+
+def _is_address_or_localhost(host: str) -> bool:
+    """Return whether a Host header (NAME, NAME:PORT or [ADDRESS]:PORT) names an address or localhost."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    if name in ("", "localhost"):  # HTTP/1.0 names no host; nor does a browser send such a request
+        return True
+    try:
+        ip_address(name.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
 class WebServer(ThreadingHTTPServer):
     """Serves on a socket that listens already, until the server behind `source` ends.
 
@@ -50,6 +71,7 @@ class WebServer(ThreadingHTTPServer):
         self.socket = listener
         self.source = source
         self.registry = registry
+        self.is_local = ip_address(listener.getsockname()[0]).is_loopback
         self.page = resources.files("vfu_dev.metrics").joinpath("page.html").read_bytes()
 
     def service_actions(self) -> None:
@@ -70,6 +92,36 @@ class Handler(BaseHTTPRequestHandler):
     timeout = _CLIENT_TIMEOUT_SECONDS
     server_version = "vfu-dev"
     sys_version = ""
+
+    def parse_request(self) -> bool:
+        """Read the request; a method that is none of ours is 405 here and 501 in the base class."""
+        if not super().parse_request():
+            return False
+        if self.command not in _METHODS:
+            self._answer_405()
+            return False
+        if not self._may_name(self.headers.get("Host", "")):
+            self._refuse(HTTPStatus.MISDIRECTED_REQUEST, "this port answers to localhost and to addresses")
+            return False
+        return True
+
+    def _answer_405(self) -> None:
+        self.close_connection = True  # what comes with the request is not read
+        self._answer(
+            "text/plain; charset=utf-8",
+            b"there are GET and HEAD\n",
+            HTTPStatus.METHOD_NOT_ALLOWED,
+            {"Allow": ", ".join(_METHODS)},
+        )
+
+    def _may_name(self, host: str) -> bool:
+        """Return whether a request for `host` may be meant for us.
+
+        A page in the browser of somebody on this machine can have its own host name resolve to 127.0.0.1 and
+        so read what is served for localhost alone ("DNS rebinding"); the name in the request gives it away.
+        Where the port is open to the network, names are whatever the network calls us.
+        """
+        return not self.server.is_local or _is_address_or_localhost(host)
 
     def do_GET(self) -> None:
         """Answer GET."""
@@ -110,9 +162,15 @@ class Handler(BaseHTTPRequestHandler):
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
         self._answer("text/plain; charset=utf-8", reason.encode() + b"\n", status)
 
-    def _answer(self, content_type: str, body: bytes, status: HTTPStatus = HTTPStatus.OK) -> None:
+    def _answer(
+        self,
+        content_type: str,
+        body: bytes,
+        status: HTTPStatus = HTTPStatus.OK,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.send_response(status)
-        for name, value in _HEADERS.items():
+        for name, value in (_HEADERS | dict(headers)).items():
             self.send_header(name, value)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))

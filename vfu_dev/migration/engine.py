@@ -72,6 +72,7 @@ class Migration:
         self._resume: ResumeSession | None = None
         self._seen: PrecopyInfo | None = None  # by the last look of the session under way
         self._audit: Audit | None = None
+        self._in_doubt = False  # in the STOP after a save, from which the client may still go back
         self._save_record: SaveRecord | None = None
         self._resume_record: ResumeRecord | None = None
 
@@ -92,11 +93,14 @@ class Migration:
         verified.
         """
         action = self.machine.action(self.state, target)
+        self._conclude(came_back=target in RUNNING_GROUP)
         match action:
             case Action.BEGIN_SAVE:
                 self._begin_save(stopped=target is DeviceState.STOP_COPY)
             case Action.STOP_SAVE:
                 self._stop_save()
+            case Action.END_SAVE if self._all_sent:
+                self._go_on()
             case Action.END_SAVE:
                 self._end_save("aborted", None, "cancelled")
             case Action.BEGIN_RESUME:
@@ -121,8 +125,9 @@ class Migration:
         """
         if state in RUNNING_GROUP and any(memory.mapped for memory in self.contents.memories):
             self.give_up_audit()
+        self._conclude(came_back=False)
         if self._save is not None and state not in SAVING_GROUP:
-            self._end_save("aborted", reason, interruption(reason))
+            self._end_save("aborted", reason, "sent" if self._all_sent else interruption(reason))
         if self._resume is not None and state is not DeviceState.RESUMING:
             self._abandon_resume(reason, interruption(reason))
         if state is not self.state:
@@ -130,6 +135,7 @@ class Migration:
 
     def fail(self, reason: str) -> None:
         """Enter ERROR: the device could not be brought to any good state; only a reset leads out."""
+        self._conclude(came_back=False)
         if self._save is not None:
             self._end_save("failed", reason, "failed")
         if self._resume is not None:
@@ -197,11 +203,35 @@ class Migration:
         record = self._save_record
         assert record is not None
         if self._save is not None:  # a session that failed was counted then
-            self.observer.save_ended("completed" if record.status == "completed" else result)
+            self.observer.save_ended(result)
         self._save = None
-        if record.status == "active":
+        if record.status == "active" or status == "failed":
             record.status, record.error, record.ended = status, error, time.time()
             record.audited = None
+
+    @property
+    def _all_sent(self) -> bool:
+        """Whether the save under way was read to its end."""
+        return self._save is not None and self._save.ended
+
+    def _go_on(self) -> None:
+        """The client goes from STOP_COPY to STOP, and has read everything."""
+        assert self._save_record is not None
+        self._save = None
+        self._in_doubt = True
+        if self._save_record.status == "sent":
+            self._save_record.status = "completed"
+        self.observer.went_on()
+
+    def _conclude(self, *, came_back: bool) -> None:
+        """The device leaves the STOP that followed a save: only now its result is known."""
+        record = self._save_record
+        if not self._in_doubt or record is None:
+            return
+        self._in_doubt = False
+        self.observer.save_ended("cancelled" if came_back else "completed")
+        if came_back and record.status == "completed":
+            record.status, record.error = "aborted", "the client went back to RUNNING"
 
     def read_into(self, buffer: memoryview) -> int:
         """Serve MIG_DATA_READ: fill `buffer` unless the data ends; returns the bytes stored.
@@ -230,7 +260,7 @@ class Migration:
             totals.sent_bytes["pre_copy_dirty"] += stored - initial
         self.observer.read(len(buffer), stored, began_ns)
         if save.ended and record.status == "active":
-            record.status, record.digest, record.ended = "completed", save.digest, time.time()
+            record.status, record.digest, record.ended = "sent", save.digest, time.time()
             self.observer.all_read()
             self._audit = Audit(self.contents, save.block_contents, record)
         return stored

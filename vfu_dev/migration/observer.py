@@ -26,7 +26,8 @@ class Observer:
         entered: when the present state was entered, Unix time.
         samples: the most recent ones; `sampled` counts all there ever were.
         forecast: as of the last sample; empty when no migration runs.
-        last_*: of the last completed outgoing migration; the prediction is that of when the device stopped.
+        last_*: of the last outgoing migration that was read to its end and went on to STOP; the prediction is
+            that of when the device stopped.
     """
 
     def __init__(self) -> None:
@@ -100,7 +101,14 @@ class Observer:
         self.totals, self._session = self.sums(), SaveCounters()
         self.totals.saves[result] += 1
         self.forecast = Forecast()
-        if result != "completed" or self._stop_copy_seconds is None:
+
+    def went_on(self) -> None:
+        """Note that the client went on to STOP after the stream was read to its end.
+
+        How the migration ends is open until it does something else: it may come back to RUNNING.
+        """
+        self.forecast = Forecast()
+        if self._stop_copy_seconds is None:
             return
         self.last_predicted_downtime_seconds = self.predicted_seconds
         downtime = self.forecaster.end(time.perf_counter_ns())

@@ -37,10 +37,13 @@ class SaveRecord(SaveCounters):
 
     Attributes:
         audited: whether memory was compared with what was sent. False: not yet. None: it never will be,
-            because the migration was not completed or memory may have changed before the comparison ended.
+            because not all was read or memory may have changed before the comparison ended.
+        status: active until all was read, then sent; completed once the client went on from STOP_COPY to
+            STOP. What is left of these when it leaves is final. aborted: it went back to RUNNING, from STOP
+            too, or left before all was read. failed: an error here, or the audit's.
     """
 
-    status: str = "active"  # active, completed, aborted, failed
+    status: str = "active"
     error: str | None = None
     initial_bytes: int = 0
     precopy_bytes: int = 0

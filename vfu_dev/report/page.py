@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from vfu_dev import JSON_VERSION
 from vfu_dev.errors import ConfigError
 from vfu_dev.report.drawing import svg_text, write_png
 from vfu_dev.report.excerpt import excerpt
@@ -18,6 +21,7 @@ from vfu_dev.report.plots import migration_figure
 from vfu_dev.report.qemus import qemus_text
 from vfu_dev.report.timeline import Timeline
 from vfu_dev.sizes import format_size
+from vfu_dev.whole import write_whole
 from vfu_dev.workload import Workload
 
 KIND = "lab-migrate"
@@ -44,7 +48,26 @@ def read_report(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: not a result of `vfu-dev lab migrate` (expected {KIND!r}, found {found!r})"
         )
+    version = result.get("version")
+    if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= JSON_VERSION:
+        raise ConfigError(f"{path}: version {version!r}: expected 1 to {JSON_VERSION}")
     return result
+
+
+@contextlib.contextmanager
+def blaming(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with a result that lacks something into an error that names the file.
+
+    Raises:  ConfigError: a key is missing, or holds something else.
+    """
+    try:
+        yield
+    except KeyError as error:
+        raise ConfigError(f"{path}: the result has no {error}") from error
+    except (TypeError, AttributeError, IndexError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path}: the result holds something unexpected: {error}") from error
 
 
 def _bytes(value: Any) -> str:
@@ -121,7 +144,7 @@ def render(result: dict[str, Any]) -> str:
 def write_page(result: dict[str, Any], path: Path) -> None:
     """Write the page to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(result))
+    write_whole(path, render(result))
 
 
 def write_pictures(result: dict[str, Any], folder: Path) -> list[Path]:

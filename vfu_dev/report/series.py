@@ -13,6 +13,7 @@ from vfu_dev.report.drawing import svg_text, write_png
 from vfu_dev.series.rows import METRICS, Row, read_rows
 from vfu_dev.series.summary import read_summary
 from vfu_dev.sizes import format_size
+from vfu_dev.whole import write_whole
 
 NOTHING = "-"
 # Heading, metric, factor: the columns of every table, each with its 25th, 50th and 95th percentile.
@@ -109,9 +110,9 @@ def write_series(folder: Path) -> Path:
     elements = {}
     for name, figure in figures.items():
         elements[name] = svg_text(figure, name)
-        (plots / f"{name}.svg").write_text('<?xml version="1.0" encoding="utf-8"?>\n' + elements[name])
+        write_whole(plots / f"{name}.svg", '<?xml version="1.0" encoding="utf-8"?>\n' + elements[name])
         write_png(figure, plots / f"{name}.png")
-    (folder / "table.md").write_text(markdown(summary))
+    write_whole(folder / "table.md", markdown(summary))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -120,7 +121,8 @@ def write_series(folder: Path) -> Path:
         lstrip_blocks=True,
     )
     page = folder / "report.html"
-    page.write_text(
+    write_whole(
+        page,
         environment.get_template("series.html.j2").render(
             s=summary,
             headings=HEADINGS,
@@ -129,7 +131,7 @@ def write_series(folder: Path) -> Path:
             figures=elements,
             metrics=METRICS,
             toml=(folder / "scenario.toml").read_text(encoding="utf-8"),
-        )
+        ),
     )
     return page
 
@@ -140,6 +142,6 @@ def write_comparison(first: Path, second: Path, found: Mapping[str, Any], path: 
     figure = comparison_figure(found, *rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".svg":
-        path.write_text(svg_text(figure, "compare"))
+        write_whole(path, svg_text(figure, "compare"))
     else:
         write_png(figure, path)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vfu_dev import JSON_VERSION
-from vfu_dev.errors import ConfigError
+from vfu_dev.errors import ConfigError, LabError
 from vfu_dev.series.rows import METRICS, Row, read_rows, values_of
 from vfu_dev.series.statistics import difference, percentiles
 from vfu_dev.series.summary import read_summary
@@ -16,14 +16,17 @@ KIND = "lab-compare"
 DEFAULT_METRICS = ("downtime_ms", "outage_ms", "total_ms", "stop_copy_bytes", "vfio_bytes", "passes")
 
 
-def compare(first: Path, second: Path, metrics: Sequence[str] = DEFAULT_METRICS) -> dict[str, Any]:
+def compare(first: Path, second: Path, metrics: Sequence[str] = ()) -> dict[str, Any]:
     """Return the comparison of two result folders.
 
     Points are matched by name; where both folders have a single point each, those two are matched. `entries`
     has one object for each point and metric that both sides measured; `settings` tells of each point what the
     sides were set to differently; `only` names the points without a partner.
 
+    `missing` tells of points and metrics that one side measured and the other did not.
+
     Raises:  ConfigError: a folder holds no result, nothing matches, or a metric is unknown.
+             LabError: there is nothing to compare: no completed move, or none with a metric asked for.
     """
     for metric in metrics:
         if metric not in METRICS:
@@ -35,13 +38,16 @@ def compare(first: Path, second: Path, metrics: Sequence[str] = DEFAULT_METRICS)
         pairs = [(names[0][0], names[1][0])]
     if not pairs:
         raise ConfigError(f"{first} and {second}: no point in common: {names[0]} and {names[1]}")
-    entries = []
+    entries, missing = [], []
     for mine, other in pairs:
-        for metric in metrics:
+        for metric in metrics or DEFAULT_METRICS:
             values = [
                 values_of(side["rows"][n], metric) for side, n in zip(sides, (mine, other), strict=True)
             ]
             if not all(values):
+                if any(values) or metrics:
+                    lacks = [str(folder) for folder, v in zip((first, second), values, strict=True) if not v]
+                    missing.append(f"{mine}: no completed move with {metric} in {' and '.join(lacks)}")
                 continue
             found = difference(*values)
             entries.append(
@@ -55,6 +61,9 @@ def compare(first: Path, second: Path, metrics: Sequence[str] = DEFAULT_METRICS)
                     "regression": regression(metric, found.ratios["p50"], found.significant),
                 }
             )
+    if not entries or (metrics and missing):
+        reason = "; ".join(missing) or f"no completed move in {first} or {second}"
+        raise LabError(f"nothing to compare: {reason}")
     settings = [side["settings"] for side in sides]
     matched = {name for pair in pairs for name in pair}
     return {
@@ -63,6 +72,7 @@ def compare(first: Path, second: Path, metrics: Sequence[str] = DEFAULT_METRICS)
         "first": sides[0]["about"],
         "second": sides[1]["about"],
         "entries": entries,
+        "missing": missing,
         "settings": {
             mine: told for mine, other in pairs if (told := _changed(settings[0][mine], settings[1][other]))
         },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,8 @@ class Row:
     @classmethod
     def from_cells(cls, cells: Mapping[str, str]) -> Row:
         """Return the row that a CSV reader read. Raises: KeyError, ValueError: it is none."""
+        if None in cells.values() or None in cells:
+            raise ValueError(f"a row with {'fewer' if None in cells.values() else 'more'} cells than columns")
         return cls(
             point=cells["point"],
             move=int(cells["move"]),
@@ -84,8 +87,15 @@ class Row:
             digest_match=cells["digest_match"] == "1",
             digests=cells["digests"],
             text=cells["text"],
-            metrics={name: float(cells[name]) for name in METRICS if cells.get(name)},
+            metrics={name: _finite(name, cells[name]) for name in METRICS if cells.get(name)},
         )
+
+
+def _finite(name: str, text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: {text} is no figure")
+    return value
 
 
 def row_of(point: str, move: int, status: str, result: MigrationResult, text: str = "") -> Row:

@@ -22,6 +22,7 @@ from vfu_dev.errors import REFUSALS, LibraryError
 from vfu_dev.figures import Figures
 from vfu_dev.libvfio_user import Context, Library, RegionSetup, ResetKind
 from vfu_dev.libvfio_user.dma import DmaMemory
+from vfu_dev.logs import RateLimit
 from vfu_dev.migration.sampler import Sampler
 from vfu_dev.server import pci
 from vfu_dev.server.commands import Commands
@@ -37,6 +38,8 @@ from vfu_dev.uapi import VFIO_PRECOPY_INFO_REINIT, DeviceState
 
 logger = logging.getLogger(__name__)
 
+# The largest page of a client's kernel: arm64 and ppc64 have 64 KiB.
+_LARGEST_PAGE_BYTES = 64 << 10
 # How long requests are served before the other sockets are looked at again.
 _TURN_SECONDS = 0.01
 # One step of work that has nobody waiting on the vfio-user socket: short against the client's patience, and a
@@ -70,6 +73,7 @@ class Server:
         self.register_trace = register_trace
         self.library = library
         self.connected = False
+        self.log_limit: RateLimit | None = None  # set by who set up logging
         self._stopping = False
         self._sampler = Sampler(device.migration)
         self._snapshots = SnapshotMaker(device, library)
@@ -113,7 +117,10 @@ class Server:
                 handler = self.register_trace.wrap(bar, handler)
             region = RegionSetup(bar.index, bar.size_bytes, handler, bar.name)
             if isinstance(bar, MemoryBar) and bar.memory.mapped:
-                region = replace(region, fd=bar.memory.fd, mapped_bytes=bar.memory.size_bytes)
+                # What is left of the last 64 KiB is trapped: a client with pages of that size cannot map it.
+                whole = bar.memory.size_bytes // _LARGEST_PAGE_BYTES * _LARGEST_PAGE_BYTES
+                if whole:
+                    region = replace(region, fd=bar.memory.fd, mapped_bytes=whole)
             context.setup_region(region)
         # Looked up for each call, as all that libvfio-user calls here: a fault may stand in its place.
         context.setup_reset(lambda kind: self.follow_reset(kind))
@@ -263,6 +270,8 @@ class Server:
         timeouts = [self._sampler.timeout(), self.device.work_due(), patience]
         if self._listener is not None:
             timeouts.append(self._listener.timeout())
+        if self.log_limit is not None:
+            timeouts.append(self.log_limit.timeout())
         return min((seconds for seconds in timeouts if seconds is not None), default=None)
 
     def _idle(self) -> None:
@@ -274,6 +283,8 @@ class Server:
             self._serve_requests()
         if self._listener is not None:
             self._listener.advance()
+        if self.log_limit is not None:
+            self.log_limit.advance()
         if self.device.migration.audit_pending:
             self.device.migration.advance_audit(_IDLE_STEP_SECONDS)
         if self._control is not None and self._control.busy:

@@ -10,9 +10,9 @@ import stat
 from pathlib import Path
 
 from vfu_dev.errors import ConfigError, VfuDevError, shown
+from vfu_dev.uapi import UNIX_PATH_MAX
 
-# sizeof(sockaddr_un.sun_path), less its terminating zero.
-MAX_PATH_BYTES = 107
+MAX_PATH_BYTES = UNIX_PATH_MAX - 1
 
 
 def claim_socket_path(path: Path, purpose: str) -> None:

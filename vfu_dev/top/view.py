@@ -102,11 +102,12 @@ def _panel(one: Watched, console: Console) -> Panel:
 
 def _notes(snapshot: Snapshot) -> tuple[str, ...]:
     totals = snapshot.totals
-    lost = sum(totals.saves.values()) - totals.saves["completed"]
+    completed, sent = totals.saves["completed"], totals.saves["sent"]
+    lost = sum(totals.saves.values()) - completed - sent
     return (
         f"sent {_bytes(sum(totals.sent_bytes.values()))}",
         f"passes {totals.passes}",
-        f"saves {totals.saves['completed']} ok, {lost} lost",
+        f"saves {completed} ok, {sent} sent, {lost} lost",
         f"MMIO {snapshot.counters['region_reads']} r, {snapshot.counters['region_writes']} w",
         f"measured {_seconds(snapshot.last_downtime_seconds)}",
     )

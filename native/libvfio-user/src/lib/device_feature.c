@@ -280,6 +280,11 @@ handle_device_feature(vfu_ctx_t *vfu_ctx, vfu_msg_t *msg)
     feature = req->flags & VFIO_DEVICE_FEATURE_MASK;
     ops = req->flags & OP_MASK;
 
+    if (ops == VFIO_DEVICE_FEATURE_SET) {
+        /* What the client does not count in is not there, as in the kernel. */
+        size = MIN(size, req->argsz - sizeof(*req));
+    }
+
     if ((req->flags & ~(VFIO_DEVICE_FEATURE_MASK | OP_MASK)) != 0 || ops == 0 ||
         ops == (VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_SET)) {
         vfu_log(vfu_ctx, LOG_ERR, "device feature: bad flags %#x", req->flags);
