@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from vfu_dev.cli.report import command
 from vfu_dev.errors import ConfigError
 from vfu_dev.report.excerpt import HEAD_ROWS, TAIL_ROWS, excerpt
-from vfu_dev.report.page import read_report, render
+from vfu_dev.report.page import blaming, read_report, render
 from vfu_dev.report.passes import passes_figure
 from vfu_dev.report.plots import migration_figure
 from vfu_dev.report.timeline import Series
@@ -211,6 +211,37 @@ def test_other_files_are_refused_in_words(tmp_path: Path, content: str | None, w
         path.write_text(content)
     with pytest.raises(ConfigError, match=words):
         read_report(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"version": 99}, "version 99: expected 1 to 2"),
+        ({"version": 0}, "version 0"),
+        ({"version": "1"}, "version '1'"),
+        ({"version": None}, "version None"),
+        ({"version": True}, "version True"),
+        ({"devices": ...}, "the result has no 'devices'"),
+        ({"qemu": ...}, "the result has no 'qemu'"),
+        ({"devices": 7}, "the result holds something unexpected"),
+    ],
+)
+def test_a_result_of_another_version_or_shape_is_one_line(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    """The line names the file, and the version or the key."""
+    from vfu_dev.cli import main
+
+    path = tmp_path / "report.json"
+    result = stored(COMPLETED) | change
+    path.write_text(json.dumps({key: value for key, value in result.items() if value is not ...}))
+    with pytest.raises(ConfigError, match=re.escape(words)) as caught, blaming(path):
+        render(read_report(path))
+    assert str(caught.value).startswith(f"{path}: ")
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(path)])
+    assert ended.value.code == 2
+    assert not path.with_suffix(".html").exists()
 
 
 def test_excerpt_leaves_out_the_middle_and_what_repeats() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +179,34 @@ def test_comparison_refuses_what_has_no_match(tmp_path: Path) -> None:
         compare(before, other)
     with pytest.raises(ConfigError, match="expected one of downtime_ms"):
         compare(before, before, ["speed"])
+
+
+def test_comparison_is_no_gate_without_data(tmp_path: Path) -> None:
+    """Nothing to compare, or a metric that one side lacks, is status 1 and never "no regression"."""
+    before = result(tmp_path / "before", 1.0)
+    header, *rows = (before / "moves.csv").read_text().splitlines()
+    column = header.split(",").index("downtime_ms")
+
+    def without(row: str) -> str:
+        cells = row.split(",")
+        return ",".join([*cells[:column], "", *cells[column + 1 :]])
+
+    cases = {
+        "empty": ("", 1, "no completed move"),
+        "header-only": (header + "\n", 1, "no completed move"),
+        "cut": ("\n".join([header, *(",".join(row.split(",")[:3]) for row in rows)]), 2, "fewer cells"),
+        "nan": ("\n".join([header, *(row.replace(row.split(",")[column], "nan") for row in rows)]), 2, "nan"),
+        "lacks": ("\n".join([header, *(without(row) for row in rows)]), 1, "downtime_ms"),
+    }
+    for name, (text, status, words) in cases.items():
+        after = result(tmp_path / name, 1.0)
+        (after / "moves.csv").write_text(text)
+        argv = ["lab", "compare", str(before), str(after), "--max-regression", "20"]
+        done = subprocess.run(
+            [sys.executable, "-m", "vfu_dev", *argv], capture_output=True, text=True, check=False
+        )
+        assert (name, done.returncode) == (name, status), done.stderr
+        assert words in done.stderr
 
 
 def test_page_and_table_of_a_result(tmp_path: Path) -> None:

@@ -308,14 +308,19 @@ def _error_of(arguments: list[str], status: int, capfd: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(("preset", "outcome"), [("never", "did not converge"), ("surely", "completed")])
-def test_presets_end_as_they_say(preset: str, outcome: str, library: Path) -> None:
+def test_presets_end_as_they_say(preset: str, outcome: str, library: Path, tmp_path: Path) -> None:
     """The number that decides comes before the migration, measured ones during it; the outcome follows."""
     seconds = "3" if preset == "never" else "120"
     arguments = [*VFU_DEV, "load", "--preset", preset, "--preset-memory", "16M", "--max-bandwidth", "8M"]
-    arguments += ["--duration", seconds]
+    arguments += ["--duration", seconds, "--json", str(tmp_path / "preset.json")]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "preset.json").read_text())
+    assert told["series"]
+    assert told["measured"] == told["series"][-1]
+    assert [one["seconds"] for one in told["series"]] == sorted(one["seconds"] for one in told["series"])
     lines = done.stdout.splitlines()
+    assert any(line.startswith("ask them: vfu-dev top ") for line in lines)
     assert lines[0].startswith("expected: NEVER CONVERGES" if preset == "never" else "expected: converges")
     assert "the downtime limit allows 2.4 MiB" in lines[0]
     assert any(" s: dirty rate " in line for line in lines[1:-1])

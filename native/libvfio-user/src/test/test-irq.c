@@ -268,6 +268,31 @@ test_take_back(void **state UNUSED)
     assert_int_equal(EINVAL, errno);
 }
 
+/* What the client has filled up itself is not waited for. */
+static void
+test_full(void **state UNUSED)
+{
+    int i;
+
+    for (i = 0; i < 2; i++) {
+        close(efds[i]);
+        efds[i] = eventfd(0, 0);        /* one that blocks */
+        assert_int_equal(0, eventfd_write(efds[i], UINT64_MAX - 1));
+    }
+
+    assert_int_equal(0, set_irqs(MSIX, TRIGGER | EVENTFD, 0, 2, 2));
+    assert_int_equal(0, vfu_irq_trigger(ctx, 1));
+    assert_int_equal(0, set_irqs(MSIX, TRIGGER | NONE, 0, 2, 0));
+    assert_int_equal(0, set_irqs(MSIX, TRIGGER | BOOL, 0, 1, 0));
+    assert_true(heard(efds[1]) != 0);
+    assert_int_equal(0, vfu_irq_trigger(ctx, 1));
+    assert_int_equal(1, heard(efds[1]));
+
+    assert_int_equal(0, set_irqs(MSIX, TRIGGER | NONE, 0, 0, 0));
+    assert_int_equal(0, set_irqs(INTX, TRIGGER | EVENTFD, 0, 1, 1));
+    assert_int_equal(0, vfu_irq_set_level(ctx, true));
+}
+
 int
 main(void)
 {
@@ -278,6 +303,7 @@ main(void)
         TEST(test_intx_falls_unheard),
         TEST(test_what_is_refused),
         TEST(test_take_back),
+        TEST(test_full),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
