@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import csv
+import io
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -184,19 +187,21 @@ def test_comparison_refuses_what_has_no_match(tmp_path: Path) -> None:
 def test_comparison_is_no_gate_without_data(tmp_path: Path) -> None:
     """Nothing to compare, or a metric that one side lacks, is status 1 and never "no regression"."""
     before = result(tmp_path / "before", 1.0)
-    header, *rows = (before / "moves.csv").read_text().splitlines()
-    column = header.split(",").index("downtime_ms")
+    with (before / "moves.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    column = header.index("downtime_ms")
 
-    def without(row: str) -> str:
-        cells = row.split(",")
-        return ",".join([*cells[:column], "", *cells[column + 1 :]])
+    def rewritten(change: Callable[[list[str]], list[str]]) -> str:
+        out = io.StringIO()
+        csv.writer(out).writerows([header, *(change(row) for row in rows)])
+        return out.getvalue()
 
     cases = {
         "empty": ("", 1, "no completed move"),
-        "header-only": (header + "\n", 1, "no completed move"),
-        "cut": ("\n".join([header, *(",".join(row.split(",")[:3]) for row in rows)]), 2, "fewer cells"),
-        "nan": ("\n".join([header, *(row.replace(row.split(",")[column], "nan") for row in rows)]), 2, "nan"),
-        "lacks": ("\n".join([header, *(without(row) for row in rows)]), 1, "downtime_ms"),
+        "header-only": (",".join(header) + "\n", 1, "no completed move"),
+        "cut": (rewritten(lambda row: row[:3]), 2, "fewer cells"),
+        "nan": (rewritten(lambda row: [*row[:column], "nan", *row[column + 1 :]]), 2, "nan"),
+        "lacks": (rewritten(lambda row: [*row[:column], "", *row[column + 1 :]]), 1, "downtime_ms"),
     }
     for name, (text, status, words) in cases.items():
         after = result(tmp_path / name, 1.0)
