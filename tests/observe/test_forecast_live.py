@@ -19,6 +19,10 @@ from serverkit import ServerFactory, wait_until
 
 from vfu_dev.migration.forecast import Forecaster
 
+# A prediction does not come and go once there were this many reads; a busy machine may tell it after one and
+# take it back with the first pause. The first look at all samples may come after a read, too.
+SETTLED_BYTES = 8 << 20
+
 RECORDED = ("--device", f"{Path(__file__).parent / 'recorded_device.py'}:RecordedDevice")
 
 
@@ -43,10 +47,12 @@ def test_a_prediction_is_told_only_when_it_means_something(pair: Pair) -> None:
     move(pair.source, pair.destination, CONVERGES)
     samples = pair.web.status()["samples"]
     rows = [dict(zip(samples["fields"], row, strict=True)) for row in samples["rows"]]
-    told = [row["predicted_downtime_seconds"] is not None for row in rows if row["state"] == "PRE_COPY"]
-    assert told == sorted(told)
-    assert not told[0]
-    assert told[-1]
+    running = [row for row in rows if row["state"] == "PRE_COPY"]
+    told = [row["predicted_downtime_seconds"] is not None for row in running]
+    read = [row["transferred_bytes"] for row in running]
+    assert not any(one for one, count in zip(told, read, strict=True) if count == 0)
+    assert all(one for one, count in zip(told, read, strict=True) if count >= SETTLED_BYTES)
+    assert read[-1] >= SETTLED_BYTES
 
 
 def test_a_recorded_move_replayed_says_what_the_server_said(
