@@ -207,10 +207,12 @@ class Sloppy(Sum):
         """Have a migration that trusts."""
         super().finish(extra_memories)
 
-        def trust() -> None:
-            self.migration._load = None
+        resuming = self.migration._resuming
 
-        self.migration._end_resume = trust  # type: ignore[method-assign]
+        def trust() -> None:
+            resuming.session = None
+
+        resuming.finish = trust  # type: ignore[method-assign]
 
 
 class Copier(Device):

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 
-from vfu_dev.errors import StateError, StreamError, VfuDevError
+from vfu_dev.errors import StateError, VfuDevError
 from vfu_dev.figures.totals import interruption
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.memory.pages import PageIndices
@@ -16,8 +16,8 @@ from vfu_dev.migration.audit import Audit
 from vfu_dev.migration.fsm import PRE_COPY_GROUP, RUNNING_GROUP, SAVING_GROUP, Action, StateMachine
 from vfu_dev.migration.observer import Observer
 from vfu_dev.migration.plan import whole_state_bytes
-from vfu_dev.migration.records import ResumeRecord, SaveRecord, Transition, log_state_change
-from vfu_dev.migration.resume import ResumeSession
+from vfu_dev.migration.records import SaveRecord, Transition, log_state_change
+from vfu_dev.migration.resuming import Resuming
 from vfu_dev.migration.save import PrecopyInfo, SaveSession
 from vfu_dev.migration.schema import MigratableState
 from vfu_dev.uapi import DeviceState, MigrationFlags
@@ -69,12 +69,11 @@ class Migration:
         self._initial_limit_bytes = initial_limit_bytes
         self._on_state, self._on_resumed, self._on_unverified = on_state, on_resumed, on_unverified
         self._save: SaveSession | None = None
-        self._resume: ResumeSession | None = None
+        self._resuming = Resuming(name, contents, self.observer)
         self._seen: PrecopyInfo | None = None  # by the last look of the session under way
         self._audit: Audit | None = None
         self._in_doubt = False  # in the STOP after a save, from which the client may still go back
         self._save_record: SaveRecord | None = None
-        self._resume_record: ResumeRecord | None = None
 
     # --- state --------------------------------------------------------------------------------------------
 
@@ -104,9 +103,10 @@ class Migration:
             case Action.END_SAVE:
                 self._end_save("aborted", None, "cancelled")
             case Action.BEGIN_RESUME:
-                self._begin_resume()
+                self._resuming.begin()
             case Action.END_RESUME:
-                self._end_resume()
+                self._resuming.finish()
+                self._on_resumed()
             case Action.NONE:
                 pass
         if self.state is not DeviceState.STOP_COPY:
@@ -128,7 +128,7 @@ class Migration:
         self._conclude(came_back=False)
         if self._save is not None and state not in SAVING_GROUP:
             self._end_save("aborted", reason, "sent" if self._all_sent else interruption(reason))
-        if self._resume is not None and state is not DeviceState.RESUMING:
+        if self._resuming.session is not None and state is not DeviceState.RESUMING:
             self._abandon_resume(reason, interruption(reason))
         if state is not self.state:
             self._enter(state, reason)
@@ -138,7 +138,7 @@ class Migration:
         self._conclude(came_back=False)
         if self._save is not None:
             self._end_save("failed", reason, "failed")
-        if self._resume is not None:
+        if self._resuming.session is not None:
             self._abandon_resume(reason, "failed")
         self._enter(DeviceState.ERROR, reason)
 
@@ -149,7 +149,7 @@ class Migration:
             self._save_record.predicted_downtime_seconds = self.observer.predicted_seconds
         self.transitions.append(Transition(time.time(), origin, target, reason))
         log_state_change(
-            logger, self.name, self.transitions[-1], self._save_record, self._resume_record, self.observer
+            logger, self.name, self.transitions[-1], self._save_record, self._resuming.record, self.observer
         )
         self._on_state(target)
 
@@ -333,48 +333,20 @@ class Migration:
 
     # --- resuming -----------------------------------------------------------------------------------------
 
-    def _begin_resume(self) -> None:
-        self.observer.totals.resumes_started += 1
-        self._resume_record = ResumeRecord(started=time.time())
-        self._resume = ResumeSession(self.contents)
-
     def write(self, data: memoryview) -> None:
         """Serve MIG_DATA_WRITE.
 
         Raises:  StateError: outside RESUMING. StreamError: the stream is refused, now and from now on.
         """
-        resume, record = self._resume, self._resume_record
-        if resume is None or record is None:
+        if self._resuming.session is None:
             raise StateError(f"no migration data is expected in {self.state.name}")
-        try:
-            resume.write(data)
-        except StreamError as err:
-            self._refuse_resume(record, err)
-            raise
-        finally:
-            self.observer.totals.received_bytes += resume.received_bytes - record.received_bytes
-            record.received_bytes = resume.received_bytes
-            record.digest = resume.digest
-
-    def _end_resume(self) -> None:
-        resume, record = self._resume, self._resume_record
-        assert resume is not None
-        assert record is not None
-        try:
-            resume.finish()
-        except StreamError as err:
-            # RESUMING stays, the session stays failed: whoever asks again hears the same, until a reset.
-            self._refuse_resume(record, err)
-            raise
-        self._resume = None
-        record.status, record.ended = "completed", time.time()
-        self.observer.resume_ended("completed")
-        self._on_resumed()
+        self._resuming.write(data)
 
     @property
     def initial_received(self) -> int:
         """How often all initial data of the resume under way has arrived; above 1 only after a REINIT."""
-        return 0 if self._resume is None else self._resume.initial_ends
+        session = self._resuming.session
+        return 0 if session is None else session.initial_ends
 
     def break_session(self, error: VfuDevError) -> None:
         """End the session under way as failed: migration data could not be read, or taken.
@@ -383,22 +355,11 @@ class Migration:
         """
         if self._save is not None:
             self._end_save("failed", str(error), "failed")
-        if self._resume is not None and self._resume_record is not None:
-            self._refuse_resume(self._resume_record, self._resume.refuse(str(error)))
-
-    def _refuse_resume(self, record: ResumeRecord, error: StreamError) -> None:
-        if record.status == "active":
-            record.status, record.error, record.ended = "failed", str(error), time.time()
-            self.observer.resume_ended("refused")
-            logger.error("%s: state refused: %s", self.name, error)
+        if self._resuming.session is not None:
+            self._resuming.refuse(str(error))
 
     def _abandon_resume(self, reason: str, result: str) -> None:
-        self._resume = None
-        record = self._resume_record
-        if record is not None and record.status == "active":
-            record.status, record.error, record.ended = "aborted", reason, time.time()
-            self.observer.resume_ended(result)
-        logger.warning("%s: incoming state given up (%s), memory is cleared", self.name, reason)
+        self._resuming.abandon(reason, result)
         self._on_unverified()
 
     # --- what others see ----------------------------------------------------------------------------------
@@ -421,8 +382,9 @@ class Migration:
 
     def received(self) -> int:
         """Return the stream bytes of the most recent incoming migration so far."""
-        return 0 if self._resume_record is None else self._resume_record.received_bytes
+        record = self._resuming.record
+        return 0 if record is None else record.received_bytes
 
     def resume_status(self) -> dict[str, object] | None:
         """Return the most recent incoming migration."""
-        return None if self._resume_record is None else asdict(self._resume_record)
+        return None if self._resuming.record is None else asdict(self._resuming.record)
