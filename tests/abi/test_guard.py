@@ -8,6 +8,7 @@ import select
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from serverkit import PATIENCE_SECONDS
@@ -15,7 +16,7 @@ from serverkit import PATIENCE_SECONDS
 from vfu_dev import libvfio_user
 from vfu_dev.client import VfioUserDevice
 from vfu_dev.errors import AccessError, ConfigError, LibraryError, StateError, StreamError
-from vfu_dev.libvfio_user import Context, RegionSetup, ResetKind
+from vfu_dev.libvfio_user import Context, DeviceCallbacks, RegionSetup, ResetKind
 from vfu_dev.libvfio_user.dma import GuestMemoryError
 
 
@@ -35,7 +36,7 @@ class Served:
         self.context.setup_pci(express=False)
         self.context.setup_config_region(256, self.access)
         self.context.setup_region(RegionSetup(0, 4096, self.access, "bar0"))
-        self.context.setup_reset(self.reset)
+        self.context.setup_callbacks(cast(DeviceCallbacks, self))
         self.context.realize()
         self.stopping = False
         self.thread = threading.Thread(target=self.serve)
@@ -46,7 +47,7 @@ class Served:
             raise self.raising
 
     def reset(self, kind: ResetKind) -> None:
-        """Note it, and raise."""
+        """Note it, and raise; nothing else of `DeviceCallbacks` is set up."""
         self.resets.append(kind)
         if self.raising is not None:
             raise self.raising

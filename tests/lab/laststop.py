@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from vfu_dev.device.bus import Bus
 from vfu_dev.device.reference import ReferenceDevice
 from vfu_dev.migration.fsm import P2P_STATES, RUNNING_GROUP
 from vfu_dev.uapi import DeviceState
@@ -22,9 +25,23 @@ class LastStop(ReferenceDevice):
         super()._state_changed(state)
 
 
+class Forgetful:
+    """A layer around a bus, which takes nothing back."""
+
+    def __init__(self, next_: Bus) -> None:
+        self.next = next_
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.next, name)
+
+    def take_back(self, vector: int) -> bool:
+        """Not look whether the client has noticed."""
+        return False
+
+
 class LastStopLost(LastStop):
     """The same, and does not look whether QEMU has noticed: as it was, and how an interrupt is lost."""
 
-    def _state_changed(self, state: DeviceState) -> None:
-        self.interrupts.take_back = lambda _: False
-        super()._state_changed(state)
+    def attach(self, bus: Bus) -> None:
+        """Forget what was raised."""
+        super().attach(Forgetful(bus))

@@ -15,7 +15,7 @@ from vfu_dev.device.reference.descriptors import DESCRIPTOR, Op, Status
 from vfu_dev.device.reference.dma import STATE
 from vfu_dev.device.reference.writer import STAMP_PAGE_BYTES, WriterStatus, expected_pages, stamp_words
 from vfu_dev.errors import ConfigError, StreamError
-from vfu_dev.testing import InMemoryClient
+from vfu_dev.testing import InMemoryBus, InMemoryClient
 from vfu_dev.uapi import VFIO_PCI_INTX_IRQ_INDEX
 from vfu_dev.uapi import DeviceState as S
 
@@ -43,16 +43,35 @@ class FlatMemory:
         self.data[address : address + len(data)] = data
 
 
+class FlatBus(InMemoryBus):
+    """The bus of one machine, before memory that another one may have as well."""
+
+    def __init__(self, memory: FlatMemory) -> None:
+        super().__init__()
+        self.memory = memory
+
+    def check(self, address: int, count: int, *, write: bool) -> None:
+        """See `FlatMemory`."""
+        self.memory.check(address, count, write=write)
+
+    def read(self, address: int, out: memoryview) -> None:
+        """See `FlatMemory`."""
+        self.memory.read(address, out)
+
+    def write(self, address: int, data: memoryview | bytes) -> None:
+        """See `FlatMemory`."""
+        self.memory.write(address, data)
+
+
 class Machine:
     """A device with guest memory and a place where its interrupts arrive."""
 
     def __init__(self, memory: FlatMemory | None = None) -> None:
         self.device = ReferenceDevice("test", memory_bytes=1 << 20)
-        self.raised: list[int] = []
-        self.device.trigger_irq = lambda vector: self.raised.append(vector) is None
         self.memory = memory or FlatMemory(1 << 20)
-        self.device.guest_memory = self.memory
-        self.device.bus_master = lambda: True
+        self.bus = FlatBus(self.memory)
+        self.raised = self.bus.irqs
+        self.device.attach(self.bus)
 
     def raise_irq(self, vector: int) -> None:
         """Write the register that raises an interrupt."""
@@ -166,24 +185,24 @@ def test_intx_of_a_device_of_ones_own_needs_one_field() -> None:
         registers = Registers(0, [Field("causes", 0x4, "<u4", "intx", "who rang")])
         msi_vectors = 3
 
-    bell, levels = Bell(), []
-    bell.interrupts.mode = lambda: VFIO_PCI_INTX_IRQ_INDEX
-    bell.interrupts.set_line = levels.append
+    bell, bus = Bell(), InMemoryBus()
+    bus.kind = VFIO_PCI_INTX_IRQ_INDEX
+    bell.attach(bus)
     assert (bell.irq_vectors, bell.msi_messages, bell.msix_vectors) == (3, 4, 0)
     for vector in (2, 0, 3):  # the last one does not exist
         bell.raise_irq(vector)
-    assert (bell.registers["causes"], levels[-1]) == (0b101, True)
+    assert (bell.registers["causes"], bus.line) == (0b101, True)
     bell.registers.write(0x4, memoryview(b"\x01"))
-    assert (bell.registers["causes"], levels[-1]) == (0b100, True)
+    assert (bell.registers["causes"], bus.line) == (0b100, True)
     bell.migration.set_state(S.STOP)
-    assert (bell.registers["causes"], levels[-1]) == (0b100, False)
+    assert (bell.registers["causes"], bus.line) == (0b100, False)
     bell.migration.set_state(S.RUNNING)
-    assert levels[-1] is True
+    assert bus.line is True
     bell.registers.write(0x0, memoryview(b"\xff" * 8))
-    assert (bell.registers["causes"], levels[-1]) == (0, False)
+    assert (bell.registers["causes"], bus.line) == (0, False)
     bell.raise_irq(1)
     bell.reset(S.RUNNING, "test")
-    assert (bell.registers["causes"], levels[-1]) == (0, False)
+    assert (bell.registers["causes"], bus.line) == (0, False)
     bell.close()
 
 
@@ -197,15 +216,14 @@ def test_two_registers_cannot_both_acknowledge() -> None:
 
 def test_what_nobody_noticed_is_taken_back_when_the_device_stops(machine: Machine) -> None:
     """And raised again when it runs, once for each vector; what was noticed is not."""
-    unnoticed = {1, 3}
-    machine.device.interrupts.take_back = lambda vector: vector in unnoticed
+    machine.bus.unnoticed = {1, 3}
     for vector in (1, 2, 3, 3):
         machine.raise_irq(vector)
     machine.device.migration.set_state(S.STOP)
     assert machine.device.interrupts.pending == [1, 3]
     machine.device.migration.set_state(S.RUNNING)
     assert machine.raised == [1, 2, 3, 3, 1, 3]
-    unnoticed.clear()
+    assert not machine.bus.unnoticed
     machine.device.migration.set_state(S.STOP)
     machine.device.migration.set_state(S.RUNNING)
     assert machine.raised == [1, 2, 3, 3, 1, 3]
@@ -323,7 +341,8 @@ def test_the_writer_stops_when_what_is_under_way_is_written_and_counted(machine:
             seen.append((registers["writer_status"], registers["writer_count"]))
             super().write(address, data)
 
-    machine.device.guest_memory = interrupted = Interrupted(len(memory.data))
+    interrupted = Interrupted(len(memory.data))
+    machine.device.attach(FlatBus(interrupted))
     machine.device.writer.write_ctrl(1)
     while not seen:
         machine.device.work(0.01)

@@ -133,7 +133,7 @@ def test_what_a_driver_gets_wrong_ends_where_it_is(driver: Driver) -> None:
 def test_a_reset_while_memory_is_waited_for_ends_the_packet(driver: Driver) -> None:
     """What was under way then is nobody's: no register, no packet and no interrupt of it appears."""
     driver.give(PACKETS)
-    guest, client = driver.client.guest, driver.client
+    guest, client = driver.client.bus, driver.client
     read, reads = guest.read, []
 
     def interrupted(address: int, out: memoryview) -> None:

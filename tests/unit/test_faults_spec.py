@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from vfu_dev.device.reference import ReferenceDevice
 from vfu_dev.errors import ConfigError
-from vfu_dev.faults import ACTIONS, OPERATIONS, Fault, FaultBoard, InjectedError, Wrapped
+from vfu_dev.faults import ACTIONS, OPERATIONS, Fault, InjectedError
 from vfu_dev.faults.injected import ArmedFault
 from vfu_dev.uapi import DeviceState
 
@@ -118,47 +117,6 @@ def test_a_trigger_file_arms_while_it_exists(tmp_path: Path) -> None:
     file.unlink()
     assert not armed.strikes(DeviceState.RUNNING, None, True)
     assert (armed.calls, armed.hits) == (3, 1)
-
-
-class Quiet:
-    """A host to which nothing may happen here."""
-
-    def hold(self, seconds: float | None, over: Any) -> None:
-        """Fail."""
-        raise AssertionError
-
-    def disconnect(self) -> None:
-        """Fail."""
-        raise AssertionError
-
-    def fail_device(self, reason: str) -> None:
-        """Fail."""
-        raise AssertionError
-
-
-def test_nothing_stands_around_a_device_without_faults() -> None:
-    """The function itself is back in its place as soon as the last fault is cleared."""
-    device = ReferenceDevice("d", memory_bytes=1 << 20)
-    try:
-        placed: list[Any] = []
-        raised: list[int] = []
-        board = FaultBoard(device, Quiet(), [Wrapped(("irq",), raised.append, placed.append)])
-        assert placed == []
-        first = board.arm(Fault.parse("op=irq,error,count=1"))
-        second = board.arm(Fault.parse("op=irq,error,after=1"))
-        placed[-1](1)
-        placed[-1](2)
-        assert raised == []
-        board.clear(second)
-        placed[-1](3)
-        assert raised == [3]
-        assert board.injected["irq"] == 2
-        board.clear(first)
-        assert placed[-1] is None
-        with pytest.raises(ConfigError, match="not with this libvfio-user"):
-            board.arm(Fault.parse("op=mig-read,error"))
-    finally:
-        device.close()
 
 
 def test_an_injected_error_carries_the_errno_asked_for() -> None:

@@ -281,7 +281,7 @@ class Direct(Sum):
 
     def add(self, value: int) -> None:
         """Raise at once."""
-        self.trigger_irq(0)
+        self.bus.raise_message(0)
 
 
 def test_a_device_reads_the_guest_memory_that_the_client_gives_it() -> None:
@@ -295,7 +295,7 @@ def test_a_device_reads_the_guest_memory_that_the_client_gives_it() -> None:
         client.region_write(0, 8, (4).to_bytes(4, "little"))
         assert client.region_read(0, 12, 4) == b"\x01\0\0\0"
         assert client.irqs == [0, 0]
-        assert client.guest.accesses == [(0x10010, 4, False)] * 2
+        assert client.bus.accesses == [(0x10010, 4, False)] * 2
 
 
 def test_a_declared_device_works_by_itself_where_it_may() -> None:

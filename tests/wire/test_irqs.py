@@ -265,3 +265,17 @@ def test_either_the_client_has_it_or_the_device(server: RunningServer) -> None:
             done.set()
             looker.join()
         assert irqs.heard() == {}
+
+
+def test_a_line_whose_rise_is_lost_is_seen_in_registers(server: RunningServer) -> None:
+    """A guest that polls finds the cause and the interrupt status; the line rises with the next cause."""
+    with interrupts(server, INTX) as (irqs, driver):
+        with server.control() as control:
+            control.command("fault", fault="op=irq,error,count=1")
+        driver["irq_raise"] = 1
+        assert (irqs.heard(), driver["intx_causes"]) == ({}, 0b10)
+        assert read(irqs.device, STATUS) & INTERRUPT_STATUS
+        driver["irq_raise"] = 2
+        assert (irqs.heard(), driver["intx_causes"]) == ({0: 1}, 0b110)
+        driver["intx_causes"] = 0b110
+        assert not read(irqs.device, STATUS) & INTERRUPT_STATUS

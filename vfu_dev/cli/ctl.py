@@ -268,8 +268,11 @@ def log_level(level: str) -> tuple[str, dict[str, Any]]:
 @_subcommand("dma-log", "off")
 @click.argument("enabled", type=ON_OFF)
 def dma_log(enabled: str) -> tuple[str, dict[str, Any]]:
-    """off: DMA escapes its dirty logging, to see that a test of the logging fails."""
+    """off: arm the fault op=dma-write,unlogged; on: clear it."""
     return "dma-log", {"enabled": enabled == "on"}
+
+
+dma_log.hidden = True
 
 
 @_subcommand("figures")

@@ -14,10 +14,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from typing import ClassVar, Protocol
 
+from vfu_dev.device.bus import Bus, GuestMemory, NoBus
 from vfu_dev.device.config_space import ConfigSpace
 from vfu_dev.device.counters import Counters
 from vfu_dev.device.declare import Region, declared
-from vfu_dev.device.guest_memory import GuestMemory, NoGuestMemory
 from vfu_dev.device.identity import PciIdentity
 from vfu_dev.device.interrupts import MAX_MESSAGES, Interrupts
 from vfu_dev.device.regions import BarSpace, MemoryBar, MsixBar, RegisterBar, judge_place
@@ -80,6 +80,7 @@ class Device:
         type_name: both ends of a migration have to agree on it; the class's name by default.
         msi_vectors: how many interrupts MSI is asked for, 0 for a device without it; None for those of MSI-X.
         express: whether it is a PCI Express endpoint, with function level reset, or a conventional function.
+        bus: what it is plugged into, see `attach`.
 
     Args:
         name: this device among others, for logs and status; the type's by default.
@@ -117,12 +118,10 @@ class Device:
         self.memories: list[DeviceMemory] = []
         self.unmigrated: list[DeviceMemory] = []
         self.msix_vectors = 0
-        self.interrupts = Interrupts(lambda: self.irq_vectors)
+        self.bus: Bus = NoBus()
+        self.interrupts = Interrupts(lambda: self.irq_vectors, self.bus, self.counters)
         self.config = ConfigSpace()  # laid out by the server
         self.workers: list[Worker] = []
-        # Set by the server: guest memory, and whether the command register lets the device reach it.
-        self.guest_memory: GuestMemory = NoGuestMemory()
-        self.bus_master: Callable[[], bool] = lambda: False
         self.initial_limit_bytes = initial_limit_bytes
         self.migration: Migration
         self._writes_served = True
@@ -279,26 +278,29 @@ class Device:
         else:
             self.counters.irq_errors += 1
 
-    # --- for the server -----------------------------------------------------------------------------------
-
     @property
-    def trigger_irq(self) -> Callable[[int], bool]:
-        """What raises a vector at the client; True when the client has it set up. Set by the server."""
-        return self.interrupts.trigger
+    def guest_memory(self) -> GuestMemory:
+        """The guest's memory, while the device is attached; without, each access is an AccessError."""
+        return self.bus
 
-    @trigger_irq.setter
-    def trigger_irq(self, trigger: Callable[[int], bool]) -> None:
-        def counted(vector: int) -> bool:
-            delivered = trigger(vector)
-            self.counters.irq_errors += not delivered
-            return delivered
-
-        self.interrupts.trigger = counted
+    def bus_master(self) -> bool:
+        """Return whether the guest lets the device do DMA; until then no address is reachable."""
+        return self.bus.is_master()
 
     @property
     def may_start(self) -> bool:
         """Whether the device may start DMA and interrupts: not in P2P states, nor when it is stopped."""
         return self.migration.state in _ACTIVE_STATES
+
+    # --- for the server -----------------------------------------------------------------------------------
+
+    def attach(self, bus: Bus) -> None:
+        """Plug the device into `bus`, before its first client; a layer around it takes its place so too."""
+        self.bus = self.interrupts.bus = bus
+
+    def detach(self) -> None:
+        """Unplug it: nobody serves it any more."""
+        self.attach(NoBus())
 
     def work_due(self) -> float | None:
         """Return in how many seconds a worker has something to do; None for not until something changes."""

@@ -16,6 +16,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from vfu_dev.device.bus import Bus
+from vfu_dev.device.counters import Counters
 from vfu_dev.errors import StreamError
 from vfu_dev.migration import RegisterBlock
 from vfu_dev.uapi import VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX
@@ -41,32 +43,22 @@ class Interrupts:
 
     Args:
         vectors: returns how many there are; at most `MAX_VECTORS`.
+        bus: what carries them; `Device.attach` puts another one here.
+        counters: the device's; `irq_errors` counts messages that the client has not set up.
 
     Attributes:
         asserted: causes of INTx that the guest has not acknowledged, one bit each.
         has_line: whether there is INTx: whether the guest has a register to acknowledge it.
         mirror: called with `asserted`, for that register.
-
-    Set by the server:
-        trigger: raises a vector as a message, True when the client has it set up.
-        take_back: takes a message back; True when the client had not noticed it.
-        mode: which VFIO_PCI_*_IRQ_INDEX the client has set up, None for none.
-        set_line: sets the level of INTx.
-        line_disabled: whether the guest forbids INTx, in its command register.
-        show: called with whether INTx is asserted, or would be if it were not disabled.
     """
 
-    def __init__(self, vectors: Callable[[], int]) -> None:
-        self.trigger: Callable[[int], bool] = lambda _: False
-        self.take_back: Callable[[int], bool] = lambda _: False
-        self.mode: Callable[[], int | None] = lambda: VFIO_PCI_MSIX_IRQ_INDEX
-        self.set_line: Callable[[bool], None] = lambda _: None
-        self.line_disabled: Callable[[], bool] = lambda: False
-        self.show: Callable[[bool], None] = lambda _: None
+    def __init__(self, vectors: Callable[[], int], bus: Bus, counters: Counters) -> None:
+        self.bus = bus
         self.asserted = 0
         self.has_line = False
         self.mirror: Callable[[int], None] = lambda _: None
         self._vectors = vectors
+        self._counters = counters
         self._pending = 0
         self._sent = 0  # vectors raised since the device was last quiet
         self._held = False
@@ -78,9 +70,9 @@ class Interrupts:
 
     def as_dict(self) -> dict[str, object]:
         """Return which kind the client uses, what waits, and causes of INTx, for whoever asks the server."""
-        mode = self.mode()
+        kind = self.bus.irq_kind()
         return {
-            "kind": None if mode is None else _KINDS[mode],
+            "kind": None if kind is None else _KINDS[kind],
             "pending": self.pending,
             "intx_causes": _bits(self.asserted),
         }
@@ -89,12 +81,12 @@ class Interrupts:
         """Raise `vector`, which exists, now or when the device runs again."""
         if self._held:
             self._pending |= 1 << vector
-        elif self.has_line and self.mode() == VFIO_PCI_INTX_IRQ_INDEX:
+        elif self.has_line and self.bus.irq_kind() == VFIO_PCI_INTX_IRQ_INDEX:
             self.asserted |= 1 << min(vector, CAUSES - 1)
             self.update_line()
         else:
             self._sent |= 1 << vector
-            self.trigger(vector)
+            self._counters.irq_errors += not self.bus.raise_message(vector)
 
     def acknowledge(self, causes: int) -> None:
         """Take back causes of INTx, which the guest has seen."""
@@ -105,8 +97,7 @@ class Interrupts:
         """Set INTx to what it should be; called when anything that it depends on has changed."""
         if self.has_line:
             self.mirror(self.asserted)
-            self.show(self.asserted != 0)
-            self.set_line(self.asserted != 0 and not self._held and not self.line_disabled())
+            self.bus.set_line(self.asserted != 0, quiet=self._held)
 
     def hold(self) -> None:
         """Be quiet from now on, and take back what nobody has noticed."""
@@ -115,7 +106,7 @@ class Interrupts:
         self._held = True
         self.update_line()
         for vector in _bits(self._sent):
-            if self.take_back(vector):
+            if self.bus.take_back(vector):
                 self._pending |= 1 << vector
         self._sent = 0
 

@@ -7,18 +7,20 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from vfu_dev.device import Device
 from vfu_dev.errors import ConfigError
-from vfu_dev.faults import filters
 from vfu_dev.faults.injected import ArmedFault, InjectedError
+from vfu_dev.faults.layers import LAYERS, Reach
 from vfu_dev.faults.spec import OPERATIONS, Fault
 from vfu_dev.uapi import DeviceState
 
 logger = logging.getLogger(__name__)
 
 MAX_ARMED = 64
+
+T = TypeVar("T")
 
 
 class FaultHost(Protocol):
@@ -33,25 +35,28 @@ class FaultHost(Protocol):
     def fail_device(self, reason: str) -> None:
         """Take the device to ERROR."""
 
+    def write_unlogged(self, address: int, data: memoryview | bytes) -> None:
+        """Write to guest memory without DMA logging knowing of it; Raises: AccessError, as `Bus.write`."""
+
 
 @dataclass(frozen=True)
-class Wrapped:
-    """One function of the device's interface that faults are put around.
+class Seam(Generic[T]):
+    """One interface of the served device, and whoever calls it: what faults are put around.
 
     Attributes:
         operations: which ones go through it.
-        inner: the function itself, or the object that has them.
-        put: puts another one in its place, for as long as there are faults; called with None to undo that.
+        base: what serves them.
+        put: has the caller use another one from its next call on: the outermost layer, or `base` again.
         bar: whose accesses go through it; None for what has nothing to do with one.
     """
 
     operations: tuple[str, ...]
-    inner: Any
-    put: Callable[[Any], None]
+    base: T
+    put: Callable[[T], None]
     bar: int | None = None
 
-    def is_of(self, fault: Fault) -> bool:
-        """Return whether `fault` stands around this function."""
+    def has(self, fault: Fault) -> bool:
+        """Return whether `fault` stands around this one."""
         return fault.op in self.operations and fault.bar in (None, self.bar)
 
 
@@ -59,30 +64,31 @@ class FaultBoard:
     """The faults of one served device.
 
     Attributes:
+        armed: the faults in place, by number.
         injected: how often a fault happened since the server started, by operation.
     """
 
-    def __init__(self, device: Device, host: FaultHost, places: Sequence[Wrapped]) -> None:
+    def __init__(self, device: Device, host: FaultHost, seams: Sequence[Seam[Any]]) -> None:
+        self.armed: dict[int, ArmedFault] = {}
         self.injected = dict.fromkeys(OPERATIONS, 0)
         self._device = device
         self._host = host
-        self._places = places
-        self._armed: dict[int, ArmedFault] = {}
+        self._seams = seams
         self._last = 0
-        self._reach = filters.Reach(device.migration, self._strikes, self._act)
+        self._reach = Reach(device.migration, self._strikes, self._act, host.write_unlogged)
 
     def arm(self, fault: Fault) -> int:
         """Put `fault` in place, around those that are there; returns the number to clear it by.
 
         Raises:  ConfigError: the device has no such operation, or too many faults are armed.
         """
-        if not any(place.is_of(fault) for place in self._places):
+        if not any(seam.has(fault) for seam in self._seams):
             missing = "not with this libvfio-user" if fault.bar is None else f"there is no BAR{fault.bar}"
             raise ConfigError(f"fault: op {fault.op}: {missing}")
-        if len(self._armed) >= MAX_ARMED:
+        if len(self.armed) >= MAX_ARMED:
             raise ConfigError(f"fault: {MAX_ARMED} are armed, which is the limit")
         self._last += 1
-        self._armed[self._last] = ArmedFault(self._last, fault)
+        self.armed[self._last] = ArmedFault(self._last, fault)
         self._place(fault)
         logger.info("%s: fault %d armed: %s", self._device.name, self._last, fault)
         return self._last
@@ -92,12 +98,12 @@ class FaultBoard:
 
         Raises:  ConfigError: no such number.
         """
-        if ident is not None and ident not in self._armed:
-            known = ", ".join(str(number) for number in self._armed) or "none"
+        if ident is not None and ident not in self.armed:
+            known = ", ".join(str(number) for number in self.armed) or "none"
             raise ConfigError(f"fault: clear {ident}: not armed; there are: {known}")
-        gone = [ident] if ident is not None else list(self._armed)
+        gone = [ident] if ident is not None else list(self.armed)
         for number in gone:
-            one = self._armed.pop(number)
+            one = self.armed.pop(number)
             one.cleared = True
             self._place(one.fault)
             logger.info("%s: fault %d cleared after %d hits", self._device.name, number, one.hits)
@@ -105,7 +111,7 @@ class FaultBoard:
 
     def listed(self) -> list[dict[str, object]]:
         """Return all that are armed: id, fault, calls, hits."""
-        return [one.as_dict() for one in self._armed.values()]
+        return [one.as_dict() for one in self.armed.values()]
 
     def command(self, request: dict[str, Any]) -> dict[str, object]:
         """Serve `fault` of the control socket: `{"fault": {...} or text}` or `{"clear": ID or "all"}`.
@@ -125,17 +131,19 @@ class FaultBoard:
         return {"id": self.arm(Fault.parse(given) if isinstance(given, str) else Fault.from_dict(given))}
 
     def _place(self, changed: Fault) -> None:
-        """Rebuild what stands around the functions of the fault that came or went; the first is innermost."""
-        for place in self._places:
-            if not place.is_of(changed):
+        """Stack the layers anew where a fault came or went; the one armed first is innermost."""
+        for seam in self._seams:
+            if not seam.has(changed):
                 continue
-            outer = place.inner
-            here = [one for one in self._armed.values() if place.is_of(one.fault)]
+            here = [one for one in self.armed.values() if seam.has(one.fault)]
+            # What goes past the log stands in for the bus itself: all others are around it.
+            here.sort(key=lambda one: not one.fault.unlogged)
+            outer = seam.base
             for one in here:
-                outer = filters.FILTERS[one.fault.op](one, self._reach, outer)
-            place.put(outer if here else None)
+                outer = LAYERS[one.fault.op](one, self._reach, outer)
+            seam.put(outer)
 
-    # --- what filters call ----------------------------------------------------------------------------------
+    # --- what layers call -----------------------------------------------------------------------------------
 
     def _strikes(self, one: ArmedFault, here: bool = True, target: DeviceState | None = None) -> bool:
         if not one.strikes(self._device.migration.state, target, here):

@@ -26,7 +26,7 @@ class ArmedFault:
         ident: under which it can be cleared.
         calls: how often its operation was seen while it was armed.
         hits: how often it happened.
-        seen_bytes: how much data went through its operation; its filter counts.
+        seen_bytes: how much data went through its operation; its layer counts.
     """
 
     def __init__(self, ident: int, fault: Fault) -> None:

@@ -32,7 +32,7 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "precopy-info": (*_ANY, "lie"),
     "data-size": (*_ANY, "lie"),
     "dma-read": _DATA,
-    "dma-write": _DATA,
+    "dma-write": (*_DATA, "unlogged"),
     "irq": ("error", "delay", "stall", "disconnect", "exit"),
     "reset": _ANY,
 }
@@ -67,6 +67,7 @@ class Fault:
             of a write lost.
         truncate: bytes of the migration stream after which there are no more.
         lie: a number of bytes, "zero", "huge" (2^64 - 1), or "grow": what is true and 16 MiB more each time.
+        unlogged: DMA logging does not learn of the write.
         rate: share of the calls that it happens in, 0 to 1.
         seed: of the choice by `rate` and of random corruption.
         count: it happens so often at most.
@@ -91,6 +92,7 @@ class Fault:
     short: int | None = None
     truncate: int | None = None
     lie: int | str | None = None
+    unlogged: bool = False
     rate: float = 1.0
     seed: int = 0
     count: int | None = None
@@ -336,6 +338,7 @@ _KEYS: dict[str, Callable[[str, Any], dict[str, Any]]] = {
     "short": _size,
     "truncate": _size,
     "lie": _size_or(*LIES),
+    "unlogged": _flag,
     "rate": _rate,
     "seed": _whole(0),
     "count": _whole(0),

@@ -9,20 +9,15 @@ import select
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from vfu_dev.errors import LibraryError
 from vfu_dev.libvfio_user import _ffi
+from vfu_dev.libvfio_user.callbacks import DeviceCallbacks, ResetKind
 from vfu_dev.libvfio_user.dma import DmaMemory
+from vfu_dev.libvfio_user.irqs import Irqs
 from vfu_dev.libvfio_user.library import Library, failed
-from vfu_dev.uapi import (
-    VFIO_PCI_CONFIG_REGION_INDEX,
-    VFIO_PCI_MSI_IRQ_INDEX,
-    VFIO_PCI_MSIX_IRQ_INDEX,
-    DeviceState,
-    MigrationFlags,
-)
+from vfu_dev.uapi import VFIO_PCI_CONFIG_REGION_INDEX, DeviceState, MigrationFlags
 
 logger = logging.getLogger(__name__)
 
@@ -61,14 +56,6 @@ class Gate(NamedTuple):
     exchange: Callable[[RegionHandler], None]
 
 
-class ResetKind(Enum):
-    """Why the device is reset: vfu_reset_type_t."""
-
-    DEVICE = _ffi.VFU_RESET_DEVICE
-    LOST_CONNECTION = _ffi.VFU_RESET_LOST_CONN
-    PCI_FLR = _ffi.VFU_RESET_PCI_FLR
-
-
 @dataclass(frozen=True)
 class RegionSetup:
     """A region to set up.
@@ -88,28 +75,6 @@ class RegionSetup:
     mapped_bytes: int = 0
 
 
-class MigrationCallbacks(Protocol):
-    """What the library asks a migratable device. Any exception becomes -1 with its errno."""
-
-    def arc(self, target: DeviceState) -> None:
-        """Go along one arc."""
-
-    def read_into(self, buffer: memoryview) -> int:
-        """Fill `buffer` with migration data; returns the bytes stored."""
-
-    def write(self, data: memoryview) -> None:
-        """Take all of `data`."""
-
-    def precopy_sizes(self) -> tuple[int, int, int]:
-        """Return initial_bytes, dirty_bytes, flags."""
-
-    def stop_copy_length(self) -> int:
-        """Return the bytes to be read if the device stopped now."""
-
-    def opt_in(self, enabled: bool) -> None:
-        """Note that the client understands VFIO_PRECOPY_INFO_REINIT."""
-
-
 class Context:
     """A vfu_ctx_t and the callbacks that must live as long as it does.
 
@@ -118,15 +83,23 @@ class Context:
         socket_path: where it listens, from `realize` on; None for one that is given its clients, see `take`.
         name: the device, for logs.
 
+    Attributes:
+        attached: whether there is a client.
+        dma: guest memory, where the library has DMA; see `setup_dma`.
+        gates: the ways into all regions but the configuration space.
+
     Raises:  LibraryError: from every method, when the library refuses.
     """
+
+    _callbacks: DeviceCallbacks
 
     def __init__(self, library: Library, socket_path: str | None, name: str) -> None:
         self._library = library
         self._name = name
         self._alive: list[Any] = []  # callbacks and structs that C points to
-        self.dma: DmaMemory | None = None  # guest memory, where the library has DMA
-        self.gates: list[Gate] = []  # of all regions but the configuration space
+        self.attached = False
+        self.dma: DmaMemory | None = None
+        self.gates: list[Gate] = []
         ctx = library.function("vfu_create_ctx")(
             _ffi.VFU_TRANS_SOCK,
             os.fsencode(socket_path or ""),
@@ -139,11 +112,8 @@ class Context:
             raise failed("vfu_create_ctx")
         self._ctx: int | None = ctx
         self._run = library.function("vfu_run_ctx")
-        self._trigger = library.function("vfu_irq_trigger")
+        self.irqs = Irqs(library, ctx)
         if library.is_ours:
-            self._irq_type = library.function("vfu_irq_get_type")
-            self._irq_count = _ffi.count()
-            self._take_back = library.function("vfu_irq_take_back")
             self._poll_events = library.function("vfu_get_poll_events")
             self._milliseconds = _ffi.signed_count()
         self._complaints: list[str] | None = None  # what the library says of a client that it looks at
@@ -208,30 +178,39 @@ class Context:
             "vfu_setup_region", VFIO_PCI_CONFIG_REGION_INDEX, size_bytes, callback, flags, None, 0, -1, 0
         )
 
-    @property
-    def has_all_irqs(self) -> bool:
-        """Whether there is more than MSI-X: a foreign library does not say which kind the client uses."""
-        return self._library.is_ours
+    def setup_callbacks(self, callbacks: DeviceCallbacks) -> None:
+        """Have `callbacks` follow every reset and lost connection, and serve what else is set up."""
+        self.exchange_callbacks(callbacks)
 
-    def setup_irqs(self, index: int, count: int) -> None:
-        """Announce `count` interrupts of the kind VFIO_PCI_*_IRQ_INDEX."""
-        self._check("vfu_setup_device_nr_irqs", index, count)
-
-    def setup_reset(self, handler: Callable[[ResetKind], None]) -> None:
-        """Call `handler` on every reset and lost connection."""
-
-        def reset(kind: int) -> int:
-            handler(ResetKind(kind))
+        def reset(number: int) -> int:
+            kind = ResetKind(number)
+            if kind is ResetKind.LOST_CONNECTION:
+                self._lost()
+            else:
+                self._callbacks.reset(kind)
             return 0
 
         self._check("vfu_setup_device_reset_cb", self._guard(_ffi.ResetCallback, "reset", reset))
 
+    def exchange_callbacks(self, callbacks: DeviceCallbacks) -> None:
+        """Have these called from the next call on: a layer around them, or themselves again."""
+        self._callbacks = callbacks
+
+    def _lost(self) -> None:
+        """The client is gone, of which the library may tell twice."""
+        if self.attached:
+            self.attached = False
+            self._callbacks.reset(ResetKind.LOST_CONNECTION)
+
     def reset(self, kind: ResetKind) -> None:
-        """Reset the device as a client's request would, which comes back as a call of the reset handler.
+        """Reset the device as a client's request would, which comes back as a call of the callbacks.
 
         A foreign library is not asked: nothing but its migration state would need to know.
         """
-        self._check("vfu_reset_device", kind.value)
+        if self._library.is_ours:
+            self._check("vfu_reset_device", kind.value)
+        else:
+            self._callbacks.reset(kind)
 
     def setup_dma(self) -> None:
         """Let the client map guest memory, which is `dma` from then on, and answer DMA logging."""
@@ -242,19 +221,19 @@ class Context:
         unregister = self._guard(_ffi.DmaCallback, "dma_unregister", dma.unregistered, None)
         self._check("vfu_setup_device_dma", register, unregister)
 
-    def setup_migration(self, flags: MigrationFlags, callbacks: MigrationCallbacks) -> None:
+    def setup_migration(self, flags: MigrationFlags) -> None:
         """Make the device migratable; with a foreign library in reduced form, and a warning that says so."""
 
         def transition(state: int) -> int:
-            callbacks.arc(_STATES[state])
+            self._callbacks.arc(_STATES[state])
             return 0
 
         def read_data(buffer: int, count: int) -> int:
-            return callbacks.read_into(_ffi.view(buffer, count)) if count else 0
+            return self._callbacks.read_into(_ffi.view(buffer, count)) if count else 0
 
         def write_data(buffer: int, count: int) -> int:
             if count:
-                callbacks.write(_ffi.view(buffer, count))
+                self._callbacks.write(_ffi.view(buffer, count))
             return count
 
         struct = _ffi.MigrationCallbacksStruct(
@@ -266,7 +245,7 @@ class Context:
         self._alive.append(struct)
         self._check("vfu_setup_device_migration_callbacks", struct)
         if self._library.is_ours:
-            self._setup_migration_ext(flags, callbacks)
+            self._setup_migration_ext(flags)
         else:
             logger.warning(
                 "%s: %s is not our libvfio-user; the device works without: %s",
@@ -275,18 +254,18 @@ class Context:
                 "; ".join(self._library.missing),
             )
 
-    def _setup_migration_ext(self, flags: MigrationFlags, callbacks: MigrationCallbacks) -> None:
+    def _setup_migration_ext(self, flags: MigrationFlags) -> None:
         def precopy_info(address: int) -> int:
             info = _ffi.PrecopyInfoStruct.from_address(address)
-            info.initial_bytes, info.dirty_bytes, info.flags = callbacks.precopy_sizes()
+            info.initial_bytes, info.dirty_bytes, info.flags = self._callbacks.precopy_sizes()
             return 0
 
         def data_size(length: Any) -> int:
-            length[0] = callbacks.stop_copy_length()
+            length[0] = self._callbacks.stop_copy_length()
             return 0
 
         def precopy_info_v2(enabled: bool) -> int:
-            callbacks.opt_in(enabled)
+            self._callbacks.opt_in(enabled)
             return 0
 
         struct = _ffi.MigrationExtStruct(
@@ -316,6 +295,7 @@ class Context:
         self._complaints = complaints
         try:
             if self._library.function("vfu_attach_ctx")(self._ctx) == 0:
+                self.attached = True
                 return True
         finally:
             self._complaints = None
@@ -329,7 +309,7 @@ class Context:
     def run(self) -> int:
         """Serve one request; returns how many were served, 0 when none waits.
 
-        Raises:  ConnectionResetError: the client is gone; the reset callback was called.
+        Raises:  ConnectionResetError: the client is gone; `DeviceCallbacks.reset` was called.
                  LibraryError: something else, and the connection may live on.
         """
         served: int = self._run(self._ctx)
@@ -339,6 +319,7 @@ class Context:
         if number in (errno.EINTR, errno.EAGAIN):
             return 0
         if number in (errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ESHUTDOWN):
+            self._lost()
             raise ConnectionResetError(number, os.strerror(number))
         raise failed("vfu_run_ctx")
 
@@ -349,6 +330,7 @@ class Context:
         """
         self._check("vfu_attach_fd", connection.fileno(), version, len(version))
         connection.detach()
+        self.attached = True
 
     def setup_wait(self, wait: Callable[[int, float], bool]) -> None:
         """Have `wait` called while the client is waited for in the middle of DMA by message.
@@ -378,34 +360,6 @@ class Context:
     def poll_fd(self) -> int:
         """What to wait on: the connection, or the listening socket while there is none; -1 for neither."""
         return int(self._library.function("vfu_get_poll_fd")(self._ctx))
-
-    def irq_mode(self) -> int | None:
-        """Return which VFIO_PCI_*_IRQ_INDEX the client has set up, None for none."""
-        if not self.has_all_irqs:
-            return VFIO_PCI_MSIX_IRQ_INDEX
-        index: int = self._irq_type(self._ctx, None)
-        return None if index < 0 else index
-
-    def trigger_irq(self, vector: int) -> bool:
-        """Raise a message; False when the client has not set that vector up."""
-        return self._trigger(self._ctx, self._message(vector)) == 0  # type: ignore[no-any-return]
-
-    def take_back_irq(self, vector: int) -> bool:
-        """Take a message back; False when the client has noticed it, or there was none."""
-        return self.has_all_irqs and self._take_back(self._ctx, self._message(vector)) == 1
-
-    def set_irq_line(self, asserted: bool) -> None:
-        """Set the level of INTx; nothing happens once the context is gone."""
-        if self._ctx is not None:
-            self._check("vfu_irq_set_level", asserted)
-
-    def _message(self, vector: int) -> int:
-        """Return the message for a vector: MSI may have been allowed fewer than there are, a power of two."""
-        if vector == 0 or self.irq_mode() != VFIO_PCI_MSI_IRQ_INDEX:
-            return vector
-        self._irq_type(self._ctx, self._irq_count)
-        count: int = self._irq_count.value
-        return vector & max(0, count - 1)
 
     def migration_state(self) -> DeviceState | None:
         """Return the library's migration state; None when it is a foreign one, which does not tell."""

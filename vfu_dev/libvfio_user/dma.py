@@ -47,24 +47,12 @@ class DmaRegion:
 
 
 class DmaMemory:
-    """All DMA regions of one context.
-
-    Attributes:
-        log_writes: False makes writes invisible to DMA logging. A fault, for tests that must be able to fail.
-        message_transfers: pieces that went by DMA_READ or DMA_WRITE.
-    """
+    """All DMA regions of one context."""
 
     def __init__(self, library: Library, ctx: int) -> None:
-        self.log_writes = True
-        self.message_transfers = 0
         self._copy = _guarded(library, ctx) if library.is_ours else _unguarded(library, ctx)
         self._regions: list[DmaRegion] = []  # by address; the library refuses overlaps
         self._starts: list[int] = []
-
-    @property
-    def regions(self) -> tuple[DmaRegion, ...]:
-        """What is mapped now, by address."""
-        return tuple(self._regions)
 
     def registered(self, info_address: int) -> None:
         """Follow vfu_dma_register_cb_t. A foreign library may announce the same region again."""
@@ -124,15 +112,18 @@ class DmaMemory:
         Raises:  GuestMemoryError: a part could not be written; what comes before it was.
         """
         if data:
-            flags = _ffi.VFU_DMA_WRITE if self.log_writes else _ffi.VFU_DMA_WRITE | _ffi.VFU_DMA_UNLOGGED
-            self._access(address, data, flags)
+            self._access(address, data, _ffi.VFU_DMA_WRITE)
+
+    def write_unlogged(self, address: int, data: memoryview | bytes) -> None:
+        """Do the same, and let DMA logging know nothing of it: a fault (op=dma-write,unlogged)."""
+        if data:
+            self._access(address, data, _ffi.VFU_DMA_WRITE | _ffi.VFU_DMA_UNLOGGED)
 
     def _access(self, address: int, buffer: memoryview | bytes, flags: int) -> None:
         """Copy piece by piece, each within one region."""
         here = _ffi.address_of(buffer)
         protection = _PROT_WRITE if flags else _PROT_READ
         for region, start, part in self._pieces(address, len(buffer), protection):
-            self.message_transfers += not region.shared
             if self._copy(region, start, here, part, flags) != 0:
                 raise _failed(region, start, part)
             here += part

@@ -17,6 +17,7 @@ import numpy as np
 from vfu_dev import JSON_VERSION, __version__
 from vfu_dev.device import RegisterBar
 from vfu_dev.errors import ConfigError, StateError, shown
+from vfu_dev.faults import Fault
 from vfu_dev.memory import fold_hashes
 from vfu_dev.migration import StateHasher
 from vfu_dev.migration.fsm import RUNNING_GROUP
@@ -25,6 +26,8 @@ from vfu_dev.server.control import Command
 from vfu_dev.server.served import Served
 from vfu_dev.workload import Program, Workload
 
+# Earlier names, which nobody is shown.
+HIDDEN = ("dma-log",)
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 # How long the loop waits for a thread before it looks at its sockets again.
@@ -251,14 +254,16 @@ class Commands:
         return {"memory": name, "pages": pages, "state": migration.state.name}
 
     def _dma_log(self, request: dict[str, Any]) -> dict[str, object]:
-        """Have DMA escape its dirty logging, or not: shows that a test of the logging can fail."""
-        enabled = request.get("enabled")
+        """Clear the fault op=dma-write,unlogged, or arm it; this is an earlier name of that."""
+        enabled, faults = request.get("enabled"), self._server.faults
         if not isinstance(enabled, bool):
             raise ConfigError(f"enabled {shown(enabled)}: expected true or false")
-        dma = self._server.dma
-        if dma is None:
-            raise ConfigError("this libvfio-user has no DMA")
-        dma.log_writes = enabled
+        fault = Fault("dma-write", unlogged=True)
+        armed = [ident for ident, one in faults.armed.items() if one.fault == fault]
+        for ident in armed if enabled else ():
+            faults.clear(ident)
+        if not enabled and not armed:
+            faults.arm(fault)
         return {"enabled": enabled}
 
     def _registers(self, request: dict[str, Any]) -> dict[str, Any]:

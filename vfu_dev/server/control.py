@@ -14,7 +14,7 @@ import os
 import select
 import selectors
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +59,22 @@ class ControlSocket:
         path: where to listen.
         selector: the loop's; its data for our sockets is a callable without arguments.
         commands: name -> function of the request.
+        hidden: of these, earlier names, which work without being listed.
 
     Raises:  ConfigError: the path cannot be used.
     """
 
-    def __init__(self, path: Path, selector: selectors.BaseSelector, commands: dict[str, Command]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        selector: selectors.BaseSelector,
+        commands: dict[str, Command],
+        hidden: Collection[str] = (),
+    ) -> None:
         claim_socket_path(path, "control socket")
         self._selector = selector
         self._commands = commands
+        self._hidden = hidden
         self._clients: dict[int, _Client] = {}
         self._spare = SpareDescriptor()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -186,7 +194,7 @@ class ControlSocket:
         name = request.get("command") if isinstance(request, dict) else None
         command = self._commands.get(name) if isinstance(name, str) else None
         if command is None:
-            known = ", ".join(sorted(self._commands))
+            known = ", ".join(sorted(set(self._commands).difference(self._hidden)))
             self._answer(client, error=f'expected {{"command": NAME}} with NAME one of {known}')
             return
         try:

@@ -1,123 +1,68 @@
-"""Where faults can stand around a served device: the functions that libvfio-user and the device call."""
+"""Where faults can stand around a served device, and what they may do to its server."""
 
 from __future__ import annotations
 
 import os
-import select
-import selectors
 import socket
-import time
 from collections.abc import Callable
-from typing import Any
 
-from vfu_dev.faults import FaultBoard, Wrapped
-from vfu_dev.libvfio_user import Context
-from vfu_dev.libvfio_user.context import Gate
-from vfu_dev.server.served import Served
+from vfu_dev.device import Device
+from vfu_dev.device.bus import Bus
+from vfu_dev.faults import FaultBoard, Seam
+from vfu_dev.libvfio_user import Context, DeviceCallbacks, Library
 
-# How long to sleep between two looks whether a fault is over.
-_LOOK_SECONDS = 0.05
+
+class ServerHost:
+    """The `FaultHost` of one server."""
+
+    def __init__(
+        self, device: Device, context: Context, hold: Callable[[float | None, Callable[[], bool]], None]
+    ) -> None:
+        self.hold = hold
+        self._device = device
+        self._context = context
+
+    def disconnect(self) -> None:
+        """See `FaultHost`."""
+        # The library keeps its descriptor, and finds the connection closed with its next call.
+        with socket.socket(fileno=os.dup(self._context.poll_fd)) as connection:
+            if self._context.attached:
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def fail_device(self, reason: str) -> None:
+        """See `FaultHost`."""
+        self._context.fail_migration()
+        self._device.migration.fail(reason)
+
+    def write_unlogged(self, address: int, data: memoryview | bytes) -> None:
+        """See `FaultHost`; called of a bus that has guest memory alone."""
+        assert self._context.dma is not None
+        self._context.dma.write_unlogged(address, data)
 
 
 def fault_board(
-    server: Served, context: Context, hold: Callable[[float | None, Callable[[], bool]], None]
+    device: Device,
+    library: Library,
+    context: Context,
+    callbacks: DeviceCallbacks,
+    bus: Bus,
+    hold: Callable[[float | None, Callable[[], bool]], None],
 ) -> FaultBoard:
-    """Return the faults of `server`; none is armed and nothing is wrapped.
+    """Return the faults of a device that is set up in `context`; none is armed, and no layer stands anywhere.
 
-    Args:    hold: see `vfu_dev.faults.board.FaultHost`.
+    Args:    hold: see `FaultHost`.
     """
-    device = server.device
-
-    class ServerHost:
-        """What a fault may do to this server."""
-
-        def hold(self, seconds: float | None, over: Callable[[], bool]) -> None:
-            hold(seconds, over)
-
-        def disconnect(self) -> None:
-            # The library keeps its descriptor, and finds the connection closed with its next call.
-            with socket.socket(fileno=os.dup(context.poll_fd)) as connection:
-                if server.connected:
-                    connection.shutdown(socket.SHUT_RDWR)
-
-        def fail_device(self, reason: str) -> None:
-            context.fail_migration()
-            device.migration.fail(reason)
-
-    def method(operation: str, name: str) -> Wrapped:
-        """Return a method of the server, which looks it up anew for each call."""
-        return Wrapped((operation,), getattr(server, name), _attribute(server, name))
-
-    places = [
-        method("transition", "arc"),
-        method("mig-read", "read_into"),
-        method("mig-write", "write"),
-        method("reset", "follow_reset"),
-        Wrapped(("irq",), device.interrupts.raise_vector, _attribute(device.interrupts, "raise_vector")),
-    ]
-    if server.library.is_ours:
-        places += [method("precopy-info", "precopy_sizes"), method("data-size", "stop_copy_length")]
-    if context.dma is not None:
-        places.append(
-            Wrapped(("dma-read", "dma-write"), device.guest_memory, _attribute(device, "guest_memory"))
-        )
-    for gate in context.gates:
-        accesses = ("region-read", "region-write")
-        places.append(Wrapped(accesses, gate.handler, _gate(gate), gate.region))
-    return FaultBoard(device, ServerHost(), places)
-
-
-def _gate(gate: Gate) -> Callable[[Any], None]:
-    return lambda replacement: gate.exchange(replacement or gate.handler)
-
-
-def _attribute(owner: Any, name: str) -> Callable[[Any], None]:
-    """Return what replaces `owner`'s attribute or method `name`, and with None brings it back."""
-    own = vars(owner).get(name)
-
-    def put(replacement: Any) -> None:
-        if replacement is not None:
-            setattr(owner, name, replacement)
-        elif own is not None:
-            setattr(owner, name, own)
-        else:
-            vars(owner).pop(name, None)
-
-    return put
-
-
-def wait(
-    seconds: float | None,
-    over: Callable[[], bool],
-    selector: selectors.BaseSelector,
-    connection_fd: int,
-    turn: Callable[[], bool],
-    events: int = 0,
-) -> bool:
-    """Wait so long (None: without limit), until `over()`, or until the client hangs up; serve the rest.
-
-    Args:
-        events: of the client's to wait for as well.
-        selector: what is served meanwhile; the connection is not in it.
-        turn: other work between two waits; returns whether there is more.
-
-    Returns:  whether it was the client that ended the waiting.
-    """
-    deadline = None if seconds is None else time.monotonic() + seconds
-    waiting = select.poll()
-    waiting.register(connection_fd, events)  # a hangup is told in any case
-    waiting.register(selector.fileno(), select.POLLIN)  # type: ignore[attr-defined]  # an epoll object's
-    more = False
-    while not over():
-        left = _LOOK_SECONDS
-        if deadline is not None:
-            left = min(left, deadline - time.monotonic())
-            if left <= 0:
-                return False
-        ready = dict(waiting.poll(0 if more else max(1, left * 1000)))
-        if connection_fd in ready:
-            return True
-        for key, _ in selector.select(0):
-            key.data()
-        more = turn()
-    return False
+    called = ["transition", "mig-read", "mig-write", "reset"]
+    if library.is_ours:
+        called += ["precopy-info", "data-size"]
+    reached = ["irq"] if context.dma is None else ["irq", "dma-read", "dma-write"]
+    accesses = ("region-read", "region-write")
+    return FaultBoard(
+        device,
+        ServerHost(device, context, hold),
+        [
+            Seam(tuple(called), callbacks, context.exchange_callbacks),
+            Seam(tuple(reached), bus, device.attach),
+            *(Seam(accesses, gate.handler, gate.exchange, gate.region) for gate in context.gates),
+        ],
+    )

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from vfu_dev.device import Device, MsixBar
 from vfu_dev.device.base import RefusedAccessError
 from vfu_dev.device.config_space import CONVENTIONAL_BYTES, EXPRESS_BYTES, ConfigSpace
-from vfu_dev.libvfio_user import Context
+from vfu_dev.libvfio_user import Context, ResetKind
 from vfu_dev.uapi import VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX
 
 _PCI_COMMAND_MEMORY = 0x2
@@ -64,11 +64,8 @@ _PCI_CAP_MSIX_SIZEOF = 12
 _MSIX_WRITABLE = 0x8000 | 0x4000  # PCI_MSIX_FLAGS_ENABLE | PCI_MSIX_FLAGS_MASKALL
 
 
-def set_up(context: Context, device: Device, function_reset: Callable[[], None]) -> None:
-    """Lay out `device`'s configuration space and have the context serve it.
-
-    Args:    function_reset: called when the guest initiates a function level reset.
-    """
+def set_up(context: Context, device: Device) -> None:
+    """Lay out `device`'s configuration space and have the context serve it."""
     config = device.config
     config.size_bytes = EXPRESS_BYTES if device.express else CONVENTIONAL_BYTES
     _add_header(config, device)
@@ -76,25 +73,34 @@ def set_up(context: Context, device: Device, function_reset: Callable[[], None])
     capabilities = _Capabilities(config)
     _add_power_management(capabilities)
     if device.express:
-        _add_express(capabilities, function_reset)
-    if context.has_all_irqs:
+        _add_express(capabilities, context)
+    if context.irqs.all_kinds:
         _add_line(config, device, context)
         if device.msi_messages:
             _add_msi(capabilities, device.msi_messages)
-            context.setup_irqs(VFIO_PCI_MSI_IRQ_INDEX, device.msi_messages)
+            context.irqs.announce(VFIO_PCI_MSI_IRQ_INDEX, device.msi_messages)
     for bar in device.bars:
         if isinstance(bar, MsixBar):
             _add_msix(capabilities, bar)
-            context.setup_irqs(VFIO_PCI_MSIX_IRQ_INDEX, bar.vectors)
+            context.irqs.announce(VFIO_PCI_MSIX_IRQ_INDEX, bar.vectors)
     context.setup_pci(express=device.express)
     context.setup_config_region(config.size_bytes, _handler(device))
-    device.bus_master = lambda: _is_bus_master(config)
 
 
-def _is_bus_master(config: ConfigSpace) -> bool:
+def is_bus_master(config: ConfigSpace) -> bool:
     """Return whether the function may reach guest memory: it is told to, and powered."""
     powered = config["pm_control"] & _PCI_PM_CTRL_STATE_MASK == _D0
     return powered and bool(config["command"] & _PCI_COMMAND_MASTER)
+
+
+def is_line_disabled(config: ConfigSpace) -> bool:
+    """Return whether the guest forbids INTx."""
+    return bool(config["command"] & _PCI_COMMAND_INTX_DISABLE)
+
+
+def show_line(config: ConfigSpace, pending: bool) -> None:
+    """Have the status register show whether INTx is asserted, or would be if it were not disabled."""
+    config["status"] = _PCI_STATUS_CAP_LIST | (_PCI_STATUS_INTERRUPT if pending else 0)
 
 
 def _handler(device: Device) -> Callable[[memoryview, int, bool], None]:
@@ -175,7 +181,7 @@ def _add_power_management(capabilities: _Capabilities) -> None:
     config.on_write("pm_control", written)
 
 
-def _add_express(capabilities: _Capabilities, function_reset: Callable[[], None]) -> None:
+def _add_express(capabilities: _Capabilities, context: Context) -> None:
     """Add the PCI Express capability of an endpoint with function level reset.
 
     QEMU makes it an integrated endpoint, without the link, where it sits on the root bus.
@@ -195,7 +201,7 @@ def _add_express(capabilities: _Capabilities, function_reset: Callable[[], None]
 
     def written(_: int, value: int) -> None:
         if value & _PCI_EXP_DEVCTL_BCR_FLR:
-            function_reset()
+            context.reset(ResetKind.PCI_FLR)
 
     config.on_write("device_control", written)
 
@@ -206,13 +212,7 @@ def _add_line(config: ConfigSpace, device: Device, context: Context) -> None:
     if not interrupts.has_line:
         return
     config.register("interrupt_pin", 0x3D, 1, _PIN_A)
-    context.setup_irqs(VFIO_PCI_INTX_IRQ_INDEX, 1)
-
-    def show(asserted: bool) -> None:
-        config["status"] = _PCI_STATUS_CAP_LIST | (_PCI_STATUS_INTERRUPT if asserted else 0)
-
-    interrupts.show = show
-    interrupts.line_disabled = lambda: bool(config["command"] & _PCI_COMMAND_INTX_DISABLE)
+    context.irqs.announce(VFIO_PCI_INTX_IRQ_INDEX, 1)
     config.on_write("command", lambda _before, _written: interrupts.update_line())
 
 

@@ -9,7 +9,6 @@ from vfu_dev.device.reference.workload import OperatorWorkload
 from vfu_dev.faults import FaultBoard
 from vfu_dev.figures import Figures
 from vfu_dev.libvfio_user import Library
-from vfu_dev.libvfio_user.dma import DmaMemory
 from vfu_dev.server.register_trace import RegisterTrace
 
 
@@ -17,21 +16,19 @@ class Served(Protocol):
     """A device that is served.
 
     Attributes:
-        connected: whether a client is.
         load: the generator of an operator.
         register_trace: what a driver does to registers, where that is traced.
     """
 
     device: Device
     library: Library
-    connected: bool
     load: OperatorWorkload
     faults: FaultBoard
     register_trace: RegisterTrace | None
 
     @property
-    def dma(self) -> DmaMemory | None:
-        """Guest memory, where the library has DMA."""
+    def connected(self) -> bool:
+        """Whether there is a client."""
 
     def figures(self, after: int = 0) -> Figures:
         """Return the figures, and the samples after number `after`."""

@@ -12,34 +12,29 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vfu_dev.device import Device, MemoryBar, RegisterBar
+from vfu_dev.device import Device
 from vfu_dev.device.reference.workload import OperatorWorkload
-from vfu_dev.errors import REFUSALS, LibraryError
+from vfu_dev.errors import LibraryError
 from vfu_dev.figures import Figures
-from vfu_dev.libvfio_user import Context, Library, RegionSetup, ResetKind
-from vfu_dev.libvfio_user.dma import DmaMemory
+from vfu_dev.libvfio_user import Context, Library
 from vfu_dev.logs import RateLimit
 from vfu_dev.migration.sampler import Sampler
-from vfu_dev.server import pci
-from vfu_dev.server.commands import Commands
+from vfu_dev.server.commands import HIDDEN, Commands
 from vfu_dev.server.control import ControlSocket
-from vfu_dev.server.faults import fault_board, wait
+from vfu_dev.server.faults import fault_board
 from vfu_dev.server.feed import Feed
 from vfu_dev.server.listener import Listener
 from vfu_dev.server.register_trace import RegisterTrace
+from vfu_dev.server.setup import set_up
 from vfu_dev.server.snapshot import SnapshotMaker
 from vfu_dev.server.sockets import OwnedPath, claim_socket_path
 from vfu_dev.server.watch import Watch
-from vfu_dev.uapi import VFIO_PRECOPY_INFO_REINIT, DeviceState
 
 logger = logging.getLogger(__name__)
 
-# The largest page of a client's kernel: arm64 and ppc64 have 64 KiB.
-_LARGEST_PAGE_BYTES = 64 << 10
 # How long requests are served before the other sockets are looked at again.
 _TURN_SECONDS = 0.01
 # One step of work that has nobody waiting on the vfio-user socket: short against the client's patience, and a
@@ -72,7 +67,6 @@ class Server:
         self.device = device
         self.register_trace = register_trace
         self.library = library
-        self.connected = False
         self.log_limit: RateLimit | None = None  # set by who set up logging
         self._stopping = False
         self._sampler = Sampler(device.migration)
@@ -98,115 +92,18 @@ class Server:
                 undo.callback(self._path.remove)
             undo.callback(self._context.destroy)
             self._watch = Watch(self._selector, lambda: self._context.poll_fd, self._serve)
-            self._set_up()
-            self.faults = fault_board(self, self._context, self._hold)
+            undo.callback(device.attach, device.bus)
+            callbacks, bus = set_up(device, library, self._context, register_trace)
+            if self._context.dma is not None:
+                self._context.setup_wait(self._await_client)
+            self.faults = fault_board(device, library, self._context, callbacks, bus, self._hold)
             self._snapshots.faults = self.faults.injected
             self._context.realize()
             self._watch.renew()
             if control_path is not None:
-                self._control = ControlSocket(control_path, self._selector, Commands(self).table())
+                self._control = ControlSocket(control_path, self._selector, Commands(self).table(), HIDDEN)
             undo.pop_all()
         device.workers.append(self.load)
-
-    def _set_up(self) -> None:
-        context, device = self._context, self.device
-        pci.set_up(context, device, self._function_reset)
-        for bar in device.bars:
-            handler = device.region_handler(bar)
-            if self.register_trace is not None and isinstance(bar, RegisterBar):
-                handler = self.register_trace.wrap(bar, handler)
-            region = RegionSetup(bar.index, bar.size_bytes, handler, bar.name)
-            if isinstance(bar, MemoryBar) and bar.memory.mapped:
-                # What is left of the last 64 KiB is trapped: a client with pages of that size cannot map it.
-                whole = bar.memory.size_bytes // _LARGEST_PAGE_BYTES * _LARGEST_PAGE_BYTES
-                if whole:
-                    region = replace(region, fd=bar.memory.fd, mapped_bytes=whole)
-            context.setup_region(region)
-        # Looked up for each call, as all that libvfio-user calls here: a fault may stand in its place.
-        context.setup_reset(lambda kind: self.follow_reset(kind))
-        context.setup_dma()
-        flags = device.flags & self.library.flags
-        if flags != device.flags:
-            # The machine has to be the one that the library announces, or the arcs would not be the same.
-            device.restrict_flags(flags)
-        context.setup_migration(flags, self)
-        device.trigger_irq = context.trigger_irq
-        device.interrupts.take_back = context.take_back_irq
-        device.interrupts.mode = context.irq_mode
-        if context.has_all_irqs:
-            device.interrupts.set_line = context.set_irq_line
-        if context.dma is not None:
-            device.guest_memory = context.dma
-            context.setup_wait(self._await_client)
-
-    # --- MigrationCallbacks ---------------------------------------------------------------------------------
-
-    def arc(self, target: DeviceState) -> None:
-        """Go along an arc that the library chose; an unforeseen failure leads to ERROR."""
-        migration = self.device.migration
-        try:
-            if self.library.is_ours:
-                migration.arc(target)
-            else:
-                # Its idea of single arcs, and of what a reset does, may differ from ours.
-                migration.set_state(target)
-        except REFUSALS:
-            raise
-        except Exception as err:
-            self._context.fail_migration()
-            migration.fail(f"{type(err).__name__}: {err}")
-            raise
-
-    def read_into(self, buffer: memoryview) -> int:
-        """Serve MIG_DATA_READ."""
-        return self.device.migration.read_into(buffer)
-
-    def write(self, data: memoryview) -> None:
-        """Serve MIG_DATA_WRITE."""
-        self.device.migration.write(data)
-
-    def precopy_sizes(self) -> tuple[int, int, int]:
-        """Serve MIG_GET_PRECOPY_INFO; only a client that opted in gets to see the flags."""
-        migration = self.device.migration
-        info = migration.precopy_info(by_client=True)
-        flags = VFIO_PRECOPY_INFO_REINIT if migration.take_reinit() else 0
-        return info.initial_bytes, info.dirty_bytes, flags
-
-    def stop_copy_length(self) -> int:
-        """Serve MIG_DATA_SIZE."""
-        return self.device.migration.stop_copy_length()
-
-    def opt_in(self, enabled: bool) -> None:
-        """Note VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2; it holds as long as the connection."""
-        self.device.migration.client_knows_reinit = enabled
-
-    def follow_reset(self, kind: ResetKind) -> None:
-        """Follow a reset that the client asked for, or a lost connection."""
-        if kind is ResetKind.LOST_CONNECTION:
-            self._lost_connection()
-            return
-        # Ours has updated its state before it calls; a foreign library does not tell, and the newer ones
-        # (4f4fce4) leave the state alone.
-        state = self._context.migration_state()
-        if state is None:
-            state = self.device.migration.state
-            if state is DeviceState.ERROR:
-                state = DeviceState.RUNNING
-        logger.info("%s: reset by the client (%s)", self.device.name, kind.name)
-        self.device.reset(state, f"reset: {kind.name}")
-
-    def _function_reset(self) -> None:
-        if self.library.is_ours:
-            self._context.reset(ResetKind.PCI_FLR)
-        else:
-            self.follow_reset(ResetKind.PCI_FLR)
-
-    def _lost_connection(self) -> None:
-        if self.connected:
-            self.connected = False
-            logger.info("%s: the client is gone", self.device.name)
-            self.device.reset(DeviceState.RUNNING, "connection lost")
-            self.device.migration.client_knows_reinit = False
 
     # --- loop -----------------------------------------------------------------------------------------------
 
@@ -244,6 +141,7 @@ class Server:
     def close(self) -> None:
         """Close all sockets and remove them; the device lives on."""
         self.device.workers.remove(self.load)
+        self.device.detach()
         for feed in self._feeds:
             feed.close()
         if self._control is not None:
@@ -315,15 +213,7 @@ class Server:
             self._control.advance()
             return self._control.busy
 
-        with self._watch.set_aside():
-            return wait(
-                seconds,
-                lambda: self._stopping or over(),
-                self._selector,
-                self._context.poll_fd,
-                turn,
-                events,
-            )
+        return self._watch.wait(seconds, lambda: self._stopping or over(), turn, events)
 
     def _serve(self) -> None:
         """Do what the vfio-user socket asks for: a new client, or the next requests of the present one."""
@@ -361,7 +251,6 @@ class Server:
         logger.warning("%s: a client that does not speak vfio-user: %s", self.device.name, error)
 
     def _attached(self) -> None:
-        self.connected = True
         self.device.migration.give_up_audit()  # its steps would be in this client's way
         self._watch.renew()
         self.device.counters.connections += 1
@@ -374,7 +263,6 @@ class Server:
             while run() and clock() < deadline:
                 pass
         except ConnectionResetError:
-            self._lost_connection()
             self._watch.renew()
         except LibraryError as err:
             self.device.counters.protocol_errors += 1
@@ -384,9 +272,9 @@ class Server:
     # --- for commands and exporters -------------------------------------------------------------------------
 
     @property
-    def dma(self) -> DmaMemory | None:
-        """Guest memory, where the library has DMA."""
-        return self._context.dma
+    def connected(self) -> bool:
+        """Whether there is a client."""
+        return self._context.attached
 
     def figures(self, after: int = 0) -> Figures:
         """Return what `vfu-dev top`, the live page and the metrics show; cheap, it looks at no page.

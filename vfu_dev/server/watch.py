@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import select
 import selectors
+import time
 from collections.abc import Callable, Iterator
+
+# How long to sleep between two questions whether a wait is over.
+_ASK_SECONDS = 0.05
 
 
 class Watch:
@@ -45,9 +49,46 @@ class Watch:
             self._events = wanted
             self._selector.modify(self._registered, wanted, self._serve)
 
+    def wait(
+        self,
+        seconds: float | None,
+        over: Callable[[], bool],
+        turn: Callable[[], bool],
+        events: int = 0,
+    ) -> bool:
+        """In the middle of a client's request: serve all others until the time is up, or `over()`.
+
+        Args:
+            seconds: None for no limit.
+            turn: other work between two waits; returns whether there is more.
+            events: of the client's, poll(2)'s, that end the wait as well; its hanging up always does.
+
+        Returns:  whether it was the client that ended the wait.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        with self._client_waiting():
+            waiting = select.poll()
+            client = self._fd()
+            waiting.register(client, events)
+            waiting.register(self._selector.fileno(), select.POLLIN)  # type: ignore[attr-defined]  # epoll's
+            more = False
+            while not over():
+                left = _ASK_SECONDS
+                if deadline is not None:
+                    left = min(left, deadline - time.monotonic())
+                    if left <= 0:
+                        return False
+                ready = dict(waiting.poll(0 if more else max(1, left * 1000)))
+                if client in ready:
+                    return True
+                for key, _ in self._selector.select(0):
+                    key.data()
+                more = turn()
+            return False
+
     @contextlib.contextmanager
-    def set_aside(self) -> Iterator[None]:
-        """Have nothing of the client's served meanwhile: this is in the middle of a request of its."""
+    def _client_waiting(self) -> Iterator[None]:
+        """Have nothing of the client's served meanwhile."""
         self._forget()
         self._set_aside += 1
         try:

@@ -364,13 +364,13 @@ def quiet(bench: _Bench) -> None:
             continue
         client.migration.set_state(state)
         client.irqs.clear()
-        client.guest.accesses.clear()
+        client.bus.accesses.clear()
         bench.write_registers(client)
         bench.write_memory(client)
         client.work()
         raised = f"interrupts {sorted(set(client.irqs))} were raised in {state.name}"
         _require(not client.irqs, raised)
-        _require(not client.guest.accesses, f"guest memory was accessed in {state.name}: see `may_start`")
+        _require(not client.bus.accesses, f"guest memory was accessed in {state.name}: see `may_start`")
         client.migration.set_state(DeviceState.RUNNING)
 
 

@@ -10,7 +10,7 @@ from vfu_dev.closing import Closing
 from vfu_dev.device import Device
 from vfu_dev.errors import AccessError
 from vfu_dev.migration import PrecopyInfo
-from vfu_dev.testing.guest_memory import GuestRegion, GuestRegions
+from vfu_dev.testing.bus import GuestRegion, InMemoryBus
 from vfu_dev.uapi import DeviceState, MigrationFlags
 
 Buffer = bytes | bytearray | memoryview
@@ -73,27 +73,21 @@ class InMemoryClient(Closing):
     """Drives `device`, which it closes in the end.
 
     Attributes:
-        irqs: every MSI-X vector raised so far, in order.
-        guest: the guest memory that the device reaches; `dma_map` gives it some.
+        bus: what the device reaches: guest memory, of which `dma_map` gives it some, and interrupts.
+        irqs: every vector raised as a message so far, in order.
     """
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self.migration = InMemoryMigration(device)
-        self.irqs: list[int] = []
-        self.guest = GuestRegions()
-        device.trigger_irq = self._raised
-        device.guest_memory = self.guest
-        device.bus_master = lambda: True
+        self.bus = InMemoryBus()
+        self.irqs = self.bus.irqs
+        device.attach(self.bus)
         self._handlers = {bar.index: device.region_handler(bar) for bar in device.bars}
 
     def close(self) -> None:
         """Give the device's memory back."""
         self.device.close()
-
-    def _raised(self, vector: int) -> bool:
-        self.irqs.append(vector)
-        return True
 
     def region_read(self, index: int, offset: int, count: int) -> bytearray:
         """Read `count` bytes of BAR `index`. Raises: AccessError: refused."""
@@ -117,12 +111,12 @@ class InMemoryClient(Closing):
     def dma_map(self, iova: int, size_bytes: int) -> GuestRegion:
         """Give the device new zeroed memory at `iova`."""
         region = GuestRegion(iova, bytearray(size_bytes))
-        self.guest.regions.append(region)
+        self.bus.regions.append(region)
         return region
 
     def dma_unmap(self, region: GuestRegion) -> None:
         """Take `region` back."""
-        self.guest.regions.remove(region)
+        self.bus.regions.remove(region)
 
     def work(self, turns: int = 1000) -> None:
         """Let the device do by itself what is due now, as a server's loop does between requests."""

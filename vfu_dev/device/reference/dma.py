@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vfu_dev.device.guest_memory import GuestMemory
+from vfu_dev.device.bus import GuestMemory
 from vfu_dev.device.reference.descriptors import (
     CHECKSUMS,
     CTRL_ABORT,

@@ -1,4 +1,4 @@
-"""Guest memory for a device without a guest."""
+"""The bus of a device without a guest: its memory, and a place where interrupts arrive."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 from dataclasses import dataclass
 
 from vfu_dev.errors import AccessError
+from vfu_dev.uapi import VFIO_PCI_MSIX_IRQ_INDEX
 
 
 @dataclass(eq=False)
@@ -16,16 +17,25 @@ class GuestRegion:
     memory: bytearray
 
 
-class GuestRegions:
-    """What a device reaches as `guest_memory`: regions, and nothing between them.
+class InMemoryBus:
+    """A `Bus` over memory regions, with nothing between them, and lists of what the device did.
 
     Attributes:
-        accesses: (address, count, whether it is a write) of each access so far.
+        regions: guest memory.
+        accesses: (address, count, whether it is a write) of each access to it so far.
+        irqs: every vector raised as a message so far, in order.
+        kind: which VFIO_PCI_*_IRQ_INDEX the client uses.
+        unnoticed: vectors that the client has not noticed yet, so that the device may take them back.
+        line: whether INTx is asserted.
     """
 
     def __init__(self) -> None:
         self.regions: list[GuestRegion] = []
         self.accesses: list[tuple[int, int, bool]] = []
+        self.irqs: list[int] = []
+        self.kind: int | None = VFIO_PCI_MSIX_IRQ_INDEX
+        self.unnoticed: set[int] = set()
+        self.line = False
 
     def _find(self, address: int, count: int) -> memoryview:
         for region in self.regions:
@@ -49,3 +59,26 @@ class GuestRegions:
         """Store `data`. Raises: AccessError: not all of it has a place."""
         self.accesses.append((address, len(data), True))
         self._find(address, len(data))[:] = data
+
+    def is_master(self) -> bool:
+        """Return True."""
+        return True
+
+    def irq_kind(self) -> int | None:
+        """Return `kind`."""
+        return self.kind
+
+    def raise_message(self, vector: int) -> bool:
+        """Note it; the client has set up all."""
+        self.irqs.append(vector)
+        return True
+
+    def take_back(self, vector: int) -> bool:
+        """Return whether it is unnoticed; from then on it is nowhere."""
+        taken = vector in self.unnoticed
+        self.unnoticed.discard(vector)
+        return taken
+
+    def set_line(self, pending: bool, *, quiet: bool) -> None:
+        """Set `line`."""
+        self.line = pending and not quiet

@@ -1,0 +1,51 @@
+"""How a device comes to be served: its configuration space, regions, callbacks and bus, in a new context."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vfu_dev.device import BarSpace, Device, MemoryBar, RegisterBar
+from vfu_dev.libvfio_user import Context, Library, RegionSetup
+from vfu_dev.server import pci
+from vfu_dev.server.bus import ServedBus
+from vfu_dev.server.callbacks import ServedCallbacks
+from vfu_dev.server.register_trace import RegisterTrace
+
+# The largest page of a client's kernel: arm64 and ppc64 have 64 KiB.
+_LARGEST_PAGE_BYTES = 64 << 10
+
+
+def set_up(
+    device: Device, library: Library, context: Context, trace: RegisterTrace | None
+) -> tuple[ServedCallbacks, ServedBus]:
+    """Set `device` up in `context`, as far as there is anything to do before `realize`, and attach it.
+
+    Returns:  what `context` calls, and what the device does.
+    """
+    pci.set_up(context, device)
+    for bar in device.bars:
+        context.setup_region(_region(device, bar, trace))
+    callbacks = ServedCallbacks(device, context, library)
+    context.setup_callbacks(callbacks)
+    context.setup_dma()
+    flags = device.flags & library.flags
+    if flags != device.flags:
+        # The machine has to be the one that the library announces, or the arcs would not be the same.
+        device.restrict_flags(flags)
+    context.setup_migration(flags)
+    bus = ServedBus(context, device)
+    device.attach(bus)
+    return callbacks, bus
+
+
+def _region(device: Device, bar: BarSpace, trace: RegisterTrace | None) -> RegionSetup:
+    handler = device.region_handler(bar)
+    if trace is not None and isinstance(bar, RegisterBar):
+        handler = trace.wrap(bar, handler)
+    region = RegionSetup(bar.index, bar.size_bytes, handler, bar.name)
+    if isinstance(bar, MemoryBar) and bar.memory.mapped:
+        # What is left of the last 64 KiB is trapped: a client with pages of that size cannot map it.
+        whole = bar.memory.size_bytes // _LARGEST_PAGE_BYTES * _LARGEST_PAGE_BYTES
+        if whole:
+            region = replace(region, fd=bar.memory.fd, mapped_bytes=whole)
+    return region
