@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import errno
-import random
 import traceback
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Collection
 
-from vfu_dev.device import Access, Device, MemoryBar, MsixBar, RegisterBar
+from vfu_dev.device import Access, Device, MsixBar, RegisterBar
 from vfu_dev.device.fields import layout
 from vfu_dev.device.regions import judge_place
 from vfu_dev.errors import AccessError, ConfigError, StreamError, VfuDevError
-from vfu_dev.migration import ResumeSession, SaveSession, StateHasher
+from vfu_dev.migration import ResumeSession, SaveSession
 from vfu_dev.migration.fsm import PRE_COPY_GROUP, RUNNING_GROUP
 from vfu_dev.testing.memory_client import InMemoryClient, move
+from vfu_dev.testing.subject import Found, Subject, attempt, digest, require, visible
 from vfu_dev.uapi import DeviceState, MigrationFlags
 
-# Offsets of one memory that are written, whatever its size: a check takes a moment, not the time of a scan.
-_SPOTS = 48
 # Slices of the stream, as transports cut it: nothing may depend on where.
 _SLICES = (1, 7, 4093, 65536)
 
@@ -38,155 +35,44 @@ class ContractError(VfuDevError, AssertionError):
         self.broken = broken
 
 
-class _Found(Exception):  # noqa: N818 - what a check found, not an error of its own
-    pass
-
-
-class _Bench:
-    """What every check works with: new devices of the kind, and a fixed random sequence."""
-
-    def __init__(self, factory: Callable[[], Device], changed_by_resume: Collection[str]) -> None:
-        self.changed_by_resume = changed_by_resume
-        self.random = random.Random(0x5646)
-        self._factory = factory
-        self._stack = ExitStack()
-
-    def __enter__(self) -> _Bench:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def client(self) -> InMemoryClient:
-        """Return a client of a new device, which lives until the check is through."""
-        return self._stack.enter_context(InMemoryClient(self._factory()))
-
-    def used(self) -> InMemoryClient:
-        """Return a client of a new device that somebody wrote to, everywhere."""
-        client = self.client()
-        self.write_memory(client)
-        self.write_registers(client)
-        self.write_memory(client)
-        return client
-
-    def write_memory(self, client: InMemoryClient) -> None:
-        """Write to the first, the last and random places of each memory behind a BAR."""
-        for bar in client.device.bars:
-            if isinstance(bar, MemoryBar):
-                size = min(bar.size_bytes, bar.memory.size_bytes)
-                spots = [self.random.randrange(size) for _ in range(_SPOTS)]
-                for at in (0, size - 1, *spots):
-                    count = min(self.random.choice((1, 2, 4, 8, 64)), size - at)
-                    _attempt(lambda: client.region_write(bar.index, at, self.random.randbytes(count)))  # noqa: B023
-
-    def write_registers(self, client: InMemoryClient) -> None:
-        """Write extremes and random values to every register, whole, in part, and across their borders."""
-        for bar in client.device.bars:
-            if isinstance(bar, RegisterBar):
-                for at, count in _register_accesses(bar):
-                    for data in (
-                        b"\xff" * count,
-                        self.random.randbytes(count),
-                        bytes([1]).ljust(count, b"\0"),
-                    ):
-                        what = f"BAR{bar.index}: writing {data[:8].hex()} ({count} bytes) at {at:#x}"
-                        _attempt(lambda: client.region_write(bar.index, at, data), what)  # noqa: B023
-
-
-def _register_accesses(bar: RegisterBar) -> Iterator[tuple[int, int]]:
-    """Yield (offset, count) of accesses to each register: whole, its first byte, its end and beyond."""
-    for field in bar.fields.values():
-        size = bar.dtype[field.name].itemsize
-        yield field.offset, size
-        yield field.offset, 1
-        yield field.offset + size - 1, min(2, bar.size_bytes - field.offset - size + 1)
-
-
-def _attempt(work: Callable[[], object], what: str = "an access") -> None:
-    """Do what a guest may do: the device may refuse it, and nothing else may happen."""
-    try:
-        work()
-    except AccessError:
-        return
-    except Exception as err:
-        last = traceback.extract_tb(err.__traceback__)[-1]
-        place = f"{last.filename.rpartition('/')[2]}:{last.lineno}"
-        raise _Found(f"{what} raised {type(err).__name__}: {err} ({place})") from err
-
-
-def _require(condition: bool, text: str) -> None:
-    if not condition:
-        raise _Found(text)
-
-
-def _digest(device: Device) -> str:
-    """Return the digest of everything that migrates."""
-    hasher = StateHasher(device.migration.contents)
-    while not hasher.advance():
-        pass
-    return hasher.digest()
-
-
-def _visible(client: InMemoryClient) -> dict[str, bytes]:
-    """Return what a guest sees: each register, and of each memory what was ever written or is now."""
-    seen = {}
-    for bar in client.device.bars:
-        if isinstance(bar, RegisterBar):
-            for field in bar.fields.values():
-                if field.access != "wo":
-                    count = bar.dtype[field.name].itemsize
-                    seen[field.name] = bytes(client.region_read(bar.index, field.offset, count))
-        elif not isinstance(bar, MsixBar):  # the client emulates MSI-X
-            seen[bar.name] = _sample(client, bar.index, bar.size_bytes)
-    return seen
-
-
-def _sample(client: InMemoryClient, index: int, size: int, limit: int = 16 << 20) -> bytes:
-    """Return a BAR's content, of a large one the two ends."""
-    if size <= limit:
-        return bytes(client.region_read(index, 0, size))
-    half = limit // 2
-    return bytes(client.region_read(index, 0, half) + client.region_read(index, size - half, half))
-
-
 # --- the checks ---------------------------------------------------------------------------------------------
 
 
-def declarations(bench: _Bench) -> None:
+def declarations(subject: Subject) -> None:
     """BARs fit beside each other, registers into their BARs, and each register does what it is there for."""
-    device = bench.client().device
+    device = subject.client().device
     for number, bar in enumerate(device.bars):
         try:
             judge_place(device.name, bar, device.bars[:number])
             if isinstance(bar, RegisterBar):
                 layout(bar.name, list(bar.fields.values()), bar.size_bytes)
         except ConfigError as err:
-            raise _Found(str(err)) from err
+            raise Found(str(err)) from err
         if isinstance(bar, RegisterBar):
             for name, field in bar.fields.items():
                 silent = field.access == Access.WRITE_ONLY and name not in bar.hooks
-                _require(not silent, f"{name} is write-only and has no hook: a write to it does nothing")
+                require(not silent, f"{name} is write-only and has no hook: a write to it does nothing")
                 unused = field.default is not None and not field.migrates
-                _require(not unused, f"{name} has a default for older states, but does not migrate")
+                require(not unused, f"{name} has a default for older states, but does not migrate")
 
 
-def identity(bench: _Bench) -> None:
+def identity(subject: Subject) -> None:
     """Ids fit their fields, and the class says what it is."""
-    device = bench.client().device
+    device = subject.client().device
     who = device.identity
     limits = {"vendor": 16, "device": 16, "class_code": 24, "revision": 8}
     for name, bits in limits.items():
         value = getattr(who, name)
-        _require(0 <= value < 1 << bits, f"{name} {value:#x} does not fit in {bits} bits")
-    _require(who.vendor != 0xFFFF, "vendor 0xffff means that there is no device")
-    _require(bool(device.type_name), "type_name is empty")
-    _require(sum(isinstance(bar, MsixBar) for bar in device.bars) <= 1, "more than one MSI-X table")
+        require(0 <= value < 1 << bits, f"{name} {value:#x} does not fit in {bits} bits")
+    require(who.vendor != 0xFFFF, "vendor 0xffff means that there is no device")
+    require(bool(device.type_name), "type_name is empty")
+    require(sum(isinstance(bar, MsixBar) for bar in device.bars) <= 1, "more than one MSI-X table")
 
 
-def bounds(bench: _Bench) -> None:
+def bounds(subject: Subject) -> None:
     """Accesses outside of a BAR are refused with EINVAL and change nothing."""
-    client = bench.client()
-    before = _digest(client.device)
+    client = subject.client()
+    before = digest(client.device)
     for bar in client.device.bars:
         size = bar.size_bytes
         for at, count in ((size, 1), (size - 1, 2), (size + 4096, 4), (0, size + 1), (1 << 63, 1), (-1, 1)):
@@ -198,61 +84,61 @@ def bounds(bench: _Bench) -> None:
                 try:
                     access()
                 except AccessError as err:
-                    _require(err.errno == errno.EINVAL, f"{what}: refused with errno {err.errno}, not EINVAL")
+                    require(err.errno == errno.EINVAL, f"{what}: refused with errno {err.errno}, not EINVAL")
                 except Exception as err:
-                    raise _Found(f"{what}: {type(err).__name__}, not AccessError: {err}") from err
+                    raise Found(f"{what}: {type(err).__name__}, not AccessError: {err}") from err
                 else:
-                    raise _Found(f"{what}: not refused")
-    _require(_digest(client.device) == before, "a refused access changed the state")
+                    raise Found(f"{what}: not refused")
+    require(digest(client.device) == before, "a refused access changed the state")
 
 
-def access_sizes(bench: _Bench) -> None:
+def access_sizes(subject: Subject) -> None:
     """Reads and writes of any size, alignment and value are served or refused, never an exception."""
-    client = bench.client()
+    client = subject.client()
     for bar in client.device.bars:
         sizes = [count for count in (1, 2, 3, 4, 8, 13, 64, bar.size_bytes // 2) if count <= 1 << 16]
         for count in sizes:
             last = bar.size_bytes - count
             for at in {0, min(1, last), min(4, last), last // 2 | 1, last}:
                 what = f"BAR{bar.index}: reading {count} bytes at {at:#x}"
-                _attempt(lambda: client.region_read(bar.index, at, count), what)  # noqa: B023
+                attempt(lambda: client.region_read(bar.index, at, count), what)  # noqa: B023
                 what = f"BAR{bar.index}: writing {count} bytes at {at:#x}"
-                data = bench.random.randbytes(count)
-                _attempt(lambda: client.region_write(bar.index, at, data), what)  # noqa: B023
-    bench.write_registers(client)
+                data = subject.random.randbytes(count)
+                attempt(lambda: client.region_write(bar.index, at, data), what)  # noqa: B023
+    subject.write_registers(client)
 
 
-def reset(bench: _Bench) -> None:
+def reset(subject: Subject) -> None:
     """A reset returns every register to its initial value, except those that are said to survive."""
     for how in (InMemoryClient.reset, InMemoryClient.disconnect):
-        client = bench.client()
+        client = subject.client()
         registers = [bar for bar in client.device.bars if isinstance(bar, RegisterBar)]
         before = [bar.values.copy() for bar in registers]
-        bench.write_registers(client)
+        subject.write_registers(client)
         how(client)
         for bar, values in zip(registers, before, strict=True):
             for field in bar.fields.values():
                 same = bytes(bar.values[field.name]) == bytes(values[field.name])
-                _require(
+                require(
                     same or field.survives_reset,
                     f"after {how.__name__}, {field.name} is {bar.values[field.name][0]}, "
                     f"at first it was {values[field.name][0]}",
                 )
 
 
-def round_trip(bench: _Bench) -> None:
+def round_trip(subject: Subject) -> None:
     """What a guest sees and what migrates is the same on the other side, however the stream is cut."""
     for slice_bytes in _SLICES:
-        source, target = bench.used(), bench.client()
+        source, target = subject.used(), subject.client()
         if slice_bytes == 1:
             _resume_whole(source, target)
             continue
-        promised = _visible(source)
+        promised = visible(source)
         move(source, target, slice_bytes)
-        found = _visible(target)
+        found = visible(target)
         lost = [name for name in promised if promised[name] != found[name]]
-        lost = [name for name in lost if name not in bench.changed_by_resume]
-        _require(
+        lost = [name for name in lost if name not in subject.changed_by_resume]
+        require(
             not lost,
             f"in slices of {slice_bytes} bytes, what a guest reads differs in: {', '.join(lost)} (kept "
             "outside of registers that migrate, or stored without marking the page?)",
@@ -271,14 +157,14 @@ def _resume_whole(source: InMemoryClient, target: InMemoryClient) -> None:
             session.write(memoryview(buffer)[at : min(stored, at + step)])
     session.finish()
     for ours, theirs in zip(state.memories, target.device.migration.contents.memories, strict=True):
-        _require(bool((ours.data == theirs.data).all()), f"memory {ours.name} differs after a resume")
+        require(bool((ours.data == theirs.data).all()), f"memory {ours.name} differs after a resume")
     for block, other in zip(state.blocks, target.device.migration.contents.blocks, strict=True):
-        _require(block.pack() == other.pack(), f"registers {block.name}: unpack is not what was packed")
+        require(block.pack() == other.pack(), f"registers {block.name}: unpack is not what was packed")
 
 
-def damaged_stream(bench: _Bench) -> None:
+def damaged_stream(subject: Subject) -> None:
     """A stream that is damaged, cut, repeated or foreign is refused, and the device can be used again."""
-    source = bench.used()
+    source = subject.used()
     source.migration.set_state(DeviceState.STOP_COPY)
     good = source.migration.read_all()
     middle = len(good) // 2
@@ -297,7 +183,7 @@ def damaged_stream(bench: _Bench) -> None:
         "that is empty": b"",
     }
     for name, stream in damages.items():
-        client = bench.client()
+        client = subject.client()
         client.migration.set_state(DeviceState.RESUMING)
         try:
             for at in range(0, len(stream), 4093):
@@ -306,36 +192,36 @@ def damaged_stream(bench: _Bench) -> None:
         except StreamError:
             pass
         else:
-            raise _Found(f"a stream {name} was accepted")
-        _require(client.migration.get_state() not in RUNNING_GROUP, f"it runs after a stream {name}")
+            raise Found(f"a stream {name} was accepted")
+        require(client.migration.get_state() not in RUNNING_GROUP, f"it runs after a stream {name}")
         client.disconnect()
         running = client.migration.get_state() is DeviceState.RUNNING
-        _require(running, f"after a stream {name} and a reset it is in {client.migration.get_state().name}")
+        require(running, f"after a stream {name} and a reset it is in {client.migration.get_state().name}")
         for memory in client.device.memories:
             clean = memory.written_bytes == 0
-            _require(clean, f"after a stream {name}, memory {memory.name} keeps what nobody verified")
-        bench.write_memory(client)
-        bench.write_registers(client)
+            require(clean, f"after a stream {name}, memory {memory.name} keeps what nobody verified")
+        subject.write_memory(client)
+        subject.write_registers(client)
         client.migration.set_state(DeviceState.RESUMING)
         client.migration.write(good)
         client.migration.set_state(DeviceState.RUNNING)
 
 
-def state_policy(bench: _Bench) -> None:
+def state_policy(subject: Subject) -> None:
     """Running, a device serves everything; stopped, it serves reads, refuses writes (EBUSY), stands still."""
-    client = bench.used()
+    client = subject.used()
     for state in (DeviceState.STOP, DeviceState.STOP_COPY, DeviceState.STOP, DeviceState.RESUMING):
         client.migration.set_state(state)
-        before = _digest(client.device)
+        before = digest(client.device)
         for bar in client.device.bars:
             client.region_read(bar.index, 0, min(bar.size_bytes, 1 << 16))
             try:
                 client.region_write(bar.index, 0, b"\xff" * 8)
             except AccessError as err:
-                _require(err.errno == errno.EBUSY, f"{state.name}: refused with errno {err.errno}, not EBUSY")
+                require(err.errno == errno.EBUSY, f"{state.name}: refused with errno {err.errno}, not EBUSY")
             else:
-                raise _Found(f"BAR{bar.index} takes writes in {state.name}")
-        _require(_digest(client.device) == before, f"its state changes in {state.name}, by a read or a write")
+                raise Found(f"BAR{bar.index} takes writes in {state.name}")
+        require(digest(client.device) == before, f"its state changes in {state.name}, by a read or a write")
     client.disconnect()
     for state in RUNNING_GROUP:
         if _needed(state) in client.device.flags:
@@ -355,9 +241,9 @@ def _needed(state: DeviceState) -> MigrationFlags:
     return needed
 
 
-def quiet(bench: _Bench) -> None:
+def quiet(subject: Subject) -> None:
     """In the P2P states nothing starts: no interrupt, no DMA, whatever is written; it follows afterwards."""
-    client = bench.used()
+    client = subject.used()
     client.dma_map(0, 1 << 20)
     for state in (DeviceState.RUNNING_P2P, DeviceState.PRE_COPY_P2P):
         if _needed(state) not in client.device.flags:
@@ -365,42 +251,42 @@ def quiet(bench: _Bench) -> None:
         client.migration.set_state(state)
         client.irqs.clear()
         client.bus.accesses.clear()
-        bench.write_registers(client)
-        bench.write_memory(client)
+        subject.write_registers(client)
+        subject.write_memory(client)
         client.work()
         raised = f"interrupts {sorted(set(client.irqs))} were raised in {state.name}"
-        _require(not client.irqs, raised)
-        _require(not client.bus.accesses, f"guest memory was accessed in {state.name}: see `may_start`")
+        require(not client.irqs, raised)
+        require(not client.bus.accesses, f"guest memory was accessed in {state.name}: see `may_start`")
         client.migration.set_state(DeviceState.RUNNING)
 
 
-def promised_bytes(bench: _Bench) -> None:
+def promised_bytes(subject: Subject) -> None:
     """`initial_bytes`, `dirty_bytes` and the stop-copy length are exactly the bytes that are then read."""
-    client = bench.used()
+    client = subject.used()
     migration = client.migration
     if MigrationFlags.VFIO_MIGRATION_PRE_COPY in migration.flags():
         migration.set_state(DeviceState.PRE_COPY)
         info = migration.precopy_info()
-        _require(info.initial_bytes > 0, "initial_bytes is 0 at first: the stream begins with its schema")
+        require(info.initial_bytes > 0, "initial_bytes is 0 at first: the stream begins with its schema")
         _check_read(client, info.initial_bytes + info.dirty_bytes, "initial_bytes + dirty_bytes at first")
         info = migration.precopy_info()
-        _require(info.initial_bytes == 0, f"initial_bytes is {info.initial_bytes} after everything was read")
-        bench.write_memory(client)
-        bench.write_registers(client)
+        require(info.initial_bytes == 0, f"initial_bytes is {info.initial_bytes} after everything was read")
+        subject.write_memory(client)
+        subject.write_registers(client)
         info = migration.precopy_info()
         _check_read(client, info.initial_bytes + info.dirty_bytes, "dirty_bytes after writes")
-        bench.write_memory(client)
+        subject.write_memory(client)
     migration.set_state(DeviceState.STOP_COPY)
     _check_read(client, migration.data_size(), "the stop-copy length")
-    _require(migration.read(4096) == b"", "there is more after the end of the stream")
+    require(migration.read(4096) == b"", "there is more after the end of the stream")
 
 
 def _check_read(client: InMemoryClient, promised: int, what: str) -> None:
     found = len(client.migration.read_all(4093))
-    _require(found == promised, f"{what} promised {promised} bytes, {found} were read")
+    require(found == promised, f"{what} promised {promised} bytes, {found} were read")
 
 
-CHECKS: tuple[Callable[[_Bench], None], ...] = (
+CHECKS: tuple[Callable[[Subject], None], ...] = (
     declarations,
     identity,
     bounds,
@@ -433,10 +319,10 @@ def check_device(factory: Callable[[], Device], *, changed_by_resume: Collection
         raise ContractError(called, {declarations.__name__: str(err)}) from err
     broken = {}
     for check in CHECKS:
-        with _Bench(factory, changed_by_resume) as bench:
+        with Subject(factory, changed_by_resume) as subject:
             try:
-                check(bench)
-            except _Found as found:
+                check(subject)
+            except Found as found:
                 broken[check.__name__] = str(found)
             except Exception as err:
                 last = traceback.extract_tb(err.__traceback__)[-1]
