@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import logging
 import os
 import resource
 import signal
@@ -19,6 +21,7 @@ from vfu_dev import libvfio_user
 from vfu_dev.device import BarSpace
 from vfu_dev.device.reference import ReferenceDevice
 from vfu_dev.errors import ConfigError, VfuDevError
+from vfu_dev.logs import RateLimit
 from vfu_dev.server import Server
 from vfu_dev.uapi import VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR2_REGION_INDEX, DeviceState
 
@@ -104,6 +107,35 @@ def test_a_server_that_cannot_be_made_leaves_nothing_behind(library: Path, short
     assert os.listdir(short_tmp) == ["file"]
     for one in (device, failing):
         one.close()
+
+
+def test_a_signal_in_the_middle_of_the_loop_waits_for_its_end_to_be_logged(
+    library: Path, short_tmp: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The limit of log lines may be the place: it goes through a dictionary that a line would change."""
+    device = ReferenceDevice(memory_bytes=4096)
+    server = Server(device, libvfio_user.open_library(library), short_tmp / "s")
+    logged: list[list[str]] = []
+
+    class Interrupted(RateLimit):
+        """Asked by the loop in each turn."""
+
+        def timeout(self) -> float | None:
+            """Be interrupted."""
+            signal.raise_signal(signal.SIGTERM)
+            logged.append([record.getMessage() for record in caplog.records])
+            return super().timeout()
+
+    server.log_limit = Interrupted(logging.NullHandler())
+    try:
+        with caplog.at_level(logging.INFO, logger="vfu_dev.server"):
+            server.run()
+    finally:
+        gc.unfreeze()
+        server.close()
+        device.close()
+    assert logged == [[]]
+    assert [record.getMessage() for record in caplog.records] == [f"{device.name}: SIGTERM, stopping"]
 
 
 def test_sigterm_in_the_middle_of_a_migration_is_a_clean_stop(serve: ServerFactory) -> None:

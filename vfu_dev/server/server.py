@@ -69,6 +69,7 @@ class Server:
         self.library = library
         self.log_limit: RateLimit | None = None  # set by who set up logging
         self._stopping = False
+        self._signalled: signal.Signals | None = None  # by which one it is stopping
         self._sampler = Sampler(device.migration)
         self._snapshots = SnapshotMaker(device, library)
         self._feeds: list[Feed] = []
@@ -124,6 +125,8 @@ class Server:
                 for key, _ in self._selector.select(self._timeout()):
                     key.data()
                 self._idle()
+            if self._signalled is not None:
+                logger.info("%s: %s, stopping", self.device.name, self._signalled.name)
             if self._control is not None:
                 self._control.flush()
         finally:
@@ -154,7 +157,8 @@ class Server:
         self._selector.close()
 
     def _signal(self, number: int, _frame: Any) -> None:
-        logger.info("%s: %s, stopping", self.device.name, signal.Signals(number).name)
+        # Not the moment to log: what was interrupted may be counting the lines that were logged.
+        self._signalled = signal.Signals(number)
         self._stopping = True
 
     def _timeout(self) -> float | None:
