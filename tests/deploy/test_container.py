@@ -42,16 +42,14 @@ def options(arguments: list[str]) -> dict[str, str]:
 
 
 def image_arguments() -> tuple[list[str], list[str]]:
-    """Return ENTRYPOINT, without the shell that sets the mask, and CMD of the image."""
+    """Return ENTRYPOINT and CMD of the image."""
     text = CONTAINERFILE.read_text().replace("\\\n", "")
     entry, arguments = (
         re.search(rf"^{name} (\[.*\])$", text, re.MULTILINE) for name in ("ENTRYPOINT", "CMD")
     )
     assert entry is not None
     assert arguments is not None
-    shell, command = json.loads(entry[1])[:3], json.loads(entry[1])[3:]
-    assert shell == ["sh", "-c", 'umask 0007 && exec "$0" "$@"']
-    return command, json.loads(arguments[1])
+    return json.loads(entry[1]), json.loads(arguments[1])
 
 
 def hadolint(file: Path) -> str:

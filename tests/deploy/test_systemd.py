@@ -23,6 +23,7 @@ from vfu_dev.client import ControlClient, VfioUserDevice
 from vfu_dev.client.migrator import Migrator
 
 UNIT = DEPLOY / "systemd/vfu-dev@.service"
+SOCKETS = UNIT.with_suffix(".socket")
 EXAMPLE = DEPLOY / "systemd/example.env"
 UNITS = Path("/usr/lib/systemd/system")
 # numpy's OpenBLAS asks for these at start, and does without: the unit refuses them, and so does the test.
@@ -51,7 +52,8 @@ def root(tmp_path: Path) -> Path:
     if not UNITS.is_dir():
         pytest.skip("systemd is not installed: apt-get install systemd")
     shutil.copytree(UNITS, tmp_path / UNITS.relative_to("/"), symlinks=True)
-    shutil.copy(UNIT, tmp_path / UNITS.relative_to("/"))
+    for unit in (UNIT, SOCKETS):
+        shutil.copy(unit, tmp_path / UNITS.relative_to("/"))
     program = tmp_path / directives("ExecStart")[0].split()[0].removeprefix("/")
     program.parent.mkdir(parents=True)
     program.write_text("#!/bin/sh\n")
@@ -60,16 +62,21 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_systemd_accepts_it(root: Path) -> None:
-    done = analyze("verify", f"--root={root}", "--man=no", "vfu-dev@disk0.service")
-    ours = [line for line in done.stderr.splitlines() if "vfu-dev" in line]
-    assert (done.returncode, ours) == (0, [])
+    for unit in ("vfu-dev@disk0.service", "vfu-dev@disk0.socket"):
+        done = analyze("verify", f"--root={root}", "--man=no", unit)
+        ours = [line for line in done.stderr.splitlines() if "vfu-dev" in line]
+        assert (done.returncode, ours) == (0, [])
 
 
 def test_systemd_would_notice(root: Path) -> None:
-    file = root / UNITS.relative_to("/") / UNIT.name
-    file.write_text(file.read_text().replace("Restart=on-failure", "Restart=on-failures"))
-    done = analyze("verify", f"--root={root}", "--man=no", "vfu-dev@disk0.service")
-    assert "on-failures" in done.stderr
+    for unit, right, wrong in (
+        (UNIT, "Restart=on-failure", "Restart=on-failures"),
+        (SOCKETS, "SocketMode=0660", "SocketMode=0999"),
+    ):
+        file = root / UNITS.relative_to("/") / unit.name
+        file.write_text(file.read_text().replace(right, wrong))
+        done = analyze("verify", f"--root={root}", "--man=no", unit.name.replace("@", "@disk0"))
+        assert wrong.partition("=")[2] in done.stderr
 
 
 def test_its_exposure_is_low(root: Path) -> None:
@@ -89,9 +96,10 @@ def test_its_command_is_one_of_ours() -> None:
     assert arguments[1] == "serve"
     given = serve_command.make_context("serve", arguments[2:]).params
     assert given["name"] == "disk0"
-    assert given["socket_path"].parent == Path("/run") / directives("RuntimeDirectory")[0].replace(
-        "%i", "disk0"
-    )
+    assert given["socket_path"] is None
+    assert directives("Requires") == ["vfu-dev@%i.socket"]
+    listens = re.findall(r"^ListenStream=(.*)$", SOCKETS.read_text(), re.MULTILINE)
+    assert listens == ["%t/vfu-dev/%i/vfu.sock", "%t/vfu-dev/%i/vfu.sock.ctl"]  # in the order of Activation
     assert str(given["metrics_port"]) == values["VFU_METRICS_PORT"]
 
 

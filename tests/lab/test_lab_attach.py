@@ -56,7 +56,7 @@ def test_the_device_is_on_the_bus(
     suite: str, iommu: str, stock_qemu: Callable[[str], QemuBinary], serve: ServerFactory, attach: Attach
 ) -> None:
     """Appended, both devices with the identity that their servers gave them; and nothing is said."""
-    servers = [serve(), serve()]
+    servers = [serve("--require-migration"), serve()]
     expected = [device_ids(server) for server in servers]
     sockets = [server.socket for server in servers]
     done = attach(*sockets, "--iommu", iommu, "--", stock_qemu(suite).path, *SHARED, *MACHINE)

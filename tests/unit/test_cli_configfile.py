@@ -117,7 +117,7 @@ def test_several_memories_are_a_list(file: Path) -> None:
     [
         ('# a\n\nmemroy = "1M"', ":3: memroy: no such key; did you mean memory?"),
         ("page_size = 4096", ":1: page_size: no such key; did you mean page-size?"),
-        ("qqq = 1", ":1: qqq: no such key; the keys are: socket, device,"),
+        ("qqq = 1", ":1: qqq: no such key; the keys are: socket, fd,"),
         ('name = "a"\naccess = "dma"', ':2: access = "dma": expected one of trap, mmap'),
         ('initial = "10Q"', ':1: initial = "10Q": expected a size such as 4096, 64K, 16M, 1G'),
         ("vendor-id = 70000", ":1: vendor-id = 70000: expected a number from 0 to 65535"),

@@ -13,6 +13,7 @@ from vfu_dev.device.bus import Bus, NoBus
 from vfu_dev.device.reference import ReferenceDevice
 from vfu_dev.errors import AccessError, ConfigError
 from vfu_dev.faults import OPERATIONS, Fault, FaultBoard, Seam
+from vfu_dev.faults.board import MAX_ARMED
 from vfu_dev.faults.layers import LAYERS
 from vfu_dev.libvfio_user import DeviceCallbacks
 from vfu_dev.testing import InMemoryBus, InMemoryClient
@@ -146,6 +147,16 @@ def test_a_write_past_the_log_is_innermost(faulty: Faulty) -> None:
         memory[:] = bytes(len(memory))
         assert faulty.board.clear() == 2
     assert device.bus is faulty.bus
+
+
+def test_armed_faults_are_limited(faulty: Faulty) -> None:
+    """One more than there may be is refused; one less makes room."""
+    armed = [faulty.arm("op=dma-write,error=EIO,after=1000000") for _ in range(MAX_ARMED)]
+    with pytest.raises(ConfigError, match=f"{MAX_ARMED} are armed, which is the limit"):
+        faulty.arm("op=dma-write,error=EIO")
+    faulty.board.clear(armed[0])
+    faulty.arm("op=dma-write,error=EIO")
+    assert len(faulty.board.armed) == MAX_ARMED
 
 
 def test_reading_and_writing_are_two_operations(faulty: Faulty) -> None:

@@ -17,7 +17,8 @@ import pytest
 
 from vfu_dev.errors import ConfigError
 from vfu_dev.server import ControlSocket
-from vfu_dev.server.control import MAX_LINE_BYTES
+from vfu_dev.server.control import MAX_CLIENTS, MAX_LINE_BYTES, MAX_UNSENT_BYTES
+from vfu_dev.server.door import Access, Door
 from vfu_dev.server.sockets import OwnedPath, SocketInUseError, claim_socket_path
 
 
@@ -28,7 +29,7 @@ class Loop:
         self.path = path
         self.selector = selectors.DefaultSelector()
         self.control = ControlSocket(
-            path,
+            Door.at(path, "control socket", MAX_CLIENTS),
             self.selector,
             {"echo": lambda request: request, "slow": lambda _: self.slow(), "broken": lambda _: 1 / 0},
         )
@@ -239,12 +240,56 @@ def test_without_a_free_descriptor_clients_are_turned_away_and_the_loop_sleeps(
     assert caplog.text.count("no file descriptor is free, a client was turned away") == 3
 
 
+def test_clients_are_limited(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
+    """One more than there may be is turned away, and the others are served."""
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(loop.connect()) for _ in range(MAX_CLIENTS)]
+        for _ in clients:
+            loop.turn()
+        with loop.connect() as late:
+            loop.turn()
+            assert late.recv(1) == b""
+        clients[0].send(b'{"command": "echo"}\n')
+        assert loop.answers(clients[0], 1)[0]["ok"]
+    assert f"control: more than {MAX_CLIENTS} clients, one turned away" in caplog.text
+
+
+def test_strangers_keep_nobody_out(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may not connect has no place that somebody else could have."""
+    with contextlib.ExitStack() as stack:
+        monkeypatch.setattr(Access, "refusal", lambda _self, _connection: "a stranger")
+        strangers = [stack.enter_context(loop.connect()) for _ in range(MAX_CLIENTS)]
+        for _ in strangers:
+            loop.turn()
+        monkeypatch.undo()
+        friend = stack.enter_context(loop.connect())
+        friend.send(b'{"command": "echo"}\n')
+        assert loop.answers(friend, 1)[0]["ok"]
+        strangers[-1].send(b'{"command": "echo"}\n')
+        assert loop.answers(strangers[-1], 1) == [{"ok": False, "error": "a stranger"}]
+
+
+def test_answers_that_nobody_reads_are_limited(loop: Loop) -> None:
+    """A client that only asks is dropped once so much waits for it."""
+    request = json.dumps({"command": "echo", "x": "y" * 60_000}).encode() + b"\n"
+    with loop.connect() as greedy:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            sent = 0
+            while sent < 4 * MAX_UNSENT_BYTES:
+                with contextlib.suppress(BlockingIOError):
+                    sent += greedy.send(request)
+                loop.turn()
+        assert sent < 2 * MAX_UNSENT_BYTES
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            greedy.send(request)
+
+
 def test_a_control_socket_gives_back_what_it_took(short_tmp: Path) -> None:
     before = set(os.listdir("/proc/self/fd"))
     with selectors.DefaultSelector() as selector:
-        ControlSocket(short_tmp / "c", selector, {}).close()
+        ControlSocket(Door.at(short_tmp / "c", "control socket", MAX_CLIENTS), selector, {}).close()
         with pytest.raises(ConfigError, match="control socket /proc/c: "):
-            ControlSocket(Path("/proc/c"), selector, {})
+            Door.at(Path("/proc/c"), "control socket", MAX_CLIENTS)
     assert set(os.listdir("/proc/self/fd")) == before
 
 

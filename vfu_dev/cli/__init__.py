@@ -67,6 +67,11 @@ def cli() -> None:
     """A software PCI device with VFIO PRE_COPY migration, attachable to QEMU through vfio-user."""
 
 
+def serve() -> None:
+    """Run `vfu-dev serve`: a program of its own, as the vfio-user backend program conventions want one."""
+    main(["serve", *sys.argv[1:]])
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and end with its exit status (docs/commands.md); an error is one line on stderr.
 

@@ -17,7 +17,7 @@ from vfu_dev.cli.identity import decided, identity_options, override
 from vfu_dev.cli.load_options import load_of, load_options
 from vfu_dev.cli.params import LEVEL, ON_OFF, SIZE, NumberType
 from vfu_dev.cli.shape import Command
-from vfu_dev.client.control import default_control
+from vfu_dev.cli.socket_options import socket_options, sockets_of
 from vfu_dev.errors import ConfigError
 from vfu_dev.logs import set_up_logging
 from vfu_dev.migration.engine import ALL_FLAGS
@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 MIN_PAGE_SIZE_BYTES = 4096
 DEFAULT_MEMORY = "256M"
-NO_CONTROL = "none"
 
 
 def _memory_texts(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -65,13 +64,7 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
     context_settings={"show_default": True},
 )
 @config_options
-@click.option(
-    "--socket",
-    "socket_path",
-    type=click.Path(path_type=Path),
-    metavar="SOCKET",
-    help="The vfio-user socket, where QEMU connects; required.",
-)
+@socket_options
 @click.option(
     "--device",
     "device_spec",
@@ -117,15 +110,6 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
     help="Seed of the memory's initial content; 0 leaves the memory untouched.",
 )
 @click.option("--name", default="vfu-dev", help="Name of the device in logs and status.")
-@click.option(
-    "--control",
-    "control_path",
-    default=None,
-    type=click.Path(path_type=Path),
-    metavar="PATH|none",
-    help="Where the control socket is, for vfu-dev ctl, top and migrate; none serves without one.",
-    show_default="SOCKET.ctl",
-)
 @click.option("--pre-copy", default="on", type=ON_OFF, help="Announce the PRE_COPY states.")
 @load_options()
 @click.option(
@@ -179,7 +163,7 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
 @identity_options
 def command(
     print_config: bool,
-    socket_path: Path | None,
+    sockets: dict[str, Any],
     device_spec: str | None,
     memories: tuple[str, ...],
     page_size: int,
@@ -187,7 +171,6 @@ def command(
     initial: int | None,
     fill: int,
     name: str,
-    control_path: Path | None,
     pre_copy: str,
     load_arguments: dict[str, Any],
     faults: tuple[str, ...],
@@ -213,8 +196,7 @@ def command(
     from vfu_dev.server.register_trace import RegisterTrace
 
     ctx = click.get_current_context()
-    if socket_path is None and not print_config:
-        raise click.UsageError("Missing option '--socket'.", ctx)
+    where = None if print_config else sockets_of(sockets)
     log_limit = set_up_logging(log_format, log_level)
     _allow_files()
     flags = ALL_FLAGS
@@ -238,7 +220,7 @@ def command(
     try:
         with blaming(ctx, identity):
             override(device, identity)
-        if socket_path is None or print_config:
+        if where is None:
             takes = keywords(type(device))
             without = [option for option, keyword in _DEVICE_OPTIONS.items() if keyword not in takes]
             click.echo(as_toml(ctx, decided(device), without), nl=False)
@@ -248,7 +230,15 @@ def command(
         library = libvfio_user.open_library(find_library(library_path))
         with _exporter(metrics_addr, metrics_port) as exporter:
             trace = RegisterTrace(name, traced) if traced else None
-            server = Server(device, library, socket_path, _control_path(control_path, socket_path), trace)
+            server = Server(
+                device,
+                library,
+                where.client,
+                where.control,
+                trace,
+                access=where.access,
+                must_migrate=where.must_migrate,
+            )
             try:
                 server.log_limit = log_limit
                 if load is not None:
@@ -258,7 +248,7 @@ def command(
                 if exporter is not None:
                     server.feed(exporter.feed)
                     logger.info("%s: metrics and live page on %s", name, exporter.url)
-                server.run(on_ready=lambda: click.echo(f"serving {name} on {socket_path}"))
+                server.run(on_ready=lambda: click.echo(f"serving {name} on {where}"))
             finally:
                 server.close()
                 log_limit.advance(at_once=True)
@@ -305,13 +295,6 @@ def _maker(spec: str | None, chosen: Mapping[str, str]) -> Callable[..., Device]
         return make_device(cls, name, flags, options, chosen)
 
     return make
-
-
-def _control_path(option: Path | None, socket_path: Path) -> Path | None:
-    """Return where the control socket goes; None for none."""
-    if option is None:
-        return default_control(socket_path)
-    return None if option == Path(NO_CONTROL) else option
 
 
 @contextmanager

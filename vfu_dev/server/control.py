@@ -7,19 +7,16 @@ between other work, and the answer follows when it ends.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import os
 import select
 import selectors
 import socket
 from collections.abc import Callable, Collection, Iterator
-from pathlib import Path
 from typing import Any
 
-from vfu_dev.errors import ConfigError, VfuDevError
-from vfu_dev.server.sockets import OwnedPath, SpareDescriptor, claim_socket_path
+from vfu_dev.errors import VfuDevError
+from vfu_dev.server.door import Door
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +25,7 @@ MAX_CLIENTS = 32
 # Requests of one client served before the vfio-user socket is looked at again.
 _REQUESTS_A_TURN = 16
 # A client that does not read its answers is dropped beyond this.
-_MAX_UNSENT_BYTES = 4 << 20
+MAX_UNSENT_BYTES = 4 << 20
 
 Request = dict[str, Any]
 # A command's result, or an iterator that yields while it works and returns the result.
@@ -37,8 +34,9 @@ Command = Callable[[Request], Any]
 
 
 class _Client:
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, refusal: str | None) -> None:
         self.connection = connection
+        self.refusal = refusal  # the answer to whatever it asks
         self.received = bytearray()
         self.unsent = bytearray()
         self.job: Any = None
@@ -53,44 +51,28 @@ class _Client:
 
 
 class ControlSocket:
-    """Serves commands on a UNIX socket that only its owner can open.
+    """Serves commands to whoever comes in by a door.
 
     Args:
-        path: where to listen.
+        door: where they come in, `MAX_CLIENTS` at once; it is closed with this.
         selector: the loop's; its data for our sockets is a callable without arguments.
         commands: name -> function of the request.
         hidden: of these, earlier names, which work without being listed.
-
-    Raises:  ConfigError: the path cannot be used.
     """
 
     def __init__(
         self,
-        path: Path,
+        door: Door,
         selector: selectors.BaseSelector,
         commands: dict[str, Command],
         hidden: Collection[str] = (),
     ) -> None:
-        claim_socket_path(path, "control socket")
+        self._door = door
         self._selector = selector
         self._commands = commands
         self._hidden = hidden
         self._clients: dict[int, _Client] = {}
-        self._spare = SpareDescriptor()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        # The mode has to hold from the first moment on, so it cannot be a chmod afterwards.
-        before = os.umask(0o177)
-        try:
-            self._listener.bind(os.fspath(path))
-        except OSError as err:
-            self._listener.close()
-            self._spare.close()
-            raise ConfigError(f"control socket {path}: {err.strerror}") from err
-        finally:
-            os.umask(before)
-        self._path = OwnedPath(path)
-        self._listener.listen(MAX_CLIENTS)
-        selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        selector.register(door, selectors.EVENT_READ, self._accept)
 
     @property
     def busy(self) -> bool:
@@ -111,30 +93,24 @@ class ControlSocket:
             self._send(client)
 
     def close(self) -> None:
-        """Drop all clients and remove the socket."""
+        """Drop all clients and close the door."""
         for client in list(self._clients.values()):
             self._drop(client)
-        self._selector.unregister(self._listener)
-        self._listener.close()
-        self._spare.close()
-        self._path.remove()
+        self._selector.unregister(self._door)
+        self._door.close()
 
     def _accept(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except OSError as err:
-            if err.errno in (errno.EMFILE, errno.ENFILE):
-                self._spare.turn_away(self._listener)
-                logger.warning(
-                    "control: no file descriptor is free, a client was turned away (see ulimit -n)"
-                )
+        connection = self._door.accept()
+        if connection is None:
             return
-        connection.setblocking(False)
+        strangers = (client for client in self._clients.values() if client.refusal is not None)
+        if len(self._clients) >= MAX_CLIENTS and (stranger := next(strangers, None)) is not None:
+            self._drop(stranger)  # it has said nothing, and would not be answered
         if len(self._clients) >= MAX_CLIENTS:
             connection.close()
             logger.warning("control: more than %d clients, one turned away", MAX_CLIENTS)
             return
-        client = _Client(connection)
+        client = _Client(connection, self._door.access.refusal(connection))
         self._clients[connection.fileno()] = client
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._ready(client))
 
@@ -186,6 +162,11 @@ class ControlSocket:
         self._send(client)
 
     def _serve(self, client: _Client, line: bytes) -> None:
+        if client.refusal is not None:
+            logger.warning("control: a client was turned away: %s", client.refusal)
+            self._answer(client, error=client.refusal)
+            client.closing = True
+            return
         try:
             request = json.loads(line)
         except (ValueError, RecursionError) as err:
@@ -235,7 +216,7 @@ class ControlSocket:
                 sent = client.connection.send(client.unsent)
                 del client.unsent[:sent]
         except (BlockingIOError, InterruptedError):
-            if len(client.unsent) > _MAX_UNSENT_BYTES:
+            if len(client.unsent) > MAX_UNSENT_BYTES:
                 self._drop(client)
                 return
         except OSError:

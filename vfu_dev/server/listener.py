@@ -2,22 +2,22 @@
 
 A device has one client. Whoever connects is waited for without holding up anybody: the client that is
 attached, the control socket, and others that connect. The first one with a whole VERSION message is let in.
-Who comes while a client is attached gets EBUSY in reply, after a moment in which that client may be leaving.
+Who comes while a client is attached gets EBUSY in reply, after a moment in which that client may be leaving;
+who may not be the client at all gets EACCES or, if it cannot migrate a device that has to be, ENOTSUP.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import selectors
 import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from vfu_dev import uapi
-from vfu_dev.errors import ConfigError
-from vfu_dev.server.sockets import OwnedPath, SpareDescriptor, claim_socket_path
+from vfu_dev.server.door import Door
 
 logger = logging.getLogger(__name__)
 
@@ -31,16 +31,22 @@ BUSY_SECONDS = 0.5
 # Far more than a VERSION message has; QEMU's has 120 bytes.
 MAX_VERSION_BYTES = 64 << 10
 
+# Proposed in VERSION by a client that migrates the device (native/qemu/README.md); no other does.
+SIGN = "migration_precopy_info"
+NO_SIGN = f"the client gives no sign that it can migrate the device: it does not propose {SIGN}"
+
 _HEADER = uapi.VFIO_USER_HEADER
+_NUMBERS_BYTES = 4  # major and minor, before the text of a VERSION message
 
 
 class _Newcomer:
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, refusal: str | None = None) -> None:
         self.connection = connection
         self.since = time.monotonic()
         self.message = bytearray()
         self.wanted = _HEADER.size
         self.whole_since: float | None = None  # when its message was complete
+        self.error, self.refusal = errno.EACCES, refusal  # why it may never be the client
 
     def receive(self) -> bool:
         """Take what has come, no more than the one message; False when nothing more will come of it.
@@ -65,52 +71,54 @@ class _Newcomer:
 
 
 class Listener:
-    """Listens at `path` for the device's client.
+    """Lets clients in, one at a time.
 
     Args:
-        path: where to listen.
+        door: where they come in, `MAX_NEWCOMERS` at once, closed with this; or the one connection there will
+            ever be.
         selector: the loop's; its data for our sockets is a callable without arguments.
         occupied: whether a client is attached.
         admit: takes a connection, and its VERSION message.
         name: the device, for logs.
-
-    Raises:  ConfigError: the path cannot be used.
+        must_migrate: refuse a client that shows no sign that it can migrate the device.
     """
 
     def __init__(
         self,
-        path: Path,
+        door: Door | socket.socket,
         selector: selectors.BaseSelector,
         occupied: Callable[[], bool],
         admit: Callable[[socket.socket, bytes], None],
         name: str,
+        *,
+        must_migrate: bool = False,
     ) -> None:
-        claim_socket_path(path, "socket")
         self._selector = selector
         self._occupied = occupied
         self._admit = admit
         self._name = name
+        self._must_migrate = must_migrate
         self._newcomers: list[_Newcomer] = []  # in the order in which they came
-        self._spare = SpareDescriptor()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            self._socket.bind(str(path))
-            self._socket.listen(MAX_NEWCOMERS)
-        except OSError as err:
-            self._socket.close()
-            self._spare.close()
-            raise ConfigError(f"socket {path}: {err.strerror}") from err
-        self._path = OwnedPath(path)
-        selector.register(self._socket, selectors.EVENT_READ, self._accept)
+        self._door: Door | None = None
+        if isinstance(door, Door):
+            self._door = door
+            selector.register(door, selectors.EVENT_READ, self._accept)
+        else:
+            door.setblocking(False)
+            self._wait_for(_Newcomer(door))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody can come any more: the only connection is let in, or gone."""
+        return self._door is None and not self._newcomers
 
     def close(self) -> None:
-        """Turn everybody away and remove the socket."""
+        """Turn everybody away and close the door."""
         for newcomer in list(self._newcomers):
             self._drop(newcomer)
-        self._selector.unregister(self._socket)
-        self._socket.close()
-        self._spare.close()
-        self._path.remove()
+        if self._door is not None:
+            self._selector.unregister(self._door)
+            self._door.close()
 
     def timeout(self) -> float | None:
         """Return in how many seconds `advance` has something to do, None for not before somebody comes."""
@@ -137,20 +145,18 @@ class Listener:
         return newcomer.since + (BUSY_SILENT_SECONDS if occupied else SILENT_SECONDS)
 
     def _accept(self) -> None:
-        try:
-            connection, _ = self._socket.accept()
-        except OSError as err:
-            if err.errno in (errno.EMFILE, errno.ENFILE):
-                self._spare.turn_away(self._socket)
-                logger.warning("%s: no file descriptor is free, a client was turned away", self._name)
+        assert self._door is not None
+        connection = self._door.accept()
+        if connection is None:
             return
-        connection.setblocking(False)
         if len(self._newcomers) >= MAX_NEWCOMERS:
             # A client says who it is at once, so the one that has said nothing for longest is none.
             self._turn_away(self._newcomers[0])
-        newcomer = _Newcomer(connection)
+        self._wait_for(_Newcomer(connection, self._door.access.refusal(connection)))
+
+    def _wait_for(self, newcomer: _Newcomer) -> None:
         self._newcomers.append(newcomer)
-        self._selector.register(connection, selectors.EVENT_READ, lambda: self._ready(newcomer))
+        self._selector.register(newcomer.connection, selectors.EVENT_READ, lambda: self._ready(newcomer))
         self._ready(newcomer)
 
     def _ready(self, newcomer: _Newcomer) -> None:
@@ -168,26 +174,34 @@ class Listener:
         newcomer.whole_since = time.monotonic()
         # What else it sends is not ours to receive, and that it hangs up is found out when it is let in.
         self._selector.unregister(newcomer.connection)
-        if not self._occupied():
+        if newcomer.refusal is None and self._must_migrate and not shows_migration(newcomer.message):
+            newcomer.error, newcomer.refusal = errno.ENOTSUP, NO_SIGN + " (ENOTSUP, --require-migration)"
+        if newcomer.refusal is not None:
+            self._turn_away(newcomer)
+        elif not self._occupied():
             self._let_in(newcomer)
 
     def _let_in(self, newcomer: _Newcomer) -> None:
         self._newcomers.remove(newcomer)
+        if not shows_migration(newcomer.message):
+            logger.info("%s: %s", self._name, NO_SIGN)
         self._admit(newcomer.connection, bytes(newcomer.message))
 
     def _turn_away(self, newcomer: _Newcomer) -> None:
         if newcomer.whole_since is not None:
+            error, reason = newcomer.error, newcomer.refusal
+            if reason is None:
+                error, reason = errno.EBUSY, "another one is attached (EBUSY)"
             number, command, *_ = _HEADER.unpack_from(newcomer.message)
             flags = uapi.VFIO_USER_REPLY | uapi.VFIO_USER_ERROR
-            reply = _HEADER.pack(number, command, _HEADER.size, flags, errno.EBUSY)
+            reply = _HEADER.pack(number, command, _HEADER.size, flags, error)
             try:
                 newcomer.connection.send(reply, socket.MSG_NOSIGNAL)
             except OSError as err:
                 logger.debug("%s: a client did not wait for its answer: %s", self._name, err)
-            reason = "another one is attached (EBUSY)"
         else:
             seconds = time.monotonic() - newcomer.since
-            reason = f"it sent no whole VERSION message in {seconds:.1f} s"
+            reason = newcomer.refusal or f"it sent no whole VERSION message in {seconds:.1f} s"
         logger.warning("%s: a client was turned away: %s", self._name, reason)
         self._drop(newcomer)
 
@@ -196,3 +210,17 @@ class Listener:
         if newcomer.whole_since is None:
             self._selector.unregister(newcomer.connection)
         newcomer.connection.close()
+
+
+def shows_migration(message: bytes | bytearray) -> bool:
+    """Return whether a VERSION message proposes what only a client does that can migrate the device.
+
+    The vfio-user specification has no such capability. QEMU without our series proposes `migration` and then
+    loses the device's state in silence; whoever knows MIG_GET_PRECOPY_INFO reads all of it.
+    """
+    text = bytes(message[_HEADER.size + _NUMBERS_BYTES :]).partition(b"\0")[0]
+    try:
+        proposed = json.loads(text).get("capabilities", {})
+    except (ValueError, RecursionError, AttributeError):
+        return False
+    return isinstance(proposed, dict) and proposed.get(SIGN) is True

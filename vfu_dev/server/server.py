@@ -23,14 +23,23 @@ from vfu_dev.libvfio_user import Context, Library
 from vfu_dev.logs import RateLimit
 from vfu_dev.migration.sampler import Sampler
 from vfu_dev.server.commands import HIDDEN, Commands
-from vfu_dev.server.control import ControlSocket
+from vfu_dev.server.control import MAX_CLIENTS, ControlSocket
+from vfu_dev.server.door import (
+    OWNER,
+    Access,
+    client_door,
+    control_door,
+    give_to_group,
+    path_for_foreign,
+    restrictive_umask,
+)
 from vfu_dev.server.faults import fault_board
 from vfu_dev.server.feed import Feed
-from vfu_dev.server.listener import Listener
+from vfu_dev.server.listener import MAX_NEWCOMERS, Listener
 from vfu_dev.server.register_trace import RegisterTrace
 from vfu_dev.server.setup import set_up
 from vfu_dev.server.snapshot import SnapshotMaker
-from vfu_dev.server.sockets import OwnedPath, claim_socket_path
+from vfu_dev.server.sockets import OwnedPath
 from vfu_dev.server.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -50,8 +59,11 @@ class Server:
     Args:
         device: what to serve; the server does not close it.
         library: the libvfio-user to drive.
-        socket_path: where clients connect.
-        control_path: where commands are served, or None.
+        client: where the client connects: a path to listen at, or a socket that listens. With one that is
+            connected `run` ends when its client leaves.
+        control: where commands are served, in the same way, or None.
+        access: who may connect to either.
+        must_migrate: refuse a client that shows no sign that it can migrate the device.
 
     Raises:  ConfigError, LibraryError: the device cannot be served that way; nothing is left behind.
     """
@@ -60,9 +72,12 @@ class Server:
         self,
         device: Device,
         library: Library,
-        socket_path: Path,
-        control_path: Path | None = None,
+        client: Path | socket.socket,
+        control: Path | socket.socket | None = None,
         register_trace: RegisterTrace | None = None,
+        *,
+        access: Access = OWNER,
+        must_migrate: bool = False,
     ) -> None:
         self.device = device
         self.register_trace = register_trace
@@ -81,16 +96,25 @@ class Server:
             self._selector = undo.enter_context(selectors.DefaultSelector())
             if library.is_ours:
                 self._listener = Listener(
-                    socket_path, self._selector, lambda: self.connected, self._admit, device.name
+                    client_door(client, MAX_NEWCOMERS, access),
+                    self._selector,
+                    lambda: self.connected,
+                    self._admit,
+                    device.name,
+                    must_migrate=must_migrate,
                 )
                 undo.callback(self._listener.close)
                 self._context = Context(library, None, device.name)
             else:
-                claim_socket_path(socket_path, "socket")
-                self._context = Context(library, os.fspath(socket_path), device.name)
+                path = path_for_foreign(client, access, must_migrate=must_migrate)
+                # The library binds and listens in one: nobody gets in before the socket is its group's.
+                with restrictive_umask(OWNER.mode):
+                    self._context = Context(library, os.fspath(path), device.name)
                 # Bound by now, and the library leaves it behind.
-                self._path = OwnedPath(socket_path)
+                self._path = OwnedPath(path)
                 undo.callback(self._path.remove)
+                give_to_group(path, access)
+                path.chmod(access.mode)
             undo.callback(self._context.destroy)
             self._watch = Watch(self._selector, lambda: self._context.poll_fd, self._serve)
             undo.callback(device.attach, device.bus)
@@ -101,15 +125,19 @@ class Server:
             self._snapshots.faults = self.faults.injected
             self._context.realize()
             self._watch.renew()
-            if control_path is not None:
-                self._control = ControlSocket(control_path, self._selector, Commands(self).table(), HIDDEN)
+            if control is not None:
+                door = control_door(control, MAX_CLIENTS, access)
+                self._control = ControlSocket(door, self._selector, Commands(self).table(), HIDDEN)
             undo.pop_all()
         device.workers.append(self.load)
 
     # --- loop -----------------------------------------------------------------------------------------------
 
     def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
-        """Serve until SIGTERM, SIGINT or the `quit` command; called once, in the main thread."""
+        """Serve until SIGTERM, SIGINT, the `quit` command, or the end of the only client there can be.
+
+        Called once, in the main thread.
+        """
         woken, waker = socket.socketpair()
         woken.setblocking(False)
         waker.setblocking(False)
@@ -121,7 +149,7 @@ class Server:
         gc.freeze()
         on_ready()
         try:
-            while not self._stopping:
+            while not self._stopping and not self._is_over:
                 for key, _ in self._selector.select(self._timeout()):
                     key.data()
                 self._idle()
@@ -136,6 +164,11 @@ class Server:
                 signal.signal(number, handler)
             woken.close()
             waker.close()
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether nobody is connected and nobody can be any more."""
+        return self._listener is not None and self._listener.is_over and not self.connected
 
     def stop(self) -> None:
         """Leave `run` at the end of this turn."""
