@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import select
 import shutil
 import signal
@@ -21,7 +20,7 @@ import pytest
 
 from vfu_dev.client import ControlClient, VfioUserDevice
 from vfu_dev.client.digest import audit_over
-from vfu_dev.errors import VfuDevError
+from vfu_dev.vm.servers import DeviceServer, ServerOptions
 
 # Whatever takes longer hangs, on a busy machine too. Tests wait for events; this ends a wait in vain.
 PATIENCE_SECONDS = 300.0
@@ -60,13 +59,32 @@ def receive_exactly(sock: socket.socket, count: int) -> bytes:
 class RunningServer:
     """One `vfu-dev serve` process."""
 
-    socket: Path
-    control_path: Path
-    log_path: Path
-    process: subprocess.Popen[bytes]
+    served: DeviceServer
     killed: bool = False
     status_expected: int | None = None  # of one that is made to end
     has_defect: bool = False  # its device has one, so there may be a traceback
+
+    @property
+    def socket(self) -> Path:
+        """Its vfio-user socket."""
+        return self.served.socket
+
+    @property
+    def control_path(self) -> Path:
+        """Its control socket."""
+        return self.served.control
+
+    @property
+    def log_path(self) -> Path:
+        """What it writes to stdout and stderr."""
+        return self.served.process.log
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """Its process."""
+        process = self.served.process.process
+        assert process is not None
+        return process
 
     def connect(self, *, timeout_seconds: float = PATIENCE_SECONDS, **options: Any) -> VfioUserDevice:
         """Connect as the server's one client, once it has let go of the client before."""
@@ -147,28 +165,14 @@ def server_farm(library: Path, folder: Path) -> Iterator[ServerFactory]:
 
 
 def _start(library: Path, folder: Path, name: str, options: list[str]) -> RunningServer:
-    server_socket, control = folder / f"{name}.sock", folder / f"{name}.sock.ctl"
-    log_path = folder / f"{name}.log"
-    arguments = ["serve", "--socket", str(server_socket), "--control", str(control), "--name", name, *options]
-    environment = os.environ | {"VFU_DEV_LIBVFIO_USER": str(library)}
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            [*VFU_DEV, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-        )
-    server = RunningServer(server_socket, control, log_path, process)
-
-    def answers() -> bool:
-        if process.poll() is not None:
-            pytest.fail(f"the server ended with status {process.returncode}:\n{server.log()}")
-        try:
-            return bool(server.status()) and server_socket.exists()
-        except VfuDevError:
-            return False
-
+    given = ServerOptions(library=library, extra=tuple(options))
+    served = DeviceServer(name, folder, folder, given)
+    server = RunningServer(served)
     try:
-        wait_until(answers, f"server {name} answers")
+        for pause in served.starting():
+            time.sleep(pause)
+        server.status()
     except BaseException:
-        process.kill()
-        process.wait()
+        served.process.end()
         raise
     return server

@@ -8,20 +8,20 @@ machine that has nothing else to do; `--draw` draws what was measured before.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vfu_dev.builds import artifact
-from vfu_dev.client import ControlClient, VfioUserDevice
+from vfu_dev.client import VfioUserDevice
 from vfu_dev.client.migrator import ClientOptions, MigrationError, Migrator
 from vfu_dev.model.link import migrator_link
 from vfu_dev.model.predict import predict
 from vfu_dev.report.convergence_map import against_figure
 from vfu_dev.report.drawing import write_png
+from vfu_dev.vm.servers import DeviceServer, ServerOptions, served
 from vfu_dev.workload import Workload
 
 HERE = Path(__file__).parent
@@ -33,26 +33,18 @@ TRIES = 3
 RATIOS = (0.1, 0.25, 0.4, 0.5, 0.65, 0.8, 0.9, 0.95, 1.05, 1.2, 1.5, 2.0)
 
 
-def start(folder: Path, name: str, *options: str) -> tuple[subprocess.Popen[bytes], Path]:
-    """Start a server and wait until it answers; returns it and its socket."""
-    path = folder / f"{name}.sock"
-    argv = [sys.executable, "-m", "vfu_dev", "serve", "--socket", path, "--control", f"{path}.ctl"]
-    argv += ["--memory", str(MEMORY), "--library", artifact("libvfio-user"), *options]
-    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not Path(f"{path}.ctl").exists():
-        time.sleep(0.01)
-    return process, path
-
-
-def measure(source: Path, destination: Path, load: Workload) -> dict[str, Any]:
+def measure(source: DeviceServer, destination: DeviceServer, load: Workload) -> dict[str, Any]:
     """Migrate once; returns what the model says and what it was, as pairs."""
     link = migrator_link(BANDWIDTH, downtime_limit_seconds=LIMIT_SECONDS, overhead_seconds=0.002)
     said = predict(load, MEMORY // 4096, link, limit_seconds=TIMEOUT_SECONDS)
-    with ControlClient(f"{source}.ctl", timeout_seconds=20) as control:
+    with source.open_control() as control:
         control.command("load", load=load.to_dict())
         while control.status()["connected"]:
             time.sleep(0.01)
-        with VfioUserDevice.connect(source) as one, VfioUserDevice.connect(destination) as other:
+        with (
+            VfioUserDevice.connect(source.socket) as one,
+            VfioUserDevice.connect(destination.socket) as other,
+        ):
             options = ClientOptions(LIMIT_SECONDS, BANDWIDTH, None, TIMEOUT_SECONDS, resume_source=True)
             migrator = Migrator(one, other, options)
             try:
@@ -81,22 +73,16 @@ def measure(source: Path, destination: Path, load: Workload) -> dict[str, Any]:
 def main() -> None:
     """Measure, write the figures and draw them."""
     rows = []
-    with tempfile.TemporaryDirectory(prefix="vfu-") as name:
-        source, from_path = start(Path(name), "a", "--fill", "7")
-        destination, to_path = start(Path(name), "b")
-        try:
-            for pattern in PATTERNS:
-                for ratio in RATIOS:
-                    load = Workload(pattern, rate_pages=ratio * BANDWIDTH / 4096)
-                    tries = []
-                    while len(tries) < TRIES and (not tries or tries[-1]["link_reached"] < 0.97):
-                        tries.append(measure(from_path, to_path, load))
-                    rows.append(max(tries, key=lambda row: row["link_reached"]))
-                    print(json.dumps(rows[-1]), flush=True)
-        finally:
-            for process in (source, destination):
-                process.terminate()
-                process.wait()
+    options = ServerOptions(memory_bytes=MEMORY, library=artifact("libvfio-user"))
+    with served([("source", replace(options, fill=7)), ("destination", options)]) as (source, destination):
+        for pattern in PATTERNS:
+            for ratio in RATIOS:
+                load = Workload(pattern, rate_pages=ratio * BANDWIDTH / 4096)
+                tries: list[dict[str, Any]] = []
+                while len(tries) < TRIES and (not tries or tries[-1]["link_reached"] < 0.97):
+                    tries.append(measure(source, destination, load))
+                rows.append(max(tries, key=lambda row: row["link_reached"]))
+                print(json.dumps(rows[-1]), flush=True)
     (HERE / "model-check.json").write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     draw(rows)
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 from labkit import PATIENT
 from serverkit import PATIENCE_SECONDS
 
-from vfu_dev.client import ControlClient
 from vfu_dev.client.digest import resumed_digest, saved_digest
-from vfu_dev.vm.process import Child, wait_for_socket
+from vfu_dev.vm.own_device import ask_own_device
 from vfu_dev.vm.qemu import FIRST_SLOT, Qemu, QemuOptions
 from vfu_dev.vm.qtest import QtestClient
 from vfu_dev.vm.qtest_device import PCI_BASE_ADDRESS_0, PCI_COMMAND
+from vfu_dev.vm.servers import DeviceServer, ServerOptions
 
 KVSTORE = Path(__file__).parents[2] / "docs" / "examples" / "kvstore.py"
 BAR0, BAR2, BAR4 = 0xE000_0000, 0xE010_0000, 0xE000_1000
@@ -30,18 +28,14 @@ class Host:
     """A server of the example and the QEMU that it is attached to."""
 
     def __init__(self, name: str, qemu: Path, library: Path, sockets: Path, logs: Path) -> None:
-        self.socket, self.control = sockets / f"{name}.sock", sockets / f"{name}.ctl"
-        argv = [sys.executable, "-m", "vfu_dev", "serve", "--device", f"{KVSTORE}:KeyValueStore"]
-        argv += ["--socket", str(self.socket), "--control", str(self.control), "--name", name]
-        argv += ["--library", str(library)]
-        self.server = Child(f"server {name}", argv, logs / f"{name}-server.log")
+        own = ask_own_device(f"{KVSTORE}:KeyValueStore")
+        self.server = DeviceServer(name, sockets, logs, ServerOptions(own=own, library=library))
         options = QemuOptions(binary=qemu, ram_bytes=16 << 20, incoming=name == "destination", extra=PATIENT)
-        self.qemu = Qemu(name, sockets, logs, options, [self.socket])
+        self.qemu = Qemu(name, sockets, logs, options, [self.server.socket])
         self.guest = QtestClient(self.qemu.qtest_socket)
 
     async def __aenter__(self) -> Host:
         await self.server.start()
-        await wait_for_socket(self.control, self.server)
         await self.qemu.start()
         await self.guest.connect()
         return self
@@ -50,11 +44,6 @@ class Host:
         self.guest.close()
         await self.qemu.stop()
         await self.server.stop()
-
-    def status(self) -> dict[str, Any]:
-        """Return the server's status."""
-        with ControlClient(self.control, timeout_seconds=PATIENCE_SECONDS) as control:
-            return control.status()
 
     async def program(self) -> None:
         """Give the BARs addresses, as firmware does."""
@@ -100,7 +89,7 @@ def test_qemu_uses_and_migrates_the_example(qemu: Path, library: Path, tmp_path:
                 assert await destination.guest.read(8, BAR0 + VALUE) == key * key
             assert await destination.do(GET, 2) == 1
             assert await destination.guest.read(8, BAR2 + 32 * 129 + 8) == 129
-            saved, loaded = source.status(), destination.status()
+            saved, loaded = await source.server.status(), await destination.server.status()
             assert saved_digest(saved)
             assert saved_digest(saved) == resumed_digest(loaded)
             assert "PRE_COPY" in [change["to"] for change in saved["transitions"]]

@@ -83,7 +83,7 @@ class Encounter:
         self.trigger.touch()
 
     async def __aenter__(self) -> Encounter:
-        await self.server.start()
+        self.server.start()
         await wait_for_socket(self.socket, self.server)
         return self
 

@@ -11,9 +11,10 @@ from contextlib import AbstractContextManager, contextmanager
 import numpy as np
 
 from vfu_dev.bench.figures import Effort, Figure, in_turns, percentiles
-from vfu_dev.bench.peers import STOP_SECONDS, Bench, BenchError
+from vfu_dev.bench.peers import Bench, BenchError
 from vfu_dev.bench.raw import Nanoseconds, RawClient, region_read, region_write, state_read
 from vfu_dev.uapi import VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR2_REGION_INDEX, DeviceState
+from vfu_dev.vm.process import STOP_SECONDS
 
 C_SERVER = "C server"
 PAGES = 1024  # accesses go to so many pages of BAR2, as a guest's do

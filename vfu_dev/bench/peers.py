@@ -5,53 +5,32 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from vfu_dev.builds import artifact
-from vfu_dev.client.listening import is_listening, socket_folder
+from vfu_dev.client.control import default_control
+from vfu_dev.client.listening import socket_folder
 from vfu_dev.errors import VfuDevError
-
-START_SECONDS = 120.0
-STOP_SECONDS = 30.0
+from vfu_dev.vm.process import Child, until_listening
+from vfu_dev.vm.servers import DeviceServer, ServerOptions
 
 
 class BenchError(VfuDevError):
-    """A server that is to be measured does not start, or ended."""
+    """What is to be measured ended, or does not answer."""
 
 
+@dataclass(frozen=True)
 class Served:
-    """One server process and its socket."""
+    """One server process and its socket; ours alone listens on `control`, and on `port` if asked."""
 
-    def __init__(self, name: str, argv: list[str], folder: Path, *, port: int | None = None) -> None:
-        self.name = name
-        self.socket = folder / f"{name}.sock"
-        self.control = folder / f"{name}.ctl"  # of ours, where asked for
-        self.port = port
-        self._log = folder / f"{name}.log"
-        root = str(Path(__file__).resolve().parents[2])
-        env = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(argv, stdout=log, stderr=log, env=env)
-        deadline = time.monotonic() + START_SECONDS
-        while not is_listening(self.socket):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise BenchError(f"{name} does not start: {self._log.read_text(errors='replace')[-500:]}")
-            time.sleep(0.01)
-
-    def stop(self) -> None:
-        """End the process."""
-        if self._process.poll() is None:
-            self._process.terminate()
-        try:
-            self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+    process: Child
+    socket: Path
+    control: Path
+    port: int | None = None
 
 
 class Bench:
@@ -63,39 +42,45 @@ class Bench:
         self._folder = socket_folder("vfu-bench-")
         self._servers: list[Served] = []
 
-    def _add(self, server: Served) -> Served:
+    def _add(self, server: Served, starting: Iterator[float]) -> Served:
         self._servers.append(server)
+        for pause in starting:
+            time.sleep(pause)
         return server
 
     def ours(self, memory_mib: int, *options: str, fill: int = 1, metrics: bool = False) -> Served:
         """Start `vfu-dev serve`; `fill` 0 leaves the memory empty, as a destination's is.
 
-        Args:    metrics: with a metrics port and a control socket.
+        Args:    metrics: with a metrics port.
         """
-        name = f"ours{len(self._servers)}"
-        argv = [sys.executable, "-m", "vfu_dev", "serve", "--socket", str(self._folder / f"{name}.sock")]
-        argv += ["--memory", f"{memory_mib}M", "--library", str(self._library), "--log-level", "WARNING"]
-        argv += ["--name", name, "--fill", str(fill), *options]
-        port = free_port() if metrics else None
-        if port:
-            argv += ["--metrics-port", str(port), "--control", str(self._folder / f"{name}.ctl")]
-        return self._add(Served(name, argv, self._folder, port=port))
+        extra, port = ["--log-level", "WARNING", *options], None
+        if metrics:
+            port = free_port()
+            extra += ["--metrics-port", str(port)]
+        given = ServerOptions(
+            memory_bytes=memory_mib << 20, fill=fill, library=self._library, extra=tuple(extra)
+        )
+        server = DeviceServer(f"ours{len(self._servers)}", self._folder, self._folder, given)
+        return self._add(Served(server.process, server.socket, server.control, port), server.starting())
 
     def reference(self, memory_mib: int, *, fill: int = 1) -> Served:
         """Start the reference server."""
         name = f"c{len(self._servers)}"
-        argv = [str(self._reference), str(self._folder / f"{name}.sock"), str(memory_mib)]
-        return self._add(Served(name, [*argv, *([str(fill)] if fill else [])], self._folder))
+        sock = self._folder / f"{name}.sock"
+        argv = [str(self._reference), str(sock), str(memory_mib), *([str(fill)] if fill else [])]
+        process = Child("the reference server", argv, self._folder / f"{name}.log")
+        process.start()
+        return self._add(Served(process, sock, default_control(sock)), until_listening(process, sock))
 
     def stop(self, server: Served) -> None:
         """End one server before its time."""
         self._servers.remove(server)
-        server.stop()
+        server.process.end()
 
     def close(self) -> None:
         """End everything."""
         for server in self._servers:
-            server.stop()
+            server.process.end()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from vfu_dev.client.control import ControlClient, ControlError
+from vfu_dev.client.control import ControlClient
 from vfu_dev.client.device import VfioUserDevice
-from vfu_dev.client.listening import socket_folder
 from vfu_dev.client.migrator import ClientOptions, ClientProgress, MigrationError, Migrator
 from vfu_dev.client.stop import Stop
-from vfu_dev.errors import ConfigError, LabError
+from vfu_dev.errors import ConfigError
 from vfu_dev.model.presets import PRESETS, Decision, decide
-from vfu_dev.vm.own_device import OwnDevice, package_environment
-from vfu_dev.vm.servers import ServerOptions
+from vfu_dev.vm.own_device import OwnDevice
+from vfu_dev.vm.process import POLL_SECONDS
+from vfu_dev.vm.servers import ServerOptions, served
 from vfu_dev.workload import Workload
 from vfu_dev.workload.spec import MAX_WRITE_BYTES
 
-START_SECONDS = 120.0
-STOP_SECONDS = 30.0
 LINE_SECONDS = 1.0
 # More than any machine carries: as fast as it goes.
 FILL_PAGES_A_SECOND = 10_000_000
@@ -59,59 +53,6 @@ class Rehearsal:
         return spec, decide(spec, *numbers)
 
 
-@contextmanager
-def servers(names: tuple[str, ...], device: ServerOptions, stop: Stop) -> Iterator[list[tuple[Path, Path]]]:
-    """Serve such a device under each name; yields the paths of socket and control socket.
-
-    Raises:  LabError: one does not come up. KeyboardInterrupt: `stop` was asked for meanwhile.
-    """
-    with ExitStack() as stack:
-        folder = socket_folder("vfu-load-")
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        paths = []
-        for name in names:
-            sockets = folder / f"{name}.sock", folder / f"{name}.ctl"
-            log = stack.enter_context((folder / f"{name}.log").open("w+b"))
-            argv = [sys.executable, "-m", "vfu_dev", "serve", "--name", name, *device.device_arguments()]
-            argv += ["--socket", str(sockets[0]), "--control", str(sockets[1])]
-            # Ctrl-C in a terminal goes to the whole process group; the servers are ours to end.
-            process = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                process_group=0,
-                env=package_environment(),
-            )
-            stack.callback(_end, process)
-            deadline = time.monotonic() + START_SECONDS
-            while not _answers(sockets[1]):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    log.seek(0)
-                    raise LabError(f"the server does not come up: {log.read().decode(errors='replace')}")
-                if stop.wait(0.02):
-                    raise KeyboardInterrupt
-            paths.append(sockets)
-        yield paths
-
-
-def _answers(control: Path) -> bool:
-    try:
-        with ControlClient(control) as client:
-            return bool(client.status())
-    except ControlError:
-        return False
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
 def rehearse(plan: Rehearsal, stop: Stop, reporter: Callable[[str], None]) -> dict[str, Any]:
     """Migrate under the preset's load and return how it went, as JSON knows it.
 
@@ -127,25 +68,25 @@ def rehearse(plan: Rehearsal, stop: Stop, reporter: Callable[[str], None]) -> di
         max_passes=None,
         timeout_seconds=plan.seconds,
     )
+
+    def pause(seconds: float) -> None:
+        if stop.wait(seconds):
+            raise KeyboardInterrupt
+
     with ExitStack() as stack:
-        (source, control_path), (destination, _) = stack.enter_context(
-            servers(
-                ("source", "destination"),
-                ServerOptions(memory_bytes=plan.memory_bytes, fill=1, own=plan.own_device),
-                stop,
-            )
-        )
-        control = stack.enter_context(ControlClient(control_path))
+        device = ServerOptions(memory_bytes=plan.memory_bytes, fill=1, own=plan.own_device)
+        servers = stack.enter_context(served([("source", device), ("destination", device)], pause))
+        control = stack.enter_context(servers[0].open_control())
         memories = control.status()["memories"]
         if not memories:
             raise ConfigError("this device has no memory that migrates, so nothing can be written to it")
         if plan.own_device is not None and "fill" not in plan.own_device.takes:
-            _write_all(control, memories[0], stop)
+            _write_all(control, memories[0], pause)
         spec, decision = replace(plan, memory_bytes=memories[0]["size_bytes"]).load()
         reporter(f"expected: {decision.text}")
         control.command("load", load=spec.to_dict())
-        devices = [stack.enter_context(VfioUserDevice.connect(path)) for path in (source, destination)]
-        reporter(f"ask them: vfu-dev top {source} {destination}")
+        devices = [stack.enter_context(VfioUserDevice.connect(server.socket)) for server in servers]
+        reporter(f"ask them: vfu-dev top {servers[0].socket} {servers[1].socket}")
         measurements = _Measurements(control, stop, reporter)
         migrator = Migrator(devices[0], devices[1], options, reporter=measurements)
         outcome, error = "completed", None
@@ -174,14 +115,13 @@ def rehearse(plan: Rehearsal, stop: Stop, reporter: Callable[[str], None]) -> di
     }
 
 
-def _write_all(control: ControlClient, memory: dict[str, Any], stop: Stop) -> None:
+def _write_all(control: ControlClient, memory: dict[str, Any], pause: Callable[[float], None]) -> None:
     """Have the device write to every page: what was never written is not sent, and the plan counts all."""
     page, pages = memory["page_size_bytes"], memory["size_bytes"] // memory["page_size_bytes"]
     spec = Workload("sequential", rate_pages=FILL_PAGES_A_SECOND, write_bytes=min(page, MAX_WRITE_BYTES))
     control.command("load", load=spec.to_dict())
     while control.command("load-status")["writes"] < pages:
-        if stop.wait(0.02):
-            raise KeyboardInterrupt
+        pause(POLL_SECONDS)
 
 
 class _Measurements:

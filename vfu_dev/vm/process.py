@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Mapping, Sequence
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vfu_dev.client.listening import is_listening
@@ -17,6 +19,8 @@ from vfu_dev.errors import LabError
 PATIENCE_SECONDS = 120.0
 # A child that ignores SIGTERM or QMP `quit` for this long is killed.
 STOP_SECONDS = 30.0
+# Between two looks at whether a socket is there.
+POLL_SECONDS = 0.02
 
 
 class ProcessError(LabError):
@@ -52,7 +56,10 @@ def last_lines(path: Path, count: int) -> str:
 
 
 class Child:
-    """One child process: in its own session, killed by the kernel when the lab dies."""
+    """One child process: in its own session, killed by the kernel when the main thread that started it dies.
+
+    Attributes: `process`: what was started, for those who wait for its end without asyncio.
+    """
 
     def __init__(
         self,
@@ -65,25 +72,27 @@ class Child:
         self.name = name
         self.argv = list(argv)
         self.log = log
+        self.process: subprocess.Popen[bytes] | None = None
         self._env = dict(env) if env is not None else None
         self._descriptors = tuple(descriptors)  # open here, and there under the same numbers
-        self._process: asyncio.subprocess.Process | None = None
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Start the process; standard output and error go to `log`.
 
         Raises: ProcessError: the program cannot be executed.
         """
-        # PR_SET_PDEATHSIG by setpriv (util-linux): no orphan is left even when the lab is killed with -9.
-        setpriv = shutil.which("setpriv")
+        # PR_SET_PDEATHSIG by setpriv (util-linux): no orphan is left even when the lab is killed with -9. The
+        # signal comes when the thread ends that started the child, so a thread that may end asks for none.
+        in_main = threading.current_thread() is threading.main_thread()
+        setpriv = shutil.which("setpriv") if in_main else None
         wrapped = [setpriv, "--pdeathsig", "KILL", "--", *self.argv] if setpriv else self.argv
         with self.log.open("ab") as log:
             try:
-                self._process = await asyncio.create_subprocess_exec(
-                    *wrapped,
-                    stdin=asyncio.subprocess.DEVNULL,
+                self.process = subprocess.Popen(
+                    wrapped,
+                    stdin=subprocess.DEVNULL,
                     stdout=log,
-                    stderr=asyncio.subprocess.STDOUT,
+                    stderr=subprocess.STDOUT,
                     env=self._env,
                     pass_fds=self._descriptors,
                     start_new_session=True,
@@ -94,18 +103,18 @@ class Child:
     @property
     def pid(self) -> int:
         """The process id; the process must have been started."""
-        assert self._process is not None
-        return self._process.pid
+        assert self.process is not None
+        return self.process.pid
 
     @property
     def status(self) -> int | None:
         """The exit status (negative: signal), None while running or before the start."""
-        return self._process.returncode if self._process is not None else None
+        return self.process.poll() if self.process is not None else None
 
     @property
     def running(self) -> bool:
         """Whether the process was started and has not ended."""
-        return self._process is not None and self._process.returncode is None
+        return self.process is not None and self.process.poll() is None
 
     def check(self, what: str = "ended unexpectedly") -> None:
         """Raise ProcessError when the process is not running any more."""
@@ -114,21 +123,30 @@ class Child:
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the process alone; nothing happens when it is gone."""
-        if self.running:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
+        if self.process is not None:
+            self.process.send_signal(number)
 
     async def wait(self, timeout_seconds: float | None = None) -> int:
         """Wait for the end and return the exit status.
 
         Raises: TimeoutError: it still runs after `timeout_seconds`.
         """
-        assert self._process is not None
-        return await asyncio.wait_for(self._process.wait(), timeout_seconds)
+        assert self.process is not None
+        if self.process.poll() is None:
+            loop = asyncio.get_running_loop()
+            ended = asyncio.Event()
+            fd = os.pidfd_open(self.pid)
+            loop.add_reader(fd, ended.set)
+            try:
+                await asyncio.wait_for(ended.wait(), timeout_seconds)
+            finally:
+                loop.remove_reader(fd)
+                os.close(fd)
+        return self.process.wait()
 
     async def stop(self, first: signal.Signals = signal.SIGTERM) -> int | None:
         """Ask with `first`, insist with SIGKILL, and return the exit status."""
-        if self._process is None:
+        if self.process is None:
             return None
         self.send_signal(first)
         try:
@@ -137,19 +155,37 @@ class Child:
             self.send_signal(signal.SIGKILL)
             return await self.wait()
 
+    def end(self) -> int | None:
+        """Do as `stop` does, without asyncio."""
+        if self.process is None:
+            return None
+        self.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.send_signal(signal.SIGKILL)
+            return self.process.wait()
 
-async def wait_for_socket(path: Path, child: Child, timeout_seconds: float = PATIENCE_SECONDS) -> None:
-    """Wait until `child` listens on the UNIX socket `path`.
+
+def until_listening(child: Child, *paths: Path, timeout_seconds: float = PATIENCE_SECONDS) -> Iterator[float]:
+    """Yield how many seconds to pause, again and again, until `child` listens on all UNIX sockets `paths`.
+
+    Whoever iterates pauses in its own way: asleep, in asyncio, or ready to be interrupted.
 
     Raises: ProcessError: the child ended first. LabError: nothing listens after `timeout_seconds`.
     """
-    deadline = asyncio.get_running_loop().time() + timeout_seconds
-    while True:
-        child.check("ended before it was ready")
-        if is_listening(path):
-            return
-        if asyncio.get_running_loop().time() > deadline:
-            raise LabError(
-                f"{child.name} does not listen on {path} after {timeout_seconds:g} s; log: {child.log}"
-            )
-        await asyncio.sleep(0.02)
+    deadline = time.monotonic() + timeout_seconds
+    for path in paths:
+        while not is_listening(path):
+            child.check("ended before it was ready")
+            if time.monotonic() > deadline:
+                raise LabError(
+                    f"{child.name} does not listen on {path} after {timeout_seconds:g} s; log: {child.log}"
+                )
+            yield POLL_SECONDS
+
+
+async def wait_for_socket(path: Path, child: Child) -> None:
+    """Wait as `until_listening` says, in asyncio."""
+    for pause in until_listening(child, path):
+        await asyncio.sleep(pause)

@@ -209,7 +209,7 @@ class Qemu:
 
         Raises: ProcessError: QEMU ended; its own message is in the text. LabError: no monitor in time.
         """
-        await self.process.start()
+        self.process.start()
         await wait_for_socket(self.qmp_socket, self.process)
         self._qmp.register_listener(self._listener)
         try:

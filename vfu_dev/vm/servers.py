@@ -1,48 +1,62 @@
-"""Device servers: `vfu-dev serve` processes and their control sockets."""
+"""Device servers: `vfu-dev serve` processes and their control sockets. The one way to start them.
+
+`DeviceServer` is for asyncio; `served` is for those who do without.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
+import shutil
 import signal
 import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vfu_dev.errors import LabError
+from vfu_dev.client.control import ControlClient, ControlError, default_control
+from vfu_dev.client.listening import socket_folder
+from vfu_dev.errors import LabError, ProtocolError
 from vfu_dev.figures import Figures, Sample, Snapshot
 from vfu_dev.vm.own_device import OwnDevice, package_environment
-from vfu_dev.vm.process import PATIENCE_SECONDS, Child, wait_for_socket
+from vfu_dev.vm.process import PATIENCE_SECONDS, Child, ProcessError, last_lines, until_listening
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What one `vfu-dev serve` is started with."""
+    """What one `vfu-dev serve` is started with; for None the server's own default holds."""
 
-    memory_bytes: int = 8 << 20
-    page_size: int = 4096
-    access: str = "trap"
-    pre_copy: bool = True
-    fill: int = 0
+    memory_bytes: int | None = None
+    page_size: int | None = None
+    access: str | None = None
+    pre_copy: bool | None = None
+    fill: int | None = None
     library: Path | None = None
     faults: tuple[str, ...] = ()
     own: OwnDevice | None = None
     extra: tuple[str, ...] = ()
 
-    def device_arguments(self) -> list[str]:
-        """Return the arguments that say what is served; a class of one's own gets those that it takes."""
+    def arguments(self) -> list[str]:
+        """Return the arguments of `serve`; a class of one's own gets those of the device's that it takes."""
         values = {
-            "memory": str(self.memory_bytes),
-            "page-size": str(self.page_size),
+            "memory": self.memory_bytes,
+            "page-size": self.page_size,
             "access": self.access,
-            "fill": str(self.fill),
+            "fill": self.fill,
         }
         argv = [] if self.own is None else ["--device", self.own.spec]
         for option, value in values.items():
-            if self.own is None or option in self.own.takes:
-                argv += [f"--{option}", value]
-        return argv
+            if value is not None and (self.own is None or option in self.own.takes):
+                argv += [f"--{option}", str(value)]
+        if self.pre_copy is not None:
+            argv += ["--pre-copy", "on" if self.pre_copy else "off"]
+        if self.library is not None:
+            argv += ["--library", str(self.library)]
+        for fault in self.faults:
+            argv += ["--fault", fault]
+        return [*argv, *self.extra]
 
 
 class DeviceServer:
@@ -52,51 +66,43 @@ class DeviceServer:
         self.name = name
         self.options = options
         self.socket = sockets / f"{name}.sock"
-        self.control = sockets / f"{name}.ctl"
-        argv = [sys.executable, "-m", "vfu_dev", "serve"]
-        argv += ["--socket", str(self.socket)]
-        argv += ["--control", str(self.control), "--name", name]
-        argv += ["--pre-copy", "on" if options.pre_copy else "off"]
-        argv += options.device_arguments()
-        if options.library:
-            argv += ["--library", str(options.library)]
-        for fault in options.faults:
-            argv += ["--fault", fault]
-        argv += options.extra
+        self.control = default_control(self.socket)
+        argv = [sys.executable, "-m", "vfu_dev", "serve", "--name", name]
+        argv += ["--socket", str(self.socket), "--control", str(self.control), *options.arguments()]
         self.process = Child(f"server {name}", argv, logs / f"server-{name}.log", package_environment())
         self._sequence = 0  # of the last sample that `fetch_figures` returned
 
-    async def start(self) -> None:
-        """Start the process and wait until both sockets are there.
+    def starting(self) -> Iterator[float]:
+        """Start the process, and yield as `until_listening` does until both sockets are there.
 
         Raises: ProcessError: it ended first. LabError: it is not ready in time.
         """
-        await self.process.start()
-        await wait_for_socket(self.socket, self.process)
-        await wait_for_socket(self.control, self.process)
+        self.process.start()
+        yield from until_listening(self.process, self.socket, self.control)
+
+    async def start(self) -> None:
+        """Start the process and wait until both sockets are there. Raises: as `starting`."""
+        for pause in self.starting():
+            await asyncio.sleep(pause)
+
+    def open_control(self) -> ControlClient:
+        """Connect to the control socket. Raises: ControlError: nobody listens there."""
+        return ControlClient(self.control, timeout_seconds=PATIENCE_SECONDS)
 
     async def command(self, name: str, **arguments: Any) -> Any:
         """Run one control command and return its result.
 
         Raises: LabError: the server refuses, is gone or does not answer.
         """
+
+        def ask() -> Any:
+            with self.open_control() as control:
+                return control.command(name, **arguments)
+
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                reader, writer = await asyncio.open_unix_connection(str(self.control), limit=1 << 24)
-                try:
-                    writer.write(json.dumps({"command": name, **arguments}).encode() + b"\n")
-                    await writer.drain()
-                    line = await reader.readline()
-                finally:
-                    writer.close()
-        except (OSError, TimeoutError) as error:
-            raise LabError(f"server {self.name}: control command {name!r}: {error or 'no answer'}") from error
-        if not line:
-            raise LabError(f"server {self.name}: control socket closed during {name!r}")
-        reply = json.loads(line)
-        if not reply.get("ok"):
-            raise LabError(f"server {self.name}: {name}: {reply.get('error', 'refused')}")
-        return reply.get("result")
+            return await asyncio.to_thread(ask)
+        except (ControlError, ProtocolError) as error:
+            raise LabError(f"server {self.name}: {error}") from error
 
     async def status(self) -> dict[str, Any]:
         """Return the server's status (the contract of the control socket)."""
@@ -131,3 +137,29 @@ class DeviceServer:
         """Kill the server at once, as a crash would."""
         self.process.send_signal(signal.SIGKILL)
         await self.process.wait()
+
+
+@contextmanager
+def served(
+    servers: Sequence[tuple[str, ServerOptions]], pause: Callable[[float], object] = time.sleep
+) -> Iterator[list[DeviceServer]]:
+    """Serve each (name, options), in a folder of their own that is removed in the end.
+
+    Args:    pause: waits for so many seconds while one comes up; what it raises ends the wait.
+    Raises:  LabError: one does not come up; its own message is in the text.
+    """
+    with ExitStack() as stack:
+        folder = socket_folder("vfu-served-")
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        started = []
+        for name, options in servers:
+            server = DeviceServer(name, folder, folder, options)
+            stack.callback(server.process.end)
+            try:
+                for seconds in server.starting():
+                    pause(seconds)
+            except ProcessError as error:  # whose log goes with the folder
+                said = last_lines(error.log, 3)
+                raise LabError(f"server {name} does not come up: {said}") from error
+            started.append(server)
+        yield started
