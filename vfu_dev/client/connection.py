@@ -8,13 +8,10 @@ stays failed.
 
 from __future__ import annotations
 
-import array
-import contextlib
 import errno
 import os
 import select
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +28,7 @@ from vfu_dev.client.frames import (
     ReplyTimeoutError,
     command_name,
 )
+from vfu_dev.client.transport import Transport, connect
 from vfu_dev.closing import Closing
 from vfu_dev.errors import ProtocolError, VfuDevError, errno_of
 
@@ -39,7 +37,6 @@ NOT_VFIO_USER = (
     "what answers there speaks JSON, not vfio-user: a control socket of `vfu-dev serve`, or QEMU's QMP; "
     "name the device's socket (that of SOCKET.ctl is SOCKET)"
 )
-MAX_FDS = 16  # what QEMU accepts at most (VFIO_USER_MAX_MAX_FDS)
 
 
 class CallOptions(TypedDict, total=False):
@@ -80,15 +77,12 @@ class Connection(Closing):
         max_request_bytes: int = uapi.VFIO_USER_DEF_MAX_XFER_BYTES + 16,
         handler: RequestHandler | None = None,
     ) -> None:
-        sock.setblocking(False)
-        self.timeout_seconds = timeout_seconds
         self.max_request_bytes = max_request_bytes
         self.handler = handler
-        self._sock = sock
+        self._transport = Transport(sock, timeout_seconds)
         self._pending: dict[int, Call] = {}
         self._next_id = 0
-        self._failure: VfuDevError | None = None
-        self._state_lock = threading.Lock()  # _pending, _next_id, _failure
+        self._state_lock = threading.Lock()  # _pending, _next_id
         self._send_lock = threading.Lock()
         self._receive_lock = threading.Lock()
         self._header = bytearray(HEADER.size)
@@ -104,31 +98,27 @@ class Connection(Closing):
 
         Raises: DisconnectedError: nobody listens there.
         """
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            # The kernel's own limit (SO_SNDTIMEO) is what a full backlog is waited for: with Python's timeout
-            # the socket does not block, and connect() fails at once with EAGAIN.
-            limit = struct.pack("@ll", int(timeout_seconds), int(timeout_seconds % 1 * 1e6))
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-            sock.connect(os.fspath(path))
-        except BlockingIOError:
-            sock.close()
-            reason = f"its queue of clients was full for {timeout_seconds:g} s"
-            raise DisconnectedError(f"cannot connect to {os.fspath(path)}: {reason}") from None
-        except OSError as error:
-            sock.close()
-            reason = error.strerror or str(error)
-            raise DisconnectedError(f"cannot connect to {os.fspath(path)}: {reason}") from error
-        return cls(sock, timeout_seconds=timeout_seconds)
+        return cls(connect(path, timeout_seconds), timeout_seconds=timeout_seconds)
+
+    @property
+    def timeout_seconds(self) -> float:
+        """How long a reply may take, and a message to arrive whole once it has begun."""
+        return self._transport.timeout_seconds
+
+    @timeout_seconds.setter
+    def timeout_seconds(self, seconds: float) -> None:
+        self._transport.timeout_seconds = seconds
 
     @property
     def closed(self) -> bool:
         """Whether the connection was closed or has failed."""
-        return self._failure is not None
+        return self._transport.failed
 
     def close(self) -> None:
         """Close; calls still waiting fail with DisconnectedError. Closing twice is fine."""
-        self._fail(DisconnectedError("the connection was closed"))
+        self._transport.fail(DisconnectedError("the connection was closed"))
+        with self._state_lock:
+            self._pending.clear()
 
     def call(self, command: int, *parts: Buffer, **options: Unpack[CallOptions]) -> Call:
         """Send a request and wait for its reply; see `submit` and `wait`."""
@@ -155,8 +145,7 @@ class Connection(Closing):
             0, command, bytearray(reply_bytes), into or memoryview(b""), max_fds, time.monotonic() + seconds
         )
         with self._state_lock:
-            if self._failure is not None:
-                raise self._failed_again()
+            self._transport.check()
             while self._next_id in self._pending:
                 self._next_id = (self._next_id + 1) & 0xFFFF
             call.id = self._next_id
@@ -168,8 +157,7 @@ class Connection(Closing):
     def post(self, command: int, *parts: Buffer) -> None:
         """Send a request that asks for no reply (No_reply set); errors on the server's side stay unknown."""
         with self._state_lock:
-            if self._failure is not None:
-                raise self._failed_again()
+            self._transport.check()
             number = self._next_id
             self._next_id = (self._next_id + 1) & 0xFFFF
         deadline = time.monotonic() + self.timeout_seconds
@@ -188,8 +176,7 @@ class Connection(Closing):
             if left > 0 and self._receive_lock.acquire(timeout=left):
                 try:
                     if not call.done:
-                        if self._failure is not None:
-                            raise self._failed_again()
+                        self._transport.check()
                         self._receive(call.deadline)
                 finally:
                     self._receive_lock.release()
@@ -206,8 +193,7 @@ class Connection(Closing):
         Raises: DisconnectedError, ProtocolError: as for `wait`.
         """
         with self._receive_lock:
-            if self._failure is not None:
-                raise self._failed_again()
+            self._transport.check()
             self._receive(time.monotonic() + seconds)
 
     # --- sending --------------------------------------------------------------------------------------------
@@ -224,33 +210,11 @@ class Connection(Closing):
                 self._sender = 0
 
     def _send_one(self, message: Message, fds: Sequence[int], deadline: float) -> None:
-        buffers = message.buffers()
-        rights = []
-        if fds:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-        begun = False
-        while buffers:
-            try:
-                sent = self._sock.sendmsg(buffers, rights)
-            except BlockingIOError:
-                if self._make_room(deadline):
-                    continue
-                name = command_name(message.command)
-                timeout = ReplyTimeoutError(f"the server takes no messages ({name} could not be sent)")
-                if begun:
-                    raise self._fail(timeout) from None
-                with self._state_lock:
-                    self._pending.pop(message.id, None)
-                raise timeout from None
-            except OSError as error:
-                name = command_name(message.command)
-                raise self._fail(DisconnectedError(f"the server closed the connection at {name}")) from error
-            begun, rights = True, []
-            while buffers and sent >= len(buffers[0]):
-                sent -= len(buffers[0])
-                del buffers[0]
-            if sent:
-                buffers[0] = buffers[0][sent:]
+        name = command_name(message.command)
+        if not self._transport.send(message.buffers(), fds, name, lambda: self._make_room(deadline)):
+            with self._state_lock:
+                self._pending.pop(message.id, None)
+            raise ReplyTimeoutError(f"the server takes no messages ({name} could not be sent)")
 
     def _make_room(self, deadline: float) -> bool:
         """Wait until more can be sent; False at the deadline.
@@ -260,9 +224,9 @@ class Connection(Closing):
         """
         if not self._receive_lock.acquire(blocking=False):  # another thread takes them, or this one does
             pause = min(deadline, time.monotonic() + 0.02)
-            return bool(self._poll(select.POLLOUT, pause)) or time.monotonic() < deadline
+            return bool(self._transport.poll(select.POLLOUT, pause)) or time.monotonic() < deadline
         try:
-            events = self._poll(select.POLLIN | select.POLLOUT, deadline)
+            events = self._transport.poll(select.POLLIN | select.POLLOUT, deadline)
             if events & ~select.POLLOUT:
                 self._receive(deadline)
             return bool(events)
@@ -273,73 +237,28 @@ class Connection(Closing):
 
     def _receive(self, deadline: float) -> None:
         """Take one whole message off the socket, if one begins before `deadline`."""
-        if not self._poll(select.POLLIN, deadline):
+        if not self._transport.poll(select.POLLIN, deadline):
             return
         header = memoryview(self._header)
-        fds = self._receive_start(header)
+        fds = self._transport.receive_header(header)
         try:
             if not self._heard:
                 self._heard = True
                 if header[0] == ord("{"):
-                    raise self._fail(ProtocolError(NOT_VFIO_USER))
+                    raise self._transport.fail(ProtocolError(NOT_VFIO_USER))
             number, command, size, flags, error = HEADER.unpack(header)
             if size < HEADER.size:
-                raise self._broken(f"a message of {size} bytes, less than its header")
+                raise self._transport.broken(f"a message of {size} bytes, less than its header")
             kind = flags & uapi.VFIO_USER_TYPE
             if kind == uapi.VFIO_USER_REPLY:
                 self._receive_reply(number, command, size - HEADER.size, flags, error, fds)
             elif kind == 0:
                 self._receive_request(number, command, size - HEADER.size, flags)
             else:
-                raise self._broken(f"a message of type {kind:#x}")
+                raise self._transport.broken(f"a message of type {kind:#x}")
         finally:
             for fd in fds:
                 os.close(fd)
-
-    def _receive_start(self, header: memoryview) -> list[int]:
-        """Read a header and the file descriptors that came with its first byte."""
-        fds = array.array("i")
-        try:
-            count, ancillary, flags, _ = self._sock.recvmsg_into(
-                [header], socket.CMSG_SPACE(MAX_FDS * fds.itemsize), socket.MSG_CMSG_CLOEXEC
-            )
-        except BlockingIOError:
-            count, ancillary, flags = -1, [], 0
-        except OSError:
-            count, ancillary, flags = 0, [], 0
-        for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-        try:
-            if count == 0:
-                raise self._fail(DisconnectedError("the server closed the connection"))
-            if flags & socket.MSG_CTRUNC:
-                raise self._broken(f"more than {MAX_FDS} file descriptors in one message")
-            self._receive_into(header[max(count, 0) :])
-        except BaseException:
-            for fd in fds:
-                os.close(fd)
-            raise
-        return list(fds)
-
-    def _receive_into(self, buffer: memoryview) -> None:
-        """Fill `buffer`; a message that has begun must go on within the timeout."""
-        deadline = 0.0
-        while buffer:
-            try:
-                count = self._sock.recv_into(buffer)
-            except BlockingIOError:
-                deadline = deadline or time.monotonic() + self.timeout_seconds
-                if self._poll(select.POLLIN, deadline):
-                    continue
-                raise self._fail(ReplyTimeoutError("the server stopped in the middle of a message")) from None
-            except OSError as error:
-                raise self._fail(DisconnectedError("the server closed the connection")) from error
-            if count == 0:
-                raise self._fail(
-                    DisconnectedError("the server closed the connection in the middle of a message")
-                )
-            buffer = buffer[count:]
 
     def _receive_reply(
         self, number: int, command: int, count: int, flags: int, error: int, fds: list[int]
@@ -349,39 +268,45 @@ class Connection(Closing):
             if call is not None:
                 call.arriving = True
         if call is None:
-            raise self._broken(f"a reply to message {number}, which was not sent")
+            raise self._transport.broken(f"a reply to message {number}, which was not sent")
         if command != call.command:
-            raise self._broken(f"a reply to {command_name(call.command)} that names {command_name(command)}")
+            raise self._transport.broken(
+                f"a reply to {command_name(call.command)} that names {command_name(command)}"
+            )
         if flags & uapi.VFIO_USER_ERROR:
             if count:
-                raise self._broken(
+                raise self._transport.broken(
                     f"an error reply to {command_name(command)} with {count} bytes behind its header"
                 )
             call.error = ClientCommandError(command, error)
         elif count > (room := len(call.head) + len(call.into)):
-            raise self._broken(f"{count} bytes in reply to {command_name(command)}, with room for {room}")
+            raise self._transport.broken(
+                f"{count} bytes in reply to {command_name(command)}, with room for {room}"
+            )
         elif len(fds) > call.max_fds:
-            raise self._broken(f"{len(fds)} file descriptors with the reply to {command_name(command)}")
+            raise self._transport.broken(
+                f"{len(fds)} file descriptors with the reply to {command_name(command)}"
+            )
         else:
             call.head_bytes = min(count, len(call.head))
             call.into_bytes = count - call.head_bytes
-            self._receive_into(memoryview(call.head)[: call.head_bytes])
+            self._transport.receive(memoryview(call.head)[: call.head_bytes])
             # The buffer of an abandoned call may be gone or in use again: read past it.
             target = (
                 memoryview(bytearray(call.into_bytes)) if call.abandoned else call.into[: call.into_bytes]
             )
-            self._receive_into(target)
+            self._transport.receive(target)
             if not call.abandoned:
                 call.fds, fds[:] = list(fds), []
         with self._state_lock:
-            del self._pending[number]
+            self._pending.pop(number, None)  # none where another thread closed meanwhile
         call.done = True
 
     def _receive_request(self, number: int, command: int, count: int, flags: int) -> None:
         if count > self.max_request_bytes:
-            raise self._broken(f"a {command_name(command)} request of {count} bytes")
+            raise self._transport.broken(f"a {command_name(command)} request of {count} bytes")
         payload = memoryview(bytearray(count))
-        self._receive_into(payload)
+        self._transport.receive(payload)
         parts: tuple[Buffer, ...] = ()
         refused = errno.ENOSYS
         if self.handler is not None:
@@ -412,38 +337,3 @@ class Connection(Closing):
             f"no reply to {command_name(call.command)} within {self.timeout_seconds:g} s "
             "(is the server busy with another client, or stuck?)"
         )
-
-    def _broken(self, what: str) -> VfuDevError:
-        return self._fail(ProtocolError(f"the server sent {what}"))
-
-    def _fail(self, error: VfuDevError) -> VfuDevError:
-        """Close the socket; the first reason stays the reason."""
-        with self._state_lock:
-            if self._failure is None:
-                self._failure = error
-            # Another thread may be inside poll() on this socket: only shutdown wakes it.
-            with contextlib.suppress(OSError):  # not connected any more
-                self._sock.shutdown(socket.SHUT_RDWR)
-            self._sock.close()
-            self._pending.clear()
-        return error
-
-    def _failed_again(self) -> VfuDevError:
-        """Return the failure for another caller to raise; the same object would collect tracebacks."""
-        assert self._failure is not None
-        return (
-            type(self._failure)(str(self._failure))
-            if not isinstance(self._failure, ClientCommandError)
-            else self._failure
-        )
-
-    def _poll(self, event: int, deadline: float) -> int:
-        """Wait for `event` until `deadline` and return what there is; a closed socket counts as ready."""
-        left = deadline - time.monotonic()
-        poller = select.poll()
-        try:
-            poller.register(self._sock, event)
-        except (OSError, ValueError):  # closed by another thread
-            return event
-        found = poller.poll(max(0, round(left * 1000 + 0.5)))
-        return found[0][1] if found else 0

@@ -15,11 +15,12 @@ from typing import Self
 
 from vfu_dev import uapi
 from vfu_dev.client import messages
-from vfu_dev.client.connection import DEFAULT_TIMEOUT_SECONDS, MAX_FDS, Connection
+from vfu_dev.client.connection import DEFAULT_TIMEOUT_SECONDS, Connection
 from vfu_dev.client.dma import ClientDmaRegion, DmaSpace
 from vfu_dev.client.frames import Buffer
 from vfu_dev.client.messages import DeviceInfo, IrqInfo, RegionInfo, Version
 from vfu_dev.client.migration import ClientMigration
+from vfu_dev.client.transport import MAX_FDS
 from vfu_dev.closing import Closing
 from vfu_dev.errors import AccessError, ProtocolError
 
