@@ -149,6 +149,37 @@ void write64(struct device *dev, unsigned int offset, uint64_t value)
     *(volatile uint64_t *)(dev->registers + offset) = value;
 }
 
+uint64_t write_memory(struct device *dev, uint64_t offset, const uint8_t *from, uint64_t count)
+{
+    volatile uint8_t *to = (volatile uint8_t *)dev->memory + offset;
+    uint64_t accesses = 0;
+
+    while (count) {
+        uint64_t step = 8;
+
+        while (step > count || (uintptr_t)to % step)
+            step /= 2;
+        switch (step) {
+        case 8:
+            *(volatile uint64_t *)to = *(const uint64_t *)from;
+            break;
+        case 4:
+            *(volatile uint32_t *)to = *(const uint32_t *)from;
+            break;
+        case 2:
+            *(volatile uint16_t *)to = *(const uint16_t *)from;
+            break;
+        default:
+            *to = *from;
+        }
+        to += step;
+        from += step;
+        count -= step;
+        accesses++;
+    }
+    return accesses;
+}
+
 static uint64_t fill_word(uint64_t seed, uint64_t index)
 {
     return seed ? mix(seed + (index + 1) * GOLDEN) : 0;

@@ -97,6 +97,8 @@ uint32_t read32(const struct device *dev, unsigned int offset);
 uint64_t read64(const struct device *dev, unsigned int offset);
 void write32(struct device *dev, unsigned int offset, uint32_t value);
 void write64(struct device *dev, unsigned int offset, uint64_t value);
+/* Write to its memory by accesses of 8, 4, 2 and 1 bytes, each aligned; returns how many. */
+uint64_t write_memory(struct device *dev, uint64_t offset, const uint8_t *from, uint64_t count);
 
 void write_scratch(struct device *dev, uint64_t seed);
 unsigned int scratch_errors(const struct device *dev);

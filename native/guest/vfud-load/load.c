@@ -64,37 +64,6 @@ bool load_running(void)
 
 /* --- by MMIO ---------------------------------------------------------------------------------------------- */
 
-/* Accesses of 8, 4, 2 and 1 bytes, each aligned; returns how many. */
-static uint64_t store(volatile uint8_t *to, const uint8_t *from, uint64_t count)
-{
-    uint64_t accesses = 0;
-
-    while (count) {
-        uint64_t step = 8;
-
-        while (step > count || (uintptr_t)to % step)
-            step /= 2;
-        switch (step) {
-        case 8:
-            *(volatile uint64_t *)to = *(const uint64_t *)from;
-            break;
-        case 4:
-            *(volatile uint32_t *)to = *(const uint32_t *)from;
-            break;
-        case 2:
-            *(volatile uint16_t *)to = *(const uint16_t *)from;
-            break;
-        default:
-            *to = *from;
-        }
-        to += step;
-        from += step;
-        count -= step;
-        accesses++;
-    }
-    return accesses;
-}
-
 static void note_access(uint64_t start_ns, uint64_t accesses)
 {
     uint64_t took = now_ns() - start_ns;
@@ -127,7 +96,7 @@ static uint64_t write_piece(const struct run *run, uint64_t n)
     write_content(writes, n, load.position, count, content);
     memcpy((uint8_t *)dev->journal + offset + load.position, content, count);
     start = now_ns();
-    accesses = store((volatile uint8_t *)dev->memory + offset + load.position, content, count);
+    accesses = write_memory(dev, offset + load.position, content, count);
     note_access(start, accesses);
     load.position += count;
     load.byte_count += count;
