@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from vfu_dev import JSON_VERSION
 from vfu_dev.errors import ConfigError
@@ -19,15 +15,14 @@ from vfu_dev.report.excerpt import excerpt
 from vfu_dev.report.passes import pass_list, passes_figure, phases_figure
 from vfu_dev.report.plots import migration_figure
 from vfu_dev.report.qemus import qemus_text
+from vfu_dev.report.template import render_template
 from vfu_dev.report.timeline import Timeline
-from vfu_dev.sizes import format_size
 from vfu_dev.whole import write_whole
 from vfu_dev.workload import Workload
 
 KIND = "lab-migrate"
 # QEMU's log is long; the page shows this much of it, the JSON has all.
 LINES = 400
-NOTHING = "\N{EN DASH}"  # a figure that is not known
 # matplotlib's picture of each, by the name of its file.
 PICTURES = {"migration": migration_figure, "passes": passes_figure, "phases": phases_figure}
 
@@ -70,24 +65,6 @@ def blaming(path: Path) -> Iterator[None]:
         raise ConfigError(f"{path}: the result holds something unexpected: {error}") from error
 
 
-def _bytes(value: Any) -> str:
-    return f"{format_size(value)}" if isinstance(value, int | float) else NOTHING
-
-
-def _rate(value: Any) -> str:
-    return f"{format_size(value)}/s" if isinstance(value, int | float) else NOTHING
-
-
-def _milliseconds(seconds: Any) -> str:
-    if not isinstance(seconds, int | float):
-        return NOTHING
-    return f"{seconds * 1000:.1f} ms" if seconds < 0.1 else f"{seconds * 1000:.0f} ms"
-
-
-def _clock(value: float) -> str:
-    return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
 def _reached(result: dict[str, Any]) -> str:
     """Return the rate that the guest reached beside what was asked for, in the unit of the latter."""
     return Workload.from_dict(result["settings"]["load"]).reached_text(result["guest"])
@@ -106,15 +83,6 @@ def _headline(result: dict[str, Any]) -> str:
 
 def render(result: dict[str, Any]) -> str:
     """Return the page for the JSON of `lab migrate`."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        # Older results lack what newer ones have; an unknown value is shown as such.
-        undefined=jinja2.ChainableUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(size=_bytes, rate=_rate, ms=_milliseconds, clock=_clock, shell=shlex.join)
     figures = {name: draw(result) for name, draw in PICTURES.items()}
     qemu, zero = result["qemu"], Timeline(result).zero
     sides = {}
@@ -129,7 +97,8 @@ def render(result: dict[str, Any]) -> str:
             "vm": qemu.get(f"run_state_{side}"),
             "command": qemu[f"command_line_{side}"],
         }
-    return environment.get_template("page.html.j2").render(
+    return render_template(
+        "page.html.j2",
         r=result,
         qemus=qemus_text(qemu),
         headline=_headline(result),

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from vfu_dev.report.distributions import comparison_figure, course_figure, downtime_figure, sweep_figure
 from vfu_dev.report.drawing import svg_text, write_png
+from vfu_dev.report.template import render_template
 from vfu_dev.series.rows import METRICS, Row, read_rows
 from vfu_dev.series.summary import read_summary
 from vfu_dev.sizes import format_size
@@ -113,17 +112,11 @@ def write_series(folder: Path) -> Path:
         write_whole(plots / f"{name}.svg", '<?xml version="1.0" encoding="utf-8"?>\n' + elements[name])
         write_png(figure, plots / f"{name}.png")
     write_whole(folder / "table.md", markdown(summary))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.ChainableUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     page = folder / "report.html"
     write_whole(
         page,
-        environment.get_template("series.html.j2").render(
+        render_template(
+            "series.html.j2",
             s=summary,
             headings=HEADINGS,
             rows=table_rows(summary),
