@@ -1,4 +1,4 @@
-"""Libraries of another age (trap 7), as shared objects with their symbols: v1 is refused, v2 reduced."""
+"""Libraries of another age, as shared objects with their symbols: v1 is refused, v2 reduced."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ async def finish(lab: Lab) -> MigrationResult:
 def test_the_guest_resets_its_device_at_any_time(
     options: Options, in_lab: InLab, guest_image: Path, tmp_path: Path
 ) -> None:
-    """Running, in PRE_COPY, after the move, under load: registers go, memory and migration stay (trap 11)."""
+    """Running, in PRE_COPY, after the move, under load: registers go, memory and migration stay."""
 
     async def scenario(lab: Lab) -> tuple[list[Reset], MigrationResult, list[str]]:
         seen = [await reset(lab, "kernel"), await reset(lab, "soft")]

@@ -19,7 +19,7 @@ from vfu_dev.uapi import DeviceState
 
 
 class Scratchpad(Device):
-    """The device of the house style: memory behind a BAR, and what a write does."""
+    """The smallest device: memory behind a BAR, and what a write does."""
 
     bar0 = Region(0, size_bytes=4096, migrate=True)
 

@@ -212,7 +212,7 @@ def test_a_refused_posted_write_has_no_reply(device: VfioUserDevice) -> None:
 
 
 def test_a_memory_above_4_gib_is_reported_and_reached_in_full(serve: ServerFactory) -> None:
-    """Trap 8: region sizes are 64 bits wide."""
+    """Region sizes are 64 bits wide; libvfio-user's own vfu_reg_info_t has 32."""
     server = serve(memory="5G")
     with server.connect() as device:
         assert device.region_info(BAR2).size_bytes == 8 << 30
@@ -279,7 +279,7 @@ def test_interrupts_beyond_the_last_are_refused(device: VfioUserDevice) -> None:
 
 
 def test_more_than_sixteen_dma_regions(device: VfioUserDevice) -> None:
-    """Trap 8: QEMU maps more than 16."""
+    """QEMU maps more than the 16 regions that libvfio-user's MAX_DMA_REGIONS allows."""
     regions = [device.dma_map(number << 20, 4096, shared=number % 2 == 0) for number in range(100)]
     for region in regions:
         device.dma_unmap(region)
@@ -299,7 +299,7 @@ def test_dma_mappings_may_not_overlap_and_are_unmapped_exactly(device: VfioUserD
 
 
 def test_dma_logging_passes_over_regions_without_a_file(device: VfioUserDevice) -> None:
-    """Trap 2: the firmware ROM is always such a region; a report has one bit a page and nothing beyond."""
+    """QEMU's firmware ROM is always such a region; a report has one bit a page and nothing beyond."""
     device.dma_map(0, 1 << 20)
     device.dma_map(0xFFFC0000, 0x40000, flags=uapi.VFIO_DMA_MAP_FLAG_READ, shared=False)
     logging = device.migration

@@ -257,7 +257,7 @@ def test_uninvited_file_descriptors_are_closed(
 
 
 def test_a_body_larger_than_the_socket_buffer_arrives_whole(shared_server: RunningServer) -> None:
-    """Trap 1: 1 MiB in pieces with pauses between them is one message."""
+    """1 MiB in pieces with pauses between them is one message: one recv() does not return all of it."""
     chance = random.Random(2)
     data = chance.randbytes(1 << 20)
     with raw(shared_server) as sock:

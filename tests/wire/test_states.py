@@ -111,14 +111,14 @@ def test_an_incomplete_stream_keeps_the_device_from_stopping(device: VfioUserDev
 
 @pytest.mark.parametrize("state", [S.PRE_COPY, S.STOP, S.STOP_COPY, S.RESUMING])
 def test_a_reset_leaves_the_migration_state_alone(device: VfioUserDevice, state: DeviceState) -> None:
-    """Trap 11: libvfio-user since 4f4fce4 keeps the state, the guest may reset its device at any time."""
+    """Upstream libvfio-user keeps it since 4f4fce4: the guest may reset its device at any time."""
     device.migration.set_state(state)
     device.reset()
     assert device.migration.get_state() is state
 
 
 def test_a_reset_in_pre_copy_does_not_end_the_migration(serve: ServerFactory) -> None:
-    """Trap 11: registers are reset, memory is not; the stream goes on and the destination accepts it."""
+    """Registers are reset, memory is not; the stream goes on and the destination accepts it."""
     source, destination = serve("--fill", "3"), serve()
     with source.connect() as device, destination.connect() as other:
         migration = device.migration
@@ -178,7 +178,7 @@ FEATURE_CASES = [
     (uapi.VFIO_DEVICE_FEATURE_DMA_LOGGING_START, uapi.VFIO_DEVICE_FEATURE_GET, False),
     (uapi.VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP, uapi.VFIO_DEVICE_FEATURE_SET, True),
     (uapi.VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT, uapi.VFIO_DEVICE_FEATURE_GET, True),
-    (uapi.VFIO_DEVICE_FEATURE_MIG_DATA_SIZE, uapi.VFIO_DEVICE_FEATURE_GET, True),  # trap 3
+    (uapi.VFIO_DEVICE_FEATURE_MIG_DATA_SIZE, uapi.VFIO_DEVICE_FEATURE_GET, True),  # else QEMU assumes 100 GiB
     (uapi.VFIO_DEVICE_FEATURE_MIG_DATA_SIZE, uapi.VFIO_DEVICE_FEATURE_SET, False),
     (uapi.VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2, uapi.VFIO_DEVICE_FEATURE_SET, True),
     (3, uapi.VFIO_DEVICE_FEATURE_GET, False),  # LOW_POWER_ENTRY

@@ -84,7 +84,7 @@ def test_estimate_and_exact_size_agree(device: VfioUserDevice) -> None:
 
 @pytest.mark.parametrize("count", [1, 7, 4095, 4096, 65537, MIB])
 def test_slices_of_any_size_make_the_same_device(serve: ServerFactory, count: int) -> None:
-    """Trap 15: a record never ends with a message. Reads are filled except at the end (trap 13)."""
+    """A record need not end with a message, and a short read means the end: all others are filled."""
     size = {1: 4096, 7: 16384}.get(count, MIB)
     memory = str(size)
     source, destination = serve("--fill", "11", memory=memory), serve(memory=memory)

@@ -129,7 +129,7 @@ def result_of(
     options: ClientOptions,
     error: MigrationError | None,
 ) -> dict[str, Any]:
-    """Return the JSON contract of design.md: one device, plus this command's own times."""
+    """Return the JSON that `lab migrate` writes too: one device, plus this command's own times."""
     device = {
         "name": name,
         "digest_source": verifier.source_digest if verifier else None,

@@ -250,8 +250,8 @@ def dma_info(address: int) -> tuple[int, int, int, bool]:
 def guard(callback_type: Any, device: str, name: str, function: Callable[..., Any], failure: Any = -1) -> Any:
     """Return `function` as a C callback from which nothing escapes.
 
-    An exception that leaves a ctypes callback is printed and C receives garbage (trap 6). Here it is logged
-    with the device and the callback's name, errno says what went wrong, and C receives `failure`.
+    An exception that leaves a ctypes callback is printed, and C receives an undefined value. Here it is
+    logged with the device and the callback's name, errno says what went wrong, and C receives `failure`.
 
     Args:    function: called without the context argument. failure: None for a callback that returns nothing.
     """

@@ -1,6 +1,6 @@
 """Which libvfio-user was opened, and what it can do.
 
-Three kinds are in circulation (trap 7), told apart by what they export:
+Three kinds are in circulation, with different functions and structures. What they export tells them apart:
 
     v1    has vfu_get_migr_register_area_size: region-based migration, retired by the kernel. Refused.
     v2    has neither that nor our addition: upstream since 2023. Driven in reduced form, with a warning.

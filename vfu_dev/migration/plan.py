@@ -40,7 +40,7 @@ from vfu_dev.migration.stream import (
 )
 
 # A query or the start of a pass looks at new content this long at most; pages left over count as data, and
-# are sent as data. The client gives up after 5 s (trap 12); 10 GB of zeros take one second.
+# are sent as data. QEMU gives up on a reply after 5 s (x-msg-timeout); 10 GB of zeros take one second.
 CLASSIFY_BUDGET_SECONDS = 1.5
 
 # How long a look for changes in mapped memories may take, all together, while the device runs: nobody's MMIO
