@@ -13,6 +13,9 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+# The levels that commands and options name.
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
 HUMAN_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 # What one line of code may log: so many lines at once, and one more for each of these seconds that pass.

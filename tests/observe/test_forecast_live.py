@@ -96,7 +96,7 @@ def test_a_migration_that_cannot_converge_is_called_that(pair: Pair) -> None:
             "the verdict",
             30,
         )
-        assert status["verdict"].startswith("DOES NOT CONVERGE")
+        assert status["verdict"].startswith("not converging")
         metrics = pair.web.get("/metrics")[2].decode()
         line = next(
             line for line in metrics.splitlines() if line.startswith("vfu_migration_convergence_ratio{")

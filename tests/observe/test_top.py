@@ -115,7 +115,7 @@ def test_several_devices_at_once_while_one_does_not_converge(pair: Pair) -> None
         terminal(str(pair.source.socket), str(pair.destination.socket), "--interval", "0.2") as top,
     ):
         # The vfio-user sockets stand for the control sockets beside them.
-        top.wait_for("DOES NOT CONVERGE")
+        top.wait_for("not converging")
         top.wait_for("receiving state")
         wait_until(lambda: re.search("[▁▂▃▄▅▆▇█]{5}", top.read()), "a curve")
         once = run("--once", str(pair.source.control_path), str(pair.destination.control_path)).stdout

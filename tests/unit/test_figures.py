@@ -32,17 +32,17 @@ def test_the_edges_that_decisions_hang_on_are_there() -> None:
 @pytest.mark.parametrize(
     ("state", "converging", "expected"),
     [
-        ("PRE_COPY", True, "converges: dirty rate 47.7 MiB/s, transfer rate 119.2 MiB/s"),
+        ("PRE_COPY", True, "converging: dirty rate 47.7 MiB/s < transfer rate 119.2 MiB/s (ratio 2.50)"),
         (
             "PRE_COPY_P2P",
             False,
-            "DOES NOT CONVERGE: dirty rate 47.7 MiB/s, transfer rate 119.2 MiB/s",
+            "not converging: dirty rate 47.7 MiB/s < transfer rate 119.2 MiB/s (ratio 2.50)",
         ),
         (
             "PRE_COPY",
             None,
-            "too early to tell, the client has other data to send: dirty rate 47.7 MiB/s, "
-            "transfer rate 119.2 MiB/s",
+            "too early to tell, the client has other data to send: dirty rate 47.7 MiB/s < "
+            "transfer rate 119.2 MiB/s (ratio 2.50)",
         ),
         ("STOP_COPY", None, "the device is stopped, 5 MiB to go"),
         ("RESUMING", None, "receiving state"),

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from vfu_dev.lab.convergence import Limits, assess, threshold_bytes
+from vfu_dev.lab.convergence import Limits, assess, qemu_threshold_bytes
+from vfu_dev.model.link import steps_note
 
 MIB = 1 << 20
 
@@ -27,9 +28,9 @@ def forecast(
 def test_threshold_is_bandwidth_times_limit() -> None:
     """The bandwidth told for the switchover wins over the one that QEMU measured; without either, unknown."""
     reply = {"ram": {"mbps": 80.0}}
-    assert threshold_bytes({"avail_switchover_bandwidth": 10 * MIB}, 300, reply) == 3 * MIB
-    assert threshold_bytes({"max_bandwidth": MIB}, 300, reply) == pytest.approx(3_000_000)
-    assert threshold_bytes({}, 300, {}) is None
+    assert qemu_threshold_bytes({"avail_switchover_bandwidth": 10 * MIB}, 300, reply) == 3 * MIB
+    assert qemu_threshold_bytes({"max_bandwidth": MIB}, 300, reply) == pytest.approx(3_000_000)
+    assert qemu_threshold_bytes({}, 300, {}) is None
 
 
 def test_dirtying_faster_than_the_link_is_said_with_its_numbers() -> None:
@@ -98,4 +99,4 @@ def test_the_sentence_says_what_the_numbers_are_made_of() -> None:
     found = assess([forecast(MIB, 20 * MIB, MIB)], {}, 2 * MIB, measured)
     assert found.text.endswith("remaining 1 MiB <= threshold 2 MiB (measured 20 MiB/s x 100 ms)")
     assert "max-bandwidth" not in found.text
-    assert Limits.of({"max_bandwidth": 0}, 300).transfer_note() == ""
+    assert steps_note(0) == ""

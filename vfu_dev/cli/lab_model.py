@@ -14,6 +14,7 @@ from vfu_dev.cli.output import json_option, show_or_write
 from vfu_dev.cli.params import (
     BANDWIDTH,
     SECONDS,
+    SECONDS_OR_ZERO,
     SIZE,
     downtime_limit_option,
     max_bandwidth_option,
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
 )
 @option(
     "--pass-cost",
-    type=click.FloatRange(min=0),
+    type=SECONDS_OR_ZERO,
     default=0.0,
     show_default=True,
     metavar="MS",
@@ -109,7 +110,7 @@ def model(
     load_arguments: dict[str, Any],
 ) -> None:
     """Predict a migration: whether it converges, passes, bytes, time, downtime (docs/model.md)."""
-    from vfu_dev.model.link import QEMU_STEP_BYTES, migrator_link, qemu_link
+    from vfu_dev.model.link import migrator_link, qemu_link, steps_note
     from vfu_dev.model.predict import border_rate, predict
     from vfu_dev.workload import Workload
 
@@ -146,10 +147,7 @@ def model(
     whole["border_rate_bytes"] = None if math.isinf(border) else border
 
     def text() -> str:
-        steps = ""
-        if link.bandwidth != max_bandwidth:
-            asked, step = format_size(max_bandwidth), format_size(QEMU_STEP_BYTES)
-            steps = f" (max-bandwidth {asked}/s, in QEMU's steps of {step}/s)"
+        steps = steps_note(max_bandwidth) if client == "qemu" else ""
         rate = "any rate" if math.isinf(border) else f"up to {format_size(border)}/s"
         return "\n".join(
             [

@@ -17,7 +17,7 @@ from vfu_dev.cli import EXIT_FAILED, EXIT_LESS
 from vfu_dev.cli.load_options import load_of, load_options
 from vfu_dev.cli.output import json_option, write_json
 from vfu_dev.cli.own_device import own_device_of, own_device_option
-from vfu_dev.cli.params import SIZE, downtime_limit_option, max_bandwidth_option, option
+from vfu_dev.cli.params import SECONDS_OR_ZERO, SIZE, downtime_limit_option, max_bandwidth_option, option
 from vfu_dev.cli.shape import TO_STDOUT, Command
 from vfu_dev.client.control import ControlClient, control_path, device_path
 from vfu_dev.client.device import VfioUserDevice
@@ -108,7 +108,7 @@ class _Lines:
 @load_options()
 @option(
     "--duration",
-    type=click.FloatRange(min=0),
+    type=SECONDS_OR_ZERO,
     default=10.0,
     show_default=True,
     metavar="SECONDS",
@@ -145,7 +145,7 @@ class _Lines:
 )
 @option(
     "--migrate-after",
-    type=click.FloatRange(min=0),
+    type=SECONDS_OR_ZERO,
     default=1.0,
     show_default=True,
     metavar="SECONDS",

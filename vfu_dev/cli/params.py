@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from vfu_dev.cli.shape import Option
+from vfu_dev.convergence import DOWNTIME_LIMIT_SECONDS, MAX_BANDWIDTH
+from vfu_dev.logs import LOG_LEVELS
 from vfu_dev.sizes import parse_bandwidth, parse_size
 from vfu_dev.workload.spec import parse_dirty_rate
 
@@ -19,12 +21,6 @@ if TYPE_CHECKING:
     _AnyType = click.ParamType[Any]
 else:
     _AnyType = click.ParamType
-
-# QEMU's defaults: migration/options.c, DEFAULT_MIGRATE_MAX_BANDWIDTH and _SET_DOWNTIME.
-DEFAULT_MAX_BANDWIDTH = "128M"
-DEFAULT_DOWNTIME_LIMIT_MS = 300.0
-
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 class Quantity(_AnyType):
@@ -101,9 +97,12 @@ DIRTY_RATE = Quantity(
     parse_dirty_rate,
     _dirty_rate_text,
 )
-LEVEL = click.Choice(LOG_LEVELS, case_sensitive=False)
+LEVEL = click.Choice([name.lower() for name in LOG_LEVELS], case_sensitive=False)
 ON_OFF = click.Choice(["on", "off"])
+NUMBER = NumberType()
+# A time above 0, and one that may be 0; milliseconds where the metavar is MS.
 SECONDS = click.FloatRange(min=0, min_open=True)
+SECONDS_OR_ZERO = click.FloatRange(min=0)
 
 
 def option(*names: str, **settings: Any) -> Callable[[_Command], _Command]:
@@ -142,7 +141,7 @@ def max_bandwidth_option(text: str, aliases: Sequence[str] = ()) -> Callable[[_C
         "--max-bandwidth",
         aliases=aliases,
         type=BANDWIDTH,
-        default=DEFAULT_MAX_BANDWIDTH,
+        default=exact_size(MAX_BANDWIDTH),
         show_default=True,
         help=f"{text} Bytes a second (128M) or bits (1Gbit); 0 is no limit.",
     )
@@ -166,8 +165,8 @@ def downtime_limit_option(text: str) -> Callable[[_Command], _Command]:
     """Return `--downtime-limit`, milliseconds, with QEMU's name and default."""
     return option(
         "--downtime-limit",
-        type=click.FloatRange(min=0, min_open=True),
-        default=DEFAULT_DOWNTIME_LIMIT_MS,
+        type=SECONDS,
+        default=DOWNTIME_LIMIT_SECONDS * 1000,
         show_default=True,
         metavar="MS",
         help=text,

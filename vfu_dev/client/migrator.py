@@ -17,10 +17,16 @@ from typing import Any
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.frames import Call, ClientCommandError
 from vfu_dev.client.migration import ClientMigration
+from vfu_dev.convergence import (
+    DOWNTIME_LIMIT_SECONDS,
+    WINDOW_SECONDS,
+    remaining_text,
+    threshold_bytes,
+    threshold_note,
+)
 from vfu_dev.errors import StateError, VfuDevError
 from vfu_dev.uapi import DeviceState, MigrationFlags
 
-WINDOW_SECONDS = 0.1  # QEMU's BUFFER_DELAY: bandwidth is measured over at least so long
 MIN_SLICE_BYTES = 4096
 IDLE_SECONDS = 0.02  # how long to leave the device alone when PRE_COPY has nothing to read
 # stop_copy_length is an estimate (native/spec/), yet a stream that never ends has to be told from it.
@@ -40,7 +46,7 @@ class MigrationError(VfuDevError):
 class ClientOptions:
     """What `migrate` may be told; `None` means no limit."""
 
-    downtime_limit_seconds: float = 0.3  # QEMU's default
+    downtime_limit_seconds: float = DOWNTIME_LIMIT_SECONDS
     max_bandwidth: int | None = None  # bytes per second; kept from 40 KiB/s on
     max_passes: int | None = 30
     timeout_seconds: float | None = None
@@ -355,7 +361,7 @@ class Migrator:
         # A window with next to no data says nothing about the link: QEMU would divide by it all the same.
         if self._window_bytes >= self._slice // 2 or first:
             state.bandwidth = self._window_bytes / elapsed
-            state.threshold_bytes = state.bandwidth * self.options.downtime_limit_seconds
+            state.threshold_bytes = threshold_bytes(state.bandwidth, self.options.downtime_limit_seconds)
         if elapsed >= WINDOW_SECONDS:
             self._window_began, self._window_bytes = time.monotonic(), 0
         return True
@@ -374,10 +380,8 @@ class Migrator:
     def _shortfall(self) -> str:
         state = self.progress
         left = max(state.remaining_bytes, state.stop_copy_length or 0)
-        return (
-            f"{left} bytes left, {round(state.threshold_bytes)} fit into the downtime limit of "
-            f"{self.options.downtime_limit_seconds * 1000:g} ms at {round(state.bandwidth)} bytes/s"
-        )
+        note = threshold_note("measured", state.bandwidth, self.options.downtime_limit_seconds)
+        return remaining_text(left, state.threshold_bytes, note)
 
     def _idle(self) -> None:
         """PRE_COPY has nothing now: finish what is under way and let the device work."""

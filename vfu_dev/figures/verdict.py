@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
+from vfu_dev.convergence import sentence
 from vfu_dev.figures.snapshot import Snapshot
 from vfu_dev.sizes import format_size
-
-# What `vfu_dev.migration.forecast` found.
-_CONVERGENCE = {
-    True: "converges",
-    False: "DOES NOT CONVERGE",
-    None: "too early to tell, the client has other data to send",
-}
 
 
 def verdict(snapshot: Snapshot) -> str:
@@ -20,12 +14,8 @@ def verdict(snapshot: Snapshot) -> str:
         return "in ERROR: only a reset helps"
     if state in ("PRE_COPY", "PRE_COPY_P2P"):
         dirty, transfer = forecast["dirty_rate_bytes_per_second"], forecast["transfer_rate_bytes_per_second"]
-        if dirty is None or transfer is None:
-            return "measuring rates"
-        return (
-            f"{_CONVERGENCE[forecast['converging']]}: dirty rate {format_size(dirty)}/s, "
-            f"transfer rate {format_size(transfer)}/s"
-        )
+        unless = "the client has other data to send"
+        return sentence(forecast["converging"], dirty, transfer, unless=unless)
     if state == "STOP_COPY":
         left = forecast["stop_copy_length_bytes"]
         return "the device is stopped" + ("" if left is None else f", {format_size(max(0, left))} to go")

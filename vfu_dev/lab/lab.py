@@ -19,7 +19,7 @@ from vfu_dev.client.digest import AUDIT_POLL_SECONDS, audit_over
 from vfu_dev.client.listening import socket_folder
 from vfu_dev.errors import LabError
 from vfu_dev.figures import Sample, Snapshot
-from vfu_dev.lab.convergence import Convergence, Limits, assess, threshold_bytes
+from vfu_dev.lab.convergence import Convergence, Limits, assess, qemu_threshold_bytes
 from vfu_dev.lab.host import Host, brief, require_migration
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import FINAL_STATES, DeviceResult, MigrationResult, QemuResult, QemuSide
@@ -186,27 +186,10 @@ class Lab:
         With a return path the source waits for the destination's word. Without, as a file needs it, the
         source completes when everything is sent, whether or not it is accepted.
         """
-        options = self.options
-        capabilities = [
-            {"capability": "events", "state": True},
-            {"capability": "return-path", "state": return_path},
-        ]
-        if options.switchover_ack:
-            capabilities.append({"capability": "switchover-ack", "state": True})
-        capabilities += [{"capability": name, "state": state} for name, state in options.capabilities]
+        capabilities = self.options.qemu_capabilities(return_path=return_path)
         for qemu in qemus or (self.source.qemu, self.destination.qemu):
             await qemu.execute("migrate-set-capabilities", capabilities=capabilities)
-            await qemu.execute("migrate-set-parameters", **self.parameters())
-
-    def parameters(self) -> dict[str, Any]:
-        """Return the migration parameters that this move sets, underscores for hyphens."""
-        parameters: dict[str, Any] = {
-            "downtime_limit": self.options.downtime_limit_ms,
-            "max_bandwidth": self.options.max_bandwidth,
-        }
-        if self.options.switchover_bandwidth:
-            parameters["avail_switchover_bandwidth"] = self.options.switchover_bandwidth
-        return parameters | {key.replace("-", "_"): value for key, value in self.options.parameters}
+            await qemu.execute("migrate-set-parameters", **self.options.qemu_parameters)
 
     async def listen(self) -> str:
         """Make the destination listen and return the address to migrate to."""
@@ -237,8 +220,8 @@ class Lab:
             self.fetch_figures(), self.destination.fetch_figures()
         )
         row["destination"] = [brief(fetched) for fetched in destination]
-        row["threshold_bytes"] = threshold_bytes(
-            self.parameters(), self.options.downtime_limit_ms, row["qemu"]
+        row["threshold_bytes"] = qemu_threshold_bytes(
+            self.options.qemu_parameters, self.options.downtime_limit_ms, row["qemu"]
         )
         self.samples.append(row)
         self._assess(row)
@@ -264,7 +247,7 @@ class Lab:
                 [device.forecast for device in devices],
                 row["qemu"],
                 row["threshold_bytes"],
-                Limits.of(self.parameters(), self.options.downtime_limit_ms),
+                Limits.of(self.options.qemu_parameters, self.options.downtime_limit_ms),
             )
             self.reporter("convergence", self.convergence.to_json())
 
@@ -329,7 +312,7 @@ class Lab:
         result = MigrationResult(started=time.time())
         result.qemu.downtime_limit_ms, result.qemu.parameters = (
             self.options.downtime_limit_ms,
-            self.parameters(),
+            self.options.qemu_parameters,
         )
         reply = await self.migrate()
         if reply["status"] != "completed":

@@ -32,7 +32,7 @@ async def run(
         result.versions["qemu"] = result.qemu.version or (
             f"{result.qemu.source.version} to {result.qemu.destination.version}"
         )
-        result.qemu.parameters = lab.parameters()
+        result.qemu.parameters = lab.options.qemu_parameters
         try:
             await _run_steps(lab, result)
         except (LabError, OSError) as error:

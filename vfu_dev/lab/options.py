@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from vfu_dev.convergence import DOWNTIME_LIMIT_SECONDS, MAX_BANDWIDTH
 from vfu_dev.errors import ConfigError
 from vfu_dev.qemu_events import TRACE_PATTERNS
 from vfu_dev.vm.guest import Via
@@ -22,7 +23,6 @@ SOURCE_FILL = 0x5646_5544
 # 2 MiB of pages a second.
 DEFAULT_LOAD = Workload("uniform", rate_pages=512)
 
-GuestKind = Literal["linux", "none"]
 LoadPlace = Literal["guest", "device"]
 # How the content is compared after the move: the guest reads it back (docs/series.md); the servers' digests
 # alone; or nobody looks, beyond what the stream itself is checked for.
@@ -91,8 +91,8 @@ class MigrateOptions:
     verify: Verify = "auto"
     pre_copy: bool = True
     switchover_ack: bool = False
-    downtime_limit_ms: int = 300
-    max_bandwidth: int = 128 << 20  # QEMU's own; 0: no limit
+    downtime_limit_ms: int = round(DOWNTIME_LIMIT_SECONDS * 1000)
+    max_bandwidth: int = MAX_BANDWIDTH  # 0: no limit
     switchover_bandwidth: int = 0  # 0: QEMU estimates it
     parameters: tuple[tuple[str, Any], ...] = ()
     capabilities: tuple[tuple[str, bool], ...] = ()
@@ -152,3 +152,22 @@ class MigrateOptions:
             return QTEST_RAM_BYTES
         journal = -(-self.memory_bytes // (1 << 20)) << 20
         return LINUX_RAM_BYTES + (self.devices + self.spare_ports) * journal
+
+    @property
+    def qemu_parameters(self) -> dict[str, Any]:
+        """The migration parameters that a move sets, underscores for hyphens."""
+        parameters: dict[str, Any] = {
+            "downtime_limit": self.downtime_limit_ms,
+            "max_bandwidth": self.max_bandwidth,
+        }
+        if self.switchover_bandwidth:
+            parameters["avail_switchover_bandwidth"] = self.switchover_bandwidth
+        return parameters | {key.replace("-", "_"): value for key, value in self.parameters}
+
+    def qemu_capabilities(self, *, return_path: bool) -> list[dict[str, Any]]:
+        """Return the migration capabilities that a move sets, as `migrate-set-capabilities` takes them."""
+        states = {"events": True, "return-path": return_path}
+        if self.switchover_ack:
+            states["switchover-ack"] = True
+        states |= dict(self.capabilities)
+        return [{"capability": name, "state": state} for name, state in states.items()]

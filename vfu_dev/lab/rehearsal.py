@@ -12,13 +12,14 @@ from vfu_dev.client.control import ControlClient
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.migrator import ClientOptions, ClientProgress, MigrationError, Migrator
 from vfu_dev.client.stop import Stop
+from vfu_dev.convergence import DOWNTIME_LIMIT_SECONDS, rates_text, remaining_text
 from vfu_dev.errors import ConfigError
 from vfu_dev.model.presets import PRESETS, Decision, decide
 from vfu_dev.vm.own_device import OwnDevice
 from vfu_dev.vm.process import POLL_SECONDS
 from vfu_dev.vm.servers import ServerOptions, served
 from vfu_dev.workload import Workload
-from vfu_dev.workload.spec import MAX_WRITE_BYTES
+from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES, MAX_WRITE_BYTES
 
 LINE_SECONDS = 1.0
 # More than any machine carries: as fast as it goes.
@@ -38,7 +39,7 @@ class Rehearsal:
     preset: str
     bandwidth_bytes: int
     memory_bytes: int = 256 << 20
-    downtime_seconds: float = 0.3
+    downtime_seconds: float = DOWNTIME_LIMIT_SECONDS
     seconds: float = 10.0
     seed: int = 1
     own_device: OwnDevice | None = None
@@ -49,7 +50,7 @@ class Rehearsal:
         Raises:  ConfigError: the memory is too small for a load that never converges.
         """
         numbers = (self.bandwidth_bytes, self.memory_bytes, self.downtime_seconds)
-        spec = PRESETS[self.preset](*numbers, 4096, self.seed)
+        spec = PRESETS[self.preset](*numbers, DEFAULT_PAGE_BYTES, self.seed)
         return spec, decide(spec, *numbers)
 
 
@@ -145,11 +146,11 @@ class _Measurements:
             return
         self._last = progress.total_seconds
         load = self._control.command("load-status")
-        dirty = load["recent_rate_bytes"] / load["load"]["write_bytes"] * 4096
+        dirty = load["recent_rate_bytes"] / load["load"]["write_bytes"] * DEFAULT_PAGE_BYTES
         found = Decision(dirty, progress.bandwidth, progress.remaining_bytes, progress.threshold_bytes)
         self.series.append(asdict(found) | {"seconds": progress.total_seconds})
         carried = "" if load["keeps_up"] else "; the machine does NOT carry the load"
         self._reporter(
-            f"{progress.total_seconds:5.1f} s: {found.rates_text}; {found.left_text} "
-            f"(pass {progress.passes + 1}){carried}"
+            f"{progress.total_seconds:5.1f} s: {rates_text(found.dirty_rate_bytes, found.bandwidth_bytes)}, "
+            f"{remaining_text(found.left_bytes, found.threshold_bytes)} (pass {progress.passes + 1}){carried}"
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vfu_dev import JSON_VERSION
+from vfu_dev.convergence import DOWNTIME_LIMIT_SECONDS
 from vfu_dev.errors import LabError
 from vfu_dev.figures import Sample, Snapshot
 from vfu_dev.vm.guest import GuestResult
@@ -117,7 +118,7 @@ class QemuResult:
     status: str = "none"
     error: str | None = None
     downtime_ms: int | None = None
-    downtime_limit_ms: int = 300
+    downtime_limit_ms: int = round(DOWNTIME_LIMIT_SECONDS * 1000)
     total_ms: int | None = None
     setup_ms: int | None = None
     expected_downtime_ms: int | None = None  # its last word before the end; it counts RAM only

@@ -38,6 +38,7 @@ import math
 from collections import deque
 from dataclasses import asdict, dataclass
 
+from vfu_dev.convergence import is_converging
 from vfu_dev.migration.meters import MIN_READ_BYTES, DirtyMeter, ReadMeter, Rounds
 from vfu_dev.migration.stream import INDEX_BYTES
 
@@ -267,12 +268,7 @@ class Forecaster:
     @property
     def converging(self) -> bool | None:
         """Whether the migration converges; None when that cannot be told, see the module's text."""
-        transfer, dirty = self.reads.rate, self.dirty.rate
-        if transfer is None or dirty is None:
-            return None
-        if transfer > dirty:
-            return True
-        return False if self.rounds.falling is False else None
+        return is_converging(self.dirty.rate, self.reads.rate, stuck=self.rounds.falling is False)
 
     def forecast(self, initial_bytes: int | None, dirty_bytes: int | None) -> Forecast:
         """Return the present figures around what the session says is left."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 
+from vfu_dev.convergence import WINDOW_SECONDS
 from vfu_dev.figures import Sample
 from vfu_dev.migration.engine import Migration
 from vfu_dev.migration.forecast import Forecast, page_stream_bytes
 from vfu_dev.migration.fsm import PRE_COPY_GROUP
 from vfu_dev.uapi import DeviceState
 
-# QEMU looks at its bandwidth as often (BUFFER_DELAY of migration.c).
-SAMPLE_SECONDS = 0.1
+SAMPLE_SECONDS = WINDOW_SECONDS  # as often as QEMU looks at its bandwidth
 # A sample looks at all pages and may take this share of the time: a big memory is looked at less often.
 _MAX_SHARE = 0.02
 

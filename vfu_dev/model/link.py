@@ -6,24 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from vfu_dev.convergence import DOWNTIME_LIMIT_SECONDS, WINDOW_SECONDS, threshold_bytes
 from vfu_dev.errors import ConfigError
 from vfu_dev.migration.forecast import OVERHEAD_SECONDS
-
-# QEMU's BUFFER_DELAY: no bandwidth, and so no threshold, before so long (migration/migration.c of 10.2.2).
-WINDOW_SECONDS = 0.1
-
-
-DOWNTIME_LIMIT_SECONDS = 0.3
-
+from vfu_dev.sizes import format_size
 
 # What QEMU reads of a device at once: VFIO_MIG_DEFAULT_DATA_BUFFER_SIZE, hw/vfio/migration.c of 10.2.2.
 QEMU_BLOCK_BYTES = 1 << 20
-
-
 # So its bandwidth for device state is a multiple of this, bytes a second: see `qemu_bandwidth`.
 QEMU_STEP_BYTES = 10 * QEMU_BLOCK_BYTES
-
-
 # What `vfu-dev migrate` does (its servers' limit for a transfer); on a slow link a window's worth at most.
 MIGRATOR_TRANSFER_BYTES = 1 << 20
 
@@ -64,7 +55,7 @@ class Link:
     @property
     def threshold_bytes(self) -> float:
         """What may be left when the device is stopped."""
-        return (self.switchover_bandwidth or self.bandwidth) * self.downtime_limit_seconds
+        return threshold_bytes(self.switchover_bandwidth or self.bandwidth, self.downtime_limit_seconds)
 
 
 def qemu_bandwidth(max_bandwidth: float) -> float:
@@ -75,6 +66,14 @@ def qemu_bandwidth(max_bandwidth: float) -> float:
     least: 10 MiB/s is the least there is, and the steps.
     """
     return float(math.ceil(max_bandwidth / QEMU_STEP_BYTES) * QEMU_STEP_BYTES)
+
+
+def steps_note(max_bandwidth: float) -> str:
+    """Return in brackets why QEMU sends more than `max-bandwidth`; nothing where that is a step."""
+    if qemu_bandwidth(max_bandwidth) == max_bandwidth:
+        return ""
+    asked, step = format_size(max_bandwidth), format_size(QEMU_STEP_BYTES)
+    return f" (max-bandwidth {asked}/s, in QEMU's steps of {step}/s)"
 
 
 def qemu_link(max_bandwidth: float, **more: Any) -> Link:

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from vfu_dev.convergence import WINDOW_SECONDS, sentence
 from vfu_dev.migration.stream import INDEX_BYTES, RECORD, pages_a_record
-from vfu_dev.model.link import WINDOW_SECONDS, Link
+from vfu_dev.model.link import Link
 from vfu_dev.model.writing import Bins, Vector, Writer, distinct_pages
-from vfu_dev.sizes import format_size
+from vfu_dev.sizes import format_count, format_size
 from vfu_dev.workload import Workload
 from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES
 
@@ -62,15 +63,13 @@ class Prediction:
     @property
     def text(self) -> str:
         """One sentence with the numbers that decide it."""
-        dirty, transfer = format_size(self.dirty_rate_bytes), format_size(self.bandwidth)
-        less = "<" if self.dirty_rate_bytes < self.bandwidth else ">="
-        rates = f"dirty rate {dirty}/s {less} transfer rate {transfer}/s"
-        sign = "<=" if self.converges else ">"
-        left = f"left {format_size(self.left_bytes)} {sign} threshold {format_size(self.threshold_bytes)}"
+        decided = sentence(
+            self.converges, self.dirty_rate_bytes, self.bandwidth, self.left_bytes, self.threshold_bytes
+        )
         if not self.converges:
-            return f"does not converge: {rates}; {left}"
+            return decided
         return (
-            f"converges: {rates}; {left}; {self.passes} passes, {format_size(self.total_bytes)} in "
+            f"{decided}; {format_count(self.passes, 'pass')}, {format_size(self.total_bytes)} in "
             f"{self.total_seconds:.2f} s, downtime {self.downtime_seconds * 1000:.0f} ms"
         )
 

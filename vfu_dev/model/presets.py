@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from vfu_dev.convergence import DOWNTIME_LIMIT_SECONDS, sentence, threshold_bytes
 from vfu_dev.errors import ConfigError
 from vfu_dev.sizes import format_size
 from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES, Workload
@@ -18,8 +19,6 @@ from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES, Workload
 # Against the link: far enough from 1 that a bandwidth twice or half of what was planned changes nothing.
 NEVER_RATIO = 4.0
 SURELY_RATIO = 0.125
-
-DEFAULT_DOWNTIME_SECONDS = 0.3  # QEMU's
 
 
 @dataclass(frozen=True)
@@ -44,30 +43,18 @@ class Decision:
         return self.left_bytes <= self.threshold_bytes
 
     @property
-    def rates_text(self) -> str:
-        """How fast the memory is written, and how fast the link carries."""
-        sign = "<" if self.dirty_rate_bytes < self.bandwidth_bytes else ">="
-        dirty, transfer = format_size(self.dirty_rate_bytes), format_size(self.bandwidth_bytes)
-        return f"dirty rate {dirty}/s {sign} transfer rate {transfer}/s"
-
-    @property
-    def left_text(self) -> str:
-        """What is left, and what may be."""
-        left, allowed = format_size(self.left_bytes), format_size(self.threshold_bytes)
-        return f"{left} left; the downtime limit allows {allowed}"
-
-    @property
     def text(self) -> str:
         """The numbers, in a sentence."""
-        verdict = "converges" if self.converges else "NEVER CONVERGES"
-        return f"{verdict}: {self.rates_text}; will settle at {self.left_text}"
+        return sentence(
+            self.converges, self.dirty_rate_bytes, self.bandwidth_bytes, self.left_bytes, self.threshold_bytes
+        )
 
 
 def decide(
     spec: Workload,
     bandwidth_bytes: float,
     memory_bytes: int,
-    downtime_seconds: float = DEFAULT_DOWNTIME_SECONDS,
+    downtime_seconds: float = DOWNTIME_LIMIT_SECONDS,
     page_bytes: int = DEFAULT_PAGE_BYTES,
 ) -> Decision:
     """Return how a migration of `memory_bytes` under the uniform load `spec` ends."""
@@ -75,13 +62,13 @@ def decide(
         raise ConfigError(f"{spec.pattern}: the outcome is known for uniform loads only")
     dirty = float(spec.write_rate(page_bytes) * spec.pages_per_write(page_bytes) * page_bytes)
     left = 0.0 if dirty <= bandwidth_bytes else memory_bytes * (1 - bandwidth_bytes / dirty)
-    return Decision(dirty, bandwidth_bytes, left, bandwidth_bytes * downtime_seconds)
+    return Decision(dirty, bandwidth_bytes, left, threshold_bytes(bandwidth_bytes, downtime_seconds))
 
 
 def never_converges(
     bandwidth_bytes: float,
     memory_bytes: int,
-    downtime_seconds: float = DEFAULT_DOWNTIME_SECONDS,
+    downtime_seconds: float = DOWNTIME_LIMIT_SECONDS,
     page_bytes: int = DEFAULT_PAGE_BYTES,
     seed: int = 1,
 ) -> Workload:
@@ -106,7 +93,7 @@ def never_converges(
 def surely_converges(
     bandwidth_bytes: float,
     memory_bytes: int,
-    downtime_seconds: float = DEFAULT_DOWNTIME_SECONDS,
+    downtime_seconds: float = DOWNTIME_LIMIT_SECONDS,
     page_bytes: int = DEFAULT_PAGE_BYTES,
     seed: int = 1,
 ) -> Workload:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vfu_dev.convergence import DOWNTIME_LIMIT_SECONDS, MAX_BANDWIDTH
 from vfu_dev.errors import ConfigError
 from vfu_dev.lab.options import VERIFY
 from vfu_dev.sizes import parse_bandwidth, parse_size
@@ -138,8 +139,8 @@ KEYS: dict[str, dict[str, Key]] = {
         "pre-copy": _bool(True),
         "switchover-ack": _bool(False),
         "auto-converge": _bool(False),
-        "downtime-limit": _milliseconds(2_000_000, 300),
-        "max-bandwidth": _size(0, 128 << 20, parse_bandwidth),
+        "downtime-limit": _milliseconds(2_000_000, round(DOWNTIME_LIMIT_SECONDS * 1000)),
+        "max-bandwidth": _size(0, MAX_BANDWIDTH, parse_bandwidth),
         # 0: QEMU measures it, which is noise where a machine's load changes.
         "avail-switchover-bandwidth": _size(0, 0, parse_bandwidth),
     },

@@ -18,6 +18,7 @@ from vfu_dev import JSON_VERSION, __version__
 from vfu_dev.device import RegisterBar
 from vfu_dev.errors import ConfigError, StateError, shown
 from vfu_dev.faults import Fault
+from vfu_dev.logs import LOG_LEVELS
 from vfu_dev.memory import fold_hashes
 from vfu_dev.migration import StateHasher
 from vfu_dev.migration.fsm import RUNNING_GROUP
@@ -28,7 +29,6 @@ from vfu_dev.workload import Program, Workload
 
 # Earlier names, which nobody is shown.
 HIDDEN = ("dma-log",)
-LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 # How long the loop waits for a thread before it looks at its sockets again.
 THREAD_STEP_SECONDS = 0.0005
