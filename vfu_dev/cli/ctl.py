@@ -14,7 +14,7 @@ import click
 
 from vfu_dev.cli.load_options import load_of, load_options
 from vfu_dev.cli.output import json_option, show_or_write
-from vfu_dev.cli.params import LEVEL, ON_OFF, SECONDS, option
+from vfu_dev.cli.params import LEVEL, NUMBER, ON_OFF, SECONDS, option
 from vfu_dev.cli.shape import Command, Group
 from vfu_dev.client.control import ControlClient, ControlError, control_path
 from vfu_dev.errors import ConfigError
@@ -217,7 +217,7 @@ def faults() -> tuple[str, dict[str, Any]]:
 
 
 @_subcommand("reinit", "--pages 100")
-@option("--pages", type=int, help="Take this number of pages, from the start.  [default: all]")
+@option("--pages", type=NUMBER, help="Take this number of pages, from the start.  [default: all]")
 @option(
     "--memory-name",
     "memory",
@@ -276,7 +276,7 @@ dma_log.hidden = True
 
 
 @_subcommand("figures")
-@option("--after", type=int, default=0, help="Leave out the samples up to this number.")
+@option("--after", type=NUMBER, default=0, help="Leave out the samples up to this number.")
 def figures(after: int) -> tuple[str, dict[str, Any]]:
     """Show everything the metrics show, and the samples of a migration."""
     return "figures", {"after": after}

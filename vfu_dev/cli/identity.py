@@ -10,15 +10,13 @@ import click
 
 from vfu_dev.cli.params import SIZE, NumberType
 from vfu_dev.errors import ConfigError
+from vfu_dev.uapi import MAX_MSI_MESSAGES, MAX_MSIX_VECTORS
 
 if TYPE_CHECKING:
     from vfu_dev.device import Device
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# PCI Local Bus Specification 3.0, section 6.8.2: Message Control has eleven bits for the table size.
-MAX_MSIX_VECTORS = 2048
-MAX_MSI_MESSAGES = 32
 PCI_BARS = 6
 PCI_KINDS = ("express", "conventional")
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from vfu_dev.cli.params import DIRTY_RATE, SIZE, option
+from vfu_dev.cli.params import DIRTY_RATE, NUMBER, SIZE, option
 from vfu_dev.errors import ConfigError
 from vfu_dev.workload import PAGE_PATTERNS, Workload
 from vfu_dev.workload.spec import RATE_KEYS
@@ -45,7 +45,9 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
         type=click.Choice(["idle", *PAGE_PATTERNS]),
         help="Which pages are written (docs/load.md).  [default: uniform]",
     ),
-    "seed": option("--seed", type=int, help="Seed of everything that is random in the load.  [default: 1]"),
+    "seed": option(
+        "--seed", type=NUMBER, help="Seed of everything that is random in the load.  [default: 1]"
+    ),
     "hot_fraction": option(
         "--hot-fraction",
         type=click.FloatRange(0, 1),

@@ -21,6 +21,7 @@ from vfu_dev.cli.socket_options import socket_options, sockets_of
 from vfu_dev.errors import ConfigError
 from vfu_dev.logs import set_up_logging
 from vfu_dev.migration.engine import ALL_FLAGS
+from vfu_dev.server.register_trace import DEFAULT_ACCESSES, MAX_ACCESSES
 from vfu_dev.sizes import parse_size
 from vfu_dev.uapi import MigrationFlags
 
@@ -126,12 +127,13 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
     "--trace-registers",
     "traced",
     default=0,
-    type=click.IntRange(0, 10_000),
+    type=click.IntRange(0, MAX_ACCESSES),
     is_flag=False,
-    flag_value=1000,
+    flag_value=DEFAULT_ACCESSES,
     metavar="[COUNT]",
-    help="Keep the last accesses to registers by name, 1000 or COUNT, and what a driver touches that is no "
-    "register, for `vfu-dev ctl SOCKET registers`; warn of a guest that spins on one. 0: no trace.",
+    help=f"Keep the last accesses to registers by name, {DEFAULT_ACCESSES} or COUNT, and what a driver "
+    "touches that is no register, for `vfu-dev ctl SOCKET registers`; warn of a guest that spins on one. "
+    "0: no trace.",
 )
 @click.option(
     "--metrics-port",

@@ -32,13 +32,11 @@ PRECOPY_INFO = struct.Struct("<IIQQ")  # argsz, flags, initial_bytes, dirty_byte
 LOGGING_CONTROL = struct.Struct("<QII")  # page_size, num_ranges, reserved
 LOGGING_RANGE = struct.Struct("<QQ")  # iova, length
 LOGGING_REPORT = struct.Struct("<QQQ")  # iova, length, page_size
-WRITE_MULTI = struct.Struct("<Q")  # wr_cnt
 
 MAX_VERSION_BYTES = 64 << 10
 MAX_REGION_INFO_BYTES = 64 << 10
 MAX_REGIONS = 100  # QEMU's VFIO_USER_MAX_REGIONS
 MAX_IRQ_TYPES = 50  # QEMU's VFIO_USER_MAX_IRQS
-MAX_IRQ_COUNT = 2048  # MSI-X table size field, PCI Local Bus 3.0 section 6.8.2.3
 MAX_XFER_BYTES = 64 << 20  # QEMU's VFIO_USER_MAX_MAX_XFER
 
 DEVICE_FLAG_RESET = 1 << 0  # <linux/vfio.h>: VFIO_DEVICE_FLAGS_RESET
@@ -82,7 +80,6 @@ class RegionInfo:
     size_bytes: int
     offset: int
     areas: tuple[tuple[int, int], ...]
-    capability_ids: tuple[int, ...]
 
     @property
     def readable(self) -> bool:
@@ -222,11 +219,9 @@ def parse_region_info(payload: memoryview, index: int, fd_count: int) -> RegionI
     _, flags, _, cap_offset, size, offset = REGION_INFO.unpack_from(payload)
     require(size < 1 << 63, f"region {index} of {size} bytes")
     areas: list[tuple[int, int]] | None = None
-    identities = []
     if flags & uapi.VFIO_REGION_INFO_FLAG_CAPS:
         require(cap_offset != 0, f"info of region {index} with CAPS set and no capability")
         for identity, version, body in _chain(payload, cap_offset, index):
-            identities.append(identity)
             if identity == uapi.VFIO_REGION_INFO_CAP_SPARSE_MMAP:
                 require(version == 1, f"a sparse mmap capability of version {version}")
                 require(areas is None, f"two sparse mmap capabilities for region {index}")
@@ -238,7 +233,7 @@ def parse_region_info(payload: memoryview, index: int, fd_count: int) -> RegionI
         areas = [(0, size)] if areas is None else areas
     else:
         require(fd_count == 0, f"{fd_count} file descriptors for region {index}, which is not mappable")
-    return RegionInfo(index, flags, size, offset, tuple(areas or ()) if mapped else (), tuple(identities))
+    return RegionInfo(index, flags, size, offset, tuple(areas or ()) if mapped else ())
 
 
 def _chain(payload: memoryview, start: int, index: int) -> list[tuple[int, int, memoryview]]:
@@ -278,7 +273,8 @@ def parse_irq_info(payload: memoryview, index: int) -> IrqInfo:
     argsz, flags, found, count = unpack(IRQ_INFO, payload, "interrupt info")
     require(argsz >= IRQ_INFO.size, f"interrupt info with argsz {argsz}")
     require(found == index, f"info about interrupt type {found}, asked for {index}")
-    require(count <= MAX_IRQ_COUNT, f"{count} interrupts of type {index} (at most {MAX_IRQ_COUNT})")
+    most = uapi.MAX_MSIX_VECTORS
+    require(count <= most, f"{count} interrupts of type {index} (at most {most})")
     return IrqInfo(index, flags, count)
 
 

@@ -15,8 +15,7 @@ from vfu_dev.client.frames import Call
 from vfu_dev.client.messages import REGION_ACCESS
 from vfu_dev.errors import ConfigError, ProtocolError
 from vfu_dev.workload import ArrayWriter, Writes, contents
-
-DEFAULT_PAGE_BYTES = 4096
+from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES
 
 # The reference device says in BAR0 how much of its BAR is memory, and in which pages (docs/device.md).
 _REFERENCE_ID = 0x44554656

@@ -19,7 +19,7 @@ from vfu_dev.device.config_space import ConfigSpace
 from vfu_dev.device.counters import Counters
 from vfu_dev.device.declare import Region, declared
 from vfu_dev.device.identity import PciIdentity
-from vfu_dev.device.interrupts import MAX_MESSAGES, Interrupts
+from vfu_dev.device.interrupts import Interrupts
 from vfu_dev.device.regions import BarSpace, MemoryBar, MsixBar, RegisterBar, judge_place
 from vfu_dev.errors import AccessError, ConfigError, judge_name
 from vfu_dev.figures import MMIO_EDGES_SECONDS, Histogram
@@ -27,7 +27,7 @@ from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import MigratableState, Migration, RegisterBlock, StateMachine, StateObject
 from vfu_dev.migration.engine import ALL_FLAGS
 from vfu_dev.migration.fsm import P2P_STATES, RUNNING_GROUP
-from vfu_dev.uapi import DeviceState, MigrationFlags
+from vfu_dev.uapi import MAX_MSI_MESSAGES, DeviceState, MigrationFlags
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ class Device:
     @property
     def msi_messages(self) -> int:
         """How many messages MSI has, a power of two; 0 for no MSI. By default those of MSI-X, at most 32."""
-        wanted = min(self.msix_vectors, MAX_MESSAGES) if self.msi_vectors is None else self.msi_vectors
+        wanted = min(self.msix_vectors, MAX_MSI_MESSAGES) if self.msi_vectors is None else self.msi_vectors
         return 1 << (wanted - 1).bit_length() if wanted else 0
 
     def finish(self, extra_memories: Sequence[DeviceMemory] = ()) -> None:
@@ -377,7 +377,8 @@ class Device:
             self.interrupts.hold()
 
     def _unverified(self) -> None:
-        # Zeros, not the initial content: filling a large memory can outlast the client's patience (trap 12).
+        # Zeros, not the initial content: a large memory takes longer to fill than the 5 s that QEMU waits for
+        # a reply (x-msg-timeout).
         for memory in self.memories:
             memory.clear()
 

@@ -20,10 +20,13 @@ from vfu_dev.device.bus import Bus
 from vfu_dev.device.counters import Counters
 from vfu_dev.errors import StreamError
 from vfu_dev.migration import RegisterBlock
-from vfu_dev.uapi import VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX
+from vfu_dev.uapi import (
+    MAX_MSIX_VECTORS,
+    VFIO_PCI_INTX_IRQ_INDEX,
+    VFIO_PCI_MSI_IRQ_INDEX,
+    VFIO_PCI_MSIX_IRQ_INDEX,
+)
 
-MAX_VECTORS = 2048  # PCI_MSIX_FLAGS_QSIZE + 1, <linux/pci_regs.h>
-MAX_MESSAGES = 32  # of MSI: PCI Local Bus Specification 3.0, section 6.8.1.3
 CAUSES = 32
 
 
@@ -42,7 +45,7 @@ class Interrupts:
     """The vectors of one device.
 
     Args:
-        vectors: returns how many there are; at most `MAX_VECTORS`.
+        vectors: returns how many there are; at most `MAX_MSIX_VECTORS`.
         bus: what carries them; `Device.attach` puts another one here.
         counters: the device's; `irq_errors` counts messages that the client has not set up.
 
@@ -125,13 +128,13 @@ class Interrupts:
 
     def block(self) -> RegisterBlock:
         """Return what migrates: one bit for each vector, and the causes of INTx."""
-        dtype = np.dtype([("pending", "<u8", (MAX_VECTORS // 64,)), ("asserted", "<u4")])
+        dtype = np.dtype([("pending", "<u8", (MAX_MSIX_VECTORS // 64,)), ("asserted", "<u4")])
         return RegisterBlock(
             "interrupts", dtype, self._pack, self._unpack, self._validate, defaults={"asserted": 0}
         )
 
     def _pack(self) -> bytes:
-        return self._pending.to_bytes(MAX_VECTORS // 8, "little") + self.asserted.to_bytes(4, "little")
+        return self._pending.to_bytes(MAX_MSIX_VECTORS // 8, "little") + self.asserted.to_bytes(4, "little")
 
     def _unpack(self, content: bytes) -> None:
         self._pending = int.from_bytes(content[:-4], "little")

@@ -17,6 +17,7 @@ from vfu_dev.device.fields import Access, Field, layout
 from vfu_dev.errors import ConfigError
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import RegisterBlock
+from vfu_dev.uapi import MAX_MSIX_VECTORS
 
 # <linux/pci_regs.h>
 PCI_BASE_ADDRESS_MEM_TYPE_64 = 0x04
@@ -166,8 +167,8 @@ class MsixBar(BarSpace):
 
         Raises:  ConfigError: MSI-X has 1 to 2048 (PCI Local Bus Specification 3.0, section 6.8.2).
         """
-        if not 1 <= vectors <= 2048:
-            raise ConfigError(f"{self.name}: MSI-X has 1 to 2048 vectors, not {vectors}")
+        if not 1 <= vectors <= MAX_MSIX_VECTORS:
+            raise ConfigError(f"{self.name}: MSI-X has 1 to {MAX_MSIX_VECTORS} vectors, not {vectors}")
         self.vectors = vectors
         # The table takes the first half, 16 bytes a vector; the pending bits begin at the second.
         half = max(self.PBA_OFFSET, 1 << (16 * vectors - 1).bit_length())

@@ -44,11 +44,6 @@ class ResumeSession:
         """Stream bytes taken so far."""
         return self._decoder.received_bytes
 
-    @property
-    def failure(self) -> StreamError | None:
-        """Why the stream was refused, or None."""
-        return self._decoder.failure
-
     def refuse(self, reason: str) -> StreamError:
         """Give the stream up for `reason`; returns what every later call raises."""
         if self._decoder.failure is None:

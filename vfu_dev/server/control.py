@@ -28,8 +28,7 @@ _REQUESTS_A_TURN = 16
 MAX_UNSENT_BYTES = 4 << 20
 
 Request = dict[str, Any]
-# A command's result, or an iterator that yields while it works and returns the result.
-Job = Iterator[None]
+# Returns the command's result, or an iterator that yields while it works and returns the result.
 Command = Callable[[Request], Any]
 
 
