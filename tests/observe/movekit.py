@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vfu_dev.machine import processor
 from vfu_dev.migration.forecast import Forecaster
 
 MOVES = Path(__file__).parents[1] / "data" / "moves"
@@ -189,8 +190,4 @@ def replay(moves: Iterable[Move], make: Callable[[], Forecaster] = Forecaster) -
 
 def machine(real_time: bool) -> dict[str, Any]:
     """Return what a move says of its machine: nothing that tells one from another of its kind."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
-    )
-    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "real_time": real_time}
+    return {"cpu": processor(), "cores": len(os.sched_getaffinity(0)), "real_time": real_time}

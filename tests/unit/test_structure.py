@@ -18,7 +18,19 @@ from vfu_dev.builds import native_dir
 PACKAGE = Path(vfu_dev.__file__).parent
 README = Path(__file__).parents[2] / "README.md"
 # Modules that stand alone beneath all folders, and the one above them.
-GROUND = {"__init__", "closing", "convergence", "errors", "qemu_events", "logs", "sizes", "uapi", "whole"}
+GROUND = {
+    "__init__",
+    "closing",
+    "convergence",
+    "errors",
+    "exports",
+    "machine",
+    "qemu_events",
+    "logs",
+    "sizes",
+    "uapi",
+    "whole",
+}
 ABOVE = {"__main__"}
 
 Graph = dict[str, set[str]]

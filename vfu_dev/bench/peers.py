@@ -15,6 +15,7 @@ from vfu_dev.builds import artifact
 from vfu_dev.client.control import default_control
 from vfu_dev.client.listening import socket_folder
 from vfu_dev.errors import VfuDevError
+from vfu_dev.machine import processor
 from vfu_dev.vm.process import Child, until_listening
 from vfu_dev.vm.servers import DeviceServer, ServerOptions
 
@@ -103,14 +104,9 @@ def free_port() -> int:
 
 def machine() -> dict[str, object]:
     """Return what figures depend on."""
-    model = "unknown"
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
     load = os.getloadavg()[0]
     return {
-        "cpu": model,
+        "cpu": processor(),
         "cpus": os.cpu_count(),
         "load_average": round(load, 2),
         "kernel": os.uname().release,

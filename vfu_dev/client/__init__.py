@@ -9,6 +9,7 @@ from vfu_dev.client.control import ControlClient, ControlError
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.frames import ClientCommandError, DisconnectedError, ReplyTimeoutError
 from vfu_dev.client.migrator import ClientOptions, ClientProgress, MigrationError, Migrator
+from vfu_dev.exports import publish as _publish
 
 __all__ = [
     "ClientCommandError",
@@ -23,3 +24,5 @@ __all__ = [
     "ReplyTimeoutError",
     "VfioUserDevice",
 ]
+
+_publish(globals())

@@ -6,6 +6,7 @@ from vfu_dev.device.declare import Msix, Region, Registers
 from vfu_dev.device.fields import Access, Field
 from vfu_dev.device.identity import PciIdentity
 from vfu_dev.device.regions import BarSpace, MemoryBar, MsixBar, RegisterBar
+from vfu_dev.exports import publish as _publish
 
 __all__ = [
     "Access",
@@ -22,3 +23,5 @@ __all__ = [
     "Registers",
     "Worker",
 ]
+
+_publish(globals())

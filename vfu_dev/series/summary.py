@@ -12,6 +12,7 @@ from typing import Any
 
 from vfu_dev import JSON_VERSION, __version__
 from vfu_dev.errors import ConfigError
+from vfu_dev.machine import processor
 from vfu_dev.series.rows import METRICS, NOT_CONVERGED, Row, values_of
 from vfu_dev.series.scenario import METHOD_MOVES, Scenario
 from vfu_dev.series.statistics import difference, percentiles
@@ -27,17 +28,12 @@ COMPARED = ("downtime_ms", "total_ms")
 
 def machine() -> dict[str, Any]:
     """Return what the figures depend on: processor, cores, memory, kernel, and how busy it all is."""
-    model = ""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
         memory = 0
     return {
-        "processor": model or platform.processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": memory,
         "kernel": platform.release(),

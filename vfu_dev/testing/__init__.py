@@ -7,8 +7,11 @@
 needs no test framework; it raises `ContractError`, which says all that is wrong.
 """
 
+from vfu_dev.exports import publish as _publish
 from vfu_dev.testing.bus import InMemoryBus
 from vfu_dev.testing.contract import ContractError, check_device
 from vfu_dev.testing.memory_client import InMemoryClient, move
 
 __all__ = ["ContractError", "InMemoryBus", "InMemoryClient", "check_device", "move"]
+
+_publish(globals())
