@@ -6,7 +6,6 @@ import json
 import platform
 import shutil
 import signal
-import socket
 import subprocess
 import urllib.error
 import urllib.parse
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 from serverkit import PATIENCE_SECONDS, wait_until
 
+from vfu_dev.bench.peers import free_port
 from vfu_dev.builds import BuildError, Cache, Recipe, apt, build
 from vfu_dev.builds.command import BuildContext
 
@@ -55,13 +55,6 @@ def program(name: str) -> Path:
     """Return `prometheus` or `promtool`: the machine's own, else Debian's. Raises: BuildError: neither."""
     found = shutil.which(name)
     return Path(found) if found else build(PACKAGE, Cache()).path / name
-
-
-def free_port() -> int:
-    """Return a TCP port of the loopback address that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _write_limits(home: Path, limits: dict[str, float]) -> None:

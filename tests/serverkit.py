@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import shutil
 import signal
@@ -24,7 +25,23 @@ from vfu_dev.vm.servers import DeviceServer, ServerOptions
 
 # Whatever takes longer hangs, on a busy machine too. Tests wait for events; this ends a wait in vain.
 PATIENCE_SECONDS = 300.0
-VFU_DEV = [sys.executable, "-c", "import sys; from vfu_dev.cli import main; sys.exit(main())"]
+VFU_DEV = [sys.executable, "-m", "vfu_dev"]
+
+
+def run_vfu_dev(
+    *arguments: object, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, with this much more in its environment."""
+    return subprocess.run(
+        [*VFU_DEV, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE_SECONDS,
+        check=False,
+        cwd=cwd,
+        env=os.environ | environment,
+    )
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:

@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from expressions import alerts, everything, panels
-from promkit import Prometheus, free_port
+from promkit import Prometheus
 from serverkit import RunningServer, ServerFactory, server_farm, short_folder, wait_until
 
+from vfu_dev.bench.peers import free_port
 from vfu_dev.builds import BuildError
 from vfu_dev.client import ClientCommandError, VfioUserDevice
 from vfu_dev.client.migrator import ClientOptions, ClientProgress, Migrator

@@ -15,9 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from promkit import DEPLOY, free_port
+from promkit import DEPLOY
 from serverkit import PATIENCE_SECONDS, VFU_DEV, RunningServer, ServerFactory, wait_until
 
+from vfu_dev.bench.peers import free_port
 from vfu_dev.cli.serve import command as serve_command
 from vfu_dev.client import ControlClient, VfioUserDevice
 from vfu_dev.client.migrator import Migrator

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
-from serverkit import PATIENCE_SECONDS
+from serverkit import run_vfu_dev
 
 PAGE = Path(__file__).parents[2] / "docs" / "reading-a-report.md"
 
@@ -24,14 +22,7 @@ def test_dirtying_above_the_link_ends_in_time_and_says_why(qemu: Path, library: 
     """Exit status 1 at the end of --timeout; the figures live, at the end, in JSON and in the page."""
     argv = command_of_the_page("does-not-converge")
     limit = float(argv[argv.index("--timeout") + 1])
-    done = subprocess.run(
-        [sys.executable, "-m", "vfu_dev", *argv],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-        check=False,
-    )
+    done = run_vfu_dev(*argv, cwd=tmp_path)
     assert done.returncode == 1
     lines = done.stderr.replace("\n", " ")
     # Seen while it ran, not only when it was over.

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
+from pagekit import run_script
 from serverkit import PATIENCE_SECONDS
 
 COOKBOOK = Path(__file__).parents[2] / "docs" / "cookbook.md"
@@ -25,32 +20,7 @@ def blocks() -> list[str]:
 
 def test_cookbook_word_for_word(qemu: Path, library: Path, guest_image: Path, tmp_path: Path) -> None:
     """All `sh` blocks, in order, in one shell, end without an error."""
-    script = tmp_path / "cookbook.sh"
-    script.write_text("set -e\n" + "\n".join(blocks()))
-    tools = Path(sys.executable).parent
-    env = dict(os.environ, PATH=f"{tools}{os.pathsep}{os.environ['PATH']}", TMPDIR="/tmp")
-    log = tmp_path / "output"
-    # Its own session, so that whatever a failing script leaves behind ends with it; a file, because a pipe
-    # would stay open for as long as a server that it left.
-    with log.open("w") as out:
-        shell = subprocess.Popen(
-            ["bash", str(script)],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=env,
-            start_new_session=True,
-        )
-    try:
-        shell.wait(timeout=2 * PATIENCE_SECONDS)
-    except subprocess.TimeoutExpired:
-        pytest.fail(f"the cookbook hangs:\n{log.read_text()[-3000:]}")
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(shell.pid, signal.SIGKILL)
-        shell.wait()
-    output = log.read_text()
-    assert shell.returncode == 0, output[-3000:]
+    output = run_script("\n".join(blocks()), tmp_path, tmp_path, 2 * PATIENCE_SECONDS)
     assert output.count('"verified":true') == 1
     # What the page says about dirty pages, which a guest that refuses its load would leave untested.
     assert '"ok":false' not in output, output[-3000:]

@@ -6,14 +6,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from serverkit import PATIENCE_SECONDS
-
-VFU_DEV = [sys.executable, "-m", "vfu_dev"]
+from serverkit import PATIENCE_SECONDS, VFU_DEV, run_vfu_dev
 
 
 def descendants(pid: int) -> set[int]:
@@ -46,11 +43,8 @@ def test_a_qemu_that_does_not_migrate_the_device_is_refused_in_words(
         program = tmp_path / "qemu-stub"
         program.write_text("#!/bin/sh\necho 'QEMU emulator version 0.0.0'\n")
         program.chmod(0o755)
-    argv = [*VFU_DEV, "lab", "migrate", "--guest", "none", "--memory", "64K", "--out", str(tmp_path / "out")]
-    env = dict(os.environ, VFU_DEV_QEMU=str(program))
-    done = subprocess.run(
-        [*argv, *options], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False, env=env
-    )
+    argv = ["lab", "migrate", "--guest", "none", "--memory", "64K", "--out", tmp_path / "out", *options]
+    done = run_vfu_dev(*argv, VFU_DEV_QEMU=str(program))
     assert done.returncode == 1
     assert says in done.stderr
     assert "vfu-dev build qemu" in done.stderr
@@ -59,8 +53,7 @@ def test_a_qemu_that_does_not_migrate_the_device_is_refused_in_words(
 
 def test_odd_memory_is_refused(qemu: Path, library: Path, tmp_path: Path) -> None:
     """A size that is no whole number of pages is refused before anything starts."""
-    argv = [*VFU_DEV, "lab", "migrate", "--memory", "1000", "--out", str(tmp_path / "out")]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+    done = run_vfu_dev("lab", "migrate", "--memory", "1000", "--out", tmp_path / "out")
     assert done.returncode == 2
     assert "multiple of 4096" in done.stderr
     assert not (tmp_path / "out").exists()
@@ -71,16 +64,7 @@ def test_without_pre_copy_it_completes(qemu: Path, library: Path, guest_image: P
 
     With a guest: without anything in RAM to send, QEMU 10.2 stops at once and asks nobody what is left.
     """
-    argv = [
-        *VFU_DEV,
-        "lab",
-        "migrate",
-        "--pre-copy",
-        "off",
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+    done = run_vfu_dev("lab", "migrate", "--pre-copy", "off", "--out", tmp_path / "out")
     # 3: the machine was too busy for the load, which says nothing of the migration.
     assert done.returncode in (0, 3), done.stderr
     assert "pre-copy 0 B" in done.stderr
@@ -88,10 +72,10 @@ def test_without_pre_copy_it_completes(qemu: Path, library: Path, guest_image: P
 
 def test_a_load_that_was_not_carried_is_status_3(qemu: Path, library: Path, tmp_path: Path) -> None:
     """The migration is as it should be; the answer has the unit that was asked for."""
-    argv = [*VFU_DEV, "lab", "migrate", "--guest", "none", "--load-place", "device", "--memory", "64K"]
+    argv = ["lab", "migrate", "--guest", "none", "--load-place", "device", "--memory", "64K"]
     argv += ["--write-rate", "100T", "--write-size", "4K", "--out", str(tmp_path / "out")]
     argv += ["--downtime-limit", "299.5", "--max-bandwidth", "10Gbit"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    done = run_vfu_dev(*argv)
     assert done.returncode == 3, done.stderr
     assert "QEMU takes whole milliseconds: --downtime-limit 299.5 is 300" in done.stderr
     assert "its own engine wrote " in done.stderr

@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from pathlib import Path
 
 import pytest
+from liarkit import HOSTILE, lies_of
 from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.builds import BuildError, artifact
@@ -26,7 +25,6 @@ from vfu_dev.vm.qemu import FIRST_SLOT, Qemu, QemuOptions
 from vfu_dev.vm.qtest_device import PCI_BASE_ADDRESS_0, PCI_COMMAND
 from vfu_dev.vm.qtest_guest import QtestGuest
 
-HOSTILE = Path(__file__).parents[1] / "wire" / "hostile.py"
 # A lie that leaves QEMU waiting costs its reply timeout, 5 s by default; the tests shorten it.
 REPLY_TIMEOUT_MS = 300
 # Whatever happens, a QEMU that neither answers nor ends within this time hangs.
@@ -34,18 +32,9 @@ HANG_SECONDS = PATIENCE_SECONDS
 PARALLEL = 3
 # Where the hostile device has its MSI-X capability; enable is bit 31 of its first word.
 MSIX_CAPABILITY = 0x40
-# One lie in so many is tried by default, chosen by its name so that the choice is stable.
+# One lie in this number is tried by default.
 DEFAULT_SHARE = 6
 SANITIZER_WORDS = ("AddressSanitizer", "runtime error:", "LeakSanitizer", "Assertion", "ERROR:../")
-
-
-def lies_of(phase: str) -> list[str]:
-    """Return the names of the lies told in `phase`."""
-    argv = [sys.executable, str(HOSTILE), "--list", "--phase", phase]
-    names = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
-    if os.environ.get("VFU_DEV_HOSTILE") == "all":
-        return names
-    return [name for name in names if zlib.crc32(name.encode()) % DEFAULT_SHARE == 0]
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +194,9 @@ def test_qemu_survives_lies(
                     await honest.qemu.execute("migrate", uri=f"file:{state}")
                     await finished(honest.qemu, HANG_SECONDS)
                     assert (await honest.qemu.migration())["status"] == "completed"
-            found = await asyncio.gather(*(one(lie, sockets, state, slots) for lie in lies_of(phase)))
+            found = await asyncio.gather(
+                *(one(lie, sockets, state, slots) for lie in lies_of(phase, DEFAULT_SHARE))
+            )
         return [problem for problem in found if problem]
 
     problems = asyncio.run(everything())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from labkit import dirtying
-from serverkit import PATIENCE_SECONDS
+from serverkit import PATIENCE_SECONDS, run_vfu_dev
 
 from vfu_dev.errors import ConfigError
 from vfu_dev.lab.lab import Lab
@@ -58,12 +56,6 @@ def classes(tmp_path: Path) -> Path:
     path = tmp_path / "classes.py"
     path.write_text(CLASSES)
     return path
-
-
-def vfu_dev(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command."""
-    argv = [sys.executable, "-m", "vfu_dev", *arguments]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=2 * PATIENCE_SECONDS, check=False)
 
 
 def test_a_class_says_what_it_takes(classes: Path) -> None:
@@ -163,7 +155,7 @@ def test_the_command_moves_a_device_of_registers(
     """Nothing can be written to it: that is said, and is no failure."""
     out = tmp_path / "out"
     argv = ["lab", "migrate", "--device", f"{classes}:Plain", "--guest", "none", "--out", str(out)]
-    done = vfu_dev(*argv, "--json", str(tmp_path / "result.json"))
+    done = run_vfu_dev(*argv, "--json", str(tmp_path / "result.json"))
     assert done.returncode == 0, done.stderr
     assert "no memory that migrates: nothing is written" in done.stderr
     found = json.loads((tmp_path / "result.json").read_text())
@@ -178,7 +170,7 @@ def test_what_cannot_be_is_said_before_anything_starts(qemu: Path, library: Path
         ("--load-place", "guest"): "place device",
         ("--verify", "dma"): "use digests",
     }.items():
-        done = vfu_dev("lab", "migrate", "--device", KVSTORE, "--out", str(tmp_path / "out"), *more)
+        done = run_vfu_dev("lab", "migrate", "--device", KVSTORE, "--out", str(tmp_path / "out"), *more)
         assert done.returncode == 2, done.stderr
         assert said in done.stderr
         assert not (tmp_path / "out").exists()
@@ -188,7 +180,7 @@ def test_a_series_and_a_preset_take_a_class(qemu: Path, library: Path, tmp_path:
     """`device.class` in a scenario, and `load --preset --device`."""
     scenario = tmp_path / "own.toml"
     scenario.write_text(f'[device]\nclass = "{KVSTORE}"\n[load]\ndirty-rate = "100p"\n[run]\nmoves = 2\n')
-    done = vfu_dev("lab", "run", str(scenario), "--out", str(tmp_path / "series"))
+    done = run_vfu_dev("lab", "run", str(scenario), "--out", str(tmp_path / "series"))
     assert done.returncode in (0, 3), done.stderr  # 3: the machine did not carry the load
     summary = json.loads((tmp_path / "series" / "own" / "summary.json").read_text())
     (point,) = summary["points"]
@@ -196,11 +188,11 @@ def test_a_series_and_a_preset_take_a_class(qemu: Path, library: Path, tmp_path:
     assert point["digests_equal"] == 2
     assert point["settings"]["load.place"] == "device"
     scenario.write_text(f'[device]\nmemory = "4M"\nclass = "{KVSTORE}"\n')
-    refused = vfu_dev("lab", "run", str(scenario), "--out", str(tmp_path / "other"))
+    refused = run_vfu_dev("lab", "run", str(scenario), "--out", str(tmp_path / "other"))
     assert refused.returncode == 2
     assert "own.toml:3: device.class: --memory: KeyValueStore decides this itself" in refused.stderr
     # All of its memory is written first: the plan counts with it.
-    preset = vfu_dev(
+    preset = run_vfu_dev(
         "load", "--preset", "never", "--device", KVSTORE, "--max-bandwidth", "1M", "--duration", "3"
     )
     assert preset.returncode == 0, preset.stdout + preset.stderr

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from moves import MEMORY
-from observekit import Browser, Pair, Web, free_port
+from observekit import Browser, Pair, Web
 from serverkit import ServerFactory, wait_until
+
+from vfu_dev.bench.peers import free_port
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -13,16 +11,7 @@ from typing import Any
 
 from serverkit import RunningServer
 
-VFU_DEV = [sys.executable, "-c", "import sys; from vfu_dev.cli import main; sys.exit(main())"]
-
 Browser = Callable[..., str]
-
-
-def free_port() -> int:
-    """Return a TCP port of the loopback that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

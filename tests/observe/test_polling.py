@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from countedwork import COUNTS_VARIABLE, PAGES, make_counts, read_counts
-from observekit import Web, free_port
+from observekit import Web
 from serverkit import RunningServer, ServerFactory, wait_until
 
+from vfu_dev.bench.peers import free_port
 from vfu_dev.client import VfioUserDevice
 from vfu_dev.uapi import DeviceState as S
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 from moves import CONVERGES, DOES_NOT_CONVERGE, move, moving
-from observekit import VFU_DEV, Pair
-from serverkit import ServerFactory, wait_until
+from observekit import Pair
+from serverkit import VFU_DEV, ServerFactory, run_vfu_dev, wait_until
 
 ENTER_SCREEN, LEAVE_SCREEN = "\x1b[?1049h", "\x1b[?1049l"
 SHOW_CURSOR = "\x1b[?25h"
@@ -118,7 +118,9 @@ def test_several_devices_at_once_while_one_does_not_converge(pair: Pair) -> None
         top.wait_for("not converging")
         top.wait_for("receiving state")
         wait_until(lambda: re.search("[▁▂▃▄▅▆▇█]{5}", top.read()), "a curve")
-        once = run("--once", str(pair.source.control_path), str(pair.destination.control_path)).stdout
+        once = run_vfu_dev(
+            "top", "--once", str(pair.source.control_path), str(pair.destination.control_path)
+        ).stdout
         assert re.search(r"^source +PRE_COPY +NO ", once, re.MULTILINE), once
         quit_by_key(top)
         assert top.end() == 0
@@ -144,20 +146,9 @@ def test_a_dumb_terminal_gets_plain_lines(pair: Pair) -> None:
         assert "\x1b" not in top.seen
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*VFU_DEV, "top", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-
-
 def test_once_prints_a_line_a_device(pair: Pair) -> None:
     move(pair.source, pair.destination, CONVERGES)
-    result = run("--once", str(pair.source.control_path), str(pair.destination.control_path))
+    result = run_vfu_dev("top", "--once", str(pair.source.control_path), str(pair.destination.control_path))
     assert result.returncode == 0, result.stderr
     assert "\x1b" not in result.stdout
     lines = result.stdout.splitlines()
@@ -166,7 +157,7 @@ def test_once_prints_a_line_a_device(pair: Pair) -> None:
 
 def test_once_as_json_has_the_figures(pair: Pair) -> None:
     move(pair.source, pair.destination, CONVERGES)
-    result = run("--once", "--json", str(pair.source.control_path))
+    result = run_vfu_dev("top", "--once", "--json", str(pair.source.control_path))
     assert result.returncode == 0, result.stderr
     (device,) = json.loads(result.stdout)["devices"]
     assert device["device"] == "source"
@@ -177,7 +168,7 @@ def test_once_as_json_has_the_figures(pair: Pair) -> None:
 
 def test_once_fails_for_a_server_that_does_not_answer(pair: Pair, tmp_path: Path) -> None:
     """Status 1 and the reason; those that answer are shown all the same."""
-    result = run("--once", str(pair.source.control_path), str(tmp_path / "nothing.ctl"))
+    result = run_vfu_dev("top", "--once", str(pair.source.control_path), str(tmp_path / "nothing.ctl"))
     assert result.returncode == 1
     assert "nothing.ctl" in result.stderr
     assert "Traceback" not in result.stderr

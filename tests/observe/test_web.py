@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 from pathlib import Path
 
 import pytest
 from moves import CONVERGES, move
-from observekit import VFU_DEV, Pair
+from observekit import Pair
 from prometheus_client.parser import text_string_to_metric_families
-from serverkit import RunningServer, wait_until
+from serverkit import RunningServer, run_vfu_dev, wait_until
 
 from vfu_dev.metrics import ALL_METRICS
 
@@ -160,7 +159,7 @@ def test_an_address_that_cannot_be_had_is_one_line(
 ) -> None:
     arguments = ["serve", "--socket", str(short_tmp / "other.sock"), "--memory", "1M"]
     arguments += ["--metrics-port", str(pair.web.port), "--metrics-addr", address]
-    result = subprocess.run([*VFU_DEV, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    result = run_vfu_dev(*arguments)
     assert result.returncode == 1
     assert what in result.stderr
     assert len(result.stderr.splitlines()) == 1

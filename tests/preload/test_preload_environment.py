@@ -133,8 +133,8 @@ def without_log_mapped(served: Served) -> None:
 @pytest.fixture
 def no_log(short_tmp: Path) -> Iterator[Served]:
     """A server that migrates and keeps no log of its DMA."""
-    with liar(short_tmp, "feature-log-start-error") as served:
-        yield served
+    with liar(short_tmp, "feature-log-start-error") as other:
+        yield Served([str(other.socket)], [other.pid])
 
 
 def test_without_the_servers_log_dma_goes_by_message(no_log: Served, run_inside: Callable[..., str]) -> None:

@@ -6,14 +6,13 @@ import codecs
 import csv
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from serverkit import run_vfu_dev
 
 from vfu_dev.cli.lab import command
 from vfu_dev.errors import ConfigError
@@ -207,9 +206,7 @@ def test_comparison_is_no_gate_without_data(tmp_path: Path) -> None:
         after = result(tmp_path / name, 1.0)
         (after / "moves.csv").write_text(text)
         argv = ["lab", "compare", str(before), str(after), "--max-regression", "20"]
-        done = subprocess.run(
-            [sys.executable, "-m", "vfu_dev", *argv], capture_output=True, text=True, check=False
-        )
+        done = run_vfu_dev(*argv)
         assert (name, done.returncode) == (name, status), done.stderr
         assert words in done.stderr
 

@@ -11,24 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serverkit import PATIENCE_SECONDS, VFU_DEV, RunningServer, ServerFactory, wait_until
+from liarkit import all_lies, liar
+from serverkit import PATIENCE_SECONDS, VFU_DEV, RunningServer, ServerFactory, run_vfu_dev, wait_until
 
 from vfu_dev.client import ClientOptions, ClientProgress, MigrationError, Migrator
 from vfu_dev.uapi import DeviceState
 
-HOSTILE = Path(__file__).parent / "hostile.py"
 BAR2 = 2
 MIB = 1 << 20
-
-
-def run(*arguments: object, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*VFU_DEV, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | (environment or {}),
-    )
 
 
 def migrate(
@@ -36,7 +26,7 @@ def migrate(
 ) -> tuple[int, dict[str, Any], str]:
     """Run `vfu-dev migrate`; return exit status, JSON and stderr."""
     out = source.socket.with_suffix(".json")
-    done = run("migrate", source.socket, destination.socket, "--json", out, *options)
+    done = run_vfu_dev("migrate", source.socket, destination.socket, "--json", out, *options)
     return done.returncode, json.loads(out.read_text()), done.stderr
 
 
@@ -50,7 +40,7 @@ def is_running(server: RunningServer) -> bool:
 
 
 def test_info_shows_all_of_our_server(server: RunningServer) -> None:
-    done = run("info", server.socket, "--json")
+    done = run_vfu_dev("info", server.socket, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["protocol_version"] == "0.0"
@@ -70,7 +60,7 @@ def test_info_shows_all_of_our_server(server: RunningServer) -> None:
     assert migration["dma_logging"]
     assert migration["stop_copy_length"] > MIB
     assert found["missing"] == []
-    text = run("info", server.socket)
+    text = run_vfu_dev("info", server.socket)
     assert text.returncode == 0
     assert "0x4656:0x4455" in text.stdout
     assert "missing" not in text.stdout
@@ -78,15 +68,8 @@ def test_info_shows_all_of_our_server(server: RunningServer) -> None:
 
 def test_info_says_what_another_server_lacks(short_tmp: Path) -> None:
     """Against the honest half of hostile.py without GET_PRECOPY_INFO: the gap and what follows from it."""
-    path = short_tmp / "other"
-    program = [sys.executable, str(HOSTILE), str(path), "--lie", "version-precopy-false"]
-    with subprocess.Popen(program, stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"ready\n"
-            done = run("info", path)
-        finally:
-            process.terminate()
+    with liar(short_tmp, "version-precopy-false") as other:
+        done = run_vfu_dev("info", other.socket)
     assert done.returncode == 0, done.stderr
     assert "P2P: QEMU migrates it only as the VM's single VFIO device" in done.stdout
     assert "MIG_GET_PRECOPY_INFO" in done.stdout
@@ -94,7 +77,7 @@ def test_info_says_what_another_server_lacks(short_tmp: Path) -> None:
 
 def test_info_of_a_busy_server_gives_up_in_words(server: RunningServer) -> None:
     with server.connect():
-        done = run("info", server.socket, "--timeout", "0.5")
+        done = run_vfu_dev("info", server.socket, "--timeout", "0.5")
     assert done.returncode == 1
     assert "busy with another client" in done.stderr
     assert str(server.socket) in done.stderr
@@ -102,7 +85,7 @@ def test_info_of_a_busy_server_gives_up_in_words(server: RunningServer) -> None:
 
 
 def test_info_without_a_server_is_one_line(short_tmp: Path) -> None:
-    done = run("info", short_tmp / "nobody")
+    done = run_vfu_dev("info", short_tmp / "nobody")
     assert done.returncode == 1
     assert "cannot connect" in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -175,7 +158,7 @@ def test_migrate_to_another_size_fails_while_the_source_runs(serve: ServerFactor
 
 def test_migrate_to_nobody_fails(server: RunningServer, short_tmp: Path) -> None:
     out = short_tmp / "out.json"
-    done = run("migrate", server.socket, short_tmp / "nobody", "--json", out)
+    done = run_vfu_dev("migrate", server.socket, short_tmp / "nobody", "--json", out)
     assert done.returncode == 1
     assert json.loads(out.read_text())["status"] == "failed"
     assert "destination" in done.stderr
@@ -184,7 +167,7 @@ def test_migrate_to_nobody_fails(server: RunningServer, short_tmp: Path) -> None
 
 def test_migrate_to_itself_fails(server: RunningServer) -> None:
     """The source is then the client that keeps the destination busy."""
-    done = run("migrate", server.socket, server.socket, "--quiet")
+    done = run_vfu_dev("migrate", server.socket, server.socket, "--quiet")
     assert done.returncode == 1
     assert "busy with another client" in done.stderr
     assert is_running(server)
@@ -216,7 +199,7 @@ def test_migrate_keeps_to_little_bandwidth(serve: ServerFactory) -> None:
 def test_figures_that_cannot_be_written_are_one_line(serve: ServerFactory, path: str) -> None:
     """A file that cannot be made, and a disk that is full: the reason, not a traceback."""
     source, destination = serve(), serve()
-    done = run("migrate", source.socket, destination.socket, "--quiet", "--json", path)
+    done = run_vfu_dev("migrate", source.socket, destination.socket, "--quiet", "--json", path)
     # A place that cannot be is a mistake on the command line; a disk is full when the work is done.
     status = 2 if path.startswith("/proc") else 1
     assert (done.returncode, done.stderr.count("\n")) == (status, 1), done.stderr
@@ -225,7 +208,7 @@ def test_figures_that_cannot_be_written_are_one_line(serve: ServerFactory, path:
 
 def test_a_place_for_figures_that_cannot_be_is_refused_before_the_work() -> None:
     """Not after an hour of it: these sockets are not there, and nobody has looked yet."""
-    done = run("migrate", "/nowhere/a.sock", "/nowhere/b.sock", "--json", "/proc/nowhere/out.json")
+    done = run_vfu_dev("migrate", "/nowhere/a.sock", "/nowhere/b.sock", "--json", "/proc/nowhere/out.json")
     assert done.returncode == 2
     assert done.stderr == "vfu-dev: --json /proc/nowhere/out.json: No such file or directory\n"
 
@@ -233,7 +216,7 @@ def test_a_place_for_figures_that_cannot_be_is_refused_before_the_work() -> None
 def test_a_page_that_cannot_be_written_is_one_line() -> None:
     """What no command looks at by itself is told by all of them in the same way."""
     figures = Path(__file__).parents[1] / "unit/data/lab-not-converging.json"
-    done = run("report", figures, "--out", "/proc/nowhere/page.html")
+    done = run_vfu_dev("report", figures, "--out", "/proc/nowhere/page.html")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert done.stderr.startswith("vfu-dev: /proc/nowhere")
 
@@ -330,23 +313,17 @@ def test_a_verification_that_fails_keeps_the_destination_from_running(serve: Ser
 
 def test_the_hostile_server_lists_its_lies() -> None:
     """What tests/lab relies on: unique names, one a line, each in one phase."""
-    command = [sys.executable, str(HOSTILE), "--list"]
-    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    names = all_lies()
     assert len(names) == len(set(names)) > 600
-    by_phase = [
-        subprocess.run(
-            [*command, "--phase", phase], capture_output=True, text=True, check=True
-        ).stdout.split()
-        for phase in ("attach", "run", "save", "resume")
-    ]
-    assert sorted(itertools.chain.from_iterable(by_phase)) == sorted(names)
+    by_phase = [name for phase in ("attach", "run", "save", "resume") for name in all_lies(phase)]
+    assert sorted(by_phase) == sorted(names)
 
 
 def test_migrate_says_which_server_refused(serve: ServerFactory) -> None:
     """The destination does not take the state, and the source does not count that as completed."""
     source = serve("--fill", "1")
     destination = serve("--fault", "op=transition,error=EIO,arc=RESUMING->STOP")
-    done = run("migrate", source.socket, destination.socket)
+    done = run_vfu_dev("migrate", source.socket, destination.socket)
     assert done.returncode == 1
     assert "destination: the server refused DEVICE_FEATURE: Input/output error" in done.stderr
     status = source.status()
@@ -355,7 +332,7 @@ def test_migrate_says_which_server_refused(serve: ServerFactory) -> None:
         totals = control.command("figures")["snapshot"]["totals"]
     assert {name: count for name, count in totals["saves"].items() if count} == {"cancelled": 1}
     other = serve("--fault", "op=mig-read,error=EIO")
-    done = run("migrate", other.socket, source.socket)
+    done = run_vfu_dev("migrate", other.socket, source.socket)
     assert done.returncode == 1
     assert "source: the server refused MIG_DATA_READ: Input/output error" in done.stderr
 
@@ -364,7 +341,7 @@ def test_a_long_tmpdir_is_named(tmp_path: Path) -> None:
     """Sockets lie below it, and their names end at 107 bytes."""
     folder = tmp_path / ("x" * 100)
     folder.mkdir()
-    done = run("load", "--preset", "surely", "--memory", "16M", environment={"TMPDIR": str(folder)})
+    done = run_vfu_dev("load", "--preset", "surely", "--memory", "16M", TMPDIR=str(folder))
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"vfu-dev: TMPDIR={folder}: too long for UNIX sockets")
     assert not any(folder.iterdir())

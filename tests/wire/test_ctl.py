@@ -7,7 +7,6 @@ import json
 import re
 import socket
 import stat
-import subprocess
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serverkit import PATIENCE_SECONDS, VFU_DEV, RunningServer, ServerFactory, wait_until
+from serverkit import PATIENCE_SECONDS, RunningServer, ServerFactory, run_vfu_dev, wait_until
 
 from vfu_dev.cli import main
 from vfu_dev.client.control import ControlError
@@ -125,7 +124,7 @@ def test_checksums_by_their_older_name(lasting: RunningServer) -> None:
     """`ctl snapshot` still answers, and no help mentions it."""
     older, now = answer(lasting, "snapshot"), answer(lasting, "checksums")
     assert older["digest"] == now["digest"]
-    shown = subprocess.run([*VFU_DEV, "ctl", "--help"], capture_output=True, text=True, check=True).stdout
+    shown = run_vfu_dev("ctl", "--help").stdout
     assert "checksums" in shown
     assert "snapshot" not in shown
 
@@ -172,8 +171,8 @@ def test_log_level_fault_and_quit(serve: ServerFactory) -> None:
     assert answer(server, "fault", "--clear", armed["id"]) == {"cleared": 1, "version": 2}
     assert answer(server, "send", '{"command": "status"}')["pid"] == server.process.pid
     # As a user runs it, once.
-    quit_ = [*VFU_DEV, "ctl", str(server.control_path), "quit"]
-    assert subprocess.run(quit_, capture_output=True, timeout=PATIENCE_SECONDS, check=True).stdout == b""
+    done = run_vfu_dev("ctl", server.control_path, "quit")
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert server.process.wait(PATIENCE_SECONDS) == 0
     assert not server.control_path.exists()
     gone = ctl(server, "status")

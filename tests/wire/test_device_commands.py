@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from serverkit import run_vfu_dev
 
-VFU_DEV = [sys.executable, "-m", "vfu_dev"]
 KVSTORE = f"{Path(__file__).parents[2] / 'docs' / 'examples' / 'kvstore.py'}:KeyValueStore"
 
 BAD = """
@@ -37,13 +37,6 @@ class Sized(Unmade):
 """
 
 
-def run(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command."""
-    return subprocess.run(
-        [*VFU_DEV, *arguments], capture_output=True, text=True, timeout=120, check=False, cwd=folder
-    )
-
-
 @pytest.fixture
 def bad(tmp_path: Path) -> Path:
     """Return a file with classes that something is wrong with."""
@@ -55,7 +48,7 @@ def bad(tmp_path: Path) -> Path:
 
 def test_check_device_says_what_each_check_is_about(tmp_path: Path) -> None:
     """A good device: ten lines, status 0, and the same as JSON."""
-    done = run("check-device", KVSTORE, "--json", str(tmp_path / "check.json"))
+    done = run_vfu_dev("check-device", KVSTORE, "--json", str(tmp_path / "check.json"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ok      round_trip: What a guest sees and what migrates is the same" in done.stdout
     assert "KeyValueStore: 10 of 10 checks passed" in done.stdout
@@ -67,16 +60,16 @@ def test_check_device_says_what_each_check_is_about(tmp_path: Path) -> None:
 
 def test_check_device_says_what_is_broken(bad: Path) -> None:
     """Status 1, with the check and what it found; of a class that cannot be made nothing else is said."""
-    done = run("check-device", f"{bad}:Forgetful", "--quiet")
+    done = run_vfu_dev("check-device", f"{bad}:Forgetful", "--quiet")
     assert done.returncode == 1
     assert "BROKEN  round_trip: in slices of 7 bytes, what a guest reads differs in: mode" in done.stdout
     assert "9 of 10" in done.stdout
-    unmade = run("check-device", f"{bad}:Unmade", "--json")
+    unmade = run_vfu_dev("check-device", f"{bad}:Unmade", "--json")
     assert unmade.returncode == 1
     first, *others = json.loads(unmade.stdout)["checks"]
     assert "bad.py:14: AttributeError" in first["problem"]
     assert {check["ok"] for check in others} == {None}
-    assert run("check-device", f"{bad}:Sized", "--memory", "8K").returncode == 0
+    assert run_vfu_dev("check-device", f"{bad}:Sized", "--memory", "8K").returncode == 0
 
 
 def test_check_device_refuses_what_is_no_class(bad: Path) -> None:
@@ -86,23 +79,23 @@ def test_check_device_refuses_what_is_no_class(bad: Path) -> None:
         "nowhere.py:Device": "there is no file nowhere.py",
         "kvstore.py": "expected MODULE:CLASS or FILE.py:CLASS",
     }.items():
-        done = run("check-device", spec)
+        done = run_vfu_dev("check-device", spec)
         assert done.returncode == 2
         assert said in done.stderr
         assert "Traceback" not in done.stderr
     bad.write_text(BAD)
-    done = run("check-device", f"{bad}:Forgetful")
+    done = run_vfu_dev("check-device", f"{bad}:Forgetful")
     assert done.returncode == 2
     assert "big endian" in done.stderr or "'>u4'" in done.stderr
 
 
 def test_a_new_device_is_a_good_one(tmp_path: Path) -> None:
     """It passes every check and its test runs; nothing is written over unasked."""
-    done = run("new-device", "devices/ring_nic", "--json", "-", folder=tmp_path)
+    done = run_vfu_dev("new-device", "devices/ring_nic", "--json", "-", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     written = json.loads(done.stdout)
     assert written["device"] == "devices/ring_nic.py:RingNic"
-    checked = run("check-device", written["device"], folder=tmp_path)
+    checked = run_vfu_dev("check-device", written["device"], cwd=tmp_path)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     pytest_argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", written["test"]]
     tested = subprocess.run(
@@ -116,11 +109,11 @@ def test_a_new_device_is_a_good_one(tmp_path: Path) -> None:
         assert all(len(line) <= 110 for line in path.read_text().splitlines())
 
     (tmp_path / "devices" / "ring_nic.py").write_text("mine")
-    again = run("new-device", "devices/ring_nic.py", folder=tmp_path)
+    again = run_vfu_dev("new-device", "devices/ring_nic.py", cwd=tmp_path)
     assert again.returncode == 2
     assert "there already; choose another name, or --force" in again.stderr
     assert (tmp_path / "devices" / "ring_nic.py").read_text() == "mine"
-    assert run("new-device", "devices/ring_nic.py", "--force", folder=tmp_path).returncode == 0
-    named = run("new-device", "ring-nic.py", folder=tmp_path)
+    assert run_vfu_dev("new-device", "devices/ring_nic.py", "--force", cwd=tmp_path).returncode == 0
+    named = run_vfu_dev("new-device", "ring-nic.py", cwd=tmp_path)
     assert named.returncode == 2
     assert "expected the name of a Python module" in named.stderr

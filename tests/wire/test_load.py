@@ -17,6 +17,7 @@ from serverkit import (
     VFU_DEV,
     RunningServer,
     ServerFactory,
+    run_vfu_dev,
     server_farm,
     short_folder,
     wait_until,
@@ -36,9 +37,7 @@ MIB = 1 << 20
 
 def load(*arguments: object, status: int | None = None) -> dict[str, Any]:
     """Run `vfu-dev load` and return its JSON; its status is that of a load that was carried, or was not."""
-    done = subprocess.run(
-        [*VFU_DEV, "load", "--json", "-", *map(str, arguments)], capture_output=True, text=True, timeout=120
-    )
+    done = run_vfu_dev("load", "--json", "-", *arguments)
     assert done.stdout, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
     assert done.returncode == (status_of(result) if status is None else status), done.stderr
@@ -311,9 +310,9 @@ def _error_of(arguments: list[str], status: int, capfd: pytest.CaptureFixture[st
 def test_presets_end_as_they_say(preset: str, outcome: str, library: Path, tmp_path: Path) -> None:
     """The number that decides comes before the migration, measured ones during it; the outcome follows."""
     seconds = "3" if preset == "never" else "120"
-    arguments = [*VFU_DEV, "load", "--preset", preset, "--preset-memory", "16M", "--max-bandwidth", "8M"]
+    arguments = ["load", "--preset", preset, "--preset-memory", "16M", "--max-bandwidth", "8M"]
     arguments += ["--duration", seconds, "--json", str(tmp_path / "preset.json")]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+    done = run_vfu_dev(*arguments)
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / "preset.json").read_text())
     assert told["series"]

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import pytest
 from dmakit import MIB, Driver
-from promkit import free_port
 from serverkit import PATIENCE_SECONDS, RunningServer, ServerFactory, receive_exactly, wait_until
 
 from vfu_dev import uapi
+from vfu_dev.bench.peers import free_port
 from vfu_dev.client import ClientCommandError, VfioUserDevice, messages
 from vfu_dev.client.frames import Buffer
 from vfu_dev.device.reference.descriptors import Op, Status

@@ -9,13 +9,12 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from serverkit import PATIENCE_SECONDS, RunningServer, ServerFactory, wait_until
+from serverkit import PATIENCE_SECONDS, RunningServer, ServerFactory, run_vfu_dev, wait_until
 
 from vfu_dev import libvfio_user
 from vfu_dev.device import BarSpace
@@ -26,20 +25,11 @@ from vfu_dev.server import Server
 from vfu_dev.uapi import VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR2_REGION_INDEX, DeviceState
 
 IRQ_RAISE = 0x20
-VFU_DEV = [sys.executable, "-c", "import sys; from vfu_dev.cli import main; sys.exit(main())"]
 
 
 def run(library: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `vfu-dev serve` for a case that is expected to end by itself."""
-    environment = os.environ | {"VFU_DEV_LIBVFIO_USER": str(library)}
-    return subprocess.run(
-        [*VFU_DEV, "serve", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-        env=environment,
-        check=False,
-    )
+    return run_vfu_dev("serve", *arguments, VFU_DEV_LIBVFIO_USER=str(library))
 
 
 @pytest.mark.parametrize(

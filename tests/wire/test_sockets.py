@@ -12,13 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serverkit import PATIENCE_SECONDS, VFU_DEV, RunningServer, ServerFactory, wait_until
+from serverkit import PATIENCE_SECONDS, VFU_DEV, RunningServer, ServerFactory, run_vfu_dev, wait_until
 
 from vfu_dev.client import ControlClient, VfioUserDevice
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*VFU_DEV, *map(str, arguments)], capture_output=True, text=True, timeout=60)
 
 
 @pytest.fixture
@@ -44,17 +40,19 @@ def test_the_control_socket_is_beside_the_devices(plain: Path, serve: ServerFact
     control = plain.with_name("a.sock.ctl")
     assert control.is_socket()
     for path, pages in ((plain, 500), (control, 100)):
-        status = run("ctl", path, "load-status", "--json")
+        status = run_vfu_dev("ctl", path, "load-status", "--json")
         assert status.returncode == 0, status.stderr
         assert json.loads(status.stdout)["load"]["rate_pages"] == pages
-        watched = run("top", "--once", "--json", path)
+        watched = run_vfu_dev("top", "--once", "--json", path)
         assert json.loads(watched.stdout)["devices"][0]["control"] == str(control)
-        loaded = run("load", "--control", path, "--dirty-rate", "100p", "--duration", "0.2", "--quiet")
+        loaded = run_vfu_dev(
+            "load", "--control", path, "--dirty-rate", "100p", "--duration", "0.2", "--quiet"
+        )
         assert loaded.returncode in (0, 3), loaded.stderr
-        info = run("info", path)
+        info = run_vfu_dev("info", path)
         assert info.returncode == 0, info.stderr
     destination = serve()
-    moved = run("migrate", control, destination.control_path)
+    moved = run_vfu_dev("migrate", control, destination.control_path)
     assert moved.returncode == 0, moved.stderr
     assert "by control" in moved.stdout
 
@@ -85,7 +83,7 @@ def test_a_command_at_the_devices_socket_is_told_so(serve: ServerFactory, short_
     """And the server says one line, without an error, and goes on."""
     server, alone = elsewhere(serve, short_tmp)
     began = time.monotonic()
-    done = run("ctl", alone, "status")
+    done = run_vfu_dev("ctl", alone, "status")
     assert done.returncode == 1
     assert "name its control socket: device.ctl beside it" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -120,7 +118,7 @@ def test_a_command_at_the_socket_of_a_busy_device_is_told_so(serve: ServerFactor
     """The server turns it away, and its client does not notice."""
     server, alone = elsewhere(serve, short_tmp)
     with server.connect() as device:
-        done = run("ctl", alone, "status")
+        done = run_vfu_dev("ctl", alone, "status")
         assert done.returncode == 1
         assert "name its control socket: device.ctl beside it" in done.stderr
         assert device.region_read(0, 0, 4) == b"VFUD"
@@ -146,7 +144,7 @@ def test_a_client_at_the_control_socket_is_told_so(serve: ServerFactory, short_t
     alone = short_tmp / "control"
     alone.symlink_to(server.control_path)
     for command in (["info", alone, "--timeout", "60"], ["migrate", alone, server.socket]):
-        done = run(*command)
+        done = run_vfu_dev(*command)
         assert done.returncode == 1
         assert "a control socket" in done.stderr
         assert "name the device's socket" in done.stderr
