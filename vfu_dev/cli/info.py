@@ -198,6 +198,6 @@ def command(socket: str, json_path: str | None, timeout: float) -> None:
             result = collect(device)
     except DisconnectedError:
         raise
-    except ProtocolError as error:
+    except (ClientCommandError, ProtocolError) as error:  # EBUSY, or no answer at all: by which came first
         raise ProtocolError(f"{path}: {error}") from error
     show_or_write(result, json_path, lambda: show(result))
