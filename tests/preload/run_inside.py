@@ -15,7 +15,7 @@ from pathlib import Path
 
 def main() -> int:
     file, name, text = sys.argv[1:]
-    sys.path[:0] = [str(Path(file).parent)]
+    sys.path[:0] = [str(Path(file).parent), str(Path(file).parents[1])]  # kits of this folder, and of all
     from inside import Served
 
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
