@@ -29,7 +29,8 @@ def functions(thing: Any) -> Iterator[tuple[str, FunctionType]]:
             continue
         for name, member in vars(cls).items():
             inner = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
-            if not name.startswith("_") and isinstance(inner, FunctionType):
+            # A lambda is a field's default, not a method.
+            if not name.startswith("_") and isinstance(inner, FunctionType) and inner.__name__ != "<lambda>":
                 yield f"{cls.__name__}.{name}", inner
 
 
