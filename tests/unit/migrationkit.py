@@ -15,12 +15,6 @@ PAGE = 64
 REGISTERS = np.dtype([("head", "<u4"), ("tail", "<u4"), ("mode", "<u8")])
 
 
-@pytest.fixture(autouse=True)
-def small_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four pages a record, six zero pages a record: tests with some dozen pages see every boundary."""
-    use_small_records(monkeypatch)
-
-
 def use_small_records(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(stream, "PAGES_BODY_BYTES", 4 * PAGE)
     patch.setattr(stream, "ZERO_PAGES_A_RECORD", 6)

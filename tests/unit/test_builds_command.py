@@ -13,21 +13,9 @@ from pathlib import Path
 import pytest
 from serverkit import PATIENCE_SECONDS
 
-from vfu_dev.builds.cache import Cache
 from vfu_dev.builds.command import BuildContext, CommandError, build_environment
 from vfu_dev.builds.progress import Reporter
 from vfu_dev.errors import BuildError
-
-
-@pytest.fixture
-def out() -> io.StringIO:
-    return io.StringIO()
-
-
-@pytest.fixture
-def context(tmp_path: Path, out: io.StringIO) -> BuildContext:
-    cache = Cache(tmp_path / "cache")
-    return BuildContext(cache, Reporter(out, interval_seconds=0.0), cache.log_path("test", "k"), jobs=1)
 
 
 def test_a_failing_command_shows_its_last_lines_and_where_the_log_is(

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from vfu_dev.builds import apt, fetch
-from vfu_dev.builds.cache import Cache, file_digest
+from vfu_dev.builds.cache import file_digest
 from vfu_dev.builds.command import BuildContext
 from vfu_dev.builds.fetch import SourceError
-from vfu_dev.builds.progress import Reporter
 
 VERSION = "1:10.2.2+ds-1"
 PROGRAMS = ("apt-get", "dpkg-source", "dpkg-scansources")
@@ -69,17 +68,6 @@ def mirror(package: Path, tmp_path: Path) -> Path:
         f"Date: Thu, 01 Jan 2026 00:00:00 UTC\nSHA256:\n {digest} {len(scan.stdout)} main/source/Sources\n"
     )
     return root
-
-
-@pytest.fixture
-def out() -> io.StringIO:
-    return io.StringIO()
-
-
-@pytest.fixture
-def context(tmp_path: Path, out: io.StringIO) -> BuildContext:
-    cache = Cache(tmp_path / "cache")
-    return BuildContext(cache, Reporter(out), cache.log_path("test", "k"), jobs=1)
 
 
 @pytest.fixture

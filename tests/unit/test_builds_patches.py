@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import subprocess
@@ -10,17 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from vfu_dev.builds.cache import Cache
 from vfu_dev.builds.command import BuildContext
 from vfu_dev.builds.patches import PatchError, apply_series, link_tree, read_series, sync_tree
-from vfu_dev.builds.progress import Reporter
 from vfu_dev.errors import BuildError
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> BuildContext:
-    cache = Cache(tmp_path / "cache")
-    return BuildContext(cache, Reporter(io.StringIO()), cache.log_path("test", "k"), jobs=1)
 
 
 @pytest.fixture

@@ -9,12 +9,14 @@ import threading
 
 import numpy as np
 import pytest
-from migrationkit import PAGE, Box, small_records  # noqa: F401 - an autouse fixture
+from migrationkit import PAGE, Box
 
 from vfu_dev.errors import ConfigError
 from vfu_dev.memory import DeviceMemory, Shadow, shadow
 from vfu_dev.migration import MigratableState, Migration, SaveSession, plan
 from vfu_dev.uapi import DeviceState as S
+
+pytestmark = pytest.mark.usefixtures("small_records")
 
 MIB = 1 << 20
 ENOUGH_SECONDS = 3600.0  # a budget that cuts nothing, however long the machine takes

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from migrationkit import PAGE, Box, filled, small_records  # noqa: F401 - an autouse fixture
+from migrationkit import PAGE, Box, filled
 
 from vfu_dev.errors import StateError
 from vfu_dev.migration import TransitionError
 from vfu_dev.uapi import DeviceState as S
+
+pytestmark = pytest.mark.usefixtures("small_records")
 
 
 def test_only_a_reset_leads_out_of_error() -> None:

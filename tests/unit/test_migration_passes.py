@@ -6,12 +6,14 @@ import json
 from typing import Any
 
 import pytest
-from migrationkit import PAGE, filled, small_records  # noqa: F401 - an autouse fixture
+from migrationkit import PAGE, filled
 
 from vfu_dev.migration import save
 from vfu_dev.migration.schema import MigratableState
 from vfu_dev.migration.stream import prelude_bytes, tail_bytes
 from vfu_dev.uapi import DeviceState as S
+
+pytestmark = pytest.mark.usefixtures("small_records")
 
 
 def told(status: dict[str, object] | None) -> list[dict[str, Any]]:

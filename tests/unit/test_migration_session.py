@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from migrationkit import PAGE, Box, filled, small_records, use_small_records  # noqa: F401 - an autouse fixture
+from migrationkit import PAGE, Box, filled, use_small_records
 
 from vfu_dev.errors import StateError, StreamError
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import MigratableState, SaveSession, stream
 from vfu_dev.migration.sampler import Sampler
 from vfu_dev.uapi import DeviceState as S
+
+pytestmark = pytest.mark.usefixtures("small_records")
 
 PRE_COPY = (S.PRE_COPY, S.PRE_COPY_P2P)
 SAVING = (*PRE_COPY, S.STOP_COPY)

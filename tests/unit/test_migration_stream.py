@@ -9,11 +9,13 @@ from collections.abc import Iterator
 
 import pytest
 import xxhash
-from migrationkit import PAGE, Box, filled, small_records  # noqa: F401 - an autouse fixture
+from migrationkit import PAGE, Box, filled
 
 from vfu_dev.errors import StreamError
 from vfu_dev.migration import stream
 from vfu_dev.uapi import DeviceState
+
+pytestmark = pytest.mark.usefixtures("small_records")
 
 MUTATIONS = 10_000
 
