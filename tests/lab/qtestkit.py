@@ -10,7 +10,7 @@ import pytest
 from labkit import MIB, begin_and_stay, dirtying, let_go
 from serverkit import PATIENCE_SECONDS
 
-from vfu_dev.device.reference import FIELDS
+from vfu_dev.device.reference.layout import FIELDS
 from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.vm.qtest_guest import QtestGuest

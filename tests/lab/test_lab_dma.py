@@ -12,8 +12,8 @@ import pytest
 from labkit import MIB
 from qtestkit import Registers, migrate, moving, until
 
-from vfu_dev.device.reference.descriptors import DESCRIPTOR, Op, Status
-from vfu_dev.device.reference.writer import WriterStatus, expected_pages
+from vfu_dev.device.reference.layout import DESCRIPTOR, Op, Status, WriterStatus
+from vfu_dev.device.reference.writer import expected_pages
 from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.options import MigrateOptions
 

@@ -13,7 +13,7 @@ from labkit import KIB
 from qtestkit import Registers, migrate, moving, until
 from serverkit import PATIENCE_SECONDS, VFU_DEV
 
-from vfu_dev.device.reference.workload_registers import CTRL_PAGES, CTRL_RUN, LoadPattern
+from vfu_dev.device.reference.layout import CTRL_PAGES, CTRL_RUN, LoadPattern
 from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.vm.guest import LinuxGuest

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from labkit import MIB, NOTHING_FITS, begin_and_stay, dirtying, let_go
 
+from vfu_dev.device.reference.layout import REGISTERS
 from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import MigrationResult
@@ -19,7 +20,6 @@ from vfu_dev.vm.guest import Guest, GuestResult, LinuxGuest, VerifyReporter, Via
 from vfu_dev.vm.qemu import FIRST_SLOT, Qemu
 from vfu_dev.vm.qtest import QtestClient
 from vfu_dev.vm.qtest_device import PCI_BASE_ADDRESS_0, PCI_COMMAND
-from vfu_dev.vm.qtest_guest import REG_GENERATION, REG_SCRATCH
 from vfu_dev.workload import Workload
 
 Options = Callable[..., MigrateOptions]
@@ -27,7 +27,6 @@ InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], An
 
 GIB = 1 << 30
 PAGE = 4096
-REG_REINIT = 0x34
 # Where the test puts the BARs: above 4 GiB, where two of 1 GiB have room.
 BAR_ADDRESS = {0: 0xE000_0000, 1: 0xE000_1000, 2: 0x20_0000_0000, 4: 0x28_0000_0000}
 BATCH = 64
@@ -66,7 +65,7 @@ class TwoMemoryGuest(Guest):
 
     async def start(self, load: Workload) -> None:
         """Write to both memories and the scratch register until `stop`."""
-        await self.client.write(8, BAR_ADDRESS[0] + REG_SCRATCH, 0x5CA7C4)
+        await self.client.write(8, BAR_ADDRESS[0] + REGISTERS["scratch"].offset, 0x5CA7C4)
         self._stopping = False
         if not load.is_idle:
             self._task = asyncio.create_task(self._run())
@@ -113,8 +112,10 @@ class TwoMemoryGuest(Guest):
             wrong = [o for (o, value), reply in zip(some, replies, strict=True) if int(reply, 0) != value]
             result.mismatched_bytes += 8 * len(wrong)
             result.compared_bytes += 8 * len(some)
-        result.scratch_errors = int(await self.client.read(8, BAR_ADDRESS[0] + REG_SCRATCH) != 0x5CA7C4)
-        result.generation = await self.client.read(8, BAR_ADDRESS[0] + REG_GENERATION)
+        result.scratch_errors = int(
+            await self.client.read(8, BAR_ADDRESS[0] + REGISTERS["scratch"].offset) != 0x5CA7C4
+        )
+        result.generation = await self.client.read(8, BAR_ADDRESS[0] + REGISTERS["generation"].offset)
         result.verified = not (result.mismatched_bytes or result.scratch_errors)
         return result
 
@@ -287,7 +288,7 @@ def test_switchover_waits_for_initial_data_that_appears_late(
         )
         if reinit:
             (device,) = guest.devices  # type: ignore[attr-defined]
-            await guest.client.write(4, device.bar0 + REG_REINIT, 512)  # type: ignore[attr-defined]
+            await guest.client.write(4, device.register("reinit"), 512)  # type: ignore[attr-defined]
         await guest.stop()
         await lab.source.qemu.execute(
             "migrate-set-parameters",

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from labkit import KIB, dirtying
 
-from vfu_dev.device.reference.descriptors import Status
+from vfu_dev.device.reference.layout import Status
 from vfu_dev.lab.migrate import Lab, MigrateOptions, run
 from vfu_dev.lab.options import Verify
 from vfu_dev.vm import qtest_readback

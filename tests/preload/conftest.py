@@ -17,7 +17,7 @@ from inside import Served
 from preloadkit import run_preloaded
 from serverkit import RunningServer, ServerFactory, server_farm, short_folder
 
-from vfu_dev.device.reference import FIELDS
+from vfu_dev.device.reference.layout import FIELDS
 
 HERE = Path(__file__).parent
 

@@ -16,7 +16,7 @@ TO_DEVICE, TO_GUEST, FILL_GUEST, FILL_DEVICE, CHECKSUM_GUEST = (
     3,
     4,
     5,
-)  # vfu_dev/device/reference/descriptors.py: Op
+)  # vfu_dev/device/reference/layout.py: Op
 DONE, UNMAPPED, FORBIDDEN, FAILED = 2, 6, 7, 10  # and Status
 MEMORY_BAR = 2
 

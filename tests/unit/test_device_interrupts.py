@@ -11,9 +11,9 @@ import pytest
 
 from vfu_dev.device import Device, Field, Msix, Registers
 from vfu_dev.device.reference import ReferenceDevice
-from vfu_dev.device.reference.descriptors import DESCRIPTOR, Op, Status
 from vfu_dev.device.reference.dma import STATE
-from vfu_dev.device.reference.writer import STAMP_PAGE_BYTES, WriterStatus, expected_pages, stamp_words
+from vfu_dev.device.reference.layout import DESCRIPTOR, STAMP_PAGE_BYTES, Op, Status, WriterStatus
+from vfu_dev.device.reference.writer import expected_pages, stamp_words
 from vfu_dev.errors import ConfigError, StreamError
 from vfu_dev.testing import InMemoryBus, InMemoryClient
 from vfu_dev.uapi import VFIO_PCI_INTX_IRQ_INDEX

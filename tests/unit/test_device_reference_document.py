@@ -9,11 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vfu_dev.device.reference import FIELDS, reference
-from vfu_dev.device.reference.descriptors import DESCRIPTOR, Op, Status
+from vfu_dev.device.reference import layout
 from vfu_dev.device.reference.dma import SLICE_BYTES
-from vfu_dev.device.reference.workload_registers import LoadPattern, LoadStatus
-from vfu_dev.device.reference.writer import STAMP_SEED, WriterStatus
+from vfu_dev.device.reference.layout import (
+    DESCRIPTOR,
+    FIELDS,
+    STAMP_SEED,
+    LoadPattern,
+    LoadStatus,
+    Op,
+    Status,
+    WriterStatus,
+)
 
 TEXT = (Path(__file__).parents[2] / "docs" / "device.md").read_text()
 
@@ -75,7 +82,7 @@ def test_numbers_are_those_of_the_code(table: list[list[str]], enum: type[IntEnu
 
 
 def test_constants_in_the_text_are_those_of_the_code() -> None:
-    for number in (reference.PCI_VENDOR_ID, reference.PCI_DEVICE_ID, STAMP_SEED):
+    for number in (layout.VENDOR_ID, layout.DEVICE_ID, STAMP_SEED):
         assert f"`{number:#x}`" in TEXT
     assert f"slices of {SLICE_BYTES >> 10} KiB" in TEXT
-    assert f"MSI-X, {reference.MSIX_VECTORS} vectors" in TEXT
+    assert f"MSI-X, {layout.MSIX_VECTORS} vectors" in TEXT

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from vfu_dev.device import Device
 from vfu_dev.device.reference import ReferenceDevice
 from vfu_dev.device.reference import workload as load_engine
+from vfu_dev.device.reference.layout import CTRL_PAGES, CTRL_RUN, LoadPattern, LoadStatus
 from vfu_dev.device.reference.workload import TURN_SECONDS, OperatorWorkload, WorkloadRun
-from vfu_dev.device.reference.workload_registers import CTRL_PAGES, CTRL_RUN, LoadPattern, LoadStatus
 from vfu_dev.errors import ConfigError
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import engine as migration_engine

@@ -11,9 +11,7 @@ from serverkit import wait_until
 from streamkit import read_all
 
 from vfu_dev.client import VfioUserDevice
-from vfu_dev.device.reference import FIELDS
-from vfu_dev.device.reference.descriptors import CTRL_START, DESCRIPTOR, DMA_FIELDS, Op, Status
-from vfu_dev.device.reference.writer import WRITER_FIELDS, WriterStatus
+from vfu_dev.device.reference.layout import CTRL_START, DESCRIPTOR, FIELDS, Op, Status, WriterStatus
 from vfu_dev.uapi import (
     VFIO_PCI_BAR0_REGION_INDEX,
     VFIO_PCI_CONFIG_REGION_INDEX,
@@ -21,7 +19,7 @@ from vfu_dev.uapi import (
 )
 
 KIB, MIB = 1 << 10, 1 << 20
-OFFSETS = {field.name: (field.offset, field.format) for field in (*FIELDS, *DMA_FIELDS, *WRITER_FIELDS)}
+OFFSETS = {field.name: (field.offset, field.format) for field in FIELDS}
 PCI_COMMAND, MEMORY_AND_MASTER = 0x04, 0x06
 
 

@@ -20,8 +20,8 @@ from vfu_dev import uapi
 from vfu_dev.client import ClientCommandError, VfioUserDevice, messages
 from vfu_dev.client.frames import Buffer, Call
 from vfu_dev.client.messages import REGION_ACCESS
-from vfu_dev.device.reference.descriptors import CTRL_ABORT, CTRL_START, FLAG_INTERRUPT, Op, Status
 from vfu_dev.device.reference.dma import SLICE_BYTES
+from vfu_dev.device.reference.layout import CTRL_ABORT, CTRL_START, FLAG_INTERRUPT, Op, Status
 from vfu_dev.uapi import VFIO_PCI_BAR0_REGION_INDEX as BAR0
 from vfu_dev.uapi import VFIO_PCI_BAR2_REGION_INDEX as BAR2
 from vfu_dev.uapi import VFIO_PCI_MSIX_IRQ_INDEX as MSIX

@@ -31,7 +31,7 @@ from vfu_dev import uapi
 from vfu_dev.client import ClientCommandError, VfioUserDevice
 from vfu_dev.client.frames import Call
 from vfu_dev.client.migrator import ClientOptions, MigrationError, Migrator
-from vfu_dev.device.reference.descriptors import Op, Status
+from vfu_dev.device.reference.layout import Op, Status
 from vfu_dev.errors import VfuDevError
 from vfu_dev.uapi import DeviceState as S
 

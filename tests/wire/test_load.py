@@ -28,7 +28,7 @@ from vfu_dev.client.moving import keep_writing, migrate
 from vfu_dev.client.stop import Stop
 from vfu_dev.client.target import MemoryInfo
 from vfu_dev.client.workload import ClientWorkload
-from vfu_dev.device.reference.workload_registers import LOAD_FIELDS
+from vfu_dev.device.reference.layout import REGISTERS
 from vfu_dev.errors import ConfigError, VfuDevError
 from vfu_dev.workload import ArrayWriter, Burst, Phase, Workload, writes_of
 
@@ -333,14 +333,12 @@ def test_a_load_of_registers_goes_on_at_the_destination(serve: ServerFactory) ->
     source, destination = serve(), serve()
     registers = {"load_rate": 5000, "load_seed": 99, "load_pattern": 4, "load_write_bytes": 24}
     registers |= {"load_zipf_exponent": 1_100_000, "load_ctrl": 3}
-    table = {field.name: field for field in LOAD_FIELDS}
 
     def write(device: VfioUserDevice, name: str, value: int) -> None:
-        size = np.dtype(table[name].format).itemsize
-        device.region_write(0, table[name].offset, value.to_bytes(size, "little"))
+        device.region_write(0, REGISTERS[name].offset, REGISTERS[name].encode(value))
 
     def count(device: VfioUserDevice) -> int:
-        return int.from_bytes(device.region_read(0, table["load_count"].offset, 8), "little")
+        return int.from_bytes(device.region_read(0, REGISTERS["load_count"].offset, 8), "little")
 
     with source.connect() as one, destination.connect() as other:
         for name, value in registers.items():

@@ -13,12 +13,13 @@ from streamkit import read_all, resume
 
 from vfu_dev import uapi
 from vfu_dev.client import ClientCommandError, ClientOptions, Migrator, VfioUserDevice
+from vfu_dev.device.reference.layout import REGISTERS
 from vfu_dev.errors import AccessError
 from vfu_dev.uapi import DeviceState
 
 S = DeviceState
 BAR0, BAR2, BAR4 = 0, 2, 4
-REG_REINIT, REG_WINDOW = 0x34, 0x40
+REG_REINIT, REG_WINDOW = REGISTERS["reinit"].offset, REGISTERS["window"].offset
 MIB = 1 << 20
 
 

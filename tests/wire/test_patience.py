@@ -25,7 +25,7 @@ from vfu_dev import uapi
 from vfu_dev.bench.peers import free_port
 from vfu_dev.client import ClientCommandError, VfioUserDevice, messages
 from vfu_dev.client.frames import Buffer
-from vfu_dev.device.reference.descriptors import Op, Status
+from vfu_dev.device.reference.layout import Op, Status
 
 HEADER = uapi.VFIO_USER_HEADER
 BAR2 = uapi.VFIO_PCI_BAR2_REGION_INDEX

@@ -10,7 +10,7 @@ from serverkit import ServerFactory, wait_until
 from streamkit import resume, save
 
 from vfu_dev.client import ClientCommandError, VfioUserDevice
-from vfu_dev.device.reference.writer import WriterStatus
+from vfu_dev.device.reference.layout import WriterStatus
 
 CONFIG = 7
 WRITER_LENGTH, WRITER_RATE, WRITER_CTRL, WRITER_STATUS, WRITER_COUNT = 0xA0, 0xA8, 0xB0, 0xB4, 0xB8

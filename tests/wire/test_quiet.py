@@ -12,8 +12,8 @@ from dmakit import KIB, MIB, Driver, carry
 from serverkit import RunningServer, ServerFactory, readable, wait_until
 
 from vfu_dev.client import VfioUserDevice
-from vfu_dev.device.reference.descriptors import FLAG_INTERRUPT, Op, Status
-from vfu_dev.device.reference.writer import WriterStatus, expected_pages
+from vfu_dev.device.reference.layout import FLAG_INTERRUPT, Op, Status, WriterStatus
+from vfu_dev.device.reference.writer import expected_pages
 from vfu_dev.uapi import VFIO_PCI_MSIX_IRQ_INDEX as MSIX
 from vfu_dev.uapi import DeviceState as S
 

@@ -11,7 +11,7 @@ from vfu_dev.bench.figures import Effort, Figure, figure, in_turns, percentiles
 from vfu_dev.bench.peers import Bench, BenchError
 from vfu_dev.bench.raw import Nanoseconds
 from vfu_dev.client import VfioUserDevice
-from vfu_dev.device.reference.descriptors import CTRL_ABORT, CTRL_START, DESCRIPTOR, DMA_FIELDS, Op, Status
+from vfu_dev.device.reference.layout import CTRL_ABORT, CTRL_START, DESCRIPTOR, REGISTERS, Op, Status
 from vfu_dev.uapi import VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX
 
 MIB = 1 << 20
@@ -21,8 +21,6 @@ RUN_SECONDS = 120.0
 DESCRIPTORS = 1024  # of one run that lasts for many reads: each fills the device's whole memory
 PIECE_READS = 50
 ID_BYTES = 4
-
-_FIELDS = {field.name: (field.offset, np.dtype(field.format).itemsize) for field in DMA_FIELDS}
 
 
 def engine(bench: Bench, effort: Effort) -> Iterator[Figure]:
@@ -94,13 +92,14 @@ def _reads_during(
 
 
 def _put(device: VfioUserDevice, name: str, value: int) -> None:
-    offset, count = _FIELDS[name]
-    device.region_write(VFIO_PCI_BAR0_REGION_INDEX, offset, value.to_bytes(count, "little"))
+    field = REGISTERS[name]
+    device.region_write(VFIO_PCI_BAR0_REGION_INDEX, field.offset, field.encode(value))
 
 
 def _status(device: VfioUserDevice) -> Status:
-    offset, count = _FIELDS["dma_status"]
-    return Status(int.from_bytes(device.region_read(VFIO_PCI_BAR0_REGION_INDEX, offset, count), "little"))
+    field = REGISTERS["dma_status"]
+    found = device.region_read(VFIO_PCI_BAR0_REGION_INDEX, field.offset, field.size_bytes)
+    return Status(int.from_bytes(found, "little"))
 
 
 def _start(device: VfioUserDevice, descriptors: int) -> None:

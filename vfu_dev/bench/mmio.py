@@ -13,12 +13,12 @@ import numpy as np
 from vfu_dev.bench.figures import Effort, Figure, in_turns, percentiles
 from vfu_dev.bench.peers import Bench, BenchError
 from vfu_dev.bench.raw import Nanoseconds, RawClient, region_read, region_write, state_read
+from vfu_dev.device.reference.layout import REGISTERS
 from vfu_dev.uapi import VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR2_REGION_INDEX, DeviceState
 from vfu_dev.vm.process import STOP_SECONDS
 
 C_SERVER = "C server"
 PAGES = 1024  # accesses go to so many pages of BAR2, as a guest's do
-SCRATCH = 0x100  # registers without a meaning, in BAR0 of the reference device
 READS_BEHIND = 12  # migration reads of 1 MiB a round, with one MMIO waiting behind each
 _VALUE = bytes(range(8))
 
@@ -39,7 +39,8 @@ def writes() -> list[bytes]:
 
 def registers() -> list[bytes]:
     """Return requests that write 8 bytes to a register, for a device whose memory is mapped."""
-    return [region_write(VFIO_PCI_BAR0_REGION_INDEX, SCRATCH + 8 * number, _VALUE) for number in range(16)]
+    first = REGISTERS["scratch"].offset
+    return [region_write(VFIO_PCI_BAR0_REGION_INDEX, first + 8 * number, _VALUE) for number in range(16)]
 
 
 def at_rest(bench: Bench, effort: Effort) -> Iterator[Figure]:

@@ -13,13 +13,10 @@ from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.digest import memory_region
 from vfu_dev.client.frames import Call
 from vfu_dev.client.messages import REGION_ACCESS
+from vfu_dev.device.reference.layout import REGISTER_ID, REGISTERS
 from vfu_dev.errors import ConfigError, ProtocolError
 from vfu_dev.workload import ArrayWriter, Writes, contents
 from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES
-
-# The reference device says in BAR0 how much of its BAR is memory, and in which pages (docs/device.md).
-_REFERENCE_ID = 0x44554656
-_ID, _MEMSIZE, _PAGE_SIZE = 0x00, 0x08, 0x30
 
 # Requests under way at once: the server works while the next ones are made and sent.
 _DEPTH = 32
@@ -52,13 +49,18 @@ class MemoryInfo:
         registers = device.region_info(uapi.VFIO_PCI_BAR0_REGION_INDEX)
         if self.index != uapi.VFIO_PCI_BAR2_REGION_INDEX or registers.size_bytes < 4096:
             return
-        head = bytes(device.region_read(uapi.VFIO_PCI_BAR0_REGION_INDEX, 0, 64))
-        if int.from_bytes(head[_ID : _ID + 4], "little") == _REFERENCE_ID:
-            memory = int.from_bytes(head[_MEMSIZE : _MEMSIZE + 8], "little")
-            page = int.from_bytes(head[_PAGE_SIZE : _PAGE_SIZE + 4], "little")
+        # The reference device says how much of its BAR is memory, and in which pages.
+        if _register(device, "id") == REGISTER_ID:
+            memory, page = _register(device, "memsize"), _register(device, "page_size")
             if not 0 < memory <= info.size_bytes or page < 64 or page & (page - 1) or memory % page:
                 raise ProtocolError(f"the device claims {memory} bytes of memory in pages of {page}")
             self.size_bytes, self.page_bytes = memory, page
+
+
+def _register(device: VfioUserDevice, name: str) -> int:
+    field = REGISTERS[name]
+    found = device.region_read(uapi.VFIO_PCI_BAR0_REGION_INDEX, field.offset, field.size_bytes)
+    return int.from_bytes(found, "little")
 
 
 class Target(Protocol):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from vfu_dev.device.reference.layout import REGISTERS
 from vfu_dev.vm.guest import GuestError
 from vfu_dev.vm.qtest import QtestClient
 from vfu_dev.workload import Program
@@ -178,6 +179,10 @@ class QtestDevice:
     def journal(self) -> Journal:
         """What the memory must hold."""
         return Journal(self.size_bytes, self.fill)
+
+    def register(self, name: str) -> int:
+        """Return the address of a register of the reference device."""
+        return self.bar0 + REGISTERS[name].offset
 
     def place(self, places: dict[int, int]) -> None:
         """Take over the addresses of the BARs."""

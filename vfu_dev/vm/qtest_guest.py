@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from vfu_dev.device.reference.layout import DEVICE_ID, REGISTER_ID, VENDOR_ID
 from vfu_dev.vm.guest import Guest, GuestError, GuestResult, VerifyReporter, Via
 from vfu_dev.vm.qemu import FIRST_SLOT, Qemu
 from vfu_dev.vm.qtest import QtestClient, QtestError
@@ -20,15 +21,7 @@ from vfu_dev.vm.qtest_readback import ReadBack
 from vfu_dev.workload import Pacer, Phase, Program, Run, Workload, Writes, contents
 from vfu_dev.workload.spec import MAX_SEED
 
-# Reference device (vfu_dev/device): identification and BAR0 registers.
-DEVICE_IDS = 0x4455 << 16 | 0x4656
-REG_ID = 0x00
-REG_MEMSIZE = 0x08
-REG_FILL = 0x10
-REG_GENERATION = 0x28
-REG_PAGE_SIZE = 0x30
-REG_SCRATCH = 0x100
-ID_VALUE = 0x4455_4656
+DEVICE_IDS = DEVICE_ID << 16 | VENDOR_ID  # as the two read in configuration space
 
 # One qtest batch: long enough to amortise the round trip, short enough to notice a stopped VM.
 BATCH_WRITES = 64
@@ -98,12 +91,12 @@ class QtestGuest(Guest):
 
     async def _probe(self, device: QtestDevice) -> None:
         assert self.client is not None
-        found = await self.client.read(4, device.bar0 + REG_ID)
-        if found != ID_VALUE:
-            raise GuestError(f"device in slot {device.slot}: ID register is {found:#x}, not {ID_VALUE:#x}")
-        device.size_bytes = await self.client.read(8, device.bar0 + REG_MEMSIZE)
-        device.fill = await self.client.read(8, device.bar0 + REG_FILL)
-        device.page_bytes = await self.client.read(4, device.bar0 + REG_PAGE_SIZE)
+        found = await self.client.read(4, device.register("id"))
+        if found != REGISTER_ID:
+            raise GuestError(f"device in slot {device.slot}: ID register is {found:#x}, not {REGISTER_ID:#x}")
+        device.size_bytes = await self.client.read(8, device.register("memsize"))
+        device.fill = await self.client.read(8, device.register("fill"))
+        device.page_bytes = await self.client.read(4, device.register("page_size"))
 
     async def start(self, load: Workload) -> None:
         """Write in a task of its own until `stop`, or until the VM is stopped by a migration."""
@@ -113,7 +106,7 @@ class QtestGuest(Guest):
             device.program = Program(with_seed(load, index), device.size_bytes, device.page_bytes)
             device.scratch = load.seed % (1 << 32) << 32 | device.slot
             assert self.client is not None
-            await self.client.write(8, device.bar0 + REG_SCRATCH, device.scratch)
+            await self.client.write(8, device.register("scratch"), device.scratch)
             self._result.asked_rate_bytes = device.program.asked_rate_bytes
         self._pacer = None
         if not load.is_idle:
@@ -261,9 +254,9 @@ class QtestGuest(Guest):
         read_back = ReadBack(self.client, self.devices, result, reporter)
         await (read_back.by_mmio() if via == "mmio" else read_back.by_dma())
         for device in self.devices:
-            found = await self.client.read(8, device.bar0 + REG_SCRATCH)
+            found = await self.client.read(8, device.register("scratch"))
             result.scratch_errors += device.scratch is not None and found != device.scratch
-            result.generation = await self.client.read(8, device.bar0 + REG_GENERATION)
+            result.generation = await self.client.read(8, device.register("generation"))
         result.verify_seconds = time.monotonic() - started
         result.judge()
         return result

@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 
+from vfu_dev.device.reference.layout import CTRL_START, Op, Status
 from vfu_dev.errors import LabError
 from vfu_dev.vm.guest import GuestError, GuestResult, VerifyReporter
 from vfu_dev.vm.qtest import QtestClient
@@ -23,18 +24,6 @@ SAMPLE_WORDS = 256
 WORDS_A_BATCH = 64
 # A copy takes some 0.1 ms for each 256 KiB; a server that does not get on with it at all is a fault.
 COPY_TIMEOUT_SECONDS = 60.0
-
-# The reference device's DMA engine as a driver sees it (docs/device.md): one descriptor, in registers.
-REG_DESC_OP = 0x200
-REG_DESC_FLAGS = 0x204
-REG_DESC_ADDRESS = 0x208
-REG_DESC_OFFSET = 0x210
-REG_DESC_LENGTH = 0x218
-REG_DESC_STATUS = 0x230
-REG_DESC_CTRL = 0x240
-OP_TO_GUEST = 2
-CTRL_START = 1
-STATUS_IDLE, STATUS_DONE = 0, 2
 
 
 class ReadBack:
@@ -98,27 +87,27 @@ class ReadBack:
             raise GuestError(f"verify: {error}") from error
 
     async def _copy(self, device: QtestDevice, offset: int, count: int) -> None:
-        """Copy a part of device memory to the buffer in guest RAM."""
+        """Copy a part of device memory to the buffer in guest RAM, by a descriptor in registers."""
         commands = [
-            f"writel {device.bar0 + REG_DESC_OP:#x} {OP_TO_GUEST}",
-            f"writel {device.bar0 + REG_DESC_FLAGS:#x} 0",
-            f"writeq {device.bar0 + REG_DESC_ADDRESS:#x} {BUFFER_ADDRESS:#x}",
-            f"writeq {device.bar0 + REG_DESC_OFFSET:#x} {offset:#x}",
-            f"writeq {device.bar0 + REG_DESC_LENGTH:#x} {count:#x}",
+            f"writel {device.register('desc_op'):#x} {Op.TO_GUEST:d}",
+            f"writel {device.register('desc_flags'):#x} 0",
+            f"writeq {device.register('desc_address'):#x} {BUFFER_ADDRESS:#x}",
+            f"writeq {device.register('desc_offset'):#x} {offset:#x}",
+            f"writeq {device.register('desc_length'):#x} {count:#x}",
             # A copy that never happened must not find the right bytes of the one before.
             f"memset {BUFFER_ADDRESS:#x} {count:#x} 0xa5",
-            f"writel {device.bar0 + REG_DESC_CTRL:#x} {CTRL_START}",
+            f"writel {device.register('desc_ctrl'):#x} {CTRL_START}",
         ]
         try:
             await self._client.batch(commands)
             deadline = time.monotonic() + COPY_TIMEOUT_SECONDS
-            status = await self._client.read(4, device.bar0 + REG_DESC_STATUS)
-            while status == STATUS_IDLE and time.monotonic() < deadline:
+            status = await self._client.read(4, device.register("desc_status"))
+            while status == Status.IDLE and time.monotonic() < deadline:
                 await asyncio.sleep(0.001)
-                status = await self._client.read(4, device.bar0 + REG_DESC_STATUS)
+                status = await self._client.read(4, device.register("desc_status"))
         except LabError as error:
             raise GuestError(f"verify: {error}") from error
-        if status != STATUS_DONE:
+        if status != Status.DONE:
             raise GuestError(
                 f"verify: the device's DMA engine did not copy {count} bytes at {offset:#x}: status {status} "
                 "(docs/device.md); --verify mmio does without it"

@@ -16,18 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vfu_dev.device.bus import GuestMemory
-from vfu_dev.device.reference.descriptors import (
-    CHECKSUMS,
+from vfu_dev.device.reference.layout import (
     CTRL_ABORT,
     CTRL_START,
     DESCRIPTOR,
     FLAG_INTERRUPT,
     MAX_DESCRIPTORS,
-    READS_GUEST,
     RESULT_OFFSET,
     STATUS_OFFSET,
-    USES_DEVICE,
-    WRITES_GUEST,
     Op,
     Status,
 )
@@ -38,6 +34,11 @@ from vfu_dev.migration import RegisterBlock
 
 # 256 KiB: about 0.1 ms a slice on the project's machine, which is what MMIO may have to wait for.
 SLICE_BYTES = 256 << 10
+
+READS_GUEST = frozenset({Op.TO_DEVICE, Op.CHECKSUM_GUEST})
+WRITES_GUEST = frozenset({Op.TO_GUEST, Op.FILL_GUEST})
+USES_DEVICE = frozenset({Op.TO_DEVICE, Op.TO_GUEST, Op.FILL_DEVICE, Op.CHECKSUM_DEVICE})
+CHECKSUMS = frozenset({Op.CHECKSUM_GUEST, Op.CHECKSUM_DEVICE})
 
 STATE = np.dtype(
     [
@@ -83,7 +84,7 @@ class DmaEngine:
     """Works off descriptors between guest memory and `memory`.
 
     Args:
-        registers: the BAR that has `DMA_FIELDS` and `DESCRIPTOR_FIELDS`.
+        registers: the BAR that has the registers `dma_*` and `desc_*`.
         memory: the device side of every transfer.
     """
 

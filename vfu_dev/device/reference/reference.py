@@ -8,12 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from vfu_dev.device.base import Device
-from vfu_dev.device.fields import Field
 from vfu_dev.device.identity import PciIdentity
-from vfu_dev.device.reference.descriptors import DESCRIPTOR_FIELDS, DMA_FIELDS
 from vfu_dev.device.reference.dma import DmaEngine, EngineHost
-from vfu_dev.device.reference.workload_registers import LOAD_FIELDS, RegisterWorkload
-from vfu_dev.device.reference.writer import WRITER_FIELDS, DmaWriter
+from vfu_dev.device.reference.layout import (
+    CTRL_RESET,
+    DEVICE_ID,
+    FIELDS,
+    MSIX_VECTORS,
+    REGISTER_ID,
+    REGISTER_VERSION,
+    STATUS_READY,
+    VENDOR_ID,
+)
+from vfu_dev.device.reference.workload_registers import RegisterWorkload
+from vfu_dev.device.reference.writer import DmaWriter
 from vfu_dev.device.regions import MemoryBar, MsixBar, RegisterBar
 from vfu_dev.errors import ConfigError, judge_name, shown
 from vfu_dev.memory import DeviceMemory
@@ -27,44 +35,6 @@ from vfu_dev.uapi import (
 )
 from vfu_dev.workload.spec import MAX_SEED
 from vfu_dev.workload.splitmix import fill_words
-
-# Neither number is assigned to anybody; together they are "VFUD" in configuration space.
-PCI_VENDOR_ID = 0x4656
-PCI_DEVICE_ID = 0x4455
-REGISTER_ID = 0x44554656  # the same four bytes, read as a little-endian word
-REGISTER_VERSION = 1
-MSIX_VECTORS = 4
-
-CTRL_RESET = 1 << 0
-STATUS_READY = 1 << 0
-
-FIELDS = (
-    Field("id", 0x00, "<u4", "ro", 'the bytes "VFUD"', survives_reset=True),
-    Field("version", 0x04, "<u4", "ro", "of this register layout", survives_reset=True),
-    Field("memsize", 0x08, "<u8", "ro", "bytes of device memory behind BAR2", survives_reset=True),
-    Field("fill", 0x10, "<u8", "ro", "seed of the memory's first content, 0 for zeros", survives_reset=True),
-    Field("ctrl", 0x18, "<u4", "rw", "bit 0: reset the registers, clears itself"),
-    Field("status", 0x1C, "<u4", "ro", "bit 0: ready"),
-    Field("irq_raise", 0x20, "<u4", "wo", "raises the interrupt written"),
-    Field("irq_count", 0x24, "<u4", "ro", "interrupts raised since reset", migrates=True),
-    Field(
-        "generation", 0x28, "<u8", "ro", "completed migrations into here", migrates=True, survives_reset=True
-    ),
-    Field("page_size", 0x30, "<u4", "ro", "unit of dirty tracking, bytes", survives_reset=True),
-    Field(
-        "reinit", 0x34, "<u4", "wo", "makes the first n pages of the memory behind BAR2 initial data again"
-    ),
-    Field("reinits", 0x38, "<u4", "ro", "how often that was done", migrates=True),
-    Field(
-        "window", 0x40, "<u8", "rw", "where the windows of memories larger than a BAR begin", migrates=True
-    ),
-    Field("intx_causes", 0x48, "<u4", "intx", "interrupts that INTx is asserted for", migrates=True),
-    *DMA_FIELDS,
-    *WRITER_FIELDS,
-    *LOAD_FIELDS,
-    Field("scratch", 0x100, "V256", "rw", "free to use; zero after a reset", migrates=True),
-    *DESCRIPTOR_FIELDS,
-)
 
 
 @dataclass(frozen=True)
@@ -108,7 +78,7 @@ class ReferenceDevice(Device):
     Raises:  ConfigError: sizes or a seed that cannot be.
     """
 
-    identity = PciIdentity(PCI_VENDOR_ID, PCI_DEVICE_ID, class_code=0x088000, revision=1)
+    identity = PciIdentity(VENDOR_ID, DEVICE_ID, class_code=0x088000, revision=1)
     type_name = "vfu-dev reference 1"
 
     def __init__(

@@ -6,9 +6,15 @@ Write n at the destination is what write n would have been at the source: the nu
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import IntEnum
 
-from vfu_dev.device.fields import Field
+from vfu_dev.device.reference.layout import (
+    CTRL_PAGES,
+    CTRL_RUN,
+    FIELDS,
+    MILLION,
+    LoadPattern,
+    LoadStatus,
+)
 from vfu_dev.device.reference.workload import WorkloadRates, WorkloadRun
 from vfu_dev.device.regions import RegisterBar
 from vfu_dev.errors import ConfigError
@@ -16,56 +22,13 @@ from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import Migration, RegisterBlock
 from vfu_dev.workload import Workload
 
-MILLION = 1_000_000
 _MASK = (1 << 64) - 1
-
-
-def _field(name: str, offset: int, form: str, access: str, doc: str) -> Field:
-    # A state from before there was a load has none.
-    return Field(name, offset, form, access, doc, migrates=True, default=0)
-
-
-LOAD_FIELDS = (
-    _field("load_rate", 0xC0, "<u8", "rw", "bytes, or pages, written each second"),
-    _field("load_seed", 0xC8, "<u8", "rw", "of what is random, see docs/load.md"),
-    _field("load_pattern", 0xD0, "<u4", "rw", "which pages, see below"),
-    _field("load_write_bytes", 0xD4, "<u4", "rw", "size of one write, 1 to 1 MiB"),
-    _field("load_hot_fraction", 0xD8, "<u4", "rw", "hot set: of the pages, in millionths"),
-    _field("load_hot_share", 0xDC, "<u4", "rw", "hot set: of the writes, in millionths"),
-    _field("load_zipf_exponent", 0xE0, "<u4", "rw", "Zipf: the exponent, in millionths"),
-    _field(
-        "load_ctrl", 0xE4, "<u4", "rw", "bit 0: begin anew at write 0, clear to stop; bit 1: rate in pages"
-    ),
-    _field("load_status", 0xE8, "<u4", "ro", "see below"),
-    _field("load_count", 0xF0, "<u8", "ro", "writes made since the load began"),
-    _field("load_missed", 0xF8, "<u8", "ro", "writes that were due and had no time"),
-)
 # What a load consists of: when one of these changes, it is another load that goes on with the same number.
-_PARAMETERS = tuple(field.name for field in LOAD_FIELDS if field.access == "rw")
-
-CTRL_RUN = 1 << 0
-CTRL_PAGES = 1 << 1
-
-
-class LoadPattern(IntEnum):
-    """Register load_pattern."""
-
-    SEQUENTIAL = 1
-    UNIFORM = 2
-    HOTSET = 3
-    ZIPF = 4
-
-
-class LoadStatus(IntEnum):
-    """Register load_status."""
-
-    STOPPED = 0  # stopped, or never begun
-    WRITING = 1
-    BAD_LOAD = 2  # a register holds what makes no sense
+_PARAMETERS = tuple(f.name for f in FIELDS if f.name.startswith("load_") and f.access == "rw")
 
 
 class RegisterWorkload:
-    """The worker behind `LOAD_FIELDS`; it writes to `memory`."""
+    """The worker behind the registers `load_*`; it writes to `memory`."""
 
     def __init__(
         self, registers: RegisterBar, memory: DeviceMemory, migration: Callable[[], Migration]

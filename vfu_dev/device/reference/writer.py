@@ -8,44 +8,20 @@ stamped again: stamp n (from 0) adds word n of `stamp_words` to each 64-bit word
 from __future__ import annotations
 
 import time
-from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
 
-from vfu_dev.device.fields import Field
 from vfu_dev.device.reference.dma import EngineHost
+from vfu_dev.device.reference.layout import MAX_RATE_BYTES, STAMP_PAGE_BYTES, STAMP_SEED, WriterStatus
 from vfu_dev.device.regions import RegisterBar
 from vfu_dev.errors import VfuDevError
 from vfu_dev.workload.splitmix import fill_words
-
-STAMP_PAGE_BYTES = 4096
-STAMP_SEED = 0x5354414D50  # "STAMP"
-MAX_RATE_BYTES = 1 << 40
 
 # At most this much at once, and no more than that much is owed when the device was kept from writing.
 _SLICE_PAGES = 64
 _OWED_SECONDS = 0.25
 _WAKE_SECONDS = 0.002
-
-WRITER_FIELDS = (
-    Field("writer_buffer", 0x98, "<u8", "rw", "guest address of the buffer, 4 KiB aligned", migrates=True),
-    Field("writer_length", 0xA0, "<u8", "rw", "bytes in it, a multiple of 4 KiB", migrates=True),
-    Field("writer_rate", 0xA8, "<u8", "rw", "bytes of pages stamped each second", migrates=True),
-    Field("writer_ctrl", 0xB0, "<u4", "rw", "1: begin anew at stamp 0; 0: stop", migrates=True),
-    Field("writer_status", 0xB4, "<u4", "ro", "see below", migrates=True),
-    Field("writer_count", 0xB8, "<u8", "ro", "stamps made since the writer began", migrates=True),
-)
-
-
-class WriterStatus(IntEnum):
-    """Register writer_status."""
-
-    STOPPED = 0
-    WRITING = 1
-    BAD_BUFFER = 2  # the buffer, its length or the rate makes no sense
-    UNREACHABLE = 3  # guest memory could not be read or written
-    NO_BUS_MASTER = 4
 
 
 def stamp_words(first: int, count: int) -> npt.NDArray[np.uint64]:
@@ -64,7 +40,7 @@ def expected_pages(pages: int, stamps: int) -> npt.NDArray[np.uint64]:
 
 
 class DmaWriter:
-    """The writer behind `WRITER_FIELDS`; all of its state is in registers."""
+    """The writer behind the registers `writer_*`; all of its state is in registers."""
 
     def __init__(self, registers: RegisterBar, host: EngineHost) -> None:
         self._registers = registers
