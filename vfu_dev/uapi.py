@@ -31,6 +31,12 @@ VFIO_REGION_INFO_FLAG_CAPS = 1 << 3
 
 VFIO_REGION_INFO_CAP_SPARSE_MMAP = 1
 
+# --- <linux/pci_regs.h>: BARs and interrupts of a function -------------------------------------------------
+
+PCI_STD_NUM_BARS = 6
+PCI_BASE_ADDRESS_MEM_TYPE_64 = 0x04
+PCI_BASE_ADDRESS_MEM_PREFETCH = 0x08
+
 # --- <linux/vfio.h>: interrupts, VFIO_DEVICE_SET_IRQS ------------------------------------------------------
 
 VFIO_PCI_INTX_IRQ_INDEX = 0

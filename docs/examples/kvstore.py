@@ -32,7 +32,7 @@ class KeyValueStore(Device):
     @registers.written("command")
     def run(self, command: int) -> None:
         """Carry out a command in the slot that has the key, or the one where it would go."""
-        slots = self.table.memory.data.view(SLOT)
+        slots = self.table.data.view(SLOT)
         key, status, probes = self.registers["key"], OK, 0
         at = key % len(slots)
         while slots["state"][at] != FREE and slots["key"][at] != key and probes < len(slots):

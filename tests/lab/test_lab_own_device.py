@@ -36,17 +36,14 @@ InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], An
 # Registers alone, and a memory whose size is the user's to say.
 CLASSES = """
 from vfu_dev.device import Device, Field, Region, Registers
-from vfu_dev.device.regions import MemoryBar
-from vfu_dev.memory import DeviceMemory
 
 class Plain(Device):
     registers = Registers(0, [Field("mode", 0x0, "<u4", "rw", "the guest's choice", migrates=True)])
 
 class Sized(Device):
-    def __init__(self, name=None, *, memory_bytes=4096, fill_seed=0, **more):
-        super().__init__(name, **more)
-        self.add_bar(MemoryBar(2, DeviceMemory("ram", memory_bytes)))
-        self.finish()
+    def __init__(self, name=None, *, memory_bytes=4096, fill_seed=0):
+        self.ram = Region(2, size_bytes=memory_bytes)
+        super().__init__(name)
 """
 
 

@@ -104,6 +104,24 @@ def test_what_a_device_of_ones_own_does_not_take_is_left_out(file: Path) -> None
     assert ': fill = "1": KeyValueStore decides this itself' in error_of("--config", str(file))
 
 
+def test_a_memory_with_a_name_is_not_dropped_by_a_class_that_takes_none(tmp_path: Path) -> None:
+    """Such as one that has a memory of the size that the user says, and no more."""
+    (tmp_path / "sized.py").write_text(
+        "from vfu_dev.device import Device, Region\n"
+        "class Sized(Device):\n"
+        "    initial_limit_bytes = 8192\n"
+        "    def __init__(self, name=None, *, memory_bytes=4096):\n"
+        "        self.memory = Region(2, size_bytes=memory_bytes)\n"
+        "        super().__init__(name)\n"
+    )
+    device = ("--device", f"{tmp_path}/sized.py:Sized")
+    assert printed(*device, "--memory", "3M")["initial"] == "8K"
+    config = printed(*device, "--memory", "3M", "--initial", "1M")
+    assert (config["bar2-size"], config["initial"]) == ("4M", "1M")
+    text = error_of(*device, "--memory", "3M", "--memory", "aux=1M")
+    assert text == "--memory NAME=SIZE: Sized decides this itself"
+
+
 def test_several_memories_are_a_list(file: Path) -> None:
     file.write_text('memory = ["2M", "aux=1M,bar=4,access=mmap"]\n')
     config = printed("--config", str(file))

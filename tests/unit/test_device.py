@@ -9,11 +9,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from vfu_dev.device import Device, Field, MemoryBar, PciIdentity, RegisterBar
+from vfu_dev.device import Device, Field, PciIdentity, Region, Registers
 from vfu_dev.device.base import RefusedAccessError
 from vfu_dev.device.reference import ReferenceDevice
 from vfu_dev.errors import ConfigError
-from vfu_dev.memory import DeviceMemory
 from vfu_dev.testing import InMemoryBus
 from vfu_dev.uapi import DeviceState as S
 from vfu_dev.workload.splitmix import fill_words
@@ -163,7 +162,7 @@ def test_a_migration_carries_memory_and_registers_and_counts_itself() -> None:
         target.migration.write(buffer[:stored])
     target.migration.set_state(S.RUNNING)
     moved = Bus(target)
-    assert bytes(target.memory.raw) == bytes(source.memory.raw)
+    assert target.memory.data.tobytes() == source.memory.data.tobytes()
     assert moved.read(0, 0x100, 7) == b"scratch"
     assert (moved.u32(0x24), moved.u64(0x28), moved.u64(0x10)) == (1, 1, 4)
 
@@ -178,27 +177,25 @@ def test_an_abandoned_load_leaves_nothing_unverified_behind() -> None:
     assert device.memory.data.any()
     device.reset(S.RUNNING, "connection lost")
     assert not device.memory.data.any()
-    assert device.memory.written_bytes == 0
+    assert device.memory.memory.written_bytes == 0
 
 
 def test_a_device_of_another_author_needs_its_registers_and_nothing_else() -> None:
     class Adder(Device):
         identity = PciIdentity(0x1234, 0x5678, 0xFF0000, 2)
         type_name = "adder"
-
-        def __init__(self) -> None:
-            super().__init__("adder")
-            fields = [
+        registers = Registers(
+            0,
+            [
                 Field("add", 0, "<u8", "wo", "added to the sum"),
                 Field("sum", 8, "<u8", "ro", "of all that was added", migrates=True),
-            ]
-            self.bar = RegisterBar(0, "registers", 4096, fields, {"add": self.add})
-            self.add_bar(self.bar)
-            self.add_bar(MemoryBar(2, DeviceMemory("notes", 8192)))
-            self.finish()
+            ],
+        )
+        notes = Region(2, size_bytes=8192)
 
+        @registers.written("add")
         def add(self, value: int) -> None:
-            self.bar["sum"] += value
+            self.registers["sum"] += value
 
     one, two = Adder(), Adder()
     Bus(one).write(0, 0, struct.pack("<Q", 40))
@@ -211,6 +208,10 @@ def test_a_device_of_another_author_needs_its_registers_and_nothing_else() -> No
     assert Bus(two).u64(8) == 42
 
 
-def test_two_bars_cannot_share_an_index(device: ReferenceDevice) -> None:
-    with pytest.raises(ConfigError, match="index 0"):
-        device.add_bar(RegisterBar(0, "again", 4096, [], {}))
+def test_two_bars_cannot_share_an_index() -> None:
+    class Twice(Device):
+        one = Registers(0, [])
+        other = Registers(0, [])
+
+    with pytest.raises(ConfigError, match=r"Twice: one and other both need BAR0$"):
+        Twice()

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from vfu_dev.device import Device, Field, Msix, MsixBar, PciIdentity, Region, RegisterBar, Registers
-from vfu_dev.device.declare import OutsideRegionError
-from vfu_dev.device.loader import find_class, make_device
-from vfu_dev.device.reference import MemorySpec, ReferenceDevice
+from vfu_dev.device import NO_BAR, Bar, Device, Field, Msix, PciIdentity, Region, Registers
+from vfu_dev.device.loader import find_class, make_device, settled
+from vfu_dev.device.reference import ReferenceDevice
+from vfu_dev.device.region import OutsideRegionError
 from vfu_dev.errors import REFUSALS, ConfigError
-from vfu_dev.migration.engine import ALL_FLAGS
-from vfu_dev.testing import InMemoryClient, move
-from vfu_dev.uapi import MigrationFlags
+from vfu_dev.testing import InMemoryClient, check_device, move
 
 
 class Counter(Device):
@@ -42,8 +42,10 @@ def test_each_device_has_its_own_of_what_the_class_declares() -> None:
         assert one.region_read(0, 4, 4) == b"\x69\0\0\0"
         assert two.region_read(0, 4, 4) == b"\x64\0\0\0"
         assert (one.irqs, two.irqs) == ([1], [])
-        assert isinstance(one.device.bars[0], RegisterBar)
+        assert isinstance(one.device.bars[0], Registers)
         assert isinstance(Counter.registers, Registers)
+        assert not Counter.registers.made
+        assert [bar.made for bar in one.device.bars] == [True] * 4
         assert [bar.index for bar in one.device.bars] == [0, 2, 1, 4]
 
 
@@ -122,11 +124,123 @@ def test_a_wrong_register_name_fails_when_the_class_is_made() -> None:
 
 def test_a_device_is_complete_when_it_was_made() -> None:
     device = Counter()
-    with pytest.raises(ConfigError, match="after `finish`"):
-        device.add_bar(RegisterBar(5, "late", 4096, [], {}))
-    with pytest.raises(AttributeError, match="declared by the class"):
-        device.registers = device.registers
+    with pytest.raises(ConfigError, match=r"Counter: declare late before super\(\).__init__\(\)"):
+        device.late = Registers(5, [])  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="Counter: registers is declared, and can be nothing else"):
+        device.registers = 5  # type: ignore[assignment]
     device.close()
+
+
+class Queues(Device):
+    """As many queues as whoever makes it says: their registers, memory and interrupts."""
+
+    common = Registers(0, [Field("reset", 0, "<u4", "wo", "of all")])
+
+    def __init__(self, name: str | None = None, *, queues: int = 2, memory_bytes: int = 4096) -> None:
+        doorbells = [Field(f"doorbell{n}", 0x10 * n, "<u4", "wo", "rings") for n in range(queues)]
+        depths = [
+            Field(f"depth{n}", 0x10 * n + 8, "<u4", "rw", "slots", migrates=True) for n in range(queues)
+        ]
+        self.queues = Registers(1, [*doorbells, *depths], initial={f"depth{n}": 8 for n in range(queues)})
+        self.slots = Region(2, size_bytes=memory_bytes)
+        self.scratch = Region(NO_BAR, size_bytes=4096)
+        self.msix = Msix(4, vectors=queues)
+        super().__init__(name)
+        for n in range(queues):
+            self.queues.on_write(f"doorbell{n}", functools.partial(self.ring, n))
+
+    @common.written("reset")
+    def clear(self, _: int) -> None:
+        """Have all depths as they were."""
+        self.queues.reset()
+
+    def ring(self, queue: int, value: int) -> None:
+        """Answer."""
+        self.slots.store(queue, bytes([value % 256]))
+        self.scratch.store(queue, bytes([self.queues[f"depth{queue}"] % 256]))
+        self.raise_irq(queue)
+
+
+def test_what_depends_on_an_argument_is_declared_in_init() -> None:
+    """Beside what the class declares, in the same words; each of its own size, and it migrates."""
+    here, there = (Queues(name, queues=5, memory_bytes=3 * 4096) for name in ("here", "there"))
+    small = Queues()
+    assert [bar.name for bar in here.bars] == ["common", "queues", "slots", "msix"]
+    assert [(len(each.queues.fields), each.slots.size_bytes, each.irq_vectors) for each in (here, small)] == [
+        (10, 3 * 4096, 5),
+        (4, 4096, 2),
+    ]
+    small.close()
+    check_device(Queues)
+    with InMemoryClient(here) as one, InMemoryClient(there) as two:
+        one.region_write(1, 0x48, b"\x63\0\0\0")
+        one.region_write(1, 0x40, b"\x07\0\0\0")
+        assert one.irqs == [4]
+        move(one, two)
+        assert two.region_read(2, 4, 1) == b"\x07"
+        assert there.scratch.read(4, 1) == b"\x63"
+        assert two.region_read(1, 0x48, 4) == b"\x63\0\0\0"
+        two.region_write(0, 0, bytes(4))
+        assert two.region_read(1, 0x48, 1) == b"\x08"
+
+
+def test_a_declaration_is_the_devices_to_make_not_to_use() -> None:
+    """What comes too early says what to do."""
+
+    class Early(Device):
+        registers = Registers(0, [Field("a", 0, "<u4", "rw", "")])
+
+        def __init__(self) -> None:
+            self.registers["a"] = 1
+
+    class Unmade(Device):
+        def __init__(self) -> None:
+            self.page = Region(0, size_bytes=4096)
+            self.page.store(0, b"x")
+
+    class Taken(Device):
+        interrupts = Msix(0, vectors=1)
+
+    class Twice(Device):
+        first = Registers(0, [])
+
+        def __init__(self) -> None:
+            self.second = Region(0, size_bytes=4096)
+            super().__init__()
+
+    with pytest.raises(AttributeError, match=r"registers is there once super\(\).__init__\(\) was called"):
+        Early()
+    with pytest.raises(AttributeError, match=r"Region: a declaration, of which super\(\).__init__\(\) makes"):
+        Unmade()
+    with pytest.raises(AttributeError, match="registers: a declaration"):
+        Counter.registers["sum"]
+    with pytest.raises(ConfigError, match="Taken: interrupts is declared, and can be nothing else"):
+        Taken()
+    with pytest.raises(ConfigError, match="Twice: first and second both need BAR0"):
+        Twice()
+
+
+def test_what_init_declares_counts_before_the_class() -> None:
+    class Sized(Counter):
+        def __init__(self, *, memory_bytes: int | None = None) -> None:
+            if memory_bytes is not None:
+                self.notes = Region(2, size_bytes=memory_bytes)
+            super().__init__()
+
+    for device, size in ((Sized(), 3 * 4096), (Sized(memory_bytes=8192), 8192)):
+        assert [memory.size_bytes for memory in device.memories] == [size] == [device.notes.size_bytes]
+        device.close()
+
+
+def test_one_declaration_serves_many_devices() -> None:
+    """It is a value: two devices that were made from it have nothing in common."""
+    aux = Region(4, size_bytes=8192)
+    one, two = (ReferenceDevice(memory_bytes=4096, more={"aux": aux}) for _ in range(2))
+    one.memories[1].store(0, b"x")
+    assert not two.memories[1].data.any()
+    assert (aux.made, aux.name) == (False, "")
+    for device in (one, two):
+        device.close()
 
 
 def test_a_device_that_misses_its_own_region_has_a_defect() -> None:
@@ -155,10 +269,10 @@ def test_a_name_has_no_control_characters() -> None:
     with pytest.raises(ConfigError, match="control characters"):
         Counter("\x1b[31m")
     with pytest.raises(ConfigError, match="control characters"):
-        make_device(Counter, "\r", ALL_FLAGS, {}, {})
+        make_device(Counter, "\r", {}, {})
     for name in ("", "a\tb"):
         with pytest.raises(ConfigError, match="memory: "):
-            MemorySpec(name, 4096)
+            ReferenceDevice(memory_bytes=4096, more={name: Region(NO_BAR, size_bytes=4096)})
 
 
 @pytest.mark.parametrize("seed", [-1, 1 << 64, 1 << 200])
@@ -179,25 +293,39 @@ def test_identity_and_type_have_defaults() -> None:
 
 @pytest.mark.parametrize(("vectors", "size", "pba"), [(1, 4096, 2048), (128, 4096, 2048), (129, 8192, 4096)])
 def test_the_msix_bar_has_room_for_all_vectors(vectors: int, size: int, pba: int) -> None:
-    bar = MsixBar(1, vectors)
-    assert (bar.size_bytes, bar.PBA_OFFSET) == (size, pba)
-    with pytest.raises(ConfigError, match="1 to 2048"):
-        bar.set_vectors(2049)
+    bar = Msix(1, vectors=vectors)
+    assert (bar.bar_bytes, bar.pba_offset) == (size, pba)
+    for wrong in (0, 2049):
+        with pytest.raises(ConfigError, match="1 to 2048"):
+            Msix(1, vectors=wrong)
 
 
-def test_an_enlarged_bar_keeps_what_it_has_and_is_empty_beyond() -> None:
-    device = ReferenceDevice(memory_bytes=8192)
-    for bar in device.bars:
-        bar.enlarge(64 << 10)
-    with InMemoryClient(device) as again:
+def test_a_larger_bar_is_empty_beyond_what_is_declared() -> None:
+    """Whoever serves a device has the last word on its declarations, before anything is made."""
+    asked: list[Device] = []
+
+    def larger(device: Device, declared: dict[str, Bar]) -> dict[str, Bar]:
+        asked.append(device)
+        device.identity = replace(device.identity, vendor=0x1AF4)
+        return {name: bar.with_bar(64 << 10) for name, bar in declared.items()}
+
+    cls = settled(ReferenceDevice, larger)
+    assert (cls.__name__, cls.type_name) == ("ReferenceDevice", ReferenceDevice.type_name)
+    with InMemoryClient(cls(memory_bytes=8192)) as again:
+        assert asked == [again.device]
+        assert again.device.identity.vendor == 0x1AF4
+        assert ReferenceDevice.identity.vendor == 0x4656
+        assert {bar.bar_bytes for bar in again.device.bars} == {64 << 10}
         again.region_write(0, 0xF000, b"lost")
         assert again.region_read(0, 0, 4) == b"VFUD"
         assert again.region_read(0, 0xF000, 4) == bytes(4)
         assert again.region_read(2, 0xF000, 4) == b"\xff" * 4
         again.reset()
         assert again.region_read(0, 0, 4) == b"VFUD"
-        with pytest.raises(ConfigError, match="at least 65536"):
-            again.device.bars[0].enlarge(4096)
+    with pytest.raises(ConfigError, match="at least 4096"):
+        ReferenceDevice.registers.with_bar(2048)
+    with pytest.raises(ConfigError, match="the size of its file"):
+        Region(2, size_bytes=4096, mapped=True).with_bar(8192)
 
 
 SOURCE = """
@@ -212,6 +340,13 @@ class Missing(Device):
     page = Region(0, size_bytes=4096)
     def initialise(self):
         self.page.store(4096, b"x")
+class Unforwarding(Device):
+    def __init__(self, *, memory_bytes=4096):
+        self.page = Region(0, size_bytes=memory_bytes)
+        super().__init__()
+class Unfinished(Device):
+    def __init__(self):
+        self.page = Region(0, size_bytes=4096)
 class Nowhere(Device):
     page = Region(0, size_bytes=4096)
     def initialise(self):
@@ -225,17 +360,22 @@ def test_a_class_is_found_in_a_file_and_in_a_module(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(sys, "path", list(sys.path))
     from_file = find_class("h12_mine.py:Mine")
     assert find_class("h12_mine:Mine") is from_file
-    device = make_device(from_file, "n", MigrationFlags.VFIO_MIGRATION_STOP_COPY, {"memory_bytes": 5}, {})
-    assert (device.name, device.flags) == ("n", MigrationFlags.VFIO_MIGRATION_STOP_COPY)
+    device = make_device(from_file, "n", {"memory_bytes": 5}, {})
+    assert device.name == device.migration.name == "n"
     device.close()
+    device = make_device(find_class("h12_mine:Unforwarding"), "n", {"memory_bytes": 8192}, {})
+    assert (device.name, device.migration.name, device.memories[0].size_bytes) == ("n", "n", 8192)
+    device.close()
+    with pytest.raises(ConfigError, match="device Unfinished: its __init__ has to call super"):
+        make_device(find_class("h12_mine:Unfinished"), "n", {}, {})
     with pytest.raises(ConfigError, match='memory = "1M": Mine decides this itself'):
-        make_device(from_file, "n", ALL_FLAGS, {"memory_bytes": 5}, {"memory_bytes": 'memory = "1M"'})
+        make_device(from_file, "n", {"memory_bytes": 5}, {"memory_bytes": 'memory = "1M"'})
     with pytest.raises(ConfigError, match=r"h12_mine.py:8: KeyError: 5"):
-        make_device(find_class("h12_mine:Broken"), "n", ALL_FLAGS, {"memory_bytes": 5}, {})
+        make_device(find_class("h12_mine:Broken"), "n", {"memory_bytes": 5}, {})
     with pytest.raises(ConfigError, match=r"h12_mine.py:12: OutsideRegionError: page: 1 bytes at 0x1000"):
-        make_device(find_class("h12_mine:Missing"), "n", ALL_FLAGS, {}, {})
-    with pytest.raises(ConfigError, match=r"h12_mine.py:16: AccessError: DMA of 1 bytes"):
-        make_device(find_class("h12_mine:Nowhere"), "n", ALL_FLAGS, {}, {})
+        make_device(find_class("h12_mine:Missing"), "n", {}, {})
+    with pytest.raises(ConfigError, match=r"h12_mine.py:23: AccessError: DMA of 1 bytes"):
+        make_device(find_class("h12_mine:Nowhere"), "n", {}, {})
 
 
 @pytest.mark.parametrize(
@@ -248,7 +388,10 @@ def test_a_class_is_found_in_a_file_and_in_a_module(tmp_path: Path, monkeypatch:
         ("ends.py:Mine", r"ends.py:2: SystemExit: 0"),
         ("h12_ends:Mine", r"h12_ends.py:2: SystemExit: 0"),
         ("field.py:Mine", r"device 'field.py:Mine': register mode: access 'r/w': expected one of ro, rw"),
-        ("good.py:Yours", "Yours does not exist in good.py; devices there: Mine, Broken, Missing, Nowhere"),
+        (
+            "good.py:Yours",
+            "Yours does not exist in good.py; devices there: Mine, Broken, Missing, Unforwarding",
+        ),
         ("good.py:Other", "Other is not a Device"),
     ],
 )

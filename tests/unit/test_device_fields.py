@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vfu_dev.device import Access, Device, Field, Msix, Region, RegisterBar, Registers
-from vfu_dev.device.regions import BarSpace
+from vfu_dev.device import Access, Bar, Device, Field, Msix, Region, Registers
 from vfu_dev.errors import ConfigError
 from vfu_dev.testing import InMemoryClient
 
@@ -23,15 +22,26 @@ def bounds(form: str) -> tuple[int, int]:
     return int(info.min), int(info.max)
 
 
+def made(fields: list[Field]) -> Registers:
+    """Return the registers of a device that has nothing else."""
+
+    class Table(Device):
+        table = Registers(0, fields)
+
+    return Table().table
+
+
 class Watched:
     """One register at 0x10 whose hook notes what it gets."""
 
     def __init__(self, form: str, access: str) -> None:
         self.seen: list[Any] = []
         self.size = np.dtype(form).itemsize
-        hooks = {} if access in ("ro", "intx") else {"it": self.seen.append}
-        self.bar = RegisterBar(0, "table", 4096, [Field("it", 0x10, form, access, "")], hooks)
-        self.bar.acknowledge = self.seen.append
+        self.bar = made([Field("it", 0x10, form, access, "")])
+        if access == "intx":
+            self.bar.on_acknowledge("it", self.seen.append)
+        elif access != "ro":
+            self.bar.on_write("it", self.seen.append)
 
     def write(self, data: bytes, at: int = 0) -> None:
         """Write to the register as a guest does; `data` is dead afterwards."""
@@ -204,20 +214,21 @@ def field(name: str, offset: int, form: str = "<u4") -> Field:
 def test_a_table_that_cannot_be_is_refused_with_the_names(fields: list[Field], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         Registers(0, fields)
-    with pytest.raises(ConfigError, match=f"table: .*{text}"):
-        RegisterBar(0, "table", 4096, fields, {})
 
 
 def test_registers_may_touch_and_come_in_any_order() -> None:
-    bar = RegisterBar(0, "table", 4096, [field("b", 4), field("a", 0), field("c", 4092)], {})
+    bar = made([field("b", 4), field("a", 0), field("c", 4092)])
     bar.write(0, memoryview(b"\1\0\0\0\2\0\0\0"))
     assert (bar["a"], bar["b"], list(bar.fields)) == (1, 2, ["b", "a", "c"])
 
 
 @pytest.mark.parametrize("access", ["ro", "intx"])
 def test_a_hook_that_no_write_would_call_is_refused(access: str) -> None:
-    with pytest.raises(ConfigError, match=f"table: a hook for it, which is {access}"):
-        RegisterBar(0, "table", 4096, [Field("it", 0, "<u4", access, "")], {"it": lambda _: None})
+    """By the class that declares it, and by a device of its own."""
+    fields = [Field("it", 0, "<u4", access, "")]
+    for hooked in (Registers(0, fields).written, lambda name: made(fields).on_write(name, lambda _: None)):
+        with pytest.raises(ConfigError, match=f"a hook for register it, which is {access}"):
+            hooked("it")
 
 
 def test_an_initial_value_has_to_fit() -> None:
@@ -253,7 +264,7 @@ def test_nothing_lies_under_the_upper_half_of_a_64_bit_bar() -> None:
     [
         (lambda: Region(5, size_bytes=4096), "bar needs BAR6, which does not exist"),
         (lambda: Registers(6, [field("a", 0)]), "bar needs BAR6"),
-        (lambda: Msix(-1, vectors=1), "msix needs BAR-1"),
+        (lambda: Msix(-1, vectors=1), "bar needs BAR-1"),
     ],
 )
 def test_there_are_six_bars(make: Any, text: str) -> None:
@@ -272,6 +283,6 @@ def test_six_bars_beside_each_other_are_fine() -> None:
 
     device = Six()
     taken = [number for bar in device.bars for number in bar.bar_registers]
-    assert all(isinstance(bar, BarSpace) for bar in device.bars)
+    assert all(isinstance(bar, Bar) for bar in device.bars)
     assert sorted(taken) == list(range(6))
     device.close()

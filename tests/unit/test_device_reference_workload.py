@@ -147,8 +147,8 @@ def test_a_trace_is_written(
     load.start(spec)
     work_until(device, lambda: load.written_bytes > 3 * (12 + 1 + 8192))
     load.stop()
-    assert device.memory.raw.tobytes() == journal(spec, int(str(load.status()["writes"])))
-    assert device.memory.pages.collect().tolist() == [0, 1, 2, 5, 6]
+    assert device.memory.data.tobytes() == journal(spec, int(str(load.status()["writes"])))
+    assert device.memory.memory.pages.collect().tolist() == [0, 1, 2, 5, 6]
 
 
 def test_pages_are_marked(device: ReferenceDevice, load: OperatorWorkload, work_until: WorkUntil) -> None:
@@ -159,7 +159,7 @@ def test_pages_are_marked(device: ReferenceDevice, load: OperatorWorkload, work_
     writes = writes_of(spec, MEMORY)
     assert writes is not None
     pages = writes.offsets(0, int(str(load.status()["writes"]))) // 4096
-    assert device.memory.pages.collect().tolist() == sorted(set(pages.tolist()))
+    assert device.memory.memory.pages.collect().tolist() == sorted(set(pages.tolist()))
 
 
 def test_the_rate_is_kept(device: ReferenceDevice, load: OperatorWorkload, work_until: WorkUntil) -> None:
@@ -173,7 +173,7 @@ def test_the_rate_is_kept(device: ReferenceDevice, load: OperatorWorkload, work_
     assert (status["missed_writes"], status["keeps_up"], status["carried"]) == (0, True, 1.0)
     assert 0.5 <= status["seconds"] < 0.501
     assert status["load"] == spec.to_dict()
-    assert device.memory.raw.tobytes() == journal(spec, status["writes"])
+    assert device.memory.data.tobytes() == journal(spec, status["writes"])
     assert load.due() is None
 
 
@@ -224,7 +224,7 @@ def test_phases_take_turns(device: ReferenceDevice, load: OperatorWorkload, work
     work_until(device, lambda: not load.status()["running"])
     writes = int(str(load.status()["writes"]))
     assert 990 <= writes <= 1001  # half of the time
-    assert device.memory.raw.tobytes() == journal(busy, writes)
+    assert device.memory.data.tobytes() == journal(busy, writes)
 
 
 @pytest.mark.parametrize("quiet", [S.RUNNING_P2P, S.PRE_COPY_P2P, S.STOP, S.STOP_COPY, S.RESUMING])
@@ -324,7 +324,7 @@ def test_registers_make_a_load(device: ReferenceDevice, pattern: LoadPattern, wo
     write(device, "load_ctrl", 0)
     assert device.registers["load_status"] == LoadStatus.STOPPED
     assert device.work_due() is None
-    assert device.memory.raw.tobytes() == journal(spec, device.registers["load_count"])
+    assert device.memory.data.tobytes() == journal(spec, device.registers["load_count"])
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ def test_a_changed_seed_goes_on_with_the_number(device: ReferenceDevice, work_un
         offset = int(writes.offsets(number, 1)[0])
         later = {int(o) for o in writes.offsets(number + 1, count - number)}
         if offset not in later:
-            assert device.memory.raw[offset : offset + 16] == contents(78, number, 1, 16).tobytes()
+            assert device.memory.read(offset, 16) == contents(78, number, 1, 16).tobytes()
 
 
 def test_a_reset_ends_it(device: ReferenceDevice, work_until: WorkUntil) -> None:
@@ -400,14 +400,14 @@ def test_it_goes_on_at_the_destination(device: ReferenceDevice, work_until: Work
     target.migration.set_state(S.RUNNING)
     work_until(target, lambda: target.registers["load_count"] > moved + 200)
     write(target, "load_ctrl", 0)
-    assert target.memory.raw.tobytes() == journal(spec, target.registers["load_count"])
+    assert target.memory.data.tobytes() == journal(spec, target.registers["load_count"])
     assert target.registers["load_missed"] == device.registers["load_missed"]
 
 
 def test_a_run_begins_where_it_is_told(device: ReferenceDevice) -> None:
     """Its first write is the one named, not number 0."""
     spec = Workload("sequential", rate_pages=100_000)
-    run = WorkloadRun(spec, device.memory, device.migration, first=10)
+    run = WorkloadRun(spec, device.memory.memory, device.migration, first=10)
     while not run.writes:
         run.advance(0.001)
-    assert device.memory.pages.collect()[0] == 10
+    assert device.memory.memory.pages.collect()[0] == 10

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from vfu_dev.cli import cli, configfile
 from vfu_dev.cli.serve import command as serve
@@ -35,7 +39,7 @@ def test_the_python_of_the_authors_guide_runs_from_top_to_bottom() -> None:
     for line, source in found:
         # Empty lines before it: a traceback names the line of the page.
         exec(compile("\n" * (line - 1) + source, str(GUIDE), "exec"), names)
-    for name in ("Counter", "Sampler"):
+    for name in ("Counter", "Sampler", "Queues"):
         check_device(names[name])  # type: ignore[arg-type]
 
 
@@ -60,6 +64,50 @@ def test_the_example_is_short_and_keeps_the_contract() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     check_device(module.KeyValueStore)
+
+
+WRONG = """
+from vfu_dev.device import Device, Field, Region, Registers
+
+
+class Wrong(Device):
+    registers = Registers(0, [Field("a", 0, "<u4", "rw", "")])
+
+    def __init__(self, *, memory_bytes: int) -> None:
+        self.memory = Region(2, size_bytes=memory_bytes)
+        super().__init__()
+        self.memory.stroe(0, b"x")
+        self.registers.on_write("a", self.hook)
+
+    @registers.written("a")
+    def hook(self) -> None: ...
+
+
+Wrong(memory_bytes="1M")
+"""
+
+
+def test_what_authors_write_is_checked_by_a_type_checker(tmp_path: Path) -> None:
+    """mypy, strict: nothing to object to in the guide, the examples and what `new-device` writes."""
+    (tmp_path / "guide.py").write_text("\n".join(source for _, source in blocks(GUIDE, "python")))
+    for example in (KVSTORE, KVSTORE.with_name("ring.py")):
+        (tmp_path / example.name).write_text(example.read_text())
+    made = CliRunner().invoke(cli, ["new-device", str(tmp_path / "mine.py")])
+    assert made.exit_code == 0, made.output
+    (tmp_path / "wrong.py").write_text(WRONG)
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", *sorted(tmp_path.glob("*.py"))]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MYPY_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=600
+    )
+    errors = re.findall(r"^(.*?):(\d+): error: (.*)$", done.stdout, re.MULTILINE)
+    lines = WRONG.splitlines()
+    assert {(Path(file).name, lines[int(line) - 1].strip()) for file, line, _ in errors} == {
+        ("wrong.py", 'self.memory.stroe(0, b"x")'),
+        ("wrong.py", 'self.registers.on_write("a", self.hook)'),
+        ("wrong.py", '@registers.written("a")'),
+        ("wrong.py", 'Wrong(memory_bytes="1M")'),
+    }, done.stdout + done.stderr
 
 
 PAGES = sorted(

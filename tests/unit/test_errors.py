@@ -8,7 +8,7 @@ import re
 import pytest
 
 from vfu_dev import errors
-from vfu_dev.device.declare import OutsideRegionError
+from vfu_dev.device.region import OutsideRegionError
 from vfu_dev.errors import REFUSALS, ConfigError, VfuDevError, judge_name
 from vfu_dev.libvfio_user.dma import GuestMemoryError
 

@@ -59,6 +59,9 @@ def is_own_module(value: object, package: str) -> bool:
 @pytest.mark.parametrize(("name", "export"), EXPORTS)
 def test_an_export_is_documented_typed_and_shows_its_public_path(name: str, export: str) -> None:
     thing = getattr(importlib.import_module(name), export)
+    if export.isupper():
+        assert isinstance(thing, int)  # a constant has neither docstring nor path
+        return
     assert inspect.getdoc(thing), "no docstring"
     assert thing.__module__ == name
     for label, function in functions(thing):

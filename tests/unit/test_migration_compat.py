@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vfu_dev.device import Device, Field, MemoryBar, RegisterBar
+from vfu_dev.device import NO_BAR, Bar, Device, Field, Region, Registers
 from vfu_dev.errors import ConfigError, StreamError
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import MigratableState, Migration, RegisterBlock, StateObject, stream
@@ -33,14 +33,17 @@ class Version(Device):
         added: Sequence[str] = (),
         dropped: Sequence[str] = (),
     ) -> None:
-        super().__init__("v")
         self.objects = objects
         self.added_state, self.dropped_state = added, dropped  # type: ignore[misc]
-        self.registers = RegisterBar(0, "registers", 4096, fields, {})
-        self.add_bar(self.registers)
-        first, *more = [DeviceMemory(name, 8 * PAGE) for name in memories]
-        self.add_bar(MemoryBar(2, first))
-        self.finish(more)
+        self.registers = Registers(0, fields)
+        self.regions = {
+            name: Region(NO_BAR if number else 2, size_bytes=8 * PAGE) for number, name in enumerate(memories)
+        }
+        super().__init__("v")
+
+    def declarations(self) -> dict[str, Bar]:
+        """Add the memories."""
+        return super().declarations() | self.regions
 
     def state_objects(self) -> Sequence[StateObject]:
         """Return what the test gave."""

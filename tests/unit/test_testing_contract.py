@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from vfu_dev.device import Device, Field, Msix, PciIdentity, Region, Registers
+from vfu_dev.device import Bar, Device, Field, Msix, PciIdentity, Region, Registers
 from vfu_dev.device.base import Worker
-from vfu_dev.device.reference import MemorySpec, ReferenceDevice
-from vfu_dev.device.regions import BarSpace
+from vfu_dev.device.reference import ReferenceDevice
 from vfu_dev.errors import AccessError
 from vfu_dev.migration import PrecopyInfo
 from vfu_dev.testing import ContractError, InMemoryClient, check_device, move
@@ -95,7 +94,7 @@ class Moved(Sum):
 class Unbounded(Sum):
     """Serves any address."""
 
-    def region_handler(self, bar: BarSpace) -> Callable[[memoryview, int, bool], None]:
+    def region_handler(self, bar: Bar) -> Callable[[memoryview, int, bool], None]:
         """Check nothing."""
 
         def access(data: memoryview, offset: int, is_write: bool) -> None:
@@ -188,9 +187,8 @@ class Counting(Device):
 class Boastful(Sum):
     """Promises a byte more than there is."""
 
-    def finish(self, extra_memories: Any = ()) -> None:
+    def initialise(self) -> None:
         """Have a migration that lies."""
-        super().finish(extra_memories)
         honest = self.migration.precopy_info
 
         def info() -> PrecopyInfo:
@@ -203,9 +201,8 @@ class Boastful(Sum):
 class Sloppy(Sum):
     """Accepts any stream."""
 
-    def finish(self, extra_memories: Any = ()) -> None:
+    def initialise(self) -> None:
         """Have a migration that trusts."""
-        super().finish(extra_memories)
 
         resuming = self.migration._resuming
 
@@ -257,7 +254,7 @@ class Copier(Device):
         (reference(), ("generation",)),
         (reference(fill_seed=5), ("generation",)),
         (reference(mapped=True), ("generation",)),
-        (reference(more=[MemorySpec("aux", 8192, bar=4)]), ("generation",)),
+        (reference(more={"aux": Region(4, size_bytes=8192)}), ("generation",)),
         (MappedPad, ()),
     ],
 )

@@ -17,7 +17,7 @@ import pytest
 from serverkit import PATIENCE_SECONDS, RunningServer, ServerFactory, run_vfu_dev, wait_until
 
 from vfu_dev import libvfio_user
-from vfu_dev.device import BarSpace
+from vfu_dev.device import Bar
 from vfu_dev.device.reference import ReferenceDevice
 from vfu_dev.errors import ConfigError, VfuDevError
 from vfu_dev.logs import RateLimit
@@ -64,7 +64,7 @@ def test_impossible_options_are_one_line_and_leave_nothing(
 class Failing(ReferenceDevice):
     """A device that cannot be set up."""
 
-    def region_handler(self, bar: BarSpace) -> Callable[[memoryview, int, bool], None]:
+    def region_handler(self, bar: Bar) -> Callable[[memoryview, int, bool], None]:
         """Fail, in the middle of what the library is told."""
         raise ConfigError("no handler")
 

@@ -53,13 +53,12 @@ def command(spec: str, memory: int, changed: tuple[str, ...], json_path: str | N
     when one is broken.
     """
     from vfu_dev.device.loader import find_class, make_device
-    from vfu_dev.migration.engine import ALL_FLAGS
     from vfu_dev.testing.contract import CHECKS, ContractError, check_device
 
     cls = find_class(spec)
 
     def make() -> Device:
-        return make_device(cls, cls.__name__, ALL_FLAGS, {"memory_bytes": memory}, {})
+        return make_device(cls, cls.__name__, {"memory_bytes": memory}, {})
 
     broken: dict[str, str] = {}
     made = True

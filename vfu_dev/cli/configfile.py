@@ -234,10 +234,10 @@ def _toml(option: click.Option, value: Any) -> str:
 
 
 @contextmanager
-def blaming(ctx: click.Context, names: Iterable[str]) -> Iterator[None]:
+def blaming(ctx: click.Context, names: Iterable[str], besides: Collection[str] = ()) -> Iterator[None]:
     """Have a ConfigError say which lines of a file it may come from: of options `names`, set by a file.
 
-    Where the error itself names some of their keys, those alone.
+    Where the error itself names keys, of options that a file set or of those in `besides`, these alone.
     """
     try:
         yield
@@ -245,7 +245,11 @@ def blaming(ctx: click.Context, names: Iterable[str]) -> Iterator[None]:
         text = str(err)
         keys = {key_of(option): option.name for option in _options(ctx.command).values()}
         found = ctx.meta.get(_ORIGINS, {})
-        named = [name for key, name in keys.items() if re.search(rf"{key}\b", text) and name in found]
+        named = [
+            name
+            for key, name in keys.items()
+            if re.search(rf"{key}\b", text) and (name in found or name in besides)
+        ]
         lines = [found[name] for name in (named or names) if name in found]
         if not lines:
             raise

@@ -10,14 +10,13 @@ import click
 
 from vfu_dev.cli.params import SIZE, NumberType
 from vfu_dev.errors import ConfigError
-from vfu_dev.uapi import MAX_MSI_MESSAGES, MAX_MSIX_VECTORS
+from vfu_dev.uapi import MAX_MSI_MESSAGES, MAX_MSIX_VECTORS, PCI_STD_NUM_BARS
 
 if TYPE_CHECKING:
-    from vfu_dev.device import Device
+    from vfu_dev.device import Bar, Device
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PCI_BARS = 6
 PCI_KINDS = ("express", "conventional")
 
 
@@ -35,7 +34,7 @@ _IDENTITY = {
 def identity_options(command: F) -> F:
     """Add the options; the command gets their values as keyword arguments, None where nothing was said."""
     own = "the device's own"
-    for index in reversed(range(PCI_BARS)):
+    for index in reversed(range(PCI_STD_NUM_BARS)):
         text = f"Size of BAR{index}, a power of two; the device's is the least."
         option = f"--bar{index}-size"
         command = click.option(option, type=SIZE, help=text, show_default=own)(command)
@@ -63,35 +62,42 @@ def identity_options(command: F) -> F:
     return command
 
 
-def override(device: Device, chosen: dict[str, Any]) -> None:
-    """Let `chosen`, the values of these options, override what `device` declares; before it is served.
+def settle(chosen: dict[str, Any], device: Device, declared: dict[str, Bar]) -> dict[str, Bar]:
+    """Let `chosen`, the values of these options, stand in the place of what `device` says of itself.
 
+    Args:    declared: what the device declares; nothing of it was made yet.
+    Returns: what it is to have instead.
     Raises:  ConfigError: the device has no such part, or it cannot be that.
     """
-    changes = {}
-    for option, (part, _, _) in _IDENTITY.items():
-        value = chosen[option.replace("-", "_")]
-        if value is not None:
-            changes[part] = value
-    device.identity = replace(device.identity, **changes)
+    from vfu_dev.device import NO_BAR, Msix
+
+    parts = {part: chosen[option.replace("-", "_")] for option, (part, _, _) in _IDENTITY.items()}
+    device.identity = replace(
+        device.identity, **{k: value for k, value in parts.items() if value is not None}
+    )
     if chosen["pci"] is not None:
         device.express = chosen["pci"] == "express"
-    if chosen["msix_vectors"] is not None:
-        device.set_msix_vectors(chosen["msix_vectors"])
     if chosen["msi_vectors"] is not None:
         device.msi_vectors = chosen["msi_vectors"]
-    bars = {bar.index: bar for bar in device.bars}
-    for index in range(PCI_BARS):
-        size = chosen[f"bar{index}_size"]
-        if size is None:
-            continue
-        if index not in bars:
-            present = ", ".join(f"BAR{number}" for number in sorted(bars))
-            raise ConfigError(f"bar{index}-size: this device has no BAR{index}, but {present}")
+    vectors = chosen["msix_vectors"]
+    if vectors is not None and not any(isinstance(bar, Msix) for bar in declared.values()):
+        raise ConfigError("msix-vectors: this device has no MSI-X")
+    present = sorted({bar.index for bar in declared.values() if bar.index != NO_BAR})
+    sizes = {index: chosen[f"bar{index}_size"] for index in range(PCI_STD_NUM_BARS)}
+    for index, size in sizes.items():
+        if size is not None and index not in present:
+            there = ", ".join(f"BAR{number}" for number in present)
+            raise ConfigError(f"bar{index}-size: this device has no BAR{index}, but {there}")
+    found = {}
+    for name, bar in declared.items():
+        size = sizes.get(bar.index)
+        if vectors is not None and isinstance(bar, Msix):
+            bar = Msix(bar.index, vectors=vectors)
         try:
-            bars[index].enlarge(size)
+            found[name] = bar if size is None else bar.with_bar(size)
         except ConfigError as err:
-            raise ConfigError(f"bar{index}-size: {err}") from err
+            raise ConfigError(f"bar{bar.index}-size: {name}: {err}") from err
+    return found
 
 
 def decided(device: Device) -> dict[str, Any]:
@@ -104,4 +110,4 @@ def decided(device: Device) -> dict[str, Any]:
     values["pci"] = PCI_KINDS[0] if device.express else PCI_KINDS[1]
     values["msix_vectors"] = device.msix_vectors or None
     values["msi_vectors"] = device.msi_messages
-    return values | {f"bar{bar.index}_size": bar.size_bytes for bar in device.bars}
+    return values | {f"bar{bar.index}_size": bar.bar_bytes for bar in device.bars}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vfu_dev.cli.configfile import as_toml, blaming, config_options, given, origin
-from vfu_dev.cli.identity import decided, identity_options, override
+from vfu_dev.cli.identity import decided, identity_options, settle
 from vfu_dev.cli.load_options import load_of, load_options
 from vfu_dev.cli.params import LEVEL, ON_OFF, SIZE, NumberType
 from vfu_dev.cli.shape import Command
 from vfu_dev.cli.socket_options import socket_options, sockets_of
-from vfu_dev.errors import ConfigError
+from vfu_dev.errors import ConfigError, judge_name
 from vfu_dev.logs import set_up_logging
 from vfu_dev.migration.engine import ALL_FLAGS
 from vfu_dev.server.register_trace import DEFAULT_ACCESSES, MAX_ACCESSES
@@ -26,8 +26,7 @@ from vfu_dev.sizes import parse_size
 from vfu_dev.uapi import MigrationFlags
 
 if TYPE_CHECKING:
-    from vfu_dev.device import Device
-    from vfu_dev.device.reference import MemorySpec
+    from vfu_dev.device import Bar, Device, Region
     from vfu_dev.metrics.launch import Exporter
 
 logger = logging.getLogger(__name__)
@@ -192,7 +191,8 @@ def command(
     """
     # Imported here: `--help` need not pay for numpy.
     from vfu_dev import libvfio_user
-    from vfu_dev.device.loader import keywords
+    from vfu_dev.device.loader import find_class, keywords, make_device, settled
+    from vfu_dev.device.reference import ReferenceDevice
     from vfu_dev.faults import Fault
     from vfu_dev.server import Server
     from vfu_dev.server.register_trace import RegisterTrace
@@ -204,28 +204,37 @@ def command(
     flags = ALL_FLAGS
     if pre_copy == "off":
         flags &= ~MigrationFlags.VFIO_MIGRATION_PRE_COPY
-    with blaming(ctx, _DEVICE_OPTIONS):
+    with blaming(ctx, _DEVICE_OPTIONS, identity):
         if page_size < MIN_PAGE_SIZE_BYTES:
             raise ConfigError(f"--page-size {page_size}: at least {MIN_PAGE_SIZE_BYTES}")
         memory, more = _parse_memories(memories, page_size)
-        make = _maker(device_spec, _chosen(ctx))
-        device = make(
-            name,
-            memory_bytes=memory,
-            page_size_bytes=page_size,
-            mapped=access == "mmap",
-            more=more,
-            fill_seed=fill,
-            initial_limit_bytes=initial,
-            flags=flags,
-        )
+        options: dict[str, Any] = {
+            "memory_bytes": memory,
+            "page_size_bytes": page_size,
+            "mapped": access == "mmap",
+            "more": more,
+            "fill_seed": fill,
+        }
+
+        def decide(device: Device, declared: dict[str, Bar]) -> dict[str, Bar]:
+            device.flags &= flags
+            if initial is not None:
+                device.initial_limit_bytes = initial
+            return settle(identity, device, declared)
+
+        if device_spec is None:
+            device: Device = settled(ReferenceDevice, decide)(name, **options)
+        else:
+            chosen = _chosen(ctx)
+            if more:
+                chosen["more"] = f"{origin(ctx, 'memories')} NAME=SIZE"
+            device = make_device(settled(find_class(device_spec), decide), name, options, chosen)
     try:
-        with blaming(ctx, identity):
-            override(device, identity)
         if where is None:
             takes = keywords(type(device))
             without = [option for option, keyword in _DEVICE_OPTIONS.items() if keyword not in takes]
-            click.echo(as_toml(ctx, decided(device), without), nl=False)
+            values = decided(device) | {"initial": device.initial_limit_bytes}
+            click.echo(as_toml(ctx, values, without), nl=False)
             return
         with blaming(ctx, load_arguments):
             load = load_of(load_arguments)
@@ -275,28 +284,12 @@ _DEVICE_OPTIONS = {
     "page_size": "page_size_bytes",
     "access": "mapped",
     "fill": "fill_seed",
-    "initial": "initial_limit_bytes",
 }
 
 
 def _chosen(ctx: click.Context) -> dict[str, str]:
     """Return keyword -> where it was set, of the device's options that the user set."""
     return {_DEVICE_OPTIONS[name]: origin(ctx, name) for name in given(ctx) if name in _DEVICE_OPTIONS}
-
-
-def _maker(spec: str | None, chosen: Mapping[str, str]) -> Callable[..., Device]:
-    """Return what makes the device: the reference device's class, or one of the user's own."""
-    from vfu_dev.device.loader import find_class, make_device
-    from vfu_dev.device.reference import ReferenceDevice
-
-    if spec is None:
-        return ReferenceDevice
-    cls = find_class(spec)
-
-    def make(name: str, *, flags: MigrationFlags, **options: Any) -> Device:
-        return make_device(cls, name, flags, options, chosen)
-
-    return make
 
 
 @contextmanager
@@ -329,14 +322,14 @@ def find_library(option: Path | None) -> Path:
     return artifact("libvfio-user")
 
 
-def _parse_memories(options: tuple[str, ...], page_size: int) -> tuple[int, list[MemorySpec]]:
+def _parse_memories(options: tuple[str, ...], page_size: int) -> tuple[int, dict[str, Region]]:
     """Return the size behind BAR2 and the further memories that the --memory options ask for."""
-    from vfu_dev.device.reference import MemorySpec
+    from vfu_dev.device import NO_BAR, Region
 
     sizes = [text for text in options if "=" not in text.split(",")[0]]
     if len(sizes) > 1:
         raise ConfigError(f"--memory {' and '.join(sizes)}: further memories need a name, NAME=SIZE")
-    more = []
+    more: dict[str, Region] = {}
     for text in options:
         if text in sizes:
             continue
@@ -346,16 +339,16 @@ def _parse_memories(options: tuple[str, ...], page_size: int) -> tuple[int, list
         unknown = sorted(set(pairs) - {"bar", "window", "access", "page-size"})
         if unknown or pairs.get("access", "trap") not in ("trap", "mmap"):
             raise ConfigError(f"--memory {text}: expected bar=, window=, access=trap|mmap, page-size=")
+        if name in more:
+            raise ConfigError(f"--memory {text}: two memories with the name {name}")
         try:
-            more.append(
-                MemorySpec(
-                    name,
-                    parse_size(size),
-                    parse_size(pairs["page-size"]) if "page-size" in pairs else page_size,
-                    int(pairs["bar"]) if "bar" in pairs else None,
-                    parse_size(pairs["window"]) if "window" in pairs else None,
-                    pairs.get("access") == "mmap",
-                )
+            judge_name("memory", name)
+            more[name] = Region(
+                int(pairs["bar"]) if "bar" in pairs else NO_BAR,
+                size_bytes=parse_size(size),
+                page_size_bytes=parse_size(pairs["page-size"]) if "page-size" in pairs else page_size,
+                mapped=pairs.get("access") == "mmap",
+                bar_bytes=parse_size(pairs["window"]) if "window" in pairs else None,
             )
         except ValueError as err:
             raise ConfigError(f"--memory {text}: {err}") from err

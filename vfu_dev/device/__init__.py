@@ -1,29 +1,32 @@
-"""What a device author writes against; `vfu_dev.device.reference` is a device written so."""
+"""What a device author writes against; `vfu_dev.device.reference` is a device written so.
 
+`Device` is what is subclassed; `Registers`, `Region` and `Msix` are what it declares (`bar` says how),
+`Field` is a register, `Worker` what the device does by itself. docs/authors.md is the guide.
+"""
+
+from vfu_dev.device.bar import NO_BAR, Bar, Msix
 from vfu_dev.device.base import Device, Worker
 from vfu_dev.device.bus import Bus, GuestMemory
 from vfu_dev.device.counters import Counters
-from vfu_dev.device.declare import Msix, Region, Registers
 from vfu_dev.device.fields import Access, Field
 from vfu_dev.device.identity import PciIdentity
-from vfu_dev.device.regions import BarSpace, MemoryBar, MsixBar, RegisterBar
+from vfu_dev.device.region import Region
+from vfu_dev.device.registers import Registers
 from vfu_dev.exports import publish as _publish
 from vfu_dev.migration import StateObject
 
 __all__ = [
+    "NO_BAR",
     "Access",
-    "BarSpace",
+    "Bar",
     "Bus",
     "Counters",
     "Device",
     "Field",
     "GuestMemory",
-    "MemoryBar",
     "Msix",
-    "MsixBar",
     "PciIdentity",
     "Region",
-    "RegisterBar",
     "Registers",
     "StateObject",
     "Worker",

@@ -1,6 +1,6 @@
 """The base of every device: regions, interrupts, migration, counters.
 
-An author subclasses `Device`, creates BARs in `__init__` and says what registers do. Being attachable,
+An author subclasses `Device`, declares what is behind its BARs and says what registers do. Being attachable,
 migratable with pre-copy, and observable follows.
 """
 
@@ -14,13 +14,15 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from typing import ClassVar, Protocol
 
+from vfu_dev.device.bar import NO_BAR, Bar, Msix, declared, judge_place
 from vfu_dev.device.bus import Bus, GuestMemory, NoBus
 from vfu_dev.device.config_space import ConfigSpace
 from vfu_dev.device.counters import Counters
-from vfu_dev.device.declare import Region, declared
+from vfu_dev.device.fields import Access
 from vfu_dev.device.identity import PciIdentity
 from vfu_dev.device.interrupts import Interrupts
-from vfu_dev.device.regions import BarSpace, MemoryBar, MsixBar, RegisterBar, judge_place
+from vfu_dev.device.region import Region
+from vfu_dev.device.registers import Registers
 from vfu_dev.errors import AccessError, ConfigError, judge_name
 from vfu_dev.figures import MMIO_EDGES_SECONDS, Histogram
 from vfu_dev.memory import DeviceMemory
@@ -70,105 +72,128 @@ class Worker(Protocol):
 class Device:
     """A PCI device.
 
-    A subclass declares `Registers`, `Region` and `Msix` as class attributes (see `declare`). What it has to
-    decide at run time it adds in `__init__` instead: `super().__init__`, then `add_bar` for each BAR, and
-    finally `finish`. It may override `reset_registers`, `initialise`, `resumed`, `region_read` and
-    `region_write`.
+    A subclass declares what it has as attributes: `Registers`, `Region` and `Msix`, in the class, or in
+    `__init__` where it depends on an argument. `super().__init__()` makes the device of them, so it comes
+    after the last declaration. A subclass may override what is below "for authors".
 
     Attributes:
         identity: what the PCI bus sees; the default is numbers that nobody was assigned.
         type_name: both ends of a migration have to agree on it; the class's name by default.
         msi_vectors: how many interrupts MSI is asked for, 0 for a device without it; None for those of MSI-X.
         express: whether it is a PCI Express endpoint, with function level reset, or a conventional function.
+        flags: migration states to announce.
+        initial_limit_bytes: how many bytes count as initial in a migration; None for everything ever written.
+        bars: what there is, in the order of the declarations; `memories` and `unmigrated` are their memory.
         bus: what it is plugged into, see `attach`.
 
     Args:
         name: this device among others, for logs and status; the type's by default.
-        flags: migration states to announce.
-        initial_limit_bytes: how many bytes count as initial in a migration; None for everything ever written.
+
+    Raises:  ConfigError: what is declared cannot be, or not beside each other.
     """
 
     # Class 0xff: "device does not fit in any defined classes" (PCI Code and ID Assignment Specification).
     identity = PciIdentity(vendor=0x4656, device=0xFFFF, class_code=0xFF0000, revision=0)
     express = True
     msi_vectors: int | None = None
+    flags: MigrationFlags = ALL_FLAGS
+    initial_limit_bytes: int | None = None
     type_name: ClassVar[str]
     # What streams of older versions lack, and what they have that is not missed: see `MigratableState`.
     added_state: ClassVar[Collection[str]] = ()
     dropped_state: ClassVar[Collection[str]] = ()
+    # What `__init__` declared so far, and the names of all that is declared, once the device is being made.
+    _assigned: dict[str, Bar] = {}  # noqa: RUF012 - replaced, never changed
+    _declared: Collection[str] | None = None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if not hasattr(cls, "type_name"):
             cls.type_name = cls.__name__
 
-    def __init__(
-        self,
-        name: str | None = None,
-        *,
-        flags: MigrationFlags = ALL_FLAGS,
-        initial_limit_bytes: int | None = None,
-    ) -> None:
+    def __init__(self, name: str | None = None) -> None:
+        declarations = self.declarations()
+        self._declared = declared(type(self)).keys() | self._assigned.keys()
+        self.bars: list[Bar] = []
         self.name = name or self.type_name
-        self.flags = flags
         self.counters = Counters()
         self.read_seconds = Histogram(MMIO_EDGES_SECONDS)
         self.write_seconds = Histogram(MMIO_EDGES_SECONDS)
-        self.bars: list[BarSpace] = []
         self.memories: list[DeviceMemory] = []
         self.unmigrated: list[DeviceMemory] = []
         self.msix_vectors = 0
         self.bus: Bus = NoBus()
         self.interrupts = Interrupts(lambda: self.irq_vectors, self.bus, self.counters)
         self.config = ConfigSpace()  # laid out by the server
-        self.workers: list[Worker] = []
-        self.initial_limit_bytes = initial_limit_bytes
-        self.migration: Migration
         self._writes_served = True
-        self._make_declared()
+        for attribute, bar in declarations.items():
+            self._make(attribute, bar)
+        self.workers: list[Worker] = list(self.make_workers())
+        self.migration = self._make_migration()
+        self.initialise()
 
-    def _make_declared(self) -> None:
-        everything = declared(type(self))
-        for name, one in everything.items():
-            mine, bar = one.make(self)
-            self.__dict__[name] = mine
-            self.add_bar(bar, migrate=one.migrate if isinstance(one, Region) else True)
-        if everything:
-            self.workers += self.make_workers()
-            self.finish()
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an attribute; one that is declared is nothing else, and nothing is declared afterwards."""
+        if isinstance(value, Bar) and not value.made:
+            if self._declared is not None:
+                raise ConfigError(f"{type(self).__name__}: declare {name} before super().__init__()")
+            self._assigned = {**self._assigned, name: value}
+        elif self._declared is not None and name in self._declared:
+            raise ConfigError(f"{type(self).__name__}: {name} is declared, and can be nothing else besides")
+        super().__setattr__(name, value)
+
+    def _make(self, attribute: str, declaration: Bar) -> None:
+        """Make what is declared, and put it where the declaration was."""
+        bar = declaration.make(attribute, self)
+        if bar.index != NO_BAR or not isinstance(bar, Region):
+            judge_place(self.name, bar, self.bars)
+            self.bars.append(bar)
+        if isinstance(bar, Region):
+            (self.memories if bar.migrate else self.unmigrated).append(bar.memory)
+        elif isinstance(bar, Msix):
+            self.msix_vectors = bar.vectors
+        elif isinstance(bar, Registers):
+            self._connect_line(bar)
+        if self._declared is not None and attribute in self._declared:
+            super().__setattr__(attribute, bar)
 
     def overrides(self, method: str) -> bool:
         """Return whether this device's class has its own `method`."""
         return getattr(type(self), method) is not getattr(Device, method)
 
-    def add_bar(self, bar: BarSpace, *, migrate: bool = True) -> None:
-        """Put `bar` where its index says; what it holds migrates if it says so, a memory unless `migrate`.
-
-        Raises:  ConfigError: there is no such BAR, or another one has it.
-        """
-        if any(other.index == bar.index for other in self.bars):
-            raise ConfigError(f"{self.name}: two BARs with index {bar.index}")
-        if hasattr(self, "migration"):
-            raise ConfigError(f"{self.name}: {bar.name} comes after `finish`, which said what migrates")
-        judge_place(self.name, bar, self.bars)
-        self.bars.append(bar)
-        if isinstance(bar, MemoryBar):
-            (self.memories if migrate else self.unmigrated).append(bar.memory)
-        if isinstance(bar, MsixBar):
-            self.msix_vectors = bar.vectors
-        if isinstance(bar, RegisterBar):
-            self._connect_line(bar)
-
-    def _connect_line(self, bar: RegisterBar) -> None:
+    def _connect_line(self, bar: Registers) -> None:
         """Let the register that shows the causes of INTx do so, if `bar` has one."""
         for field in bar.fields.values():
-            if field.access != "intx":
+            if field.access != Access.INTX:
                 continue
             if self.interrupts.has_line:
                 raise ConfigError(f"{bar.name}: {field.name}: a second register that acknowledges INTx")
             self.interrupts.has_line = True
             self.interrupts.mirror = functools.partial(bar.__setitem__, field.name)
-            bar.acknowledge = self.interrupts.acknowledge
+            bar.on_acknowledge(field.name, self.interrupts.acknowledge)
+
+    def _make_migration(self) -> Migration:
+        blocks = [bar.block() for bar in self.bars if isinstance(bar, Registers)]
+        blocks += [worker.block() for worker in self.workers]
+        if self.irq_vectors:
+            blocks.append(self.interrupts.block())
+        blocks.append(self.config.block())
+        contents = MigratableState(
+            self.type_name,
+            self.memories,
+            [*(block for block in blocks if block is not None), *self.state_objects()],
+            added=self.added_state,
+            dropped=self.dropped_state,
+        )
+        return Migration(
+            self.name,
+            contents,
+            flags=self.flags,
+            initial_limit_bytes=self.initial_limit_bytes,
+            on_state=self._state_changed,
+            on_resumed=self.resumed,
+            on_unverified=self._unverified,
+        )
 
     @property
     def name(self) -> str:
@@ -179,6 +204,8 @@ class Device:
     def name(self, name: str) -> None:
         judge_name("device", name)
         self._name = name
+        if hasattr(self, "migration"):
+            self.migration.name = name
 
     @property
     def irq_vectors(self) -> int:
@@ -191,52 +218,23 @@ class Device:
         wanted = min(self.msix_vectors, MAX_MSI_MESSAGES) if self.msi_vectors is None else self.msi_vectors
         return 1 << (wanted - 1).bit_length() if wanted else 0
 
-    def finish(self, extra_memories: Sequence[DeviceMemory] = ()) -> None:
-        """Complete the declaration; `extra_memories` migrate without being behind a BAR."""
-        self.memories += extra_memories
-        blocks = [bar.block() for bar in self.bars if isinstance(bar, RegisterBar)]
-        blocks += [worker.block() for worker in self.workers]
-        if self.irq_vectors:
-            blocks.append(self.interrupts.block())
-        blocks.append(self.config.block())
-        contents = MigratableState(
-            self.type_name,
-            self.memories,
-            [*(block for block in blocks if block is not None), *self.state_objects()],
-            added=self.added_state,
-            dropped=self.dropped_state,
-        )
-        self.migration = Migration(
-            self.name,
-            contents,
-            flags=self.flags,
-            initial_limit_bytes=self.initial_limit_bytes,
-            on_state=self._state_changed,
-            on_resumed=self.resumed,
-            on_unverified=self._unverified,
-        )
-        self.initialise()
-
     def restrict_flags(self, flags: MigrationFlags) -> None:
         """Announce no more than `flags`; before the first client."""
         self.flags &= flags
         self.migration.machine = StateMachine(self.flags)
 
-    def set_msix_vectors(self, vectors: int) -> None:
-        """Have another number of MSI-X interrupts; before the device is served.
-
-        Raises:  ConfigError: it has no MSI-X.
-        """
-        tables = [bar for bar in self.bars if isinstance(bar, MsixBar)]
-        if not tables:
-            raise ConfigError(f"{self.name}: msix-vectors: this device has no MSI-X")
-        tables[0].set_vectors(vectors)
-        self.msix_vectors = vectors
-
     # --- for authors --------------------------------------------------------------------------------------
 
+    def declarations(self) -> dict[str, Bar]:
+        """Return what this device is to have, by name: class attributes, then those that `__init__` assigned.
+
+        Asked once, before anything is made. A subclass may add what has no attribute, as one of several
+        memories, and change what is declared, as whoever serves the device does.
+        """
+        return declared(type(self)) | self._assigned
+
     def make_workers(self) -> Sequence[Worker]:
-        """Return what a declared device does by itself; called when registers and memories are there."""
+        """Return what the device does by itself; called once, when registers and memories are there."""
         return ()
 
     def initialise(self) -> None:
@@ -315,10 +313,10 @@ class Device:
             if self.may_start and worker.due() == 0:
                 worker.advance(budget_seconds)
 
-    def region_handler(self, bar: BarSpace) -> Callable[[memoryview, int, bool], None]:
+    def region_handler(self, bar: Bar) -> Callable[[memoryview, int, bool], None]:
         """Return the function through which every access to `bar` goes: bounds, policy, counters, BAR."""
-        size, name = bar.size_bytes, bar.name
-        counters, read, write = self.counters, bar.read, bar.write
+        size, name, counters = bar.bar_bytes, bar.name, self.counters
+        read, write = bar.accesses()
         clock, bucket = time.perf_counter_ns, bisect_left
         # Histogram.observe_ns, taken apart: a call less. Measuring costs 0.25 us of the 10 us a write takes.
         reads, writes = self.read_seconds, self.write_seconds

@@ -29,7 +29,6 @@ from vfu_dev.uapi import (
 
 CAUSES = 32
 
-
 _KINDS = {
     VFIO_PCI_INTX_IRQ_INDEX: "intx",
     VFIO_PCI_MSI_IRQ_INDEX: "msi",

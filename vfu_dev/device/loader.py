@@ -7,17 +7,20 @@ import importlib.util
 import inspect
 import sys
 import traceback
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import vfu_dev
+from vfu_dev.device.bar import Bar
 from vfu_dev.device.base import Device
 from vfu_dev.errors import ConfigError
-from vfu_dev.uapi import MigrationFlags
 
 T = TypeVar("T")
+D = TypeVar("D", bound=Device)
+# Gets a device of which nothing was made yet, and what it declares; returns what it is to have.
+Settle = Callable[[Device, dict[str, Bar]], dict[str, Bar]]
 
 _PACKAGE = Path(vfu_dev.__file__).parent
 
@@ -46,7 +49,7 @@ def find_class(spec: str) -> type[Device]:
     raise ConfigError(f"device {spec!r}: {text}")
 
 
-def _import(name: str) -> ModuleType:
+def _import(name: str) -> types.ModuleType:
     if not name.endswith(".py"):
         working_directory = str(Path.cwd())
         if working_directory not in sys.path:
@@ -91,13 +94,20 @@ def _guarded(what: str, work: Callable[[], T]) -> T:
         raise ConfigError(f"{what}: {place}{type(err).__name__}: {err}") from err
 
 
-def make_device(
-    cls: type[Device],
-    name: str,
-    flags: MigrationFlags,
-    options: Mapping[str, Any],
-    given: Mapping[str, str],
-) -> Device:
+def settled(cls: type[D], settle: Settle) -> type[D]:
+    """Return `cls` as whoever serves it wants it: a subclass, as its author could write one.
+
+    Args:    settle: has the last word before a device is made: on declarations, `identity` and the like.
+    """
+
+    def declarations(device: Any) -> dict[str, Bar]:
+        return settle(device, cls.declarations(device))
+
+    own = {"__module__": cls.__module__, "__doc__": cls.__doc__, "declarations": declarations}
+    return cast(type[D], types.new_class(cls.__name__, (cls,), exec_body=lambda body: body.update(own)))
+
+
+def make_device(cls: type[Device], name: str, options: Mapping[str, Any], given: Mapping[str, str]) -> Device:
     """Return a `cls` made with those of `options` that it has a keyword for.
 
     Args:
@@ -111,11 +121,14 @@ def make_device(
     if untaken:
         raise ConfigError(f"{', '.join(untaken)}: {cls.__name__} decides this itself")
     arguments = {keyword: value for keyword, value in options.items() if keyword in takes}
-    arguments |= {key: value for key, value in (("name", name), ("flags", flags)) if key in takes}
+    if "name" in takes:
+        arguments["name"] = name
     device = _guarded(f"device {cls.__name__}", lambda: cls(**arguments))
+    if not hasattr(device, "migration"):
+        raise ConfigError(
+            f"device {cls.__name__}: its __init__ has to call super().__init__(), which makes it"
+        )
     device.name = name
-    if device.flags & flags != device.flags:
-        device.restrict_flags(flags)
     return device
 
 

@@ -106,7 +106,7 @@ class DeviceMemory:
         self.pages = PageMap(self.page_count, page_size_bytes)
         self.scans = ScanCounters()
 
-    def store(self, offset: int, data: bytes | memoryview) -> None:
+    def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write `data` at `offset` and mark its pages; the caller has checked the bounds."""
         length = len(data)
         if length:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from vfu_dev import JSON_VERSION, __version__
-from vfu_dev.device import RegisterBar
+from vfu_dev.device import Registers
 from vfu_dev.errors import ConfigError, StateError, shown
 from vfu_dev.faults import Fault
 from vfu_dev.logs import LOG_LEVELS
@@ -196,7 +196,7 @@ class Commands:
                     if bar.dtype[field.name].kind == "u"
                 }
                 for bar in self._device.bars
-                if isinstance(bar, RegisterBar)
+                if isinstance(bar, Registers)
             },
         }
 

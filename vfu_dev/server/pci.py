@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from vfu_dev.device import Device, MsixBar
+from vfu_dev.device import Device, Msix
 from vfu_dev.device.base import RefusedAccessError
 from vfu_dev.device.config_space import CONVENTIONAL_BYTES, EXPRESS_BYTES, ConfigSpace
 from vfu_dev.libvfio_user import Context, ResetKind
@@ -80,7 +80,7 @@ def set_up(context: Context, device: Device) -> None:
             _add_msi(capabilities, device.msi_messages)
             context.irqs.announce(VFIO_PCI_MSI_IRQ_INDEX, device.msi_messages)
     for bar in device.bars:
-        if isinstance(bar, MsixBar):
+        if isinstance(bar, Msix):
             _add_msix(capabilities, bar)
             context.irqs.announce(VFIO_PCI_MSIX_IRQ_INDEX, bar.vectors)
     context.setup_pci(express=device.express)
@@ -141,7 +141,7 @@ def _add_header(config: ConfigSpace, device: Device) -> None:
 def _add_bars(config: ConfigSpace, device: Device) -> None:
     for bar in device.bars:
         # `judge_place` has made sure that no other BAR has one of these registers.
-        address_bits = (-bar.size_bytes & ((1 << 64) - 1)) & ~0xF
+        address_bits = (-bar.bar_bytes & ((1 << 64) - 1)) & ~0xF
         for number in bar.bar_registers:
             flags = bar.bar_flags if number == bar.index else 0
             config.register(
@@ -228,9 +228,9 @@ def _add_msi(capabilities: _Capabilities, messages: int) -> None:
     config.register("msi_pending", offset + 20, 4)
 
 
-def _add_msix(capabilities: _Capabilities, bar: MsixBar) -> None:
+def _add_msix(capabilities: _Capabilities, bar: Msix) -> None:
     config = capabilities.config
     offset = capabilities.add(_PCI_CAP_ID_MSIX, _PCI_CAP_MSIX_SIZEOF)
     config.register("msix_control", offset + 2, 2, bar.vectors - 1, _MSIX_WRITABLE)
-    config.register("msix_table", offset + 4, 4, bar.TABLE_OFFSET | bar.index)
-    config.register("msix_pba", offset + 8, 4, bar.PBA_OFFSET | bar.index)
+    config.register("msix_table", offset + 4, 4, bar.index)
+    config.register("msix_pba", offset + 8, 4, bar.pba_offset | bar.index)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vfu_dev.device import RegisterBar
+from vfu_dev.device import Registers
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class RegisterTrace:
         self.unknown: dict[tuple[int, int, int, bool], int] = {}
         self.spinning: list[str] = []
 
-    def wrap(self, bar: RegisterBar, handler: Handler) -> Handler:
+    def wrap(self, bar: Registers, handler: Handler) -> Handler:
         """Return a handler of accesses to `bar` that notes each and lets `handler` serve it."""
         names: dict[tuple[int, int], str] = {}
 
@@ -150,7 +150,7 @@ class RegisterTrace:
         }
 
 
-def _names(bar: RegisterBar, offset: int, size: int) -> str:
+def _names(bar: Registers, offset: int, size: int) -> str:
     """Return the registers that an access touches, each with the part of it where that is not all."""
     found = []
     for field in bar.fields.values():

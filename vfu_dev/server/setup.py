@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vfu_dev.device import BarSpace, Device, MemoryBar, RegisterBar
+from vfu_dev.device import Bar, Device, Region, Registers
 from vfu_dev.libvfio_user import Context, Library, RegionSetup
 from vfu_dev.server import pci
 from vfu_dev.server.bus import ServedBus
@@ -38,12 +38,12 @@ def set_up(
     return callbacks, bus
 
 
-def _region(device: Device, bar: BarSpace, trace: RegisterTrace | None) -> RegionSetup:
+def _region(device: Device, bar: Bar, trace: RegisterTrace | None) -> RegionSetup:
     handler = device.region_handler(bar)
-    if trace is not None and isinstance(bar, RegisterBar):
+    if trace is not None and isinstance(bar, Registers):
         handler = trace.wrap(bar, handler)
-    region = RegionSetup(bar.index, bar.size_bytes, handler, bar.name)
-    if isinstance(bar, MemoryBar) and bar.memory.mapped:
+    region = RegionSetup(bar.index, bar.bar_bytes, handler, bar.name)
+    if isinstance(bar, Region) and bar.mapped:
         # What is left of the last 64 KiB is trapped: a client with pages of that size cannot map it.
         whole = bar.memory.size_bytes // _LARGEST_PAGE_BYTES * _LARGEST_PAGE_BYTES
         if whole:

@@ -6,9 +6,9 @@ import errno
 import traceback
 from collections.abc import Callable, Collection
 
-from vfu_dev.device import Access, Device, MsixBar, RegisterBar
+from vfu_dev.device import Access, Device, Msix, Registers
+from vfu_dev.device.bar import judge_place
 from vfu_dev.device.fields import layout
-from vfu_dev.device.regions import judge_place
 from vfu_dev.errors import AccessError, ConfigError, StreamError, VfuDevError
 from vfu_dev.migration import ResumeSession, SaveSession
 from vfu_dev.migration.fsm import PRE_COPY_GROUP, RUNNING_GROUP
@@ -44,11 +44,11 @@ def declarations(subject: Subject) -> None:
     for number, bar in enumerate(device.bars):
         try:
             judge_place(device.name, bar, device.bars[:number])
-            if isinstance(bar, RegisterBar):
-                layout(bar.name, list(bar.fields.values()), bar.size_bytes)
+            if isinstance(bar, Registers):
+                layout(bar.name, list(bar.fields.values()), bar.bar_bytes)
         except ConfigError as err:
             raise Found(str(err)) from err
-        if isinstance(bar, RegisterBar):
+        if isinstance(bar, Registers):
             for name, field in bar.fields.items():
                 silent = field.access == Access.WRITE_ONLY and name not in bar.hooks
                 require(not silent, f"{name} is write-only and has no hook: a write to it does nothing")
@@ -66,7 +66,7 @@ def identity(subject: Subject) -> None:
         require(0 <= value < 1 << bits, f"{name} {value:#x} does not fit in {bits} bits")
     require(who.vendor != 0xFFFF, "vendor 0xffff means that there is no device")
     require(bool(device.type_name), "type_name is empty")
-    require(sum(isinstance(bar, MsixBar) for bar in device.bars) <= 1, "more than one MSI-X table")
+    require(sum(isinstance(bar, Msix) for bar in device.bars) <= 1, "more than one MSI-X table")
 
 
 def bounds(subject: Subject) -> None:
@@ -74,7 +74,7 @@ def bounds(subject: Subject) -> None:
     client = subject.client()
     before = digest(client.device)
     for bar in client.device.bars:
-        size = bar.size_bytes
+        size = bar.bar_bytes
         for at, count in ((size, 1), (size - 1, 2), (size + 4096, 4), (0, size + 1), (1 << 63, 1), (-1, 1)):
             for access in (
                 lambda: client.region_read(bar.index, at, count),  # noqa: B023
@@ -96,9 +96,9 @@ def access_sizes(subject: Subject) -> None:
     """Reads and writes of any size, alignment and value are served or refused, never an exception."""
     client = subject.client()
     for bar in client.device.bars:
-        sizes = [count for count in (1, 2, 3, 4, 8, 13, 64, bar.size_bytes // 2) if count <= 1 << 16]
+        sizes = [count for count in (1, 2, 3, 4, 8, 13, 64, bar.bar_bytes // 2) if count <= 1 << 16]
         for count in sizes:
-            last = bar.size_bytes - count
+            last = bar.bar_bytes - count
             for at in {0, min(1, last), min(4, last), last // 2 | 1, last}:
                 what = f"BAR{bar.index}: reading {count} bytes at {at:#x}"
                 attempt(lambda: client.region_read(bar.index, at, count), what)  # noqa: B023
@@ -112,7 +112,7 @@ def reset(subject: Subject) -> None:
     """A reset returns every register to its initial value, except those that are said to survive."""
     for how in (InMemoryClient.reset, InMemoryClient.disconnect):
         client = subject.client()
-        registers = [bar for bar in client.device.bars if isinstance(bar, RegisterBar)]
+        registers = [bar for bar in client.device.bars if isinstance(bar, Registers)]
         before = [bar.values.copy() for bar in registers]
         subject.write_registers(client)
         how(client)
@@ -214,7 +214,7 @@ def state_policy(subject: Subject) -> None:
         client.migration.set_state(state)
         before = digest(client.device)
         for bar in client.device.bars:
-            client.region_read(bar.index, 0, min(bar.size_bytes, 1 << 16))
+            client.region_read(bar.index, 0, min(bar.bar_bytes, 1 << 16))
             try:
                 client.region_write(bar.index, 0, b"\xff" * 8)
             except AccessError as err:

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 
-from vfu_dev.device import Device, MemoryBar, MsixBar, RegisterBar
+from vfu_dev.device import Device, Msix, Region, Registers
 from vfu_dev.errors import AccessError
 from vfu_dev.migration import StateHasher
 from vfu_dev.testing.memory_client import InMemoryClient
@@ -50,8 +50,8 @@ class Subject:
     def write_memory(self, client: InMemoryClient) -> None:
         """Write to the first, the last and random places of each memory behind a BAR."""
         for bar in client.device.bars:
-            if isinstance(bar, MemoryBar):
-                size = min(bar.size_bytes, bar.memory.size_bytes)
+            if isinstance(bar, Region):
+                size = min(bar.bar_bytes, bar.size_bytes)
                 spots = [self.random.randrange(size) for _ in range(_SPOTS)]
                 for at in (0, size - 1, *spots):
                     count = min(self.random.choice((1, 2, 4, 8, 64)), size - at)
@@ -60,7 +60,7 @@ class Subject:
     def write_registers(self, client: InMemoryClient) -> None:
         """Write extremes and random values to every register, whole, in part, and across their borders."""
         for bar in client.device.bars:
-            if isinstance(bar, RegisterBar):
+            if isinstance(bar, Registers):
                 for at, count in _register_accesses(bar):
                     for data in (
                         b"\xff" * count,
@@ -71,13 +71,13 @@ class Subject:
                         attempt(lambda: client.region_write(bar.index, at, data), what)  # noqa: B023
 
 
-def _register_accesses(bar: RegisterBar) -> Iterator[tuple[int, int]]:
+def _register_accesses(bar: Registers) -> Iterator[tuple[int, int]]:
     """Yield (offset, count) of accesses to each register: whole, its first byte, its end and beyond."""
     for field in bar.fields.values():
         size = bar.dtype[field.name].itemsize
         yield field.offset, size
         yield field.offset, 1
-        yield field.offset + size - 1, min(2, bar.size_bytes - field.offset - size + 1)
+        yield field.offset + size - 1, min(2, bar.bar_bytes - field.offset - size + 1)
 
 
 def attempt(work: Callable[[], object], what: str = "an access") -> None:
@@ -110,13 +110,13 @@ def visible(client: InMemoryClient) -> dict[str, bytes]:
     """Return what a guest sees: each register, and of each memory what was ever written or is now."""
     seen = {}
     for bar in client.device.bars:
-        if isinstance(bar, RegisterBar):
+        if isinstance(bar, Registers):
             for field in bar.fields.values():
                 if field.access != "wo":
                     count = bar.dtype[field.name].itemsize
                     seen[field.name] = bytes(client.region_read(bar.index, field.offset, count))
-        elif not isinstance(bar, MsixBar):  # the client emulates MSI-X
-            seen[bar.name] = _sample(client, bar.index, bar.size_bytes)
+        elif not isinstance(bar, Msix):  # the client emulates MSI-X
+            seen[bar.name] = _sample(client, bar.index, bar.bar_bytes)
     return seen
 
 

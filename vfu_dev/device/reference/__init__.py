@@ -5,6 +5,6 @@
 the server adds to any device.
 """
 
-from vfu_dev.device.reference.reference import MemorySpec, ReferenceDevice
+from vfu_dev.device.reference.reference import ReferenceDevice
 
-__all__ = ["MemorySpec", "ReferenceDevice"]
+__all__ = ["ReferenceDevice"]

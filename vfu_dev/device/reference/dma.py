@@ -10,12 +10,11 @@ from __future__ import annotations
 import errno
 import time
 import zlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from vfu_dev.device.bus import GuestMemory
+from vfu_dev.device.base import Device
 from vfu_dev.device.reference.layout import (
     CTRL_ABORT,
     CTRL_START,
@@ -27,9 +26,9 @@ from vfu_dev.device.reference.layout import (
     Op,
     Status,
 )
-from vfu_dev.device.regions import RegisterBar
+from vfu_dev.device.region import Region
+from vfu_dev.device.registers import Registers
 from vfu_dev.errors import AccessError, StreamError, VfuDevError, errno_of
-from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import RegisterBlock
 
 # 256 KiB: about 0.1 ms a slice on the project's machine, which is what MMIO may have to wait for.
@@ -70,28 +69,13 @@ class _Descriptor(NamedTuple):
     result: int
 
 
-class EngineHost(NamedTuple):
-    """What the engine needs from the device it is part of; functions, because the server sets things late."""
-
-    guest: Callable[[], GuestMemory]
-    bus_master: Callable[[], bool]
-    raise_irq: Callable[[int], None]
-    vectors: Callable[[], int]
-    counters: Any  # vfu_dev.device.base.Counters
-
-
 class DmaEngine:
-    """Works off descriptors between guest memory and `memory`.
+    """Works off descriptors between guest memory and `region` of a `device`, behind its `registers`."""
 
-    Args:
-        registers: the BAR that has the registers `dma_*` and `desc_*`.
-        memory: the device side of every transfer.
-    """
-
-    def __init__(self, registers: RegisterBar, memory: DeviceMemory, host: EngineHost) -> None:
+    def __init__(self, device: Device, registers: Registers, region: Region) -> None:
+        self._device = device
         self._registers = registers
-        self._memory = memory
-        self._host = host
+        self._memory = region.memory
         self._state = np.zeros(1, dtype=STATE)
         self._epoch = 0  # changes with everything that makes a transfer under way void
         self._pattern: tuple[int, memoryview] | None = None
@@ -129,7 +113,7 @@ class DmaEngine:
         if not value & CTRL_START:
             return False
         if self.busy:
-            self._host.counters.dma_errors += 1
+            self._device.counters.dma_errors += 1
         return not self.busy
 
     @property
@@ -152,7 +136,7 @@ class DmaEngine:
         """Work for about that long, at least one slice."""
         deadline = time.monotonic() + budget_seconds
         while self.busy:
-            if not self._host.bus_master():
+            if not self._device.bus_master():
                 self._end(Status.NO_BUS_MASTER)
                 return
             self._step()
@@ -199,7 +183,7 @@ class DmaEngine:
         raw = bytearray(DESCRIPTOR.itemsize)
         address = int(self._state["table"][0]) + int(self._state["index"][0]) * DESCRIPTOR.itemsize
         try:
-            self._host.guest().read(address, memoryview(raw))
+            self._device.guest_memory.read(address, memoryview(raw))
         except VfuDevError:
             if epoch == self._epoch:
                 self._end(Status.TABLE_UNREACHABLE)
@@ -228,7 +212,7 @@ class DmaEngine:
         if in_memory and write and address < table_end and table < address + length:
             return Status.OVERLAP
         try:
-            self._host.guest().check(address, length, write=write)
+            self._device.guest_memory.check(address, length, write=write)
         except VfuDevError as err:
             return _status_of(err)
         return None
@@ -237,7 +221,7 @@ class DmaEngine:
         """Return what is wrong with a descriptor whatever guest memory looks like."""
         if descriptor.op not in set(Op) or descriptor.flags & ~FLAG_INTERRUPT:
             return Status.BAD_OP
-        if descriptor.flags & FLAG_INTERRUPT and descriptor.vector >= self._host.vectors():
+        if descriptor.flags & FLAG_INTERRUPT and descriptor.vector >= self._device.irq_vectors:
             return Status.BAD_VECTOR
         if not 0 < descriptor.length < 1 << 63:
             return Status.BAD_LENGTH
@@ -250,7 +234,7 @@ class DmaEngine:
 
     def _move(self, descriptor: _Descriptor, position: int, count: int) -> None:
         """Do `count` bytes from `position`, all within what `_judge` looked at."""
-        guest, memory, counters = self._host.guest(), self._memory, self._host.counters
+        guest, memory, counters = self._device.guest_memory, self._memory, self._device.counters
         address, offset = descriptor.address + position, descriptor.offset + position
         match Op(descriptor.op):
             case Op.TO_DEVICE:
@@ -291,7 +275,7 @@ class DmaEngine:
         if status is Status.DONE and descriptor.op in CHECKSUMS:
             result = int(state["checksum"][0])
         elif status is not Status.DONE:
-            self._host.counters.dma_errors += 1
+            self._device.counters.dma_errors += 1
         try:
             self._write_back(result, status)
         except VfuDevError:
@@ -305,8 +289,8 @@ class DmaEngine:
         self._registers["dma_done"] = (self._registers["dma_done"] + 1) & 0xFFFF_FFFF
         if int(state["index"][0]) == int(state["count"][0]):
             self._end(Status.IDLE)
-        if descriptor.flags & FLAG_INTERRUPT and descriptor.vector < self._host.vectors():
-            self._host.raise_irq(descriptor.vector)
+        if descriptor.flags & FLAG_INTERRUPT and descriptor.vector < self._device.irq_vectors:
+            self._device.raise_irq(descriptor.vector)
 
     def _write_back(self, result: int, status: Status) -> None:
         """Tell the descriptor; in this order, as who polls the status finds the result there."""
@@ -314,13 +298,13 @@ class DmaEngine:
             self._registers["desc_result"], self._registers["desc_status"] = result, status
             return
         address = int(self._state["table"][0]) + int(self._state["index"][0]) * DESCRIPTOR.itemsize
-        self._host.guest().write(address + RESULT_OFFSET, result.to_bytes(8, "little"))
-        self._host.guest().write(address + STATUS_OFFSET, status.to_bytes(4, "little"))
+        self._device.guest_memory.write(address + RESULT_OFFSET, result.to_bytes(8, "little"))
+        self._device.guest_memory.write(address + STATUS_OFFSET, status.to_bytes(4, "little"))
 
     def _end(self, status: Status) -> None:
         """End the run."""
         if status is not Status.IDLE:
-            self._host.counters.dma_errors += 1
+            self._device.counters.dma_errors += 1
             if self._state["registers"][0]:  # else it is in memory, which may be out of reach
                 self._registers["desc_status"] = status
         self._state[:] = np.zeros(1, dtype=STATE)

@@ -5,8 +5,7 @@ Write n at the destination is what write n would have been at the source: the nu
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from vfu_dev.device.base import Device
 from vfu_dev.device.reference.layout import (
     CTRL_PAGES,
     CTRL_RUN,
@@ -16,10 +15,10 @@ from vfu_dev.device.reference.layout import (
     LoadStatus,
 )
 from vfu_dev.device.reference.workload import WorkloadRates, WorkloadRun
-from vfu_dev.device.regions import RegisterBar
+from vfu_dev.device.region import Region
+from vfu_dev.device.registers import Registers
 from vfu_dev.errors import ConfigError
-from vfu_dev.memory import DeviceMemory
-from vfu_dev.migration import Migration, RegisterBlock
+from vfu_dev.migration import RegisterBlock
 from vfu_dev.workload import Workload
 
 _MASK = (1 << 64) - 1
@@ -28,14 +27,12 @@ _PARAMETERS = tuple(f.name for f in FIELDS if f.name.startswith("load_") and f.a
 
 
 class RegisterWorkload:
-    """The worker behind the registers `load_*`; it writes to `memory`."""
+    """The worker behind the registers `load_*` of a `device`; it writes to `region`."""
 
-    def __init__(
-        self, registers: RegisterBar, memory: DeviceMemory, migration: Callable[[], Migration]
-    ) -> None:
+    def __init__(self, device: Device, registers: Registers, region: Region) -> None:
+        self._device = device
         self._registers = registers
-        self._memory = memory
-        self._migration = migration  # the device has one when all of it is declared
+        self._memory = region.memory
         self._run: WorkloadRun | None = None
         self._parameters: tuple[int, ...] = ()
         self._first = self._first_missed = 0
@@ -88,7 +85,7 @@ class RegisterWorkload:
         self._parameters = self._read_parameters()
         self._first, self._first_missed = registers["load_count"], registers["load_missed"]
         try:
-            self._run = WorkloadRun(self.spec(), self._memory, self._migration(), self._first)
+            self._run = WorkloadRun(self.spec(), self._memory, self._device.migration, self._first)
         except ConfigError:
             self._writing = False
             registers["load_ctrl"] = 0

@@ -12,9 +12,9 @@ import time
 import numpy as np
 import numpy.typing as npt
 
-from vfu_dev.device.reference.dma import EngineHost
+from vfu_dev.device.base import Device
 from vfu_dev.device.reference.layout import MAX_RATE_BYTES, STAMP_PAGE_BYTES, STAMP_SEED, WriterStatus
-from vfu_dev.device.regions import RegisterBar
+from vfu_dev.device.registers import Registers
 from vfu_dev.errors import VfuDevError
 from vfu_dev.workload.splitmix import fill_words
 
@@ -40,11 +40,11 @@ def expected_pages(pages: int, stamps: int) -> npt.NDArray[np.uint64]:
 
 
 class DmaWriter:
-    """The writer behind the registers `writer_*`; all of its state is in registers."""
+    """The writer behind the registers `writer_*` of a `device`; all of its state is in them."""
 
-    def __init__(self, registers: RegisterBar, host: EngineHost) -> None:
+    def __init__(self, device: Device, registers: Registers) -> None:
+        self._device = device
         self._registers = registers
-        self._host = host
         self._last = 0.0
         self._owed_bytes = 0.0
         self._epoch = 0
@@ -88,7 +88,7 @@ class DmaWriter:
         self._registers["writer_ctrl"] = 0
         self._registers["writer_status"] = status
         if status is not WriterStatus.STOPPED:
-            self._host.counters.dma_errors += 1
+            self._device.counters.dma_errors += 1
 
     @property
     def _writing(self) -> bool:
@@ -117,7 +117,7 @@ class DmaWriter:
         self._owed_bytes = min(most, self._owed_bytes + max(0.0, now - self._last) * rate)
         self._last = now
         while self._owed_bytes >= STAMP_PAGE_BYTES and self._writing:
-            if not self._host.bus_master():
+            if not self._device.bus_master():
                 self._stop(WriterStatus.NO_BUS_MASTER)
                 return
             self._stamping = True
@@ -140,7 +140,7 @@ class DmaWriter:
         address = registers["writer_buffer"] + page * STAMP_PAGE_BYTES
         rows = self._buffer[:count]
         raw = rows.data.cast("B")
-        guest = self._host.guest()
+        guest = self._device.guest_memory
         try:
             guest.read(address, raw)
             rows += stamp_words(first, count)[:, np.newaxis]
@@ -151,6 +151,6 @@ class DmaWriter:
             return
         if epoch != self._epoch:
             return
-        self._host.counters.dma_written_bytes += len(raw)
+        self._device.counters.dma_written_bytes += len(raw)
         self._owed_bytes -= len(raw)
         registers["writer_count"] = (first + count) & 0xFFFF_FFFF_FFFF_FFFF
