@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from serverkit import PATIENCE_SECONDS
 
-from vfu_dev.builds import RECIPES, artifact, recipe_named
+from vfu_dev.builds import RECIPES, artifact, prebuilt, recipe_named
 from vfu_dev.builds.cache import Cache
 from vfu_dev.builds.command import BuildContext, CommandError
 from vfu_dev.builds.progress import Reporter
@@ -71,6 +71,26 @@ def test_a_second_build_does_nothing_and_a_changed_input_builds_anew(cache: Cach
     assert (other.built, tiny.made) == (True, 2)
     assert other.path != first.path
     assert first.path.exists(), "the artifact of the old input is still whole, for whoever uses it"
+
+
+def test_what_a_wheel_carries_is_used_until_it_is_built_here(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`again` builds it, and that one is found from then on."""
+    carried = tmp_path / "carried" / "tiny"
+    carried.mkdir(parents=True)
+    (carried / "product").write_text("from the wheel\n")
+    monkeypatch.setattr(prebuilt, "prebuilt_root", lambda: tmp_path / "carried")
+    tiny = Tiny()
+    recipe = tiny.recipe()
+    found = build(recipe, cache, BuildOptions(), quiet())
+    assert (found.built, tiny.made) == (False, 0)
+    assert found.path == recipe.find(cache) == carried / "product"
+
+    built = build(recipe, cache, BuildOptions(), quiet(), again=True)
+    assert (built.built, tiny.made) == (True, 1)
+    assert recipe.find(cache) == built.path
+    assert built.path.read_text() == "content\n"
 
 
 def test_inputs_that_change_during_a_build_are_not_published_under_the_old_name(cache: Cache) -> None:

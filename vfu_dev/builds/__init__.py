@@ -47,6 +47,7 @@ RECIPES: dict[str, Recipe] = {
         vfio_preload.THREAD_SANITIZED,
         guest.BASE,
         pciutils.PCIUTILS,
+        guest.PROGRAMS,
         guest.GUEST,
         *qemu_packages.BACKPORTS,
         qemu.UNPATCHED,

@@ -15,7 +15,7 @@ from vfu_dev.builds.guest_module import compile_module, keep_headers
 from vfu_dev.builds.initramfs import Initramfs
 from vfu_dev.builds.native import native_dir
 from vfu_dev.builds.pciutils import IDS_FOLDER, PCIUTILS
-from vfu_dev.builds.recipe import Facts, Recipe
+from vfu_dev.builds.recipe import Facts, NotBuiltError, Recipe
 from vfu_dev.errors import BuildError
 
 _VERSION = 2
@@ -122,11 +122,45 @@ BASE = Recipe(
 )
 
 
+def _program_folders() -> list[Path]:
+    return sorted(path.parent for path in (native_dir() / "guest").glob("*/main.c"))
+
+
+def _program_inputs() -> Facts:
+    return {
+        "recipe": _VERSION,
+        "files": {folder.name: tree_digest(folder) for folder in _program_folders()},
+        "shared": tree_digest(native_dir() / "guest" / "module"),  # one header says what the driver takes
+        "flags": _C_FLAGS,
+        "compiler": compiler_version(),
+    }
+
+
+def _make_programs(context: BuildContext, out: Path) -> Facts:
+    """Compile each folder that has a main.c to a static program of its name."""
+    for folder in _program_folders():
+        context.run(
+            ["cc", *_C_FLAGS, "-s", "-o", out / folder.name, *sorted(folder.glob("*.c")), "-lm"],
+            title=f"guest: compile {folder.name}",
+            cwd=folder,
+        )
+    return {"flags": _C_FLAGS, "compiler": compiler_version()}
+
+
+PROGRAMS = Recipe(
+    name="guest-programs",
+    summary="vfud-load, for a guest of yours: static, any Linux",
+    product="",
+    inputs=_program_inputs,
+    make=_make_programs,
+    needs=("guest-programs",),
+)
+
+
 def _inputs() -> Facts:
     return {
         "recipe": _VERSION,
         "files": tree_digest(native_dir() / "guest"),
-        "flags": _C_FLAGS,
         "compiler": compiler_version(),
     }
 
@@ -142,7 +176,10 @@ def _make(context: BuildContext, out: Path) -> Facts:
     archive.character_device("dev/console", 5, 1)
     archive.character_device("dev/null", 1, 3)
     archive.file("bin/busybox", (base / "busybox").read_bytes(), executable=True)
-    programs = _compile(context, source, out)
+    made = PROGRAMS.made(context.cache)
+    if made is None:
+        raise NotBuiltError(PROGRAMS.name)
+    programs = {folder.name: (made / folder.name).read_bytes() for folder in _program_folders()}
     tools = PCIUTILS.folder(context.cache)
     programs["lspci"] = (tools / "lspci").read_bytes()
     archive.file(f"{IDS_FOLDER}/pci.ids", (tools / "pci.ids").read_bytes())
@@ -161,22 +198,6 @@ def _make(context: BuildContext, out: Path) -> Facts:
         archive.file("init", (source / "init").read_bytes(), executable=True)
     archive.write(out / "initramfs.cpio.gz")
     return {"programs": sorted(programs), "modules": list(modules), "compiler": compiler_version()}
-
-
-def _compile(context: BuildContext, source: Path, out: Path) -> dict[str, bytes]:
-    """Compile each folder of `source` that has a main.c to a static program of its name; return them."""
-    programs = {}
-    for folder in sorted(path.parent for path in source.glob("*/main.c")):
-        program = out / folder.name
-        files = sorted(folder.glob("*.c"))
-        context.run(
-            ["cc", *_C_FLAGS, "-s", "-o", program, *files, "-lm"],
-            title=f"guest: compile {folder.name}",
-            cwd=folder,
-        )
-        programs[folder.name] = program.read_bytes()
-        program.unlink()
-    return programs
 
 
 def _modules(wanted: Path, folder: Path) -> dict[str, bytes]:
@@ -215,5 +236,5 @@ GUEST = Recipe(
     inputs=_inputs,
     make=_make,
     needs=("guest",),
-    after=(BASE, PCIUTILS),
+    after=(BASE, PCIUTILS, PROGRAMS),
 )

@@ -81,6 +81,10 @@ GROUPS: dict[str, tuple[Need, ...]] = {
         Need("libpixman-1-dev", module="pixman-1"),
         Need("libfdt-dev", files=("/usr/include/libfdt.h",)),
     ),
+    "guest-programs": (
+        Need("gcc", program="cc"),
+        Need("libc6-dev", files=("/usr/lib*/libc.a", "/usr/lib*/*/libc.a")),
+    ),
     "guest": (
         Need("gcc", program="cc"),
         Need("libc6-dev", files=("/usr/lib*/libc.a", "/usr/lib*/*/libc.a")),

@@ -13,6 +13,7 @@ import vfu_dev
 from vfu_dev.builds import fetch, packages
 from vfu_dev.builds.cache import Cache, file_digest, input_key
 from vfu_dev.builds.command import BuildContext, compiler_version
+from vfu_dev.builds.prebuilt import prebuilt
 from vfu_dev.builds.progress import Reporter, default_reporter
 from vfu_dev.errors import BuildError
 
@@ -84,13 +85,22 @@ class Recipe:
             raise OverrideError(self.override, text, str(error)) from error
 
     def find(self, cache: Cache) -> Path:
-        """Return the product. Raises: NotBuiltError: it is not in the cache."""
+        """Return the product. Raises: NotBuiltError: it is neither in the cache nor in this wheel."""
         if (path := self.overridden()) is not None:
             return path
+        if (found := self.made(cache)) is not None:
+            return found / self.product
+        raise NotBuiltError(self.name)
+
+    def manifest(self, cache: Cache) -> dict[str, object]:
+        """Return the manifest of what `find` returns; empty when that is not ours, or not there."""
+        found = self.made(cache) if self.overridden() is None else None
+        return read_manifest(found) if found is not None else {}
+
+    def made(self, cache: Cache) -> Path | None:
+        """Return its folder, None where there is none; what was built here comes before the wheel's."""
         folder = self.folder(cache)
-        if not folder.is_dir():
-            raise NotBuiltError(self.name)
-        return folder / self.product
+        return folder if folder.is_dir() else prebuilt(self.name)
 
 
 @dataclass(frozen=True)
@@ -138,10 +148,8 @@ def build(
     started = time.monotonic()
     if (path := recipe.overridden()) is not None:
         return Built(recipe.name, path, False, 0.0)
-    key = recipe.key()
-    folder = cache.artifact_dir(recipe.name, key)
-    if folder.is_dir() and not again:
-        return Built(recipe.name, folder / recipe.product, False, time.monotonic() - started)
+    if not again and (found := recipe.made(cache)) is not None:
+        return Built(recipe.name, found / recipe.product, False, time.monotonic() - started)
     options = options or BuildOptions.from_environment()
     reporter = reporter or default_reporter()
     for dependency in recipe.after:
