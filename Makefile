@@ -23,7 +23,7 @@ TEST_WORKERS ?= 2
 
 TEST_PACKAGES := $(shell sed '/^\#/d' tests/packages.txt)
 
-.PHONY: help demo demo-says demo-stock test test-packages packages-newest lint format clean distclean build venv venv-lab
+.PHONY: help demo demo-says demo-stock test test-packages packages-newest lint format clean distclean build venv venv-lab wheel docs
 
 help:
 	@echo "make demo-stock live-migrate a Linux guest and its device with Debian's QEMU as it is; report in $(OUT)/demo-stock"
@@ -31,6 +31,8 @@ help:
 	@echo "make test       all tests, end to end included (PYTEST_ARGS=... to choose, TEST_WORKERS=0 for one process)"
 	@echo "make lint       ruff and mypy"
 	@echo "make build      libvfio-user, QEMU and the guest, built or found in the cache"
+	@echo "make wheel      a wheel with libvfio-user, the preload library and the guest program inside, in dist"
+	@echo "make docs       the documentation as a site, in $(OUT)/site"
 	@echo "make packages-newest   Debian's own QEMUs anew, in the versions that the mirror has today"
 	@echo "make clean      what this checkout made; distclean: the virtual environment too"
 
@@ -53,9 +55,13 @@ $(VENV)/.installed-lab: $(VENV)/.made pyproject.toml
 	$(PIP_INSTALL) -e '.[lab]'
 	@touch $@
 
+$(VENV)/.installed-wheel $(VENV)/.installed-site: $(VENV)/.installed-%: $(VENV)/.made pyproject.toml
+	$(PIP_INSTALL) -e '.[$*]'
+	@touch $@
+
 $(VENV)/.installed-test: $(VENV)/.made pyproject.toml
 	$(PIP_INSTALL) -e '.[lab,test]'
-	@touch $@ $(VENV)/.installed-lab
+	@touch $@ $(VENV)/.installed-lab $(VENV)/.installed-wheel $(VENV)/.installed-site
 
 build: venv-lab
 	$(BIN)/vfu-dev build libvfio-user qemu guest
@@ -75,6 +81,16 @@ demo-says:
 demo-stock: venv-lab
 	$(BIN)/vfu-dev build libvfio-user vfio-preload guest qemu-$(DEMO_QEMU)
 	$(LAB_MIGRATE) --qemu $(DEMO_QEMU) --out $(OUT)/demo-stock || [ $$? = 3 ]
+
+# A wheel that carries the native parts, for machines without a compiler.
+wheel: $(VENV)/.installed-wheel
+	$(BIN)/python release/make_wheel.py dist
+
+# Strict: a link that leads nowhere is an error. Manual pages, too: out/share/man.
+docs: $(VENV)/.installed-site
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky --conf-dir docs/site . $(OUT)/site
+	$(BIN)/python -m vfu_dev.cli.manual $(OUT)
+	@echo "$(OUT)/site/index.html"
 
 packages-newest: venv-lab
 	VFU_DEV_PACKAGES= $(BIN)/vfu-dev build --again $(STOCK_QEMUS)

@@ -136,6 +136,7 @@ FAILURES: dict[tuple[str, ...], list[str] | None] = {
     ("bench",): ["mmio", "--quick"],
     ("build",): ["libvfio-user", "--sources", "TMP"],
     ("doctor",): [],
+    ("docs",): None,
 }
 # Arguments that the commands of `ctl` need to be asked at all.
 CTL_ARGUMENTS = {
@@ -237,6 +238,8 @@ USAGE_ERRORS = [
     "bench foo",
     "build foo",
     "doctor foo",
+    "docs fault",
+    "docs faults --json",
 ]
 
 

@@ -8,7 +8,7 @@ from typing import cast
 
 import click
 
-from vfu_dev import __version__
+from vfu_dev.cli.extras import missing_text
 from vfu_dev.cli.shape import Group
 from vfu_dev.cli.signals import end_on_sigterm, interrupted_status
 from vfu_dev.errors import ConfigError, VfuDevError
@@ -29,6 +29,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("vfu_dev.cli.bench", "Measure the device against one in C, and check the limits."),
     "build": ("vfu_dev.cli.build", "Fetch, check, patch and build libvfio-user, QEMU and the guest."),
     "doctor": ("vfu_dev.cli.doctor", "Say what is installed here and what it can do."),
+    "docs": ("vfu_dev.cli.docs", "Show a page of the documentation."),
 }
 
 # What a command ends with; docs/commands.md has the table.
@@ -62,7 +63,14 @@ class _LazyGroup(Group):
     context_settings={"help_option_names": ["-h", "--help"]},
     examples=["vfu-dev lab migrate --memory 8M --dirty-rate 4M --json out.json"],
 )
-@click.version_option(__version__, prog_name="vfu-dev")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, _option, asked: _show_version(ctx) if asked and not ctx.resilient_parsing else None,
+    help="Show versions, and what this installation carries, and exit.",
+)
 def cli() -> None:
     """A software PCI device with VFIO PRE_COPY migration, attachable to QEMU through vfio-user."""
 
@@ -70,6 +78,13 @@ def cli() -> None:
 def serve() -> None:
     """Run `vfu-dev serve`: a program of its own, as the vfio-user backend program conventions want one."""
     main(["serve", *sys.argv[1:]])
+
+
+def _show_version(ctx: click.Context) -> None:
+    from vfu_dev.cli.inside import version_lines
+
+    click.echo("\n".join(version_lines()))
+    ctx.exit()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -98,7 +113,6 @@ def main(argv: list[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == __name__.partition(".")[0]:
             raise
-        text = f"the Python package {error.name} is missing; pip install 'vfu-dev[lab]' (see vfu-dev doctor)"
-        status = EXIT_FAILED
+        text, status = missing_text(error.name), EXIT_FAILED
     click.echo(f"vfu-dev: {text}", err=True)
     sys.exit(status)

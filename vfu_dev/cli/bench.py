@@ -18,7 +18,7 @@ from vfu_dev.cli.shape import TO_STDOUT, Command
 
 @click.command(
     cls=Command,
-    epilog="docs/bench.md says what each figure is.",
+    epilog="`vfu-dev docs bench` says what each figure is.",
     examples=["vfu-dev bench --check --json bench.json", "vfu-dev bench mmio scraped --quick"],
 )
 @click.argument("cases", nargs=-1, type=click.Choice(list(CASES)), metavar="[CASE]...")

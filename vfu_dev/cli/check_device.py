@@ -48,9 +48,9 @@ DEFAULT_MEMORY = "256K"
 def command(spec: str, memory: int, changed: tuple[str, ...], json_path: str | None, quiet: bool) -> None:
     """Put a device class through every check of the contract, without a VM, a socket or a library.
 
-    The checks are those of `vfu_dev.testing.check_device` (docs/authors.md): bounds and access sizes, reset,
-    a migration whose stream is cut anywhere or damaged, migration states, P2P, promised bytes. Exit status 1
-    when one is broken.
+    The checks are those of `vfu_dev.testing.check_device` (vfu-dev docs authors-reference): bounds and access
+    sizes, reset, a migration whose stream is cut anywhere or damaged, migration states, P2P, promised bytes.
+    Exit status 1 when one is broken.
     """
     from vfu_dev.device.loader import find_class, make_device
     from vfu_dev.testing.contract import CHECKS, ContractError, check_device

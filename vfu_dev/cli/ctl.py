@@ -159,7 +159,7 @@ def status() -> tuple[str, dict[str, Any]]:
 def load(
     load_arguments: dict[str, Any], memory: str | None, seconds: float | None, off: bool
 ) -> tuple[str, dict[str, Any]]:
-    """Have the device write to its memory by itself, in place of what it wrote before (docs/load.md).
+    """Have the device write to its memory by itself, in place of what it wrote before (vfu-dev docs load).
 
     `vfu-dev load --control SOCKET` does the same, watches it and ends it.
     """
@@ -202,7 +202,7 @@ command.add_command(_snapshot, "snapshot")
 @click.argument("fault", required=False)
 @click.option("--clear", metavar="ID|all", help="Take this fault away, or all of them.")
 def fault(fault: str | None, clear: str | None) -> tuple[str, dict[str, Any]]:
-    """Arm a fault, or take one away; docs/faults.md says what there is."""
+    """Arm a fault, or take one away; `vfu-dev docs faults` says what there is."""
     if (fault is None) == (clear is None):
         raise ConfigError("fault: expected a fault, or --clear with its number or `all`")
     if fault is not None:

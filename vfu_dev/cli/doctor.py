@@ -14,8 +14,10 @@ import click
 from vfu_dev import __version__
 from vfu_dev.builds import RECIPES, BuildError, Cache, firmware_dirs, read_manifest, recipe_named
 from vfu_dev.builds.packages import install_command, missing
+from vfu_dev.builds.prebuilt import CARRIED, prebuilt
 from vfu_dev.builds.recipe import damage
 from vfu_dev.cli import EXIT_FAILED, doctor_qemu
+from vfu_dev.cli.extras import LAB, install_line
 from vfu_dev.cli.findings import Findings
 from vfu_dev.cli.output import json_option, show_or_write
 from vfu_dev.cli.shape import Command
@@ -28,10 +30,10 @@ _PYTHON_PACKAGES = {
     "xxhash": "",
     "click": "",
     "rich": "",
-    "qemu.qmp": "lab",
-    "matplotlib": "lab",
-    "jinja2": "lab",
-    "scipy": "lab",
+    "qemu.qmp": LAB,
+    "matplotlib": LAB,
+    "jinja2": LAB,
+    "scipy": LAB,
 }
 
 _KVM_GET_API_VERSION = 0xAE00  # <linux/kvm.h>
@@ -50,7 +52,17 @@ _KVM_GET_API_VERSION = 0xAE00  # <linux/kvm.h>
 def command(json_path: str | None, try_kvm: bool, verify: bool) -> None:
     """Look at everything that the main job uses."""
     findings = Findings()
-    for look in (_python, _library, doctor_qemu.look, _guest, _firmware, _kvm, _build_packages, _cache):
+    for look in (
+        _python,
+        _carried,
+        _library,
+        doctor_qemu.look,
+        _guest,
+        _firmware,
+        _kvm,
+        _build_packages,
+        _cache,
+    ):
         look(findings)
     if try_kvm:
         doctor_qemu.try_kvm(findings)
@@ -69,10 +81,16 @@ def _python(findings: Findings) -> None:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
-            wanted = f"vfu-dev[{extra}]" if extra else name
-            findings.problem(f"the Python package {name} is missing", f"pip install '{wanted}'")
+            fix = install_line() if extra == LAB else f"pip install {name}"
+            findings.problem(f"the Python package {name} is missing", fix)
     findings.facts["vfu_dev"] = __version__
     findings.facts["python"] = {"version": platform.python_version(), "packages": versions}
+
+
+def _carried(findings: Findings) -> None:
+    """List the artifacts that came with the wheel; those need no build."""
+    manifests = [read_manifest(folder) for name in CARRIED if (folder := prebuilt(name)) is not None]
+    findings.facts["carried"] = [{key: one[key] for key in ("name", "key", "built")} for one in manifests]
 
 
 def _library(findings: Findings) -> None:
@@ -164,6 +182,7 @@ def _text(findings: Findings) -> str:
     lines = [
         f"vfu-dev {facts['vfu_dev']}, Python {facts['python']['version']}",
         "packages   " + ", ".join(f"{name} {version or 'MISSING'}" for name, version in packages.items()),
+        f"carried    {', '.join(one['name'] for one in facts['carried']) or 'nothing by this installation'}",
         f"library    {facts['library']['path'] or 'not built'}",
     ]
     if facts["library"].get("ok"):

@@ -109,7 +109,7 @@ def model(
     json_path: str | None,
     load_arguments: dict[str, Any],
 ) -> None:
-    """Predict a migration: whether it converges, passes, bytes, time, downtime (docs/model.md)."""
+    """Predict a migration: whether it converges, passes, bytes, time, downtime (vfu-dev docs model)."""
     from vfu_dev.model.link import migrator_link, qemu_link, steps_note
     from vfu_dev.model.predict import border_rate, predict
     from vfu_dev.workload import Workload

@@ -184,7 +184,7 @@ def command(
 
     The load is made in one of three places: inside the device (--control), in its guest (--guest), or by this
     command as the device's client, without a VM (--socket), which can migrate the device meanwhile. Patterns
-    and rates are defined in docs/load.md.
+    and rates are defined in `vfu-dev docs load`.
 
     Exit status 3 when less than 95 % of what was asked for could be done; 1 when something failed, --check
     found a difference, or a preset did not end as it should. Interrupted, the load ends and its figures are
@@ -233,7 +233,7 @@ def command(
     spec = load_of(load_arguments)
     if spec is None:
         raise ConfigError(
-            "expected a load: --dirty-rate, --write-rate, --pattern, --trace or --spec (docs/load.md)"
+            "expected a load: --dirty-rate, --write-rate, --pattern, --trace or --spec (vfu-dev docs load)"
         )
     stop = Stop()
     with stop.on_signals():

@@ -43,7 +43,7 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
     "pattern": option(
         "--pattern",
         type=click.Choice(["idle", *PAGE_PATTERNS]),
-        help="Which pages are written (docs/load.md).  [default: uniform]",
+        help="Which pages are written (vfu-dev docs load).  [default: uniform]",
     ),
     "seed": option(
         "--seed", type=NUMBER, help="Seed of everything that is random in the load.  [default: 1]"

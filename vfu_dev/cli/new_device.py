@@ -27,7 +27,7 @@ def command(path: Path, name: str | None, force: bool, json_path: str | None) ->
     """Write a small, complete device class to PATH, and its test beside it.
 
     The device has registers, a memory in a BAR and an interrupt, and migrates with pre-copy. It passes
-    `vfu-dev check-device`; docs/authors.md explains each part.
+    `vfu-dev check-device`; `vfu-dev docs authors` explains each part.
     """
     path = path if path.suffix else path.with_suffix(".py")
     if path.suffix != ".py" or not path.stem.isidentifier():

@@ -20,7 +20,7 @@ def own_device_option(what: str) -> Callable[[Any], Any]:
         "--device",
         "device_spec",
         metavar="FILE.py:CLASS|MODULE:CLASS",
-        help=f"{what} (docs/authors.md).  [default: the reference device]",
+        help=f"{what} (vfu-dev docs authors).  [default: the reference device]",
     )
 
 

@@ -69,7 +69,7 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
     "--device",
     "device_spec",
     metavar="MODULE:CLASS|FILE.py:CLASS",
-    help="Serve this class of yours (docs/authors.md).",
+    help="Serve this class of yours (vfu-dev docs authors).",
     show_default="the reference device",
 )
 @click.option(
@@ -118,9 +118,9 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
     multiple=True,
     callback=_faults,
     metavar="KEY=VALUE[,...]",
-    help="Make something go wrong, repeatable (docs/faults.md): op=OPERATION, an action such as error=EIO, "
-    "delay=1.5, corrupt, truncate=1M, disconnect, and when: rate=10%, count=1, after=3, trigger=FILE, "
-    "state=STOP_COPY. Example: op=mig-write,delay=1.5,when=initial-received",
+    help="Make something go wrong, repeatable (vfu-dev docs faults): op=OPERATION, an action such as "
+    "error=EIO, delay=1.5, corrupt, truncate=1M, disconnect, and when: rate=10%, count=1, after=3, "
+    "trigger=FILE, state=STOP_COPY. Example: op=mig-write,delay=1.5,when=initial-received",
 )
 @click.option(
     "--trace-registers",

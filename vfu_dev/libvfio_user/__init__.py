@@ -5,6 +5,15 @@ Only `_ffi` knows ctypes; nothing above this package does.
 
 from vfu_dev.libvfio_user.callbacks import DeviceCallbacks, ResetKind
 from vfu_dev.libvfio_user.context import Context, RegionSetup
-from vfu_dev.libvfio_user.library import Library, describe, open_library
+from vfu_dev.libvfio_user.library import EXTENSION_VERSION, Library, describe, open_library
 
-__all__ = ["Context", "DeviceCallbacks", "Library", "RegionSetup", "ResetKind", "describe", "open_library"]
+__all__ = [
+    "EXTENSION_VERSION",
+    "Context",
+    "DeviceCallbacks",
+    "Library",
+    "RegionSetup",
+    "ResetKind",
+    "describe",
+    "open_library",
+]

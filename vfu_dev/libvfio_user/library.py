@@ -22,6 +22,9 @@ from vfu_dev.uapi import MigrationFlags
 
 logger = logging.getLogger(__name__)
 
+# Of what our library has beyond upstream's; a library with another one is refused.
+EXTENSION_VERSION = _ffi.VFU_MIGR_EXT_VERS
+
 # A foreign library's vfu_setup_device_dma has three arguments or four, and nothing in a shared object says
 # which.
 DMA_ARGUMENTS_VARIABLE = "VFU_DEV_LIBVFIO_USER_DMA_ARGUMENTS"

@@ -12,7 +12,7 @@ from vfu_dev.metrics.families import Metric
 INJECTED = Metric(
     "vfu_faults_injected_total",
     "counter",
-    "Faults that somebody armed and that happened, by operation (docs/faults.md). "
+    "Faults that somebody armed and that happened, by operation (vfu-dev docs faults). "
     "Any rise explains errors and delays beside it, and has no place in production.",
     ("op",),
 )

@@ -130,8 +130,8 @@ KEYS: dict[str, dict[str, Key]] = {
         "serve": _texts('further arguments of `vfu-dev serve`, such as ["--initial", "1M"]'),
     },
     "faults": {
-        "source": _texts("faults of the source's servers (docs/faults.md)"),
-        "destination": _texts("faults of the destination's servers (docs/faults.md)"),
+        "source": _texts("faults of the source's servers (vfu-dev docs faults)"),
+        "destination": _texts("faults of the destination's servers (vfu-dev docs faults)"),
     },
     "qemu": {
         "guest": _choice("none", "linux"),

@@ -32,7 +32,7 @@ async def run_in_guest(
     except OSError as error:
         raise GuestError(
             f"no guest at {line_socket}: {error.strerror}; expected the socket of its serial port "
-            "(docs/load.md)"
+            "(vfu-dev docs load)"
         ) from error
     try:
         status = await line.command("status")

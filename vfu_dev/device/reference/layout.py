@@ -156,7 +156,7 @@ FIELDS = (
     Field("writer_status", 0xB4, "<u4", "ro", "see below", migrates=True),
     Field("writer_count", 0xB8, "<u8", "ro", "stamps made since the writer began", migrates=True),
     _added("load_rate", 0xC0, "<u8", "rw", "bytes, or pages, written each second"),
-    _added("load_seed", 0xC8, "<u8", "rw", "of what is random, see docs/load.md"),
+    _added("load_seed", 0xC8, "<u8", "rw", "of what is random, see vfu-dev docs load"),
     _added("load_pattern", 0xD0, "<u4", "rw", "which pages, see below"),
     _added("load_write_bytes", 0xD4, "<u4", "rw", "size of one write, 1 to 1 MiB"),
     _added("load_hot_fraction", 0xD8, "<u4", "rw", "hot set: of the pages, in millionths"),

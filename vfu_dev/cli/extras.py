@@ -1,0 +1,39 @@
+"""Which Python packages an extra of this one brings, so that messages name them and not this package.
+
+`pip install 'vfu-dev[lab]'` would fetch whatever an index has under that name, whoever's it is.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+
+LAB = "lab"
+# Where the name to import is not that of the package.
+_PACKAGES = {"qemu": "qemu.qmp"}
+
+
+def packages_of(extra: str) -> list[str]:
+    """Return the requirements of `extra` as pip takes them; empty where this package is not installed."""
+    try:
+        required = importlib.metadata.requires("vfu-dev") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    marked = (line.partition(";") for line in required)
+    return [
+        requirement.strip()
+        for requirement, _, marker in marked
+        if re.search(rf"extra == ['\"]{extra}['\"]", marker)
+    ]
+
+
+def missing_text(module: str) -> str:
+    """Return what to say, and to do, when `module` of another package cannot be imported."""
+    package = _PACKAGES.get(module.partition(".")[0], module.partition(".")[0])
+    return f"the Python package {package} is missing; run: {install_line()} (see vfu-dev doctor)"
+
+
+def install_line() -> str:
+    """Return the command that installs what the lab needs."""
+    wanted = packages_of(LAB) or ["qemu.qmp", "matplotlib", "jinja2", "scipy"]
+    return "pip install " + " ".join(f"'{name}'" for name in wanted)
