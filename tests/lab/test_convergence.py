@@ -7,6 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
+from schemakit import conforms
 from serverkit import run_vfu_dev
 
 PAGE = Path(__file__).parents[2] / "docs" / "reading-a-report.md"
@@ -39,6 +40,7 @@ def test_dirtying_above_the_link_ends_in_time_and_says_why(qemu: Path, library: 
 
     out = tmp_path / "out" / "does-not-converge"
     result = json.loads((out / "report.json").read_text())
+    conforms("lab-migrate", result)
     stood, device = result["convergence"], result["devices"][0]
     assert result["status"] == "failed"
     assert result["qemu"]["status"] == "cancelled"

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from schemakit import conforms
 from serverkit import PATIENCE_SECONDS, VFU_DEV, run_vfu_dev
 
 
@@ -81,6 +82,7 @@ def test_a_load_that_was_not_carried_is_status_3(qemu: Path, library: Path, tmp_
     assert "its own engine wrote " in done.stderr
     assert "102400 GiB/s were asked for" in done.stderr
     result = json.loads((tmp_path / "out" / "report.json").read_text())
+    conforms("lab-migrate", result)
     assert result["status"] == "completed"
     assert result["qemu"]["parameters"] == {"downtime_limit": 300, "max_bandwidth": 1_250_000_000}
 

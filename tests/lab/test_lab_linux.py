@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from labkit import MIB
+from schemakit import conforms
 from serverkit import run_vfu_dev
 
 
@@ -18,6 +19,7 @@ def test_command_moves_a_linux_guest(qemu: Path, library: Path, guest_image: Pat
     assert done.returncode in (0, 3), done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
     assert result == json.loads((tmp_path / "out" / "report.json").read_text())
+    conforms("lab-migrate", result)
     assert result["status"] == "completed"
     assert result["devices"][0]["digest_match"]
     assert result["devices"][0]["precopy_bytes"] > MIB

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from click.testing import CliRunner
+from schemakit import conforms
 
 from vfu_dev.cli import cli
 from vfu_dev.series.prediction import compare
@@ -38,3 +40,5 @@ def test_the_map_in_its_short_form_is_as_the_model_says(qemu: Path, library: Pat
     assert told.exit_code == 0, told.output
     assert "2 of 2 points as the model says" in told.output
     assert picture.read_bytes().startswith(b"\x89PNG")
+    told = CliRunner().invoke(cli, ["lab", "model", "--against", str(folder), "--json"])
+    conforms("lab-model-against", json.loads(told.stdout))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from schemakit import conforms
 
 from vfu_dev.errors import ConfigError
 from vfu_dev.report.series import write_series
@@ -50,6 +51,7 @@ def test_shipped_scenario_in_its_short_form(name: str, artifacts: Artifacts, tmp
     out = tmp_path / name
     summary = run_scenario(scenario, out, short=True, artifacts=artifacts)
     assert summary["problems"] == []
+    conforms("lab-run", summary)
     rows = read_rows(out / "moves.csv")
     assert len(rows) == sum(point["run.moves"] for point in scenario.short_points)
     for row in rows:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from schemakit import conforms
 
 from vfu_dev.bench import limits
 from vfu_dev.bench.figures import figure, in_turns, percentiles
@@ -85,6 +86,7 @@ def test_every_case_measures_what_has_a_limit(tmp_path: Path) -> None:
     done = CliRunner().invoke(command, ["--quick", "--json", str(file)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     result = json.loads(file.read_text())
+    conforms("bench", result)
     figures = {one["name"]: one for one in result["figures"]}
     assert set(figures) == set(LIMITS)
     assert all(one["ours"] > 0 and one["peer"] > 0 and one["ratio"] > 0 for one in figures.values())
