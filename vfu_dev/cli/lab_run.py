@@ -82,7 +82,7 @@ def run(
     """Run scenarios: VMs moved back and forth under load, percentiles of what that cost.
 
     NAME is a shipped scenario (`vfu-dev lab scenarios` lists them), FILE.toml one of your own
-    (docs/series.md). The folder gets scenario.toml, moves.csv (a row for each move), summary.json,
+    (vfu-dev docs series). The folder gets scenario.toml, moves.csv (a row for each move), summary.json,
     report.html, table.md and plots. Logs are kept of the first 5 moves that went wrong, 1 MiB of each file.
 
     Exit status 0 only when every move did what the scenario expects and every check of it holds, 1 when not,
@@ -173,11 +173,12 @@ def _show(summary: Mapping[str, Any], page: Path) -> None:
 @click.command(cls=Command, examples=["vfu-dev lab scenarios"])
 @json_option("Write names, points and moves as JSON", any_word=False)
 def scenarios(json_path: str | None) -> None:
-    """List the shipped scenarios."""
+    """List the shipped scenarios, and about how long each takes: on an idle machine, in full and in short."""
+    from vfu_dev.series.duration import expected_seconds, text
     from vfu_dev.series.scenario import read_scenario, shipped
 
     found = [read_scenario(name) for name in shipped()]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": one.name,
             "title": one.title,
@@ -185,6 +186,8 @@ def scenarios(json_path: str | None) -> None:
             "points": [point.name for point in one.points],
             "moves": sum(point["run.moves"] for point in one.points),
             "short_moves": sum(point["run.moves"] for point in one.short_points),
+            "expected_seconds": round(expected_seconds(one.points)),
+            "short_expected_seconds": round(expected_seconds(one.short_points)),
         }
         for one in found
     ]
@@ -192,11 +195,11 @@ def scenarios(json_path: str | None) -> None:
     if json_path == TO_STDOUT:
         return
     table = Table(box=None, header_style="bold")
-    for heading, justify in (("name", "left"), ("points", "right"), ("moves", "right"), ("what", "left")):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    for one in found:
-        moves = sum(point["run.moves"] for point in one.points)
-        table.add_row(one.name, str(len(one.points)), str(moves), one.title)
+    for heading in ("name", "points", "moves", "takes", "--short", "what"):
+        table.add_column(heading, justify="left" if heading in ("name", "what") else "right")
+    for one, row in zip(found, rows, strict=True):
+        takes = [text(row[key]) for key in ("expected_seconds", "short_expected_seconds")]
+        table.add_row(one.name, str(len(one.points)), str(row["moves"]), *takes, one.title)
     Console().print(table)
 
 

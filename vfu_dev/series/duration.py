@@ -1,0 +1,44 @@
+"""How long a scenario takes, for whoever is about to start it: arithmetic, on an idle machine of two cores.
+
+A busy machine takes two to four times as long (docs/results.md says how busy its own was).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vfu_dev.series.scenario import Point
+
+# Typical only in this module's sense: good to a factor of two.
+START_SECONDS = {"linux": 9.0, "none": 3.0}
+# RAM and the fixed costs of a move, and turning the VM around.
+AROUND_SECONDS = {"linux": 2.0, "none": 1.2}
+# QEMU sends device state in steps of 10 MiB/s, and no machine of two cores carries more than this.
+SLOWEST, FASTEST = 10 << 20, 400 << 20
+# A move that is to be given up is followed by a new destination.
+AGAIN_SECONDS = 3.0
+
+
+def expected_seconds(points: Sequence[Point]) -> float:
+    """Return about how long the moves of these points take."""
+    return sum(_of_point(point) for point in points)
+
+
+def _of_point(point: Point) -> float:
+    get = point.__getitem__
+    link = min(max(get("qemu.max-bandwidth") or FASTEST, SLOWEST), FASTEST)
+    moved = AROUND_SECONDS[get("qemu.guest")] + get("device.memory") * get("device.devices") / link
+    if get("run.expect") == "completed":
+        move = moved
+    else:  # given up at the time limit, or half of them
+        share = 1.0 if get("run.expect") == "not-converged" else 0.5
+        move = share * (get("run.timeout") + AGAIN_SECONDS) + (1 - share) * moved
+    waits = get("run.settle") + get("run.jitter") / 2
+    return float(START_SECONDS[get("qemu.guest")] + get("run.warmup") + get("run.moves") * (waits + move))
+
+
+def text(seconds: float) -> str:
+    """Return it for people, rounded as its worth allows."""
+    if seconds < 90:
+        return f"{max(10, round(seconds, -1)):.0f} s"
+    return f"{seconds / 60:.0f} min"
