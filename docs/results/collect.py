@@ -1,7 +1,7 @@
 """Take results of `vfu-dev lab run` into the documentation: python docs/results/collect.py FOLDER.
 
 FOLDER is what was given to --out. Tables, pictures and CSV files are copied beside this file, and the part of
-docs/series.md after its heading "Results" is written anew.
+docs/results.md is written anew.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from vfu_dev.series.scenario import read_scenario, shipped
 from vfu_dev.series.summary import read_summary
 
 HERE = Path(__file__).resolve().parent
-PAGE = HERE.parent / "series.md"
-HEADING = "## Results\n"
+PAGE = HERE.parent / "results.md"
+HEADING = "# Results of the shipped scenarios\n"
 # In the order in which they are told.
 ORDER = [
     "idle",
@@ -49,7 +49,7 @@ def section(name: str) -> str:
     folder, scenario = HERE / name, read_scenario(name)
     summary = read_summary(folder)
     changes = "".join(f" --set {key}={value}" for key, value in summary["changes"].items())
-    lines = [f"### {scenario.title}", "", scenario.about, "", f"    vfu-dev lab run {name}{changes}", ""]
+    lines = [f"## {scenario.title}", "", scenario.about, "", f"    vfu-dev lab run {name}{changes}", ""]
     lines += [(folder / "table.md").read_text().strip(), ""]
     lines += [f"PROBLEM: {text}" for text in summary["problems"]]
     for picture, what in (
@@ -68,11 +68,8 @@ def main() -> None:
         if (source / name / "summary.json").exists():
             take(source / name)
     names = [name for name in ORDER if (HERE / name / "summary.json").exists()]
-    before, _, _ = PAGE.read_text().partition(HEADING)
     intro = (HERE / "intro.md").read_text().strip()
-    PAGE.write_text(
-        "\n".join([before + HEADING, intro, "", *(section(name) for name in names)]).rstrip() + "\n"
-    )
+    PAGE.write_text("\n".join([HEADING, intro, "", *(section(name) for name in names)]).rstrip() + "\n")
 
 
 if __name__ == "__main__":

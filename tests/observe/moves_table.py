@@ -1,6 +1,6 @@
-"""How predictions compare with the recorded moves, as the tables of docs/metrics.md.
+"""How predictions compare with the recorded moves, as the tables of docs/predictions.md.
 
-`python tests/observe/moves_table.py docs/metrics.md` writes them into it.
+`python tests/observe/moves_table.py docs/predictions.md` writes them into it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
 from movekit import MOVES, Replayed, read_moves, replay  # noqa: E402
 
-BEGIN = "<!-- begin: python tests/observe/moves_table.py docs/metrics.md -->\n"
+BEGIN = "<!-- begin: python tests/observe/moves_table.py docs/predictions.md -->\n"
 END = "<!-- end of moves -->\n"
 # File of moves -> what to call it.
 MACHINES = {

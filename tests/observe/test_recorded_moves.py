@@ -1,6 +1,6 @@
 """Predictions against what came, over moves that were recorded on real machines: the same on any machine.
 
-`record_moves.py` records them. A change of the estimator is judged here; docs/metrics.md has the table.
+`record_moves.py` records them. A change of the estimator is judged here; docs/predictions.md has the table.
 """
 
 from __future__ import annotations
@@ -166,8 +166,8 @@ def stop_of(move: Move) -> int:
 
 
 def test_the_document_has_the_tables_of_these_moves() -> None:
-    """`python tests/observe/moves_table.py docs/metrics.md` makes it so; every file and scene is in them."""
-    document = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    """`python tests/observe/moves_table.py docs/predictions.md` makes it so; every file is in them."""
+    document = (Path(__file__).parents[2] / "docs" / "predictions.md").read_text()
     assert f"{moves_table.BEGIN}{moves_table.tables()}{moves_table.END}" in document
     assert {*FILES, IN_A_ROW} == set(MOVES.glob("*"))
     assert list(moves_table.ABOUT) == list(SCENES)

@@ -10,6 +10,7 @@ import pytest
 from vfu_dev.metrics.table import with_table
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
+WATCHING = DOCUMENT.with_name("watching.md")
 
 
 def test_the_table_is_the_present_one() -> None:
@@ -25,7 +26,7 @@ def test_a_document_without_markers_is_refused() -> None:
 
 def test_pictures_and_files_that_are_named_exist() -> None:
     root = DOCUMENT.parents[1]
-    text = DOCUMENT.read_text()
+    text = DOCUMENT.read_text() + WATCHING.read_text()
     pictures = re.findall(r"\]\((img/[^)]+)\)", text)
     assert len(pictures) == 2
     for picture in pictures:

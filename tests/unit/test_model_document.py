@@ -14,8 +14,8 @@ from vfu_dev.cli import cli
 from vfu_dev.model.link import qemu_link
 from vfu_dev.model.predict import border_rate
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "model.md"
-TEXT = DOCUMENT.read_text()
+DOCUMENTS = [Path(__file__).parents[2] / "docs" / name for name in ("model.md", "model-results.md")]
+TEXT = "\n".join(page.read_text() for page in DOCUMENTS)
 MIB = 1 << 20
 
 
@@ -23,7 +23,7 @@ def test_what_is_linked_exists() -> None:
     found = re.findall(r"\]\(([^)#]+)\)", TEXT)
     assert len(found) > 8
     for path in found:
-        assert (DOCUMENT.parent / path).exists(), path
+        assert (DOCUMENTS[0].parent / path).exists(), path
 
 
 @pytest.mark.parametrize("line", re.findall(r"^    (vfu-dev lab model --memory .*)$", TEXT, re.MULTILINE))

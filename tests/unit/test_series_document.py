@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from vfu_dev.series.scenario import parse, read_scenario, shipped
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "series.md").read_text()
+RESULTS_PAGE = (DOCS / "results.md").read_text()
 RESULTS = DOCS / "results"
 FILES = (".csv", ".json", ".toml", ".html")
 
@@ -62,13 +64,21 @@ def test_options_of_the_page_exist() -> None:
 
 
 def test_results_are_of_shipped_scenarios_and_in_the_page() -> None:
-    """Each folder of docs/results is a shipped scenario's, and the page shows its very table and picture."""
+    """Each folder of docs/results is a shipped scenario's, and results.md shows its table and picture."""
     folders = [folder for folder in RESULTS.iterdir() if (folder / "summary.json").exists()]
     assert {folder.name for folder in folders} <= set(shipped())
     assert folders
     for folder in folders:
         assert (folder / "moves.csv").exists()
         table = (folder / "table.md").read_text()
-        assert table.strip() in PAGE, folder.name
-        assert f"results/{folder.name}/downtime.png" in PAGE or "not-converged" in table
-        assert read_scenario(folder.name).title in PAGE
+        assert table.strip() in RESULTS_PAGE, folder.name
+        assert f"results/{folder.name}/downtime.png" in RESULTS_PAGE or "not-converged" in table
+        assert read_scenario(folder.name).title in RESULTS_PAGE
+
+
+def test_points_of_the_results_are_called_as_they_are_now() -> None:
+    """So that a run of today can be compared with them."""
+    for folder in RESULTS.iterdir():
+        if (folder / "summary.json").exists():
+            names = [point["name"] for point in json.loads((folder / "summary.json").read_text())["points"]]
+            assert names == [point.name for point in read_scenario(folder.name).points], folder.name

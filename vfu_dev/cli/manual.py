@@ -178,7 +178,8 @@ def write_share(folder: Path) -> None:
     pages = folder / "man" / "man1"
     pages.mkdir(parents=True, exist_ok=True)
     for manual in found:
-        also = tuple(other.page for other in found if other.words[:-1] in (manual.words, manual.words[:-1]))
+        near = (other for other in found if other.words[:-1] in (manual.words, manual.words[:-1]))
+        also = tuple(other.page for other in near if other is not manual)
         (pages / f"{manual.page}.1").write_text(roff(manual, also))
     for shell, where in _COMPLETIONS.items():
         path = folder / where

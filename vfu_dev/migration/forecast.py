@@ -28,8 +28,8 @@ itself finds: it asked how much is left (MIG_GET_PRECOPY_INFO), read as much, as
 less. QEMU asks when it thinks of stopping. As long as it has RAM to send it does not, and a low transfer
 rate then says that it is busy, not that the link is slow: neither yes nor no.
 
-What was assumed and why is in the constants below; docs/metrics.md shows how predictions compare with what
-came, over the moves that tests/data/moves has.
+What was assumed and why is in the constants below; docs/predictions.md shows how predictions compare with
+what came, over the moves that tests/data/moves has.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from vfu_dev.convergence import is_converging
 from vfu_dev.migration.meters import MIN_READ_BYTES, DirtyMeter, ReadMeter, Rounds
 from vfu_dev.migration.stream import INDEX_BYTES
 
-# Both from the moves in tests/data/moves, which docs/metrics.md puts beside what they predict.
+# Both from the moves in tests/data/moves, which docs/predictions.md puts beside what they predict.
 #
 # What one device stands still for besides being read: the client's way to STOP_COPY and from its end, and the
 # destination's last step. QEMU 10.2.2 on 2 cores of an AMD EPYC that nobody else used, next to nothing left:
