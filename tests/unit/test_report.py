@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from contrastkit import contrast
 from matplotlib.patches import Rectangle
 
 from vfu_dev.cli.report import command
 from vfu_dev.errors import ConfigError
+from vfu_dev.report.drawing import INK, NAMES
 from vfu_dev.report.excerpt import HEAD_ROWS, TAIL_ROWS, excerpt
 from vfu_dev.report.page import blaming, read_report, render
 from vfu_dev.report.passes import passes_figure
-from vfu_dev.report.plots import migration_figure
+from vfu_dev.report.plots import LIGHT_STATES, STATE_COLOURS, migration_figure
+from vfu_dev.report.switchover import switchover
 from vfu_dev.report.timeline import Series
 
 DATA = Path(__file__).parent / "data"
 COMPLETED, NOT_CONVERGING = DATA / "lab-completed.json", DATA / "lab-not-converging.json"
+STYLE = Path(migration_figure.__code__.co_filename).with_name("style.html.j2")
 MAX_BYTES = 500 << 10
 
 
@@ -47,16 +53,19 @@ def test_completed_page_has_every_part(completed: str) -> None:
     """Verification, convergence, downtimes, curves, passes, trace, versions and command lines."""
     result = stored(COMPLETED)
     for heading in (
-        "Verification", "Does it converge?", "Downtime", "Over time", "Passes", "QEMU's VFIO trace",
-        "Versions and command lines",
+        "Verification", "Does it converge?", "Downtime", "Switchover", "Over time", "Passes",
+        "QEMU's VFIO trace", "Versions and command lines",
     ):  # fmt: skip
-        assert f"<h2>{heading}</h2>" in completed
+        shown = html.escape(heading).replace("&#x27;", "&#39;")
+        identity = re.search(rf'<h2 id="([a-z]+)"><a href="#\1">{re.escape(shown)}</a></h2>', completed)
+        assert identity, heading
+        assert f'<li><a href="#{identity[1]}">{shown}</a></li>' in completed
     device = result["devices"][0]
     assert device["digest_source"] in completed
     assert "0 bytes differ" in completed
     assert f'<td class="n">{result["qemu"]["downtime_ms"]} ms</td>' in completed
     assert f"{device['downtime_seconds'] * 1000:.1f} ms" in completed
-    assert completed.count("<svg") == 3
+    assert completed.count("<svg") == 4
     assert "vfio-user-pci" in completed
     assert result["versions"]["qemu"] in completed
     assert 'class="bad"' not in completed
@@ -71,10 +80,65 @@ def test_page_of_a_migration_that_did_not_converge_says_so(not_converging: str) 
         not_converging,
     )
     assert found
-    assert found.start() < not_converging.index("<h2>")
+    assert found.start() < not_converging.index("<h2")
     assert "The state did not move" in not_converging
     assert "The VM on the source is <b>running</b>" in not_converging
     assert "digests differ" not in not_converging
+
+
+def test_the_outcome_is_the_first_thing(completed: str, not_converging: str) -> None:
+    """Downtime beside its limit, and what was compared, in the heading; what did not complete says that."""
+    qemu = stored(COMPLETED)["qemu"]
+    (heading,) = re.findall(r"<h1>(.*)</h1>", completed)
+    text = re.sub(r"<[^>]+>", "", heading)
+    stood = f"{qemu['downtime_ms']} ms of {qemu['downtime_limit_ms']} ms"
+    assert text == f"Live migration: completed, {stood}, verified"
+    assert "cancelled, not converging</span></h1>" in not_converging
+    wrong = stored(COMPLETED)
+    wrong["guest"]["verified"] = False
+    assert "NOT as it was</span></h1>" in render(wrong)
+
+
+def test_the_switchover_is_shown_alone() -> None:
+    """In order and without gaps, in milliseconds since the stop; what did not stop has none."""
+    held = switchover(stored(COMPLETED))
+    source = [one for one in held if one.side == "source"]
+    assert [one.state for one in source][-2:] == ["STOP_COPY", "STOP"]
+    for one, other in pairwise(source):
+        assert one.start_ms + one.duration_ms == pytest.approx(other.start_ms)
+    assert any(one.start_ms == pytest.approx(0) for one in source)
+    assert [one.state for one in held if one.side == "destination"][-1] == "RUNNING"
+    assert switchover(stored(NOT_CONVERGING)) == []
+
+
+def test_everything_has_a_name_for_screen_readers(completed: str) -> None:
+    """Pictures a label, tables a caption and headings with a scope."""
+    assert completed.count('<svg role="img" aria-label="') == completed.count("<svg")
+    assert completed.count("<caption>") == completed.count("<table")
+    assert not re.search(r"<th(?! scope=)[ >]", completed)
+
+
+@pytest.mark.parametrize("ground", ["light", "dark"])
+def test_contrast_is_enough(ground: str) -> None:
+    """4.5 to 1 for all text, labels on bars included; 3 to 1 for curves and bars."""
+    style = STYLE.read_text()
+    light, dark = (
+        dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", part)) for part in style.split("@media (prefers", 1)
+    )
+    colours = light if ground == "light" else dark
+    assert set(light) == set(dark)
+    for text in ("ink", "dim", "link", "good", "bad"):
+        for under in ("ground", "card"):
+            assert contrast(colours[text], colours[under]) >= 4.5, (text, under)
+    assert contrast(colours["bad"], colours["bad-ground"]) >= 4.5
+    assert contrast(colours["ink"], colours["calm-ground"]) >= 4.5
+    for name in ("blue", "sky", "orange", "red", "green", "pink", "grey"):
+        assert contrast(colours[name], colours["ground"]) >= 3, name
+    for state, colour in STATE_COLOURS.items():
+        shown = colours.get(NAMES.get(colour, ""), colours["ink"] if state == "ERROR" else colour)
+        label = INK if state in LIGHT_STATES else colours["on-bar"]
+        assert contrast(label, shown) >= 4.5, state
+        assert contrast(shown, colours["ground"]) >= 3, state
 
 
 @pytest.mark.parametrize("path", [COMPLETED, NOT_CONVERGING])

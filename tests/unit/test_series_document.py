@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 from click.testing import CliRunner
 
 from vfu_dev.cli.lab import command
+from vfu_dev.report.series import write_series
 from vfu_dev.series.keys import KEYS, names
 from vfu_dev.series.rows import METRICS
 from vfu_dev.series.scenario import parse, read_scenario, shipped
@@ -82,3 +84,14 @@ def test_points_of_the_results_are_called_as_they_are_now() -> None:
         if (folder / "summary.json").exists():
             names = [point["name"] for point in json.loads((folder / "summary.json").read_text())["points"]]
             assert names == [point.name for point in read_scenario(folder.name).points], folder.name
+
+
+def test_the_page_of_a_result_can_be_made_again(tmp_path: Path) -> None:
+    """Light and dark, with contents and captions; `steady` has a sweep."""
+    folder = tmp_path / "steady"
+    shutil.copytree(RESULTS / "steady", folder)
+    page = write_series(folder).read_text()
+    assert page.count('<svg role="img" aria-label=') == page.count("<svg") == 3
+    assert page.count("<caption>") == page.count("<table")
+    for identity in re.findall(r'<h2 id="([a-z]+)"', page):
+        assert f'<li><a href="#{identity}">' in page

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from vfu_dev.errors import ConfigError
 from vfu_dev.report.drawing import (
@@ -111,6 +112,7 @@ def course_figure(summary: Mapping[str, Any], rows: Sequence[Row]) -> Figure | N
         axes.set_ylim(bottom=0)
     title(axes, "Downtime, move by move", "ms")
     axes.set_xlabel("move", fontsize=8.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", lw=0.3)
     if len(found) <= 16:
         legend(axes)
@@ -167,6 +169,7 @@ def sweep_figure(summary: Mapping[str, Any]) -> Figure | None:
         axes.set_ylim(bottom=0)
         title(axes, metric.removesuffix("_ms"), METRICS[metric].unit)
         axes.grid(lw=0.3)
+        axes.tick_params(axis="x", labelbottom=True)
     axes.set_xlabel(f"{key}; lines: median, bands: 25th to 95th percentile", fontsize=8.5)
     if len(lines) > 1:
         legend(figure.axes[0])

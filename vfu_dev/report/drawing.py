@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import io
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,18 @@ from vfu_dev.report.timeline import Series
 # Okabe and Ito's palette: distinct for colour-blind readers too.
 BLUE, SKY, ORANGE, RED, GREEN, PINK = "#0072b2", "#56b4e9", "#e69f00", "#d55e00", "#009e73", "#cc79a7"
 GREY, BLACK = "#8a8a8a", "#000000"
+# Text on a light bar: not black, which a page turns into the colour of its text.
+INK = "#111111"
+# How a page names them; its style sheet says what each is on light and on dark ground.
+NAMES = {
+    BLUE: "blue",
+    SKY: "sky",
+    ORANGE: "orange",
+    RED: "red",
+    GREEN: "green",
+    PINK: "pink",
+    GREY: "grey",
+}
 
 MIB = 1 << 20
 WIDTH_INCHES = 9.5
@@ -64,6 +78,19 @@ def svg_text(figure: Figure, name: str) -> str:
     for kind in ("figure", "axes", "patch", "line2d", "text", "matplotlib.axis", "xtick", "ytick", "legend"):
         element = element.replace(f'<g id="{kind}_', f'<g id="{name}-{kind}_')
     return element
+
+
+def themed(svg: str, label: str) -> str:
+    """Return an `<svg>` of `svg_text` for a page that is light or dark: `label` is what a screen reader says.
+
+    Black becomes the colour of the page's text, white grounds let the page through, and the palette is named.
+    """
+    svg = re.sub(r"(<path[^>]*style=\"fill: )#ffffff", r"\1none", svg)
+    svg = re.sub(r"(<text[^>]*fill: )#ffffff", r"\1var(--on-bar)", svg)
+    svg = re.sub(r"(fill|stroke): #000000", r"\1: currentColor", svg)
+    for colour, name in NAMES.items():
+        svg = re.sub(rf"(fill|stroke): {colour}", rf"\1: var(--{name})", svg)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)
 
 
 def write_png(figure: Figure, path: Path) -> None:

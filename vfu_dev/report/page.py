@@ -10,12 +10,13 @@ from typing import Any
 
 from vfu_dev import JSON_VERSION
 from vfu_dev.errors import ConfigError
-from vfu_dev.report.drawing import svg_text, write_png
+from vfu_dev.report.drawing import svg_text, themed, write_png
 from vfu_dev.report.excerpt import excerpt
 from vfu_dev.report.passes import pass_list, passes_figure, phases_figure
 from vfu_dev.report.plots import migration_figure
 from vfu_dev.report.qemus import qemus_text
-from vfu_dev.report.template import render_template
+from vfu_dev.report.switchover import switchover, switchover_figure
+from vfu_dev.report.template import bytes_text, milliseconds_text, render_template
 from vfu_dev.report.timeline import Timeline
 from vfu_dev.whole import write_whole
 from vfu_dev.workload import Workload
@@ -24,7 +25,30 @@ KIND = "lab-migrate"
 # QEMU's log is long; the page shows this much of it, the JSON has all.
 LINES = 400
 # matplotlib's picture of each, by the name of its file.
-PICTURES = {"migration": migration_figure, "passes": passes_figure, "phases": phases_figure}
+PICTURES = {
+    "migration": migration_figure,
+    "switchover": switchover_figure,
+    "passes": passes_figure,
+    "phases": phases_figure,
+}
+CAPTIONS = {
+    "migration": "The whole course on one axis: states of both servers, device data left, rates, downtimes, "
+    "and what QEMU says",
+    "switchover": "The switchover alone: the states of each side until all devices run again",
+    "passes": "Bytes and pages of each pass over dirty data",
+    "phases": "Stream bytes sent while the device ran, and while it stood still",
+}
+# Id -> heading, in the order of the page.
+PARTS = {
+    "verification": "Verification",
+    "convergence": "Does it converge?",
+    "downtime": "Downtime",
+    "switchover": "Switchover",
+    "course": "Over time",
+    "passes": "Passes",
+    "trace": "QEMU's VFIO trace",
+    "versions": "Versions and command lines",
+}
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -81,6 +105,53 @@ def _headline(result: dict[str, Any]) -> str:
     return f"{status}, not converging" if stood.get("converging") is False else status
 
 
+def _verified(result: dict[str, Any]) -> str:
+    """Return what was compared, in a word; nothing where nothing was."""
+    guest = result.get("guest") or {}
+    matches = [device.get("digest_match") for device in result["devices"]]
+    if guest.get("verified") is False or (any(matches) and not all(matches)):
+        return "NOT as it was"
+    if guest.get("verified"):
+        return "verified"
+    return "digests equal" if matches and all(matches) else ""
+
+
+def _outcome(result: dict[str, Any]) -> str:
+    """Return the outcome as the first thing to read: `24 ms of 300 ms, verified`."""
+    qemu = result["qemu"]
+    if qemu["status"] != "completed" or not isinstance(qemu.get("downtime_ms"), int):
+        return _headline(result)
+    stood = f"{qemu['downtime_ms']} ms of {qemu['downtime_limit_ms']} ms"
+    return ", ".join(filter(None, [_headline(result), stood, _verified(result)]))
+
+
+def _tiles(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return name, value and a remark of the figures that are looked for first."""
+    qemu, devices = result["qemu"], result["devices"]
+    before = sum(device.get("precopy_bytes") or 0 for device in devices)
+    after = sum(device.get("stop_copy_bytes") or 0 for device in devices)
+    tiles = []
+    if isinstance(qemu.get("downtime_ms"), int):
+        tiles.append(
+            ("Downtime (QEMU)", f"{qemu['downtime_ms']} ms", f"limit {qemu['downtime_limit_ms']} ms")
+        )
+    own = [device["downtime_seconds"] for device in devices if device.get("downtime_seconds") is not None]
+    if own:
+        more = "the longest of the devices" if own[1:] else "from its stop to the end of its saving"
+        tiles.append(("Downtime (device)", milliseconds_text(max(own)), more))
+    if isinstance(qemu.get("total_ms"), int):
+        tiles.append(("Total time", f"{qemu['total_ms'] / 1000:.2f} s", ""))
+    if before + after:
+        share = f"{100 * before / (before + after):.1f} % in pre-copy"
+        tiles.append(("Device state", bytes_text(before + after), share))
+    if passes := [device["passes"] for device in devices if device.get("passes")]:
+        tiles.append(("Passes", str(max(passes)), "the most of a device" if passes[1:] else ""))
+    if verified := _verified(result):
+        compared = (result.get("guest") or {}).get("compared_bytes")
+        tiles.append(("Content", verified, f"{bytes_text(compared)} read back" if compared else ""))
+    return tiles
+
+
 def render(result: dict[str, Any]) -> str:
     """Return the page for the JSON of `lab migrate`."""
     figures = {name: draw(result) for name, draw in PICTURES.items()}
@@ -102,12 +173,28 @@ def render(result: dict[str, Any]) -> str:
         r=result,
         qemus=qemus_text(qemu),
         headline=_headline(result),
-        figures={name: svg_text(figure, name) for name, figure in figures.items() if figure is not None},
+        outcome=_outcome(result),
+        tiles=_tiles(result),
+        parts={name: text for name, text in PARTS.items() if _has(name, result, figures)},
+        captions=CAPTIONS,
+        switchover=switchover(result),
+        figures={
+            name: themed(svg_text(figure, name), CAPTIONS[name])
+            for name, figure in figures.items()
+            if figure is not None
+        },
         passes={device["name"]: pass_list(device) for device in result["devices"]},
         reached=_reached(result) if result["guest"] else "",
         sides=sides,
         zero=zero,
     )
+
+
+def _has(part: str, result: dict[str, Any], figures: dict[str, Any]) -> bool:
+    """Return whether the page has that part."""
+    if part == "convergence":
+        return bool(result.get("convergence"))
+    return part not in figures or figures[part] is not None
 
 
 def write_page(result: dict[str, Any], path: Path) -> None:

@@ -8,7 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vfu_dev.report.drawing import BLUE, MIB, ORANGE, RED, WIDTH_INCHES, legend, title
+from vfu_dev.sizes import format_size
 
+# As many bars have room for their figure.
+LABELLED_PASSES = 8
 PHASES = {
     "initial": (BLUE, "pre-copy, initial data"),
     "dirty": (ORANGE, "pre-copy, dirty data"),
@@ -19,6 +22,10 @@ PHASES = {
 def pass_list(device: dict[str, Any]) -> list[dict[str, Any]]:
     """Return what the source's server told about passes; a result of an older version has nothing."""
     return (device.get("save") or {}).get("pass_list") or []
+
+
+def _told(value: float, key: str) -> str:
+    return format_size(value) if key == "stream_bytes" else f"{value:.0f}"
 
 
 def passes_figure(result: dict[str, Any]) -> Figure | None:
@@ -40,11 +47,15 @@ def passes_figure(result: dict[str, Any]) -> Figure | None:
                 ]
                 if bars:
                     numbers, values = zip(*bars, strict=True)
-                    axes.bar(numbers, values, color=colour, label=label, width=0.8)
+                    drawn = axes.bar(numbers, values, color=colour, label=label, width=0.8)
+                    if len(passes) <= LABELLED_PASSES:
+                        texts = [_told(value * factor, key) for value in values]
+                        axes.bar_label(drawn, texts, fontsize=7, padding=1.5)
             name = "Bytes" if column == 0 else "Pages"
             title(axes, f"{name} of each pass, {device['name']}", unit)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.set_xlim(first - 0.6, first + max(len(passes), 5) - 0.4)
+            axes.set_xlim(first - 0.6, first + len(passes) - 0.4)
+            axes.margins(y=0.12)
             axes.set_xlabel(
                 "pass" if first == 1 else f"pass (the first {first - 1} are not kept)", fontsize=8.5
             )

@@ -16,6 +16,7 @@ from vfu_dev.report.drawing import (
     BLUE,
     GREEN,
     GREY,
+    INK,
     MIB,
     ORANGE,
     PINK,
@@ -35,13 +36,31 @@ STATE_COLOURS = {
     "RUNNING": GREEN,
     "PRE_COPY": SKY,
     "PRE_COPY_P2P": BLUE,
-    "RUNNING_P2P": "#66c2a4",
-    "STOP": "#bbbbbb",
+    "RUNNING_P2P": "#3a9f80",
+    "STOP": "#949494",
     "STOP_COPY": RED,
     "RESUMING": ORANGE,
     "ERROR": BLACK,
 }
-_DARK = {BLUE, RED, GREEN, BLACK}
+# Those whose bars take dark text.
+LIGHT_STATES = {"PRE_COPY", "RUNNING_P2P", "STOP", "STOP_COPY", "RESUMING"}
+
+
+def draw_state(axes: Axes, row: int, start: float, width: float, state: str, named: bool) -> None:
+    """Draw a state that was held as a bar in `row`, with its name inside if `named`."""
+    colour = STATE_COLOURS.get(state, PINK)
+    # The edge keeps a state of a millisecond visible.
+    axes.barh(row, width, left=start, height=0.72, color=colour, edgecolor=colour, linewidth=1)
+    if named:
+        axes.text(
+            start + width / 2,
+            row,
+            state,
+            ha="center",
+            va="center",
+            fontsize=7.5,
+            color=INK if state in LIGHT_STATES else "white",
+        )
 
 
 def _draw_states(axes: Axes, timeline: Timeline) -> None:
@@ -53,22 +72,8 @@ def _draw_states(axes: Axes, timeline: Timeline) -> None:
             names.append(f"{device['name']} {side}")
             for span in timeline.spans(device.get(f"transitions_{side}") or []):
                 seen.add(span.state)
-                colour = STATE_COLOURS.get(span.state, PINK)
                 width = span.end - span.start
-                # The edge keeps a state of a millisecond visible.
-                axes.barh(
-                    height, width, left=span.start, height=0.7, color=colour, edgecolor=colour, linewidth=1
-                )
-                if width > timeline.end * 0.12:
-                    axes.text(
-                        span.start + width / 2,
-                        height,
-                        span.state,
-                        ha="center",
-                        va="center",
-                        fontsize=7.5,
-                        color="white" if colour in _DARK else "black",
-                    )
+                draw_state(axes, height, span.start, width, span.state, width > timeline.end * 0.12)
     title(axes, "Device states")
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
@@ -94,7 +99,7 @@ def _draw_remaining(axes: Axes, timeline: Timeline) -> None:
         for key, text in (
             ("initial_bytes", "initial_bytes"),
             ("dirty_bytes", "dirty_bytes"),
-            ("iterate", "both, as QEMU\nread them (trace)"),
+            ("iterate", "both sizes, as QEMU\nread them (trace)"),
             ("exact", "stop_copy_length, as\nQEMU read it (trace)"),
         )
     }
@@ -202,6 +207,7 @@ def migration_figure(result: dict[str, Any]) -> Figure:
     for each, panel in zip(axes, panels, strict=True):
         panel(each, timeline)
         each.grid(axis="x", lw=0.3)
+        each.tick_params(axis="x", labelbottom=True)
     axes[-1].set_xlabel("seconds since the migration began", fontsize=8.5)
     axes[-1].set_xlim(0, timeline.end)
     return figure

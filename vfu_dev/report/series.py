@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vfu_dev.report.distributions import comparison_figure, course_figure, downtime_figure, sweep_figure
-from vfu_dev.report.drawing import svg_text, write_png
+from vfu_dev.report.drawing import svg_text, themed, write_png
 from vfu_dev.report.template import render_template
 from vfu_dev.series.rows import METRICS, Row, read_rows
 from vfu_dev.series.summary import read_summary
@@ -15,6 +15,19 @@ from vfu_dev.sizes import format_size
 from vfu_dev.whole import write_whole
 
 NOTHING = "-"
+CAPTIONS = {
+    "downtime": "Downtime and total time of every completed move, by point",
+    "course": "Every move in the order in which it was made",
+    "sweep": "What the sweep changed",
+}
+# Id -> heading, in the order of the page.
+PARTS = {
+    "checks": "What it must show",
+    "percentiles": "Percentiles",
+    "pictures": "Pictures",
+    "columns": "What the columns are",
+    "scenario": "The scenario",
+}
 # Heading, metric, factor: the columns of every table, each with its 25th, 50th and 95th percentile.
 _COLUMNS = (
     ("downtime ms", "downtime_ms"),
@@ -121,7 +134,13 @@ def write_series(folder: Path) -> Path:
             headings=HEADINGS,
             rows=table_rows(summary),
             comparisons=comparison_lines(summary),
-            figures=elements,
+            figures={name: themed(svg, CAPTIONS[name]) for name, svg in elements.items()},
+            captions=CAPTIONS,
+            parts={
+                name: text
+                for name, text in PARTS.items()
+                if (name != "checks" or summary["checks"]) and (name != "pictures" or elements)
+            },
             metrics=METRICS,
             toml=(folder / "scenario.toml").read_text(encoding="utf-8"),
         ),

@@ -14,7 +14,8 @@ from vfu_dev.sizes import format_size
 NOTHING = "\N{EN DASH}"  # a figure that is not known
 
 
-def _bytes(value: Any) -> str:
+def bytes_text(value: Any) -> str:
+    """Return a number of bytes for people."""
     return f"{format_size(value)}" if isinstance(value, int | float) else NOTHING
 
 
@@ -22,7 +23,8 @@ def _rate(value: Any) -> str:
     return f"{format_size(value)}/s" if isinstance(value, int | float) else NOTHING
 
 
-def _milliseconds(seconds: Any) -> str:
+def milliseconds_text(seconds: Any) -> str:
+    """Return seconds as milliseconds for people."""
     if not isinstance(seconds, int | float):
         return NOTHING
     return f"{seconds * 1000:.1f} ms" if seconds < 0.1 else f"{seconds * 1000:.0f} ms"
@@ -42,5 +44,7 @@ def render_template(name: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(size=_bytes, rate=_rate, ms=_milliseconds, clock=_clock, shell=shlex.join)
+    environment.filters.update(
+        size=bytes_text, rate=_rate, ms=milliseconds_text, clock=_clock, shell=shlex.join
+    )
     return environment.get_template(name).render(values)
