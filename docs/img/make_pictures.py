@@ -20,7 +20,13 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 READING = HERE.parent / "reading-a-report.md"
 
-LIVE = ("live-page.png", "live-page-stuck.png")
+LIVE = (
+    "live-page.png",
+    "live-page-dark.png",
+    "live-page-phone.png",
+    "live-page-destination.png",
+    "live-page-stuck.png",
+)
 
 
 def runs() -> dict[str, str]:

@@ -18,11 +18,12 @@ from vfu_dev.bench.peers import free_port
 @pytest.fixture
 def pair(serve: ServerFactory) -> Pair:
     """Return source and destination, both serving."""
-    web = Web(free_port())
+    web, other = Web(free_port()), Web(free_port())
     source = serve("--fill", "1", "--metrics-port", str(web.port), memory=MEMORY, name="source")
-    destination = serve(memory=MEMORY, name="destination")
-    wait_until(web.answers, "the metrics port answers")
-    return Pair(source, destination, web)
+    destination = serve("--metrics-port", str(other.port), memory=MEMORY, name="destination")
+    for one in (web, other):
+        wait_until(one.answers, "the metrics port answers")
+    return Pair(source, destination, web, other)
 
 
 @pytest.fixture(scope="session")

@@ -45,8 +45,9 @@ class Web:
 
 @dataclass
 class Pair:
-    """A source that is full of data, with a metrics port, and an empty destination."""
+    """A source that is full of data, and an empty destination, each with a metrics port."""
 
     source: RunningServer
     destination: RunningServer
     web: Web
+    other_web: Web

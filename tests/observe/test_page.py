@@ -6,10 +6,16 @@ import os
 import re
 from pathlib import Path
 
+import pytest
+from contrastkit import contrast
 from moves import CONVERGES, CONVERGES_SLOWLY, DOES_NOT_CONVERGE, move, moving
 from observekit import Browser, Pair
 from serverkit import wait_until
 
+import vfu_dev
+from vfu_dev.uapi import DeviceState
+
+PAGE = Path(vfu_dev.__file__).parent / "metrics" / "page.html"
 PICTURES = Path(__file__).parents[2] / "docs" / "img"
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
@@ -51,28 +57,94 @@ def test_the_page_says_that_a_migration_does_not_converge(pair: Pair, browse: Br
     assert re.search(r'<p id="verdict"[^>]*class="bad"[^>]*>not converging', dom)
 
 
-def test_a_new_server_is_an_idle_page(pair: Pair, browse: Browser) -> None:
+def test_a_new_server_says_what_to_do(pair: Pair, browse: Browser) -> None:
+    """No empty charts: a page without a migration names the commands that make one."""
     dom = browse(url(pair), "--dump-dom")
     assert ">idle<" in dom
     assert ">live<" in dom
+    assert re.search(r'<div id="empty">', dom)
+    assert "vfu-dev migrate SOCKET OTHER_SOCKET" in dom
+    assert re.search(r'<div class="charts" id="charts" hidden', dom)
 
 
-def take_picture(pair: Pair, browse: Browser, folder: Path, name: str) -> None:
+def test_the_curves_end_where_nothing_is_left(pair: Pair, browse: Browser) -> None:
+    """After the stop the rest falls to zero; the downtime limit is a line, and the address says another."""
+    move(pair.source, pair.destination, CONVERGES)
+    dom = browse(f"{url(pair)}?limit=50", "--dump-dom")
+    assert points(dom, "stopped_bytes") > 1
+    (label,) = re.findall(r'aria-label="(Still to be sent: [^"]*)"', dom)
+    assert label.endswith("after the stop 0 B")
+    assert 'data-field="limit"' in dom
+    assert "limit 50.0 ms" in dom
+    # Every state that was held is named, however short it was.
+    legend = re.search(r'<figcaption id="legend">(.*?)</figcaption>', dom)
+    assert legend
+    assert "PRE_COPY" in legend[1]
+    assert "STOP" in legend[1]
+
+
+def test_a_destination_shows_what_it_received(pair: Pair, browse: Browser) -> None:
+    """Bytes, rate and outcome; nothing about what it would have to send."""
+    move(pair.source, pair.destination, CONVERGES)
+    dom = browse(f"http://127.0.0.1:{pair.other_web.port}/", "--dump-dom")
+    assert points(dom, "transferred_bytes") > 2
+    assert "<dt>Received in all</dt><dd>" in dom
+    assert "<dt>Received in all</dt><dd>0 B</dd>" not in dom
+    assert re.search(r">idle; received [\d.]+ MiB in the last migration<", dom)
+    assert "<dt>Incoming migrations</dt><dd>1 completed</dd>" in dom
+    assert "<dt>Dirty left</dt>" not in dom
+    assert 'data-state="RESUMING"' in dom
+
+
+@pytest.mark.parametrize("ground", ["light", "dark"])
+def test_contrast_of_the_page_is_enough(ground: str) -> None:
+    """4.5 to 1 for text, labels of states included; 3 to 1 for curves and bars on their ground."""
+    light, dark = (
+        dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", part))
+        for part in PAGE.read_text().partition("</style>")[0].split("@media (prefers", 1)
+    )
+    colours = light if ground == "light" else light | dark
+    for text in ("ink", "dim", "bad", "good"):
+        for under in ("ground", "card"):
+            assert contrast(colours[text], colours[under]) >= 4.5, (text, under)
+    for curve in ("a", "b", "c"):
+        assert contrast(colours[curve], colours["card"]) >= 3, curve
+    for state in DeviceState:
+        name = state.name.lower().replace("_", "-")
+        label = colours["on-error" if name == "error" else "on-state"]
+        assert contrast(label, colours[name]) >= 4.5, name
+        for under in ("ground", "card"):
+            assert contrast(colours[name], colours[under]) >= 3, (name, under)
+
+
+# What the documents show, and what nobody has to look at in vain: dark, and as wide as a phone.
+LOOKS = {
+    "live-page.png": ("--window-size=1180,910",),
+    "live-page-dark.png": ("--window-size=1180,910", "--blink-settings=preferredColorScheme=0"),
+    "live-page-phone.png": ("--window-size=390,1580",),
+}
+
+
+def take_picture(address: str, browse: Browser, folder: Path, name: str, *options: str) -> None:
     """Check a screenshot; VFU_DEV_UPDATE_PICTURES=1 puts it into docs/img."""
     picture = (PICTURES if os.environ.get("VFU_DEV_UPDATE_PICTURES") else folder) / name
-    browse(url(pair), f"--screenshot={picture}", "--window-size=1180,960")
+    browse(address, f"--screenshot={picture}", *options)
     assert picture.read_bytes().startswith(PNG_MAGIC)
     assert picture.stat().st_size > 20_000  # an empty page is smaller
     assert (PICTURES / name).exists()
 
 
-def test_the_picture_of_a_migration_that_converged(pair: Pair, browse: Browser, tmp_path: Path) -> None:
+def test_the_pictures_of_a_migration_that_converged(pair: Pair, browse: Browser, tmp_path: Path) -> None:
+    """Light, dark and 390 pixels wide; and the destination's."""
     move(pair.source, pair.destination, CONVERGES_SLOWLY)
-    take_picture(pair, browse, tmp_path, "live-page.png")
+    for name, options in LOOKS.items():
+        take_picture(url(pair), browse, tmp_path, name, *options)
+    there = f"http://127.0.0.1:{pair.other_web.port}/"
+    take_picture(there, browse, tmp_path, "live-page-destination.png", "--window-size=1180,570")
 
 
 def test_the_picture_of_one_that_does_not(pair: Pair, browse: Browser, tmp_path: Path) -> None:
     with moving(pair.source, pair.destination, DOES_NOT_CONVERGE):
         # Three times over all of the memory: what a pass leaves is what the next one finds.
         wait_until(lambda: pair.web.status()["sequence"] > 120, "twelve seconds of it", 60)
-        take_picture(pair, browse, tmp_path, "live-page-stuck.png")
+        take_picture(url(pair), browse, tmp_path, "live-page-stuck.png", *LOOKS["live-page.png"])

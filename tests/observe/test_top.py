@@ -126,6 +126,20 @@ def test_several_devices_at_once_while_one_does_not_converge(pair: Pair) -> None
         assert top.end() == 0
 
 
+def test_each_side_shows_its_own_figures(pair: Pair) -> None:
+    """Before a migration what to do; after it what was received there, and the limit here."""
+    sockets = str(pair.source.socket), str(pair.destination.socket)
+    with terminal(*sockets, "--interval", "0.2", "--downtime-limit", "50") as top:
+        top.wait_for("no migration yet")
+        move(pair.source, pair.destination, CONVERGES)
+        top.wait_for("limit 50 ms, measured ")
+        top.wait_for("1 completed")
+        assert "received" in top.seen
+        assert "(bars: the last migration)" in top.seen
+        quit_by_key(top)
+        assert top.end() == 0
+
+
 def test_a_server_that_goes_and_comes_back_is_shown_again(serve: ServerFactory, pair: Pair) -> None:
     with terminal(str(pair.destination.control_path), "--interval", "0.2") as top:
         top.wait_for("RUNNING")

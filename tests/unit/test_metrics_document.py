@@ -28,7 +28,7 @@ def test_pictures_and_files_that_are_named_exist() -> None:
     root = DOCUMENT.parents[1]
     text = DOCUMENT.read_text() + WATCHING.read_text()
     pictures = re.findall(r"\]\((img/[^)]+)\)", text)
-    assert len(pictures) == 2
+    assert len(pictures) == 5
     for picture in pictures:
         assert (DOCUMENT.parent / picture).is_file()
     for name in re.findall(r"`((?:tests|vfu_dev|deploy)/[\w./-]+)`", text):

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 
 from vfu_dev.cli.output import json_option, write_json
+from vfu_dev.cli.params import downtime_limit_option
 from vfu_dev.cli.shape import Command
 from vfu_dev.errors import VfuDevError
 from vfu_dev.top import Keys, Watched, refresh_all, render
@@ -37,8 +38,13 @@ DUMB_WIDTH = 110  # nobody says how wide it is
 @click.option(
     "--once", is_flag=True, help="Show the figures once and end; fails if a server does not answer."
 )
+@downtime_limit_option(
+    "The client's limit, which a device does not know: what is predicted above it stands out."
+)
 @json_option("Write JSON instead of a picture, one line for each look,", any_word=False)
-def command(paths: tuple[Path, ...], interval: float, once: bool, json_path: str | None) -> None:
+def command(
+    paths: tuple[Path, ...], interval: float, once: bool, downtime_limit: float, json_path: str | None
+) -> None:
     """Show state, rates and predicted downtime of one or more servers; q quits.
 
     SOCKET is a server's vfio-user socket or its control socket. The control socket is looked for beside the
@@ -49,11 +55,11 @@ def command(paths: tuple[Path, ...], interval: float, once: bool, json_path: str
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         if once:
-            _once(watched, json_path)
+            _once(watched, downtime_limit / 1000, json_path)
         elif json_path is not None:
             _lines(watched, interval, json_path)
         else:
-            _pictures(watched, interval)
+            _pictures(watched, interval, downtime_limit / 1000)
     except KeyboardInterrupt:
         pass
     finally:
@@ -74,13 +80,13 @@ def _console() -> Console:
     return Console(width=DUMB_WIDTH) if console.is_dumb_terminal or not console.is_terminal else console
 
 
-def _once(watched: Sequence[Watched], json_path: str | None) -> None:
+def _once(watched: Sequence[Watched], limit_seconds: float, json_path: str | None) -> None:
     refresh_all(watched)
     if json_path is not None:
         _write_json(watched, json_path)
     else:
         console = _console()
-        console.print(render(watched, console, alone=False))
+        console.print(render(watched, console, alone=False, limit_seconds=limit_seconds))
     silent = [one.error for one in watched if one.error is not None]
     if silent:
         raise VfuDevError("; ".join(silent))
@@ -97,18 +103,18 @@ def _lines(watched: Sequence[Watched], interval: float, json_path: str) -> None:
                 return
 
 
-def _pictures(watched: Sequence[Watched], interval: float) -> None:
+def _pictures(watched: Sequence[Watched], interval: float, limit_seconds: float) -> None:
     console = _console()
     if console.is_dumb_terminal or not console.is_terminal:
         with Keys() as keys:
             while True:
                 refresh_all(watched)
-                console.print(render(watched, console, alone=False))
+                console.print(render(watched, console, alone=False, limit_seconds=limit_seconds))
                 if "q" in keys.wait(interval):
                     return
     with Keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             refresh_all(watched)
-            live.update(render(watched, console), refresh=True)
+            live.update(render(watched, console, limit_seconds=limit_seconds), refresh=True)
             if "q" in keys.wait(interval):
                 return

@@ -25,4 +25,6 @@ def verdict(snapshot: Snapshot) -> str:
         text = f"idle; downtime of the last migration {snapshot.last_downtime_seconds * 1000:.0f} ms"
         predicted = snapshot.last_predicted_downtime_seconds
         return text if predicted is None else f"{text}, predicted {predicted * 1000:.0f} ms"
+    if snapshot.received_bytes:
+        return f"idle; received {format_size(snapshot.received_bytes)} in the last migration"
     return "idle"

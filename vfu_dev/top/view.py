@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from rich.console import Console, ConsoleRenderable, Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from vfu_dev.figures import Snapshot, verdict
+from vfu_dev.figures import Sample, Snapshot, verdict
 from vfu_dev.sizes import format_size
 from vfu_dev.top.watched import Watched
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _PLAIN_BLOCKS = " .:-=+*#@"
 PANEL_LINES = 9
+# Columns of a terminal that has room for totals beside the bars.
+NOTES_FROM = 90
+# QEMU's default.
+DEFAULT_LIMIT_SECONDS = 0.3
 _STYLES = {
     "PRE_COPY": "bold blue",
     "PRE_COPY_P2P": "bold blue",
@@ -42,33 +47,82 @@ def sparkline(values: Sequence[float | None], width: int, unicode: bool = True) 
     return line.ljust(width)
 
 
-def render(watched: Sequence[Watched], console: Console, *, alone: bool = True) -> ConsoleRenderable:
+def render(
+    watched: Sequence[Watched],
+    console: Console,
+    *,
+    alone: bool = True,
+    limit_seconds: float = DEFAULT_LIMIT_SECONDS,
+) -> ConsoleRenderable:
     """Return the picture of all devices.
 
-    Args:    alone: it has the screen to itself; a table that scrolls by is kept to a line a device otherwise.
+    Args:
+        alone: it has the screen to itself; a table that scrolls by is kept to a line a device otherwise.
+        limit_seconds: the client's downtime limit, which the device does not know.
     """
     if alone and len(watched) * PANEL_LINES + 1 <= console.height:
-        return Group(*(_panel(one, console) for one in watched), Text("q quits", style="dim"))
-    return _table(watched, console)
+        keys = Text.assemble(("q quits; bars: ", "dim"), *_legend())
+        return Group(*(_panel(one, console, limit_seconds) for one in watched), keys)
+    return _table(watched, console, limit_seconds)
+
+
+def _legend() -> list[tuple[str, str]]:
+    return [
+        ("initial ", "blue"),
+        ("dirty ", "yellow"),
+        ("transfer rate, received ", "green"),
+        ("downtime", "red"),
+    ]
 
 
 def _unicode(console: Console) -> bool:
     return console.encoding.startswith("utf") and not console.is_dumb_terminal
 
 
-def _panel(one: Watched, console: Console) -> Panel:
+def _panel(one: Watched, console: Console, limit_seconds: float) -> Panel:
     snapshot = one.snapshot
     if snapshot is None or one.error is not None:
         return Panel(Text(one.error or "no answer yet", style="red"), title=str(one.path), height=PANEL_LINES)
-    width = max(10, min(60, console.width - 54))
+    with_notes = console.width >= NOTES_FROM
+    width = max(10, min(60, console.width - (54 if with_notes else 40)))
     samples = one.latest()
     unicode = _unicode(console)
     rows = Table.grid(padding=(0, 1))
     rows.add_column(style="dim", min_width=18, no_wrap=True)
     rows.add_column(no_wrap=True)
     rows.add_column(justify="right", min_width=12, no_wrap=True)
-    rows.add_column(no_wrap=True, overflow="ellipsis")
+    if with_notes:
+        rows.add_column(no_wrap=True, overflow="ellipsis")
+    if not samples:
+        text = "no migration yet: vfu-dev migrate SOCKET OTHER, or QEMU's migrate"
+        rows.add_row(text, "", "")
+    elif any(sample.state == "RESUMING" for sample in samples):
+        _received(rows, snapshot, samples, width, unicode)
+    else:
+        _sent(rows, snapshot, samples, width, unicode, limit_seconds, with_notes)
+    running = snapshot.state.startswith("PRE_COPY") or snapshot.state in ("STOP_COPY", "RESUMING")
+    title = Text.assemble(
+        (snapshot.device, "bold"),
+        "  ",
+        (snapshot.state, _STYLES.get(snapshot.state, "yellow")),
+        ("" if running or not samples else "  (bars: the last migration)", "dim"),
+    )
+    return Panel(Group(_verdict(snapshot), rows), title=title, title_align="left", height=PANEL_LINES)
+
+
+def _sent(
+    rows: Table,
+    snapshot: Snapshot,
+    samples: Sequence[Sample],
+    width: int,
+    unicode: bool,
+    limit_seconds: float,
+    with_notes: bool,
+) -> None:
+    """Add what a source has left to send, and how fast it goes."""
     forecast = snapshot.forecast
+    predicted = forecast["predicted_downtime_seconds"]
+    above = predicted is not None and predicted > limit_seconds
     curves: tuple[tuple[str, list[float | None], str, str], ...] = (
         ("initial", [s.initial_bytes for s in samples], _bytes(forecast["initial_bytes"]), "blue"),
         ("dirty", [s.dirty_bytes for s in samples], _bytes(forecast["dirty_bytes"]), "yellow"),
@@ -87,20 +141,40 @@ def _panel(one: Watched, console: Console) -> Panel:
         (
             "predicted downtime",
             [s.predicted_downtime_seconds for s in samples],
-            _seconds(forecast["predicted_downtime_seconds"]),
+            _seconds(predicted),
             "red",
         ),
     )
-    notes = _notes(snapshot)
+    notes = _notes(snapshot, limit_seconds)
     for (name, values, now, style), note in zip(curves, notes, strict=True):
-        rows.add_row(name, Text(sparkline(values, width, unicode), style=style), now, Text(note, style="dim"))
-    title = Text.assemble(
-        (snapshot.device, "bold"), "  ", (snapshot.state, _STYLES.get(snapshot.state, "yellow"))
-    )
-    return Panel(Group(_verdict(snapshot), rows), title=title, title_align="left", height=PANEL_LINES)
+        cells: list[str | Text] = [name, Text(sparkline(values, width, unicode), style=style)]
+        is_late = above and name == "predicted downtime"
+        cells.append(Text(now, style="bold red" if is_late else ""))
+        if with_notes:
+            cells.append(Text(note, style="dim"))
+        rows.add_row(*cells)
 
 
-def _notes(snapshot: Snapshot) -> tuple[str, ...]:
+def _received(rows: Table, snapshot: Snapshot, samples: Sequence[Sample], width: int, unicode: bool) -> None:
+    """Add what a destination received, and what became of it."""
+    arrived = [sample for sample in samples if sample.state == "RESUMING"]
+    sizes: list[float | None] = [sample.transferred_bytes for sample in arrived]
+    rates: list[float | None] = [None]
+    for before, after in pairwise(arrived):
+        seconds = after.time - before.time
+        count = after.transferred_bytes - before.transferred_bytes
+        rates.append(count / seconds if seconds > 0 else None)
+    whole = arrived[-1].time - arrived[0].time
+    mean = arrived[-1].transferred_bytes / whole if whole > 0 else None
+    rows.add_row("received", Text(sparkline(sizes, width, unicode), "green"), _bytes(snapshot.received_bytes))
+    rows.add_row("its rate, on average", Text(sparkline(rates, width, unicode), "green"), _bytes(mean, "/s"))
+    ended = ", ".join(f"{count} {how}" for how, count in snapshot.totals.resumes.items() if count) or "none"
+    rows.add_row("incoming, all told", ended, _bytes(snapshot.totals.received_bytes))
+    counters = snapshot.counters
+    rows.add_row("MMIO", f"{counters['region_reads']} reads, {counters['region_writes']} writes", "")
+
+
+def _notes(snapshot: Snapshot, limit_seconds: float) -> tuple[str, ...]:
     totals = snapshot.totals
     completed, sent = totals.saves["completed"], totals.saves["sent"]
     lost = sum(totals.saves.values()) - completed - sent
@@ -109,7 +183,7 @@ def _notes(snapshot: Snapshot) -> tuple[str, ...]:
         f"passes {totals.passes}",
         f"saves {completed} ok, {sent} sent, {lost} lost",
         f"MMIO {snapshot.counters['region_reads']} r, {snapshot.counters['region_writes']} w",
-        f"measured {_seconds(snapshot.last_downtime_seconds)}",
+        f"limit {_seconds(limit_seconds)}, measured {_seconds(snapshot.last_downtime_seconds)}",
     )
 
 
@@ -119,17 +193,21 @@ def _verdict(snapshot: Snapshot) -> Text:
     return Text(verdict(snapshot), style=style, no_wrap=True, overflow="ellipsis")
 
 
-def _table(watched: Sequence[Watched], console: Console) -> Table:
+def _table(watched: Sequence[Watched], console: Console, limit_seconds: float) -> Table:
     table = Table(box=None, pad_edge=False, expand=False)
     for name in ("device", "state", "converges"):
         table.add_column(name, no_wrap=True)
-    for name in ("initial", "dirty", "transfer rate", "dirty rate", "predicted"):
+    received = any(one.snapshot is not None and one.snapshot.received_bytes for one in watched)
+    names = ["initial", "dirty", "transfer rate", "dirty rate", "predicted"]
+    for name in [*names, "received"] if received else names:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("left")
+    bar = 8 if received else 16
     for one in watched:
         snapshot = one.snapshot
         if snapshot is None or one.error is not None:
-            table.add_row(one.path.name, Text("gone", style="red"), *["-"] * 6, one.error or "no answer yet")
+            dashes = ["-"] * (1 + len(names) + received)
+            table.add_row(one.path.name, Text("gone", style="red"), *dashes, one.error or "no answer yet")
             continue
         forecast = snapshot.forecast
         left = [(s.initial_bytes or 0) + (s.dirty_bytes or 0) for s in one.latest()]
@@ -141,10 +219,17 @@ def _table(watched: Sequence[Watched], console: Console) -> Table:
             _bytes(forecast["dirty_bytes"]),
             _bytes(forecast["transfer_rate_bytes_per_second"], "/s"),
             _bytes(forecast["dirty_rate_bytes_per_second"], "/s"),
-            _seconds(forecast["predicted_downtime_seconds"]),
-            sparkline(left, 16, _unicode(console)).rstrip(),
+            _limited(forecast["predicted_downtime_seconds"], limit_seconds),
+            *([_bytes(snapshot.received_bytes)] if received else []),
+            sparkline(left, bar, _unicode(console)).rstrip(),
         )
     return table
+
+
+def _limited(predicted: float | None, limit_seconds: float) -> Text:
+    """Return a predicted downtime; one above the client's limit stands out."""
+    above = predicted is not None and predicted > limit_seconds
+    return Text(_seconds(predicted), style="bold red" if above else "")
 
 
 def _converges(snapshot: Snapshot) -> Text:
