@@ -67,8 +67,8 @@ def now(page: Layout) -> None:
             [("text", None)],
             mappings=state_mappings(),
         ),
-        5,
-        5,
+        4,
+        7,
     )
     page.add(
         stat(
@@ -80,7 +80,7 @@ def now(page: Layout) -> None:
             [("red", None), ("orange", 1), ("green", 1.5)],
         ),
         3,
-        5,
+        7,
     )
     page.add(
         stat(
@@ -98,7 +98,7 @@ def now(page: Layout) -> None:
             ],
         ),
         3,
-        5,
+        7,
     )
     page.add(
         stat(
@@ -109,7 +109,7 @@ def now(page: Layout) -> None:
             [("green", None)],
         ),
         4,
-        5,
+        7,
     )
     page.add(
         stat(
@@ -120,7 +120,7 @@ def now(page: Layout) -> None:
             above_limit,
         ),
         4,
-        5,
+        7,
     )
     page.add(
         stat(
@@ -131,7 +131,7 @@ def now(page: Layout) -> None:
             above_limit,
         ),
         3,
-        5,
+        7,
     )
     page.add(
         stat(
@@ -142,8 +142,8 @@ def now(page: Layout) -> None:
             [("red", None), ("green", 1)],
             legend="{{instance}}",
         ),
-        2,
-        5,
+        3,
+        7,
     )
 
 
@@ -176,7 +176,7 @@ def convergence(page: Layout) -> None:
                 "{{device}} transfer rate": transfer,
                 "max-bandwidth": "vector($max_bandwidth)",
             },
-            "Bps",
+            "binBps",
             dashed=("max-bandwidth",),
         )
     )
@@ -242,7 +242,7 @@ def convergence(page: Layout) -> None:
                 "{{device}} {{phase}}": rate("vfu_migration_sent_bytes_total"),
                 "{{device}} received": rate("vfu_migration_received_bytes_total"),
             },
-            "Bps",
+            "binBps",
             stack=True,
         ),
         8,
@@ -266,7 +266,7 @@ def convergence(page: Layout) -> None:
                 "{{device}} again": rate("vfu_migration_pages_resent_total"),
                 "{{device}} zeros": rate("vfu_migration_zero_pages_total"),
             },
-            "ops",
+            "si:pages/s",
         ),
         8,
     )
@@ -301,7 +301,7 @@ def guest(page: Layout) -> None:
                 "{{device}} reads": rate("vfu_region_reads_total"),
                 "{{device}} writes": rate("vfu_region_writes_total"),
             },
-            "ops",
+            "si:accesses/s",
         ),
         6,
     )
@@ -322,22 +322,31 @@ def guest(page: Layout) -> None:
                 "{{device}} read": rate("vfu_dma_read_bytes_total"),
                 "{{device}} written": rate("vfu_dma_written_bytes_total"),
             },
-            "Bps",
+            "binBps",
         )
     )
     page.add(
         graph(
-            "Asked for",
-            "What somebody has the device do: load that it makes by itself, asked for and reached, and faults"
-            " that were injected. They explain what goes wrong beside them.",
+            "Load by the device itself",
+            "What somebody has the device write by itself: asked for, and reached.",
             {
-                "{{device}} load asked": f"vfu_load_asked_bytes_per_second{D}",
-                "{{device}} load reached": f"vfu_load_reached_bytes_per_second{D}",
-                "{{device}} writes missed /s": rate("vfu_load_missed_writes_total"),
-                "{{device}} fault: {{op}} /s": rate("vfu_faults_injected_total"),
+                "{{device}} asked": f"vfu_load_asked_bytes_per_second{D}",
+                "{{device}} reached": f"vfu_load_reached_bytes_per_second{D}",
             },
-            "short",
+            "binBps",
             dashed=("asked",),
+        )
+    )
+    page.add(
+        graph(
+            "Faults and missed writes",
+            "Faults that were injected, and writes of that load that had no time. They explain what goes"
+            " wrong beside them.",
+            {
+                "{{device}} writes missed": rate("vfu_load_missed_writes_total"),
+                "{{device}} fault {{op}}": rate("vfu_faults_injected_total") + " > 0",
+            },
+            "si:events/s",
         )
     )
     page.add(
@@ -353,7 +362,7 @@ def guest(page: Layout) -> None:
                 "{{device}} resets": rate("vfu_device_resets_total"),
                 "{{device}} audit failures": rate("vfu_migration_audit_failures_total"),
             },
-            "ops",
+            "si:events/s",
         )
     )
 
@@ -402,7 +411,7 @@ def outcomes(page: Layout) -> None:
     page.add(
         timeline(
             "Alerts",
-            "docs/monitoring.md says what to do about each.",
+            "`vfu-dev docs monitoring` says what to do about each.",
             "{{alertname}} {{device}} {{instance}}",
             'ALERTS{alertname=~"Vfu.*", alertstate="firing"}',
             [{"type": "value", "options": {"1": {"text": "firing", "color": "red", "index": 0}}}],
@@ -428,14 +437,13 @@ def servers(page: Layout) -> None:
     )
     page.add(
         graph(
-            "Clients and interrupts",
-            "1 while a VM is attached; new connections and interrupts a second.",
+            "Connections and interrupts",
+            "New clients, and interrupts raised. A client that comes and goes has trouble.",
             {
-                "{{device}} connected": f"vfu_client_connected{D}",
                 "{{device}} connections": rate("vfu_client_connections_total"),
                 "{{device}} interrupts": rate("vfu_interrupts_total"),
             },
-            "short",
+            "si:events/s",
         ),
         6,
     )
@@ -450,6 +458,23 @@ def servers(page: Layout) -> None:
             "s",
         ),
         6,
+    )
+    page.add(
+        timeline(
+            "Clients",
+            "When a VM, or another client, was attached.",
+            "{{device}}",
+            f"vfu_client_connected{D}",
+            [
+                {
+                    "type": "value",
+                    "options": {
+                        "0": {"text": "nobody", "color": "text", "index": 0},
+                        "1": {"text": "attached", "color": "green", "index": 1},
+                    },
+                }
+            ],
+        )
     )
     page.add(
         graph(

@@ -35,7 +35,7 @@ class Layout:
         self._break()
         self._add({"type": "row", "title": title, "collapsed": False, "panels": []}, 24, 1)
 
-    def add(self, panel: Json, width: int = 12, height: int = 8) -> None:
+    def add(self, panel: Json, width: int = 12, height: int = 10) -> None:
         """Place `panel`, on the next line if it does not fit."""
         self._add(panel, width, height)
 
@@ -122,10 +122,10 @@ def graph(
     ]
     options = {
         "legend": {
-            "displayMode": "table",
+            "displayMode": "list",  # a table of the same height shows two of fifteen curves
             "placement": "bottom",
             "showLegend": True,
-            "calcs": ["lastNotNull", "max"],
+            "calcs": [],
         },
         "tooltip": {"mode": "multi", "sort": "none"},
     }
@@ -173,9 +173,9 @@ def stat(
         "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
         "colorMode": "background" if mappings else "value",
         "graphMode": "none",
-        "textMode": "auto",
+        "textMode": "value_and_name",
         "justifyMode": "auto",
-        "orientation": "auto",
+        "orientation": "horizontal",  # a line a device
     }
     # Instant: the last value of the time shown may be one of a migration that is long over.
     return panel(

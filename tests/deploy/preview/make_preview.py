@@ -60,7 +60,7 @@ def answers(scenario: test_live.Scenario) -> dict[str, Any]:
             expr = substituted(target["expr"])
             for one in scenario.prometheus.query_range(expr, start, scenario.end):
                 name = named(target["legendFormat"], one["metric"])
-                series.append({"name": name, "values": one["values"]})
+                series.append({"name": name, "metric": one["metric"], "values": one["values"]})
         panels.append({"panel": panel, "series": series})
     return {"start": scenario.start, "end": scenario.end, "panels": panels}
 

@@ -1,5 +1,6 @@
 // Draws the dashboard with Grafana's own libraries: its units, mappings, overrides and colours, without its server.
-// What only the server has (variables, data sources, the state timeline and tables) is left out.
+// State timelines and tables are in no library of theirs: those are drawn here, from the same mappings, so that every
+// panel has a picture. Variables and data sources, which only the server has, are left out.
 
 import React from "react";
 import { createRoot } from "react-dom/client";
@@ -70,9 +71,11 @@ function Body({ panel, series, width, height, start, end }) {
       width={width} height={height} legend={panel.options.legend} options={panel.options} />;
   }
   if (panel.type === "stat") {
-    return <div style={{ display: "flex" }}>{frames.map((frame, index) =>
-      <BigValue key={index} theme={theme} width={width / frames.length - 2} height={height} value={lastOf(frame)}
-        colorMode={panel.options.colorMode} graphMode="none" textMode="auto" justifyMode="auto" />)}</div>;
+    // "horizontal" is a line each, below one another.
+    return <div>{frames.map((frame, index) =>
+      <BigValue key={index} theme={theme} width={width} height={height / frames.length - 2} value={lastOf(frame)}
+        colorMode={panel.options.colorMode} graphMode="none" textMode={panel.options.textMode}
+        justifyMode={panel.options.justifyMode} />)}</div>;
   }
   if (panel.type === "bargauge") {
     const shown = frames.slice(0, BARS);
@@ -81,7 +84,45 @@ function Body({ panel, series, width, height, start, end }) {
         displayMode="basic" field={frame.fields[1].config} display={frame.fields[1].display} value={lastOf(frame)}
         showUnfilled={true} />)}</div>;
   }
-  return <p style={{ color: "#999", padding: 8 }}>{panel.type}, {series.length} series: drawn by Grafana's server only</p>;
+  return panel.type === "table" ? <Rows panel={panel} series={series} />
+    : <Timeline panel={panel} frames={frames} width={width} height={height} start={start} end={end} />;
+}
+
+function Rows({ panel, series }) {
+  const { excludeByName, renameByName } = panel.transformations[0].options;
+  const names = [...new Set(series.flatMap(({ metric }) => Object.keys(metric)))].filter((name) => !excludeByName[name]);
+  const cell = { padding: "4px 10px 4px 4px", borderBottom: "1px solid #333", textAlign: "left", whiteSpace: "nowrap" };
+  return <div style={{ overflow: "hidden" }}><table style={{ fontSize: 12 }}><thead><tr>
+    {names.map((name) => <th key={name} style={cell}>{renameByName[name] ?? name}</th>)}</tr></thead><tbody>
+    {series.map(({ metric }, index) => <tr key={index}>
+      {names.map((name) => <td key={name} style={cell}>{metric[name]}</td>)}</tr>)}</tbody></table></div>;
+}
+
+function Timeline({ panel, frames, width, height, start, end }) {
+  const left = Math.min(width / 2, 16 + 7 * Math.max(8, ...frames.map((frame) => frame.fields[1].name.length)));
+  const row = (height - 44) / Math.max(1, frames.length);
+  const seen = new Map();
+  const x = (time) => left + (time / 1000 - start) / (end - start) * (width - left - 8);
+  const bands = frames.flatMap((frame, line) => {
+    const [times, field] = [frame.fields[0].values, frame.fields[1]], made = [];
+    for (let i = 0; i < times.length;) {
+      let next = i + 1;
+      while (next < times.length && field.values.at(next) === field.values.at(i) && times.at(next) - times.at(next - 1) < 3000) next++;
+      const { text, color } = field.display(field.values.at(i));
+      const until = next < times.length ? Math.min(times.at(next), times.at(next - 1) + 3000) : times.at(-1);
+      const wide = Math.max(2, x(until) - x(times.at(i)));
+      seen.set(text, color);
+      made.push(<rect key={`${line} ${i}`} x={x(times.at(i))} y={line * row + 2} width={wide} height={row - 4} fill={color} opacity={0.8} />);
+      if (wide > text.length * 8) made.push(<text key={`t${line} ${i}`} x={x(times.at(i)) + 5} y={line * row + row / 2 + 4}
+        fill={theme.colors.getContrastText(color)} fontSize={12}>{text}</text>);
+      i = next;
+    }
+    return [<text key={`n${line}`} x={left - 8} y={line * row + row / 2 + 4} fill="#ccccdc" fontSize={12} textAnchor="end">
+      {frame.fields[1].name}</text>, ...made];
+  });
+  return <div><svg width={width} height={height - 40}>{bands}</svg>
+    <div style={{ display: "flex", gap: 14, fontSize: 12, padding: 4 }}>{[...seen].map(([text, color]) =>
+      <span key={text}><i style={{ display: "inline-block", width: 12, height: 12, background: color, marginRight: 5 }} />{text}</span>)}</div></div>;
 }
 
 function Dashboard({ panels, start, end }) {
