@@ -62,3 +62,19 @@ def format_size(count: float) -> str:
         count /= 1024
     text = f"{count:.1f}".removesuffix(".0")
     return f"{text} {unit}"
+
+
+def format_duration(seconds: float) -> str:
+    """Return `seconds` for people who wait: whole seconds, from 100 s on whole minutes (`40 s`, `3 min`)."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def format_left(done: float, total: float, per_second: float) -> str:
+    """Return how far something is, and how long it will take at this pace: `40 %, about 12 s left`.
+
+    Returns: the percentage alone where nothing moves; nothing where there is no total.
+    """
+    if total <= 0:
+        return ""
+    text = f"{100 * min(done, total) / total:.0f} %"
+    return f"{text}, about {format_duration((total - done) / per_second)} left" if per_second > 0 else text

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vfu_dev.sizes import parse_size
+from vfu_dev.sizes import format_duration, format_left, parse_size
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,12 @@ def test_what_is_no_size_is_refused_in_short(text: str) -> None:
 def test_a_part_of_a_byte_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a whole number of bytes"):
         parse_size(text)
+
+
+def test_what_is_left_is_said_in_percent_and_time() -> None:
+    """At the pace so far; without a pace only how far it is, without a total nothing."""
+    assert format_left(25, 100, 5) == "25 %, about 15 s left"
+    assert format_left(25, 100_000, 5) == "0 %, about 333 min left"
+    assert format_left(25, 100, 0) == "25 %"
+    assert format_left(0, 0, 5) == ""
+    assert (format_duration(40), format_duration(150)) == ("40 s", "2 min")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import click
 from rich.console import Console
@@ -14,6 +15,7 @@ from vfu_dev.bench.run import CASES, run
 from vfu_dev.cli import EXIT_FAILED
 from vfu_dev.cli.output import json_option, write_json
 from vfu_dev.cli.shape import TO_STDOUT, Command
+from vfu_dev.sizes import format_count, format_left
 
 
 @click.command(
@@ -36,11 +38,18 @@ def command(cases: tuple[str, ...], quick: bool, check: bool, json_path: str | N
     """
     console = Console(stderr=json_path == TO_STDOUT, highlight=False)
 
-    def reporter(figure: Figure) -> None:
-        if not console.is_terminal:
-            console.print(_line(figure), markup=False, soft_wrap=True)
+    began, came = time.monotonic(), 0
 
-    with console.status("measuring"):
+    with console.status("measuring") as status:
+
+        def reporter(figure: Figure) -> None:
+            nonlocal came
+            came += 1
+            far = "" if cases else format_left(came, len(LIMITS), came / (time.monotonic() - began))
+            status.update(f"measuring: {format_count(came, 'figure')}{f', {far}' if far else ''}")
+            if not console.is_terminal:
+                console.print(_line(figure), markup=False, soft_wrap=True)
+
         result = run(list(cases) or list(CASES), QUICK if quick else FULL, reporter)
     if console.is_terminal:
         console.print(_table(result))

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import click
+from rich.console import Console
+from rich.progress import track
 
 from vfu_dev import __version__
 from vfu_dev.builds import RECIPES, BuildError, Cache, firmware_dirs, read_manifest, recipe_named
@@ -163,10 +165,9 @@ def _verify(findings: Findings) -> None:
     """Compare each artifact with its manifest: nothing else would notice a byte that flipped on disk."""
     cache = Cache()
     whole = []
-    for name, recipe in RECIPES.items():
-        folder = recipe.folder(cache)
-        if not folder.is_dir():
-            continue
+    folders = {name: recipe.folder(cache) for name, recipe in RECIPES.items()}
+    there = {name: folder for name, folder in folders.items() if folder.is_dir()}
+    for name, folder in track(there.items(), "reading", console=Console(stderr=True), transient=True):
         if differences := damage(folder):
             more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
             what = f"{folder}: {'; '.join(differences[:3])}{more}"

@@ -236,7 +236,9 @@ def migrate(
     click.echo("\n".join(_summary(found, load)), err=True)
     write_json(found, json_path)
     result.write(out / "report.json")
-    click.echo(f"report: {write_report(found, out)}", err=True)  # the pictures take seconds
+    with console.status("drawing the pictures of the report"):
+        page = write_report(found, out)
+    click.echo(f"report: {page}", err=True)
     if result.problems:
         click.echo(f"logs: {logs}  (again: {shlex.join(result.command)})", err=True)
         sys.exit(EXIT_FAILED)

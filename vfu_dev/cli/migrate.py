@@ -11,7 +11,15 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.progress import Progress as Bar
 
 from vfu_dev.cli import EXIT_FAILED
@@ -23,7 +31,7 @@ from vfu_dev.client.control import ControlClient, device_path
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.migrator import ClientOptions, ClientProgress, MigrationError, Migrator
 from vfu_dev.errors import VfuDevError
-from vfu_dev.sizes import format_count, format_size
+from vfu_dev.sizes import format_count, format_left, format_size
 
 PLAIN_SECONDS = 1.0  # between lines where there is no terminal
 
@@ -91,7 +99,10 @@ def _display(quiet: bool) -> Iterator[Callable[[ClientProgress], None]]:
         BarColumn(),
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
+        TaskProgressColumn(),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
     )
     with Bar(*columns, console=console) as bar:
         task = bar.add_task("setup", total=None)
@@ -112,10 +123,13 @@ def _plain_lines() -> Callable[[ClientProgress], None]:
         if state.phase == phase and now - last < PLAIN_SECONDS:
             return
         phase, last = state.phase, now
+        sent, left = state.transferred_bytes, state.remaining_bytes
+        far = format_left(sent, sent + left, state.bandwidth) if left else ""
         click.echo(
             f"{state.total_seconds:7.1f} s  {state.phase:12} "
             f"{format_size(state.transferred_bytes):>10} sent, "
-            f"{format_size(state.remaining_bytes):>10} left, transfer rate {format_size(state.bandwidth)}/s",
+            f"{format_size(state.remaining_bytes):>10} left, transfer rate {format_size(state.bandwidth)}/s"
+            + (f"; {far}" if far else ""),
             err=True,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from types import TracebackType
 from typing import Any
 
@@ -12,12 +13,28 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from vfu_dev.sizes import format_size
+from vfu_dev.sizes import format_duration, format_left, format_size
 
 # Without a terminal, at most one line in so many seconds, besides phases.
 PLAIN_SECONDS = 2.0
 # A read-back that takes longer is announced.
 LONG_SECONDS = 10.0
+# The pace is that of so many samples, some two seconds.
+PACE_SAMPLES = 40
+# QEMU's words for a migration under way.
+MOVING = ("setup", "active", "device")
+
+
+def _sent(row: dict[str, Any]) -> float:
+    """Return what the migration has sent, RAM and devices together, in bytes."""
+    return float(row["qemu"].get("ram", {}).get("transferred") or 0)
+
+
+def _left(row: dict[str, Any]) -> float:
+    """Return what it would still have to send if nothing was written any more."""
+    left = row["qemu"].get("ram", {}).get("remaining") or 0
+    devices = sum((one.get("initial_bytes") or 0) + (one.get("dirty_bytes") or 0) for one in row["source"])
+    return float(left + devices)
 
 
 def _size(value: Any) -> str:
@@ -37,6 +54,7 @@ class Progress:
         self._verify: tuple[int, int] | None = None
         self._verify_from = 0.0
         self._warned = False
+        self._moved: deque[tuple[float, float]] = deque(maxlen=PACE_SAMPLES)  # time, bytes sent so far
         self._started = time.monotonic()
         self._last_line = 0.0
 
@@ -58,11 +76,13 @@ class Progress:
         if what == "phase":
             self._phase = str(data["text"])
             self._verify, self._verify_from = None, time.monotonic()
+            self._moved.clear()
             self._line(self._phase, always=True)
         elif what == "convergence":
             self._convergence = str(data["text"])
         elif what == "sample":
             self._row = data
+            self._moved.append((time.monotonic(), _sent(data)))
             self._line(self._sample_text(data))
         elif what == "verify":
             self._verify = (data["compared_bytes"], data["total_bytes"])
@@ -95,14 +115,26 @@ class Progress:
         assert self._verify is not None
         done, total = self._verify
         text = f"read back {_size(done)} of {_size(total)} ({100 * done / max(total, 1):.0f} %)"
-        left = self._verify_left()
         if self._warned:
-            about = f"{left / 60:.0f} min" if left >= 100 else f"{left:.0f} s"
+            about = format_duration(self._verify_left())
             text += f", about {about} left; Ctrl-C keeps the result of the migration"
         return text
 
+    def _far(self, row: dict[str, Any]) -> str:
+        """Return how far the migration is, and how long the rest takes at the pace of the last seconds.
+
+        That is a guess as long as the devices go on being written to, and none where they gain on it.
+        """
+        if len(self._moved) < 2 or row["status"] not in MOVING:
+            return ""
+        (before, sent_before), (now, sent) = self._moved[0], self._moved[-1]
+        pace = (sent - sent_before) / (now - before) if now > before else 0.0
+        return format_left(sent, sent + _left(row), pace)
+
     def _sample_text(self, row: dict[str, Any]) -> str:
-        parts = [f"  {row['status']}: RAM left {_size(row['qemu'].get('ram', {}).get('remaining'))}"]
+        far = self._far(row)
+        status = f"{row['status']}, {far}" if far else row["status"]
+        parts = [f"  {status}: RAM left {_size(row['qemu'].get('ram', {}).get('remaining'))}"]
         for index, device in enumerate(row["source"]):
             parts.append(
                 f"vfu{index} {device.get('state', 'gone')} initial {_size(device.get('initial_bytes'))} "
@@ -112,7 +144,7 @@ class Progress:
         return f"{text}\n           {self._convergence}" if self._migrates(row) else text
 
     def _migrates(self, row: dict[str, Any]) -> bool:
-        return self._convergence is not None and row["status"] in ("setup", "active", "device")
+        return self._convergence is not None and row["status"] in MOVING
 
     def _render(self) -> RenderableType:
         elapsed = time.monotonic() - self._started
@@ -137,7 +169,12 @@ class Progress:
                     ),
                 )
             left = self._row["qemu"].get("ram", {}).get("remaining")
-            parts += [table, Text(f"QEMU: {self._row['status']}, RAM left {_size(left)}")]
+            sent, rest = _sent(self._row), _left(self._row)
+            if self._row["status"] in MOVING and sent + rest:
+                parts.append(ProgressBar(total=sent + rest, completed=sent, width=60))
+            far = self._far(self._row)
+            status = f"{self._row['status']}, {far}" if far else self._row["status"]
+            parts += [table, Text(f"QEMU: {status}, RAM left {_size(left)}")]
             if self._migrates(self._row):
                 parts.append(Text(str(self._convergence), style="bold"))
         return Group(*parts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vfu_dev.series.scenario import Point
+from vfu_dev.sizes import format_duration
 
 # Typical only in this module's sense: good to a factor of two.
 START_SECONDS = {"linux": 9.0, "none": 3.0}
@@ -39,6 +40,4 @@ def _of_point(point: Point) -> float:
 
 def text(seconds: float) -> str:
     """Return it for people, rounded as its worth allows."""
-    if seconds < 90:
-        return f"{max(10, round(seconds, -1)):.0f} s"
-    return f"{seconds / 60:.0f} min"
+    return format_duration(max(10, round(seconds, -1)))

@@ -17,7 +17,7 @@ from rich.progress import (
 )
 
 from vfu_dev.series.rows import COMPLETED, Row
-from vfu_dev.sizes import format_count
+from vfu_dev.sizes import format_count, format_left
 
 # Without a terminal, how a move stands is said this often.
 STANDS_SECONDS = 2.0
@@ -33,6 +33,7 @@ class RunProgress:
         self._bar: Progress | None = None
         self._task: Any = None
         self._points = 0
+        self._moves = self._done = self._before = 0
         self._started = time.monotonic()
         self._stood = self._started
 
@@ -63,6 +64,7 @@ class RunProgress:
         """Take one observation."""
         if what == "plan":
             self._points = data["points"]
+            self._moves, self._done, self._before = data["moves"], data["done"], data["done"]
             if self._bar is not None:
                 self._bar.update(self._task, total=data["moves"], completed=data["done"])
             done = f", {data['done']} moves done before" if data["done"] else ""
@@ -75,11 +77,20 @@ class RunProgress:
             self._line(text)
         elif what == "move":
             text = describe(data["row"])
+            self._done += 1
             if self._bar is not None:
                 self._bar.update(self._task, advance=1, last=text)
-            self._line(f"  {text}")
+            self._line(f"  {text}{self._far()}")
         elif what == "convergence":
             self._stands(str(data["text"]))
+
+    def _far(self) -> str:
+        """Return how far the run is, when a line is due about it: each tenth of the way."""
+        step = max(1, self._moves // 10)
+        if self._done % step or self._done == self._moves:
+            return ""
+        pace = (self._done - self._before) / (time.monotonic() - self._started)
+        return f"  ({format_left(self._done, self._moves, pace)})"
 
     def _stands(self, text: str) -> None:
         if self._bar is not None:
