@@ -383,7 +383,7 @@ def test_a_class_is_found_in_a_file_and_in_a_module(tmp_path: Path, monkeypatch:
     [
         ("Mine", "expected MODULE:CLASS or FILE.py:CLASS"),
         ("nowhere.py:Mine", "there is no file nowhere.py"),
-        ("h12_nowhere:Mine", "ModuleNotFoundError"),
+        ("h12_nowhere:Mine", "there is no module h12_nowhere"),
         ("bad.py:Mine", r"bad.py:1: SyntaxError"),
         ("ends.py:Mine", r"ends.py:2: SystemExit: 0"),
         ("h12_ends:Mine", r"h12_ends.py:2: SystemExit: 0"),

@@ -313,10 +313,12 @@ def _summary(result: dict[str, Any]) -> str:
     if device["digest_match"]:
         compared = f"equal on both ends ({device['digest_source']}, by {device['digest_method']})"
     passes = format_count(device["passes"], "pre-copy pass")
+    late = result["downtime_ms"] > result["downtime_limit_ms"]
+    why = "; changes of state come on top of what the limit has room for" if late else ""
     return (
         f"{device['name']}: {format_size(device['precopy_bytes'])} in {passes}, "
         f"{format_size(device['stop_copy_bytes'])} in stop-copy\n"
         f"total {result['total_ms']:.0f} ms, downtime {result['downtime_ms']:.0f} ms "
-        f"(limit {result['downtime_limit_ms']:g} ms), verification {result['verify_ms']:.0f} ms\n"
+        f"(limit {result['downtime_limit_ms']:g} ms{why}), verification {result['verify_ms']:.0f} ms\n"
         f"digest {compared}"
     )

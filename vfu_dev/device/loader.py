@@ -54,7 +54,15 @@ def _import(name: str) -> types.ModuleType:
         working_directory = str(Path.cwd())
         if working_directory not in sys.path:
             sys.path.insert(0, working_directory)
-        return importlib.import_module(name)
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not name.startswith(error.name):
+                raise  # something that it imports
+            raise ConfigError(
+                f"there is no module {error.name}, neither in {working_directory} nor where Python looks "
+                "(PYTHONPATH); a class in a file is FILE.py:CLASS"
+            ) from error
     path = Path(name)
     if not path.is_file():
         raise ConfigError(f"there is no file {path}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from vfu_dev.lab.result import MigrationResult
+from vfu_dev.sizes import format_count
 from vfu_dev.workload import Workload
 from vfu_dev.workload.figures import KEEPS_UP
 
@@ -30,9 +31,9 @@ def judge(
     else:
         _judge_unmoved(result)
     if qemu.downtime_ms is not None and qemu.downtime_ms > qemu.downtime_limit_ms:
-        result.warnings.append(
-            f"downtime {qemu.downtime_ms} ms, limit {qemu.downtime_limit_ms} ms (is the machine busy?)"
-        )
+        struck = _struck(result)
+        why = f"faults that were asked for happened: {struck}" if struck else "is the machine busy?"
+        result.warnings.append(f"downtime {qemu.downtime_ms} ms, limit {qemu.downtime_limit_ms} ms ({why})")
     spec = load or Workload("idle")
     if guest is not None and not _guest_kept_up(result):
         result.warnings.append(f"the guest wrote {spec.reached_text(asdict(guest))}")
@@ -40,6 +41,16 @@ def judge(
         if not status.get("keeps_up", True):
             result.warnings.append(f"{device.name} wrote {spec.reached_text(status)}")
     result.status = "completed" if not result.problems else "failed"
+
+
+def _struck(result: MigrationResult) -> str:
+    """Return which faults happened, and how often: `mig-write 1 time at vfu0's destination`."""
+    return ", ".join(
+        f"{op} {format_count(count, 'time')} at {device.name}'s {side}"
+        for device in result.devices
+        for side, counts in (("source", device.faults_source), ("destination", device.faults_destination))
+        for op, count in counts.items()
+    )
 
 
 def load_kept_up(result: MigrationResult) -> bool:

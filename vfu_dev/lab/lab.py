@@ -372,7 +372,8 @@ class Lab:
             for server, read in ((source, device.read_source), (destination, device.read_destination)):
                 try:
                     status = await _final_status(server)
-                    read(status)
+                    injected = (await server.command("faults"))["injected"]
+                    read({**status, "faults": {op: count for op, count in injected.items() if count}})
                     if not audit_over(status):
                         state = status.get("state")
                         problem = f"in {state} its audit is not over after {AUDIT_SECONDS:g} s"

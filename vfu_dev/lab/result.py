@@ -43,6 +43,9 @@ class DeviceResult:
     state_destination: str | None = None
     error_source: str | None = None
     error_destination: str | None = None
+    # Faults that happened since the servers were started, by operation; those that did not are left out.
+    faults_source: dict[str, int] = field(default_factory=dict)
+    faults_destination: dict[str, int] = field(default_factory=dict)
     transitions_source: list[dict[str, Any]] = field(default_factory=list)
     transitions_destination: list[dict[str, Any]] = field(default_factory=list)
     save: dict[str, Any] | None = None
@@ -56,7 +59,8 @@ class DeviceResult:
         return self.digest_source is not None and self.digest_source == self.digest_destination
 
     def read_source(self, status: dict[str, Any]) -> None:
-        """Take what the source's server says."""
+        """Take what the source's server says, `faults` among it."""
+        self.faults_source = status.get("faults", {})
         self.size_bytes = sum(memory["size_bytes"] for memory in status.get("memories", []))
         self.state_source = status.get("state")
         self.transitions_source = status.get("transitions", [])
@@ -79,7 +83,8 @@ class DeviceResult:
             self.stop_copy_seconds = snapshot.last_stop_copy_seconds
 
     def read_destination(self, status: dict[str, Any]) -> None:
-        """Take what the destination's server says."""
+        """Take what the destination's server says, `faults` among it."""
+        self.faults_destination = status.get("faults", {})
         self.state_destination = status.get("state")
         self.transitions_destination = status.get("transitions", [])
         resume = self.resume = status.get("resume")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from vfu_dev.migration.fsm import PRE_COPY_GROUP, SAVING_GROUP
 from vfu_dev.migration.observer import Observer
 from vfu_dev.migration.save import PassRecord, SaveCounters
-from vfu_dev.sizes import format_size
+from vfu_dev.sizes import format_count, format_size
 from vfu_dev.uapi import DeviceState
 
 
@@ -99,7 +99,8 @@ def log_state_change(
     elif save is not None and origin in SAVING_GROUP and target is not DeviceState.PRE_COPY:
         text += (
             f": pre-copy {format_size(save.precopy_bytes)}, stop-copy {format_size(save.stop_copy_bytes)},"
-            f" {save.passes} passes, {save.pages_sent} pages ({save.pages_resent} again), {save.status}"
+            f" {format_count(save.passes, 'pass')},"
+            f" {save.pages_sent} pages ({save.pages_resent} again), {save.status}"
         )
         fields |= {
             "save_status": save.status,
