@@ -106,6 +106,11 @@ command.add_command(model)
     "then stops only where the downtime limit, or --avail-switchover-bandwidth, has room for all of it.",
 )
 @option("--switchover-ack", is_flag=True, help="Stop the source only once initial data is received.")
+@option(
+    "--pause-before-switchover",
+    is_flag=True,
+    help="Have QEMU pause between the VM's stop and STOP_COPY's data, as libvirt does; the lab answers.",
+)
 @downtime_limit_option(
     "How long the VM may stand still. QEMU takes whole milliseconds: fractions are rounded up."
 )
@@ -159,6 +164,7 @@ def migrate(
     guest: str,
     pre_copy: str,
     switchover_ack: bool,
+    pause_before_switchover: bool,
     downtime_limit: float,
     max_bandwidth: int,
     switchover_bandwidth: int,
@@ -182,6 +188,7 @@ def migrate(
     from vfu_dev.lab.judge import load_kept_up
     from vfu_dev.lab.migrate import run as run_migration
     from vfu_dev.lab.options import MigrateOptions
+    from vfu_dev.lab.pausing import CAPABILITY
     from vfu_dev.lab.progress import Progress
     from vfu_dev.report.page import write_report
 
@@ -213,6 +220,7 @@ def migrate(
         faults_destination=faults["destination"],
         pre_copy=pre_copy == "on",
         switchover_ack=switchover_ack,
+        capabilities=((CAPABILITY, True),) if pause_before_switchover else (),
         downtime_limit_ms=whole_milliseconds(downtime_limit),
         max_bandwidth=max_bandwidth,
         switchover_bandwidth=switchover_bandwidth,

@@ -22,6 +22,7 @@ from vfu_dev.figures import Sample, Snapshot
 from vfu_dev.lab.convergence import Convergence, Limits, assess, qemu_threshold_bytes
 from vfu_dev.lab.host import Host, brief, require_migration
 from vfu_dev.lab.options import MigrateOptions
+from vfu_dev.lab.pausing import going_on, pauses
 from vfu_dev.lab.result import FINAL_STATES, DeviceResult, MigrationResult, QemuResult, QemuSide
 from vfu_dev.vm.guest import Guest, LinuxGuest
 from vfu_dev.vm.process import PATIENCE_SECONDS
@@ -291,8 +292,10 @@ class Lab:
         await self.configure()
         uri = await self.listen()
         self.reporter("phase", {"text": "migrating"})
-        await self.begin(uri)
-        return await self.wait_final()
+        answering = going_on(self.source.qemu, self.options.timeout_seconds)
+        async with answering if pauses(self.options) else contextlib.nullcontext():
+            await self.begin(uri)
+            return await self.wait_final()
 
     async def follow(self) -> None:
         """Go on with guest and load on the destination, where the VM now runs. Raises: LabError."""
