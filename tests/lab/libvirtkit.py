@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 from serverkit import wait_until
 
+from vfu_dev.builds import BuildError, Cache, Recipe, apt, build
+from vfu_dev.builds.command import BuildContext
 from vfu_dev.vm.namespaces import ADDRESSES, NamespaceError, Namespaces, connect
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +34,13 @@ done
 mkdir -p /run/lock
 cp -a /etc /run/etc
 mount --bind /run/etc /etc
+if [ -n "{packages}" ]; then
+    mount -t overlay overlay -o lowerdir={packages}/usr:/usr /usr
+    # Drivers of the other version are no drivers.
+    drivers=/usr/lib/x86_64-linux-gnu/libvirt
+    mount --bind {packages}$drivers $drivers
+    cp -a {packages}/etc/libvirt /etc
+fi
 cat >>/etc/hosts <<'END'
 {peers}
 END
@@ -56,23 +66,43 @@ dynamic_ownership = 0
 END
 """
 
+_SUITE = "bookworm-backports"
+_NEWER = (
+    "libvirt0",
+    "libvirt-clients",
+    "libvirt-common",
+    "libvirt-daemon",
+    "libvirt-daemon-common",
+    "libvirt-daemon-driver-qemu",
+)
+
 # No systemd runs here, so this is the one command that the page asks of it.
 _SYSTEMCTL = """\
-#!/bin/sh
+#!/bin/sh -e
 [ "$*" = "restart libvirtd" ] || { echo "systemctl $*: only restart libvirtd is known here" >&2; exit 1; }
 if pid=$(cat /run/libvirtd.pid 2>/dev/null); then
     kill $pid
     while kill -0 $pid 2>/dev/null; do sleep 0.05; done
 fi
 libvirtd --daemon --listen --pid-file /run/libvirtd.pid >>/var/log/libvirt/libvirtd.out 2>&1 </dev/null
-until virsh -c qemu:///system list >/dev/null 2>&1; do sleep 0.05; done
+until virsh -c qemu:///system list >/dev/null 2>&1; do
+    kill -0 $(cat /run/libvirtd.pid)
+    sleep 0.05
+done
 """
 
 
 class LibvirtHost:
     """One host; `shell` types into the one console that it has."""
 
-    def __init__(self, name: str, namespaces: Namespaces, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        namespaces: Namespaces,
+        folder: Path,
+        packages: Path | None,
+        environment: dict[str, str],
+    ) -> None:
         self.name = name
         self.namespaces = namespaces
         self._folder = folder
@@ -91,7 +121,8 @@ class LibvirtHost:
                 env=os.environ | {"PATH": tools, "PYTHONPATH": str(ROOT)} | environment,
             )
         peers = "\n".join(f"{address} {peer}" for peer, address in zip(NAMES, ADDRESSES, strict=True))
-        self.shell(_SET_UP.format(name=name, peers=peers, uuid=uuid.uuid4(), systemctl=_SYSTEMCTL))
+        values = {"name": name, "peers": peers, "uuid": uuid.uuid4(), "systemctl": _SYSTEMCTL}
+        self.shell(_SET_UP.format(**values, packages=packages or ""))
 
     def shell(self, script: str) -> str:
         """Run commands up to the first that fails, and return all that they said. It has to be none."""
@@ -122,6 +153,41 @@ class LibvirtHost:
         self._console.wait()
 
 
+def _inputs() -> dict[str, object]:
+    return {"packages": _NEWER, "suite": _SUITE}
+
+
+def _make(context: BuildContext, out: Path) -> dict[str, object]:
+    """Unpack the packages. Installing them would take the place of the machine's own libvirt."""
+    reasons = []
+    for mirror in apt.mirrors(context):
+        private = apt.PrivateApt(out / "apt", apt.binary_line(mirror, _SUITE, "amd64"))
+        try:
+            private.update(context, f"fetch package lists of {_SUITE}")
+            private.download(context, [f"{name}/{_SUITE}" for name in _NEWER], out)
+            break
+        except BuildError as error:
+            reasons.append(f"{mirror}: {error}")
+    else:
+        raise BuildError("; ".join(reasons))
+    packages = sorted(out.glob("*.deb"))
+    for package in packages:
+        context.run(["dpkg-deb", "-x", package, out / "root"], title="unpack libvirt", cwd=out)
+        package.unlink()
+    shutil.rmtree(out / "apt")
+    return {"packages": [package.name for package in packages]}
+
+
+NEWER = Recipe(name="libvirt-backports", summary="libvirt for tests", product="", inputs=_inputs, make=_make)
+
+
+def newer_libvirt() -> Path:
+    """Return the folder in which the libvirt of Debian 12's backports is unpacked. Skips on other systems."""
+    if platform.freedesktop_os_release().get("VERSION_CODENAME") != "bookworm":
+        pytest.skip(f"{_SUITE} is for Debian 12, whose own libvirt is older")
+    return build(NEWER, Cache()).path / "root"
+
+
 def require_libvirt() -> None:
     """Skip where there is no libvirt, or no root for namespaces."""
     for program in ("libvirtd", "virsh"):
@@ -130,8 +196,14 @@ def require_libvirt() -> None:
 
 
 @contextmanager
-def libvirt_hosts(**environment: str) -> Iterator[tuple[LibvirtHost, LibvirtHost]]:
-    """Yield two hosts, `a` and `b`, joined by a network; `environment` is that of their consoles."""
+def libvirt_hosts(
+    packages: Path | None = None, **environment: str
+) -> Iterator[tuple[LibvirtHost, LibvirtHost]]:
+    """Yield two hosts, `a` and `b`, joined by a network.
+
+    Args:    packages: where a libvirt is unpacked that they have in place of the machine's.
+             environment: of their consoles.
+    """
     require_libvirt()
     folder = Path(tempfile.mkdtemp(prefix="vfu-libvirt-"))
     with ExitStack() as stack:
@@ -142,7 +214,7 @@ def libvirt_hosts(**environment: str) -> Iterator[tuple[LibvirtHost, LibvirtHost
             pytest.skip(str(error))
         connect(both[0], both[1])
         first, second = (
-            stack.enter_context(closing(LibvirtHost(name, one, folder, environment)))
+            stack.enter_context(closing(LibvirtHost(name, one, folder, packages, environment)))
             for name, one in zip(NAMES, both, strict=True)
         )
         yield first, second
