@@ -21,6 +21,7 @@ from vfu_dev.cli.params import (
     ON_OFF,
     SECONDS,
     SIZE,
+    Quantity,
     downtime_limit_option,
     for_each_side,
     max_bandwidth_option,
@@ -33,14 +34,18 @@ from vfu_dev.cli.qemu_options import chosen_qemus, qemu_options
 from vfu_dev.cli.shape import Command, Group
 from vfu_dev.cli.signals import interrupted_status
 from vfu_dev.errors import ConfigError
-from vfu_dev.report.qemus import qemus_text
+from vfu_dev.report.qemus import link_text, qemus_text
 from vfu_dev.sizes import format_count, format_size
+from vfu_dev.vm.network import LinkSpec
 from vfu_dev.workload import Workload
 
 if TYPE_CHECKING:
     from vfu_dev.lab.options import LoadPlace, Verify
 
 PAGE_BYTES = 4096
+LINK = Quantity(
+    "link", "a rate in bits, delay=, loss=, such as 1Gbit,delay=5ms", LinkSpec.parse, lambda link: link.text
+)
 
 
 @click.group(cls=Group, examples=["vfu-dev lab migrate --memory 8M --dirty-rate 2M --out out/lab"])
@@ -61,6 +66,7 @@ command.add_command(model)
         "vfu-dev lab migrate --memory 1M --guest none --json out.json",
         "vfu-dev lab migrate --qemu-source bookworm-backports --qemu-destination trixie-backports",
         "vfu-dev lab migrate --device docs/examples/kvstore.py:KeyValueStore --guest none",
+        "vfu-dev lab migrate --link 1Gbit,delay=5ms --json link.json",
         "vfu-dev lab migrate --fault-destination op=mig-write,delay=1.5,when=initial-received",
     ],
 )
@@ -120,6 +126,14 @@ command.add_command(model)
 )
 @switchover_bandwidth_option(aliases=["--switchover-bandwidth"])
 @option(
+    "--link",
+    "link_spec",
+    type=LINK,
+    metavar="RATE[,delay=TIME][,loss=PERCENT]",
+    help="Migrate over TCP, between network namespaces of this machine that a link of this kind joins: "
+    "1Gbit,delay=5ms. Bits are decimal, the delay is each way. Needs root.",
+)
+@option(
     "--accel",
     type=click.Choice(["tcg", "kvm"]),
     default="tcg",
@@ -168,6 +182,7 @@ def migrate(
     downtime_limit: float,
     max_bandwidth: int,
     switchover_bandwidth: int,
+    link_spec: LinkSpec | None,
     accel: str,
     timeout: float,
     verify: Verify,
@@ -224,6 +239,7 @@ def migrate(
         downtime_limit_ms=whole_milliseconds(downtime_limit),
         max_bandwidth=max_bandwidth,
         switchover_bandwidth=switchover_bandwidth,
+        link=link_spec,
         accel=accel,
         timeout_seconds=timeout,
         verify=verify,
@@ -299,6 +315,8 @@ def _summary(result: dict[str, Any], load: Workload) -> list[str]:
         lines.append(f"downtime {qemu['downtime_ms']} ms (limit {limit} ms), total {qemu['total_ms']} ms")
     elif qemu["run_state_source"] is not None:
         lines.append(f"the VM on the source is {qemu['run_state_source']}")
+    if result["link"] is not None:
+        lines.append(link_text(result["link"]))
     for device, status in zip(result["devices"], result["load_status"], strict=False):
         if "asked_rate_bytes" not in status:
             continue  # it has no memory to write to

@@ -9,7 +9,6 @@ from pathlib import Path
 from vfu_dev.errors import ConfigError
 from vfu_dev.uapi import UNIX_PATH_MAX
 
-_SOCKETS = Path("/proc/net/unix")
 _ACCEPTS = 0x10000  # __SO_ACCEPTCON, include/uapi/linux/net.h
 
 
@@ -33,8 +32,10 @@ def socket_folder(prefix: str) -> Path:
     return folder
 
 
-def is_listening(path: Path) -> bool:
+def is_listening(path: Path, pid: int | None = None) -> bool:
     """Return whether a process listens on `path`, given as it was bound, without connecting to it.
+
+    Each network namespace has a list of its own: that of process `pid` is looked at, by default ours.
 
     The file is there from bind() on; until listen() a client is refused, and on a busy machine that is long
     enough to be met. To connect is no way to find out: a vfio-user server has one client, and one that goes
@@ -43,7 +44,11 @@ def is_listening(path: Path) -> bool:
     Source:  proc(5), /proc/net/unix: Num RefCount Protocol Flags Type St Inode Path.
     """
     wanted = str(path)
-    for line in _SOCKETS.read_text(errors="surrogateescape").splitlines()[1:]:
+    try:
+        table = Path(f"/proc/{pid or 'self'}/net/unix").read_text(errors="surrogateescape")
+    except OSError:  # it has ended
+        return False
+    for line in table.splitlines()[1:]:
         fields = line.split(maxsplit=7)
         if len(fields) == 8 and fields[7] == wanted and int(fields[3], 16) & _ACCEPTS:
             return True

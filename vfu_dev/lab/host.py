@@ -60,6 +60,7 @@ class Host:
             environment=options.qemu_environment,
             preload_log=options.preload_log,
             accel=options.accel,
+            within=self.choice.within,
             guest=options.guest_image,
             incoming=incoming,
             traces=options.traces,

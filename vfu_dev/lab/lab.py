@@ -24,6 +24,7 @@ from vfu_dev.lab.host import Host, brief, require_migration
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.pausing import going_on, pauses
 from vfu_dev.lab.result import FINAL_STATES, DeviceResult, MigrationResult, QemuResult, QemuSide
+from vfu_dev.lab.route import make_route
 from vfu_dev.vm.guest import Guest, LinuxGuest
 from vfu_dev.vm.process import PATIENCE_SECONDS
 from vfu_dev.vm.qemu import Qemu
@@ -77,8 +78,13 @@ class Lab:
         for old in logs.glob("*.log"):
             old.unlink(missing_ok=True)
         self.sockets = socket_folder("vfud-lab-")
-        self.source = Host("source", self.sockets, logs, options, incoming=False)
-        self.destination = Host("destination", self.sockets, logs, options, incoming=True)
+        self.route = make_route(options, self.sockets)
+        source, destination = (
+            self.route.place(choice, incoming)
+            for choice, incoming in ((options.qemu_source, False), (options.qemu_incoming, True))
+        )
+        self.source = Host("source", self.sockets, logs, options, False, source)
+        self.destination = Host("destination", self.sockets, logs, options, True, destination)
         known = options.own_device is None
         self.guest: Guest = QtestGuest(known) if options.guest_image is None else LinuxGuest(drives=known)
         self.samples: list[dict[str, Any]] = []
@@ -104,6 +110,7 @@ class Lab:
         with contextlib.suppress(LabError, OSError):
             await self.guest.close()
         await asyncio.gather(self.source.stop(), self.destination.stop())
+        self.route.close()
         shutil.rmtree(self.sockets, ignore_errors=True)
 
     async def start(self) -> None:
@@ -194,10 +201,7 @@ class Lab:
 
     async def listen(self) -> str:
         """Make the destination listen and return the address to migrate to."""
-        path = self.sockets / f"migration-{self.destination.name}.sock"
-        path.unlink(missing_ok=True)
-        await self.destination.qemu.execute("migrate-incoming", uri=f"unix:{path}")
-        return f"unix:{path}"
+        return await self.route.listen(self.destination.qemu)
 
     async def replace_destination(self, options: MigrateOptions | None = None) -> None:
         """Stop the destination and start a fresh one (QEMU cannot receive twice)."""
@@ -221,6 +225,7 @@ class Lab:
             self.fetch_figures(), self.destination.fetch_figures()
         )
         row["destination"] = [brief(fetched) for fetched in destination]
+        row.update(self.route.sample())
         row["threshold_bytes"] = qemu_threshold_bytes(
             self.options.qemu_parameters, self.options.downtime_limit_ms, row["qemu"]
         )
@@ -389,5 +394,6 @@ class Lab:
             result.convergence = self.convergence.to_json()
         await result.qemu.read_hosts(self.source.qemu, self.destination.qemu, self.samples, self.roles_since)
         result.samples = self.samples
+        result.link = self.route.describe(self.samples)
         if self.snapshots and (snapshot := self.snapshots[0]) is not None:
             result.versions["libvfio-user"] = str(snapshot.library.get("api", "unknown"))

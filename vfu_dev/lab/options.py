@@ -10,6 +10,7 @@ from vfu_dev.convergence import DOWNTIME_LIMIT_SECONDS, MAX_BANDWIDTH
 from vfu_dev.errors import ConfigError
 from vfu_dev.qemu_events import TRACE_PATTERNS
 from vfu_dev.vm.guest import Via
+from vfu_dev.vm.network import LinkSpec
 from vfu_dev.vm.own_device import OwnDevice
 from vfu_dev.vm.qemu import RamKind
 from vfu_dev.workload import Workload
@@ -36,11 +37,13 @@ class QemuChoice:
 
     Attributes:
         front_end, iommu: as in `vfu_dev.attach.front_end`; None: the best that the QEMU has.
+        within: what its command line begins with (see `QemuOptions`).
     """
 
     binary: Path
     front_end: str | None = None
     iommu: str | None = None
+    within: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class MigrateOptions:
             underscores) and capabilities, for both sides.
         spare_ports: root ports of a Linux guest that are free for hot-plug (`Lab.plug`).
         reboot: a guest that reboots does, instead of ending the move.
+        link: the hosts' QEMUs are in network namespaces of their own, joined by such a link.
         qemu_extra: further arguments of both QEMUs.
         traces: QEMU's trace events to log, patterns.
     """
@@ -96,6 +100,7 @@ class MigrateOptions:
     switchover_bandwidth: int = 0  # 0: QEMU estimates it
     parameters: tuple[tuple[str, Any], ...] = ()
     capabilities: tuple[tuple[str, bool], ...] = ()
+    link: LinkSpec | None = None
     qemu_extra: tuple[str, ...] = ()
     traces: tuple[str, ...] = TRACE_PATTERNS
     accel: str = "tcg"

@@ -14,7 +14,7 @@ from vfu_dev.report.drawing import svg_text, themed, write_png
 from vfu_dev.report.excerpt import excerpt
 from vfu_dev.report.passes import pass_list, passes_figure, phases_figure
 from vfu_dev.report.plots import migration_figure
-from vfu_dev.report.qemus import qemus_text
+from vfu_dev.report.qemus import link_text, qemus_text
 from vfu_dev.report.switchover import switchover, switchover_figure
 from vfu_dev.report.template import bytes_text, milliseconds_text, render_template
 from vfu_dev.report.timeline import Timeline
@@ -172,6 +172,7 @@ def render(result: dict[str, Any]) -> str:
         "page.html.j2",
         r=result,
         qemus=qemus_text(qemu),
+        link=link_text(result["link"]) if result.get("link") else "",
         headline=_headline(result),
         outcome=_outcome(result),
         tiles=_tiles(result),

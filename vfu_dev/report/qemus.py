@@ -1,8 +1,10 @@
-"""Which QEMUs took part in a migration, in words."""
+"""Which QEMUs took part in a migration, and over which link, in words."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from vfu_dev.sizes import format_size
 
 
 def qemus_text(qemu: dict[str, Any]) -> str:
@@ -14,3 +16,15 @@ def qemus_text(qemu: dict[str, Any]) -> str:
         path = f" over {side['iommu']}" if side["iommu"] else ""
         described.append(f"{side['version']} with {side['front_end']}{path}")
     return " to ".join(dict.fromkeys(described))
+
+
+def link_text(link: dict[str, Any]) -> str:
+    """Return what a link was asked to be, who made it so, and what it carried, from a report's `link`."""
+    by = [f"{what} by {link[f'{what}_by']}" for what in ("rate", "delay", "loss") if link[f"{what}_by"]]
+    text = f"link {link['asked']} ({', '.join(by)}): carried {format_size(link['carried_bytes'])}"
+    if (measured := link["measured_bytes_per_second"]) is not None:
+        text += f", at most {format_size(measured)}/s ({measured * 8 / 1e6:.3g} Mbit/s)"
+    if link["rate_bytes_per_second"]:
+        asked = link["rate_bytes_per_second"]
+        text += f"; {format_size(asked)}/s ({asked * 8 / 1e6:.3g} Mbit/s) asked"
+    return text

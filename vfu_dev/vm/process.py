@@ -176,7 +176,7 @@ def until_listening(child: Child, *paths: Path, timeout_seconds: float = PATIENC
     """
     deadline = time.monotonic() + timeout_seconds
     for path in paths:
-        while not is_listening(path):
+        while not is_listening(path, child.pid):
             child.check("ended before it was ready")
             if time.monotonic() > deadline:
                 raise LabError(

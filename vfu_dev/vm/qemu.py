@@ -57,7 +57,8 @@ class QemuOptions:
     `preload_log` the preloaded library logs what was asked and answered, beside the other logs.
     `guest` is a folder with vmlinuz and initramfs.cpio.gz, or None for the qtest protocol and no CPU.
     `spare_ports` root ports of a Linux guest are free for `Qemu.plug`. With `reboot` a guest that reboots
-    does; otherwise QEMU ends, because a guest that reboots unasked has crashed.
+    does; otherwise QEMU ends, because a guest that reboots unasked has crashed. `within` is what its command
+    line begins with: the way into a network namespace.
     """
 
     binary: Path
@@ -76,6 +77,7 @@ class QemuOptions:
     device_properties: tuple[tuple[str, Any], ...] = ()
     spare_ports: int = 0
     reboot: bool = False
+    within: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
 
 
@@ -128,7 +130,7 @@ class Qemu:
 
     def _command_line(self) -> list[str]:
         options = self.options
-        argv = [str(options.binary)]
+        argv = [*options.within, str(options.binary)]
         for folder in self.binary.firmware:
             argv += ["-L", str(folder)]
         argv += ["-name", self.name, "-nodefaults", "-no-user-config", "-display", "none"]
