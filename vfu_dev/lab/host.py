@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from vfu_dev.errors import LabError
 from vfu_dev.figures import Sample, Snapshot
 from vfu_dev.lab.options import MigrateOptions, QemuChoice
 from vfu_dev.vm.qemu import Qemu, QemuOptions
-from vfu_dev.vm.servers import DeviceServer, ServerOptions
+from vfu_dev.vm.servers import ControlledServer, DeviceServer, ServerOptions
 from vfu_dev.workload import Workload
 
 Fetched = tuple[Snapshot, list[Sample]] | LabError
@@ -133,14 +134,19 @@ class Host:
 
     async def fetch_figures(self) -> list[Fetched]:
         """Return what `DeviceServer.fetch_figures` says of each server; of one that is gone, the error."""
+        return await fetch_all(self.servers)
 
-        async def one(server: DeviceServer) -> Fetched:
-            try:
-                return await server.fetch_figures()
-            except LabError as error:
-                return error
 
-        return await asyncio.gather(*(one(server) for server in self.servers))
+async def fetch_all(servers: Sequence[ControlledServer]) -> list[Fetched]:
+    """Return what `fetch_figures` says of each server; of one that is gone, the error."""
+
+    async def one(server: ControlledServer) -> Fetched:
+        try:
+            return await server.fetch_figures()
+        except LabError as error:
+            return error
+
+    return await asyncio.gather(*(one(server) for server in servers))
 
 
 def require_migration(choice: QemuChoice) -> str:

@@ -10,69 +10,42 @@ import asyncio
 import contextlib
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vfu_dev.client.digest import AUDIT_POLL_SECONDS, audit_over
 from vfu_dev.client.listening import socket_folder
 from vfu_dev.errors import LabError
-from vfu_dev.figures import Sample, Snapshot
-from vfu_dev.lab.convergence import Convergence, Limits, assess, qemu_threshold_bytes
-from vfu_dev.lab.host import Host, brief, require_migration
+from vfu_dev.lab.host import Host, require_migration
+from vfu_dev.lab.observer import MoveReporter, Observer
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.pausing import going_on, pauses
-from vfu_dev.lab.result import FINAL_STATES, DeviceResult, MigrationResult, QemuResult, QemuSide
+from vfu_dev.lab.result import MigrationResult, QemuResult, QemuSide
 from vfu_dev.lab.route import make_route
 from vfu_dev.vm.guest import Guest, LinuxGuest
 from vfu_dev.vm.process import PATIENCE_SECONDS
 from vfu_dev.vm.qemu import Qemu
 from vfu_dev.vm.qtest_guest import QtestGuest
-from vfu_dev.vm.servers import DeviceServer
 from vfu_dev.workload import Workload
-
-# How often both sides are asked while a migration runs. QEMU itself decides every 100 ms.
-SAMPLE_SECONDS = 0.05
-# Samples grow fewer as a migration grows longer: about this many for each factor of e in time.
-SAMPLES_KEPT = 400
-
-MoveReporter = Callable[[str, dict[str, Any]], None]
-
-
-# How long the source's audit may take once the device is stopped; 1 GiB takes 0.2 s of an idle machine.
-AUDIT_SECONDS = 120.0
-
-
-async def _final_status(server: DeviceServer) -> dict[str, Any]:
-    """Return the status once the audit is over, or after AUDIT_SECONDS as it is.
-
-    Before that the digest is that of what was sent, not of what was in memory.
-
-    Raises: LabError: the server is gone.
-    """
-    deadline = time.monotonic() + AUDIT_SECONDS
-    while not audit_over(status := await server.status()) and time.monotonic() < deadline:
-        await asyncio.sleep(AUDIT_POLL_SECONDS)
-    return status
 
 
 def _described(qemu: Qemu) -> QemuSide:
     return QemuSide(qemu.binary.version, qemu.front_end.name, qemu.front_end.iommu)
 
 
-class TimeLimitError(LabError):
-    """What was waited for did not come in time."""
-
-
-class Lab:
+class Lab(Observer):
     """The processes of one move; an async context manager that leaves nothing behind.
 
     `logs` is kept; sockets live in a short temporary path, because UNIX socket names end at 107 bytes.
     """
 
+    source: Host
+    destination: Host
+
     def __init__(self, options: MigrateOptions, logs: Path, reporter: MoveReporter | None = None) -> None:
+        super().__init__(options.devices, reporter)
         self.options = options
+        self.timeout_seconds = options.timeout_seconds
         self.logs = logs
         logs.mkdir(parents=True, exist_ok=True)
         for old in logs.glob("*.log"):
@@ -87,17 +60,30 @@ class Lab:
         self.destination = Host("destination", self.sockets, logs, options, True, destination)
         known = options.own_device is None
         self.guest: Guest = QtestGuest(known) if options.guest_image is None else LinuxGuest(drives=known)
-        self.samples: list[dict[str, Any]] = []
-        self.convergence: Convergence | None = None
         # The hosts are numbered: source is 1, destination 2, and each that comes later has the next number.
         self.hosts = 2
         self.moves = 0
-        # When the sides got their roles (Unix time); 0.0: they never had others.
-        self.roles_since = 0.0
-        # Of each of the source's servers: its figures, and all samples of this move.
-        self.snapshots: list[Snapshot | None] = [None] * options.devices
-        self.server_samples: list[list[Sample]] = [[] for _ in range(options.devices)]
-        self.reporter: MoveReporter = reporter or (lambda what, data: None)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The migration parameters that this move sets, underscores for hyphens."""
+        return self.options.qemu_parameters
+
+    @property
+    def downtime_limit_ms(self) -> int:
+        """The downtime limit that this move sets."""
+        return self.options.downtime_limit_ms
+
+    async def sample(self) -> dict[str, Any]:
+        """Ask both sides and the route where they are, and keep the answer."""
+        row = await super().sample()
+        row.update(self.route.sample())
+        return row
+
+    async def collect(self, result: MigrationResult) -> None:
+        """Take what there is into `result`; parts that are gone stay empty and are among its problems."""
+        await super().collect(result)
+        result.link = self.route.describe(self.samples)
 
     async def __aenter__(self) -> Lab:
         return self
@@ -216,82 +202,6 @@ class Lab:
         """Start the outgoing migration. Raises: QmpError: refused (a blocker, say)."""
         await self.source.qemu.execute("migrate", uri=uri)
 
-    async def sample(self) -> dict[str, Any]:
-        """Ask QEMU and all servers where they are, and keep the answer."""
-        now = time.time()
-        migration = await self.source.qemu.migration()
-        row: dict[str, Any] = {"time": now, "status": migration.get("status", "none"), "qemu": migration}
-        row["source"], destination = await asyncio.gather(
-            self.fetch_figures(), self.destination.fetch_figures()
-        )
-        row["destination"] = [brief(fetched) for fetched in destination]
-        row.update(self.route.sample())
-        row["threshold_bytes"] = qemu_threshold_bytes(
-            self.options.qemu_parameters, self.options.downtime_limit_ms, row["qemu"]
-        )
-        self.samples.append(row)
-        self._assess(row)
-        self.reporter("sample", row)
-        return row
-
-    async def fetch_figures(self) -> list[dict[str, Any]]:
-        """Fetch what the source's servers measured since the last time; one that is gone stays as it was.
-
-        Returns: what a sample keeps of each.
-        """
-        found = await self.source.fetch_figures()
-        for index, fetched in enumerate(found):
-            if not isinstance(fetched, LabError):
-                self.snapshots[index], samples = fetched
-                self.server_samples[index] += samples
-        return [brief(fetched) for fetched in found]
-
-    def _assess(self, row: dict[str, Any]) -> None:
-        devices = [snapshot for snapshot in self.snapshots if snapshot is not None]
-        if len(devices) == len(self.snapshots) and all("PRE_COPY" in device.state for device in devices):
-            self.convergence = assess(
-                [device.forecast for device in devices],
-                row["qemu"],
-                row["threshold_bytes"],
-                Limits.of(self.options.qemu_parameters, self.options.downtime_limit_ms),
-            )
-            self.reporter("convergence", self.convergence.to_json())
-
-    async def wait_for(
-        self, condition: Callable[[dict[str, Any]], bool], what: str, timeout_seconds: float | None = None
-    ) -> dict[str, Any]:
-        """Sample until `condition(row)` holds and return that row.
-
-        Raises: TimeLimitError: not within the time. LabError: the source's QEMU ended.
-        """
-        limit = timeout_seconds if timeout_seconds is not None else self.options.timeout_seconds
-        began = time.monotonic()
-        deadline = began + limit
-        while True:
-            row = await self.sample()
-            if condition(row):
-                return row
-            if time.monotonic() > deadline:
-                raise TimeLimitError(f"{what}: not within {limit:g} s; migration is {row['status']!r}")
-            pause = max(SAMPLE_SECONDS, (time.monotonic() - began) / SAMPLES_KEPT)
-            await asyncio.sleep(min(pause, max(0.0, deadline - time.monotonic())))
-
-    async def wait_final(self, timeout_seconds: float | None = None) -> dict[str, Any]:
-        """Wait until the migration ends in any way and return `query-migrate`."""
-        row = await self.wait_for(
-            lambda r: r["status"] in FINAL_STATES, "end of the migration", timeout_seconds
-        )
-        reply: dict[str, Any] = row["qemu"]
-        return reply
-
-    async def wait_running(self, qemu: Qemu, timeout_seconds: float = PATIENCE_SECONDS) -> None:
-        """Wait until the VM of `qemu` runs. Raises: LabError, ProcessError."""
-        deadline = time.monotonic() + timeout_seconds
-        while (state := await qemu.run_state()) != "running":
-            if time.monotonic() > deadline:
-                raise LabError(f"{qemu.name}: the VM is {state!r}, not running, after {timeout_seconds:g} s")
-            await asyncio.sleep(0.01)
-
     async def migrate(self) -> dict[str, Any]:
         """Configure, listen, migrate and wait for the end; return the last `query-migrate`."""
         await self.configure()
@@ -358,42 +268,8 @@ class Lab:
         await self.forget()
         self.roles_since = time.time()
 
-    async def forget(self) -> None:
-        """Drop what was sampled so far, here and on the source's servers: it is not of the next move."""
-        self.samples, self.convergence = [], None
-        await self.fetch_figures()
-        self.server_samples = [[] for _ in self.source.servers]
-
     async def give_up(self) -> None:
         """Cancel the migration, so that the VM goes on at the source. Raises: LabError."""
         self.reporter("phase", {"text": "giving up: cancelling the migration"})
         await self.source.qemu.execute("migrate_cancel")
         await self.wait_final(PATIENCE_SECONDS)
-
-    async def collect(self, result: MigrationResult) -> None:
-        """Take what there is into `result`; parts that are gone stay empty and are among its problems."""
-        await self.fetch_figures()
-        for index, (source, destination) in enumerate(
-            zip(self.source.servers, self.destination.servers, strict=True)
-        ):
-            device = DeviceResult(name=f"vfu{index}")
-            for server, read in ((source, device.read_source), (destination, device.read_destination)):
-                try:
-                    status = await _final_status(server)
-                    injected = (await server.command("faults"))["injected"]
-                    read({**status, "faults": {op: count for op, count in injected.items() if count}})
-                    if not audit_over(status):
-                        state = status.get("state")
-                        problem = f"in {state} its audit is not over after {AUDIT_SECONDS:g} s"
-                        result.problems.append(f"server {server.name}: {problem}")
-                except LabError as error:
-                    result.problems.append(str(error))
-            device.read_figures(self.snapshots[index], self.server_samples[index])
-            result.devices.append(device)
-        if self.convergence is not None:
-            result.convergence = self.convergence.to_json()
-        await result.qemu.read_hosts(self.source.qemu, self.destination.qemu, self.samples, self.roles_since)
-        result.samples = self.samples
-        result.link = self.route.describe(self.samples)
-        if self.snapshots and (snapshot := self.snapshots[0]) is not None:
-            result.versions["libvfio-user"] = str(snapshot.library.get("api", "unknown"))

@@ -12,7 +12,8 @@ from typing import Any
 from vfu_dev import __version__
 from vfu_dev.errors import LabError
 from vfu_dev.lab.judge import judge
-from vfu_dev.lab.lab import Lab, MoveReporter, TimeLimitError
+from vfu_dev.lab.lab import Lab
+from vfu_dev.lab.observer import MoveReporter, TimeLimitError
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.sizes import format_size

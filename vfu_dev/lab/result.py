@@ -13,7 +13,7 @@ from vfu_dev.convergence import DOWNTIME_LIMIT_SECONDS
 from vfu_dev.errors import LabError
 from vfu_dev.figures import Sample, Snapshot
 from vfu_dev.vm.guest import GuestResult
-from vfu_dev.vm.qemu import Qemu
+from vfu_dev.vm.monitor import Monitor
 from vfu_dev.vm.trace import states_set
 from vfu_dev.whole import write_whole
 
@@ -164,7 +164,7 @@ class QemuResult:
         self.transferred_bytes = reply.get("ram", {}).get("transferred")
 
     async def read_hosts(
-        self, source: Qemu, destination: Qemu, samples: list[dict[str, Any]], since: float
+        self, source: Monitor, destination: Monitor, samples: list[dict[str, Any]], since: float
     ) -> None:
         """Take what both QEMUs and their traces say, and `samples` from before the end.
 
@@ -181,8 +181,8 @@ class QemuResult:
             ]
         with contextlib.suppress(LabError):
             self.run_state_destination = await destination.run_state()
-        self.command_line_source = source.process.argv
-        self.command_line_destination = destination.process.argv
+        self.command_line_source = source.command_line
+        self.command_line_destination = destination.command_line
         self.events_source, self.events_destination = source.events, destination.events
         source_trace = [event for event in source.trace() if event.time is None or event.time >= since]
         destination_trace = destination.trace()

@@ -21,7 +21,7 @@ from typing import Any
 from vfu_dev.builds import artifact
 from vfu_dev.errors import ConfigError
 from vfu_dev.lab.host import require_migration
-from vfu_dev.lab.lab import MoveReporter
+from vfu_dev.lab.observer import MoveReporter
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.series.rows import CsvFile, Row, read_rows, write_rows
 from vfu_dev.series.scenario import Point, Scenario

@@ -10,12 +10,12 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from qemu.qmp import ConnectError, EventListener, ExecuteError, QMPClient, QMPError
+from qemu.qmp import ConnectError, QMPError
 from qemu.qmp.qmp_client import GreetingError
 
 from vfu_dev.attach import make_front_end
@@ -24,7 +24,9 @@ from vfu_dev.builds.qemu_binary import probe_qemu
 from vfu_dev.errors import LabError
 from vfu_dev.qemu_events import TRACE_PATTERNS
 from vfu_dev.vm.kvm_trial import LINUX_SPEAKS, LOUD
-from vfu_dev.vm.process import PATIENCE_SECONDS, STOP_SECONDS, Child, wait_for_socket
+from vfu_dev.vm.monitor import Monitor
+from vfu_dev.vm.monitor import QmpError as QmpError
+from vfu_dev.vm.process import STOP_SECONDS, Child, wait_for_socket
 from vfu_dev.vm.trace import TraceEvent, parse_trace
 
 # The first slot of bus 0 that q35 leaves free with -nodefaults is 1; 0 is the host bridge, 31 the LPC.
@@ -37,15 +39,6 @@ _RAM: dict[RamKind, tuple[str, str]] = {
     "private": ("memfd", "off"),
     "anonymous": ("ram", "off"),
 }
-
-
-class QmpError(LabError):
-    """QEMU refused a QMP command or is gone. Attributes: `command`, `reason`."""
-
-    def __init__(self, name: str, command: str, reason: str) -> None:
-        super().__init__(f"{name}: QMP {command}: {reason}")
-        self.command = command
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,7 @@ class QemuOptions:
     extra: tuple[str, ...] = ()
 
 
-class Qemu:
+class Qemu(Monitor):
     """One QEMU: started, driven over QMP, stopped without leaving anything behind.
 
     Args:    devices: sockets of the devices that it has from the start. spare: of those that may be plugged.
@@ -97,7 +90,7 @@ class Qemu:
         devices: list[Path],
         spare: Sequence[Path] = (),
     ) -> None:
-        self.name = name
+        super().__init__(name, sockets / f"{name}.qmp")
         self.options = options
         self.binary = probe_qemu(options.binary)
         if options.guest is None and not self.binary.qtest:
@@ -110,12 +103,10 @@ class Qemu:
         self.front_end = make_front_end(
             self.binary, options.front_end, options.iommu, devices=len(reachable), log=self.preload_log
         )
-        self.qmp_socket = sockets / f"{name}.qmp"
         self.qtest_socket = sockets / f"{name}.qtest"
         self.line_socket = sockets / f"{name}.line"
         self.trace_log = logs / f"{name}-trace.log"
         self.console_log = logs / f"{name}-console.log"
-        self.events: list[dict[str, Any]] = []
         self._devices = devices
         environment = (
             inherited_environment() | self.front_end.environment(reachable) | dict(options.environment)
@@ -123,10 +114,6 @@ class Qemu:
         descriptors = self.front_end.descriptors
         log = logs / f"{name}.log"
         self.process = Child(f"QEMU {name}", self._command_line(), log, environment, descriptors)
-        self._qmp = QMPClient(name)
-        self._listener = EventListener()
-        self._collector: asyncio.Task[None] | None = None
-        self._changed = asyncio.Condition()
 
     def _command_line(self) -> list[str]:
         options = self.options
@@ -213,15 +200,15 @@ class Qemu:
         """
         self.process.start()
         await wait_for_socket(self.qmp_socket, self.process)
-        self._qmp.register_listener(self._listener)
-        try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                await self._connect()
-        except (QMPError, OSError, TimeoutError) as error:
-            await self._end_of(error)
-            self.process.check("ended before its monitor answered")
-            raise QmpError(self.name, "connect", str(error) or "no answer") from error
-        self._collector = asyncio.create_task(self._collect())
+        await self.connect()
+
+    def _check(self, what: str = "ended unexpectedly") -> None:
+        self.process.check(what)
+
+    @property
+    def command_line(self) -> list[str]:
+        """How it is started."""
+        return self.process.argv
 
     async def _end_of(self, error: Exception) -> None:
         """Wait for the end of a QEMU whose monitor failed: a closed one is closed by its end."""
@@ -242,71 +229,6 @@ class Qemu:
                     raise
             await asyncio.sleep(0.01)
 
-    async def _collect(self) -> None:
-        async for event in self._listener:
-            stamp = cast(dict[str, int], event["timestamp"])
-            record = {
-                "time": stamp["seconds"] + stamp["microseconds"] / 1e6,
-                "event": event["event"],
-                "data": event.get("data", {}),
-            }
-            self.events.append(record)
-            async with self._changed:
-                self._changed.notify_all()
-
-    async def execute(self, command: str, **arguments: Any) -> Any:
-        """Run a QMP command; underscores in argument names stand for hyphens.
-
-        Raises: QmpError: QEMU refused, ended or did not answer in time.
-        """
-        renamed = {key.replace("_", "-"): value for key, value in arguments.items()}
-        self.process.check("is not running")
-        try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                return await self._qmp.execute(command, renamed or None)
-        except ExecuteError as error:
-            raise QmpError(self.name, command, str(error)) from error
-        except (QMPError, OSError, TimeoutError) as error:
-            await self._end_of(error)
-            self.process.check(f"ended during QMP {command}")
-            raise QmpError(self.name, command, str(error) or "no answer") from error
-
-    def _matching(self, name: str, after: float, **data: Any) -> Iterator[dict[str, Any]]:
-        for event in self.events:
-            wanted = event["event"] == name and event["time"] >= after
-            if wanted and all(event["data"].get(key) == value for key, value in data.items()):
-                yield event
-
-    async def wait_event(
-        self, name: str, timeout_seconds: float = PATIENCE_SECONDS, after: float = 0.0, **data: Any
-    ) -> dict[str, Any]:
-        """Return the first event `name` not before `after` (unix seconds) whose data contain `data`.
-
-        Raises: LabError: it does not come in time. ProcessError: QEMU ended.
-        """
-        deadline = time.monotonic() + timeout_seconds
-        while True:
-            found = next(self._matching(name, after, **data), None)
-            if found is not None:
-                return found
-            self.process.check()
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise LabError(f"{self.name}: no {name} event {data or ''} in {timeout_seconds:g} s")
-            async with self._changed:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), min(left, 0.2))
-
-    async def migration(self) -> dict[str, Any]:
-        """Return `query-migrate`; empty before the first migration."""
-        result: dict[str, Any] = await self.execute("query-migrate")
-        return result
-
-    async def run_state(self) -> str:
-        """Return the VM's run state (`running`, `postmigrate`, …)."""
-        result: dict[str, Any] = await self.execute("query-status")
-        return str(result["status"])
-
     def is_silent_under_kvm(self) -> bool:
         """Say whether KVM should run the guest and its kernel has not printed its first line."""
         try:
@@ -326,10 +248,5 @@ class Qemu:
                 await self.process.wait(STOP_SECONDS)
         status = await self.process.stop()
         self.front_end.close()
-        with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
-            await asyncio.wait_for(self._qmp.disconnect(), 2.0)
-        if self._collector is not None:
-            self._collector.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._collector
+        await self.disconnect()
         return status

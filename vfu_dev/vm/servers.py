@@ -59,31 +59,13 @@ class ServerOptions:
         return [*argv, *self.extra]
 
 
-class DeviceServer:
-    """One served device: a process, its vfio-user socket and its control socket."""
+class ControlledServer:
+    """A server that somebody started, by its control socket."""
 
-    def __init__(self, name: str, sockets: Path, logs: Path, options: ServerOptions) -> None:
+    def __init__(self, name: str, control: Path) -> None:
         self.name = name
-        self.options = options
-        self.socket = sockets / f"{name}.sock"
-        self.control = default_control(self.socket)
-        argv = [sys.executable, "-m", "vfu_dev", "serve", "--name", name]
-        argv += ["--socket", str(self.socket), "--control", str(self.control), *options.arguments()]
-        self.process = Child(f"server {name}", argv, logs / f"server-{name}.log", package_environment())
+        self.control = control
         self._sequence = 0  # of the last sample that `fetch_figures` returned
-
-    def starting(self) -> Iterator[float]:
-        """Start the process, and yield as `until_listening` does until both sockets are there.
-
-        Raises: ProcessError: it ended first. LabError: it is not ready in time.
-        """
-        self.process.start()
-        yield from until_listening(self.process, self.socket, self.control)
-
-    async def start(self) -> None:
-        """Start the process and wait until both sockets are there. Raises: as `starting`."""
-        for pause in self.starting():
-            await asyncio.sleep(pause)
 
     def open_control(self) -> ControlClient:
         """Connect to the control socket. Raises: ControlError: nobody listens there."""
@@ -123,6 +105,31 @@ class DeviceServer:
             samples += figures.samples
         self._sequence = sequence
         return figures.snapshot, samples
+
+
+class DeviceServer(ControlledServer):
+    """One served device: a process, its vfio-user socket and its control socket."""
+
+    def __init__(self, name: str, sockets: Path, logs: Path, options: ServerOptions) -> None:
+        self.socket = sockets / f"{name}.sock"
+        super().__init__(name, default_control(self.socket))
+        self.options = options
+        argv = [sys.executable, "-m", "vfu_dev", "serve", "--name", name]
+        argv += ["--socket", str(self.socket), "--control", str(self.control), *options.arguments()]
+        self.process = Child(f"server {name}", argv, logs / f"server-{name}.log", package_environment())
+
+    def starting(self) -> Iterator[float]:
+        """Start the process, and yield as `until_listening` does until both sockets are there.
+
+        Raises: ProcessError: it ended first. LabError: it is not ready in time.
+        """
+        self.process.start()
+        yield from until_listening(self.process, self.socket, self.control)
+
+    async def start(self) -> None:
+        """Start the process and wait until both sockets are there. Raises: as `starting`."""
+        for pause in self.starting():
+            await asyncio.sleep(pause)
 
     async def stop(self) -> int | None:
         """End the server with SIGTERM and return its exit status."""

@@ -1,0 +1,204 @@
+"""Both sides of a migration, asked again and again: what QEMU says, and what the devices' servers measure.
+
+An `Observer` starts nothing. `vfu_dev.lab.lab.Lab` is one that owns what it observes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from vfu_dev.client.digest import AUDIT_POLL_SECONDS, audit_over
+from vfu_dev.errors import LabError
+from vfu_dev.figures import Sample, Snapshot
+from vfu_dev.lab.convergence import Convergence, Limits, assess, qemu_threshold_bytes
+from vfu_dev.lab.host import Fetched, brief
+from vfu_dev.lab.result import FINAL_STATES, DeviceResult, MigrationResult
+from vfu_dev.vm.monitor import Monitor
+from vfu_dev.vm.process import PATIENCE_SECONDS
+from vfu_dev.vm.servers import ControlledServer
+
+# How often both sides are asked while a migration runs. QEMU itself decides every 100 ms.
+SAMPLE_SECONDS = 0.05
+# Samples grow fewer as a migration grows longer: about this many for each factor of e in time.
+SAMPLES_KEPT = 400
+
+MoveReporter = Callable[[str, dict[str, Any]], None]
+
+
+# How long the source's audit may take once the device is stopped; 1 GiB takes 0.2 s of an idle machine.
+AUDIT_SECONDS = 120.0
+
+
+async def _final_status(server: ControlledServer) -> dict[str, Any]:
+    """Return the status once the audit is over, or after AUDIT_SECONDS as it is.
+
+    Before that the digest is that of what was sent, not of what was in memory.
+
+    Raises: LabError: the server is gone.
+    """
+    deadline = time.monotonic() + AUDIT_SECONDS
+    while not audit_over(status := await server.status()) and time.monotonic() < deadline:
+        await asyncio.sleep(AUDIT_POLL_SECONDS)
+    return status
+
+
+class TimeLimitError(LabError):
+    """What was waited for did not come in time."""
+
+
+class Side(Protocol):
+    """One host, as far as it is observed."""
+
+    @property
+    def qemu(self) -> Monitor:
+        """Its QEMU."""
+
+    @property
+    def servers(self) -> Sequence[ControlledServer]:
+        """The servers of its devices."""
+
+    async def fetch_figures(self) -> list[Fetched]:
+        """Return what each server measured since the last time."""
+
+
+class Observer(ABC):
+    """Looks at a migration from `source` to `destination`, which the subclass says, and keeps what it saw.
+
+    Attributes:
+        samples: what was seen, in order; see `sample`.
+        snapshots, server_samples: of each of the source's servers: its figures, and all samples of this move.
+        timeout_seconds: how long a wait takes at most, where nothing else is said.
+    """
+
+    source: Side
+    destination: Side
+    timeout_seconds: float
+
+    def __init__(self, devices: int, reporter: MoveReporter | None) -> None:
+        self.samples: list[dict[str, Any]] = []
+        self.convergence: Convergence | None = None
+        # When the sides got their roles (Unix time); 0.0: they never had others.
+        self.roles_since = 0.0
+        self.snapshots: list[Snapshot | None] = [None] * devices
+        self.server_samples: list[list[Sample]] = [[] for _ in range(devices)]
+        self.reporter: MoveReporter = reporter or (lambda what, data: None)
+
+    @property
+    @abstractmethod
+    def parameters(self) -> Mapping[str, Any]:
+        """QEMU's migration parameters, underscores for hyphens."""
+
+    @property
+    @abstractmethod
+    def downtime_limit_ms(self) -> int:
+        """QEMU's downtime-limit."""
+
+    async def sample(self) -> dict[str, Any]:
+        """Ask QEMU and all servers where they are, and keep the answer."""
+        now = time.time()
+        migration = await self.source.qemu.migration()
+        row: dict[str, Any] = {"time": now, "status": migration.get("status", "none"), "qemu": migration}
+        row["source"], destination = await asyncio.gather(
+            self.fetch_figures(), self.destination.fetch_figures()
+        )
+        row["destination"] = [brief(fetched) for fetched in destination]
+        row["threshold_bytes"] = qemu_threshold_bytes(self.parameters, self.downtime_limit_ms, row["qemu"])
+        self.samples.append(row)
+        self._assess(row)
+        self.reporter("sample", row)
+        return row
+
+    async def fetch_figures(self) -> list[dict[str, Any]]:
+        """Fetch what the source's servers measured since the last time; one that is gone stays as it was.
+
+        Returns: what a sample keeps of each.
+        """
+        found = await self.source.fetch_figures()
+        for index, fetched in enumerate(found):
+            if not isinstance(fetched, LabError):
+                self.snapshots[index], samples = fetched
+                self.server_samples[index] += samples
+        return [brief(fetched) for fetched in found]
+
+    def _assess(self, row: dict[str, Any]) -> None:
+        devices = [snapshot for snapshot in self.snapshots if snapshot is not None]
+        if len(devices) == len(self.snapshots) and all("PRE_COPY" in device.state for device in devices):
+            self.convergence = assess(
+                [device.forecast for device in devices],
+                row["qemu"],
+                row["threshold_bytes"],
+                Limits.of(self.parameters, self.downtime_limit_ms),
+            )
+            self.reporter("convergence", self.convergence.to_json())
+
+    async def wait_for(
+        self, condition: Callable[[dict[str, Any]], bool], what: str, timeout_seconds: float | None = None
+    ) -> dict[str, Any]:
+        """Sample until `condition(row)` holds and return that row.
+
+        Raises: TimeLimitError: not within the time. LabError: the source's QEMU ended.
+        """
+        limit = timeout_seconds if timeout_seconds is not None else self.timeout_seconds
+        began = time.monotonic()
+        deadline = began + limit
+        while True:
+            row = await self.sample()
+            if condition(row):
+                return row
+            if time.monotonic() > deadline:
+                raise TimeLimitError(f"{what}: not within {limit:g} s; migration is {row['status']!r}")
+            pause = max(SAMPLE_SECONDS, (time.monotonic() - began) / SAMPLES_KEPT)
+            await asyncio.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+
+    async def wait_final(self, timeout_seconds: float | None = None) -> dict[str, Any]:
+        """Wait until the migration ends in any way and return `query-migrate`."""
+        row = await self.wait_for(
+            lambda r: r["status"] in FINAL_STATES, "end of the migration", timeout_seconds
+        )
+        reply: dict[str, Any] = row["qemu"]
+        return reply
+
+    async def wait_running(self, qemu: Monitor, timeout_seconds: float = PATIENCE_SECONDS) -> None:
+        """Wait until the VM of `qemu` runs. Raises: LabError, ProcessError."""
+        deadline = time.monotonic() + timeout_seconds
+        while (state := await qemu.run_state()) != "running":
+            if time.monotonic() > deadline:
+                raise LabError(f"{qemu.name}: the VM is {state!r}, not running, after {timeout_seconds:g} s")
+            await asyncio.sleep(0.01)
+
+    async def forget(self) -> None:
+        """Drop what was sampled so far, here and on the source's servers: it is not of the next move."""
+        self.samples, self.convergence = [], None
+        await self.fetch_figures()
+        self.server_samples = [[] for _ in self.source.servers]
+
+    async def collect(self, result: MigrationResult) -> None:
+        """Take what there is into `result`; parts that are gone stay empty and are among its problems."""
+        await self.fetch_figures()
+        for index, (source, destination) in enumerate(
+            zip(self.source.servers, self.destination.servers, strict=True)
+        ):
+            device = DeviceResult(name=f"vfu{index}")
+            for server, read in ((source, device.read_source), (destination, device.read_destination)):
+                try:
+                    status = await _final_status(server)
+                    injected = (await server.command("faults"))["injected"]
+                    read({**status, "faults": {op: count for op, count in injected.items() if count}})
+                    if not audit_over(status):
+                        state = status.get("state")
+                        problem = f"in {state} its audit is not over after {AUDIT_SECONDS:g} s"
+                        result.problems.append(f"server {server.name}: {problem}")
+                except LabError as error:
+                    result.problems.append(str(error))
+            device.read_figures(self.snapshots[index], self.server_samples[index])
+            result.devices.append(device)
+        if self.convergence is not None:
+            result.convergence = self.convergence.to_json()
+        await result.qemu.read_hosts(self.source.qemu, self.destination.qemu, self.samples, self.roles_since)
+        result.samples = self.samples
+        if self.snapshots and (snapshot := self.snapshots[0]) is not None:
+            result.versions["libvfio-user"] = str(snapshot.library.get("api", "unknown"))

@@ -1,0 +1,146 @@
+"""A QEMU's monitor: QMP commands and events, whoever started it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
+
+from vfu_dev.errors import LabError
+from vfu_dev.vm.process import PATIENCE_SECONDS
+from vfu_dev.vm.trace import TraceEvent
+
+
+class QmpError(LabError):
+    """QEMU refused a QMP command or is gone. Attributes: `command`, `reason`."""
+
+    def __init__(self, name: str, command: str, reason: str) -> None:
+        super().__init__(f"{name}: QMP {command}: {reason}")
+        self.command = command
+        self.reason = reason
+
+
+class Monitor:
+    """A connection to a QEMU's QMP socket.
+
+    Attributes:
+        events: all that QEMU told since the connection, with Unix time.
+    """
+
+    def __init__(self, name: str, qmp_socket: Path) -> None:
+        self.name = name
+        self.qmp_socket = qmp_socket
+        self.events: list[dict[str, Any]] = []
+        self._qmp = QMPClient(name)
+        self._listener = EventListener()
+        self._collector: asyncio.Task[None] | None = None
+        self._changed = asyncio.Condition()
+
+    @property
+    def command_line(self) -> list[str]:
+        """How it was started; empty where that is not known."""
+        return []
+
+    def _check(self, what: str = "ended unexpectedly") -> None:
+        """Raise LabError if QEMU is known to have ended."""
+
+    async def _end_of(self, error: Exception) -> None:
+        """Wait for the end of a QEMU whose monitor failed, where that can be."""
+
+    async def connect(self) -> None:
+        """Connect to a monitor that listens. Raises: QmpError: it does not, or has another client."""
+        self._qmp.register_listener(self._listener)
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await self._connect()
+        except (QMPError, OSError, TimeoutError) as error:
+            await self._end_of(error)
+            self._check("ended before its monitor answered")
+            raise QmpError(self.name, "connect", str(error) or "no answer") from error
+        self._collector = asyncio.create_task(self._collect())
+
+    async def _connect(self) -> None:
+        await self._qmp.connect(str(self.qmp_socket))
+
+    async def disconnect(self) -> None:
+        """Hang up; QEMU goes on."""
+        with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
+            await asyncio.wait_for(self._qmp.disconnect(), 2.0)
+        if self._collector is not None:
+            self._collector.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._collector
+
+    async def _collect(self) -> None:
+        async for event in self._listener:
+            stamp = cast(dict[str, int], event["timestamp"])
+            record = {
+                "time": stamp["seconds"] + stamp["microseconds"] / 1e6,
+                "event": event["event"],
+                "data": event.get("data", {}),
+            }
+            self.events.append(record)
+            async with self._changed:
+                self._changed.notify_all()
+
+    async def execute(self, command: str, **arguments: Any) -> Any:
+        """Run a QMP command; underscores in argument names stand for hyphens.
+
+        Raises: QmpError: QEMU refused, ended or did not answer in time.
+        """
+        renamed = {key.replace("_", "-"): value for key, value in arguments.items()}
+        self._check("is not running")
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                return await self._qmp.execute(command, renamed or None)
+        except ExecuteError as error:
+            raise QmpError(self.name, command, str(error)) from error
+        except (QMPError, OSError, TimeoutError) as error:
+            await self._end_of(error)
+            self._check(f"ended during QMP {command}")
+            raise QmpError(self.name, command, str(error) or "no answer") from error
+
+    def _matching(self, name: str, after: float, **data: Any) -> Iterator[dict[str, Any]]:
+        for event in self.events:
+            wanted = event["event"] == name and event["time"] >= after
+            if wanted and all(event["data"].get(key) == value for key, value in data.items()):
+                yield event
+
+    async def wait_event(
+        self, name: str, timeout_seconds: float = PATIENCE_SECONDS, after: float = 0.0, **data: Any
+    ) -> dict[str, Any]:
+        """Return the first event `name` not before `after` (unix seconds) whose data contain `data`.
+
+        Raises: LabError: it does not come in time. ProcessError: QEMU ended, if it is ours.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            found = next(self._matching(name, after, **data), None)
+            if found is not None:
+                return found
+            self._check()
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise LabError(f"{self.name}: no {name} event {data or ''} in {timeout_seconds:g} s")
+            async with self._changed:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), min(left, 0.2))
+
+    async def migration(self) -> dict[str, Any]:
+        """Return `query-migrate`; empty before the first migration."""
+        result: dict[str, Any] = await self.execute("query-migrate")
+        return result
+
+    async def run_state(self) -> str:
+        """Return the VM's run state (`running`, `postmigrate`, …)."""
+        result: dict[str, Any] = await self.execute("query-status")
+        return str(result["status"])
+
+    def trace(self) -> list[TraceEvent]:
+        """Return the VFIO trace events so far; none where nobody knows of a trace."""
+        return []
