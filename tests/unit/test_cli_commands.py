@@ -132,6 +132,10 @@ FAILURES: dict[tuple[str, ...], list[str] | None] = {
     ("lab", "scenarios"): None,
     ("lab", "compare"): [str(RESULT), "TMP/slower", "--max-regression", "10"],
     ("lab", "model"): None,
+    ("lab", "watch"): [
+        f"--{socket}-{side}={NOWHERE}" for socket in ("qmp", "control") for side in ("source", "destination")
+    ],
+    ("lab", "host"): [],
     ("report",): [str(FIGURES), "--out", "/proc/nowhere/page.html"],
     ("bench",): ["mmio", "--quick"],
     ("build",): ["libvfio-user", "--sources", "TMP"],

@@ -14,6 +14,8 @@ from rich.console import Console
 from vfu_dev.cli import EXIT_FAILED, EXIT_LESS
 from vfu_dev.cli.lab_model import model
 from vfu_dev.cli.lab_run import compare, run, scenarios
+from vfu_dev.cli.lab_summary import summary
+from vfu_dev.cli.lab_watch import watch
 from vfu_dev.cli.load_options import load_of, load_options
 from vfu_dev.cli.output import json_option, write_json
 from vfu_dev.cli.own_device import own_device_of, own_device_option
@@ -34,8 +36,6 @@ from vfu_dev.cli.qemu_options import chosen_qemus, qemu_options
 from vfu_dev.cli.shape import Command, Group
 from vfu_dev.cli.signals import interrupted_status
 from vfu_dev.errors import ConfigError
-from vfu_dev.report.qemus import link_text, qemus_text
-from vfu_dev.sizes import format_count, format_size
 from vfu_dev.vm.network import LinkSpec
 from vfu_dev.workload import Workload
 
@@ -57,6 +57,7 @@ command.add_command(run)
 command.add_command(scenarios)
 command.add_command(compare)
 command.add_command(model)
+command.add_command(watch)
 
 
 @command.command(
@@ -257,7 +258,7 @@ def migrate(
         sys.exit(interrupted_status())
     found = result.to_json()
     # First what needs no disk: it may be full.
-    click.echo("\n".join(_summary(found, load)), err=True)
+    click.echo("\n".join(summary(found, load)), err=True)
     write_json(found, json_path)
     result.write(out / "report.json")
     with console.status("drawing the pictures of the report"):
@@ -274,54 +275,3 @@ def migrate(
             log.unlink()
     if not load_kept_up(result):
         sys.exit(EXIT_LESS)
-
-
-def _compared(guest: dict[str, Any]) -> str:
-    """Say what was read back, how, and how much of it was wrong."""
-    if guest["verified"] is None:
-        return "nothing was read back"
-    way = "by DMA" if guest["verify_via"] == "dma" else "by MMIO"
-    text = f"{format_size(guest['compared_bytes'])} compared {way}"
-    text += f" in {guest['verify_seconds']:.1f} s, {guest['mismatched_bytes']} bytes differ"
-    if guest["sampled_words"]:
-        text += f"; {guest['sampled_words']} words by MMIO, {guest['sampled_wrong_words']} differ"
-    return text
-
-
-def _summary(result: dict[str, Any], load: Workload) -> list[str]:
-    qemu, guest = result["qemu"], result["guest"]
-    lines = [f"migration {result['status']}, QEMU {qemus_text(qemu)} ({qemu['accel']})"]
-    for device in result["devices"]:
-        moved = device["precopy_bytes"] + device["stop_copy_bytes"]
-        share = f" ({100 * device['precopy_bytes'] / moved:.0f} % in pre-copy)" if moved else ""
-        match = "equal" if device["digest_match"] else "DIFFERENT" if device["digest_source"] else "not taken"
-        sizes = ", ".join(
-            f"{label} {format_size(device[key])}"
-            for label, key in (
-                ("initial", "initial_bytes"),
-                ("pre-copy", "precopy_bytes"),
-                ("stop-copy", "stop_copy_bytes"),
-            )
-        )
-        passes = format_count(device["passes"], "pass")
-        lines.append(f"{device['name']}: {sizes}{share}, {passes}, digests {match}")
-        if device["downtime_seconds"] is not None:
-            predicted = device["predicted_downtime_seconds"]
-            told = "" if predicted is None else f", {predicted * 1000:.0f} ms predicted when it stopped"
-            stood = f"stood still for {device['downtime_seconds'] * 1000:.0f} ms"
-            lines.append(f"{device['name']}: {stood}{told}")
-    if qemu["downtime_ms"] is not None:
-        limit = qemu["downtime_limit_ms"]
-        lines.append(f"downtime {qemu['downtime_ms']} ms (limit {limit} ms), total {qemu['total_ms']} ms")
-    elif qemu["run_state_source"] is not None:
-        lines.append(f"the VM on the source is {qemu['run_state_source']}")
-    if result["link"] is not None:
-        lines.append(link_text(result["link"]))
-    for device, status in zip(result["devices"], result["load_status"], strict=False):
-        if "asked_rate_bytes" not in status:
-            continue  # it has no memory to write to
-        lines.append(f"{device['name']}: its own engine wrote {load.reached_text(status)}")
-    if guest is not None:
-        lines.append(f"guest {guest['kind']}: {_compared(guest)}, {guest['writes']} writes")
-    lines += [f"warning: {text}" for text in result["warnings"]]
-    return lines + [f"PROBLEM: {text}" for text in result["problems"]]

@@ -204,6 +204,7 @@ class MigrationResult:
     moved: bool = False  # the migration completed and the VM runs on the destination
     interrupted: bool = False  # after that, before everything was read back
     guest: GuestResult | None = None
+    clocks: dict[str, Any] | None = None  # `Clocks`, where the hosts' may differ
     link: dict[str, Any] | None = None  # `LinkRoute.describe`; None: a UNIX socket
     # Where the devices' own engines wrote: `load-status` of each of the source's servers (docs/control.md).
     load_status: list[dict[str, Any]] = field(default_factory=list)

@@ -14,7 +14,8 @@ def qemus_text(qemu: dict[str, Any]) -> str:
     described = []
     for side in (qemu["source"], qemu["destination"]):
         path = f" over {side['iommu']}" if side["iommu"] else ""
-        described.append(f"{side['version']} with {side['front_end']}{path}")
+        front_end = f" with {side['front_end']}" if side["front_end"] else ""
+        described.append(f"{side['version']}{front_end}{path}")
     return " to ".join(dict.fromkeys(described))
 
 
