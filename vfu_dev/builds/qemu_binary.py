@@ -14,7 +14,7 @@ import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -82,8 +82,7 @@ class QemuBinary:
     @property
     def release(self) -> tuple[int, int]:
         """Major and minor version; (0, 0) when the text has none."""
-        found = re.match(r"(\d+)\.(\d+)", self.version)
-        return (int(found[1]), int(found[2])) if found else (0, 0)
+        return release_of(self.version)
 
     @property
     def vfio_user(self) -> bool:
@@ -158,16 +157,30 @@ def common_machine(one: QemuBinary, other: QemuBinary) -> str:
 
     Raises: QemuBinaryError: there is none.
     """
-    if one.release == other.release:
+    return newest_common(one, other.version, machine_versions(other.path), other.path)
+
+
+def newest_common(
+    one: QemuBinary, version: str, machines: Sequence[tuple[int, ...]], where: object = "the other side"
+) -> str:
+    """Return the same for a QEMU that is not here, by its version and the versions of its q35."""
+    if one.release == release_of(version):
         return "q35"
-    common = set(_machine_versions(one.path)) & set(_machine_versions(other.path))
+    common = set(machine_versions(one.path)) & set(machines)
     if not common:
-        raise QemuBinaryError(f"{one.path} ({one.version}) and {other.path} ({other.version}) share no q35")
+        raise QemuBinaryError(f"{one.path} ({one.version}) and {where} ({version}) share no q35")
     return f"pc-q35-{'.'.join(map(str, max(common)))}"
 
 
+def release_of(version: str) -> tuple[int, int]:
+    """Return major and minor version; (0, 0) when the text has none."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
 @lru_cache
-def _machine_versions(path: Path) -> tuple[tuple[int, ...], ...]:
+def machine_versions(path: Path) -> tuple[tuple[int, ...], ...]:
+    """Return the versions of q35 that a QEMU has."""
     found = re.findall(r"^pc-q35-([\d.]+) ", _ask(path, "-machine", "help"), re.MULTILINE)
     return tuple(tuple(map(int, version.split("."))) for version in found)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import click
 from rich.console import Console
 
 from vfu_dev.cli import EXIT_FAILED, EXIT_LESS
+from vfu_dev.cli.lab_host import host
 from vfu_dev.cli.lab_model import model
 from vfu_dev.cli.lab_run import compare, run, scenarios
 from vfu_dev.cli.lab_summary import summary
@@ -32,7 +34,7 @@ from vfu_dev.cli.params import (
     switchover_bandwidth_option,
     whole_milliseconds,
 )
-from vfu_dev.cli.qemu_options import chosen_qemus, qemu_options
+from vfu_dev.cli.qemu_options import chosen_qemus, qemu_options, sent_away
 from vfu_dev.cli.shape import Command, Group
 from vfu_dev.cli.signals import interrupted_status
 from vfu_dev.errors import ConfigError
@@ -58,6 +60,7 @@ command.add_command(scenarios)
 command.add_command(compare)
 command.add_command(model)
 command.add_command(watch)
+command.add_command(host)
 
 
 @command.command(
@@ -67,6 +70,7 @@ command.add_command(watch)
         "vfu-dev lab migrate --memory 1M --guest none --json out.json",
         "vfu-dev lab migrate --qemu-source bookworm-backports --qemu-destination trixie-backports",
         "vfu-dev lab migrate --device docs/examples/kvstore.py:KeyValueStore --guest none",
+        "vfu-dev lab migrate --destination ssh://b.example --memory 64M --max-bandwidth 1Gbit",
         "vfu-dev lab migrate --link 1Gbit,delay=5ms --json link.json",
         "vfu-dev lab migrate --fault-destination op=mig-write,delay=1.5,when=initial-received",
     ],
@@ -127,6 +131,12 @@ command.add_command(watch)
 )
 @switchover_bandwidth_option(aliases=["--switchover-bandwidth"])
 @option(
+    "--destination",
+    metavar="ssh://[USER@]HOST[:PORT][/PATH/OF/vfu-dev]",
+    help="Migrate to another machine, which has vfu-dev, a QEMU and the guest; --qemu-destination names one "
+    "there. All but the migration itself, which is TCP, goes over ssh ($VFU_DEV_SSH has its options).",
+)
+@option(
     "--link",
     "link_spec",
     type=LINK,
@@ -183,6 +193,7 @@ def migrate(
     downtime_limit: float,
     max_bandwidth: int,
     switchover_bandwidth: int,
+    destination: str | None,
     link_spec: LinkSpec | None,
     accel: str,
     timeout: float,
@@ -206,6 +217,7 @@ def migrate(
     from vfu_dev.lab.options import MigrateOptions
     from vfu_dev.lab.pausing import CAPABILITY
     from vfu_dev.lab.progress import Progress
+    from vfu_dev.lab.remote import Destination
     from vfu_dev.report.page import write_report
 
     if memory < PAGE_BYTES or memory % PAGE_BYTES:
@@ -222,6 +234,11 @@ def migrate(
         raise ConfigError("--access mmap: a load needs --guest linux or --load-place device")
     if accel == "kvm" and guest == "none":
         raise ConfigError("--accel kvm: needs --guest linux; without a guest nothing runs on a CPU")
+    far = None
+    if destination is not None:
+        if link_spec is not None:
+            raise ConfigError("--link: is between namespaces of this machine, --destination another machine")
+        far = replace(Destination.parse(destination), **sent_away(sides))
     options = MigrateOptions(
         **chosen_qemus(sides),
         library=artifact("libvfio-user"),
@@ -252,7 +269,7 @@ def migrate(
     logs = out / "logs"
     try:
         with Progress(console, quiet) as progress:
-            result = asyncio.run(run_migration(options, logs, ["vfu-dev", *sys.argv[1:]], progress))
+            result = asyncio.run(run_migration(options, logs, ["vfu-dev", *sys.argv[1:]], progress, far))
     except KeyboardInterrupt:
         click.echo(f"interrupted; logs: {logs}", err=True)
         sys.exit(interrupted_status())

@@ -54,6 +54,17 @@ def chosen_qemus(sides: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
+def sent_away(sides: dict[str, Any]) -> dict[str, Any]:
+    """Return what the options say of a destination elsewhere, as fields of Destination.
+
+    They name what is there; in `sides` the destination's become those of the source.
+    """
+    found = {name.replace("-", "_"): of_side(sides, name, "destination") for name in _OPTIONS}
+    for name in found:
+        sides[f"{name}_destination"] = of_side(sides, name, "source")
+    return found
+
+
 def _path(choice: str | None) -> Path:
     # What VFU_DEV_QEMU names goes for the default alone.
     return artifact("qemu") if choice is None else find_qemu(choice).path

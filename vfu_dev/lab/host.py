@@ -13,6 +13,7 @@ from vfu_dev.builds.qemu_binary import common_machine, probe_qemu
 from vfu_dev.errors import LabError
 from vfu_dev.figures import Sample, Snapshot
 from vfu_dev.lab.options import MigrateOptions, QemuChoice
+from vfu_dev.lab.result import QemuSide
 from vfu_dev.vm.qemu import Qemu, QemuOptions
 from vfu_dev.vm.servers import ControlledServer, DeviceServer, ServerOptions
 from vfu_dev.workload import Workload
@@ -56,7 +57,7 @@ class Host:
             ram_bytes=options.ram_bytes,
             front_end=self.choice.front_end,
             iommu=self.choice.iommu,
-            machine=common_machine(*(probe_qemu(one.binary) for one in _both(options))),
+            machine=options.machine or common_machine(*(probe_qemu(one.binary) for one in _both(options))),
             ram=options.ram,
             environment=options.qemu_environment,
             preload_log=options.preload_log,
@@ -75,6 +76,15 @@ class Host:
 
     def _make_server(self, index: int) -> DeviceServer:
         return DeviceServer(f"{self.name}-vfu{index}", self._sockets, self.logs, self._server_options)
+
+    def require_migration(self) -> None:
+        """Raise LabError, which says what to do, if its QEMU leaves the devices out of a migration."""
+        require_migration(self.choice)
+
+    def describe(self) -> QemuSide:
+        """Return which QEMU it has, and how that gets the devices."""
+        qemu = self.qemu
+        return QemuSide(qemu.binary.version, qemu.front_end.name, qemu.front_end.iommu)
 
     async def start(self) -> None:
         """Start the servers, then QEMU. Raises: ProcessError, LabError."""

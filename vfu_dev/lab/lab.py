@@ -16,11 +16,12 @@ from typing import Any
 
 from vfu_dev.client.listening import socket_folder
 from vfu_dev.errors import LabError
-from vfu_dev.lab.host import Host, require_migration
+from vfu_dev.lab.host import Host
 from vfu_dev.lab.observer import MoveReporter, Observer
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.pausing import going_on, pauses
-from vfu_dev.lab.result import MigrationResult, QemuResult, QemuSide
+from vfu_dev.lab.remote import FarHost, FarRoute
+from vfu_dev.lab.result import MigrationResult, QemuResult
 from vfu_dev.lab.route import make_route
 from vfu_dev.vm.guest import Guest, LinuxGuest
 from vfu_dev.vm.process import PATIENCE_SECONDS
@@ -29,35 +30,41 @@ from vfu_dev.vm.qtest_guest import QtestGuest
 from vfu_dev.workload import Workload
 
 
-def _described(qemu: Qemu) -> QemuSide:
-    return QemuSide(qemu.binary.version, qemu.front_end.name, qemu.front_end.iommu)
-
-
 class Lab(Observer):
     """The processes of one move; an async context manager that leaves nothing behind.
 
-    `logs` is kept; sockets live in a short temporary path, because UNIX socket names end at 107 bytes.
+    `logs` is kept; sockets live in a short temporary path, because UNIX socket names end at 107 bytes. `far`
+    is the destination's host where it is another machine.
     """
 
     source: Host
     destination: Host
 
-    def __init__(self, options: MigrateOptions, logs: Path, reporter: MoveReporter | None = None) -> None:
+    def __init__(
+        self,
+        options: MigrateOptions,
+        logs: Path,
+        reporter: MoveReporter | None = None,
+        far: FarHost | None = None,
+    ) -> None:
         super().__init__(options.devices, reporter)
         self.options = options
         self.timeout_seconds = options.timeout_seconds
         self.logs = logs
         logs.mkdir(parents=True, exist_ok=True)
-        for old in logs.glob("*.log"):
-            old.unlink(missing_ok=True)
+        if far is None:  # which has begun to write its own
+            for old in logs.glob("*.log"):
+                old.unlink(missing_ok=True)
         self.sockets = socket_folder("vfud-lab-")
-        self.route = make_route(options, self.sockets)
-        source, destination = (
-            self.route.place(choice, incoming)
-            for choice, incoming in ((options.qemu_source, False), (options.qemu_incoming, True))
-        )
-        self.source = Host("source", self.sockets, logs, options, False, source)
-        self.destination = Host("destination", self.sockets, logs, options, True, destination)
+        with contextlib.ExitStack() as made:  # what is refused leaves nothing behind either
+            made.callback(shutil.rmtree, self.sockets, ignore_errors=True)
+            self.route = make_route(options, self.sockets) if far is None else FarRoute(far.far)
+            made.callback(self.route.close)
+            source = self.route.place(options.qemu_source, False)
+            self.source = Host("source", self.sockets, logs, options, False, source)
+            destination = self.route.place(options.qemu_incoming, True)
+            self.destination = far or Host("destination", self.sockets, logs, options, True, destination)
+            made.pop_all()
         known = options.own_device is None
         self.guest: Guest = QtestGuest(known) if options.guest_image is None else LinuxGuest(drives=known)
         # The hosts are numbered: source is 1, destination 2, and each that comes later has the next number.
@@ -116,12 +123,12 @@ class Lab(Observer):
     def require_migration(self) -> None:
         """Raise LabError, which says what to do, if a QEMU leaves the devices out of a migration."""
         for side in (self.source, self.destination):
-            require_migration(side.choice)
+            side.require_migration()
 
     def describe_sides(self, result: QemuResult) -> None:
         """Write into `result` which QEMU is where now."""
         result.machine = self.source.qemu.options.machine
-        result.read_sides(*(_described(side.qemu) for side in (self.source, self.destination)))
+        result.read_sides(self.source.describe(), self.destination.describe())
 
     async def _start_load(self) -> None:
         if self.options.load_place == "guest":

@@ -5,29 +5,57 @@ from __future__ import annotations
 import asyncio
 import platform
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from vfu_dev import __version__
 from vfu_dev.errors import LabError
+from vfu_dev.lab.clocks import align, compare_clocks
 from vfu_dev.lab.judge import judge
 from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.observer import MoveReporter, TimeLimitError
 from vfu_dev.lab.options import MigrateOptions
+from vfu_dev.lab.remote import Destination, FarHost
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.sizes import format_size
 
 
 async def run(
-    options: MigrateOptions, logs: Path, command: list[str], reporter: MoveReporter | None = None
+    options: MigrateOptions,
+    logs: Path,
+    command: list[str],
+    reporter: MoveReporter | None = None,
+    destination: Destination | None = None,
 ) -> MigrationResult:
-    """Carry out the whole move and return its result; failures are in it, not raised."""
+    """Carry out the whole move and return its result; failures are in it, not raised.
+
+    Args:    destination: another machine, where the destination's host is.
+    Raises:  LabError: that one cannot be reached, or lacks something.
+    """
+    if destination is None:
+        return await _run(options, logs, command, reporter, None)
+    logs.mkdir(parents=True, exist_ok=True)
+    far = FarHost(destination, logs, options)
+    try:
+        options = replace(options, machine=await far.open())
+        return await _run(options, logs, command, reporter, far)
+    finally:
+        await far.stop()
+
+
+async def _run(
+    options: MigrateOptions,
+    logs: Path,
+    command: list[str],
+    reporter: MoveReporter | None,
+    far: FarHost | None,
+) -> MigrationResult:
     result = MigrationResult(started=time.time(), command=command, logs=str(logs))
     result.settings = {key: _plain(value) for key, value in asdict(options).items()}
     result.qemu.accel = "qtest" if options.guest_image is None else options.accel
     result.qemu.downtime_limit_ms = options.downtime_limit_ms
-    async with Lab(options, logs, reporter) as lab:
+    async with Lab(options, logs, reporter, far) as lab:
         lab.describe_sides(result.qemu)
         result.versions = {"vfu-dev": __version__, "python": platform.python_version()}
         result.versions["qemu"] = result.qemu.version or (
@@ -45,6 +73,10 @@ async def run(
             result.interrupted = True
             lab.reporter("phase", {"text": "interrupted after the migration; its result is kept"})
         await lab.collect(result)
+    if far is not None and (clocks := compare_clocks(result)) is not None:
+        result.clocks = clocks.to_json()
+        if clocks.differ:
+            align(result, clocks)
     result.ended = time.time()
     judge(
         result,

@@ -67,6 +67,7 @@ class MigrateOptions:
             underscores) and capabilities, for both sides.
         spare_ports: root ports of a Linux guest that are free for hot-plug (`Lab.plug`).
         reboot: a guest that reboots does, instead of ending the move.
+        machine: of both QEMUs; None: the newest q35 that both have.
         link: the hosts' QEMUs are in network namespaces of their own, joined by such a link.
         qemu_extra: further arguments of both QEMUs.
         traces: QEMU's trace events to log, patterns.
@@ -100,6 +101,7 @@ class MigrateOptions:
     switchover_bandwidth: int = 0  # 0: QEMU estimates it
     parameters: tuple[tuple[str, Any], ...] = ()
     capabilities: tuple[tuple[str, bool], ...] = ()
+    machine: str | None = None
     link: LinkSpec | None = None
     qemu_extra: tuple[str, ...] = ()
     traces: tuple[str, ...] = TRACE_PATTERNS

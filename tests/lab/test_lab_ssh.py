@@ -1,0 +1,108 @@
+"""`lab migrate --destination ssh://HOST`: a real sshd in another network namespace, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from serverkit import wait_until
+from sshkit import FarMachine, far_machine
+
+from vfu_dev.errors import ConfigError
+from vfu_dev.lab.remote import Destination
+
+SMALL = ["--guest", "none", "--memory", "1M", "--dirty-rate", "64p", "--max-bandwidth", "16M"]
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[FarMachine]:
+    with far_machine() as found:
+        yield found
+
+
+def left_behind(machine: FarMachine) -> list[str]:
+    """Return what still runs there that a move started."""
+    return [line for line in machine.far.run("ps", "axwwo", "args").splitlines() if "vfud-far" in line]
+
+
+def test_a_move_to_another_machine(qemu: Path, library: Path, machine: FarMachine, tmp_path: Path) -> None:
+    """Servers and QEMU run there, the report is made here, and nothing is left there."""
+    words = [*SMALL, "--avail-switchover-bandwidth", "1280K", "--downtime-limit", "100"]
+    command = ["--destination", machine.url, "--quiet", "--out", str(tmp_path), "--json", "-"]
+    done = machine.run("lab", "migrate", *words, *command)
+    assert done.returncode in (0, 3), done.stderr
+    report = json.loads(done.stdout)
+    assert report["problems"] == []
+    (device,) = report["devices"]
+    assert device["digest_match"]
+    assert device["precopy_bytes"] > 0
+    assert device["transitions_destination"]
+    assert report["guest"]["verified"]
+    assert report["qemu"]["destination"]["version"] == report["qemu"]["source"]["version"]
+    assert "/vfud-far-" in " ".join(report["qemu"]["command_line_destination"])
+    assert "/vfud-far-" not in " ".join(report["qemu"]["command_line_source"])
+    assert "RESUMING" in report["qemu"]["states_destination"]  # its trace was fetched
+    assert abs(report["clocks"]["ahead_seconds"]) <= report["clocks"]["error_seconds"]
+    assert "clocks may be the same" in done.stderr
+    assert left_behind(machine) == []
+
+
+def test_a_linux_guest_goes_on_there(
+    qemu: Path, library: Path, guest_image: Path, machine: FarMachine, tmp_path: Path
+) -> None:
+    """It writes across the move, and reads all back over the far side's serial line."""
+    done = machine.run(
+        "lab", "migrate", "--memory", "2M", "--destination", machine.url, "--quiet", "--out", str(tmp_path),
+        "--json", "-",
+    )  # fmt: skip
+    assert done.returncode in (0, 3), done.stderr
+    report = json.loads(done.stdout)
+    assert report["guest"]["verified"]
+    assert report["guest"]["writes"] > 0
+    assert report["guest"]["compared_bytes"] == 2 << 20
+    assert left_behind(machine) == []
+
+
+def test_a_connection_that_breaks_leaves_nothing_there(
+    qemu: Path, library: Path, machine: FarMachine, tmp_path: Path
+) -> None:
+    """Killed outright in the middle of a migration, the lab is gone, and so is what ran there."""
+    slow = ["--max-bandwidth", "1M", "--downtime-limit", "1", "--avail-switchover-bandwidth", "1K"]
+    command = ["lab", "migrate", *SMALL, *slow, "--destination", machine.url, "--out", str(tmp_path)]
+    with machine.start(*command) as lab:
+        assert lab.stderr is not None
+        assert any("migrating" in line for line in lab.stderr)
+        assert left_behind(machine)
+        lab.kill()
+    wait_until(lambda: not left_behind(machine), "the far side has ended")
+
+
+def test_what_is_wrong_there_is_said(qemu: Path, library: Path, machine: FarMachine, tmp_path: Path) -> None:
+    """No host, no vfu-dev, a QEMU that is not there, things that are not built: status 1, in words."""
+    empty = machine.folder / "empty"
+    empty.write_text(f'#!/bin/sh\nVFU_DEV_CACHE={tmp_path} exec {machine.program} "$@"\n')
+    empty.chmod(0o755)
+    cases = [
+        (["--destination", "ssh://nowhere.invalid"], "ssh nowhere.invalid: "),
+        (["--destination", "ssh://far/no/vfu-dev"], "far: no vfu-dev answers there"),
+        (["--destination", f"ssh://far{empty}"], "far has not libvfio-user and not a QEMU"),
+        (["--destination", machine.url, "--qemu-destination", "/no/qemu"], "/no/qemu: no such QEMU"),
+    ]
+    for words, said in cases:
+        done = machine.run("lab", "migrate", *SMALL, "--out", str(tmp_path / "out"), "--quiet", *words)
+        assert done.returncode == 1, done.stderr
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+    assert left_behind(machine) == []
+
+
+def test_what_a_destination_is() -> None:
+    found = Destination.parse("ssh://me@b.example:2222/opt/bin/vfu-dev")
+    assert (found.host, found.port, found.program) == ("me@b.example", 2222, "/opt/bin/vfu-dev")
+    assert Destination.parse("ssh://b") == Destination("b")
+    assert found.ssh()[-4:] == ["-p", "2222", "--", "me@b.example"]
+    for text in ("b", "http://b", "ssh://", "ssh://b:port", "ssh://-oProxyCommand=x", "ssh://b?x"):
+        with pytest.raises(ConfigError):
+            Destination.parse(text)

@@ -1,0 +1,20 @@
+"""`vfu-dev lab host`: the far side of `lab migrate --destination ssh://HOST`; people have no use for it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import click
+
+from vfu_dev.cli import EXIT_FAILED
+from vfu_dev.cli.shape import Command
+
+
+@click.command(cls=Command, hidden=True, examples=["vfu-dev lab host"])
+def host() -> None:
+    """Serve one host of a move to whoever has the other end of standard input and output."""
+    from vfu_dev.lab.far import serve_host
+
+    if not asyncio.run(serve_host()):
+        sys.exit(EXIT_FAILED)
