@@ -181,7 +181,7 @@ def test_it_says_what_failed(options: Options, in_lab: InLab, tmp_path: Path) ->
 def test_a_monitor_that_is_taken_is_said(
     options: Options, in_lab: InLab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A monitor has one client: who comes second is told what to do. So is who names no socket."""
+    """A monitor has one client: who comes second reads what to do. So does who names no socket."""
     monkeypatch.setattr(watching, "GREETING_SECONDS", 0.5)
 
     async def scenario(lab: Lab) -> None:

@@ -1,4 +1,4 @@
-"""What `--link` says, what the kernel is told, and the rate that is measured."""
+"""What `--link` says, what the kernel gets to do, and the rate that is measured."""
 
 from __future__ import annotations
 

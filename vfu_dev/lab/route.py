@@ -17,7 +17,7 @@ from vfu_dev.lab.options import MigrateOptions, QemuChoice
 from vfu_dev.vm.network import LinkedHosts, LinkSpec
 from vfu_dev.vm.qemu import Qemu
 
-# A rate is that of a stretch at least so long: QEMU sends in bursts, and rests.
+# The shortest stretch that a rate is taken over: QEMU sends in bursts, and rests.
 STRETCH_SECONDS = 0.5
 
 

@@ -25,7 +25,7 @@ from vfu_dev.vm.namespaces import ADDRESSES, INTERFACE, NamespaceError, Namespac
 from vfu_dev.vm.own_device import package_environment
 
 PORT = 4444
-# A bucket of tbf holds what the rate brings in so long: the kernel looks at it less often than packets come.
+# The bucket of tbf holds what the rate brings in this time: it is filled less often than packets come.
 BURST_SECONDS = 0.002
 MIN_BURST_BYTES = 64 << 10  # the largest packet that TCP hands to an interface
 # What waits for the link beyond that is dropped, as a switch does it.
@@ -200,7 +200,7 @@ class LinkedHosts(Closing):
         return 0
 
     def cut(self) -> None:
-        """Break the link, as a pulled cable does: nobody is told."""
+        """Break the link, as a pulled cable does: neither end hears of it."""
         self.run(1, "ip", "link", "set", INTERFACE, "down")
 
     def describe(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A relay that takes time: every byte arrives so much later than it was sent, each way.
+"""A relay that takes time: every byte arrives by a delay later than it was sent, each way.
 
 For kernels without netem. It runs in the network namespace of whoever connects to it:
 
