@@ -24,8 +24,8 @@ def link_text(link: dict[str, Any]) -> str:
     by = [f"{what} by {link[f'{what}_by']}" for what in ("rate", "delay", "loss") if link[f"{what}_by"]]
     text = f"link {link['asked']} ({', '.join(by)}): carried {format_size(link['carried_bytes'])}"
     if (measured := link["measured_bytes_per_second"]) is not None:
-        text += f", at most {format_size(measured)}/s ({measured * 8 / 1e6:.3g} Mbit/s)"
+        text += f", at most {format_size(measured)}/s ({measured * 8 / 1e6:.4g} Mbit/s)"
     if link["rate_bytes_per_second"]:
         asked = link["rate_bytes_per_second"]
-        text += f"; {format_size(asked)}/s ({asked * 8 / 1e6:.3g} Mbit/s) asked"
+        text += f"; {format_size(asked)}/s ({asked * 8 / 1e6:.4g} Mbit/s) asked"
     return text
