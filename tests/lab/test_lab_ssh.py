@@ -14,6 +14,8 @@ from vfu_dev.errors import ConfigError
 from vfu_dev.lab.remote import Destination
 
 SMALL = ["--guest", "none", "--memory", "1M", "--dirty-rate", "64p", "--max-bandwidth", "16M"]
+# 128 KiB: less than the device, so that something goes in PRE_COPY however slow the machine is.
+FITS_NOT = ["--avail-switchover-bandwidth", "1280K", "--downtime-limit", "100"]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def left_behind(machine: FarMachine) -> list[str]:
 
 def test_a_move_to_another_machine(qemu: Path, library: Path, machine: FarMachine, tmp_path: Path) -> None:
     """Servers and QEMU run there, the report is made here, and nothing is left there."""
-    words = [*SMALL, "--avail-switchover-bandwidth", "1280K", "--downtime-limit", "100"]
+    words = [*SMALL, *FITS_NOT]
     command = ["--destination", machine.url, "--quiet", "--out", str(tmp_path), "--json", "-"]
     done = machine.run("lab", "migrate", *words, *command)
     assert done.returncode in (0, 3), done.stderr
@@ -53,10 +55,8 @@ def test_a_linux_guest_goes_on_there(
     qemu: Path, library: Path, guest_image: Path, machine: FarMachine, tmp_path: Path
 ) -> None:
     """It writes across the move, and reads all back over the far side's serial line."""
-    done = machine.run(
-        "lab", "migrate", "--memory", "2M", "--destination", machine.url, "--quiet", "--out", str(tmp_path),
-        "--json", "-",
-    )  # fmt: skip
+    words = ["--memory", "2M", "--dirty-rate", "64p", *FITS_NOT, "--destination", machine.url]
+    done = machine.run("lab", "migrate", *words, "--quiet", "--out", str(tmp_path), "--json", "-")
     assert done.returncode in (0, 3), done.stderr
     report = json.loads(done.stdout)
     assert report["guest"]["verified"]
