@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from labkit import KIB, MIB, dirtying
+from schemakit import conforms
 from serverkit import PATIENCE_SECONDS, VFU_DEV
 
 from vfu_dev.errors import ConfigError, LabError
@@ -62,6 +63,7 @@ async def command(*words: str) -> asyncio.subprocess.Process:
 
 def judge_report(report: dict[str, Any], devices: int) -> None:
     """Assert that a migration was seen whole: its passes and bytes, both sides' digests, one clock."""
+    conforms("lab-migrate", report)
     assert report["problems"] == []
     assert report["status"] == report["qemu"]["status"] == "completed"
     assert len(report["devices"]) == devices

@@ -1,4 +1,4 @@
-"""docs/libvirt.md, word for word, on two hosts with Debian's libvirt: real daemons, real moves."""
+"""docs/libvirt.md and libvirt-variants.md, word for word, on two hosts: real daemons, real moves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from libvirtkit import LibvirtHost, libvirt_hosts, newer_libvirt
 
-PAGE = Path(__file__).parents[2] / "docs" / "libvirt.md"
+# The second goes on where the first ends.
+PAGES = [Path(__file__).parents[2] / "docs" / name for name in ("libvirt.md", "libvirt-variants.md")]
 HOSTS = {"source": 0, "destination": 1}
 CONNECTIONS = {"TO_A": "qemu+tcp://a/system", "TO_B": "qemu+tcp://b/system"}
 MEMORY = 8 << 20
@@ -19,7 +20,7 @@ MEMORY = 8 << 20
 
 def blocks(until: str | None = None) -> list[tuple[str, str]]:
     """Return (where, commands) of the page's `sh` blocks in order, up to the heading `until`."""
-    page = PAGE.read_text()
+    page = "".join(path.read_text() for path in PAGES)
     if until is not None:
         page, heading, _ = page.partition(f"## {until}\n")
         assert heading

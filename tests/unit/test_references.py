@@ -20,7 +20,15 @@ ELSEWHERE = {
     "a request that is not here": r"\bIssue: |\b[Ii]ssue \d+\b|\bas the issue (?:says|asks|wants)\b",
     "a machine of somebody's": r"(?<!\w)/work/|\.\./shared\b",
 }
-GENERATED = {"table.md"}  # written by `vfu-dev lab run`
+# Written by `vfu-dev lab run`, into the wheel, and for the site.
+GENERATED = {
+    "table.md",
+    "SOURCES.md",
+    "_prebuilt/SOURCES.md",
+    "vfu_dev/_prebuilt/SOURCES.md",
+    "reference.md",
+    "../../commands.md",
+}
 # The folders that may lie beside a checkout: sources and packages for the day that the mirror drops them.
 ALLOWED = {(".ci/run", "../shared")}
 
