@@ -23,14 +23,38 @@ class Kind(StrEnum):
 
     STATE = "state"  # QEMU asks for a migration state
     DEVICE_STATE = "device-state"  # the same again, one step above
-    ITERATE = "iterate"  # PRE_COPY: what is left when a pass begins
+    VM_STATE = "vm-state"  # the VM stops or runs on, and the device has followed it to `state`
+    SETUP = "setup"  # the source begins: `data_size`, the size of its buffer
+    ITERATE_START = "iterate-start"  # the first read of a migration
+    ITERATE = "iterate"  # PRE_COPY: what is left when a pass is over
+    EMPTY = "empty"  # a read in PRE_COPY found nothing, for now (ENOMSG)
     PENDING_ESTIMATE = "pending-estimate"
     PENDING_EXACT = "pending-exact"
     REINIT = "reinit"  # initial data appeared again
     PRECOPY_INFO = "precopy-info"  # the answer of VFIO_MIG_GET_PRECOPY_INFO
     STOP_COPY_SIZE = "stop-copy-size"  # the answer of VFIO_DEVICE_FEATURE_MIG_DATA_SIZE
-    BLOCK = "block"  # `data_size`: one read of migration data
+    BLOCK = "block"  # `data_size`: one read of migration data, told when it was sent too
+    COMPLETE_START = "complete-start"  # the source begins with what STOP_COPY has
+    COMPLETE = "complete"  # all of it was read; `ret`
+    CONFIG_SAVED = "config-saved"  # configuration space is sent
+    CLEANUP = "cleanup"  # the source is done, or gives up
+    NOTIFIED = "notified"  # the migration ended, or failed: `event`, whose numbers are each version's own
     LOAD = "load"  # `data_size`: one write of migration data
+    LOAD_RECORD = "load-record"  # a record of QEMU's own stream begins
+    LOAD_CONFIG_START = "load-config-start"
+    LOAD_CONFIG = "load-config"  # configuration space is there
+    LOAD_CLEANUP = "load-cleanup"
+    # Multifd: STOP_COPY's data goes in numbered buffers, by threads of their own.
+    SAVE_THREAD_START = "save-thread-start"
+    SAVE_THREAD_END = "save-thread-end"
+    LOAD_THREAD_START = "load-thread-start"
+    LOAD_THREAD_END = "load-thread-end"
+    BUFFER_INCOMING = "buffer-incoming"  # `index` of the buffer
+    BUFFERS_START = "buffers-start"
+    BUFFER_STARVED = "buffer-starved"  # the one that is next, `index`, has not come
+    BUFFER_LOAD_START = "buffer-load-start"
+    BUFFER_LOAD_END = "buffer-load-end"
+    BUFFERS_END = "buffers-end"
 
 
 @dataclass(frozen=True)
@@ -46,8 +70,8 @@ class Event:
 
     name: str
     kind: Kind
-    text: str
-    fields: tuple[str, ...]
+    text: str = ""
+    fields: tuple[str, ...] = ()
     since: Release = OLDEST
     until: Release | None = None
     ours: bool = False
@@ -58,8 +82,8 @@ class Event:
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """What its text looks like; every number has its field's name."""
-        parts = re.split(r"(%lu|%d|%s)", self.text)
+        """What its text looks like; every conversion that somebody needs has its field's name."""
+        parts = re.split(r"(%lu|%lx|%u|%d|%s)", self.text)
         fields = iter(self.fields)
         found = ""
         for part in parts:
@@ -71,7 +95,10 @@ class Event:
         return re.compile(found)
 
 
-_CONVERSIONS = {"%lu": r"\d+", "%d": r"-?\d+", "%s": r"\w+"}
+_CONVERSIONS = {"%lu": r"\d+", "%lx": r"[0-9a-f]+", "%u": r"\d+", "%d": r"-?\d+", "%s": r"[^\s,]+"}
+
+_VM_STATE = ("running %d reason %s device state %s", ("running", "", "state"))
+_BUFFER = ("idx %u", ("index",))
 
 EVENTS = (
     Event("vfio_migration_set_state", Kind.STATE, "new state %s, recover state %s", ("state", "")),
@@ -126,8 +153,37 @@ EVENTS = (
         ("initial", "dirty"),
         ours=True,
     ),
+    Event("vfio_save_setup", Kind.SETUP, "data buffer size %lu", ("data_size",)),
+    Event("vfio_save_iterate_start", Kind.ITERATE_START),
+    Event("vfio_save_block_precopy_empty_hit", Kind.EMPTY),
     Event("vfio_save_block", Kind.BLOCK, "data_size %d", ("data_size",)),
+    Event("vfio_save_complete_precopy_start", Kind.COMPLETE_START),
+    Event("vfio_save_complete_precopy", Kind.COMPLETE, "ret %d", ("ret",)),
+    Event("vfio_save_device_config_state", Kind.CONFIG_SAVED),
+    Event("vfio_save_cleanup", Kind.CLEANUP),
+    Event("vfio_migration_state_notifier", Kind.NOTIFIED, "state %d", ("event",)),
+    Event("vfio_vmstate_change_prepare", Kind.VM_STATE, *_VM_STATE),
+    Event("vfio_vmstate_change", Kind.VM_STATE, *_VM_STATE),
+    Event("vfio_load_state", Kind.LOAD_RECORD, "data 0x%lx", ("",)),
     Event("vfio_load_state_device_data", Kind.LOAD, "size %lu ret %d", ("data_size", "ret")),
+    Event("vfio_load_device_config_state_start", Kind.LOAD_CONFIG_START),
+    Event("vfio_load_device_config_state_end", Kind.LOAD_CONFIG),
+    Event("vfio_load_cleanup", Kind.LOAD_CLEANUP),
+    Event(
+        "vfio_save_complete_precopy_thread_start",
+        Kind.SAVE_THREAD_START,
+        "idstr %s instance %u",
+        ("", "instance"),
+    ),
+    Event("vfio_save_complete_precopy_thread_end", Kind.SAVE_THREAD_END, "ret %d", ("ret",)),
+    Event("vfio_load_bufs_thread_start", Kind.LOAD_THREAD_START),
+    Event("vfio_load_bufs_thread_end", Kind.LOAD_THREAD_END),
+    Event("vfio_load_state_device_buffer_incoming", Kind.BUFFER_INCOMING, *_BUFFER),
+    Event("vfio_load_state_device_buffer_start", Kind.BUFFERS_START),
+    Event("vfio_load_state_device_buffer_starved", Kind.BUFFER_STARVED, *_BUFFER),
+    Event("vfio_load_state_device_buffer_load_start", Kind.BUFFER_LOAD_START, *_BUFFER),
+    Event("vfio_load_state_device_buffer_load_end", Kind.BUFFER_LOAD_END, *_BUFFER),
+    Event("vfio_load_state_device_buffer_end", Kind.BUFFERS_END),
 )
 BY_NAME = {event.name: event for event in EVENTS}
 
@@ -154,7 +210,7 @@ EVENT_STATES: dict[str, Release] = {
 def read(name: str, text: str) -> tuple[Kind | None, dict[str, str]]:
     """Return what the event `name` tells, from its text behind the device; nothing if it is unknown."""
     event = BY_NAME.get(name)
-    found = event.pattern.search(text) if event else None
+    found = event.pattern.fullmatch(text) if event else None
     if event is None or found is None:
         return None, {}
     values = found.groupdict()
