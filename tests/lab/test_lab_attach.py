@@ -13,8 +13,10 @@ import pytest
 from serverkit import VFU_DEV, RunningServer, ServerFactory
 
 from vfu_dev.attach.front_end import IOMMU_PATHS
+from vfu_dev.builds import artifact, firmware_dirs
 from vfu_dev.builds.qemu_binary import QemuBinary
 from vfu_dev.builds.qemu_packages import SUITES
+from vfu_dev.errors import BuildError
 from vfu_dev.uapi import VFIO_PCI_CONFIG_REGION_INDEX
 
 SHARED = ("-machine", "q35,memory-backend=ram0", "-object", "memory-backend-memfd,id=ram0,size=64M,share=on")
@@ -65,6 +67,20 @@ def test_the_device_is_on_the_bus(
     assert [device["qdev_id"] for device in found] == ["vfu0", "vfu1"]
     assert [{key: device["id"][key] for key in ("vendor", "device")} for device in found] == expected
     assert done.stderr == ""
+
+
+def test_a_qemu_with_the_address_sanitizer_has_the_device(serve: ServerFactory, attach: Attach) -> None:
+    """As developers build their trees: the sanitizer's library is preloaded before ours."""
+    server = serve()
+    try:
+        qemu = artifact("qemu-asan")
+    except BuildError as error:
+        pytest.skip(str(error))
+    firmware = [word for folder in firmware_dirs() for word in ("-L", str(folder))]
+    done = attach(server.socket, "--iommu", "iommufd-cdev", "--", qemu, *firmware, *SHARED, *MACHINE)
+    assert done.returncode == 0, done.stderr
+    assert [device["qdev_id"] for device in devices(done.stdout)] == ["vfu0"]
+    assert "AddressSanitizer" not in done.stderr
 
 
 def test_a_placeholder_is_replaced_and_nothing_appended(

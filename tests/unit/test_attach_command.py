@@ -77,6 +77,21 @@ def test_what_is_preloaded_already_comes_first(library: Path, monkeypatch: pytes
     assert Preload(library).environment([])["LD_PRELOAD"] == f"libasan.so.8 {library}"
 
 
+def test_a_sanitizer_s_library_comes_before_all(
+    tmp_path: Path, library: Path, run: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Such a program ends at once if it does not; this one tells what it finds in its environment."""
+    main = '#include <stdio.h>\n#include <stdlib.h>\nint main(void) { puts(getenv("LD_PRELOAD")); return 0; }'
+    program = compile_c(tmp_path / "asan", main, "-fsanitize=address")
+    alone = subprocess.run([program], env={"LD_PRELOAD": str(library)}, capture_output=True, text=True)
+    assert "ASan runtime does not come first" in alone.stderr
+    done = run(tmp_path / "a.sock", "--", program, LD_PRELOAD="libm.so.6")
+    assert done.returncode == 0, done.stderr
+    first, *others = done.stdout.split()
+    assert first.startswith("libasan.so.")
+    assert others == ["libm.so.6", str(library)]
+
+
 def test_paths_that_cannot_be_are_refused() -> None:
     with pytest.raises(AttachError, match="a space or a colon"):
         Preload(Path("/with space/x.so")).environment([])

@@ -22,7 +22,7 @@ def test_a_dynamic_program_names_its_loader_and_libraries() -> None:
     elf = read_elf(Path(sys.executable).resolve())
     assert elf.interpreter.endswith("/ld-linux-x86-64.so.2")
     assert "libc.so.6" in elf.needed
-    assert (elf.dynamic, elf.is_static, elf.is_musl, elf.sanitized) == (True, False, False, False)
+    assert (elf.dynamic, elf.is_static, elf.is_musl, elf.sanitizer) == (True, False, False, "")
 
 
 @needs_cc
@@ -30,7 +30,11 @@ def test_static_musl_and_sanitized_programs_are_told_apart(tmp_path: Path) -> No
     """musl's loader is written over glibc's in a copy: the file is only looked at."""
     assert read_elf(debkit.compile_c(tmp_path / "static", MAIN, "-static")).is_static
     assert read_elf(debkit.compile_c(tmp_path / "pie", MAIN, "-static-pie")).is_static
-    assert read_elf(debkit.compile_c(tmp_path / "asan", MAIN, "-fsanitize=address")).sanitized
+    for flag, name in (("address", "libasan.so."), ("thread", "libtsan.so.")):
+        elf = read_elf(debkit.compile_c(tmp_path / flag, MAIN, f"-fsanitize={flag}"))
+        assert elf.sanitizer.startswith(name)
+    linked_in = debkit.compile_c(tmp_path / "linked-in", MAIN, "-fsanitize=address", "-static-libasan")
+    assert read_elf(linked_in).sanitizer == "", "it does not mind"
     glibc, musl = b"/lib64/ld-linux-x86-64.so.2\0", b"/lib/ld-musl-x86_64.so.1\0"
     plain = debkit.compile_c(tmp_path / "plain", MAIN)
     data = plain.read_bytes()

@@ -17,6 +17,7 @@ from vfu_dev.builds.qemu_binary import (
     NAMES,
     QemuBinaryError,
     find_qemu,
+    preload_first,
     preload_problem,
     probe_qemu,
     stock_name,
@@ -162,12 +163,14 @@ MAIN = "int main(void) { return 0; }"
 def test_what_cannot_be_preloaded_is_seen_without_running_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Static, sanitized, setuid, and programs with file capabilities; scripts pass it on."""
+    """Static, setuid, and programs with file capabilities; scripts pass it on."""
     plain = debkit.compile_c(tmp_path / "plain", MAIN)
     assert preload_problem(plain) == ""
     assert "linked statically" in preload_problem(debkit.compile_c(tmp_path / "static", MAIN, "-static"))
     asan = debkit.compile_c(tmp_path / "asan", MAIN, "-fsanitize=address")
-    assert "address sanitizer" in preload_problem(asan)
+    assert preload_problem(asan) == ""
+    assert preload_first(asan).startswith("libasan.so.")
+    assert preload_first(plain) == preload_first(tmp_path / "absent") == ""
     plain.chmod(0o4755)
     assert preload_problem(plain) == "", "the owner gains nothing by it"
     monkeypatch.setattr(os, "getuid", lambda: 12345)

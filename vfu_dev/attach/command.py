@@ -15,13 +15,20 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from vfu_dev.attach.front_end import VfioPci, choose_iommu
 from vfu_dev.attach.preload import AttachError, Descriptors, Preload, inherited_environment, make_sysfs
-from vfu_dev.builds.qemu_binary import IOMMUFD_CDEV, IOMMUFD_FD, VFIO_PCI, preload_problem, probe_qemu
+from vfu_dev.builds.qemu_binary import (
+    IOMMUFD_CDEV,
+    IOMMUFD_FD,
+    VFIO_PCI,
+    preload_first,
+    preload_problem,
+    probe_qemu,
+)
 from vfu_dev.errors import ConfigError
 
 # As a shell, env(1) and nohup(1) say that they could not start a command.
@@ -107,6 +114,7 @@ def attach(
         raise ConfigError("%sysfsdev0%: with iommufd-fd a device is a descriptor and has no folder in sysfs")
     program, is_qemu = _find_program(command)
     notes: list[str] = []
+    preload = replace(preload, first=preload_first(program))
     if is_qemu:
         binary = probe_qemu(program)
         binary.require(VFIO_PCI)

@@ -158,4 +158,5 @@ def make_front_end(
         if iommu is not None:
             raise AttachError(f"vfio-user-pci has no IOMMU paths; {iommu} is for vfio-pci")
         return VfioUserPci()
-    return VfioPci.inheriting(choose_iommu(binary, iommu), Preload(artifact("vfio-preload"), log), devices)
+    preload = Preload(artifact("vfio-preload"), log, first=binary.preload_first)
+    return VfioPci.inheriting(choose_iommu(binary, iommu), preload, devices)

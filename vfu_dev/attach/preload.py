@@ -57,11 +57,14 @@ class Preload:
         library: libvfio-preload.so.
         log: file to append to what was asked and answered.
         variables: more of the library's variables, without their prefix: `{"DMA": "message"}`.
+        first: a library that has to be preloaded before any other: a sanitizer's, by the name that the loader
+            looks for it. Empty for none.
     """
 
     library: Path
     log: Path | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
+    first: str = ""
 
     def environment(self, sockets: Sequence[Path], descriptors: Descriptors | None = None) -> dict[str, str]:
         """Return the variables to add to the environment; the library comes behind what is preloaded already.
@@ -73,7 +76,9 @@ class Preload:
         if len(sockets) > MAX_DEVICES:
             raise AttachError(f"{len(sockets)} devices: the preloaded library takes {MAX_DEVICES}")
         variables = {
-            "LD_PRELOAD": " ".join(filter(None, [os.environ.get("LD_PRELOAD"), str(self.library)])),
+            "LD_PRELOAD": " ".join(
+                filter(None, [self.first, os.environ.get("LD_PRELOAD"), str(self.library)])
+            ),
             **{f"{_PREFIX}{name}": value for name, value in self.variables.items()},
         }
         for number, socket in enumerate(sockets):

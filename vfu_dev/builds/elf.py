@@ -7,6 +7,7 @@ against its length.
 from __future__ import annotations
 
 import os
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,8 @@ _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
 _DYNAMIC = struct.Struct("<qQ")
 
-# The address sanitizer's entry point: exported by a program that has its runtime linked in (clang's default).
-_ASAN_SYMBOL = b"\0__asan_init\0"
+# A sanitizer's runtime that has to be the first library of a process. One that is linked in does not mind.
+_SANITIZER = re.compile(r"lib(asan|tsan|hwasan|clang_rt\.(asan|tsan|hwasan)\b.*)\.so")
 
 
 class ElfError(BuildError):
@@ -39,13 +40,13 @@ class Elf:
         interpreter: the dynamic loader that the kernel would start; empty for libraries and static programs.
         needed: names of the libraries that it is linked with (DT_NEEDED), in order.
         dynamic: it has a dynamic section; without one, nothing can be preloaded into it.
-        sanitized: the address sanitizer is in it, as a library or linked in.
+        sanitizer: which of these is a sanitizer's library, to be loaded before any other; empty for none.
     """
 
     interpreter: str
     needed: tuple[str, ...]
     dynamic: bool
-    sanitized: bool
+    sanitizer: str
 
     @property
     def is_static(self) -> bool:
@@ -96,8 +97,8 @@ def _parse(data: bytes) -> Elf:
         at = _file_offset(loads, values[_DT_STRTAB])
         strings = _slice(data, at, values.get(_DT_STRSZ, 0))
     needed = tuple(_string(strings, value) for tag, value in tags if tag == _DT_NEEDED)
-    sanitized = any(name.startswith("libasan.so") for name in needed) or _ASAN_SYMBOL in strings
-    return Elf(interpreter.decode(errors="replace"), needed, has_dynamic, sanitized)
+    sanitizer = next((name for name in needed if _SANITIZER.match(name)), "")
+    return Elf(interpreter.decode(errors="replace"), needed, has_dynamic, sanitizer)
 
 
 def _slice(data: bytes, offset: int, size: int) -> bytes:

@@ -69,6 +69,7 @@ class QemuBinary:
         iommu_paths: how its vfio-pci can reach an IOMMU: some of iommufd-fd, iommufd-cdev, type1.
         qtest: it has `-accel qtest`, which a machine without a guest needs; Debian 12's has not.
         preload_problem: why a library cannot be preloaded into it; empty when it can.
+        preload_first: a sanitizer's library, which has to be preloaded before any other; empty for none.
     """
 
     path: Path
@@ -78,6 +79,7 @@ class QemuBinary:
     iommu_paths: tuple[str, ...]
     qtest: bool
     preload_problem: str
+    preload_first: str = ""
 
     @property
     def release(self) -> tuple[int, int]:
@@ -227,6 +229,7 @@ def _probe(path: Path, mtime_ns: int, size: int) -> QemuBinary:
         iommu_paths=tuple(paths),
         qtest=_has_qtest(path),
         preload_problem=preload_problem(path),
+        preload_first=preload_first(path),
     )
 
 
@@ -263,33 +266,42 @@ def _firmware(path: Path) -> tuple[Path, ...]:
 
 
 def preload_problem(path: Path) -> str:
-    """Return why LD_PRELOAD means nothing or harm to the program at `path`; empty when it works.
+    """Return why LD_PRELOAD means nothing to the program at `path`; empty when it works.
 
     A script is taken to pass it on. Ours stands beside the program that it starts, which is looked at.
     """
-    program = path.resolve()
     try:
-        with program.open("rb") as file:
-            is_script = file.read(2) == b"#!"
-        if is_script:
-            program = program.parent / "usr/bin" / program.name
-            if not program.is_file():
-                return ""
-        return _why_not(program, read_elf(program))
+        program = _program_of(path)
+        return "" if program is None else _why_not(program, read_elf(program))
     except ElfError as error:
         return f"cannot be looked into ({error})"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 
 
+def preload_first(path: Path) -> str:
+    """Return the sanitizer's library that the program is linked with: it ends if another one comes before."""
+    try:
+        program = _program_of(path)
+        return "" if program is None else read_elf(program).sanitizer
+    except (ElfError, OSError):
+        return ""
+
+
+def _program_of(path: Path) -> Path | None:
+    """Return the program at `path`, or what our script there starts; None for any other script."""
+    program = path.resolve()
+    with program.open("rb") as file:
+        if file.read(2) != b"#!":
+            return program
+    beside = program.parent / "usr/bin" / program.name
+    return beside if beside.is_file() else None
+
+
 def _why_not(program: Path, elf: Elf) -> str:
     checks: tuple[tuple[Callable[[], bool], str], ...] = (
         (lambda: elf.is_static, "is linked statically, where nothing can be preloaded"),
         (lambda: elf.is_musl, "is linked with musl, and the preloaded library with glibc"),
-        (
-            lambda: elf.sanitized,
-            "is built with the address sanitizer, which ends a program that something is preloaded into",
-        ),
         (
             lambda: _gains_identity(program),
             "runs setuid or setgid, where the dynamic loader ignores LD_PRELOAD",
