@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from serverkit import ServerFactory, server_farm, short_folder
+from versionkit import SHOWS, Evidence, claims_of
 
 from vfu_dev.errors import VfuDevError
+
+OUTCOME = pytest.StashKey[pytest.TestReport]()
 
 
 def pytest_configure() -> None:
@@ -37,11 +40,30 @@ def pytest_runtest_makereport(
     A test that is skipped there for want of a tool would otherwise never run, and nobody would see it.
     """
     report = yield
+    if call.when == "call":
+        item.stash[OUTCOME] = report
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("VFU_DEV_NO_SKIP"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"
         report.longrepr = f"skipped where nothing may be missing (VFU_DEV_NO_SKIP): {reason}"
     return report
+
+
+@pytest.fixture
+def evidence(request: pytest.FixtureRequest) -> Iterator[Evidence]:
+    """What the test sees of its moves; in the end it has to show what the test claims (versionkit.py)."""
+    found = Evidence()
+    yield found
+    if (report := request.node.stash.get(OUTCOME, None)) is not None and report.passed:
+        missing = sorted(claims_of(request.node) - found.cells)
+        assert not missing, f"claimed, and not seen: {missing}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse a claim that nobody would check."""
+    for item in items:
+        if item.get_closest_marker(SHOWS) and "evidence" not in getattr(item, "fixturenames", ()):
+            raise pytest.UsageError(f"{item.nodeid}: shows(...) needs the fixture `evidence`")
 
 
 @pytest.fixture(scope="session")

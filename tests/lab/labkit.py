@@ -62,6 +62,11 @@ async def begin_and_stay(lab: Lab) -> None:
     await lab.wait_for(lambda row: row["source"][0].get("state") == "PRE_COPY", "PRE_COPY")
 
 
+async def let_ram_go(lab: Lab) -> None:
+    """Let a migration that stays in PRE_COPY send guest memory at its full pace; it stays there."""
+    await lab.source.qemu.execute("migrate-set-parameters", max_bandwidth=lab.options.max_bandwidth)
+
+
 async def let_go(lab: Lab) -> None:
     """Let a migration that was kept in PRE_COPY go on as its options say."""
     wanted = {

@@ -12,6 +12,7 @@ from typing import Any
 import labkit
 from labkit import KIB, MIB, begin_and_stay, dirtying
 from qtestkit import until
+from versionkit import OURS, Evidence, Row, shows
 
 from vfu_dev.errors import LabError
 from vfu_dev.lab.judge import judge
@@ -209,7 +210,8 @@ def test_device_reset_in_precopy_goes_on(options: Options, in_lab: InLab) -> Non
     assert result.problems == []
 
 
-def test_to_a_file_and_back(options: Options, in_lab: InLab, tmp_path: Path) -> None:
+@shows(Row(OURS, "vfio-user-pci"), "PRE_COPY", "file")
+def test_to_a_file_and_back(options: Options, in_lab: InLab, evidence: Evidence, tmp_path: Path) -> None:
     """`migrate` to a file, then `migrate-incoming` from it, in a QEMU with fresh servers."""
 
     async def scenario(lab: Lab) -> MigrationResult:
@@ -218,7 +220,9 @@ def test_to_a_file_and_back(options: Options, in_lab: InLab, tmp_path: Path) -> 
         await lab.begin(uri)
         assert (await lab.wait_final())["status"] == "completed"
         await lab.destination.qemu.execute("migrate-incoming", uri=uri)
-        return await finish(lab, MigrationResult())
+        result = await finish(lab, MigrationResult())
+        evidence.of_move(lab, result, tmp_path / "vm.state")
+        return result
 
     result = in_lab(options(), scenario)
     assert result.problems == []

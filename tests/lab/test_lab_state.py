@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from labkit import MIB, NOTHING_FITS, begin_and_stay, dirtying, let_go
+from versionkit import ACKED, OURS, Evidence, Row, shows
 
 from vfu_dev.device.reference.layout import REGISTERS
 from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import MigrationResult
+from vfu_dev.qemu_events import TRACE_PATTERNS
 from vfu_dev.vm.guest import Guest, GuestResult, LinuxGuest, VerifyReporter, Via
 from vfu_dev.vm.qemu import FIRST_SLOT, Qemu
 from vfu_dev.vm.qtest import QtestClient
@@ -272,9 +274,12 @@ def test_initial_is_what_the_operator_says(options: Options, in_lab: InLab) -> N
     assert result.devices[0].digest_match
 
 
-@pytest.mark.parametrize("reinit", [False, True])
+@pytest.mark.parametrize(
+    "reinit",
+    [False, pytest.param(True, marks=shows(Row(OURS, "vfio-user-pci"), "PRE_COPY", "ack", "REINIT"))],
+)
 def test_switchover_waits_for_initial_data_that_appears_late(
-    options: Options, in_lab: InLab, reinit: bool
+    options: Options, in_lab: InLab, evidence: Evidence, reinit: bool
 ) -> None:
     """With switchover-ack: all initial data first, and again when the device finds some meanwhile."""
 
@@ -300,10 +305,12 @@ def test_switchover_waits_for_initial_data_that_appears_late(
         await lab.wait_running(lab.destination.qemu)
         result = MigrationResult()
         await lab.collect(result)
+        evidence.of_move(lab, result)
         return result
 
     result = in_lab(
         options(
+            traces=(*TRACE_PATTERNS, ACKED),
             memory_bytes=2 * MIB,
             max_bandwidth=MIB,
             switchover_bandwidth=1000 * NOTHING_FITS,  # for 1 ms

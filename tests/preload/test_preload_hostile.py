@@ -34,7 +34,7 @@ from vfio import (
 )
 
 # One lie in this number is tried by default.
-DEFAULT_SHARE = 16
+DEFAULT_SHARE = 32
 PHASES = ("attach", "run", "save", "resume")
 
 

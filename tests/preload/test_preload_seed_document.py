@@ -17,7 +17,7 @@ from vfu_dev.lab.result import MigrationResult
 
 sys.path.append(str(Path(__file__).parents[1] / "lab"))  # what keeps a migration in PRE_COPY is known there
 
-from labkit import MIB, begin_and_stay, dirtying, let_go
+from labkit import MIB, begin_and_stay, dirtying, let_go, let_ram_go
 
 PAGE = Path(__file__).parents[2] / "docs" / "seed.md"
 QEMUS = {"10.0": "qemu-bookworm-backports", "11.1": "qemu-trixie-backports"}
@@ -103,6 +103,7 @@ def test_every_line_of_the_page_is_in_the_trace(release: str, library: Path, tmp
 
             await lab.replace_destination()
             await begin_and_stay(lab)
+            await let_ram_go(lab)
             await lab.wait_for(lambda row: NOTHING_LEFT in "".join(trace_of("source")), "an empty read")
             await let_go(lab)
             assert (await lab.wait_final())["status"] == "completed"

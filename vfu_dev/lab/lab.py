@@ -18,7 +18,7 @@ from vfu_dev.client.listening import socket_folder
 from vfu_dev.errors import LabError
 from vfu_dev.lab.host import Host
 from vfu_dev.lab.observer import MoveReporter, Observer
-from vfu_dev.lab.options import MigrateOptions
+from vfu_dev.lab.options import MigrateOptions, QemuChoice
 from vfu_dev.lab.pausing import going_on, pauses
 from vfu_dev.lab.remote import FarHost, FarRoute
 from vfu_dev.lab.result import MigrationResult, QemuResult
@@ -196,13 +196,14 @@ class Lab(Observer):
         """Make the destination listen and return the address to migrate to."""
         return await self.route.listen(self.destination.qemu)
 
-    async def replace_destination(self, options: MigrateOptions | None = None) -> None:
-        """Stop the destination and start a fresh one (QEMU cannot receive twice)."""
+    async def replace_destination(
+        self, options: MigrateOptions | None = None, choice: QemuChoice | None = None
+    ) -> None:
+        """Stop the destination and start a fresh one (QEMU cannot receive twice), by default of its kind."""
         await self.destination.stop()
         old = self.destination
-        self.destination = Host(
-            old.name, self.sockets, self.logs, options or self.options, incoming=True, choice=old.choice
-        )
+        options, choice = options or self.options, choice or old.choice
+        self.destination = Host(old.name, self.sockets, self.logs, options, incoming=True, choice=choice)
         await self.destination.start()
 
     async def begin(self, uri: str) -> None:
@@ -250,11 +251,13 @@ class Lab(Observer):
         result.ended = time.time()
         return result
 
-    async def turn_around(self, keep_logs: bool = False) -> None:
+    async def turn_around(self, keep_logs: bool = False, choice: QemuChoice | None = None) -> None:
         """After a completed move: stop the old source, start a fresh destination, and swap the roles.
 
         What this move left is forgotten: samples, and the old source's logs unless `keep_logs`. The guest
         must have followed (`move` has seen to it). Faults go with the role, not with the host.
+
+        Args:    choice: the fresh destination's QEMU; by default that of the old source.
 
         Raises:  LabError, ProcessError: the fresh side does not start; the VM runs on, on what is now
                  the source.
@@ -262,7 +265,8 @@ class Lab(Observer):
         old, self.source = self.source, self.destination
         self.hosts += 1
         name = f"host{self.hosts}"
-        self.destination = Host(name, self.sockets, self.logs, self.options, incoming=True, choice=old.choice)
+        choice = choice or old.choice
+        self.destination = Host(name, self.sockets, self.logs, self.options, incoming=True, choice=choice)
         # One after the other: so there are never more than two hosts, and never three of a big device.
         await old.stop()
         if not keep_logs:
