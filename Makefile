@@ -23,12 +23,13 @@ TEST_WORKERS ?= 2
 
 TEST_PACKAGES := $(shell sed '/^\#/d' tests/packages.txt)
 
-.PHONY: help demo demo-says demo-stock test test-packages packages-newest lint format clean distclean build venv venv-lab wheel docs
+.PHONY: help demo demo-says demo-stock test soak test-packages packages-newest lint format clean distclean build venv venv-lab wheel docs
 
 help:
 	@echo "make demo-stock live-migrate a Linux guest and its device with Debian's QEMU as it is; report in $(OUT)/demo-stock"
 	@echo "make demo       the same with our QEMU, which has vfio-user-pci and is compiled first; report in $(OUT)/demo"
 	@echo "make test       all tests, end to end included (PYTEST_ARGS=... to choose, TEST_WORKERS=0 for one process)"
+	@echo "make soak       the tests that are too long for that, fifty moves over all versions of QEMU among them"
 	@echo "make lint       ruff and mypy"
 	@echo "make build      libvfio-user, QEMU and the guest, built or found in the cache"
 	@echo "make wheel      a wheel with libvfio-user, the preload library and the guest program inside, in dist"
@@ -98,6 +99,11 @@ packages-newest: venv-lab
 test: venv test-packages
 	$(BIN)/vfu-dev build $(TEST_ARTIFACTS)
 	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+# The long run: what `make test` leaves out.
+soak: venv test-packages
+	$(BIN)/vfu-dev build $(TEST_ARTIFACTS)
+	$(BIN)/pytest -m soak -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 # What tests need from Debian beyond what builds bring; without root, a test that misses one is skipped.
 test-packages:

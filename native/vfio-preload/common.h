@@ -54,6 +54,7 @@ struct config {
     int iommufd; /* the one that stands for /dev/iommu; -1: none */
     unsigned int timeout_ms;
     enum dma_policy dma;
+    bool refuse_cpr; /* IOMMU_IOAS_CHANGE_PROCESS is not known; else it fails once anything is mapped */
     bool forget_writes; /* a fault, for tests: DMA by message is not logged */
 };
 

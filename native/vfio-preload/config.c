@@ -49,6 +49,20 @@ static enum dma_policy dma_policy(void)
     return DMA_AUTO;
 }
 
+static bool refuse_cpr(void)
+{
+    const char *text = getenv("VFU_DEV_PRELOAD_CPR");
+
+    if (text == NULL || *text == '\0' || strcmp(text, "late") == 0) {
+        return false;
+    }
+    if (strcmp(text, "refuse") == 0) {
+        return true;
+    }
+    say("VFU_DEV_PRELOAD_CPR=%s: it is late or refuse; it is ignored", text);
+    return false;
+}
+
 void config_read(void)
 {
     const char *fault = getenv("VFU_DEV_PRELOAD_FAULT");
@@ -75,6 +89,7 @@ void config_read(void)
     config.iommufd = (int)number("VFU_DEV_PRELOAD_IOMMUFD", 3, 1 << 20, -1);
     config.timeout_ms = (unsigned int)number("VFU_DEV_PRELOAD_TIMEOUT_MS", 1, 3600000, DEFAULT_TIMEOUT_MS);
     config.dma = dma_policy();
+    config.refuse_cpr = refuse_cpr();
     if (fault != NULL && strcmp(fault, "forget-writes") == 0) {
         config.forget_writes = true;
         say("VFU_DEV_PRELOAD_FAULT=forget-writes: DMA by message is not logged; guest memory will be lost");

@@ -176,6 +176,10 @@ long iommufd_change_process(struct iommufd *iommufd, void *data)
     const struct iommu_ioas_change_process *request = data;
     long result = 0;
 
+    /* QEMU 10.2 ends by SIGSEGV if the first of these fails, 11.1 if a descriptor cannot be sent in the end. */
+    if (config.refuse_cpr) {
+        return -ENOTTY;
+    }
     if (request->__reserved != 0) {
         return -EOPNOTSUPP;
     }

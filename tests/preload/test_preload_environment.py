@@ -54,13 +54,23 @@ def test_variables_that_make_no_sense_are_said_and_ignored() -> None:
             "VFU_DEV_PRELOAD_IOMMUFD": "1",
             "VFU_DEV_PRELOAD_TIMEOUT_MS": "0",
             "VFU_DEV_PRELOAD_DMA": "fast",
+            "VFU_DEV_PRELOAD_CPR": "maybe",
             "VFU_DEV_PRELOAD_FAULT": "all",
             "VFU_DEV_PRELOAD_LOG": "/no/such/folder/log",
         },
         ["/tmp/no-such.sock"],
     )
     assert done.returncode == 0
-    for name in ("FD0=two", "IOMMUFD=1", "TIMEOUT_MS=0", "DMA=fast", "FAULT=all", "LOG=/no/such/folder/log"):
+    told = (
+        "FD0=two",
+        "IOMMUFD=1",
+        "TIMEOUT_MS=0",
+        "DMA=fast",
+        "CPR=maybe",
+        "FAULT=all",
+        "LOG=/no/such/folder/log",
+    )
+    for name in told:
         assert f"vfio-preload: VFU_DEV_PRELOAD_{name}: " in done.stderr
 
 

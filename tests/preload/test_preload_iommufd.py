@@ -195,6 +195,15 @@ def test_the_process_cannot_be_changed_once_memory_is_mapped(served: Served) -> 
     assert refused(ioctl, way.iommufd.fd, IOAS_CHANGE_PROCESS, "II", 8, 0) == "EINVAL"
 
 
+@inside({"VFU_DEV_PRELOAD_CPR": "refuse"})
+def test_or_it_is_not_known_from_the_start(served: Served) -> None:
+    """As in a kernel before it: QEMU 11.1 blocks CPR then, with a reason."""
+    way = Attached("iommufd-cdev")
+    assert refused(ioctl, way.iommufd.fd, IOAS_CHANGE_PROCESS, "II", 8, 0) == "ENOTTY"
+    way.map(0, Memory(PAGE))
+    assert refused(ioctl, way.iommufd.fd, IOAS_CHANGE_PROCESS, "II", 8, 0) == "ENOTTY"
+
+
 @inside()
 def test_what_is_not_there_is_enotty(served: Served) -> None:
     """As in a kernel that is older than it."""

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from vfu_dev.attach.front_end import VfioPci, VfioUserPci, choose_front_end, choose_iommu, make_front_end
+from vfu_dev.attach.front_end import (
+    VfioPci,
+    VfioUserPci,
+    choose_front_end,
+    choose_iommu,
+    make_front_end,
+    preload_for,
+)
 from vfu_dev.attach.preload import AttachError, Preload, sysfs_folder
 from vfu_dev.builds.qemu_binary import QemuBinary, QemuBinaryError
 
@@ -46,6 +53,18 @@ def test_what_a_qemu_cannot_do_is_refused_in_words() -> None:
         choose_iommu(replace(binary({"vfio-pci": True}), iommu_paths=("type1",)), "iommufd-fd")
     with pytest.raises(AttachError, match="vfio-user-pci has no IOMMU paths"):
         make_front_end(binary({"vfio-user-pci": True}), iommu="type1")
+
+
+def test_a_qemu_that_blocks_cpr_properly_is_made_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """10.2 would end; and whoever says otherwise is heard."""
+    preload = Preload(Path("/x.so"), variables={"DMA": "message"})
+    for version, expected in (("10.2.2", {}), ("11.1.3", {"CPR": "refuse"})):
+        found = preload_for(binary({}, version), preload)
+        assert found.variables == {"DMA": "message"} | expected
+    monkeypatch.setenv("VFU_DEV_PRELOAD_CPR", "late")
+    assert "CPR" not in preload_for(binary({}, "11.1.3"), preload).variables
+    sanitized = replace(binary({}), preload_first="libasan.so.8")
+    assert preload_for(sanitized, preload).environment([])["LD_PRELOAD"] == "libasan.so.8 /x.so"
 
 
 def test_the_first_path_that_it_has_is_taken() -> None:

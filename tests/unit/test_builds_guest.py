@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vfu_dev.builds.guest import _modules
+from vfu_dev.builds.guest import kernel_modules
 from vfu_dev.builds.guest_module import keep_headers
 from vfu_dev.builds.initramfs import Initramfs
 from vfu_dev.builds.native import native_dir
@@ -70,14 +70,14 @@ def test_modules_come_with_what_they_depend_on_in_loading_order(tmp_path: Path) 
     folder.mkdir()
     for path in tmp_path.glob("*.ko*"):
         path.rename(folder / path.name)
-    found = _modules(wanted, folder)
+    found = kernel_modules(wanted, folder)
     assert list(found) == ["virtio", "virtio_ring", "virtio_pci"]
     assert found["virtio_pci"].startswith(b"\x7fELF"), "a compressed module is not for busybox's insmod"
 
     wanted.write_text("vfoi\n")
     with pytest.raises(BuildError, match="has no module vfoi"):
-        _modules(wanted, folder)
-    assert _modules(tmp_path / "absent", folder) == {}
+        kernel_modules(wanted, folder)
+    assert kernel_modules(tmp_path / "absent", folder) == {}
 
 
 def test_the_list_of_ids_keeps_classes_and_qemus_vendors() -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vfu_dev.attach.front_end import VfioPci, choose_iommu
+from vfu_dev.attach.front_end import VfioPci, choose_iommu, preload_for
 from vfu_dev.attach.preload import AttachError, Descriptors, Preload, inherited_environment, make_sysfs
 from vfu_dev.builds.qemu_binary import (
     IOMMUFD_CDEV,
@@ -114,9 +114,9 @@ def attach(
         raise ConfigError("%sysfsdev0%: with iommufd-fd a device is a descriptor and has no folder in sysfs")
     program, is_qemu = _find_program(command)
     notes: list[str] = []
-    preload = replace(preload, first=preload_first(program))
     if is_qemu:
         binary = probe_qemu(program)
+        preload = preload_for(binary, preload)
         binary.require(VFIO_PCI)
         iommu = choose_iommu(binary, iommu)
         if not any(_SHARED.search(word) or word in _HIDDEN for word in command):
@@ -128,6 +128,7 @@ def attach(
     else:
         if problem := preload_problem(program):
             raise AttachError(f"{program} {problem}, so it cannot reach a vfio-user server")
+        preload = replace(preload, first=preload_first(program))
         iommu = iommu or IOMMUFD_CDEV
         if not placed:
             notes.append(

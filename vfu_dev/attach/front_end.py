@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +23,9 @@ FRONT_ENDS = (VFIO_USER_PCI, VFIO_PCI)
 IOMMU_PATHS = (IOMMUFD_CDEV, IOMMUFD_FD, TYPE1)
 # One of this name is the user's own, perhaps with a real device behind it, which ours cannot share.
 IOMMUFD_ID = "vfu-iommufd"
+# First QEMU that blocks CPR where IOMMU_IOAS_CHANGE_PROCESS is not known; 10.2 ends by SIGSEGV instead.
+# 11.0 was not looked at.
+BLOCKS_CPR = (11, 1)
 
 
 class FrontEnd(ABC):
@@ -158,5 +162,13 @@ def make_front_end(
         if iommu is not None:
             raise AttachError(f"vfio-user-pci has no IOMMU paths; {iommu} is for vfio-pci")
         return VfioUserPci()
-    preload = Preload(artifact("vfio-preload"), log, first=binary.preload_first)
+    preload = preload_for(binary, Preload(artifact("vfio-preload"), log))
     return VfioPci.inheriting(choose_iommu(binary, iommu), preload, devices)
+
+
+def preload_for(binary: QemuBinary, preload: Preload) -> Preload:
+    """Return `preload` as this QEMU needs it; what the environment says already stands."""
+    variables = dict(preload.variables)
+    if binary.release >= BLOCKS_CPR and "VFU_DEV_PRELOAD_CPR" not in os.environ:
+        variables.setdefault("CPR", "refuse")
+    return replace(preload, first=binary.preload_first, variables=variables)

@@ -188,7 +188,7 @@ def _make(context: BuildContext, out: Path) -> Facts:
             archive.link(f"bin/{applet}", "busybox")
     for name, data in programs.items():
         archive.file(f"bin/{name}", data, executable=True)
-    modules = _modules(source / "modules.txt", base / "modules")
+    modules = kernel_modules(source / "modules.txt", base / "modules")
     modules |= compile_module(context, base / "headers", source / "module", out)
     for name, data in modules.items():
         archive.file(f"lib/modules/{name}.ko", data)
@@ -200,7 +200,7 @@ def _make(context: BuildContext, out: Path) -> Facts:
     return {"programs": sorted(programs), "modules": list(modules), "compiler": compiler_version()}
 
 
-def _modules(wanted: Path, folder: Path) -> dict[str, bytes]:
+def kernel_modules(wanted: Path, folder: Path) -> dict[str, bytes]:
     """Return the kernel modules that the file `wanted` names, one a line, and what they depend on.
 
     The order is one in which insmod works. Raises: BuildError: the kernel has no such module.
