@@ -53,6 +53,11 @@ LIMITS = {
     # Over a link with a limit, which leaves little to guess.
     "forecast/apart": Limit(1.25),
     "downtime/apart": Limit(1.1),
+    # vfio-pci and the preloaded library, against vfio-user-pci in the same QEMU.
+    "front-end-reads/p50": Limit(1.1),
+    "front-end-writes/p50": Limit(1.1),
+    "front-end-out/rate": Limit(0.9, "more"),
+    "front-end-in/rate": Limit(0.9, "more"),
     # The engine works in slices of 256 KiB, and an access waits for the rest of one.
     "mmio-dma/p50": Limit(3.0),
     "mmio-dma/p99": Limit(20.0),

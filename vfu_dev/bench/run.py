@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from vfu_dev import JSON_VERSION, __version__
-from vfu_dev.bench import dma, forecast, mmio, stream
+from vfu_dev.bench import dma, forecast, front_ends, mmio, stream
 from vfu_dev.bench.figures import Effort, Figure
 from vfu_dev.bench.peers import Bench, bench, machine
+from vfu_dev.builds.qemu_binary import find_qemu
+from vfu_dev.errors import BuildError
 
 Case = Callable[[Bench, Effort], Iterator[Figure]]
 
@@ -22,7 +24,17 @@ CASES: dict[str, Case] = {
     "scan": stream.scans,
     "dma": dma.engine,
     "forecast": forecast.downtimes,
+    "front-ends": front_ends.mmio_and_state,
 }
+
+
+def possible() -> tuple[list[str], str]:
+    """Return the cases that can be measured here, and why one cannot: our QEMU takes minutes to build."""
+    try:
+        find_qemu("patched")
+    except BuildError as error:
+        return [name for name in CASES if name != "front-ends"], f"front-ends is left out: {error}"
+    return list(CASES), ""
 
 
 def run(

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from vfu_dev.bench.figures import FULL, QUICK, Figure
 from vfu_dev.bench.limits import LIMITS
-from vfu_dev.bench.run import CASES, run
+from vfu_dev.bench.run import CASES, possible, run
 from vfu_dev.cli import EXIT_FAILED
 from vfu_dev.cli.output import json_option, write_json
 from vfu_dev.cli.shape import TO_STDOUT, Command
@@ -34,10 +34,14 @@ def command(cases: tuple[str, ...], quick: bool, check: bool, json_path: str | N
     work on the machine meets both. A line gives both sides, the ratio with its quartiles over the rounds, and
     the limit; one that three quarters of the rounds are beyond is BROKEN.
 
-    CASEs: mmio, scraped, polled, precopy, stream-out, stream-in, scan, dma, forecast.
+    CASEs: mmio, scraped, polled, precopy, stream-out, stream-in, scan, dma, forecast, front-ends. The last is
+    of QEMU's two front ends, and needs our QEMU (vfu-dev build qemu).
     """
     console = Console(stderr=json_path == TO_STDOUT, highlight=False)
 
+    names, why_not = (list(cases), "") if cases else possible()
+    if why_not:
+        click.echo(why_not, err=True)
     began, came = time.monotonic(), 0
 
     with console.status("measuring") as status:
@@ -50,7 +54,7 @@ def command(cases: tuple[str, ...], quick: bool, check: bool, json_path: str | N
             if not console.is_terminal:
                 console.print(_line(figure), markup=False, soft_wrap=True)
 
-        result = run(list(cases) or list(CASES), QUICK if quick else FULL, reporter)
+        result = run(names, QUICK if quick else FULL, reporter)
     if console.is_terminal:
         console.print(_table(result))
     write_json(result, json_path)
