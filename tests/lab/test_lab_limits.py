@@ -96,6 +96,38 @@ def test_with_a_viommu_qemu_blocks_migration(
         assert qemu.ask("migrate", uri=f"file:{tmp_path / 'vm.state'}")["error"]["desc"] == reason
 
 
+@pytest.mark.parametrize("version", QEMUS)
+def test_11_1_alone_asks_to_be_told_of_initial_data_that_appears(
+    version: str, serve: ServerFactory, preload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason for a `no` in docs/qemu-versions.md; when the device is realized, as far as vfio-pci goes."""
+    log = tmp_path / "asked"
+    monkeypatch.setenv("VFU_DEV_PRELOAD_LOG", str(log))
+    with Monitored(version, "iommufd-cdev", serve().socket) as qemu:
+        qemu.ask("qmp_capabilities")
+        said = log.read_text()
+        assert "feature 1 GET: ok" in said, "migration was asked for, so the log is what it is taken for"
+        assert ("feature 12 SET" in said) == (version == "11.1")
+
+
+def test_our_vfio_user_pci_refuses_multifd_in_words(serve: ServerFactory, qemu: Path) -> None:
+    """Another one."""
+    server = serve()
+    found = find_qemu(str(qemu))
+    device = {
+        "driver": "vfio-user-pci",
+        "socket": {"type": "unix", "path": str(server.socket)},
+        "x-migration-multifd-transfer": "on",
+    }
+    firmware = [word for folder in found.firmware for word in ("-L", str(folder))]
+    argv = [found.path, *firmware, "-machine", "q35", "-nodefaults", "-display", "none", "-S"]
+    done = subprocess.run(
+        [*argv, "-device", json.dumps(device)], capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
+    assert done.returncode == 1
+    assert "x-migration-multifd-transfer=on is not possible with vfio-user" in done.stderr
+
+
 CPR = [
     ("10.2", "type1", "blocked", "VFIO container does not support VFIO_UPDATE_VADDR"),
     ("11.1", "type1", "blocked", "VFIO container does not support VFIO_UPDATE_VADDR"),
