@@ -39,7 +39,7 @@ class Machine:
         options = QemuOptions(
             binary.path, RAM_BYTES, front_end=front_end, incoming=incoming, traces=(), migration_events=False
         )
-        self.qemu = Qemu(f"qemu-{server.name}", folder, folder, options, [server.socket])
+        self.qemu = Qemu(f"qemu-{server.socket.stem}", folder, folder, options, [server.socket])
         self._guest = QtestGuest()
 
     async def start(self) -> None:
