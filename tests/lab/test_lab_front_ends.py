@@ -1,4 +1,4 @@
-"""From one front end to the other, in the QEMU that has both: tried, and no promise (docs/qemu-versions.md)."""
+"""From one front end to the other, in the QEMU that has both: tried, no promise (docs/qemu-versions.md)."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_with_a_viommu_qemu_blocks_migration(
 def test_11_1_alone_asks_to_be_told_of_initial_data_that_appears(
     version: str, serve: ServerFactory, preload: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reason for a `no` in docs/qemu-versions.md; when the device is realized, as far as vfio-pci goes."""
+    """The reason for a `no` in docs/qemu-versions.md, when the device is realized by vfio-pci."""
     log = tmp_path / "asked"
     monkeypatch.setenv("VFU_DEV_PRELOAD_LOG", str(log))
     with Monitored(version, "iommufd-cdev", serve().socket) as qemu:

@@ -1,7 +1,7 @@
 """Debian's own QEMUs, 10.0 and 11.1, by their own vfio-pci: one running Linux guest is moved there and back.
 
 Each test is a move of the same VM, over each IOMMU path of both, with RAM of each kind, or a move that fails;
-one that is run alone brings the VM to where it begins. Which cells of docs/qemu-versions.md they show: `shows`.
+one that is run alone brings the VM to where it begins. Cells of docs/qemu-versions.md they show: `shows`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""docs/qemu-versions.md is what the tests claim; whether they show it, they check themselves (versionkit.py)."""
+"""docs/qemu-versions.md is what the tests claim; whether they show it they check themselves."""
 
 from __future__ import annotations
 
