@@ -20,6 +20,7 @@ from vfu_dev.errors import BuildError
 
 _VERSION = 1
 _PRODUCT = "qemu-system-x86_64"
+_SERVER_LIBRARY = "subprojects/libvfio-user/lib/libvfio-user.so.0"
 
 _FLAGS = (
     "--target-list=x86_64-softmmu",
@@ -31,6 +32,8 @@ _FLAGS = (
     "--enable-trace-backends=log",
 )
 _SANITIZED_FLAGS = (*_FLAGS, "--enable-asan")
+# Upstream's own server, `-object x-vfio-user-server`: a second one for `vfu-dev check` to be tried against.
+_SERVER_FLAGS = (*_FLAGS, "--enable-multiprocess", "--enable-vfio-user-server")
 
 
 def executable_in(path: Path) -> Path:
@@ -86,6 +89,10 @@ def _make(flags: tuple[str, ...], patched: bool, strip: bool, context: BuildCont
                 context.run(["strip", "-o", out / _PRODUCT, built], title=f"{name}: strip", cwd=out)
             else:
                 shutil.copy(built, out / _PRODUCT)
+            # Upstream's libvfio-user, where QEMU was linked with it: its run path is relative to itself.
+            if (work / "build" / _SERVER_LIBRARY).exists():
+                (out / _SERVER_LIBRARY).parent.mkdir(parents=True)
+                shutil.copy(work / "build" / _SERVER_LIBRARY, out / _SERVER_LIBRARY)
         finally:
             context.fds.remove(fd)
     return {
@@ -163,7 +170,12 @@ def _recipe(
 PATCHED = _recipe(
     "qemu", "QEMU that migrates vfio-user devices", _FLAGS, patched=True, override="VFU_DEV_QEMU"
 )
-UNPATCHED = _recipe("qemu-unpatched", "the same QEMU without our patches", _FLAGS, patched=False)
+UNPATCHED = _recipe(
+    "qemu-unpatched",
+    "the same QEMU without our patches, and with upstream's vfio-user server",
+    _SERVER_FLAGS,
+    patched=False,
+)
 SANITIZED = _recipe(
     "qemu-asan",
     "the patched QEMU with the address sanitizer",
