@@ -1,4 +1,4 @@
-"""The server that lies, tests/wire/hostile.py, and which of its lies a run tries."""
+"""The server that lies, `vfu-dev hostile`, and which of its lies a run tries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-HOSTILE = Path(__file__).parent / "wire" / "hostile.py"
+# Not of serverkit: tests/preload runs this outside of pytest.
+HOSTILE = [sys.executable, "-m", "vfu_dev", "hostile"]
 
 
 class Liar(NamedTuple):
@@ -25,7 +26,7 @@ class Liar(NamedTuple):
 def liar(folder: Path, lie: str | None) -> Iterator[Liar]:
     """Run one that tells this lie; without one it is small and honest."""
     socket = folder / "liar.sock"
-    argv = [sys.executable, str(HOSTILE), str(socket), *(["--lie", lie] if lie else [])]
+    argv = [*HOSTILE, "--socket", str(socket), *(["--lie", lie] if lie else ["--honest"])]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -37,7 +38,7 @@ def liar(folder: Path, lie: str | None) -> Iterator[Liar]:
 
 def all_lies(*phase: str) -> list[str]:
     """Return the names of all lies, or of those told in one phase."""
-    argv = [sys.executable, str(HOSTILE), "--list", *(["--phase", *phase] if phase else [])]
+    argv = [*HOSTILE, "--list", "--names", *(["--phase", *phase] if phase else [])]
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
 
 

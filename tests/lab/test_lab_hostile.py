@@ -1,6 +1,6 @@
 """QEMU against servers that lie: it stays up or ends with a message, never by a signal, never by a sanitizer.
 
-tests/wire/hostile.py tells one named lie a run. `VFU_DEV_HOSTILE=all` tries every one of them (about ten
+`vfu-dev hostile` tells one named lie a run. `VFU_DEV_HOSTILE=all` tries every one of them (about ten
 minutes); by default a fixed selection. With the ASan build of QEMU (artifact `qemu-asan`) that one is used.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -55,9 +54,8 @@ class Encounter:
         self.name = lie or "honest"
         self.socket = sockets / f"{self.name}.sock"
         self.trigger = sockets / f"{self.name}.arm"
-        argv = [sys.executable, str(HOSTILE), str(self.socket)]
-        if lie:
-            argv += ["--lie", lie, "--arm-file", str(self.trigger)]
+        told = ["--lie", lie, "--arm-file", str(self.trigger)] if lie else ["--honest"]
+        argv = [*HOSTILE, "--socket", str(self.socket), *told]
         self.server = Child(f"hostile {self.name}", argv, folder / f"{self.name}-server.log")
         options = QemuOptions(
             binary=binary,

@@ -1,6 +1,6 @@
 """Servers that lie: whatever one sends, the program gets errors and goes on, and the sanitizers find nothing.
 
-The liar is tests/wire/hostile.py, which is also what our own client and QEMU's are tried against. By default
+The liar is `vfu-dev hostile`, which is also what our own client and QEMU's are tried against. By default
 a fixed selection of its lies; VFU_DEV_HOSTILE=all tries every one.
 """
 
@@ -105,9 +105,10 @@ def meet(served: Served) -> None:
 
 @inside()
 def meet_honest(served: Served) -> None:
-    """The same steps, each of which works."""
+    """The same steps, each of which works but one: zeros are no state, and the device is in ERROR after them."""
     way = Attached("iommufd-cdev")
     attempt(way)
+    way.device.reset()
     assert way.device.read(CONFIG, 0, 4) == b"VFUD"
     assert way.device.migration_flags() == 5
     fd = way.device.set_state(PRE_COPY)

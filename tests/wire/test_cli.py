@@ -68,7 +68,7 @@ def test_info_shows_all_of_our_server(server: RunningServer) -> None:
 
 
 def test_info_says_what_another_server_lacks(short_tmp: Path) -> None:
-    """Against the honest half of hostile.py without GET_PRECOPY_INFO: the gap and what follows from it."""
+    """Against `vfu-dev hostile`, honest but without GET_PRECOPY_INFO: the gap and what follows from it."""
     with liar(short_tmp, "version-precopy-false") as other:
         done = run_vfu_dev("info", other.socket)
     assert done.returncode == 0, done.stderr
