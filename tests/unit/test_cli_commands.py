@@ -112,7 +112,7 @@ def test_a_mistyped_command_gets_the_nearest_one(
 def test_a_command_that_is_like_none_gets_the_list(run: Run) -> None:
     status, _, err = run("qqqqqq")
     assert status == 2
-    assert "the commands are serve, info, attach, migrate" in err
+    assert "the commands are serve, info, check, hostile, attach" in err
 
 
 # --- exit statuses ------------------------------------------------------------------------------------------
@@ -121,6 +121,8 @@ def test_a_command_that_is_like_none_gets_the_list(run: Run) -> None:
 FAILURES: dict[tuple[str, ...], list[str] | None] = {
     ("serve",): ["--socket", "TMP/s", "--memory", "64K", "--library", "/nowhere.so"],
     ("info",): [NOWHERE],
+    ("check",): [NOWHERE],
+    ("hostile",): ["--list", "--json=/dev/full"],
     ("attach",): [NOWHERE, "--", "qemu-system-x86_64"],
     ("migrate",): [NOWHERE, "/nowhere/b.sock"],
     ("load",): ["--socket", NOWHERE, "--dirty-rate", "1M"],

@@ -7,13 +7,13 @@ import errno
 import struct
 from collections.abc import Iterator
 
-import oracle
 import pytest
 from serverkit import RunningServer, ServerFactory
 from streamkit import resume, save
 
 from vfu_dev import uapi
 from vfu_dev.client import ClientCommandError, VfioUserDevice
+from vfu_dev.conformance import arcs as oracle
 from vfu_dev.uapi import DeviceState, MigrationFlags
 
 S = DeviceState

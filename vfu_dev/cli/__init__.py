@@ -17,6 +17,7 @@ from vfu_dev.errors import ConfigError, VfuDevError
 _COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("vfu_dev.cli.serve", "Serve the device on a vfio-user socket."),
     "info": ("vfu_dev.cli.info", "Show what a vfio-user server offers."),
+    "check": ("vfu_dev.cli.check", "Check any vfio-user server against the specification."),
     "hostile": ("vfu_dev.cli.hostile", "Serve a device that breaks the protocol, to try a client against."),
     "attach": ("vfu_dev.cli.attach", "Start an unmodified QEMU with the device behind its own vfio-pci."),
     "migrate": ("vfu_dev.cli.migrate", "Move a device's state from one server to another, without QEMU."),

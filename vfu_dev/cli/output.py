@@ -33,7 +33,7 @@ def json_option(what: str, *, any_word: bool = True) -> Callable[[_Command], _Co
         cls=JsonOption,
         any_word=any_word,
         metavar="FILE",
-        callback=_possible,
+        callback=possible,
         help=f"{what} to this file{rule}; -, or no FILE, is standard output.",
     )
 
@@ -49,13 +49,18 @@ def write_json(value: Any, path: str | None, *, indent: int | None = 2, append: 
     Args:    append: add to what the file holds.
     Raises:  VfuDevError: the file cannot be written, or not all of it.
     """
+    write_text("--json", json.dumps(versioned(value), indent=indent) + "\n", path, append=append)
+
+
+def write_text(option: str, text: str, path: str | None, *, append: bool = False) -> None:
+    """Write `text` where `option` says; see `write_json`."""
     if path is None:
         return
     try:
         with click.open_file(path, "a" if append else "w") as file:
-            file.write(json.dumps(versioned(value), indent=indent) + "\n")
+            file.write(text)
     except OSError as error:
-        raise VfuDevError(f"--json {path}: {error.strerror}") from error
+        raise VfuDevError(f"{option} {path}: {error.strerror}") from error
 
 
 def show_or_write(value: Any, path: str | None, text: Callable[[], str]) -> None:
@@ -65,7 +70,8 @@ def show_or_write(value: Any, path: str | None, text: Callable[[], str]) -> None
         click.echo(shown)
 
 
-def _possible(_context: click.Context, _option: click.Parameter, path: str | None) -> str | None:
+def possible(_context: click.Context, option: click.Parameter, path: str | None) -> str | None:
+    """Return `path`, a file that can be written; its folder is made. Raises: ConfigError: it cannot be."""
     if path is None or path == TO_STDOUT:
         return path
     try:
@@ -76,5 +82,5 @@ def _possible(_context: click.Context, _option: click.Parameter, path: str | Non
         if not os.access(path if Path(path).exists() else folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise ConfigError(f"--json {path}: {error.strerror}") from error
+        raise ConfigError(f"{option.opts[-1]} {path}: {error.strerror}") from error
     return path

@@ -1,0 +1,28 @@
+"""A conformance suite for anybody's vfio-user server: `vfu-dev check SOCKET`.
+
+`CHECKS` are all checks by name, `choose` picks some, `run` yields a `Result` for each. `report` shows them to
+people and programs. Nothing here knows the server of this project.
+"""
+
+from vfu_dev.conformance.model import CHECKS, Check, Level, Result, Source, Status
+from vfu_dev.conformance.runner import (
+    DEFAULT_MAX_STATE_BYTES,
+    DEFAULT_TIMEOUT_SECONDS,
+    choose,
+    run,
+    run_in,
+)
+
+__all__ = [
+    "CHECKS",
+    "DEFAULT_MAX_STATE_BYTES",
+    "DEFAULT_TIMEOUT_SECONDS",
+    "Check",
+    "Level",
+    "Result",
+    "Source",
+    "Status",
+    "choose",
+    "run",
+    "run_in",
+]
