@@ -50,7 +50,7 @@ def test_the_server_announces_what_it_adds(device: VfioUserDevice) -> None:
     assert (device.version.major, device.version.minor) == (0, 0)
     assert device.version.precopy_info
     assert device.version.max_data_xfer_size >= MIB
-    assert device.version.capabilities["migration"]["pgsize"] == 4096
+    assert device.version.capabilities["migration"] == {"pgsize": 4096, "max_bitmap_size": MIB}
 
 
 def connection_to(server: RunningServer) -> Connection:
@@ -112,6 +112,26 @@ def test_a_client_without_our_capability_is_served_too(server: RunningServer) ->
             uapi.VFIO_USER_DEVICE_GET_INFO, wire.DEVICE_INFO.pack(16, 0, 0, 0), reply_bytes=16
         )
         assert wire.parse_device_info(reply.payload).num_regions == uapi.VFIO_PCI_NUM_REGIONS
+
+
+@pytest.mark.parametrize(
+    ("proposed", "answered"),
+    [
+        ({}, {}),
+        ({"max_dma_maps": 65535, "pgsizes": 4096, "write_multiple": True}, {}),
+        ({"max_msg_fds": 1}, {"max_msg_fds": 8}),
+        ({"max_data_xfer_size": 4096}, {"max_data_xfer_size": MIB}),
+        ({"migration_precopy_info": True}, {"migration_precopy_info": True}),
+        ({"migration_precopy_info": False}, {}),
+    ],
+)
+def test_only_what_was_proposed_is_answered(
+    server: RunningServer, proposed: dict[str, object], answered: dict[str, object]
+) -> None:
+    """ "The capability list must be a subset of those proposed"."""
+    with connection_to(server) as connection:
+        reply = version(connection, 0, 0, json.dumps({"capabilities": proposed}).encode() + b"\0")
+        assert json.loads(bytes(reply[4:-1]))["capabilities"] == answered
 
 
 def test_a_second_client_is_refused_while_the_first_is_there(server: RunningServer) -> None:

@@ -475,6 +475,46 @@ def pages_of(transfers: list[tuple[int, int]], page: int) -> set[int]:
     }
 
 
+def test_a_report_that_is_too_large_says_which_limit_it_is(
+    device: VfioUserDevice, server: RunningServer
+) -> None:
+    """max_bitmap_size of VERSION is what is kept to: 32 GiB in pages of 4 KiB, and not a page more."""
+    limit = device.version.capabilities["migration"]["max_bitmap_size"]
+    most = limit * 8 * 4096
+    device.migration.dma_logging_start([])
+    assert len(device.migration.dma_logging_report(0, most)) == limit
+    with pytest.raises(ClientCommandError, match="Invalid argument"):
+        device.migration.dma_logging_report(0, most + 4096)
+    assert f"report too large: {most + 4096:#x} bytes" in server.log()
+    assert f"max_bitmap_size is {limit}" in server.log()
+
+
+def test_logging_starts_with_the_kernels_structure(device: VfioUserDevice) -> None:
+    """24 bytes, the last 8 of which are a pointer to ranges in another process: everything is logged."""
+    device.dma_map(0x10000, 64 * KIB)
+    device.dma_map(RAM, MIB)
+    driver = Driver(device)
+    control = messages.LOGGING_CONTROL.pack(4096, 3, 0) + struct.pack("<Q", 0x7FFF_1234_5000)
+    answer = device.migration.set(uapi.VFIO_DEVICE_FEATURE_DMA_LOGGING_START, control)
+    assert answer == control
+    device.migration.dma_logging_report(RAM, MIB)
+    assert driver.one(Op.TO_GUEST, address=RAM + 7 * 4096, offset=0, length=64).status is Status.DONE
+    assert int.from_bytes(device.migration.dma_logging_report(RAM, MIB), "little") == 1 << 7
+
+
+@pytest.mark.parametrize("mode", [1 << 2, 1 << 3])
+def test_access_modes_of_the_specification_are_taken(device: VfioUserDevice, mode: int) -> None:
+    """With a file the device reaches the memory; without one it is EINVAL."""
+    device.dma_map(0x10000, 64 * KIB)
+    device.dma_map(RAM, MIB, flags=READ | WRITE | mode)
+    driver = Driver(device)
+    assert driver.one(Op.FILL_GUEST, address=RAM, length=8, value=0x5A).status is Status.DONE
+    assert bytes(driver.memory(RAM, 8)) == (0x5A).to_bytes(8, "little")
+    with pytest.raises(ClientCommandError) as refused:
+        device.dma_map(2 * RAM, MIB, flags=READ | WRITE | mode, shared=False)
+    assert refused.value.errno == errno.EINVAL
+
+
 def reported(device: VfioUserDevice, page: int) -> set[int]:
     bitmap = int.from_bytes(device.migration.dma_logging_report(1 << 32, WINDOW, page), "little")
     return {number for number in range(WINDOW // page) if bitmap >> number & 1}

@@ -179,13 +179,26 @@ start_dma_logging(vfu_ctx_t *vfu_ctx, vfu_msg_t *msg, size_t size)
 {
     struct vfio_user_device_feature *req = msg->in.iov.iov_base;
     struct vfio_user_device_feature_dma_logging_control *ctl;
+    uint32_t i, num_ranges;
     uint64_t pgsize;
-    uint32_t i;
 
     ctl = (void *)req->data;
 
-    if (size < sizeof(*ctl) ||
-        (size - sizeof(*ctl)) / sizeof(ctl->ranges[0]) < ctl->num_ranges) {
+    if (size < sizeof(*ctl)) {
+        vfu_log(vfu_ctx, LOG_ERR, "DMA logging: bad size %zu", size);
+        return ERROR_INT(EINVAL);
+    }
+
+    /*
+     * Some clients send the kernel's structure as it is: behind the same 16
+     * bytes is a pointer to the ranges, which means nothing here.
+     */
+    num_ranges = ctl->num_ranges;
+    if (size == sizeof(*ctl) + sizeof(uint64_t)) {
+        num_ranges = 0;
+    }
+
+    if ((size - sizeof(*ctl)) / sizeof(ctl->ranges[0]) < num_ranges) {
         vfu_log(vfu_ctx, LOG_ERR, "DMA logging: bad size %zu", size);
         return ERROR_INT(EINVAL);
     }
@@ -194,7 +207,7 @@ start_dma_logging(vfu_ctx_t *vfu_ctx, vfu_msg_t *msg, size_t size)
      * The ranges allow a device to track less. It costs nothing here to track
      * everything, so that they are only checked.
      */
-    for (i = 0; i < ctl->num_ranges; i++) {
+    for (i = 0; i < num_ranges; i++) {
         uint64_t length = ctl->ranges[i].length;
 
         if (length == 0 || length - 1 > UINT64_MAX - ctl->ranges[i].iova) {
@@ -243,10 +256,17 @@ report_dma_logging(vfu_ctx_t *vfu_ctx, vfu_msg_t *msg, size_t size)
 
     bitmap_size = dma_log_bitmap_size(report->iova, report->length,
                                       report->page_size);
-    if (bitmap_size == 0 || bitmap_size > SERVER_MAX_DATA_XFER_SIZE) {
+    if (bitmap_size == 0) {
         vfu_log(vfu_ctx, LOG_ERR, "DMA logging: bad range [%#lx, +%#lx), "
                 "page size %#lx", report->iova, report->length,
                 report->page_size);
+        return ERROR_INT(EINVAL);
+    }
+    if (bitmap_size > SERVER_MAX_DATA_XFER_SIZE) {
+        vfu_log(vfu_ctx, LOG_ERR, "DMA logging: report too large: %#lx bytes in "
+                "pages of %#lx need a bitmap of %lu bytes, max_bitmap_size is %u",
+                report->length, report->page_size, bitmap_size,
+                SERVER_MAX_DATA_XFER_SIZE);
         return ERROR_INT(EINVAL);
     }
 

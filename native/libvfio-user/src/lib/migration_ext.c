@@ -103,7 +103,9 @@ handle_mig_get_precopy_info(vfu_ctx_t *vfu_ctx, vfu_msg_t *msg)
         return ERROR_INT(EINVAL);
     }
 
-    if (msg->in.iov.iov_len < sizeof(*req) || req->argsz < sizeof(*req)) {
+    /* There are clients that leave argsz zero. */
+    if (msg->in.iov.iov_len < sizeof(*req) ||
+        (req->argsz != 0 && req->argsz < sizeof(*req))) {
         vfu_log(vfu_ctx, LOG_ERR, "bad size of pre-copy info request (%zu)",
                 msg->in.iov.iov_len);
         return ERROR_INT(EINVAL);

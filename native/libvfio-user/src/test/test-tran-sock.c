@@ -259,6 +259,15 @@ test_version(void **state UNUSED)
         CAPS("\"migration\":{\"pgsize\":4095}"),
         CAPS("\"migration_precopy_info\":1"),
     };
+    static const char *const one[][2] = {
+        { CAPS(""), CAPS("") },
+        { CAPS("\"something\":{}"), CAPS("") },
+        { CAPS("\"max_msg_fds\":1"), CAPS("\"max_msg_fds\":8") },
+        { CAPS("\"max_data_xfer_size\":1"),
+          CAPS("\"max_data_xfer_size\":1048576") },
+        { CAPS("\"migration\":{\"pgsize\":8192}"),
+          CAPS("\"migration\":{\"pgsize\":8192,\"max_bitmap_size\":1048576}") },
+    };
     const char *caps;
     size_t i;
 
@@ -292,7 +301,20 @@ test_version(void **state UNUSED)
     caps = attach(CAPS(""));
     assert_null(strstr(caps, "precopy"));
     assert_false(vfu_client_has_precopy_info(ctx));
+    close(sock);
+    assert_run_fails(ENOTCONN);
 #endif
+
+    /* Whatever is proposed comes alone, and the report's limit with migration. */
+    for (i = 0; i < ARRAY_SIZE(one); i++) {
+        caps = attach(one[i][0]);
+        assert_string_equal(one[i][1], caps);
+        close(sock);
+        assert_run_fails(ENOTCONN);
+    }
+    caps = attach(CAPS("\"max_msg_fds\":1,\"max_data_xfer_size\":4096"));
+    assert_string_equal(CAPS("\"max_msg_fds\":8,\"max_data_xfer_size\":1048576"),
+                        caps);
 }
 
 static void
