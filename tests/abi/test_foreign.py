@@ -11,7 +11,6 @@ import pytest
 from vfu_dev import libvfio_user
 from vfu_dev.errors import LibraryError
 from vfu_dev.libvfio_user import _ffi
-from vfu_dev.libvfio_user.library import DMA_ARGUMENTS_VARIABLE
 
 
 def build(folder: Path, names: list[str]) -> Path:
@@ -34,21 +33,18 @@ def test_migration_v1_is_refused_in_words(tmp_path: Path) -> None:
         libvfio_user.open_library(path)
 
 
-def test_upstream_v2_is_driven_reduced_and_says_what_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv(DMA_ARGUMENTS_VARIABLE, raising=False)
+def test_upstream_v2_is_driven_reduced_and_says_what_is_missing(tmp_path: Path) -> None:
     path = build(tmp_path, COMMON)
     library = libvfio_user.open_library(path)
     missing = " ".join(library.missing)
     assert library.api == "v2"
-    assert not library.has_dma
     for word in ("MIG_GET_PRECOPY_INFO", "MIG_DATA_SIZE", "P2P", "DMA"):
         assert word in missing
-    monkeypatch.setenv(DMA_ARGUMENTS_VARIABLE, "3")
-    assert libvfio_user.open_library(path).has_dma
-    monkeypatch.setenv(DMA_ARGUMENTS_VARIABLE, "4")
-    with pytest.raises(LibraryError, match="only 3"):
+
+
+def test_a_library_without_dma_is_refused_in_words(tmp_path: Path) -> None:
+    path = build(tmp_path, [name for name in COMMON if name != "vfu_setup_device_dma"])
+    with pytest.raises(LibraryError, match="has no DMA"):
         libvfio_user.open_library(path)
 
 

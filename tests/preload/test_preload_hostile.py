@@ -105,7 +105,7 @@ def meet(served: Served) -> None:
 
 @inside()
 def meet_honest(served: Served) -> None:
-    """The same steps, each of which works but one: zeros are no state, and the device is in ERROR after them."""
+    """The same steps, which work but for one: zeros are no state, and take the device to ERROR."""
     way = Attached("iommufd-cdev")
     attempt(way)
     way.device.reset()

@@ -161,6 +161,11 @@ PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 # Prototypes of what not every library has.
 MIGRATION_V1_MARK = (c_size_t, ())
 SETUP_DMA_3 = (c_int, (c_void_p, DmaCallback, DmaCallback))
+# Upstream's forms, old and new under one name: a C function leaves an argument too many alone. max_regions
+# stands before the callbacks since March 2026 (see Context.setup_dma), VFU_SGL_* last since April.
+SETUP_DMA_ANY = (c_int, (c_void_p, DmaCallback, DmaCallback, DmaCallback))
+SGL_COPY_ANY = (c_int, (c_void_p, c_void_p, c_size_t, c_void_p, c_int))
+SGL_DIRECT_ACCESS = 1 << 0
 SETUP_MIGRATION_V2 = (c_int, (c_void_p, POINTER(MigrationCallbacksStruct)))
 SETUP_MIGRATION_EXT = (c_int, (c_void_p, POINTER(MigrationExtStruct)))
 EXT_PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {

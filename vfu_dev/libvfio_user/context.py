@@ -99,6 +99,7 @@ class Context:
         self._alive: list[Any] = []  # callbacks and structs that C points to
         self.attached = False
         self.dma: DmaMemory | None = None
+        self._dma_form = 0  # arguments of vfu_setup_device_dma, where that turned out to be 4
         self.gates: list[Gate] = []
         ctx = library.function("vfu_create_ctx")(
             _ffi.VFU_TRANS_SOCK,
@@ -214,12 +215,28 @@ class Context:
 
     def setup_dma(self) -> None:
         """Let the client map guest memory, which is `dma` from then on, and answer DMA logging."""
-        if not self._library.has_dma or self._ctx is None:
+        if self._ctx is None:
             return
         self.dma = dma = DmaMemory(self._library, self._ctx)
         register = self._guard(_ffi.DmaCallback, "dma_register", dma.registered, None)
         unregister = self._guard(_ffi.DmaCallback, "dma_unregister", dma.unregistered, None)
-        self._check("vfu_setup_device_dma", register, unregister)
+        if self._library.is_ours:
+            self._check("vfu_setup_device_dma", register, unregister)
+            return
+
+        # Nothing in a shared object says which form this is, (register, unregister) or (max_regions,
+        # register, unregister). The second place is unregister in one and register in the other, so that its
+        # first call tells: nothing is unregistered before something was registered. In the longer form the
+        # first place is a number, of which a function's address is a large one.
+        def second(info: int) -> None:
+            if dma.is_empty or self._dma_form == 4:
+                self._dma_form = 4
+                dma.registered(info)
+            else:
+                dma.unregistered(info)
+
+        ambiguous = self._guard(_ffi.DmaCallback, "dma_register", second, None)
+        self._check("vfu_setup_device_dma", register, ambiguous, unregister)
 
     def setup_migration(self, flags: MigrationFlags) -> None:
         """Make the device migratable; with a foreign library in reduced form, and a warning that says so."""

@@ -54,6 +54,11 @@ class DmaMemory:
         self._regions: list[DmaRegion] = []  # by address; the library refuses overlaps
         self._starts: list[int] = []
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is mapped."""
+        return not self._regions
+
     def registered(self, info_address: int) -> None:
         """Follow vfu_dma_register_cb_t. A foreign library may announce the same region again."""
         address, size, protection, shared = _ffi.dma_info(info_address)
@@ -162,7 +167,8 @@ def _unguarded(library: Library, ctx: int) -> _Copy:
         if to_sgl(ctx, guest, count, sg, 1, _PROT_WRITE if is_write else _PROT_READ) != 1:
             return -1
         if not region.shared:
-            return int((write if is_write else read)(ctx, sg, 1, here))
+            # By its file where it has one that is not mapped (access mode file I/O), else by message.
+            return int((write if is_write else read)(ctx, sg, 1, here, _ffi.SGL_DIRECT_ACCESS))
         if get(ctx, sg, iov, 1, 0) != 0:
             return -1
         mapped, ours = _ffi.view(iov.iov_base, count), _ffi.view(here, count)

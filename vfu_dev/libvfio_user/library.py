@@ -25,14 +25,13 @@ logger = logging.getLogger(__name__)
 # Of what our library has beyond upstream's; a library with another one is refused.
 EXTENSION_VERSION = _ffi.VFU_MIGR_EXT_VERS
 
-# A foreign library's vfu_setup_device_dma has three arguments or four, and nothing in a shared object says
-# which.
-DMA_ARGUMENTS_VARIABLE = "VFU_DEV_LIBVFIO_USER_DMA_ARGUMENTS"
-
 _MISSING_IN_V2 = (
     "pre-copy sizes (MIG_GET_PRECOPY_INFO)",
     "stop-copy size (MIG_DATA_SIZE)",
     "P2P states, so one migratable device a VM",
+    "the DMA log of memory without a file, such as firmware: it fails the report, and with it a migration by"
+    " QEMU, while one by `vfu-dev migrate` works",
+    "requests of the client's that cross DMA by message",
     "INTx and MSI; interrupts raised at the last moment before a migration are lost",
 )
 
@@ -46,7 +45,6 @@ class Library:
         api: "ours" or "v2".
         flags: VFIO_MIGRATION_* that a device served through it can announce.
         missing: what it lacks, in words.
-        has_dma: whether vfu_setup_device_dma can be called.
         call: its functions by name; each raises LibraryError where C says -1 or NULL.
     """
 
@@ -54,7 +52,6 @@ class Library:
     api: str
     flags: MigrationFlags
     missing: tuple[str, ...]
-    has_dma: bool
     handle: Any
 
     @property
@@ -125,24 +122,16 @@ def _open_ours(path: Path, handle: Any) -> Library:
         | MigrationFlags.VFIO_MIGRATION_P2P
         | MigrationFlags.VFIO_MIGRATION_PRE_COPY
     )
-    return Library(path, "ours", flags, (), True, handle)
+    return Library(path, "ours", flags, (), handle)
 
 
 def _open_v2(path: Path, handle: Any) -> Library:
-    missing = list(_MISSING_IN_V2)
-    arguments = os.environ.get(DMA_ARGUMENTS_VARIABLE, "")
-    if arguments not in ("", "3"):
-        raise LibraryError(f"{DMA_ARGUMENTS_VARIABLE}={arguments!r}: only 3 can be driven")
-    if arguments:
-        _ffi.declare(handle, "vfu_setup_device_dma", _ffi.SETUP_DMA_3)
-    else:
-        missing.append(
-            "DMA and its dirty logging, because nothing in a shared object says how many arguments its"
-            " vfu_setup_device_dma takes, and a wrong guess corrupts memory"
-            f" (if it is 3, set {DMA_ARGUMENTS_VARIABLE}=3)"
-        )
+    if not _ffi.declare(handle, "vfu_setup_device_dma", _ffi.SETUP_DMA_ANY):
+        raise LibraryError(f"{path} has no DMA (no vfu_setup_device_dma)")
+    for name in ("vfu_sgl_read", "vfu_sgl_write"):
+        _ffi.declare(handle, name, _ffi.SGL_COPY_ANY)
     flags = MigrationFlags.VFIO_MIGRATION_STOP_COPY | MigrationFlags.VFIO_MIGRATION_PRE_COPY
-    return Library(path, "v2", flags, tuple(missing), bool(arguments), handle)
+    return Library(path, "v2", flags, _MISSING_IN_V2, handle)
 
 
 def describe(path: Path | str) -> dict[str, object]:
