@@ -5,19 +5,23 @@ The other half of the same program runs against real QEMU in tests/lab.
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 from serverkit import PATIENCE_SECONDS
 
+from vfu_dev import uapi
 from vfu_dev.client import ClientOptions, Connection, Migrator, VfioUserDevice
-from vfu_dev.errors import VfuDevError
-from vfu_dev.hostile import LIES, Device, Liar, Lie, Server
+from vfu_dev.errors import ProtocolError, VfuDevError
+from vfu_dev.hostile import LIES, Device, Liar, Lie, Reply, Request, Server
 from vfu_dev.hostile.device import MEMORY_BYTES, TRAILER_BYTES
+from vfu_dev.uapi import DeviceState
 
 # What a client need not mind: within the protocol's letter, or about things this client does not use.
 HARMLESS_SUFFIXES = ("-trickle",)
@@ -150,6 +154,55 @@ def session(lie: Lie | None, timeout_seconds: float) -> None:
 
 def test_an_honest_session_completes() -> None:
     session(None, PATIENCE_SECONDS)
+
+
+def as_upstream(limit_bytes: int, seen: list[int]) -> Callable[[Device, Request, Reply], None]:
+    """A server as on upstream's libvfio-user of June 2026: no sizes, replies padded to what was asked for.
+
+    It is out of step after a message that one recv() does not take: `seen` gets the size of each payload.
+    """
+
+    def change(device: Device, request: Request, reply: Reply) -> None:
+        seen.append(len(request.payload))
+        assert len(request.payload) <= limit_bytes
+        if request.command == uapi.VFIO_USER_VERSION:
+            text = json.dumps({"capabilities": {"max_msg_fds": 8, "max_data_xfer_size": 1 << 20}})
+            reply.payload[4:] = text.encode() + b"\0"
+        elif request.command == uapi.VFIO_USER_MIG_DATA_READ and not reply.error:
+            size = int.from_bytes(request.payload[4:8], "little")
+            reply.payload = reply.payload.ljust(8 + size, b"\0")
+        elif request.command == uapi.VFIO_USER_MIG_GET_PRECOPY_INFO:
+            reply.flags, reply.error, reply.payload = 0x21, errno.EINVAL, bytearray()
+
+    return change
+
+
+def test_a_server_that_pads_and_receives_little_is_understood() -> None:
+    """Upstream's is: migration both ways, and no message beyond what one recv() takes."""
+    seen: list[int] = []
+    lie = Lie("upstream", "save", "as upstream", None, 0, as_upstream((128 << 10) + 16, seen), on_errors=True)
+    with device_of(lie, PATIENCE_SECONDS) as one, device_of(None, PATIENCE_SECONDS) as other:
+        use(one)
+        for source, destination in ((one, other), (other, one)):
+            migrate(source, destination)
+            source.migration.set_state(DeviceState.RUNNING)
+        one.region_write(2, 0, bytes(MEMORY_BYTES))
+    assert max(seen) > MEMORY_BYTES
+
+
+def test_padding_is_for_servers_without_sizes_alone() -> None:
+    """One that offers migration_precopy_info is ours, or knows better."""
+
+    def pad(device: Device, request: Request, reply: Reply) -> None:
+        size = int.from_bytes(request.payload[4:8], "little")
+        reply.payload = reply.payload.ljust(8 + size, b"\0")
+
+    lie = Lie("padded", "save", "padded", uapi.VFIO_USER_MIG_DATA_READ, 0, pad)
+    with device_of(lie, PATIENCE_SECONDS) as device:
+        device.migration.set_state(DeviceState.STOP_COPY)
+        assert len(device.migration.read(MEMORY_BYTES)) == MEMORY_BYTES
+        with pytest.raises(ProtocolError, match="migration data of size"):
+            device.migration.read(MEMORY_BYTES)
 
 
 @pytest.mark.parametrize("name", list(LIES))

@@ -59,7 +59,8 @@ class VfioUserDevice(Closing):
     """A device behind a vfio-user socket; negotiates at once.
 
     Args:   connection: owned from here on.
-            max_data_xfer_size: largest transfer to ask for (bytes); the server's own limit is kept as well.
+            max_data_xfer_size: largest transfer to ask for (bytes); the server's own limit is kept as well,
+            and 128 KiB where it does not offer migration_precopy_info.
     Raises: ProtocolError: the negotiation failed; the connection is closed.
     """
 
@@ -75,6 +76,8 @@ class VfioUserDevice(Closing):
             connection.close()
             raise
         own_limit = min(max_data_xfer_size, messages.MAX_XFER_BYTES)
+        if not self.version.precopy_info:  # a server that may be built on upstream's libvfio-user
+            own_limit = min(own_limit, messages.ONE_RECEIVE_BYTES)
         self.max_data_xfer_size = min(own_limit, self.version.max_data_xfer_size)
         self.migration = ClientMigration(connection, self.version, self.max_data_xfer_size)
         self._regions: dict[int, RegionInfo] = {}

@@ -38,6 +38,9 @@ MAX_REGION_INFO_BYTES = 64 << 10
 MAX_REGIONS = 100  # QEMU's VFIO_USER_MAX_REGIONS
 MAX_IRQ_TYPES = 50  # QEMU's VFIO_USER_MAX_IRQS
 MAX_XFER_BYTES = 64 << 20  # QEMU's VFIO_USER_MAX_MAX_XFER
+# What a socket holds at once with room to spare (net.core.wmem_default is 208 KiB). Upstream's libvfio-user
+# of June 2026 receives the body of a message by one recv(), and is out of step after a longer one.
+ONE_RECEIVE_BYTES = 128 << 10
 
 DEVICE_FLAG_RESET = 1 << 0  # <linux/vfio.h>: VFIO_DEVICE_FLAGS_RESET
 DEVICE_FLAG_PCI = 1 << 1  # <linux/vfio.h>: VFIO_DEVICE_FLAGS_PCI
