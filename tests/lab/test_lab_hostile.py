@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -33,6 +34,8 @@ PARALLEL = 3
 MSIX_CAPABILITY = 0x40
 # One lie in this number is tried by default.
 DEFAULT_SHARE = 6
+# What covers 100 GiB within the downtime limit.
+ALL_OF_IT = {"avail_switchover_bandwidth": 1 << 40}
 SANITIZER_WORDS = ("AddressSanitizer", "runtime error:", "LeakSanitizer", "Assertion", "ERROR:../")
 
 
@@ -199,3 +202,40 @@ def test_qemu_survives_lies(
 
     problems = asyncio.run(everything())
     assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize(
+    ("lie", "asked"),
+    [
+        ("version-precopy-absent", r"precopy-info 1\b"),
+        ("version-precopy-false", r"precopy-info ([2-9]|\d\d)"),
+    ],
+)
+def test_sizes_are_asked_for_without_the_capability(qemu: Path, lie: str, asked: str, tmp_path: Path) -> None:
+    """Once of a server that answers EINVAL; in both of two migrations of one that has them after all."""
+
+    async def save_it() -> str:
+        with tempfile.TemporaryDirectory(prefix="vfud-") as folder:
+            socket = Path(folder) / "s"
+            argv = [*HOSTILE, "--socket", str(socket), "--lie", lie]
+            server = Child("hostile", argv, tmp_path / "server.log")
+            timeout = ("x-msg-timeout", round(HANG_SECONDS * 1000))
+            options = QemuOptions(binary=qemu, ram_bytes=16 << 20, device_properties=(timeout,))
+            machine = Qemu("source", Path(folder), tmp_path, options, [socket])
+            server.start()
+            try:
+                await wait_for_socket(socket, server)
+                await machine.start()
+                # Without sizes QEMU takes the device for 100 GiB, and would never stop the VM.
+                await machine.execute("migrate-set-parameters", downtime_limit=2000, **ALL_OF_IT)
+                for number in range(2):
+                    await machine.execute("migrate", uri=f"file:{tmp_path / f'state{number}'}")
+                    await finished(machine, HANG_SECONDS)
+                    assert (await machine.migration())["status"] == "completed"
+                    await machine.execute("cont")
+            finally:
+                await machine.stop()
+                await server.stop()
+            return server.log.read_text()
+
+    assert re.search(asked, asyncio.run(save_it()))

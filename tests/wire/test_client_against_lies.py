@@ -28,6 +28,7 @@ HARMLESS_SUFFIXES = ("-trickle",)
 HARMLESS = {
     "version-no-data",  # the data is optional
     "version-precopy-false",
+    "version-precopy-absent",
     "version-fds-17",  # limits on what we send, above what we do
     "version-fds-1099511627776",
     "version-maps-1099511627776",

@@ -84,6 +84,7 @@ class Device:
         self.incoming = bytearray()
         self.queries = 0  # how often sizes were asked for; growing lies use it
         self.delay_seconds = DELAY_SECONDS
+        self.has_precopy_info = True
         self.negotiated = False
         self.logging = False
         self.mappings: dict[int, int] = {}  # iova -> size
@@ -340,7 +341,7 @@ class Device:
     def precopy_info(self, payload: bytes) -> bytes:
         """All that is left counts as initial data; nothing gets dirty."""
         struct.unpack_from("<IIQQ", payload)
-        _require(self.state in _PRE_COPY)
+        _require(self.has_precopy_info and self.state in _PRE_COPY)
         self.queries += 1
         return struct.pack("<IIQQ", 24, 0, len(self.pending), 0)
 

@@ -66,6 +66,14 @@ _VERSION |= {
     "multi-number": ("write_multiple is a number", _capability(write_multiple=1)),
     "twin": ("twin socket on, without its fd", _capability(twin_socket={"supported": True, "fd_index": 3})),
 }
+
+
+def _without_precopy_info(device: Device, request: Request, reply: Reply) -> None:
+    device.has_precopy_info = False
+    _capability(migration={"pgsize": 4096})(device, request, reply)
+
+
+_VERSION["precopy-absent"] = ("no GET_PRECOPY_INFO, which is EINVAL (legal)", _without_precopy_info)
 for _name, (_meaning, _change) in _VERSION.items():
     add(f"version-{_name}", "attach", f"VERSION: {_meaning}", "version", _change)
 
