@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 import pytest
 from checklies import CASES, lying_server
+from schemakit import conforms
 from serverkit import PATIENCE_SECONDS, VFU_DEV, ServerFactory
 
 from vfu_dev.conformance import CHECKS, Status, choose, run
@@ -58,6 +59,7 @@ def test_the_list_names_every_check_with_its_sentence() -> None:
         assert f" {one.name}: " in listed
         assert f"“{one.source.quote}”" in listed
     found = json.loads(check("--list", "--json").stdout)
+    conforms("check", found)
     assert [one["name"] for one in found["checks"]] == [one.name for one in choose([], [])]
 
 
@@ -67,6 +69,7 @@ def test_only_and_skip_take_names_groups_and_patterns(honest: Path) -> None:
     names = {one["name"] for one in found["checks"]}
     expected = {name for name, one in CHECKS.items() if one.group == "states" and not name.startswith("arc")}
     assert names == expected | {"reset-is-answered"}
+    conforms("check", found)
     assert found["ok"] is True
     assert found["counts"]["must"]["fail"] == 0
 

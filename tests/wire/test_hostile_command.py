@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from liarkit import HOSTILE
+from schemakit import conforms
 from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.client import VfioUserDevice
@@ -87,6 +88,7 @@ def test_all_lies_of_a_phase_in_turn(short_tmp: Path) -> None:
     assert [line.partition(":")[0] for line in lines[:-1]] == wanted
     assert lines[-1] == f"{len(wanted)} lies, 0 of them told"
     found = json.loads(figures.read_text())
+    conforms("hostile", found)
     assert [one["lie"] for one in found["encounters"]] == wanted
     assert found["encounters"][0]["ended_by"] == "client"
 
