@@ -15,7 +15,7 @@ STOCK_QEMUS := qemu-bookworm-backports qemu-trixie-backports
 DEMO_QEMU ?= bookworm-backports
 
 # What the tests drive: the patched QEMU, the same with ASan (hostile servers), one without our patches, Debian's, the peer in C.
-TEST_ARTIFACTS := libvfio-user libvfio-user-tests libvfio-user-reduced libvfio-user-reference vfio-preload guest \
+TEST_ARTIFACTS := libvfio-user libvfio-user-tests libvfio-user-reduced vfu-kernels bench-peer bench-client vfio-preload guest \
     $(STOCK_QEMUS) qemu qemu-unpatched qemu-asan
 
 # A file's tests stay together: many share one booted guest. 0 runs all of them in one process.

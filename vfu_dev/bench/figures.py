@@ -54,13 +54,8 @@ class Figure:
 
     @property
     def kept(self) -> bool:
-        """Whether a quarter of the rounds is within the limit.
-
-        Other work on the machine spoils rounds, on a busy one most of them; what became slower for good is in
-        all of them.
-        """
-        limit = LIMITS[self.name]
-        return limit.allows(self.ratio_low if limit.better == "less" else self.ratio_high)
+        """Whether the ratio is within the limit."""
+        return LIMITS[self.name].allows(self.ratio)
 
     def to_json(self) -> dict[str, object]:
         """Return it with its limit."""

@@ -10,56 +10,48 @@ from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 
-from vfu_dev.bench.figures import Effort, Figure, in_turns, percentiles
+from vfu_dev.bench.figures import Effort, Figure, figure, in_turns, percentiles
 from vfu_dev.bench.peers import Bench, BenchError
-from vfu_dev.bench.raw import Nanoseconds, RawClient, region_read, region_write, state_read
+from vfu_dev.bench.raw import Accesses, Nanoseconds, RawClient
 from vfu_dev.device.reference.layout import REGISTERS
 from vfu_dev.uapi import VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR2_REGION_INDEX, DeviceState
 from vfu_dev.vm.process import STOP_SECONDS
 
 C_SERVER = "C server"
-PAGES = 1024  # accesses go to so many pages of BAR2, as a guest's do
+# Pages of BAR2, as a guest's accesses go to many.
+MEMORY = Accesses(VFIO_PCI_BAR2_REGION_INDEX, stride_bytes=4096, places=1024)
+# Registers without a meaning, in BAR0 of the reference device; and `ctrl`, which Python looks at.
+SCRATCH = Accesses(VFIO_PCI_BAR0_REGION_INDEX, offset=REGISTERS["scratch"].offset, stride_bytes=8, places=16)
+HOOKED = Accesses(VFIO_PCI_BAR0_REGION_INDEX, offset=REGISTERS["ctrl"].offset, count_bytes=4)
 READS_BEHIND = 12  # migration reads of 1 MiB a round, with one MMIO waiting behind each
-_VALUE = bytes(range(8))
-
-
-def _places() -> list[int]:
-    return [int(page) * 4096 for page in np.random.default_rng(1).permutation(PAGES)]
-
-
-def reads() -> list[bytes]:
-    """Return requests that read 8 bytes of one page each."""
-    return [region_read(VFIO_PCI_BAR2_REGION_INDEX, place, 8) for place in _places()]
-
-
-def writes() -> list[bytes]:
-    """Return requests that write 8 bytes to one page each."""
-    return [region_write(VFIO_PCI_BAR2_REGION_INDEX, place, _VALUE) for place in _places()]
-
-
-def registers() -> list[bytes]:
-    """Return requests that write 8 bytes to a register, for a device whose memory is mapped."""
-    first = REGISTERS["scratch"].offset
-    return [region_write(VFIO_PCI_BAR0_REGION_INDEX, first + 8 * number, _VALUE) for number in range(16)]
 
 
 def at_rest(bench: Bench, effort: Effort) -> Iterator[Figure]:
     """Reads and writes of a device that nobody moves, and of the C server's."""
     ours, peer = bench.ours(effort.memory_mib), bench.reference(effort.memory_mib)
+    calls = effort.calls
     with RawClient(ours.socket) as mine, RawClient(peer.socket) as theirs:
-        for case, messages in (("mmio-read", reads()), ("mmio-write", writes())):
-            for client in (mine, theirs):
-                client.time_calls(messages, effort.calls // 4)  # caches and page tables
-            pairs = in_turns(
-                effort.rounds,
-                _timed(mine, messages, effort.calls),
-                _timed(theirs, messages, effort.calls),
-            )
-            yield from percentiles(case, pairs, C_SERVER)
-
-
-def _timed(client: RawClient, messages: list[bytes], calls: int) -> Callable[[], Nanoseconds]:
-    return lambda: client.time_calls(messages, calls)
+        for client in (mine, theirs):  # caches and page tables
+            client.reads(MEMORY, calls)
+            client.writes(MEMORY, calls)
+        reads = in_turns(
+            effort.rounds, lambda: mine.reads(MEMORY, calls), lambda: theirs.reads(MEMORY, calls)
+        )
+        yield from percentiles("mmio-read", reads, C_SERVER)
+        writes = in_turns(
+            effort.rounds, lambda: mine.writes(MEMORY, calls), lambda: theirs.writes(MEMORY, calls)
+        )
+        yield from percentiles("mmio-write", writes, C_SERVER)
+        posted = in_turns(
+            effort.rounds,
+            lambda: mine.posted(MEMORY, calls) / 1000,
+            lambda: theirs.posted(MEMORY, calls) / 1000,
+        )
+        yield figure("mmio-posted/each", "us", posted, C_SERVER)
+        hooked = in_turns(
+            effort.rounds, lambda: mine.writes(HOOKED, calls), lambda: theirs.writes(MEMORY, calls)
+        )
+        yield from percentiles("mmio-register", hooked, C_SERVER, which=(50,))
 
 
 @contextmanager
@@ -106,13 +98,12 @@ def _windows(
     client: RawClient, effort: Effort, asking: Callable[[], AbstractContextManager[None]]
 ) -> list[tuple[Nanoseconds, Nanoseconds]]:
     """Return the latencies of reads with and without `asking`, in windows taken in turns."""
-    messages = reads()
-    client.time_calls(messages, effort.calls // 4)
+    client.reads(MEMORY, effort.calls // 4)
 
     def window() -> Nanoseconds:
         end, found = time.monotonic() + effort.seconds, []
         while time.monotonic() < end:
-            found.append(client.time_calls(messages, 200))
+            found.append(client.reads(MEMORY, 200))
         return np.concatenate(found)
 
     def window_asked() -> Nanoseconds:
@@ -125,12 +116,12 @@ def _windows(
 class Moving:
     """A device in PRE_COPY: between migration reads, and behind them.
 
-    Args:    messages: MMIO that the device takes as messages.
+    Args:    where: MMIO that the device takes as messages.
     """
 
-    def __init__(self, client: RawClient, messages: list[bytes], calls: int) -> None:
+    def __init__(self, client: RawClient, where: Accesses, calls: int) -> None:
         self._client = client
-        self._messages = messages
+        self._where = where
         self._calls = calls
 
     def __call__(self) -> tuple[Nanoseconds, Nanoseconds]:
@@ -138,10 +129,9 @@ class Moving:
         client = self._client
         client.set_state(DeviceState.PRE_COPY)
         behind, between = [], []
-        for number in range(READS_BEHIND):
-            message = self._messages[number % len(self._messages)]
-            behind.append(client.time_call_behind(state_read(), message))
-            between.append(client.time_calls(self._messages, self._calls // READS_BEHIND))
+        for _ in range(READS_BEHIND):
+            behind.append(client.write_behind(self._where))
+            between.append(client.writes(self._where, self._calls // READS_BEHIND))
         client.set_state(DeviceState.RUNNING)
         return np.concatenate(between), np.array(behind, np.int64)
 
@@ -149,11 +139,11 @@ class Moving:
 def in_precopy(bench: Bench, effort: Effort) -> Iterator[Figure]:
     """Writes during PRE_COPY, trapped and beside mapped memory, against the C server's."""
     peer = bench.reference(effort.memory_mib)
-    for access, messages in (("trap", writes()), ("mmap", registers())):
+    for access, where in (("trap", MEMORY), ("mmap", SCRATCH)):
         ours = bench.ours(effort.memory_mib, "--access", access)
         with RawClient(ours.socket) as mine, RawClient(peer.socket) as theirs:
-            my_move = Moving(mine, messages, effort.calls)
-            their_move = Moving(theirs, writes(), effort.calls)
+            my_move = Moving(mine, where, effort.calls)
+            their_move = Moving(theirs, MEMORY, effort.calls)
             for move in (my_move, their_move):
                 move()
             pairs = in_turns(effort.rounds, my_move, their_move)

@@ -1,8 +1,7 @@
-"""The servers that are measured: ours as anybody starts it, and the reference server in C."""
+"""The servers that are measured: ours as anybody starts it, and the peer in C (native/bench)."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import time
@@ -15,9 +14,11 @@ from vfu_dev.builds import artifact
 from vfu_dev.client.control import default_control
 from vfu_dev.client.listening import socket_folder
 from vfu_dev.errors import VfuDevError
-from vfu_dev.machine import processor
 from vfu_dev.vm.process import Child, until_listening
 from vfu_dev.vm.servers import DeviceServer, ServerOptions
+
+# Between two looks whether a server listens: how long it takes to start is a figure.
+LOOK_SECONDS = 0.001
 
 
 class BenchError(VfuDevError):
@@ -39,14 +40,14 @@ class Bench:
 
     def __init__(self) -> None:
         self._library = artifact("libvfio-user", build=True)
-        self._reference = artifact("libvfio-user-reference", build=True)
+        self._reference = artifact("bench-peer", build=True)
         self._folder = socket_folder("vfu-bench-")
         self._servers: list[Served] = []
 
     def _add(self, server: Served, starting: Iterator[float]) -> Served:
         self._servers.append(server)
         for pause in starting:
-            time.sleep(pause)
+            time.sleep(min(pause, LOOK_SECONDS))
         return server
 
     def ours(self, memory_mib: int, *options: str, fill: int = 1, metrics: bool = False) -> Served:
@@ -65,13 +66,17 @@ class Bench:
         return self._add(Served(server.process, server.socket, server.control, port), server.starting())
 
     def reference(self, memory_mib: int, *, fill: int = 1) -> Served:
-        """Start the reference server."""
+        """Start the peer."""
         name = f"c{len(self._servers)}"
         sock = self._folder / f"{name}.sock"
         argv = [str(self._reference), str(sock), str(memory_mib), *([str(fill)] if fill else [])]
-        process = Child("the reference server", argv, self._folder / f"{name}.log")
+        process = Child("the peer", argv, self._folder / f"{name}.log")
         process.start()
         return self._add(Served(process, sock, default_control(sock)), until_listening(process, sock))
+
+    def file(self, name: str) -> Path:
+        """Return where to put a file that goes with the servers."""
+        return self._folder / name
 
     def stop(self, server: Served) -> None:
         """End one server before its time."""
@@ -100,14 +105,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def machine() -> dict[str, object]:
-    """Return what figures depend on."""
-    load = os.getloadavg()[0]
-    return {
-        "cpu": processor(),
-        "cpus": os.cpu_count(),
-        "load_average": round(load, 2),
-        "kernel": os.uname().release,
-    }

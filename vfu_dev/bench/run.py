@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from vfu_dev import JSON_VERSION, __version__
-from vfu_dev.bench import dma, forecast, front_ends, mmio, stream
+from vfu_dev.bench import dma, forecast, front_ends, mmio, start, stream
 from vfu_dev.bench.figures import Effort, Figure
-from vfu_dev.bench.peers import Bench, bench, machine
+from vfu_dev.bench.machine import MOST_OTHER_WORK, OtherWork, busy_core, machine
+from vfu_dev.bench.peers import Bench, bench
 from vfu_dev.builds.qemu_binary import find_qemu
 from vfu_dev.errors import BuildError
 
@@ -23,6 +24,7 @@ CASES: dict[str, Case] = {
     "stream-in": stream.into,
     "scan": stream.scans,
     "dma": dma.engine,
+    "start": start.serve,
     "forecast": forecast.downtimes,
     "front-ends": front_ends.mmio_and_state,
 }
@@ -38,29 +40,44 @@ def possible() -> tuple[list[str], str]:
 
 
 def run(
-    names: Sequence[str], effort: Effort, reporter: Callable[[Figure], None] = lambda _: None
+    names: Sequence[str],
+    effort: Effort,
+    reporter: Callable[[Figure], None] = lambda _: None,
+    *,
+    with_busy_core: bool = False,
 ) -> dict[str, object]:
     """Measure the cases `names`; return the JSON object.
 
-    Args:    reporter: called with each figure as it comes.
+    Figures are judged when the machine did next to nothing else meanwhile: `judged`. What the ratios are
+    worth otherwise, nobody can say.
+
+    Args:
+        reporter: called with each figure as it comes.
+        with_busy_core: keep one processor busy; such figures are not judged either.
+
     Raises:  BuildError, BenchError, OSError: something cannot be measured.
     """
-    before, began = machine(), time.time()
+    before, began, others = machine(), time.time(), OtherWork()
     figures = []
-    for name in names:
-        with bench() as one:
-            for figure in CASES[name](one, effort):
-                figures.append(figure)
-                reporter(figure)
+    with busy_core(with_busy_core):
+        for name in names:
+            with bench() as one:
+                for figure in CASES[name](one, effort):
+                    figures.append(figure)
+                    reporter(figure)
+    other_work = others.share()
     return {
         "version": JSON_VERSION,
         "kind": "bench",
         "vfu_dev": __version__,
         "machine": before,
         "load_average_after": machine()["load_average"],
+        "other_work": round(other_work, 3),
+        "busy_core": with_busy_core,
         "started": began,
         "seconds": time.time() - began,
         "rounds": effort.rounds,
         "figures": [figure.to_json() for figure in figures],
+        "judged": other_work <= MOST_OTHER_WORK and not with_busy_core,
         "kept": all(figure.kept for figure in figures),
     }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 
 from vfu_dev.bench.figures import Effort, Figure, figure, in_turns
 from vfu_dev.bench.mmio import C_SERVER
 from vfu_dev.bench.peers import Bench, Served
-from vfu_dev.bench.raw import RawClient
+from vfu_dev.bench.raw import Moved, RawClient
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.memory.shadow import Shadow
 from vfu_dev.uapi import DeviceState
@@ -32,13 +33,14 @@ def out(bench: Bench, effort: Effort) -> Iterator[Figure]:
         yield figure(f"stream-out-{access}/rate", "MiB/s", pairs, C_SERVER)
 
 
+def _rate(moved: Moved) -> float:
+    return moved.count_bytes / MIB / (moved.nanoseconds / 1e9)
+
+
 def _reading(client: RawClient) -> Callable[[], float]:
     def read() -> float:
         client.set_state(DeviceState.PRE_COPY)
-        count, began = 0, time.perf_counter()
-        while data := len(client.read_state()):
-            count += data
-        rate = count / MIB / (time.perf_counter() - began)
+        rate = _rate(client.drain())
         client.set_state(DeviceState.RUNNING)
         return rate
 
@@ -48,37 +50,24 @@ def _reading(client: RawClient) -> Callable[[], float]:
 def into(bench: Bench, effort: Effort) -> Iterator[Figure]:
     """MiB a second that MIG_DATA_WRITE takes, the final check of all of it included."""
     size = effort.memory_mib
-    streams = [_stream_of(bench, bench.ours(size)), _stream_of(bench, bench.reference(size))]
+    files = [_stream_of(bench, bench.ours(size)), _stream_of(bench, bench.reference(size))]
     ours, peer = bench.ours(size, fill=0), bench.reference(size, fill=0)
     with RawClient(ours.socket) as mine, RawClient(peer.socket) as theirs:
-        pairs = in_turns(effort.rounds, _writing(mine, streams[0]), _writing(theirs, streams[1]))
+        pairs = in_turns(
+            effort.rounds, lambda: _rate(mine.feed(files[0])), lambda: _rate(theirs.feed(files[1]))
+        )
     yield figure("stream-in/rate", "MiB/s", pairs, C_SERVER)
 
 
-def _stream_of(bench: Bench, server: Served) -> list[bytes]:
-    """Return the whole state of a device, in pieces of 1 MiB."""
-    pieces = []
+def _stream_of(bench: Bench, server: Served) -> Path:
+    """Return a file with the whole state of a device."""
+    file = bench.file(f"{server.socket.stem}.stream")
     with RawClient(server.socket) as client:
         client.set_state(DeviceState.STOP_COPY)
-        while len(data := client.read_state()):
-            pieces.append(bytes(data))
+        client.drain(file)
         client.set_state(DeviceState.RUNNING)
     bench.stop(server)
-    return pieces
-
-
-def _writing(client: RawClient, pieces: list[bytes]) -> Callable[[], float]:
-    def write() -> float:
-        client.set_state(DeviceState.RESUMING)
-        began = time.perf_counter()
-        for piece in pieces:
-            client.write_state(piece)
-        client.set_state(DeviceState.STOP)
-        rate = sum(map(len, pieces)) / MIB / (time.perf_counter() - began)
-        client.set_state(DeviceState.RUNNING)
-        return rate
-
-    return write
+    return file
 
 
 def scans(bench: Bench, effort: Effort) -> Iterator[Figure]:
@@ -115,7 +104,7 @@ def _scan_mapped(memory: DeviceMemory, effort: Effort) -> list[tuple[float, floa
     chosen = _some_pages(memory)
 
     def look() -> float:
-        shadow.keep(everything, memory.rows)  # as if all had just been sent
+        shadow.keep(everything)  # as if all had just been sent
         memory.pages.claim(everything)
         memory.words[chosen, 0] += np.uint64(1)
         return _seconds_a_gib(lambda: shadow.look(float("inf")), memory) * 1000

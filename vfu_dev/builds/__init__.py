@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vfu_dev.builds import guest, libvfio_user, pciutils, qemu, qemu_packages, vfio_preload
+from vfu_dev.builds import bench, guest, libvfio_user, pciutils, qemu, qemu_packages, vfio_preload
 from vfu_dev.builds.cache import Cache
 from vfu_dev.builds.native import native_dir
 from vfu_dev.builds.packages import FIRMWARE_DIRS
@@ -41,7 +41,8 @@ RECIPES: dict[str, Recipe] = {
         libvfio_user.TESTS,
         libvfio_user.REDUCED,
         libvfio_user.SANITIZED,
-        libvfio_user.REFERENCE,
+        bench.CLIENT,
+        bench.PEER,
         vfio_preload.LIBRARY,
         vfio_preload.ADDRESS_SANITIZED,
         vfio_preload.THREAD_SANITIZED,
@@ -71,8 +72,9 @@ def recipe_named(name: str) -> Recipe:
 def artifact(name: str, build: bool = False) -> Path:
     """Return the path of an artifact: a library, a program, or for `guest` a folder.
 
-    `guest` has `vmlinuz` and `initramfs.cpio.gz`. VFU_DEV_LIBVFIO_USER, VFU_DEV_QEMU and
-    VFU_DEV_VFIO_PRELOAD name files to use instead of `libvfio-user`, `qemu` and `vfio-preload`.
+    `guest` has `vmlinuz` and `initramfs.cpio.gz`. VFU_DEV_LIBVFIO_USER,
+    VFU_DEV_KERNELS, VFU_DEV_QEMU and VFU_DEV_VFIO_PRELOAD name files to use instead of `libvfio-user`,
+    `vfu-kernels`, `qemu` and `vfio-preload`.
 
     Args:   build: build it now, with progress on stderr, if it is not in the cache.
     Raises: NotBuiltError (a BuildError): it is not in the cache and `build` is False; says what to run.

@@ -16,14 +16,13 @@ from vfu_dev.builds.recipe import Facts, Recipe
 _VERSION = 1
 
 _SUBPROJECT = "subprojects/libvfio-user"
-_PRODUCT = "libvfio-user.so.0"
-_TARGET = "lib/libvfio-user.so.0.0.1"
-_REFERENCE = "vfu-ref-server"
+PRODUCT = "libvfio-user.so.0"
+TARGET = "lib/libvfio-user.so.0.0.1"
 
-_RELEASE = ("-Dbuildtype=release", "-Ddebug-logs=disabled")
+RELEASE = ("-Dbuildtype=release", "-Ddebug-logs=disabled")
 # With debug information the subproject's own meson.build turns on -Werror and its debug logging.
 _DEBUG = ("-Dbuildtype=debug",)
-_SANITIZED = (*_RELEASE, "-Db_sanitize=address,undefined", "-Db_lundef=false")
+_SANITIZED = (*RELEASE, "-Db_sanitize=address,undefined", "-Db_lundef=false")
 
 
 def _inputs(options: tuple[str, ...], defines: tuple[str, ...]) -> Facts:
@@ -40,18 +39,22 @@ def _inputs(options: tuple[str, ...], defines: tuple[str, ...]) -> Facts:
     }
 
 
-def _compile(
+def compile_tree(
     context: BuildContext,
     work: Path,
     options: tuple[str, ...],
     defines: tuple[str, ...],
     title: str,
     *targets: str,
+    folder: str = "libvfio-user",
 ) -> Path:
-    """Put the patched sources together under `work` and build `targets`; return the build folder."""
+    """Put the sources and what native/`folder` changes in them together under `work`; build `targets`.
+
+    Returns: the build folder.
+    """
     tree = fetch.unpacked(context)
     python = tools.meson_python(context)
-    native = native_dir() / "libvfio-user"
+    native = native_dir() / folder
     source = work / "source"
     shutil.copytree(tree / _SUBPROJECT, source, symlinks=True)
     patches.apply_series(context, patches.read_series(native), source, title)
@@ -82,9 +85,9 @@ def _make_library(
 ) -> Facts:
     work = out / "work"
     work.mkdir()
-    build = _compile(context, work, options, defines, out.name.rpartition("-")[0], _TARGET)
-    built = build / _TARGET
-    product = out / _PRODUCT
+    build = compile_tree(context, work, options, defines, out.name.rpartition("-")[0], TARGET)
+    built = build / TARGET
+    product = out / PRODUCT
     if strip:
         context.run(["strip", "--strip-unneeded", "-o", product, built], title="strip", cwd=out)
     else:
@@ -97,24 +100,11 @@ def _make_library(
     return {"options": options, "defines": defines, "compiler": compiler_version()}
 
 
-def _make_reference(context: BuildContext, out: Path) -> Facts:
-    """Build the sample server; meson gave it a run path, ../lib from its folder."""
-    work = out / "work"
-    work.mkdir()
-    build = _compile(context, work, _RELEASE, (), "libvfio-user-reference", f"samples/{_REFERENCE}")
-    for name, folder in ((f"samples/{_REFERENCE}", "samples"), (_TARGET, "lib")):
-        (out / folder).mkdir()
-        shutil.copy(build / name, out / folder)
-    (out / "lib" / Path(_TARGET).name).rename(out / "lib" / _PRODUCT)
-    shutil.rmtree(work)
-    return {"options": _RELEASE, "compiler": compiler_version()}
-
-
 def _run_tests(options: tuple[str, ...], defines: tuple[str, ...], context: BuildContext, out: Path) -> Facts:
     """Build all of it with warnings as errors and run the library's own tests; their log is the artifact."""
     work = out / "work"
     work.mkdir()
-    build = _compile(context, work, options, defines, "libvfio-user-tests")
+    build = compile_tree(context, work, options, defines, "libvfio-user-tests")
     python = tools.meson_python(context)
     meson: list[str | Path] = [python, "-m", "mesonbuild.mesonmain"]
     context.run(
@@ -142,7 +132,7 @@ def _library(
     return Recipe(
         name=name,
         summary=summary,
-        product=_PRODUCT,
+        product=PRODUCT,
         inputs=partial(_inputs, options, defines),
         make=partial(_make_library, options, defines, strip),
         needs=("libvfio-user",),
@@ -153,13 +143,13 @@ def _library(
 LIBRARY = _library(
     "libvfio-user",
     "the library with migration v2, PRE_COPY and our additions",
-    _RELEASE,
+    RELEASE,
     override="VFU_DEV_LIBVFIO_USER",
 )
 REDUCED = _library(
     "libvfio-user-reduced",
     "the same without our additions, as upstream's migration v2",
-    _RELEASE,
+    RELEASE,
     defines=("-DVFU_NO_MIGR_EXT",),
 )
 SANITIZED = _library(
@@ -168,14 +158,6 @@ SANITIZED = _library(
     _SANITIZED,
     defines=("-g", "-fno-omit-frame-pointer"),
     strip=False,
-)
-REFERENCE = Recipe(
-    name="libvfio-user-reference",
-    summary="a device in C that is nothing but memory, for `vfu-dev bench` to compare with",
-    product=f"samples/{_REFERENCE}",
-    inputs=partial(_inputs, _RELEASE, ()),
-    make=_make_reference,
-    needs=("libvfio-user",),
 )
 TESTS = Recipe(
     name="libvfio-user-tests",

@@ -52,9 +52,12 @@ class Need:
         return not self.files or any(glob.glob(pattern) for pattern in self.files)
 
 
-_COMPILER = (
+_C = (
     Need("gcc", program="cc"),
     Need("libc6-dev", files=("/usr/include/stdio.h",)),
+)
+_COMPILER = (
+    *_C,
     Need("pkg-config", program="pkg-config"),
     Need("ninja-build", program="ninja"),
     Need("patch", program="patch"),
@@ -66,9 +69,10 @@ GROUPS: dict[str, tuple[Need, ...]] = {
         Need("libjson-c-dev", module="json-c"),
         Need("libcmocka-dev", module="cmocka"),
     ),
+    "c": _C,
+    "vfu-kernels": (*_C, Need("libxxhash-dev", files=("/usr/include/xxhash.h",))),
     "vfio-preload": (
-        Need("gcc", program="cc"),
-        Need("libc6-dev", files=("/usr/include/stdio.h",)),
+        *_C,
         Need("binutils", program="strip"),
         Need("dpkg-dev", program="dpkg-source"),
     ),

@@ -1,0 +1,78 @@
+"""What `vfu-dev bench` measures with: a client in C, and a server in C that no change of ours reaches."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from vfu_dev.builds import fetch, libvfio_user, patches
+from vfu_dev.builds.cache import file_digest
+from vfu_dev.builds.command import BuildContext, compiler_version
+from vfu_dev.builds.native import native_dir
+from vfu_dev.builds.recipe import Facts, Recipe
+
+# Raised when this module builds something different from the same inputs.
+_VERSION = 1
+
+_FOLDER = "bench"
+_CLIENT = "vfu-bench-client"
+_PEER = "samples/vfu-ref-server"
+_C_FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
+
+
+def _client_inputs() -> Facts:
+    return {
+        "recipe": _VERSION,
+        "source": file_digest(native_dir() / _FOLDER / "client.c"),
+        "flags": _C_FLAGS,
+        "compiler": compiler_version(),
+    }
+
+
+def _make_client(context: BuildContext, out: Path) -> Facts:
+    source = native_dir() / _FOLDER / "client.c"
+    context.run(["cc", *_C_FLAGS, "-o", out / _CLIENT, source], title="bench-client: compile", cwd=out)
+    return {"flags": _C_FLAGS, "compiler": compiler_version()}
+
+
+def _peer_inputs() -> Facts:
+    return {
+        "recipe": _VERSION,
+        "sources": fetch.SHA256,
+        "patches": patches.series_inputs(patches.read_series(native_dir() / _FOLDER)),
+        "options": libvfio_user.RELEASE,
+        "compiler": compiler_version(),
+    }
+
+
+def _make_peer(context: BuildContext, out: Path) -> Facts:
+    """Build server and library; meson gave the server a run path, ../lib from its folder."""
+    work = out / "work"
+    work.mkdir()
+    build = libvfio_user.compile_tree(
+        context, work, libvfio_user.RELEASE, (), "bench-peer", _PEER, folder=_FOLDER
+    )
+    for name in (_PEER, libvfio_user.TARGET):
+        (out / name).parent.mkdir()
+        shutil.copy(build / name, out / name)
+    (out / libvfio_user.TARGET).rename((out / libvfio_user.TARGET).with_name(libvfio_user.PRODUCT))
+    shutil.rmtree(work)
+    return {"options": libvfio_user.RELEASE, "compiler": compiler_version()}
+
+
+CLIENT = Recipe(
+    name="bench-client",
+    summary="the client that `vfu-dev bench` times requests with",
+    product=_CLIENT,
+    inputs=_client_inputs,
+    make=_make_client,
+    needs=("c",),
+)
+PEER = Recipe(
+    name="bench-peer",
+    summary="a device in C on a library of November 2026, which `vfu-dev bench` compares with",
+    product=_PEER,
+    inputs=_peer_inputs,
+    make=_make_peer,
+    needs=("libvfio-user",),
+)
