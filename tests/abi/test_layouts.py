@@ -46,6 +46,7 @@ FUNCTIONS = {
     "vfu_setup_device_dma": "int (*)(vfu_ctx_t *, vfu_dma_register_cb_t *, vfu_dma_unregister_cb_t *)",
     "vfu_setup_device_migration_callbacks": "int (*)(vfu_ctx_t *, const vfu_migration_callbacks_t *)",
     "vfu_setup_device_migration_ext": "int (*)(vfu_ctx_t *, const vfu_migration_ext_t *)",
+    "vfu_setup_migration_gather": "int (*)(vfu_ctx_t *, vfu_migration_gather_cb_t *)",
     "vfu_migration_get_state": "int (*)(vfu_ctx_t *)",
     "vfu_migration_fail": "int (*)(vfu_ctx_t *)",
     "vfu_reset_device": "int (*)(vfu_ctx_t *, vfu_reset_type_t)",
@@ -165,6 +166,6 @@ def test_prototypes_are_those_the_compiler_accepted(probe: dict[str, int]) -> No
 def test_every_callback_type_carries_errno() -> None:
     """Without use_errno, what the guard sets never reaches C."""
     types = [value for name, value in vars(_ffi).items() if name.endswith("Callback")]
-    assert len(types) == 10
+    assert len(types) == 11
     from_callproc = 0x8  # FUNCFLAG_USE_ERRNO in CPython's ctypes
     assert all(value._flags_ & from_callproc for value in types)

@@ -7,6 +7,7 @@ the layouts are compared with a compiled C probe in tests/abi.
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 from collections.abc import Callable
 from ctypes import (
@@ -76,6 +77,7 @@ WaitCallback = CFUNCTYPE(c_int, c_void_p, c_int, c_int, c_int, use_errno=True)
 DmaCallback = CFUNCTYPE(None, c_void_p, c_void_p, use_errno=True)
 TransitionCallback = CFUNCTYPE(c_int, c_void_p, c_int, use_errno=True)
 DataCallback = CFUNCTYPE(c_ssize_t, c_void_p, c_void_p, c_uint64, use_errno=True)
+GatherCallback = CFUNCTYPE(c_ssize_t, c_void_p, c_uint64, POINTER(c_void_p), use_errno=True)
 PrecopyInfoCallback = CFUNCTYPE(c_int, c_void_p, c_void_p, use_errno=True)
 DataSizeCallback = CFUNCTYPE(c_int, c_void_p, POINTER(c_uint64), use_errno=True)
 PrecopyInfoV2Callback = CFUNCTYPE(c_int, c_void_p, c_bool, use_errno=True)
@@ -170,6 +172,7 @@ SETUP_MIGRATION_V2 = (c_int, (c_void_p, POINTER(MigrationCallbacksStruct)))
 SETUP_MIGRATION_EXT = (c_int, (c_void_p, POINTER(MigrationExtStruct)))
 EXT_PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "vfu_setup_device_migration_ext": SETUP_MIGRATION_EXT,
+    "vfu_setup_migration_gather": (c_int, (c_void_p, GatherCallback)),
     "vfu_migration_get_state": (c_int, (c_void_p,)),
     "vfu_migration_fail": (c_int, (c_void_p,)),
     "vfu_reset_device": (c_int, (c_void_p, c_int)),
@@ -229,6 +232,12 @@ def address_of(buffer: memoryview | bytes) -> int:
     """Return where the bytes of `buffer` are; the caller keeps it alive."""
     # By way of numpy, because ctypes refuses what may only be read.
     return np.frombuffer(buffer, np.uint8).__array_interface__["data"][0]  # type: ignore[no-any-return]
+
+
+def not_implemented() -> int:
+    """Return what a callback does that has another one called in its place: -1, and ENOSYS in errno."""
+    ctypes.set_errno(errno.ENOSYS)
+    return -1
 
 
 def count() -> Any:

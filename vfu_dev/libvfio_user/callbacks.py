@@ -5,8 +5,14 @@ from __future__ import annotations
 from enum import Enum
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from vfu_dev.libvfio_user import _ffi
 from vfu_dev.uapi import DeviceState
+
+# Addresses and lengths in bytes, shape (n, 2): what one struct iovec is, <sys/uio.h>.
+Vectors = npt.NDArray[np.uint64]
 
 
 class ResetKind(Enum):
@@ -28,6 +34,12 @@ class DeviceCallbacks(Protocol):
 
     def read_into(self, buffer: memoryview) -> int:
         """Fill `buffer` with migration data; returns the bytes stored."""
+
+    def gather(self, count: int) -> Vectors | None:
+        """Return where the next migration data is, at most `count` bytes.
+
+        It has to stay there until the next call of any of these. None has `read_into` called instead.
+        """
 
     def write(self, data: memoryview) -> None:
         """Take all of `data`."""

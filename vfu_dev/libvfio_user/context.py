@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from vfu_dev.errors import LibraryError
 from vfu_dev.libvfio_user import _ffi
-from vfu_dev.libvfio_user.callbacks import DeviceCallbacks, ResetKind
+from vfu_dev.libvfio_user.callbacks import DeviceCallbacks, ResetKind, Vectors
 from vfu_dev.libvfio_user.dma import DmaMemory
 from vfu_dev.libvfio_user.irqs import Irqs
 from vfu_dev.libvfio_user.library import Library, failed
@@ -277,6 +277,16 @@ class Context:
             info.initial_bytes, info.dirty_bytes, info.flags = self._callbacks.precopy_sizes()
             return 0
 
+        vectors: list[Vectors] = []  # of the last reply, which live until the next one
+
+        def gather(count: int, iov: Any) -> int:
+            found = self._callbacks.gather(count)
+            if found is None:
+                return _ffi.not_implemented()
+            vectors[:] = [found]
+            iov[0] = _ffi.address_of(found.data)
+            return len(found)
+
         def data_size(length: Any) -> int:
             length[0] = self._callbacks.stop_copy_length()
             return 0
@@ -295,6 +305,7 @@ class Context:
         )
         self._alive.append(struct)
         self._check("vfu_setup_device_migration_ext", struct)
+        self._check("vfu_setup_migration_gather", self._guard(_ffi.GatherCallback, "gather", gather))
 
     # --- run ----------------------------------------------------------------------------------------------
 

@@ -247,6 +247,13 @@ handle_mig_data_read(vfu_ctx_t *vfu_ctx, vfu_msg_t *msg)
         return -1;
     }
 
+    if (migration_gather(vfu_ctx, msg, req->size) == 0) {
+        return 0;
+    } else if (errno != ENOSYS) {
+        vfu_log(vfu_ctx, LOG_ERR, "gathering migration data failed: %m");
+        return -1;
+    }
+
     /* Not cleared: only what the device filled in leaves this process. */
     reply = malloc(sizeof(*reply) + req->size);
     if (reply == NULL) {

@@ -83,4 +83,12 @@ handle_mig_data_write(vfu_ctx_t *vfu_ctx, vfu_msg_t *msg);
 int
 handle_mig_get_precopy_info(vfu_ctx_t *vfu_ctx, vfu_msg_t *msg);
 
+/*
+ * Have the device gather the reply to a MIG_DATA_READ of @size bytes.
+ *
+ * Returns 0, or -1 with errno set: to ENOSYS if it has to be asked for a copy.
+ */
+int
+migration_gather(vfu_ctx_t *vfu_ctx, vfu_msg_t *msg, uint32_t size);
+
 #endif /* LIB_VFIO_USER_MIGRATION_H */

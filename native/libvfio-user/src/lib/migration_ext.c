@@ -9,6 +9,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "common.h"
 #include "migration.h"
@@ -49,6 +50,13 @@ int
 handle_mig_get_precopy_info(vfu_ctx_t *vfu_ctx UNUSED, vfu_msg_t *msg UNUSED)
 {
     return ERROR_INT(EINVAL);
+}
+
+int
+migration_gather(vfu_ctx_t *vfu_ctx UNUSED, vfu_msg_t *msg UNUSED,
+                 uint32_t size UNUSED)
+{
+    return ERROR_INT(ENOSYS);
 }
 
 #else /* VFU_NO_MIGR_EXT */
@@ -134,6 +142,63 @@ handle_mig_get_precopy_info(vfu_ctx_t *vfu_ctx, vfu_msg_t *msg)
 
     msg->out.iov.iov_base = reply;
     msg->out.iov.iov_len = sizeof(*reply);
+    return 0;
+}
+
+int
+migration_gather(vfu_ctx_t *vfu_ctx, vfu_msg_t *msg, uint32_t size)
+{
+    struct migration *migr = vfu_ctx->migration;
+    const struct iovec *data = NULL;
+    struct iovec *parts;
+    size_t i, total = 0;
+    ssize_t nr;
+
+    if (migr->gather == NULL) {
+        return ERROR_INT(ENOSYS);
+    }
+
+    nr = migr->gather(vfu_ctx, size, &data);
+    if (nr < 0) {
+        return -1;
+    }
+    for (i = 0; i < (size_t)nr; i++) {
+        if (data[i].iov_len > size - total) {
+            vfu_log(vfu_ctx, LOG_ERR, "device gathered more than %u bytes",
+                    size);
+            return ERROR_INT(EIO);
+        }
+        total += data[i].iov_len;
+    }
+
+    parts = calloc((size_t)nr + 1, sizeof(*parts));
+    if (parts == NULL) {
+        return -1;
+    }
+    migr->gathered.argsz = sizeof(migr->gathered) + total;
+    migr->gathered.size = total;
+    parts[0].iov_base = &migr->gathered;
+    parts[0].iov_len = sizeof(migr->gathered);
+    if (nr > 0) {
+        memcpy(parts + 1, data, (size_t)nr * sizeof(*parts));
+    }
+    msg->out_iovecs = parts;
+    msg->nr_out_iovecs = (size_t)nr + 1;
+    return 0;
+}
+
+EXPORT int
+vfu_setup_migration_gather(vfu_ctx_t *vfu_ctx,
+                           vfu_migration_gather_cb_t *gather)
+{
+    assert(vfu_ctx != NULL);
+
+    if (vfu_ctx->migration == NULL) {
+        vfu_log(vfu_ctx, LOG_ERR, "migration callbacks must be set up first");
+        return ERROR_INT(EINVAL);
+    }
+
+    vfu_ctx->migration->gather = gather;
     return 0;
 }
 

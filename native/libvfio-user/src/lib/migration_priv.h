@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "libvfio-user.h"
+#include "vfio-user.h"
 
 #define MIGR_NR_STATES (VFIO_DEVICE_STATE_PRE_COPY_P2P + 1)
 
@@ -19,6 +20,8 @@ struct migration {
     vfu_migration_callbacks_t callbacks;
 #ifndef VFU_NO_MIGR_EXT
     vfu_migration_ext_t ext;
+    vfu_migration_gather_cb_t *gather;
+    struct vfio_user_mig_data gathered; /* of the reply that is being sent */
 #endif
     uint64_t flags;             /* VFIO_MIGRATION_* */
     size_t pgsize;

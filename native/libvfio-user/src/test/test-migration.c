@@ -163,6 +163,7 @@ static void
 free_reply(void)
 {
     free(msg.out.iov.iov_base);
+    free(msg.out_iovecs);
     memset(&msg, 0, sizeof(msg));
 }
 
@@ -821,6 +822,64 @@ test_data_size(void **state UNUSED)
     assert_fails(EINVAL, feature(SET(MIG_DATA_SIZE), 16, &length, 8));
 }
 
+static struct iovec gathered[2];
+static ssize_t nr_gathered;
+
+static ssize_t
+gather(vfu_ctx_t *ctx UNUSED, uint64_t count UNUSED, const struct iovec **iov)
+{
+    *iov = gathered;
+    return nr_gathered < 0 ? ERROR_INT(-nr_gathered) : nr_gathered;
+}
+
+/* A reply is where the device said that it is; or read_data fills it. */
+static void
+test_gather(void **state UNUSED)
+{
+    uint32_t req[2] = { 8 + 100, 100 };
+    static uint8_t data[100];
+    uint32_t head[2];
+
+    assert_int_equal(0, vfu_setup_migration_gather(dev.ctx, gather));
+    force_state(ST(STOP_COPY));
+    gathered[0] = (struct iovec){ data, 60 };
+    gathered[1] = (struct iovec){ data + 60, 40 };
+    for (nr_gathered = 0; nr_gathered <= 2; nr_gathered++) {
+        uint32_t size = nr_gathered == 0 ? 0 : nr_gathered == 1 ? 60 : 100;
+
+        assert_int_equal(0, request(handle_mig_data_read, req, 8));
+        assert_int_equal(nr_gathered + 1, msg.nr_out_iovecs);
+        memcpy(head, msg.out_iovecs[0].iov_base, sizeof(head));
+        assert_int_equal(8, msg.out_iovecs[0].iov_len);
+        assert_int_equal(8 + size, head[0]);
+        assert_int_equal(size, head[1]);
+        assert_memory_equal(msg.out_iovecs + 1, gathered,
+                            nr_gathered * sizeof(gathered[0]));
+    }
+
+    /* More than was asked for, even where the sum of it is not. */
+    nr_gathered = 2;
+    gathered[1].iov_len = 41;
+    assert_fails(EIO, request(handle_mig_data_read, req, 8));
+    gathered[1].iov_len = SIZE_MAX - 59;
+    assert_fails(EIO, request(handle_mig_data_read, req, 8));
+    assert_null(msg.out_iovecs);
+
+    nr_gathered = -EBUSY;
+    assert_fails(EBUSY, request(handle_mig_data_read, req, 8));
+
+    nr_gathered = -ENOSYS;
+    dev.read_ret = 100;
+    assert_int_equal(0, request(handle_mig_data_read, req, 8));
+    assert_null(msg.out_iovecs);
+    assert_int_equal(108, msg.out.iov.iov_len);
+
+    assert_int_equal(0, vfu_setup_migration_gather(dev.ctx, NULL));
+    nr_gathered = 1;
+    assert_int_equal(0, request(handle_mig_data_read, req, 8));
+    assert_null(msg.out_iovecs);
+}
+
 static void
 test_setup(void **state UNUSED)
 {
@@ -835,6 +894,7 @@ test_setup(void **state UNUSED)
     assert_fails(EINVAL, vfu_setup_device_migration_ext(dev.ctx, &ext));
     assert_fails(ENOTSUP, vfu_migration_get_state(dev.ctx));
     assert_fails(ENOTSUP, vfu_migration_fail(dev.ctx));
+    assert_fails(EINVAL, vfu_setup_migration_gather(dev.ctx, gather));
     assert_fails(ENOTTY, feature(GET(MIGRATION), 16, "", 0));
     assert_fails(EINVAL, request(handle_mig_data_read, "12345678", 8));
     assert_fails(EINVAL, request(handle_mig_data_write, "12345678", 8));
@@ -877,6 +937,7 @@ main(void)
 #ifndef VFU_NO_MIGR_EXT
         TEST(test_precopy_info),
         TEST(test_data_size),
+        TEST(test_gather),
         TEST(test_setup),
 #endif
     };

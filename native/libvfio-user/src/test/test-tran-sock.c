@@ -493,6 +493,15 @@ test_drip(void **state UNUSED)
     assert_int_equal(1, nr_resets);
 }
 
+/* The server's end of the connection takes no more than about @size bytes. */
+static void
+limit_buffer(int size)
+{
+    size /= 2;          /* the kernel doubles it */
+    assert_int_equal(0, setsockopt(vfu_get_poll_fd(ctx), SOL_SOCKET, SO_SNDBUF,
+                                   &size, sizeof(size)));
+}
+
 /* A client that asks, but does not read the answers. */
 static void
 test_never_reads(void **state UNUSED)
@@ -508,6 +517,7 @@ test_never_reads(void **state UNUSED)
 
     /* If it reads in the end, all is there, in order, and nothing was lost. */
     assert_non_null(attach(CAPS("")));
+    limit_buffer(200000);
     for (i = 0; i < MIB; i++) {
         memory[i] = i * 11 + (i >> 8);
     }
@@ -1143,6 +1153,89 @@ test_part_before_dma(void **state UNUSED)
     }
 }
 
+#ifndef VFU_NO_MIGR_EXT
+/* More vectors than one sendmsg() takes, of odd lengths, MIB bytes together. */
+static struct iovec vectors[3000];
+
+static ssize_t
+gather(vfu_ctx_t *c UNUSED, uint64_t count, const struct iovec **iov)
+{
+    assert_int_equal(MIB, count);
+    *iov = vectors;
+    return ARRAY_SIZE(vectors);
+}
+
+/*
+ * What was gathered arrives as it was when it was asked for: to a client that
+ * reads at once, and to one that reads when the device has gone on.
+ */
+static void
+test_gather(void **state UNUSED)
+{
+    static char reply[8 + MIB], expected[MIB];
+    uint32_t req[2] = { 8 + MIB, MIB };
+    uint32_t to_pre_copy[4] = {
+        16, VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE | VFIO_DEVICE_FEATURE_SET,
+        VFIO_DEVICE_STATE_PRE_COPY, -1
+    };
+    size_t i, done = 0;
+    int late;
+
+    for (i = 0; i < MIB; i++) {
+        memory[i] = i * 31 + (i >> 10);
+    }
+    for (i = 0; i < ARRAY_SIZE(vectors); i++) {
+        size_t len = i + 1 == ARRAY_SIZE(vectors) ? MIB - done : 1 + i % 600;
+
+        vectors[i] = (struct iovec){ memory + done, len };
+        done += len;
+    }
+
+    for (late = 0; late < 2; late++) {
+        memcpy(expected, memory, MIB);
+        assert_non_null(attach(CAPS("\"max_data_xfer_size\":1048576")));
+        if (late) {
+            /* Too small for the reply: the library has to keep a part. */
+            limit_buffer(200000);
+        }
+        assert_int_equal(0, vfu_setup_migration_gather(ctx, gather));
+        send_msg(VFIO_USER_DEVICE_FEATURE, to_pre_copy, sizeof(to_pre_copy));
+        assert_int_equal(1, vfu_run_ctx(ctx));
+        assert_int_equal(0, recv_reply(reply, 16));
+        send_msg(VFIO_USER_MIG_DATA_READ, req, sizeof(req));
+        assert_int_equal(1, vfu_run_ctx(ctx));
+        assert_int_equal(late ? POLLOUT : POLLIN,
+                         vfu_get_poll_events(ctx, NULL));
+        memset(memory, late, MIB);
+        if (late) {
+            struct vfio_user_header hdr;
+            char *data = reply;
+            size_t left = sizeof(reply);
+
+            assert_int_equal(sizeof(hdr), recv(sock, &hdr, sizeof(hdr),
+                                               MSG_WAITALL));
+            assert_int_equal(sizeof(hdr) + sizeof(reply), hdr.msg_size);
+            while (left > 0) {
+                ssize_t ret = recv(sock, data, left, MSG_DONTWAIT);
+
+                if (ret > 0) {
+                    data += ret;
+                    left -= ret;
+                } else {
+                    assert_true(vfu_run_ctx(ctx) >= 0);
+                }
+            }
+        } else {
+            assert_int_equal(0, recv_reply(reply, sizeof(reply)));
+        }
+        assert_memory_equal(reply + 8, expected, MIB);
+        close(sock);
+        sock = -1;
+        assert_run_fails(ENOTCONN);
+    }
+}
+#endif
+
 int
 main(void)
 {
@@ -1167,6 +1260,9 @@ main(void)
         TEST(test_no_free_fd),
         TEST(test_wait_cb),
         TEST(test_part_before_dma),
+#ifndef VFU_NO_MIGR_EXT
+        TEST(test_gather),
+#endif
     };
     int ret;
 
