@@ -19,6 +19,7 @@ from promkit import DEPLOY
 from serverkit import PATIENCE_SECONDS, VFU_DEV, RunningServer, ServerFactory, wait_until
 
 from vfu_dev.bench.peers import free_port
+from vfu_dev.builds import artifact
 from vfu_dev.cli.serve import command as serve_command
 from vfu_dev.client import ControlClient, VfioUserDevice
 from vfu_dev.client.migrator import Migrator
@@ -149,7 +150,11 @@ def live(prefix: list[str], library: Path, destination: RunningServer, folder: P
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*prefix, *VFU_DEV, "serve", *map(str, options)],
-            env=os.environ | {"VFU_DEV_LIBVFIO_USER": str(library)},
+            env=os.environ
+            | {
+                "VFU_DEV_LIBVFIO_USER": str(library),
+                "VFU_DEV_KERNELS": str(artifact("vfu-kernels", build=True)),
+            },
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

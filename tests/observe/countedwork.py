@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from vfu_dev.device import Device, Region
-from vfu_dev.memory import Shadow, scan
+from vfu_dev.memory import kernels
 from vfu_dev.memory.pages import PageMap
 from vfu_dev.migration.sampler import Sampler
 
 COUNTS_VARIABLE = "VFU_TEST_COUNTS"
-# Pages hashed, classified as data or zeros, copied out and in, compared with a copy; looks for written pages.
+# Pages hashed where they are, classified as data or zeros, copied out and in (and hashed), compared with a
+# copy; looks for written pages.
 WORK = ("hashed", "classified", "gathered", "scattered", "compared", "looked")
 PAGES = 64  # 256 KiB: compared in one piece, however late the thread that does it is
 
@@ -63,16 +64,18 @@ def _count_in(path: str) -> None:
         return call
 
     functions = {
-        scan.hash_pages: counted("hashed", scan.hash_pages, lambda _, raw, size, pages: len(pages)),
-        scan.zero_pages: counted("classified", scan.zero_pages, lambda _, words, pages: len(pages)),
-        scan.gather: counted("gathered", scan.gather, lambda _, rows, pages, out: len(pages)),
-        scan.scatter: counted("scattered", scan.scatter, lambda _, rows, pages, payload: len(pages)),
+        kernels.hash_pages: counted("hashed", kernels.hash_pages, lambda _, rows, pages: len(pages)),
+        kernels.zero_pages: counted("classified", kernels.zero_pages, lambda _, rows, pages: len(pages)),
+        kernels.keep_pages: counted("gathered", kernels.keep_pages, lambda _, rows, pages, kept: len(pages)),
+        kernels.store_pages: counted(
+            "scattered", kernels.store_pages, lambda _, rows, pages, new: len(pages)
+        ),
+        kernels.changed_pages: counted("compared", kernels.changed_pages, lambda result, *_: result[1]),
     }
     for module in [module for name, module in sys.modules.items() if name.startswith("vfu_dev.")]:
         for name, value in list(vars(module).items()):
             if callable(value) and value.__hash__ is not None and value in functions:
                 setattr(module, name, functions[value])
-    Shadow._compare = counted("compared", Shadow._compare, lambda result, *_: result[1])  # type: ignore[method-assign]
     PageMap.unclassified = counted("looked", PageMap.unclassified, lambda *_: 1)  # type: ignore[method-assign]
     Sampler.__init__.__defaults__ = (1e6,)
 

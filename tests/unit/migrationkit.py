@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vfu_dev.memory import DeviceMemory
-from vfu_dev.migration import MigratableState, Migration, RegisterBlock, plan, stream
+from vfu_dev.migration import MigratableState, Migration, RegisterBlock, decoder, plan, stream
 from vfu_dev.uapi import DeviceState
 
 PAGE = 64
@@ -17,8 +17,9 @@ REGISTERS = np.dtype([("head", "<u4"), ("tail", "<u4"), ("mode", "<u8")])
 
 def use_small_records(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(stream, "PAGES_BODY_BYTES", 4 * PAGE)
-    patch.setattr(stream, "ZERO_PAGES_A_RECORD", 6)
-    patch.setattr(plan, "ZERO_PAGES_A_RECORD", 6)
+    patch.setattr(decoder, "PAGES_BODY_BYTES_V1", 4 * PAGE)
+    for module in (stream, plan, decoder):
+        patch.setattr(module, "ZERO_PAGES_A_RECORD", 6)
 
 
 @dataclass

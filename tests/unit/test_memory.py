@@ -1,4 +1,4 @@
-"""Device memory and its page map: what is marked is what is collected; what is gathered is what was there."""
+"""Device memory and its page map: what is marked is what is collected, and store is given back."""
 
 from __future__ import annotations
 
@@ -8,15 +8,7 @@ import pytest
 from hypothesis import given
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.memory import (
-    DeviceMemory,
-    PageMap,
-    fold_hashes,
-    gather,
-    hash_pages,
-    scatter,
-    zero_pages,
-)
+from vfu_dev.memory import DeviceMemory, PageMap, device_memory
 from vfu_dev.memory.pages import CODE_DATA, CODE_ZERO
 
 PAGE = 64
@@ -48,34 +40,6 @@ def test_claimed_pages_are_clean_until_they_are_written_again(first: list[int], 
     assert pages.written_pages == 0
 
 
-@given(st.lists(st.integers(0, 29), unique=True, max_size=30), st.integers(0, 2**32))
-def test_zero_pages_are_found_wherever_the_one_byte_hides(chosen: list[int], seed: int) -> None:
-    memory = DeviceMemory("m", 30 * PAGE, PAGE)
-    rng = np.random.default_rng(seed)
-    for page in chosen:
-        memory.raw[page * PAGE + int(rng.integers(PAGE))] = int(rng.integers(1, 256))
-    indices = rng.permutation(30).astype(np.intp)
-    assert zero_pages(memory.words, indices).tolist() == [i not in chosen for i in indices.tolist()]
-
-
-def test_what_is_gathered_can_be_scattered() -> None:
-    rng = np.random.default_rng(3)
-    source, target = DeviceMemory("a", 50 * PAGE, PAGE), DeviceMemory("b", 50 * PAGE, PAGE)
-    source.data[:] = rng.integers(0, 256, 50 * PAGE, dtype=np.uint8)
-    indices = rng.permutation(50)[:20].astype(np.intp)
-    payload = gather(source.rows, indices, np.empty((30, PAGE), np.uint8))
-    scatter(target.rows, indices, payload)
-    assert (target.rows[indices] == source.rows[indices]).all()
-    assert hash_pages(source.raw, PAGE, indices).tolist() == hash_pages(target.raw, PAGE, indices).tolist()
-
-
-def test_scatter_outside_the_memory_stores_nothing() -> None:
-    memory = DeviceMemory("m", 4 * PAGE, PAGE)
-    with pytest.raises(IndexError):
-        scatter(memory.rows, np.array([0, 4]), np.ones((2, PAGE), np.uint8))
-    assert not memory.data.any()
-
-
 def test_clear_gives_memory_back() -> None:
     """A cleared memory is zero, unwritten, and holds no backing store."""
     memory = DeviceMemory("m", 1 << 20)
@@ -105,12 +69,28 @@ def test_classify_tells_data_from_zeros_and_gives_up_on_time() -> None:
     assert len(memory.pages.with_code(CODE_ZERO)) == 0
 
 
-def test_the_digest_depends_on_every_page_and_its_place() -> None:
-    hashes = np.arange(10, dtype=np.uint64)
-    digests = {fold_hashes(hashes), fold_hashes(hashes[::-1].copy()), fold_hashes(hashes[:9])}
-    assert len(digests) == 3
-    memory = DeviceMemory("m", PAGE, PAGE)
-    assert hash_pages(memory.raw, PAGE, np.array([0])).tolist() == [0]
+def test_a_refilled_memory_keeps_its_store_and_knows_what_is_old() -> None:
+    """Nothing counts as written, and what had content is named, marked or not."""
+    memory = DeviceMemory("m", 1 << 20)
+    memory.store(5000, b"x" * 10000)
+    memory.raw[100 * 4096] = 1  # by somebody who marks nothing
+    old = memory.begin_refill()
+    assert np.flatnonzero(old).tolist() == [1, 2, 3, 100]
+    assert memory.pages.written_pages == 0
+    assert memory.allocated_blocks() == 4 * 8
+    memory.clear_pages(np.array([1, 2, 100]))
+    assert np.concatenate(list(memory.allocated_pages())).tolist() == [3]
+    assert not memory.rows[[1, 2, 100]].any()
+    assert memory.rows[3].any()
+
+
+def test_old_store_in_too_many_pieces_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_memory, "_REFILL_SEARCH_SECONDS", -1.0)
+    memory = DeviceMemory("m", 1 << 20)
+    memory.store(0, b"x" * 4096)
+    assert not memory.begin_refill().any()
+    assert memory.allocated_blocks() == 0
+    assert not memory.data.any()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import fcntl
 import mmap
 import os
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def memory() -> DeviceMemory:
 def send_all(memory: DeviceMemory, copy: Shadow) -> None:
     """Do what a session does with dirty pages."""
     dirty = memory.pages.collect()
-    copy.keep(dirty, memory.rows[dirty])
+    copy.keep(dirty)
     memory.pages.claim(dirty)
 
 
@@ -215,6 +216,38 @@ def test_a_final_look_too_long_for_one_read_does_not_end_the_stream(monkeypatch:
         receiver.write(memoryview(part))
     receiver.set_state(S.RUNNING)
     assert bytes(target.raw) == bytes(source.raw)
+
+
+@pytest.mark.parametrize("again", [b"b", b"\0"])
+def test_a_page_sent_twice_in_one_read_is_sent_as_it_was_each_time(
+    monkeypatch: pytest.MonkeyPatch, again: bytes
+) -> None:
+    """The guest writes between two passes, and both are read at once: what the first one said still holds."""
+    source, target = (DeviceMemory("m", 16 * 4096, mapped=True) for _ in range(2))
+    migration = Migration("s", MigratableState("t", [source], []))
+    source.raw[5 * 4096 : 6 * 4096] = b"a" * 4096
+    migration.set_state(S.PRE_COPY)
+    begin, changes = plan.PassPlan.start_pass, [b"a", again]
+
+    def start_pass(one: plan.PassPlan, *arguments: Any) -> bool:
+        if changes:
+            source.raw[5 * 4096 : 6 * 4096] = changes.pop(0) * 4096
+        return begin(one, *arguments)
+
+    monkeypatch.setattr(plan.PassPlan, "start_pass", start_pass)
+    data = bytearray(1 << 20)
+    count = migration.read_into(memoryview(data))
+    record = migration.save_status()
+    assert record is not None
+    assert record["pages_resent"] == 1
+    migration.set_state(S.STOP_COPY)
+    rest = bytearray(1 << 20)
+    receiver = Migration("t", MigratableState("t", [target], []))
+    receiver.set_state(S.RESUMING)
+    receiver.write(memoryview(data)[:count])
+    receiver.write(memoryview(rest)[: migration.read_into(memoryview(rest))])
+    receiver.set_state(S.RUNNING)
+    assert bytes(target.raw) == bytes(source.raw) == bytes(5 * 4096) + again * 4096 + bytes(10 * 4096)
 
 
 def test_pages_found_zero_and_written_before_they_were_sent_are_sent_as_data() -> None:

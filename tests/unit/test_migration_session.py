@@ -10,6 +10,8 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from migrationkit import PAGE, Box, filled, use_small_records
+from numpykit import use_numpy
+from oldstream import version_1
 
 from vfu_dev.errors import StateError, StreamError
 from vfu_dev.memory import DeviceMemory
@@ -27,12 +29,16 @@ class MigrationMachine(RuleBasedStateMachine):
     """A device, whoever writes to it, and a client that migrates it."""
 
     shape: ClassVar[dict[str, Any]] = {}
+    in_numpy: ClassVar[bool] = False
+    old_stream: ClassVar[bool] = False  # what arrives is as an earlier version of this program sends it
 
     @initialize(limit=st.none() | st.integers(0, 50 * PAGE))
     def create(self, limit: int | None) -> None:
         """Start with two new devices."""
         self.patch = pytest.MonkeyPatch()
         use_small_records(self.patch)
+        if self.in_numpy:
+            use_numpy(self.patch)
         self.source = Box(initial_limit_bytes=limit, **self.shape)
         self.target = Box(**self.shape)
         self.stream = b""
@@ -121,7 +127,7 @@ class MigrationMachine(RuleBasedStateMachine):
         if opted_in:
             assert (now.initial_bytes > 0) == (count > 0 or before.initial_bytes > 0)
             # What was planned together may now be framed in other records.
-            assert now.initial_bytes >= before.initial_bytes - 8 * stream.RECORD.size
+            assert now.initial_bytes >= before.initial_bytes - 8 * stream.FRAME_BYTES
 
     @precondition(lambda self: self.state in PRE_COPY)
     @rule()
@@ -165,7 +171,9 @@ class MigrationMachine(RuleBasedStateMachine):
         assert len(rest) == promised
         assert self.source.migration.stop_copy_length() == 0
         self.stream += rest
-        self.target.resume(self.stream, write_step)
+        arriving = version_1(self.stream) if self.old_stream else self.stream
+        assert len(arriving) == len(self.stream)
+        self.target.resume(arriving, write_step)
         assert self.target.snapshot() == at_stop
         saved, loaded = self.source.audit(), self.target.migration.resume_status()
         assert loaded is not None
@@ -197,10 +205,35 @@ class MappedMachine(MigrationMachine):
     shape: ClassVar[dict[str, Any]] = {"pages": (192, 7), "mapped": True}
 
 
+class NumpyMachine(MigrationMachine):
+    """The same without the kernels."""
+
+    in_numpy = True
+
+
+class MappedNumpyMachine(MappedMachine):
+    """The same without the kernels, with such a memory."""
+
+    in_numpy = True
+
+
+class OldStreamMachine(MigrationMachine):
+    """The same with a stream of version 1."""
+
+    old_stream = True
+
+
 MigrationMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestMigrationMachine = MigrationMachine.TestCase
 MappedMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 TestMappedMachine = MappedMachine.TestCase
+FEWER = settings(max_examples=40, stateful_step_count=40, deadline=None)
+NumpyMachine.TestCase.settings = FEWER
+TestNumpyMachine = NumpyMachine.TestCase
+MappedNumpyMachine.TestCase.settings = FEWER
+TestMappedNumpyMachine = MappedNumpyMachine.TestCase
+OldStreamMachine.TestCase.settings = FEWER
+TestOldStreamMachine = OldStreamMachine.TestCase
 
 
 def test_initial_falls_to_zero_before_dirty_does() -> None:
@@ -255,17 +288,35 @@ def test_new_initial_data_is_announced_complete_once_more() -> None:
     assert target.migration.initial_received == 2
 
 
-def test_a_record_sent_in_parts_is_a_snapshot() -> None:
-    """A page written while half of its record is on the wire arrives whole, and then again."""
-    source, target = Box(), Box()
-    source.memories[0].store(0, b"a" * (4 * PAGE))
+@pytest.mark.parametrize("pages", [0.0, 0.5, 1.0, 2.25, 4.0])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_record_sent_in_parts_holds_together(mapped: bool, pages: float) -> None:
+    """A page written while its record is on the wire arrives whole, before or after, and then again."""
+    source, target = Box(pages=(64, 7), mapped=mapped), Box(pages=(64, 7), mapped=mapped)
+    source.put(0, 0, b"a" * (4 * PAGE))
     source.migration.set_state(S.PRE_COPY)
-    first = source.read(stream.prelude_bytes(source.contents) + stream.RECORD.size + 16 + PAGE)
-    source.memories[0].store(0, b"b" * (4 * PAGE))
+    head = stream.prelude_bytes(source.contents) + stream.RECORD.size + 4 * stream.INDEX_BYTES
+    first = source.read(head + int(pages * PAGE))
+    source.put(0, 0, b"b" * (4 * PAGE))
     second = source.read_all()
     source.migration.set_state(S.STOP_COPY)
     target.resume(first + second + source.read_all(), step=7)
     assert target.snapshot() == source.snapshot()
+
+
+def test_a_page_written_while_its_record_is_under_way_counts_in_the_next_migration() -> None:
+    """It goes with that record, and is no longer looked at; but it is no less a part of the state."""
+    box = Box()
+    box.migration.set_state(S.PRE_COPY)
+    box.read_all()
+    box.put(0, 0, b"a" * PAGE)
+    box.read(1)
+    box.put(0, 0, b"b" * PAGE)
+    assert box.migration.precopy_info().dirty_bytes == stream.pages_bytes(1, PAGE) - 1
+    box.migration.set_state(S.RUNNING)
+    promised = box.migration.stop_copy_length()
+    assert len(box.save()) == promised
+    assert promised > stream.pages_bytes(1, PAGE)
 
 
 @pytest.mark.parametrize("cold_first", [True, False])

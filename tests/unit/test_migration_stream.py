@@ -6,10 +6,13 @@ import random
 import struct
 import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import xxhash
 from migrationkit import PAGE, Box, filled
+from numpykit import use_numpy
+from oldstream import pieces, version_1
 
 from vfu_dev.errors import StreamError
 from vfu_dev.migration import stream
@@ -18,17 +21,7 @@ from vfu_dev.uapi import DeviceState
 pytestmark = pytest.mark.usefixtures("small_records")
 
 MUTATIONS = 10_000
-
-
-def pieces(data: bytes) -> list[bytes]:
-    """Cut a valid stream into its prelude (with schema) and its records."""
-    length = stream.PRELUDE.size + stream.PRELUDE.unpack_from(data)[2]
-    found, position = [data[:length]], length
-    while position < len(data):
-        size = stream.RECORD.size + stream.RECORD.unpack_from(data, position)[5]
-        found.append(data[position : position + size])
-        position += size
-    return found
+OLD_STREAM = Path(__file__).parents[1] / "data" / "streams" / "version-1.bin"
 
 
 def mutations(data: bytes, other: bytes, rng: random.Random) -> Iterator[tuple[str, bytes]]:
@@ -71,10 +64,15 @@ def mutations(data: bytes, other: bytes, rng: random.Random) -> Iterator[tuple[s
             yield kind, bytes(damaged)
 
 
-def test_no_mutation_is_ever_accepted() -> None:
+@pytest.mark.parametrize(("version", "in_numpy"), [(2, False), (2, True), (1, False), (1, True)])
+def test_no_mutation_is_ever_accepted(monkeypatch: pytest.MonkeyPatch, version: int, in_numpy: bool) -> None:
     """Whatever happens to a stream on its way, the device refuses it and says why."""
+    if in_numpy:
+        use_numpy(monkeypatch)
     source, other = filled(1), filled(2)
     data, foreign = source.save(), other.save()
+    if version == 1:
+        data, foreign = version_1(data), version_1(foreign)
     target = Box()
     rng = random.Random(20260922)
     found = mutations(data, foreign, rng)
@@ -120,11 +118,11 @@ def test_damage_with_a_matching_checksum_is_refused_too() -> None:
         (3, 0, 0, bytes(17)),
         (4, 0, 0, bytes(48)),
     ]:
-        head = stream.RECORD.pack(kind, index, 0, count, 0, len(body), 0)[:-8]
+        head = stream.RECORD.pack(kind, index, 0, count, 0, len(body))
         checksum = xxhash.xxh3_64_intdigest(head + body, seed=chain)
         target = Box()
         with pytest.raises(StreamError) as caught:
-            target.resume(parts[0] + head + checksum.to_bytes(8, "little") + body)
+            target.resume(parts[0] + head + body + checksum.to_bytes(8, "little"))
         reasons.add(str(caught.value))
     assert len(reasons) == 12, reasons  # the two that do not ascend share theirs
 
@@ -133,7 +131,7 @@ def test_lengths_are_judged_before_anything_is_buffered() -> None:
     """A record that claims 2^60 bytes costs nothing."""
     data = filled().save()
     prelude = pieces(data)[0]
-    huge = stream.RECORD.pack(1, 0, 0, 4, 0, 1 << 60, 0)
+    huge = stream.RECORD.pack(1, 0, 0, 4, 0, 1 << 60)
     target = Box()
     target.migration.set_state(DeviceState.RESUMING)
     tracemalloc.start()
@@ -147,8 +145,47 @@ def test_lengths_are_judged_before_anything_is_buffered() -> None:
 def test_a_newer_version_is_named() -> None:
     data = bytearray(filled().save())
     data[8] = stream.STREAM_VERSION + 1
-    with pytest.raises(StreamError, match="version 2 is newer"):
+    with pytest.raises(StreamError, match="version 3 is newer"):
         Box().resume(bytes(data))
+
+
+def test_a_stream_of_the_first_version_is_taken() -> None:
+    """As that program wrote it, byte for byte: the state is the one that it was made of, digest and all."""
+    data = OLD_STREAM.read_bytes()
+    source, target = filled(1), Box()
+    assert data == version_1(source.save())
+    target.resume(data, step=100)
+    assert target.snapshot() == source.snapshot()
+    assert target.migration.resume_status()["digest"] == "d953455635ae741e4571e2911ca334a5"  # type: ignore[index]
+
+
+def test_pages_are_taken_as_they_arrive_and_given_up_when_their_record_is_wrong() -> None:
+    """What is stored before its checksum came is not believed: the session ends there, for good."""
+    data = bytearray(filled().save())
+    parts = pieces(bytes(data))
+    first = next(i for i, part in enumerate(parts[1:], 1) if stream.RECORD.unpack_from(part)[0] == 1)
+    begin = sum(map(len, parts[:first]))
+    data[begin + stream.RECORD.size + 4 * stream.INDEX_BYTES] ^= 1
+    target = Box()
+    target.migration.set_state(DeviceState.RESUMING)
+    end = begin + len(parts[first])
+    target.migration.write(memoryview(data)[: end - 1])
+    assert any(memory.data.any() for memory in target.memories)
+    with pytest.raises(StreamError, match="wrong checksum"):
+        target.migration.write(memoryview(data)[end - 1 : end])
+    target.migration.reset(DeviceState.RUNNING, "test")
+    assert target.events == ["unverified"]
+
+
+def test_what_was_there_before_and_is_not_sent_is_gone() -> None:
+    """Memory is not cleared first, so that its store can be used again; nothing of it is left in the end."""
+    source, target = filled(), filled(3)
+    target.memories[0].raw[39 * PAGE] = 1  # by somebody who marks nothing
+    target.resume(source.save())
+    assert target.snapshot() == source.snapshot()
+    assert [m.pages.written_pages for m in target.memories] == [
+        m.pages.written_pages for m in source.memories
+    ]
 
 
 def test_another_shape_is_refused_in_the_first_message_and_both_are_named() -> None:

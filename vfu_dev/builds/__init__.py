@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vfu_dev.builds import bench, guest, libvfio_user, pciutils, qemu, qemu_packages, vfio_preload
+from vfu_dev.builds import bench, guest, kernels, libvfio_user, pciutils, qemu, qemu_packages, vfio_preload
 from vfu_dev.builds.cache import Cache
 from vfu_dev.builds.native import native_dir
 from vfu_dev.builds.packages import FIRMWARE_DIRS
@@ -41,6 +41,8 @@ RECIPES: dict[str, Recipe] = {
         libvfio_user.TESTS,
         libvfio_user.REDUCED,
         libvfio_user.SANITIZED,
+        kernels.LIBRARY,
+        kernels.SANITIZED,
         bench.CLIENT,
         bench.PEER,
         vfio_preload.LIBRARY,
@@ -58,7 +60,7 @@ RECIPES: dict[str, Recipe] = {
 }
 
 # What the main job needs.
-DEFAULT = ("libvfio-user", "guest", "qemu")
+DEFAULT = ("libvfio-user", "vfu-kernels", "guest", "qemu")
 
 
 def recipe_named(name: str) -> Recipe:

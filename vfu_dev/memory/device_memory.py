@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vfu_dev.errors import ConfigError
+from vfu_dev.memory.kernels import populate_pages, zero_pages
 from vfu_dev.memory.pages import CODE_DATA, CODE_DIRTY, CODE_NEVER, CODE_ZERO, PageIndices, PageMap
-from vfu_dev.memory.scan import zero_pages
 
 MIN_PAGE_SIZE_BYTES = 64  # small pages make small tests; a device uses 4 KiB and more
 MAX_PAGE_SIZE_BYTES = 16 << 20
@@ -24,6 +24,8 @@ MAX_PAGES = 1 << 32  # page indices travel as 32 bits
 
 # Pages classified between two looks at the clock.
 _CLASSIFY_BATCH_PAGES = 16384
+# How long to search for backing store that can be used again; each piece of it takes 3 us to find.
+_REFILL_SEARCH_SECONDS = 0.05
 
 
 @dataclass
@@ -133,7 +135,7 @@ class DeviceMemory:
                 codes[unknown[start:]] = CODE_DATA
                 return False
             batch = unknown[start : start + _CLASSIFY_BATCH_PAGES]
-            codes[batch] = np.where(zero_pages(self.words, batch), CODE_ZERO, CODE_DATA)
+            codes[batch] = np.where(zero_pages(self.rows, batch), CODE_ZERO, CODE_DATA)
         return True
 
     def recheck_zeros(self, budget_seconds: float = float("inf")) -> PageIndices:
@@ -147,13 +149,54 @@ class DeviceMemory:
             if time.monotonic() > deadline:
                 return zeros[start:]
             batch = zeros[start : start + _CLASSIFY_BATCH_PAGES]
-            self.pages.codes[batch[~zero_pages(self.words, batch)]] = CODE_DATA
+            self.pages.codes[batch[~zero_pages(self.rows, batch)]] = CODE_DATA
         return zeros[:0]
 
     def clear(self) -> None:
         """Make every byte zero and every page unwritten, by giving the backing store back to the kernel."""
         self._map.madvise(mmap.MADV_REMOVE)
         self.pages.forget()
+
+    def begin_refill(self) -> npt.NDArray[np.bool_]:
+        """Make every page unwritten, because a whole state is about to be stored.
+
+        Backing store that is there stays: to give it back only to fault it in again took most of the time of
+        an incoming migration. So a page's old content stays too, until it is stored to or cleared.
+
+        Returns: which pages have old content, shape (page_count,).
+        """
+        old = np.zeros(self.page_count, dtype=np.bool_)
+        if self.allocated_blocks() * 512 >= self.backing_bytes:
+            old[:] = True
+            self.pages.forget()
+            return old
+        deadline = time.monotonic() + _REFILL_SEARCH_SECONDS
+        for pages in self.allocated_pages():
+            old[pages] = True
+            if time.monotonic() > deadline:  # in pieces too small to be worth it
+                self.clear()
+                old[:] = False
+                break
+        self.pages.forget()
+        return old
+
+    def clear_pages(self, indices: PageIndices) -> None:
+        """Make the pages `indices`, ascending, zero and unwritten; their backing store is given back."""
+        if not len(indices):
+            return
+        self.pages.codes[indices] = CODE_NEVER
+        if self.page_size_bytes % mmap.PAGESIZE:
+            self.rows[indices] = 0
+            return
+        starts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
+        ends = np.append(starts[1:], len(indices))
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            first = int(indices[start]) * self.page_size_bytes
+            self._map.madvise(mmap.MADV_REMOVE, first, (end - start) * self.page_size_bytes)
+
+    def populate(self, indices: PageIndices) -> None:
+        """Have the kernel provide the pages `indices`, ascending, at once: all of them are stored to next."""
+        populate_pages(self.rows, indices)
 
     def allocated_pages(self) -> Iterator[PageIndices]:
         """Yield the pages that have backing store, ascending, in batches; all others read as zeros.

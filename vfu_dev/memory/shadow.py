@@ -13,6 +13,7 @@ anyway, because it may change while its checksum is taken.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import threading
@@ -25,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vfu_dev.memory.device_memory import DeviceMemory
+from vfu_dev.memory.kernels import Hashes, Pages, changed_pages, keep_pages
 from vfu_dev.memory.pages import CODE_CLEAN, CODE_DATA, CODE_DIRTY, CODE_NEVER, PageIndices
 
 # Memory and copy are read once and streamed; the result of the comparison, an eighth of this, is read again
@@ -34,6 +36,10 @@ LOOK_CHUNK_BYTES = 1 << 20
 _PARALLEL_BYTES = 32 << 20
 # Every so many looks the slower of one and two threads is tried again: the other core may be free by now.
 _RETRY_LOOKS = 16
+
+_HUGE_BYTES = 2 << 20
+# Each is a mapping of its own for the kernel, which allows 65530.
+_MAX_HUGE_RUNS = 4096
 
 # <asm-generic/mman.h>; Python's own name for it is newer than 3.11. The copy may never become that large.
 _MAP_NORESERVE = 0x4000
@@ -45,6 +51,7 @@ class Shadow:
     Args:    memory: mapped by a client. Its page map says what is clean; changed pages are marked in it.
 
     Attributes:
+        rows: the copies, shape (page_count, page_size_bytes) uint8.
         settled: the device stands still and every page was looked at since: nothing will be found any more.
         expected_pages: how many changed pages the part that the last look had no time for should hold, if it
             is like the part that was looked at; 0 when all was looked at.
@@ -56,8 +63,8 @@ class Shadow:
             -1, memory.size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         )
         data: npt.NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)
-        self._rows = data.reshape(memory.page_count, -1)
-        self._words: npt.NDArray[np.uint64] = data.view(np.uint64).reshape(memory.page_count, -1)
+        self.rows: Pages = data.reshape(memory.page_count, -1)
+        self._advise_huge_pages()
         self._held = np.zeros(memory.page_count, dtype=np.bool_)  # pages of the copy that are not just zeros
         self._chunk_pages = max(1, LOOK_CHUNK_BYTES // memory.page_size_bytes)
         self._chunk_bytes = self._chunk_pages * memory.page_size_bytes  # more, where one page has more
@@ -69,15 +76,30 @@ class Shadow:
         self.settled = False
         self.expected_pages = 0
 
-    def keep(self, indices: PageIndices, rows: npt.NDArray[np.uint8]) -> None:
-        """Note that `rows` are sent as the pages `indices`."""
-        self._rows[indices] = rows
+    def _advise_huge_pages(self) -> None:
+        """Have huge pages where all of one will be copied to: that is one fault instead of 512."""
+        page = self._memory.page_size_bytes
+        skipped = -self.rows.__array_interface__["data"][0] % _HUGE_BYTES
+        if page > _HUGE_BYTES or skipped % page:
+            return
+        pages, first = _HUGE_BYTES // page, skipped // page
+        written = self._memory.pages.codes[first:] != CODE_NEVER
+        whole = written[: len(written) // pages * pages].reshape(-1, pages).all(axis=1)
+        edges = np.flatnonzero(np.diff(whole, prepend=False, append=False))
+        for start, end in edges.reshape(-1, 2)[:_MAX_HUGE_RUNS].tolist():
+            place, count = skipped + start * _HUGE_BYTES, (end - start) * _HUGE_BYTES
+            with contextlib.suppress(OSError):  # a kernel without them
+                self._map.madvise(mmap.MADV_HUGEPAGE, place, count)
+
+    def keep(self, indices: PageIndices) -> Hashes:
+        """Take the pages `indices` over as they are now, to be sent from `rows`; returns their hashes."""
         self._held[indices] = True
+        return keep_pages(self._memory.rows, indices, self.rows)
 
     def keep_zeros(self, indices: PageIndices) -> None:
         """Note that the pages `indices` are sent as zeros; what the guest writes meanwhile will be found."""
         held = indices[self._held[indices]]
-        self._rows[held] = 0
+        self.rows[held] = 0
         self._held[held] = False
 
     def stop(self, budget_seconds: float) -> None:
@@ -141,19 +163,8 @@ class Shadow:
 
     def _compare(self, chunk: int) -> tuple[PageIndices, int]:
         """Return the clean pages of `chunk` that changed, and how many clean pages it has; any thread."""
-        start = chunk * self._chunk_pages
-        clean = self._memory.pages.codes[start : start + self._chunk_pages] >= CODE_CLEAN
-        stop = start + len(clean)
-        if clean.all():
-            live, sent = self._memory.words[start:stop], self._words[start:stop]
-            different = live != sent
-            if not different.any():
-                return np.empty(0, dtype=np.intp), len(clean)
-            return np.flatnonzero(different.any(axis=1)) + start, len(clean)
-        # A page that nobody ever wrote must not be read: reading would give it backing store.
-        pages = np.flatnonzero(clean) + start
-        different = self._memory.words[pages] != self._words[pages]
-        return pages[different.any(axis=1)], len(pages)
+        memory, start = self._memory, chunk * self._chunk_pages
+        return changed_pages(memory.rows, self.rows, memory.pages.codes, start, start + self._chunk_pages)
 
 
 class _Pace:

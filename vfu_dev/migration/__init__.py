@@ -4,13 +4,14 @@
 """
 
 from vfu_dev.migration.audit import StateHasher
+from vfu_dev.migration.decoder import StreamDecoder
 from vfu_dev.migration.engine import Migration
 from vfu_dev.migration.fsm import StateMachine, TransitionError
 from vfu_dev.migration.objects import StateObject
 from vfu_dev.migration.resume import ResumeSession
 from vfu_dev.migration.save import PrecopyInfo, SaveSession
 from vfu_dev.migration.schema import MigratableState, RegisterBlock
-from vfu_dev.migration.stream import STREAM_VERSION, StreamDecoder
+from vfu_dev.migration.stream import STREAM_VERSION
 
 __all__ = [
     "STREAM_VERSION",

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from vfu_dev.memory import fold_hashes, hash_pages
+from vfu_dev.memory import fold_hashes
+from vfu_dev.memory.kernels import hash_pages
 from vfu_dev.migration.records import SaveRecord
 from vfu_dev.migration.schema import MigratableState
 
@@ -37,7 +38,7 @@ class StateHasher:
                 step = max(1, (4 << 20) // memory.page_size_bytes)
                 for start in range(0, len(pages), step):
                     batch = pages[start : start + step]
-                    hashes[batch] = hash_pages(memory.raw, memory.page_size_bytes, batch)
+                    hashes[batch] = hash_pages(memory.rows, batch)
                     yield
 
     def advance(self, budget_seconds: float = float("inf")) -> bool:

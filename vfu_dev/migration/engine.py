@@ -11,6 +11,7 @@ from dataclasses import asdict
 from vfu_dev.errors import StateError, VfuDevError
 from vfu_dev.figures.totals import interruption
 from vfu_dev.memory import DeviceMemory
+from vfu_dev.memory.kernels import Vectors, join_vectors
 from vfu_dev.memory.pages import PageIndices
 from vfu_dev.migration.audit import Audit
 from vfu_dev.migration.fsm import PRE_COPY_GROUP, RUNNING_GROUP, SAVING_GROUP, Action, StateMachine
@@ -234,7 +235,11 @@ class Migration:
             record.status, record.error = "aborted", "the client went back to RUNNING"
 
     def read_into(self, buffer: memoryview) -> int:
-        """Serve MIG_DATA_READ: fill `buffer` unless the data ends; returns the bytes stored.
+        """Serve MIG_DATA_READ: fill `buffer` unless the data ends; returns the bytes stored. See `read`."""
+        return join_vectors(self.read(len(buffer)), buffer)
+
+    def read(self, count: int) -> Vectors:
+        """Serve MIG_DATA_READ: return where the next `count` bytes are, or fewer when the data ends.
 
         Raises:  StateError: outside the saving group.
         """
@@ -244,7 +249,7 @@ class Migration:
         began_ns = time.perf_counter_ns()
         initial_before = save.sent_initial_bytes
         try:
-            stored = save.read_into(buffer)
+            vectors, stored = save.read(count)
         except Exception as err:
             # A stream with a hole must not be completed by a client that tries again.
             self._end_save("failed", f"{type(err).__name__}: {err}", "failed")
@@ -258,12 +263,12 @@ class Migration:
             initial = save.sent_initial_bytes - initial_before
             totals.sent_bytes["pre_copy_initial"] += initial
             totals.sent_bytes["pre_copy_dirty"] += stored - initial
-        self.observer.read(len(buffer), stored, began_ns)
+        self.observer.read(count, stored, began_ns)
         if save.ended and record.status == "active":
             record.status, record.digest, record.ended = "sent", save.digest, time.time()
             self.observer.all_read()
             self._audit = Audit(self.contents, save.block_contents, record)
-        return stored
+        return vectors
 
     @property
     def has_precopy_info(self) -> bool:

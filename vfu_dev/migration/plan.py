@@ -26,8 +26,9 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from vfu_dev.memory import DeviceMemory, Shadow, hash_pages
-from vfu_dev.memory.pages import CODE_DATA, CODE_DIRTY, CODE_ZERO, PageIndices
+from vfu_dev.memory import DeviceMemory, Shadow
+from vfu_dev.memory.kernels import Hashes, Pages, hash_pages, span
+from vfu_dev.memory.pages import CODE_CLEAN, CODE_DATA, CODE_DIRTY, CODE_ZERO, PageIndices
 from vfu_dev.migration.schema import MigratableState
 from vfu_dev.migration.stream import (
     INITIAL_END_BYTES,
@@ -66,7 +67,9 @@ class PassPlan:
     Attributes:
         initial: pages that count as initial and were not sent yet, shape (page_count,) bool.
         sends: how often each page was sent, saturating, shape (page_count,) uint8.
-        hashes: `hash_pages` of each page as last sent, shape (page_count,) uint64.
+        pending: pages of the record under way that are sent as they will be then: what is written to them
+            until then needs no other record.
+        hashes: of each page as last sent (`vfu_dev.memory.kernels`), shape (page_count,) uint64.
     """
 
     def __init__(self, memory: DeviceMemory, cold_first: bool = True, share: float = 1.0) -> None:
@@ -85,6 +88,7 @@ class PassPlan:
         self.initial = np.zeros(count, dtype=np.bool_)
         self.sends = np.zeros(count, dtype=np.uint8)
         self.hashes = np.zeros(count, dtype=np.uint64)
+        self.pending = self._sent_again = _NO_PAGES
         self._in_pass = np.zeros(count, dtype=np.bool_)
         self._data = self._zeros = _NO_PAGES
         self._data_at = self._zeros_at = 0
@@ -118,18 +122,43 @@ class PassPlan:
         """Have the pages `indices` sent again, as initial, and before all others."""
         self.memory.pages.mark_pages(indices)
         self.initial[indices] = True
+        self._sent_again = np.union1d(self._sent_again, np.intersect1d(self.pending, indices))
 
     def drop_pass(self) -> None:
         """Give up the pass under way; what it has left waits for the next one."""
         self._data = self._zeros = _NO_PAGES
         self._in_pass[:] = False
 
-    def sent(self, indices: PageIndices, rows: npt.NDArray[np.uint8]) -> None:
-        """Note that `rows`, nobody else's memory, are sent as the pages `indices`."""
-        numbers = np.arange(len(indices))
-        self.hashes[indices] = hash_pages(rows.reshape(-1).data, self.memory.page_size_bytes, numbers)
-        if self._shadow is not None:
-            self._shadow.keep(indices, rows)
+    def hand_out(self, count: int) -> tuple[Pages, PageIndices, Hashes]:
+        """Send the next `count` pending pages as they are now.
+
+        Returns: where the pages of this memory are to be sent from, which
+            of them, and their hashes. What is sent of a mapped memory is a copy, which no guest can reach.
+        """
+        indices, self.pending = self.pending[:count], self.pending[count:]
+        hashes = self._hash(indices)
+        self.hashes[span(indices)] = hashes
+        self._claim_pending(indices)
+        return self._sent_from, indices, hashes
+
+    @property
+    def _sent_from(self) -> Pages:
+        return self.memory.rows if self._shadow is None else self._shadow.rows
+
+    def _hash(self, indices: PageIndices) -> Hashes:
+        """Return the hashes of pages as they are sent; those of a mapped memory are copied first."""
+        return hash_pages(self.memory.rows, indices) if self._shadow is None else self._shadow.keep(indices)
+
+    def put(self, taken: PageIndices) -> None:
+        """Make `taken` the pending pages; there are none."""
+        self.pending, self._sent_again = taken, _NO_PAGES
+
+    def _claim_pending(self, pages: PageIndices) -> None:
+        """Note that what was written to `pages` of the record under way goes with it."""
+        if len(self._sent_again):
+            pages = np.setdiff1d(pages, self._sent_again)
+        # Nobody looked at what was written, but it is sent as data.
+        self.memory.pages.codes[span(pages)] = CODE_DATA | CODE_CLEAN
 
     def sent_zeros(self, indices: PageIndices) -> None:
         """Note that the pages `indices` are sent as zeros."""
@@ -175,7 +204,8 @@ class PassPlan:
         missing = limit
         codes = self.memory.pages.codes
         while missing and at < len(queue):
-            window = queue[at : at + max(limit, _WINDOW_PAGES)]
+            # Most of the time all of the first ones do.
+            window = queue[at : at + (max(limit, _WINDOW_PAGES) if parts else limit)]
             written = window[codes[window] == CODE_DIRTY]
             if len(written):
                 # These are sent as they are now; what is hot waits for the next pass.
@@ -196,6 +226,8 @@ class PassPlan:
         """Bring all page codes up to date; `budget_seconds` is for what others write to a mapped memory."""
         if self._shadow is not None:
             self.memory.scans.pages += self._shadow.look(budget_seconds * self._share)
+        if len(self.pending):
+            self._claim_pending(self.pending)
         self._classify()
 
     def _classify(self) -> None:

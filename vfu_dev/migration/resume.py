@@ -6,11 +6,12 @@ import numpy as np
 import numpy.typing as npt
 
 from vfu_dev.errors import StreamError
-from vfu_dev.memory import fold_hashes, hash_pages, scatter
+from vfu_dev.memory import fold_hashes
+from vfu_dev.memory.kernels import Hashes, Pages, hash_pages, span, store_pages
 from vfu_dev.memory.pages import CODE_DATA, CODE_NEVER, CODE_ZERO, PageIndices
 from vfu_dev.migration.compat import Incoming
+from vfu_dev.migration.decoder import StreamDecoder
 from vfu_dev.migration.schema import Block, MigratableState, blocks_digest, state_digest
-from vfu_dev.migration.stream import StreamDecoder
 
 
 class ResumeSession:
@@ -19,7 +20,7 @@ class ResumeSession:
     Memory is written as it arrives, register blocks only when everything was verified. Until `finish`
     returned the device must not run: a resume that is given up leaves memory that nobody verified.
 
-    Args:    contents: what migrates; its memories are cleared.
+    Args:    contents: what migrates; nothing of its memories' content outlives the session.
 
     Attributes:
         digest: of the state as it lies in memory, hex, in the shape that the source has; None until the end
@@ -34,9 +35,9 @@ class ResumeSession:
         self._incoming: Incoming  # from the schema on
         self._blocks: list[bytes] = []  # as they arrived
         self._unpacked: list[tuple[Block, bytes]] = []  # as they take effect
-        self._hashes: list[npt.NDArray[np.uint64]] = []
-        for memory in contents.memories:
-            memory.clear()
+        self._hashes: list[Hashes] = []
+        # Where a memory still holds what was there before, by its name.
+        self._old: dict[str, npt.NDArray[np.bool_]] = {m.name: m.begin_refill() for m in contents.memories}
         self._decoder = StreamDecoder(contents, self)
 
     @property
@@ -75,25 +76,30 @@ class ResumeSession:
         for block, content in incoming.missing:
             block.validate_slot(content)
 
-    def take_pages(self, memory: int, indices: PageIndices, payload: npt.NDArray[np.uint8]) -> None:
+    def take_pages(self, memory: int, indices: PageIndices, payload: Pages) -> Hashes:
         """Store pages; their hashes are those of what now lies in memory, not of what arrived."""
         target = self._incoming.memories[memory].target
         if target is None:
-            raw, size = payload.reshape(-1).data, payload.shape[1]
-            self._hashes[memory][indices] = hash_pages(raw, size, np.arange(len(indices)))
-            return
-        scatter(target.rows, indices, payload)
-        target.pages.codes[indices] = CODE_DATA
-        self._hashes[memory][indices] = hash_pages(target.raw, target.page_size_bytes, indices)
+            hashes = hash_pages(payload, np.arange(len(indices)))
+        else:
+            old, codes, where = self._old[target.name], target.pages.codes, span(indices)
+            new = (codes[where] == CODE_NEVER) & ~old[where]
+            if new.any():
+                target.populate(indices[new])
+            hashes = store_pages(target.rows, indices, payload)
+            codes[where] = CODE_DATA
+            old[where] = False
+        self._hashes[memory][span(indices)] = hashes
+        return hashes
 
     def take_zeros(self, memory: int, indices: PageIndices) -> None:
         """Make pages zero; one never written is zero and is not touched, or it would be allocated."""
         target = self._incoming.memories[memory].target
         if target is not None:
-            codes = target.pages.codes
-            written = indices[codes[indices] != CODE_NEVER]
-            target.rows[written] = 0
+            old, codes = self._old[target.name], target.pages.codes
+            target.rows[indices[(codes[indices] != CODE_NEVER) | old[indices]]] = 0
             codes[indices] = CODE_ZERO
+            old[indices] = False
         self._hashes[memory][indices] = 0
 
     def take_initial(self) -> None:
@@ -110,7 +116,9 @@ class ResumeSession:
             self._unpacked.append((incoming.target, converted))
 
     def take_end(self, memory_digests: list[bytes], blocks_digest_sent: bytes) -> None:
-        """Compare what lies in memory with what the source says it sent."""
+        """Clear what the source has not, and compare what lies in memory with what it says it sent."""
+        for target in self._contents.memories:
+            target.clear_pages(np.flatnonzero(self._old[target.name]))
         ours = [fold_hashes(hashes) for hashes in self._hashes]
         for memory, here, sent in zip(self._incoming.memories, ours, memory_digests, strict=True):
             if here != sent:

@@ -9,29 +9,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
-import numpy.typing as npt
 
-from vfu_dev.memory import DeviceMemory, fold_hashes, gather, hash_pages
+from vfu_dev.memory import fold_hashes
+from vfu_dev.memory.kernels import Vectors, join_vectors
 from vfu_dev.memory.pages import PageIndices
+from vfu_dev.migration.outgoing import Outgoing, PagesRecord
 from vfu_dev.migration.plan import FINAL_LOOK_SECONDS, PASS_LOOK_SECONDS, PassPlan
 from vfu_dev.migration.schema import MigratableState, blocks_digest
 from vfu_dev.migration.stream import (
+    FRAME_BYTES,
     INITIAL_END_BYTES,
     RecordType,
-    Segment,
     StreamEncoder,
-    pages_a_record,
     prelude_bytes,
     tail_bytes,
 )
 
-# A large read is produced in steps of this size, so that gathered copies stay few and in the cache.
-READ_STEP_BYTES = 1 << 20
+# What is sent whether it changed or not, while it is not known what did.
+_FILL_BYTES = 1 << 20
 
 # Passes of a session that are told one by one, the most recent ones: they are in every status.
 PASSES_KEPT = 200
@@ -123,14 +122,9 @@ class SaveSession:
         self._initial_pass = True
         self._tail_bytes = tail_bytes(contents)  # not made yet
         self._blocks: list[bytes] = []  # made so far
-        # The record being sent: what is left of it, how many bytes that is, and whether it points into device
-        # memory or a pool buffer.
-        self._segments: deque[memoryview] = deque()
-        self._segments_bytes = 0
-        self._kind = _Kind.INITIAL
-        self._borrowed = False
-        self._pool: list[npt.NDArray[np.uint8]] = []
-        self._pool_used = 0
+        self._outgoing = Outgoing(self._encoder)
+        self._any_mapped = any(memory.mapped for memory in contents.memories)
+        self._kind = _Kind.INITIAL  # of the record being sent
         self._deadline = math.inf  # of looks at mapped memory within one read
         if stopped:
             self.stop()
@@ -158,7 +152,7 @@ class SaveSession:
     @property
     def ended(self) -> bool:
         """Whether the stream was read to its end."""
-        return self.digest is not None and not self._segments
+        return self.digest is not None and not self._outgoing.left_bytes
 
     @property
     def block_contents(self) -> list[bytes]:
@@ -171,9 +165,9 @@ class SaveSession:
         initial += 0 if self._initial_told else INITIAL_END_BYTES
         dirty = 0
         if self._kind is _Kind.INITIAL:
-            initial += self._segments_bytes
+            initial += self._outgoing.left_bytes
         elif self._kind is _Kind.DIRTY:
-            dirty += self._segments_bytes
+            dirty += self._outgoing.left_bytes
         for plan in self._plans:
             plan_initial, plan_dirty = plan.remaining()
             initial += plan_initial
@@ -183,51 +177,27 @@ class SaveSession:
     @property
     def tail_bytes(self) -> int:
         """What only STOP_COPY can carry, as far as it was not read."""
-        return self._tail_bytes + (self._segments_bytes if self._kind is _Kind.TAIL else 0)
+        return self._tail_bytes + (self._outgoing.left_bytes if self._kind is _Kind.TAIL else 0)
 
     def read_into(self, buffer: memoryview) -> int:
-        """Fill `buffer` as far as there is anything to send; returns the bytes stored.
+        """Fill `buffer` as far as there is anything to send; returns the bytes stored. See `read`."""
+        return join_vectors(self.read(len(buffer))[0], buffer)
 
-        Less than the whole means: nothing more now while the device runs, the end once it stopped.
+    def read(self, max_bytes: int) -> tuple[Vectors, int]:
+        """Return where the next stream bytes are, in order, and how many: `max_bytes` unless there are fewer.
+
+        Fewer means: nothing more now while the device runs, the end once it stopped. The vectors point into
+        device memory and buffers of this session. They hold until the next call here or the next write to the
+        device, whichever is first: copy or send them before.
         """
-        stored = 0
         self._deadline = time.monotonic() + FINAL_LOOK_SECONDS
-        while stored < len(buffer):
-            step = min(READ_STEP_BYTES, len(buffer) - stored)
-            before = stored
-            for segment in self.read(step):
-                buffer[stored : stored + len(segment)] = segment
-                stored += len(segment)
-            if stored - before < step:
-                break
-        return stored
-
-    def read(self, max_bytes: int) -> list[memoryview]:
-        """Return the next stream bytes, `max_bytes` unless there are fewer, as views in order.
-
-        The views point into device memory and buffers of this session. They hold until the next call here or
-        the next write to the device, whichever is first: copy or send them before.
-        """
-        self._pool_used = 0
-        out: list[memoryview] = []
-        room = max_bytes
-        while room and (self._segments or self._next_record()):
-            segment = self._segments[0]
-            if len(segment) <= room:
-                self._segments.popleft()
-            else:
-                self._segments[0] = segment[room:]
-                segment = segment[:room]
-            out.append(segment)
-            room -= len(segment)
-            self._segments_bytes -= len(segment)
+        outgoing = self._outgoing
+        outgoing.begin_read()
+        while outgoing.taken_bytes < max_bytes and (outgoing.left_bytes or self._next_record()):
+            count = outgoing.take(max_bytes - outgoing.taken_bytes)
             if self._kind is _Kind.INITIAL:
-                self.sent_initial_bytes += len(segment)
-        if self._segments and self._borrowed:
-            # The rest of this record is already under its checksum, but the device may write: keep a copy.
-            self._segments = deque([memoryview(b"".join(self._segments))])
-            self._borrowed = False
-        return out
+                self.sent_initial_bytes += count
+        return np.concatenate(outgoing.taken), outgoing.taken_bytes
 
     def _next_record(self) -> bool:
         """Make the next record; False when there is nothing to send now, or ever again."""
@@ -248,28 +218,31 @@ class SaveSession:
                 if not plan.settled:
                     # Too large to be looked at in the time of one read, and a short reply would be the end of
                     # the stream: send something, anything, until it is known that there is nothing.
-                    plan.make_dirty(READ_STEP_BYTES)
+                    plan.make_dirty(_FILL_BYTES)
                     return self._start_pass() and self._next_pages()
         return self._next_of_tail()
 
-    def _send(self, kind: _Kind, record: list[Segment], borrowed: bool = False) -> None:
-        self._segments.extend(memoryview(segment) for segment in record)
-        self._segments_bytes = sum(len(segment) for segment in record)
+    def _send(self, kind: _Kind, record: bytes | PagesRecord) -> None:
+        if isinstance(record, PagesRecord):
+            self._outgoing.put_pages(record, FRAME_BYTES)
+        else:
+            self._outgoing.put(record)
         self._kind = kind
-        self._borrowed = borrowed
         if kind is not _Kind.TAIL and self.pass_list:  # the prelude comes before the first pass
-            self.pass_list[-1].stream_bytes += self._segments_bytes
+            self.pass_list[-1].stream_bytes += self._outgoing.left_bytes
 
     def _tell_initial(self) -> bool:
         """Between two passes: say that initial data is complete, once; False when there is nothing to say."""
         if self._initial_told or any(plan.initial.any() for plan in self._plans):
             return False
         self._initial_told = True
-        self._send(_Kind.INITIAL, self._encoder.record(RecordType.INITIAL, 0, 0, []))
+        self._send(_Kind.INITIAL, self._encoder.record(RecordType.INITIAL, 0, 0, b""))
         return True
 
     def _start_pass(self) -> bool:
         """Plan the next pass over all memories: over initial pages alone as long as there are any."""
+        if self._any_mapped:
+            self._outgoing.copy_taken()
         self._initial_pass = any(plan.initial.any() for plan in self._plans)
         look_seconds = PASS_LOOK_SECONDS
         if self.stopped:
@@ -308,55 +281,27 @@ class SaveSession:
         kind = self._count(plan, taken)
         self.counters.zero_pages += len(taken)
         plan.sent_zeros(taken)
-        self._send(kind, self._encoder.record(RecordType.ZEROS, index, len(taken), [_index_bytes(taken)]))
+        indices = taken.astype("<u4").tobytes()
+        self._send(kind, self._encoder.record(RecordType.ZEROS, index, len(taken), indices))
 
     def _send_pages(self, index: int, plan: PassPlan, taken: PageIndices) -> None:
         kind = self._count(plan, taken)
-        memory, size = plan.memory, plan.memory.page_size_bytes
-        first, count = int(taken[0]), len(taken)
-        if memory.mapped:
-            # The guest may write while we read: checksum, hashes and what is sent have to be of one copy.
-            rows = gather(memory.rows, taken, self._pool_rows(memory))
-            plan.sent(taken, rows)
-            payload = rows.reshape(-1).data
-        else:
-            if int(taken[-1]) - first == count - 1:
-                payload = memory.raw[first * size : (first + count) * size]
-            else:
-                payload = gather(memory.rows, taken, self._pool_rows(memory)).reshape(-1).data
-            plan.hashes[taken] = hash_pages(memory.raw, size, taken)
-        record = self._encoder.record(RecordType.PAGES, index, count, [_index_bytes(taken), payload])
-        self._send(kind, record, borrowed=True)
-
-    def _pool_rows(self, memory: DeviceMemory) -> npt.NDArray[np.uint8]:
-        """Return rows for one record, untouched until the next `read`."""
-        size_bytes = pages_a_record(memory.page_size_bytes) * memory.page_size_bytes
-        if self._pool_used == len(self._pool):
-            self._pool.append(np.empty(0, dtype=np.uint8))
-        if len(self._pool[self._pool_used]) < size_bytes:
-            self._pool[self._pool_used] = np.empty(size_bytes, dtype=np.uint8)
-        rows = self._pool[self._pool_used][:size_bytes].reshape(-1, memory.page_size_bytes)
-        self._pool_used += 1
-        return rows
+        self._send(kind, PagesRecord(self._encoder, index, plan, taken))
 
     def _next_of_tail(self) -> bool:
         """Make the next register block or the end record; False when all was made."""
         blocks = self._contents.blocks
         if len(self._blocks) < len(blocks):
             content = blocks[len(self._blocks)].pack_slot()
-            record = self._encoder.record(RecordType.BLOCK, len(self._blocks), 0, [content])
+            record = self._encoder.record(RecordType.BLOCK, len(self._blocks), 0, content)
             self._blocks.append(content)
         elif self.digest is None:
             digests = [fold_hashes(plan.hashes) for plan in self._plans]
             self.digest = self._contents.digest(digests, self._blocks)
             body = b"".join([*digests, blocks_digest(self._blocks)])
-            record = self._encoder.record(RecordType.END, 0, 0, [body])
+            record = self._encoder.record(RecordType.END, 0, 0, body)
         else:
             return False
         self._send(_Kind.TAIL, record)
-        self._tail_bytes -= self._segments_bytes
+        self._tail_bytes -= self._outgoing.left_bytes
         return True
-
-
-def _index_bytes(indices: PageIndices) -> bytes:
-    return indices.astype("<u4").tobytes()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vfu_dev.convergence import WINDOW_SECONDS, sentence
-from vfu_dev.migration.stream import INDEX_BYTES, RECORD, pages_a_record
+from vfu_dev.migration.stream import FRAME_BYTES, INDEX_BYTES, pages_a_record
 from vfu_dev.model.link import Link
 from vfu_dev.model.writing import Bins, Vector, Writer, distinct_pages
 from vfu_dev.sizes import format_count, format_size
@@ -76,7 +76,7 @@ class Prediction:
 
 def page_cost_bytes(page_bytes: int = DEFAULT_PAGE_BYTES) -> float:
     """Return what a page costs in the stream: itself, its index, its share of a record's header."""
-    return page_bytes + INDEX_BYTES + RECORD.size / pages_a_record(page_bytes)
+    return page_bytes + INDEX_BYTES + FRAME_BYTES / pages_a_record(page_bytes)
 
 
 def floor_pages(spec: Workload, pages: int, pages_per_second: float, page_bytes: int = 4096) -> float:

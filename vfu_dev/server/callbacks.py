@@ -7,6 +7,7 @@ import logging
 from vfu_dev.device import Device
 from vfu_dev.errors import REFUSALS
 from vfu_dev.libvfio_user import Context, Library, ResetKind
+from vfu_dev.memory.kernels import Vectors
 from vfu_dev.uapi import VFIO_PRECOPY_INFO_REINIT, DeviceState
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,10 @@ class ServedCallbacks:
     def read_into(self, buffer: memoryview) -> int:
         """Serve MIG_DATA_READ."""
         return self._device.migration.read_into(buffer)
+
+    def gather(self, count: int) -> Vectors | None:
+        """Serve MIG_DATA_READ without a copy."""
+        return self._device.migration.read(count)
 
     def write(self, data: memoryview) -> None:
         """Serve MIG_DATA_WRITE."""

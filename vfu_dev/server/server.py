@@ -21,6 +21,7 @@ from vfu_dev.errors import LibraryError
 from vfu_dev.figures import Figures
 from vfu_dev.libvfio_user import Context, Library
 from vfu_dev.logs import RateLimit
+from vfu_dev.memory import kernels
 from vfu_dev.migration.sampler import Sampler
 from vfu_dev.server.commands import HIDDEN, Commands
 from vfu_dev.server.control import MAX_CLIENTS, ControlSocket
@@ -92,6 +93,7 @@ class Server:
         self._control: ControlSocket | None = None
         self._listener: Listener | None = None
         self._path: OwnedPath | None = None
+        kernels.load()  # if they are missing, this is the time to say so
         with contextlib.ExitStack() as undo:
             self._selector = undo.enter_context(selectors.DefaultSelector())
             if library.is_ours:

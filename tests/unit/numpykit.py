@@ -1,0 +1,77 @@
+"""What the kernels do, in numpy and Python: slower, and plain to see. Tests compare the kernels with it.
+
+The functions have the names, arguments and results of those in `vfu_dev.memory.kernels`.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import xxhash
+
+from vfu_dev.memory.kernels import Hashes, Pages
+from vfu_dev.memory.pages import CODE_CLEAN, PageIndices
+
+
+def _inside(indices: PageIndices, page_count: int) -> None:
+    if len(indices) and (indices.min() < 0 or indices.max() >= page_count):
+        raise IndexError("a page that is not there")
+
+
+def _hash(pages: Pages) -> Hashes:
+    zero = np.uint64(xxhash.xxh3_64_intdigest(bytes(pages.shape[1])))
+    return np.array([xxhash.xxh3_64_intdigest(page.tobytes()) for page in pages], dtype=np.uint64) ^ zero
+
+
+def hash_pages(pages: Pages, indices: PageIndices) -> Hashes:
+    _inside(indices, len(pages))
+    return _hash(pages[indices])
+
+
+def keep_pages(pages: Pages, indices: PageIndices, kept: Pages) -> Hashes:
+    _inside(indices, len(pages))
+    kept[indices] = pages[indices]
+    return _hash(kept[indices])
+
+
+def store_pages(pages: Pages, indices: PageIndices, payload: Pages) -> Hashes:
+    _inside(indices, len(pages))
+    pages[indices] = payload
+    return _hash(pages[indices])
+
+
+def zero_pages(pages: Pages, indices: PageIndices) -> npt.NDArray[np.bool_]:
+    _inside(indices, len(pages))
+    return ~pages[indices].any(axis=1)
+
+
+def changed_pages(
+    pages: Pages, sent: Pages, codes: npt.NDArray[np.uint8], first: int, end: int
+) -> tuple[PageIndices, int]:
+    clean = np.flatnonzero(codes[first:end] >= CODE_CLEAN) + first
+    return clean[(pages[clean] != sent[clean]).any(axis=1)], len(clean)
+
+
+def populate_pages(pages: Pages, indices: PageIndices) -> None:
+    _inside(indices, len(pages))
+
+
+USES = {
+    "vfu_dev.memory.device_memory": ("populate_pages", "zero_pages"),
+    "vfu_dev.memory.shadow": ("changed_pages", "keep_pages"),
+    "vfu_dev.migration.audit": ("hash_pages",),
+    "vfu_dev.migration.plan": ("hash_pages",),
+    "vfu_dev.migration.resume": ("hash_pages", "store_pages"),
+}
+
+
+def use_numpy(patch: pytest.MonkeyPatch) -> None:
+    """Put these functions in the place of the kernels, wherever those are called."""
+    for name, functions in USES.items():
+        module = importlib.import_module(name)
+        for function in functions:
+            assert getattr(module, function).__module__ == "vfu_dev.memory.kernels"
+            patch.setattr(module, function, globals()[function])

@@ -1,0 +1,181 @@
+"""The kernels: each does what its numpy twin does, whatever the pages, and touches nothing else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import numpykit
+import pytest
+from hypothesis import given
+
+from vfu_dev.builds import BuildError, artifact
+from vfu_dev.memory import DeviceMemory, fold_hashes, kernels
+from vfu_dev.memory.pages import CODE_CLEAN, CODE_DIRTY
+
+PAGES = 40
+SIZES = st.sampled_from([64, 128, 256, 4096, 65536])
+LISTS = st.lists(st.integers(0, PAGES - 1), max_size=PAGES)
+
+
+def some_pages(seed: int, size: int, count: int = PAGES) -> kernels.Pages:
+    """Return pages of data, of zeros, and of zeros but for one byte."""
+    rng = np.random.default_rng(seed)
+    pages = rng.integers(0, 256, (count, size), dtype=np.uint8)
+    pages[::3] = 0
+    pages[3::6, rng.integers(size)] = 1
+    return pages
+
+
+def both(name: str, *arguments: Any) -> tuple[Any, Any]:
+    """Call a kernel and its twin with copies of the same arrays; return results with the arrays after it."""
+    results = []
+    for module in (kernels, numpykit):
+        copies = [one.copy() if isinstance(one, np.ndarray) else one for one in arguments]
+        found = getattr(module, name)(*copies)
+        results.append((found, copies))
+    return results[0], results[1]
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray):
+        return bool(np.array_equal(one, other))
+    if isinstance(one, tuple | list):
+        return all(same(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == other)
+
+
+@given(st.integers(0, 2**32), SIZES, LISTS)
+def test_hashes_and_zeros_are_those_of_the_twin(seed: int, size: int, chosen: list[int]) -> None:
+    pages, indices = some_pages(seed, size), np.array(chosen, dtype=np.intp)
+    for name in ("hash_pages", "zero_pages"):
+        assert same(*both(name, pages, indices))
+
+
+@given(st.integers(0, 2**32), SIZES, LISTS)
+def test_copies_and_their_hashes_are_those_of_the_twin(seed: int, size: int, chosen: list[int]) -> None:
+    pages, other = some_pages(seed, size), some_pages(seed + 1, size)
+    indices = np.array(chosen, dtype=np.intp)
+    assert same(*both("keep_pages", pages, indices, other))
+    once = np.unique(indices)
+    assert same(*both("store_pages", pages, once, other[: len(once)]))
+
+
+@given(st.integers(0, 2**32), SIZES, LISTS, st.integers(0, PAGES), st.integers(0, PAGES + 5))
+def test_changes_are_found_among_clean_pages_alone(
+    seed: int, size: int, chosen: list[int], first: int, end: int
+) -> None:
+    pages = some_pages(seed, size)
+    sent = pages.copy()
+    rng = np.random.default_rng(seed)
+    for page in chosen:
+        sent[page, rng.integers(size)] ^= 1
+    codes = rng.choice(np.array([0, CODE_DIRTY, CODE_CLEAN | CODE_DIRTY], np.uint8), PAGES)
+    assert same(*both("changed_pages", pages, sent, codes, first, end))
+
+
+@pytest.mark.parametrize("bad", [[-1], [0, PAGES], [3, 1 << 40]])
+@pytest.mark.parametrize("module", [kernels, numpykit])
+def test_a_page_that_is_not_there_is_refused_and_nothing_is_touched(module: Any, bad: list[int]) -> None:
+    pages, indices = some_pages(1, 64), np.array(bad, dtype=np.intp)
+    before, other = pages.copy(), some_pages(2, 64)
+    out = other.copy()
+    calls: list[Callable[[], object]] = [
+        lambda: module.hash_pages(pages, indices),
+        lambda: module.zero_pages(pages, indices),
+        lambda: module.keep_pages(pages, indices, out),
+        lambda: module.store_pages(pages, indices, other[: len(indices)]),
+        lambda: module.populate_pages(pages, indices),
+    ]
+    for call in calls:
+        with pytest.raises(IndexError):
+            call()
+    assert (pages == before).all()
+    assert (out == other).all()
+
+
+@given(st.sets(st.integers(0, 299)), SIZES, st.integers(0, 100))
+def test_vectors_refer_to_the_pages_in_order_neighbours_in_one_piece(
+    chosen: set[int], size: int, extra: int
+) -> None:
+    pages, indices = some_pages(3, size, 300), np.array(sorted(chosen), dtype=np.intp)
+    vectors = kernels.page_vectors(pages, indices)
+    gaps = int(np.count_nonzero(np.diff(indices) != 1)) + (len(indices) > 0)
+    assert vectors.shape == (gaps, 2)
+    head = os.urandom(extra)
+    both_parts = np.concatenate([kernels.bytes_vector(head), vectors]) if extra else vectors
+    out = bytearray(extra + len(indices) * size + 8)
+    assert kernels.join_vectors(both_parts, memoryview(out)) == len(out) - 8
+    assert out == head + pages[indices].tobytes() + bytes(8)
+
+
+def test_a_page_of_zeros_has_the_hash_of_one_never_touched() -> None:
+    """So that the hashes of a memory that nobody touched are zeros, and its digest needs no memory."""
+    memory = DeviceMemory("m", 4 << 20)
+    assert kernels.hash_pages(memory.rows, np.arange(memory.page_count)).any() == 0
+    hashes = np.arange(10, dtype=np.uint64)
+    digests = {fold_hashes(hashes), fold_hashes(hashes[::-1].copy()), fold_hashes(hashes[:9])}
+    assert len(digests) == 3
+
+
+def test_populated_pages_are_provided_and_no_others() -> None:
+    memory = DeviceMemory("m", 1 << 20)
+    chosen = np.array([3, 4, 5, 6, 9, 200, 201], dtype=np.intp)
+    memory.populate(chosen)
+    found = np.concatenate(list(memory.allocated_pages())).tolist()
+    assert found == [3, 4, 5, 6, 200, 201]  # a single page is left to its fault
+    assert not memory.data.any()
+
+
+def test_kernels_that_are_none_are_named_with_what_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "libvfu-kernels.so"
+    file.write_bytes(b"no library")
+    script = "from vfu_dev.memory import kernels; kernels.load()"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"VFU_DEV_KERNELS": str(file)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"the kernels at {file} cannot be used" in done.stderr
+    assert "run: vfu-dev build vfu-kernels" in done.stderr
+
+
+def test_the_kernels_pass_with_sanitizers() -> None:
+    """The tests above once more, in a process with ASan and UBSan; one that reads too far ends it."""
+    if os.environ.get("VFU_DEV_KERNELS"):
+        return  # this is that process
+    try:
+        library = artifact("vfu-kernels-asan", build=True)
+    except BuildError as error:
+        pytest.skip(str(error))
+    runtime = subprocess.run(
+        ["cc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    environment = os.environ | {
+        "VFU_DEV_KERNELS": str(library),
+        "LD_PRELOAD": runtime,
+        "ASAN_OPTIONS": "detect_leaks=0,abort_on_error=0",
+        "PYTHONMALLOC": "malloc",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # And they would have noticed: the same library, asked to read one byte past what was allocated.
+    script = (
+        "import numpy as np; from vfu_dev.memory import kernels; "
+        "rows = np.zeros((1, 64), np.uint8); short = np.lib.stride_tricks.as_strided(rows, (2, 64)); "
+        "kernels.hash_pages(short, np.array([1]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert "heap-buffer-overflow" in done.stderr

@@ -1,0 +1,73 @@
+"""The kernels: what is done to pages of device memory in C (native/kernels)."""
+
+from __future__ import annotations
+
+import platform
+from functools import partial
+from pathlib import Path
+
+from vfu_dev.builds.cache import file_digest
+from vfu_dev.builds.command import BuildContext, compiler_version
+from vfu_dev.builds.native import native_dir
+from vfu_dev.builds.recipe import Facts, Recipe
+
+# Raised when this module builds something different from the same inputs.
+_VERSION = 1
+
+_PRODUCT = "libvfu-kernels.so"
+_C_FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
+_LINK_FLAGS = ("-shared", "-Wl,-z,now,-z,relro,-z,noexecstack")
+# The same file, compiled for what the processor at hand may have or not; it finds out when it runs.
+_VARIANTS = {"x86_64": (("any", ()), ("avx2", ("-mavx2", "-DVFU_AVX2")))}.get(
+    platform.machine(), (("any", ()),)
+)
+
+
+def _inputs(extra: tuple[str, ...]) -> Facts:
+    return {
+        "recipe": _VERSION,
+        "source": file_digest(native_dir() / "kernels" / "kernels.c"),
+        "flags": [*_C_FLAGS, *_LINK_FLAGS, *extra],
+        "variants": _VARIANTS,
+        "compiler": compiler_version(),
+    }
+
+
+def _make(extra: tuple[str, ...], context: BuildContext, out: Path) -> Facts:
+    source = native_dir() / "kernels" / "kernels.c"
+    title = f"{out.name.rpartition('-')[0]}: compile"
+    objects = []
+    for name, flags in _VARIANTS:
+        objects.append(out / f"{name}.o")
+        context.run(["cc", *_C_FLAGS, *extra, *flags, "-c", "-o", objects[-1], source], title=title, cwd=out)
+    context.run(["cc", *_LINK_FLAGS, *extra, "-o", out / _PRODUCT, *objects], title=title, cwd=out)
+    for one in objects:
+        one.unlink()
+    return {"flags": [*_C_FLAGS, *_LINK_FLAGS, *extra], "variants": _VARIANTS, "compiler": compiler_version()}
+
+
+def _recipe(name: str, summary: str, *extra: str, override: str = "") -> Recipe:
+    return Recipe(
+        name=name,
+        summary=summary,
+        product=_PRODUCT,
+        inputs=partial(_inputs, extra),
+        make=partial(_make, extra),
+        needs=("vfu-kernels",),
+        override=override,
+    )
+
+
+LIBRARY = _recipe(
+    "vfu-kernels",
+    "what is done to pages of device memory in C",
+    override="VFU_DEV_KERNELS",
+)
+SANITIZED = _recipe(
+    "vfu-kernels-asan",
+    "the same with the address and undefined behaviour sanitizers",
+    "-g",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+    "-fno-omit-frame-pointer",
+)

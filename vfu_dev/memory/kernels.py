@@ -1,0 +1,242 @@
+"""Work on many pages at once, in C: native/kernels, which touches every byte of memory once.
+
+Beside libvfio_user the only module that knows ctypes. The functions take numpy arrays and say what they mean;
+the tests compare each of them with one in numpy. The pages of a memory are a 2-D array, shape (page_count,
+page_size_bytes) uint8, and page indices have shape (n,).
+
+A page's hash is its xxh3 exclusive-or that of a page of zeros. So a page of zeros has hash 0, and the hashes
+of a memory that nobody touched are an array that nobody touched either.
+
+There is no other way in production: whoever uses a memory has the kernels built, which takes a second and
+needs a C compiler. `VFU_DEV_KERNELS` names a library to use instead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from ctypes import c_int, c_size_t, c_uint8, c_uint64, c_void_p
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from vfu_dev.builds import artifact
+from vfu_dev.errors import BuildError
+from vfu_dev.memory.pages import CODE_CLEAN, PageIndices
+
+Pages = npt.NDArray[np.uint8]
+Hashes = npt.NDArray[np.uint64]
+# Addresses and lengths in bytes, shape (n, 2): what one struct iovec is, <sys/uio.h>.
+Vectors = npt.NDArray[np.uint64]
+
+_PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "vfu_copy_pages": (
+        c_int,
+        (
+            *(c_void_p, c_void_p, c_size_t),
+            *(c_void_p, c_void_p, c_size_t),
+            *(c_size_t, c_size_t, c_uint64, c_void_p),
+        ),
+    ),
+    "vfu_zero_pages": (c_int, (c_void_p, c_size_t, c_size_t, c_void_p, c_size_t, c_void_p)),
+    "vfu_changed_pages": (
+        c_size_t,
+        (
+            *(c_void_p, c_void_p, c_size_t),
+            *(c_void_p, c_uint8, c_size_t, c_size_t),
+            *(c_void_p, c_void_p),
+        ),
+    ),
+    "vfu_populate_pages": (c_int, (c_void_p, c_size_t, c_size_t, c_size_t, c_void_p, c_size_t)),
+    "vfu_join_vectors": (None, (c_void_p, c_size_t, c_void_p)),
+}
+
+
+@cache
+def _library() -> Any:
+    path = artifact("vfu-kernels", build=True)
+    try:
+        library = ctypes.CDLL(str(path))
+        for name, (result, arguments) in _PROTOTYPES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, list(arguments)
+    except (OSError, AttributeError) as err:
+        raise BuildError(
+            f"the kernels at {path} cannot be used: {err}; run: vfu-dev build vfu-kernels"
+        ) from err
+    return library
+
+
+def load() -> None:
+    """Load the kernels now, rather than when a guest waits. Raises: BuildError: they are not to be had."""
+    _library()
+
+
+def _address(array: npt.NDArray[Any]) -> int:
+    assert array.flags.c_contiguous
+    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
+
+
+def _indices(indices: PageIndices) -> PageIndices:
+    """Return `indices` as C takes them: 64 bits each, one behind the other."""
+    return np.ascontiguousarray(indices, dtype=np.int64)
+
+
+def _outside(status: int) -> None:
+    if status < 0:
+        raise IndexError("a page that is not there")
+
+
+@lru_cache
+def _zero_page_xxh3(page_size_bytes: int) -> int:
+    return xxhash.xxh3_64_intdigest(bytes(page_size_bytes))
+
+
+def _copy(
+    source: Pages,
+    from_list: PageIndices | None,
+    target: Pages | None,
+    to_list: PageIndices | None,
+    count: int,
+) -> Hashes:
+    hashes = np.empty(count, dtype=np.uint64)
+    size = source.shape[1]
+    status = _library().vfu_copy_pages(
+        _address(source),
+        None if from_list is None else _address(from_list),
+        len(source),
+        None if target is None else _address(target),
+        None if to_list is None else _address(to_list),
+        0 if target is None else len(target),
+        size,
+        count,
+        _zero_page_xxh3(size),
+        _address(hashes),
+    )
+    _outside(status)
+    return hashes
+
+
+def hash_pages(pages: Pages, indices: PageIndices) -> Hashes:
+    """Return the hash of each of the pages `indices`, shape (n,). Raises: IndexError: one is not there."""
+    return _copy(pages, _indices(indices), None, None, len(indices))
+
+
+def keep_pages(pages: Pages, indices: PageIndices, kept: Pages) -> Hashes:
+    """Copy the pages `indices` to the same places of `kept`, of the same shape; return the copies' hashes.
+
+    Raises:  IndexError: a page is not there; nothing was copied.
+    """
+    chosen = _indices(indices)
+    return _copy(pages, chosen, kept, chosen, len(chosen))
+
+
+def store_pages(pages: Pages, indices: PageIndices, payload: Pages) -> Hashes:
+    """Store the rows of `payload` as the pages `indices`; return the hashes of what lies in memory then.
+
+    Raises:  IndexError: a page is not there; nothing was stored.
+    """
+    return _copy(payload, None, pages, _indices(indices), len(indices))
+
+
+def zero_pages(pages: Pages, indices: PageIndices) -> npt.NDArray[np.bool_]:
+    """Say for each of `indices` whether the page is all zeros, shape (n,).
+
+    A page that starts with anything else is settled by its first 64 bytes. Raises: IndexError: no such page.
+    """
+    chosen = _indices(indices)
+    zero = np.empty(len(chosen), dtype=np.bool_)
+    _outside(
+        _library().vfu_zero_pages(
+            _address(pages), len(pages), pages.shape[1], _address(chosen), len(chosen), _address(zero)
+        )
+    )
+    return zero
+
+
+def changed_pages(
+    pages: Pages, sent: Pages, codes: npt.NDArray[np.uint8], first: int, end: int
+) -> tuple[PageIndices, int]:
+    """Compare the clean pages from `first` to before `end` with `sent`, of the same shape.
+
+    Args:    codes: of all pages; those of CODE_CLEAN and above are compared, others are not even read.
+    Returns: which differ, shape (n,), ascending; and how many were compared.
+    """
+    end = min(end, len(codes))
+    assert len(pages) == len(sent) == len(codes)
+    changed = np.empty(max(0, end - first), dtype=np.int64)
+    looked = c_size_t()
+    found = _library().vfu_changed_pages(
+        _address(pages),
+        _address(sent),
+        pages.shape[1],
+        _address(codes),
+        CODE_CLEAN,
+        first,
+        end,
+        _address(changed),
+        ctypes.byref(looked),
+    )
+    return changed[:found], looked.value
+
+
+def populate_pages(pages: Pages, indices: PageIndices) -> None:
+    """Have the kernel provide the pages `indices`, ascending, in large steps (MADV_POPULATE_WRITE).
+
+    Else each page of the operating system would fault by itself when it is stored to. A memory that cannot be
+    populated is none the worse. Raises: IndexError: no such page.
+    """
+    chosen = _indices(indices)
+    _outside(
+        _library().vfu_populate_pages(
+            _address(pages), len(pages), pages.shape[1], mmap.PAGESIZE, _address(chosen), len(chosen)
+        )
+    )
+
+
+def span(indices: PageIndices) -> slice | PageIndices:
+    """Return ascending `indices` as a slice where they are neighbours: numpy is ten times as fast then."""
+    count = len(indices)
+    if count and int(indices[-1]) - int(indices[0]) == count - 1:
+        return slice(int(indices[0]), int(indices[0]) + count)
+    return indices
+
+
+def page_vectors(pages: Pages, indices: PageIndices) -> Vectors:
+    """Return where the pages `indices`, ascending, are: neighbours in one piece; shape (k, 2), k <= n."""
+    size, base, count = pages.shape[1], _address(pages), len(indices)
+    if isinstance(where := span(indices), slice):
+        return np.array([[base + where.start * size, count * size]], dtype=np.uint64)
+    chosen = _indices(indices)
+    edges = np.empty(count + 1, dtype=np.bool_)  # before which page a piece begins or, in the end, ends
+    edges[0], edges[-1] = count > 0, count > 0
+    np.not_equal(chosen[1:], chosen[:-1] + 1, out=edges[1:-1])
+    places = np.flatnonzero(edges)
+    vectors = np.empty((max(0, len(places) - 1), 2), dtype=np.uint64)
+    vectors[:, 0] = chosen[places[:-1]] * size
+    vectors[:, 0] += np.uint64(base)
+    vectors[:, 1] = (places[1:] - places[:-1]) * size
+    return vectors
+
+
+def bytes_vector(data: bytes | memoryview) -> Vectors:
+    """Return where `data` is, shape (1, 2); the caller keeps it alive."""
+    return np.array([[_address(np.frombuffer(data, dtype=np.uint8)), len(data)]], dtype=np.uint64)
+
+
+def join_vectors(vectors: Vectors, out: memoryview) -> int:
+    """Copy what `vectors` refer to into `out`, one behind the other; return the bytes copied."""
+    total = int(vectors[:, 1].sum())
+    assert total <= len(out)
+    if total:
+        target = np.frombuffer(out, dtype=np.uint8)
+        _library().vfu_join_vectors(_address(vectors), len(vectors), _address(target))
+    return total
+
+
+def fold_hashes(hashes: Hashes) -> bytes:
+    """Return the 16-byte digest of a memory from the hashes of all its pages, in order."""
+    return xxhash.xxh3_128_digest(hashes.astype("<u8", copy=False).data.cast("B"))

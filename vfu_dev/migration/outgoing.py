@@ -1,0 +1,151 @@
+"""What of a stream is made and not read yet: small parts, and the record of pages that is being sent.
+
+Nothing is copied that can be sent from where it lies. Of a trapped memory that is device memory itself: a
+page is hashed in the moment in which it is handed out, and what was not handed out yet may still change. Of a
+mapped memory it is the shadow, a copy that the guest cannot reach.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from vfu_dev.memory.kernels import Pages, Vectors, bytes_vector, join_vectors, page_vectors
+from vfu_dev.memory.pages import PageIndices
+from vfu_dev.migration.plan import PassPlan
+from vfu_dev.migration.stream import INDEX_BYTES, RecordType, StreamEncoder
+
+# sendmsg(2) looks at each vector: where pages lie apart and are smaller than this, a copy is cheaper.
+_MIN_VECTOR_BYTES = 2048
+_NOTHING: Vectors = np.empty((0, 2), dtype=np.uint64)
+
+
+class PagesRecord:
+    """One record of pages, made as it is read.
+
+    Args:
+        encoder: of the stream; no other record is begun before this one has ended.
+        index: of the memory in the stream.
+        plan: of that memory.
+        taken: the pages, ascending.
+
+    Attributes:
+        head: what comes first.
+        body_bytes: the length of all that is between header and checksum.
+        page_bytes: the length of a page.
+    """
+
+    def __init__(self, encoder: StreamEncoder, index: int, plan: PassPlan, taken: PageIndices) -> None:
+        self._encoder = encoder
+        self._plan = plan
+        self.page_bytes = plan.memory.page_size_bytes
+        self.body_bytes = len(taken) * (INDEX_BYTES + self.page_bytes)
+        indices = taken.astype("<u4").tobytes()
+        self.head = encoder.begin(RecordType.PAGES, index, len(taken), self.body_bytes) + indices
+        encoder.cover(indices)
+        plan.put(taken)
+
+    @property
+    def left(self) -> int:
+        """How many pages were not handed out."""
+        return len(self._plan.pending)
+
+    def hand_out(self, count: int) -> tuple[Pages, PageIndices]:
+        """Hand out the next pages as they are now: rows, and which of them."""
+        rows, indices, hashes = self._plan.hand_out(count)
+        self._encoder.cover_pages(hashes)
+        return rows, indices
+
+
+class Outgoing:
+    """The queue of what is to be read next.
+
+    Attributes:
+        left_bytes: of the record under way, what was not read yet.
+        taken: what this read has so far, in order.
+        taken_bytes: how much that is.
+    """
+
+    def __init__(self, encoder: StreamEncoder) -> None:
+        self._encoder = encoder
+        self._parts: deque[memoryview] = deque()
+        self._record: PagesRecord | None = None
+        self.left_bytes = 0
+        self.taken: list[Vectors] = []
+        self.taken_bytes = 0
+        # What the last read refers to: it has to live until the next one.
+        self._alive: list[memoryview] = []
+        self._pool = np.empty(0, dtype=np.uint8)
+        self._pool_used = 0
+
+    def put(self, data: bytes) -> None:
+        """Queue what is small, or a whole record."""
+        self._parts.append(memoryview(data))
+        self.left_bytes += len(data)
+
+    def put_pages(self, record: PagesRecord, frame_bytes: int) -> None:
+        """Queue a record of pages, whose framing has `frame_bytes`; the queue is empty."""
+        self._parts.append(memoryview(record.head))
+        self._record = record
+        self.left_bytes += frame_bytes + record.body_bytes
+
+    def begin_read(self) -> None:
+        """Note that what was read before is of no use any more."""
+        self.taken, self.taken_bytes = [_NOTHING], 0
+        self._alive.clear()
+        self._pool_used = 0
+
+    def copy_taken(self) -> None:
+        """Let go of the shadow, whose pages may be sent once more in this read."""
+        if self.taken_bytes:
+            out = self._pool_rows(1, self.taken_bytes)
+            join_vectors(np.concatenate(self.taken), out.reshape(-1).data)
+            self.taken = [page_vectors(out, np.zeros(1, dtype=np.intp))]
+
+    def take(self, room: int) -> int:
+        """Take the next bytes, at least one and at most `room`; return how many. There has to be one."""
+        vectors, count = self._next(room)
+        self.taken.append(vectors)
+        self.taken_bytes += count
+        return count
+
+    def _next(self, room: int) -> tuple[Vectors, int]:
+        if not self._parts and self._record is not None:
+            record = self._record
+            count = min(record.left, room // record.page_bytes)
+            if count:
+                vectors = self._pages(*record.hand_out(count))
+                self.left_bytes -= count * record.page_bytes
+                return vectors, count * record.page_bytes
+            if record.left:  # of which a part is read now, and the rest later
+                rows, indices = record.hand_out(1)
+                self._parts.append(memoryview(rows[indices].tobytes()))
+            else:
+                self._record = None
+                self._parts.append(memoryview(self._encoder.end()))
+        part = self._parts.popleft()
+        if len(part) > room:
+            self._parts.appendleft(part[room:])
+            part = part[:room]
+        self.left_bytes -= len(part)
+        self._alive.append(part)
+        return bytes_vector(part), len(part)
+
+    def _pages(self, rows: Pages, indices: PageIndices) -> Vectors:
+        vectors = page_vectors(rows, indices)
+        count, size = len(indices), rows.shape[1]
+        if len(vectors) * _MIN_VECTOR_BYTES <= count * size:
+            return vectors
+        out = self._pool_rows(count, size)
+        np.take(rows, indices, axis=0, out=out, mode="clip")  # "raise" would copy once more
+        return page_vectors(out, np.arange(count))
+
+    def _pool_rows(self, count: int, size: int) -> Pages:
+        """Return `count` rows of `size` bytes, untouched until the next read."""
+        begin, self._pool_used = self._pool_used, self._pool_used + count * size
+        if self._pool_used > len(self._pool):
+            self._alive.append(self._pool.data)
+            self._pool = np.empty(max(count * size, 1 << 20), dtype=np.uint8)
+            begin, self._pool_used = 0, count * size
+        return self._pool[begin : self._pool_used].reshape(count, size)
