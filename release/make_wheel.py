@@ -53,6 +53,7 @@ def licences(folder: Path, cache: Cache) -> None:
     wanted = {
         "vfu-dev.txt": ROOT / "LICENSE",
         "libvfio-user.txt": tree / "subprojects/libvfio-user/LICENSE",
+        "xxhash.txt": Path("/usr/share/doc/libxxhash-dev/copyright"),
         "json-c.txt": Path("/usr/share/doc/libjson-c-dev/copyright"),
         "glibc.txt": Path("/usr/share/doc/libc6-dev/copyright"),
         "GPL-2.0.txt": COMMON_LICENCES / "GPL-2",
@@ -70,7 +71,7 @@ def sources() -> str:
     """Return the page that offers the sources of what is inside."""
     versions = {
         package: _output("dpkg-query", "-W", "-f", "${source:Package} ${source:Version}", package)
-        for package in ("libc6-dev", "libjson-c-dev")
+        for package in ("libc6-dev", "libjson-c-dev", "libxxhash-dev")
     }
     glibc, json_c = versions["libc6-dev"], versions["libjson-c-dev"]
     rows = [
@@ -82,6 +83,11 @@ def sources() -> str:
             f"Debian's source package qemu {VERSION}, and `vfu_dev/_native/libvfio-user/` here",
         ),
         ("json-c, in `vfu_dev.libs/`", "MIT", f"Debian's source package {json_c}"),
+        (
+            "`vfu-kernels/libvfu-kernels.so`",
+            "BSD-3-Clause; XXH3 of xxHash in it BSD-2-Clause",
+            f"`vfu_dev/_native/kernels/` here; Debian's source package {versions['libxxhash-dev']}",
+        ),
         (
             "`vfio-preload/libvfio-preload.so`",
             "BSD-3-Clause",

@@ -167,7 +167,7 @@ def test_report_is_one_file_without_network(converged: MigrationResult, tmp_path
     """The page has the figures and the curves, and nothing that a browser would fetch."""
     page = write_report(converged.to_json(), tmp_path)
     text = page.read_text()
-    assert text.count("<svg") == 3  # the course, the passes, the phases
+    assert text.count("<svg") == 4  # the course, the switchover, the passes, the phases
     assert converged.devices[0].digest_source is not None
     assert converged.devices[0].digest_source in text
     assert "0 bytes differ" in text

@@ -14,7 +14,7 @@ from pathlib import Path
 import vfu_dev
 
 # In the order in which `vfu-dev --version` names them.
-CARRIED = ("libvfio-user", "vfio-preload", "guest-programs")
+CARRIED = ("libvfio-user", "vfu-kernels", "vfio-preload", "guest-programs")
 
 
 def prebuilt_root() -> Path:

@@ -118,7 +118,7 @@ def _act_in_session(one: ArmedFault, reach: Reach) -> None:
 class MigRead(Layer[DeviceCallbacks]):
     """Around MIG_DATA_READ."""
 
-    def gather(self, _count: int) -> None:
+    def gather(self, count: int) -> None:
         """Have a copy asked for: what lies in device memory is not to be changed."""
 
     def read_into(self, buffer: memoryview) -> int:

@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable
 
 from vfu_dev import uapi
+from vfu_dev.device.reference.layout import DEVICE_ID, VENDOR_ID
 from vfu_dev.hostile.message import COMMANDS, FEATURES, RefusedError, Request
 from vfu_dev.uapi import DeviceState
 
@@ -52,9 +53,9 @@ def _require(condition: bool, number: int = errno.EINVAL) -> None:
 def _config_space() -> bytearray:
     """PCI type 0 header: BAR0 32-bit, BAR2 64-bit prefetchable, BAR4 with the MSI-X table and PBA."""
     config = bytearray(256)
-    struct.pack_into("<HHHHBBBB", config, 0, 0x4656, 0x4455, 0, 0x0010, 1, 0x00, 0x80, 0x08)
+    struct.pack_into("<HHHHBBBB", config, 0, VENDOR_ID, DEVICE_ID, 0, 0x0010, 1, 0x00, 0x80, 0x08)
     struct.pack_into("<6I", config, 0x10, 0x0, 0, 0xC, 0, 0x0, 0)
-    struct.pack_into("<HH", config, 0x2C, 0x4656, 0x4455)
+    struct.pack_into("<HH", config, 0x2C, VENDOR_ID, DEVICE_ID)
     config[0x34] = 0x40
     struct.pack_into("<BBHII", config, 0x40, 0x11, 0, MSIX_VECTORS - 1, 0x000 | 4, 0x800 | 4)
     return config

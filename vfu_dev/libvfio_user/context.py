@@ -8,8 +8,7 @@ import os
 import select
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from vfu_dev.errors import LibraryError
 from vfu_dev.libvfio_user import _ffi
@@ -17,6 +16,7 @@ from vfu_dev.libvfio_user.callbacks import DeviceCallbacks, ResetKind, Vectors
 from vfu_dev.libvfio_user.dma import DmaMemory
 from vfu_dev.libvfio_user.irqs import Irqs
 from vfu_dev.libvfio_user.library import Library, failed
+from vfu_dev.libvfio_user.regions import Gate, RegionHandler, RegionSetup
 from vfu_dev.uapi import VFIO_PCI_CONFIG_REGION_INDEX, DeviceState, MigrationFlags
 
 logger = logging.getLogger(__name__)
@@ -44,35 +44,6 @@ _LOG_LEVELS = [logging.CRITICAL] * 3 + [
 ]
 _SYSLOG_DEBUG = 7
 _SYSLOG_NOTICE = 5
-
-RegionHandler = _ffi.RegionHandler
-
-
-class Gate(NamedTuple):
-    """The way into one region: its handler, and what puts another in its place while it is served."""
-
-    region: int  # its VFIO_PCI_*_REGION_INDEX
-    handler: RegionHandler
-    exchange: Callable[[RegionHandler], None]
-
-
-@dataclass(frozen=True)
-class RegionSetup:
-    """A region to set up.
-
-    Attributes:
-        handler: called with (data, offset, is_write); fills or takes `data`, which is dead afterwards.
-        fd: file that a client may map, or -1 for a region that is only reached through `handler`. Its size
-            has to be the region's.
-        mapped_bytes: how much of the region, from its start, the file is mapped for; whole pages.
-    """
-
-    index: int
-    size_bytes: int
-    handler: RegionHandler
-    name: str
-    fd: int = -1
-    mapped_bytes: int = 0
 
 
 class Context:
