@@ -80,7 +80,7 @@ demo-says:
 	@echo "make demo-stock shows the same with Debian's own QEMU, which is not compiled: 2 to 4 minutes the first time."
 
 demo-stock: venv-lab
-	$(BIN)/vfu-dev build libvfio-user vfio-preload guest qemu-$(DEMO_QEMU)
+	$(BIN)/vfu-dev build libvfio-user vfu-kernels vfio-preload guest qemu-$(DEMO_QEMU)
 	$(LAB_MIGRATE) --qemu $(DEMO_QEMU) --out $(OUT)/demo-stock || [ $$? = 3 ]
 
 # A wheel that carries the native parts, for machines without a compiler.
