@@ -1,7 +1,7 @@
-"""Take results of `vfu-dev lab run` into the documentation: python docs/results/collect.py FOLDER.
+"""Copy results of `vfu-dev lab run` into the documentation: python docs/results/collect.py FOLDER.
 
-FOLDER is what was given to --out. Tables, pictures and CSV files are copied beside this file, and the part of
-docs/results.md is written anew.
+FOLDER is the run's --out. Tables, pictures and CSV files are copied beside this file, and
+docs/results.md is written again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vfu_dev.series.summary import read_summary
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "results.md"
 HEADING = "# Results of the shipped scenarios\n"
-# In the order in which they are told.
+# The order of the page.
 ORDER = [
     "idle",
     "steady",
