@@ -65,7 +65,7 @@ $(VENV)/.installed-test: $(VENV)/.made pyproject.toml
 	@touch $@ $(VENV)/.installed-lab $(VENV)/.installed-wheel $(VENV)/.installed-site
 
 build: venv-lab
-	$(BIN)/vfu-dev build libvfio-user qemu guest
+	$(BIN)/vfu-dev build libvfio-user vfu-kernels qemu guest
 
 # 32 MiB/s and a switchover bandwidth of 4 MiB/s: with QEMU's defaults, 128 MiB/s and a measured one, the whole
 # device would fit into the downtime limit, and there would be no pre-copy to look at. Status 3: the machine was
