@@ -95,6 +95,9 @@ class Machine:
             await asyncio.sleep(0.005)
         if reply["status"] != "completed":
             raise BenchError(f"the migration {reply['status']}: {reply.get('error-desc')}")
+        # The migration is completed a moment before the VM may run, see qmp_cont() in QEMU.
+        while (await self.qemu.execute("query-status"))["status"] == "finish-migrate":
+            await asyncio.sleep(0.005)
         await self.qemu.execute("cont")
         return float(reply["vfio"]["transferred"] / MIB / (reply["total-time"] / 1000))
 
