@@ -85,7 +85,7 @@ def test_a_variable_that_names_nothing_is_the_problem_and_building_is_not_the_ad
         about = [one for one in json.loads(done.stdout)["problems"] if "VFU_DEV_QEMU" in one["what"]]
         assert len(about) == 1
         assert why in about[0]["what"]
-        assert about[0]["fix"] == "unset VFU_DEV_QEMU, or make it name one that is there"
+        assert about[0]["fix"] == "unset VFU_DEV_QEMU, or set it to one that exists"
     broken = program(tmp_path / "broken", "echo libaio.so.1: not found >&2; exit 127")
     report = json.loads(vfu_dev(tmp_path / "cache", "doctor", "--json", VFU_DEV_QEMU=str(broken)).stdout)
     assert any("does not run: libaio.so.1" in one["what"] for one in report["problems"])

@@ -127,7 +127,7 @@ def test_junit_is_what_ci_reads(short_tmp: Path) -> None:
 
 
 def test_two_reports_cannot_share_standard_output(honest: Path) -> None:
-    assert "one alone" in check(honest, "--tap", "-", "--json", "-", status=2).stderr
+    assert "only one of --json" in check(honest, "--tap", "-", "--json", "-", status=2).stderr
 
 
 def test_a_report_that_cannot_be_written_is_refused_before(honest: Path) -> None:

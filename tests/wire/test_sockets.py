@@ -133,7 +133,7 @@ def test_a_command_at_a_socket_that_nobody_accepts_from_is_told_so(short_tmp: Pa
         command = [*VFU_DEV, "ctl", str(path), "status"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
-            assert "nobody has read the command yet" in process.stderr.readline()
+            assert "the server has not read the command yet" in process.stderr.readline()
             process.send_signal(signal.SIGINT)
             assert process.wait(PATIENCE_SECONDS) == 130
 

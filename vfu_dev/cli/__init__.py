@@ -27,7 +27,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "ctl": ("vfu_dev.cli.ctl", "Command a running server: status, load, faults, digests."),
     "top": ("vfu_dev.cli.top", "Watch servers in the terminal: state, rates, predicted downtime."),
     "lab": ("vfu_dev.cli.lab", "Moves with real QEMU, one or a series, checked."),
-    "report": ("vfu_dev.cli.report", "Make the page of a lab run again from its JSON."),
+    "report": ("vfu_dev.cli.report", "Rebuild the page of a lab run from its JSON."),
     "bench": ("vfu_dev.cli.bench", "Measure the device against one in C, and check the limits."),
     "build": ("vfu_dev.cli.build", "Fetch, check, patch and build libvfio-user, QEMU and the guest."),
     "doctor": ("vfu_dev.cli.doctor", "Say what is installed here and what it can do."),
@@ -92,7 +92,7 @@ def _show_version(ctx: click.Context) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and end with its exit status (docs/commands.md); an error is one line on stderr.
 
-    So are a file that cannot be written, a disk that is full, and a package that is not installed.
+    A file that cannot be written, a full disk and a missing package are errors of that kind.
     """
     end_on_sigterm()
     try:

@@ -15,7 +15,7 @@ _COMMAND = "vfu_dev.attach.command"
 
 
 class _WithCommand(Command):
-    """A command whose arguments end at `--`; what follows is a command line, and not ours to read."""
+    """A command whose arguments end at `--`; what follows is a command line that click does not parse."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Set the command line aside, and parse what is before it."""
@@ -53,14 +53,14 @@ class _WithCommand(Command):
 def command(ctx: click.Context, sockets: tuple[Path, ...], iommu: str | None, only_print: bool) -> None:
     """Start COMMAND, an unmodified QEMU from 10.0 on, with the devices on the vfio-user SOCKETs.
 
-    Its own vfio-pci has the device: a preloaded library answers what it asks of the kernel's VFIO. QEMU gets
-    -object and -device at the end of its command line, unless an argument of yours contains %sysfsdev0%
+    QEMU's own vfio-pci drives the device: a preloaded library answers its calls to the kernel's VFIO. QEMU
+    gets -object and -device at the end of its command line, unless an argument of yours contains %sysfsdev0%
     (%sysfsdev1% for the second socket): that becomes the path of a made-up folder of sysfs, SOCKET.vfio. Any
     other VFIO program gets that folder, and the library.
 
-    VFU_DEV_PRELOAD_LOG=FILE logs what the program asks of VFIO, and what it is answered.
+    VFU_DEV_PRELOAD_LOG=FILE logs the program's VFIO calls and their answers.
 
-    Ends as COMMAND does: with 127 if it is not found, 126 if it cannot be started.
+    The exit status is COMMAND's; 127 if it is not found, 126 if it cannot be started.
     """
     # Imported here: --help needs no QEMU.
     from vfu_dev.attach.command import attach

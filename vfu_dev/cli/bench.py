@@ -24,12 +24,14 @@ from vfu_dev.sizes import format_count, format_left
     examples=["vfu-dev bench --check --json bench.json", "vfu-dev bench mmio scraped --quick"],
 )
 @click.argument("cases", nargs=-1, type=click.Choice(list(CASES)), metavar="[CASE]...")
-@click.option("--quick", is_flag=True, help="A tenth of the work, to see that it runs; figures are rough.")
+@click.option(
+    "--quick", is_flag=True, help="Do a tenth of the work, to see that it runs; the figures are rough."
+)
 @click.option(
     "--check",
     is_flag=True,
-    help="Exit with status 1 when a ratio is beyond its limit, 3 when the machine had other work and none is "
-    "judged.",
+    help="Exit with status 1 when a ratio exceeds its limit, 3 when the machine did "
+    "other work and nothing is judged.",
 )
 @click.option(
     "--with-busy-core",
@@ -44,10 +46,10 @@ def command(
 
     Nearly every figure is a ratio to a device in C, both taken in turns, so that other work on the machine
     meets both. A line gives both sides, the median of the rounds' ratios with their quartiles, and the limit;
-    a median beyond it is BROKEN. On a machine that did other work meanwhile, nothing is judged.
+    a median beyond it is BROKEN. If the machine did other work meanwhile, figures are reported, not judged.
 
     CASEs: mmio, scraped, polled, precopy, stream-out, stream-in, scan, dma, start, forecast, front-ends. The
-    last is of QEMU's two front ends, and needs our QEMU (vfu-dev build qemu).
+    last compares QEMU's two front ends and needs this project's QEMU (vfu-dev build qemu).
     """
     console = Console(stderr=json_path == TO_STDOUT, highlight=False)
 

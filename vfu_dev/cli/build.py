@@ -1,4 +1,4 @@
-"""`vfu-dev build`: fetch, check, patch and build what is native."""
+"""`vfu-dev build`: fetch, check, patch and build the native parts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _table() -> str:
     help="Folder that holds the pinned source files; no network is used for them.  [env: VFU_DEV_SOURCES]",
 )
 @click.option("--jobs", "-j", type=click.IntRange(min=1), help="Parallel jobs.  [default: all processors]")
-@json_option("Write what there is now as JSON", any_word=False)
+@json_option("Write the state of the artifacts as JSON", any_word=False)
 def command(
     names: tuple[str, ...],
     everything: bool,

@@ -1,4 +1,4 @@
-"""`vfu-dev check SOCKET`: does a vfio-user server, anybody's, keep to the specification?"""
+"""`vfu-dev check SOCKET`: does any vfio-user server keep to the specification?"""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.option(
     "--only", multiple=True, metavar="NAME", help="Run only this check, group or pattern; repeatable."
 )
-@click.option("--skip", multiple=True, metavar="NAME", help="Leave this one out; repeatable.")
+@click.option("--skip", multiple=True, metavar="NAME", help="Skip this check, group or pattern; repeatable.")
 @click.option(
     "--timeout",
     type=SECONDS,
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     type=SIZE,
     default="256M",
     show_default=True,
-    help="Leave out what moves the state of a device where it is larger.",
+    help="Skip the checks that move the state of a device when it is larger than this.",
 )
-@click.option("--quiet", is_flag=True, help="Show what failed alone.")
+@click.option("--quiet", is_flag=True, help="Show only what failed.")
 @json_option("Write the results as JSON", any_word=False)
 @click.option(
     "--tap",
@@ -80,13 +80,13 @@ def command(
 ) -> None:
     """Check the vfio-user server on SOCKET, this project's or anybody's, against the specification.
 
-    Every check cites the sentence of the vfio-user specification or of <linux/vfio.h> that it stands on, and
+    Every check cites its sentence of the vfio-user specification or of <linux/vfio.h>, and
     is a must, a should or optional. Exit status 1 if a must fails. A server without DMA or without migration
-    is checked for the rest. The device is used: reset, stopped, its state read and written back; what is
-    attached to it now has to be detached before.
+    is checked for the rest. The checks use the device: they reset it, stop it, read its state and write it
+    back. Detach any client first.
 
-    A server that ends with its client is checked best when its COMMAND is given: it is started, and again
-    whenever it has ended.
+    For a server that ends with its client, give its COMMAND: the command starts it, and restarts it whenever
+    it has ended.
     """
     from vfu_dev.conformance import choose, report, run
 
@@ -97,7 +97,7 @@ def command(
     if socket is None:
         raise click.UsageError("Missing argument 'SOCKET' (or --list)")
     if [json_path, tap, junit].count(TO_STDOUT) > 1:
-        raise click.UsageError("of --json, --tap and --junit one alone can go to standard output")
+        raise click.UsageError("only one of --json, --tap and --junit can go to standard output")
     path = device_path(socket)
     to_people = TO_STDOUT not in (json_path, tap, junit)
     results: list[Result] = []

@@ -1,4 +1,4 @@
-"""`vfu-dev check-device`: is a class of one's own a good device?"""
+"""`vfu-dev check-device`: does a device class keep the contract of a device?"""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ DEFAULT_MEMORY = "256K"
     help="A register that differs after a migration on purpose, such as a count of migrations; repeatable.",
 )
 @json_option("Also write what was found as JSON", any_word=False)
-@option("--quiet", is_flag=True, help="Show what is broken alone.")
+@option("--quiet", is_flag=True, help="Show only what is broken.")
 def command(spec: str, memory: int, changed: tuple[str, ...], json_path: str | None, quiet: bool) -> None:
     """Put a device class through every check of the contract, without a VM, a socket or a library.
 
     The checks are those of `vfu_dev.testing.check_device` (vfu-dev docs authors-reference): bounds and access
     sizes, reset, a migration whose stream is cut anywhere or damaged, migration states, P2P, promised bytes.
-    Exit status 1 when one is broken.
+    Exit status 1 when a check fails.
     """
     from vfu_dev.device.loader import find_class, make_device
     from vfu_dev.testing.contract import CHECKS, ContractError, check_device

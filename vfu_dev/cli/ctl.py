@@ -51,7 +51,7 @@ UNREAD_SECONDS = 1.0
 def command(ctx: click.Context, path: str, timeout: float) -> None:
     """Command the server of SOCKET: its control socket, or its vfio-user socket with SOCKET.ctl beside it.
 
-    Each command prints what the server answers, as text or as JSON; an error is one line and exit status 1.
+    Each command prints the server's answer, as text or as JSON; an error is one line and exit status 1.
     """
     ctx.obj = path, timeout
 
@@ -85,7 +85,7 @@ def _subcommand(
 def ask(path: str, timeout: float, name: str, arguments: dict[str, Any]) -> Any:
     """Send one command and return its result.
 
-    Raises:  ControlError: nobody is there, or the server says no.
+    Raises:  ControlError: no server is there, or it refused.
     """
     path = str(control_path(path))
     try:
@@ -103,7 +103,7 @@ def ask(path: str, timeout: float, name: str, arguments: dict[str, Any]) -> Any:
 
 def _explain(client: ControlClient) -> None:
     if client.is_unread():
-        click.echo(f"{client.path}: nobody has read the command yet; {client.advice}", err=True)
+        click.echo(f"{client.path}: the server has not read the command yet; {client.advice}", err=True)
 
 
 def as_text(value: Any, indent: str = "") -> Iterator[str]:
@@ -159,9 +159,9 @@ def status() -> tuple[str, dict[str, Any]]:
 def load(
     load_arguments: dict[str, Any], memory: str | None, seconds: float | None, off: bool
 ) -> tuple[str, dict[str, Any]]:
-    """Have the device write to its memory by itself, in place of what it wrote before (vfu-dev docs load).
+    """Have the device write to its own memory; this replaces a load that runs (vfu-dev docs load).
 
-    `vfu-dev load --control SOCKET` does the same, watches it and ends it.
+    `vfu-dev load --control SOCKET` starts the same load, watches it and ends it.
     """
     spec = load_of(load_arguments)
     if off == (spec is not None):
@@ -176,7 +176,7 @@ def load(
 
 @_subcommand("load-status")
 def load_status() -> tuple[str, dict[str, Any]]:
-    """Show what the device's own load was asked for, and reaches."""
+    """Show the rates asked for and reached by the device's own load."""
     return "load-status", {}
 
 
@@ -200,9 +200,9 @@ command.add_command(_snapshot, "snapshot")
 
 @_subcommand("fault", "op=mig-write,delay=1.5,when=initial-received")
 @click.argument("fault", required=False)
-@click.option("--clear", metavar="ID|all", help="Take this fault away, or all of them.")
+@click.option("--clear", metavar="ID|all", help="Clear this fault, or all of them.")
 def fault(fault: str | None, clear: str | None) -> tuple[str, dict[str, Any]]:
-    """Arm a fault, or take one away; `vfu-dev docs faults` says what there is."""
+    """Arm a fault, or clear one; `vfu-dev docs faults` lists them."""
     if (fault is None) == (clear is None):
         raise ConfigError("fault: expected a fault, or --clear with its number or `all`")
     if fault is not None:
@@ -212,21 +212,21 @@ def fault(fault: str | None, clear: str | None) -> tuple[str, dict[str, Any]]:
 
 @_subcommand("faults")
 def faults() -> tuple[str, dict[str, Any]]:
-    """List the faults that are armed, and how often each struck."""
+    """List the armed faults, with the number of hits of each."""
     return "faults", {}
 
 
 @_subcommand("reinit", "--pages 100")
-@option("--pages", type=NUMBER, help="Take this number of pages, from the start.  [default: all]")
+@option("--pages", type=NUMBER, help="This number of pages, from the start.  [default: all]")
 @option(
     "--memory-name",
     "memory",
     aliases=["--memory"],
     metavar="NAME",
-    help="Take the memory of this name.  [default: the first]",
+    help="The name of the memory.  [default: the first]",
 )
 def reinit(pages: int | None, memory: str | None) -> tuple[str, dict[str, Any]]:
-    """Make pages initial data once more (VFIO_PRECOPY_INFO_REINIT), as if the device was set up anew."""
+    """Make pages initial data once more (VFIO_PRECOPY_INFO_REINIT), as after a new set-up of the device."""
     given = {"pages": pages, "memory": memory}
     return "reinit", {key: value for key, value in given.items() if value is not None}
 
@@ -278,7 +278,7 @@ dma_log.hidden = True
 @_subcommand("figures")
 @option("--after", type=NUMBER, default=0, help="Leave out the samples up to this number.")
 def figures(after: int) -> tuple[str, dict[str, Any]]:
-    """Show everything the metrics show, and the samples of a migration."""
+    """Show the figures behind the metrics, and the samples of a migration."""
     return "figures", {"after": after}
 
 

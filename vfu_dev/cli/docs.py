@@ -41,10 +41,10 @@ def titles() -> dict[str, str]:
     examples=["vfu-dev docs", "vfu-dev docs faults"],
 )
 @click.argument("page", required=False)
-@click.option("--path", "only_path", is_flag=True, help="Print where the page, or the folder, is.")
+@click.option("--path", "only_path", is_flag=True, help="Print the path of the page, or of the folder.")
 @json_option("Write names, titles and paths of the pages as JSON", any_word=False)
 def command(page: str | None, only_path: bool, json_path: str | None) -> None:
-    """Show a page through the pager that the terminal has; as it is, elsewhere."""
+    """Show a page through the terminal's pager; unchanged where standard output is no terminal."""
     pages = titles()
     if page is None:
         folder, width = docs_folder(), max(map(len, pages))

@@ -1,4 +1,4 @@
-"""`vfu-dev doctor`: what is installed here, what it can do, and what to do about what is missing."""
+"""`vfu-dev doctor`: what is installed here, what it can do, and how to get what is missing."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _kvm(findings: Findings) -> None:
 
 
 def _build_packages(findings: Findings) -> None:
-    """What building would need. A problem only while something has yet to be built."""
+    """Check what a build needs. What is missing is a problem only while an artifact has to be built."""
     packages = missing(["libvfio-user", "qemu", "guest"])
     findings.facts["build_packages_missing"] = packages
     if packages and findings.problems:
@@ -162,7 +162,7 @@ def _cache(findings: Findings) -> None:
 
 
 def _verify(findings: Findings) -> None:
-    """Compare each artifact with its manifest: nothing else would notice a byte that flipped on disk."""
+    """Compare each artifact with its manifest: nothing else notices a byte that flipped on disk."""
     cache = Cache()
     whole = []
     folders = {name: recipe.folder(cache) for name, recipe in RECIPES.items()}

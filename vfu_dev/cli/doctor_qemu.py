@@ -1,4 +1,4 @@
-"""The part of `vfu-dev doctor` about QEMUs: which there are, and what each can do with the device."""
+"""The part of `vfu-dev doctor` about QEMUs: which are installed, and what each can do with the device."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Which Python packages an extra of this one brings, so that messages name them and not this package.
+"""Which Python packages an extra of vfu-dev installs, so that messages name them instead of the extra.
 
-`pip install 'vfu-dev[lab]'` would fetch whatever an index has under that name, whoever's it is.
+`pip install 'vfu-dev[lab]'` would fetch whatever package an index has under that name.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class Findings:
         """Note that artifact `name` cannot be used, for the reason `error`."""
         if isinstance(error, OverrideError):
             # Building would not help: as long as the variable is set, what is built is not looked at.
-            self.problem(str(error), f"unset {error.variable}, or make it name one that is there")
+            self.problem(str(error), f"unset {error.variable}, or set it to one that exists")
         elif isinstance(error, NotBuiltError):
             self.problem(f"{name} is not built", f"vfu-dev build {name}")
         else:

@@ -32,16 +32,18 @@ PHASES = ("attach", "run", "save", "resume")
 )
 @click.option("--socket", "path", type=click.Path(), metavar="PATH", help="Where to listen.")
 @click.option("--lie", "name", metavar="NAME", help="The one lie to tell, to every client.")
-@click.option("--honest", is_flag=True, help="Tell no lie: what the client does with an honest server.")
-@click.option("--phase", type=click.Choice(PHASES), help="Only lies that are told then; see --list.")
+@click.option(
+    "--honest", is_flag=True, help="Tell no lie, to see what the client does with an honest server."
+)
+@click.option("--phase", type=click.Choice(PHASES), help="Only the lies of this phase; see --list.")
 @click.option("--list", "show_list", is_flag=True, help="List the lies: name, phase, meaning.")
-@click.option("--names", is_flag=True, help="With --list: names alone.")
+@click.option("--names", is_flag=True, help="With --list: only names.")
 @click.option(
     "--after",
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="Tell the truth to the first N requests that the lie is about.",
+    help="Answer the first N requests that the lie applies to with the truth.",
 )
 @click.option("--times", type=click.IntRange(min=1), metavar="N", help="Lie N times at most.")
 @click.option(
@@ -55,7 +57,7 @@ PHASES = ("attach", "run", "save", "resume")
     type=SECONDS,
     default=6.0,
     show_default=True,
-    help="For lies that come late; QEMU waits 5 s for a reply.",
+    help="Delay of late replies; QEMU waits 5 s for a reply.",
 )
 @click.option("--once", is_flag=True, help="End after the first client.")
 @click.option("--verbose", is_flag=True, help="Show every message on standard error.")
@@ -77,10 +79,10 @@ def command(
 ) -> None:
     """Serve a small PCI device that breaks the protocol in one named way, and say what the client did.
 
-    With `--lie` every client hears that one. Without, each client hears the next lie of the list, and the
-    server ends after the last. A lie changes one kind of reply; all else is honest, so what the client does
-    is about the lie. Phases say what has to happen for it to be told: attach (connect and ask what there
-    is), run (use BARs and interrupts, map memory, reset), save (migrate away), resume (migrate to here).
+    With `--lie` every client gets that lie. Without, each client gets the next lie of the list, and the
+    server ends after the last. A lie changes one kind of reply; all other replies are honest, so the client
+    reacts to the lie. The phase of a lie says what a client has to do to get it: attach (connect and ask for
+    infos), run (use BARs and interrupts, map memory, reset), save (migrate away), resume (migrate to here).
 
     A good client never crashes, never hangs longer than its own limit, and says what was wrong.
     """

@@ -1,4 +1,4 @@
-"""Options with which `vfu-dev serve` overrides what a device says of itself to the PCI bus."""
+"""Options of `vfu-dev serve` that override a device's PCI identity."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _IDENTITY = {
 
 
 def identity_options(command: F) -> F:
-    """Add the options; the command gets their values as keyword arguments, None where nothing was said."""
+    """Add the options; the command gets their values as keyword arguments, None for an option not given."""
     own = "the device's own"
     for index in reversed(range(PCI_STD_NUM_BARS)):
-        text = f"Size of BAR{index}, a power of two; the device's is the least."
+        text = f"Size of BAR{index}, a power of two; at least the device's own size."
         option = f"--bar{index}-size"
         command = click.option(option, type=SIZE, help=text, show_default=own)(command)
     command = click.option(
@@ -63,10 +63,10 @@ def identity_options(command: F) -> F:
 
 
 def settle(chosen: dict[str, Any], device: Device, declared: dict[str, Bar]) -> dict[str, Bar]:
-    """Let `chosen`, the values of these options, stand in the place of what `device` says of itself.
+    """Override the PCI identity of `device` with `chosen`, the values of these options.
 
     Args:    declared: what the device declares; nothing of it was made yet.
-    Returns: what it is to have instead.
+    Returns: the overridden identity.
     Raises:  ConfigError: the device has no such part, or it cannot be that.
     """
     from vfu_dev.device import NO_BAR, Msix

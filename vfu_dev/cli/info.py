@@ -1,4 +1,4 @@
-"""`vfu-dev info SOCKET`: what a vfio-user server offers, and what it lacks compared with ours."""
+"""`vfu-dev info SOCKET`: what a vfio-user server offers, and what it lacks compared with `vfu-dev serve`."""
 
 from __future__ import annotations
 
@@ -118,18 +118,18 @@ def _migration(device: VfioUserDevice) -> dict[str, Any]:
 
 
 def _missing(migration: dict[str, Any]) -> list[str]:
-    """Say what this project's own server has and this one has not, and what follows from it."""
+    """List what this project's own server has and this one lacks, each with its consequence."""
     if not migration["supported"]:
         return ["migration: QEMU puts a migration blocker in place"]
     gaps = {
         "PRE_COPY: all state moves while the VM is stopped": "PRE_COPY" in migration["flags"],
         "P2P: QEMU migrates it only as the VM's single VFIO device": "P2P" in migration["flags"],
-        "MIG_GET_PRECOPY_INFO: nobody can tell how much is left in PRE_COPY": migration["precopy_info"],
-        "MIG_PRECOPY_INFOv2: new initial data in PRE_COPY cannot be told (REINIT)": migration[
+        "MIG_GET_PRECOPY_INFO: the client cannot ask how much is left in PRE_COPY": migration["precopy_info"],
+        "MIG_PRECOPY_INFOv2: new initial data in PRE_COPY cannot be reported (REINIT)": migration[
             "precopy_info_v2"
         ],
         "MIG_DATA_SIZE: QEMU assumes 100 GiB of stop-copy data": migration["data_size"],
-        "DMA logging: QEMU takes all guest memory for dirty": migration["dma_logging"],
+        "DMA logging: QEMU treats all guest memory as dirty": migration["dma_logging"],
     }
     return [text for text, present in gaps.items() if not present]
 

@@ -1,4 +1,4 @@
-"""What `vfu-dev --version` says: versions of what others depend on, and what the installation carries."""
+"""What `vfu-dev --version` prints: versions that others depend on, and what the installation carries."""
 
 from __future__ import annotations
 

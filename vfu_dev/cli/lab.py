@@ -75,7 +75,9 @@ command.add_command(host)
         "vfu-dev lab migrate --fault-destination op=mig-write,delay=1.5,when=initial-received",
     ],
 )
-@own_device_option("Migrate this class of yours; it writes by itself, and digests compare its state")
+@own_device_option(
+    "Migrate this device class of yours; the device writes by itself, and digests compare its state"
+)
 @option("--memory", type=SIZE, default="8M", show_default=True, help="Size of the device memory (BAR2).")
 @option(
     "--devices", type=click.IntRange(1, 8), default=1, show_default=True, help="Number of devices in the VM."
@@ -84,8 +86,8 @@ command.add_command(host)
 @option(
     "--load-place",
     type=click.Choice(["guest", "device"]),
-    help="Who writes: the guest, which reads all back in the end, or the device's own engine.  [default: "
-    "guest; with --device, device]",
+    help="Who writes: the guest, which reads everything back at the end, or the device's own engine.  "
+    "[default: guest; with --device, device]",
 )
 @option(
     "--access",
@@ -99,7 +101,7 @@ command.add_command(host)
     "fault",
     multiple=True,
     metavar="FAULT",
-    help="Make something go wrong in the servers of both sides, as `vfu-dev serve --fault` does; repeatable.",
+    help="Arm a fault in the servers of both sides, as `vfu-dev serve --fault` does; repeatable.",
 )
 @option(
     "--guest",
@@ -114,9 +116,13 @@ command.add_command(host)
     default="on",
     show_default=True,
     help="off: the devices do not announce PRE_COPY, and all their data moves while they are stopped. QEMU "
-    "then stops only where the downtime limit, or --avail-switchover-bandwidth, has room for all of it.",
+    "then stops only where the downtime limit, or --avail-switchover-bandwidth, allows for all of it.",
 )
-@option("--switchover-ack", is_flag=True, help="Stop the source only once initial data is received.")
+@option(
+    "--switchover-ack",
+    is_flag=True,
+    help="Stop the source only once the destination has received all initial data.",
+)
 @option(
     "--pause-before-switchover",
     is_flag=True,
@@ -134,7 +140,7 @@ command.add_command(host)
     "--destination",
     metavar="ssh://[USER@]HOST[:PORT][/PATH/OF/vfu-dev]",
     help="Migrate to another machine, which has vfu-dev, a QEMU and the guest; --qemu-destination names one "
-    "there. All but the migration itself, which is TCP, goes over ssh ($VFU_DEV_SSH has its options).",
+    "there. The migration is plain TCP; all else goes over ssh, with the options in $VFU_DEV_SSH.",
 )
 @option(
     "--link",
@@ -157,7 +163,7 @@ command.add_command(host)
     default=180.0,
     show_default=True,
     metavar="SECONDS",
-    help="Give up when the migration takes longer; the VM goes on at the source.",
+    help="Cancel the migration after this time; the VM goes on at the source.",
 )
 @option(
     "--verify",
@@ -166,7 +172,7 @@ command.add_command(host)
     show_default=True,
     help="How content is compared after the move, beside the digests of both servers. dma: the device copies "
     "its memory to the guest's, and some words are read by MMIO. mmio: the guest reads all of it; with "
-    "--guest none each MiB takes 12 s. digests: nothing is read back. none: no digest is asked for either. "
+    "--guest none each MiB takes 12 s. digests: nothing is read back. none: no digests either. "
     "auto: dma; mmio in a Linux guest with --access mmap; digests with --load-place device or --device.",
 )
 @option(
@@ -206,8 +212,8 @@ def migrate(
 ) -> None:
     """Live-migrate the device under load from one QEMU to another, and check everything.
 
-    Exit status 0 only when all of it is as it should be, 1 when something is wrong, 3 when the migration is
-    as it should be and less was written than the load asked for.
+    Exit status 0 only when every check holds, 1 when one fails, 3 when the checks hold but the load reached
+    less than 95 % of its rate.
     """
     # Imported here: `vfu-dev lab --help` must not pay for matplotlib and QMP.
     from vfu_dev.builds import artifact

@@ -1,4 +1,4 @@
-"""`vfu-dev lab host`: the far side of `lab migrate --destination ssh://HOST`; people have no use for it."""
+"""`vfu-dev lab host`: the far side of `lab migrate --destination ssh://HOST`; not meant to be typed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vfu_dev.cli.shape import Command
 
 @click.command(cls=Command, hidden=True, examples=["vfu-dev lab host"])
 def host() -> None:
-    """Serve one host of a move to whoever has the other end of standard input and output."""
+    """Serve one host of a move over standard input and output."""
     from vfu_dev.lab.far import serve_host
 
     if not asyncio.run(serve_host()):

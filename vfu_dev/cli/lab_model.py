@@ -1,4 +1,4 @@
-"""`vfu-dev lab model`: what a migration will do, without one; and how right that was."""
+"""`vfu-dev lab model`: predict a migration, and compare predictions with measurements."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 )
 @option("--memory", type=SIZE, default="64M", show_default=True, help="Size of the device memory.")
 @option("--page-size", type=SIZE, default="4K", show_default=True, help="Unit of dirty tracking.")
-@option("--initial", type=SIZE, help="What was written before the migration begins.  [default: all of it]")
+@option("--initial", type=SIZE, help="Bytes written before the migration begins.  [default: all of it]")
 @load_options()
 @max_bandwidth_option(
     "What the client sends at most: QEMU, which keeps to multiples of 10 MiB/s for device state, or "
@@ -53,14 +53,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="Who moves the device: QEMU, which sends whole blocks of 1 MiB each 0.1 s, or `vfu-dev migrate`.",
 )
-@downtime_limit_option("How long the device may stand still.")
+@downtime_limit_option("Downtime limit of the device.")
 @switchover_bandwidth_option(aliases=["--switchover-bandwidth"])
-@option("--switchover-ack", is_flag=True, help="Stop only once initial data is received.")
+@option(
+    "--switchover-ack", is_flag=True, help="Stop only once the destination has received all initial data."
+)
 @option(
     "--stop-bandwidth",
     type=BANDWIDTH,
-    help="What is sent a second once the device stands still and QEMU lifts its limit.  "
-    "[default: as --max-bandwidth]",
+    help="Bandwidth in STOP_COPY, when QEMU lifts its limit.  [default: as --max-bandwidth]",
 )
 @option(
     "--pass-cost",
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
     default=0.0,
     show_default=True,
     metavar="MS",
-    help="What the start of each pass costs, in milliseconds.",
+    help="Time that the start of each pass costs, in milliseconds.",
 )
 @option(
     "--timeout",
@@ -76,13 +77,13 @@ if TYPE_CHECKING:
     default=600.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long a migration is followed before it counts as not converging.",
+    help="Simulated time after which a migration counts as not converging.",
 )
 @option(
     "--against",
     type=click.Path(exists=True, path_type=Path, file_okay=False),
     metavar="FOLDER",
-    help="Predict every point of a result of `vfu-dev lab run` instead, and compare.",
+    help="Predict every point of this result of `vfu-dev lab run` instead, and compare with the measurement.",
 )
 @option(
     "--map",

@@ -1,4 +1,4 @@
-"""`vfu-dev lab run`, `scenarios` and `compare`: series of moves, long enough to count."""
+"""`vfu-dev lab run`, `scenarios` and `compare`: series of moves, with statistics."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _changes(texts: tuple[str, ...]) -> dict[str, Any]:
     help="Each scenario's results go into a folder of its name below this one.",
 )
 @click.option("--short", is_flag=True, help="Run the short form: a few moves, to see that it works.")
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run; finished points are kept.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run; finished points are kept.")
 @click.option("--force", is_flag=True, help="Delete the run that the folder holds, and start anew.")
 @click.option(
     "--set",
@@ -79,14 +79,14 @@ def run(
     quiet: bool,
     **sides: Any,
 ) -> None:
-    """Run scenarios: VMs moved back and forth under load, percentiles of what that cost.
+    """Run scenarios: move VMs back and forth under load, and report percentiles of downtime and time.
 
     NAME is a shipped scenario (`vfu-dev lab scenarios` lists them), FILE.toml one of your own
     (vfu-dev docs series). The folder gets scenario.toml, moves.csv (a row for each move), summary.json,
     report.html, table.md and plots. Logs are kept of the first 5 moves that went wrong, 1 MiB of each file.
 
-    Exit status 0 only when every move did what the scenario expects and every check of it holds, 1 when not,
-    3 when they do and a load reached less than its rate.
+    Exit status 0 only when every move did what the scenario expects and all its checks hold, 1 when not, 3
+    when they hold but a load reached less than its rate.
     """
     # Imported here: `--help` must not pay for numpy, matplotlib and QMP.
     from vfu_dev.report.series import write_series
@@ -173,7 +173,7 @@ def _show(summary: Mapping[str, Any], page: Path) -> None:
 @click.command(cls=Command, examples=["vfu-dev lab scenarios"])
 @json_option("Write names, points and moves as JSON", any_word=False)
 def scenarios(json_path: str | None) -> None:
-    """List the shipped scenarios, and about how long each takes: on an idle machine, in full and in short."""
+    """List the shipped scenarios, and how long each takes on an idle machine, in full and in short form."""
     from vfu_dev.series.duration import expected_seconds, text
     from vfu_dev.series.scenario import read_scenario, shipped
 

@@ -57,7 +57,7 @@ def _sides(name: str, text: str, **settings: Any) -> Callable[[_Command], _Comma
     default=180.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long to wait for its beginning, and for its end; one begun here is cancelled then.",
+    help="Time to wait for its beginning, and for its end; a migration begun here is cancelled then.",
 )
 @click.option(
     "--out",
@@ -81,8 +81,8 @@ def watch(
 ) -> None:
     """Watch a migration between QEMUs that somebody else started, and report on it as `lab migrate` does.
 
-    Nobody else may use these monitors meanwhile; a QEMU that libvirt started gets one more. What is on
-    another host is brought here by `ssh -L`. The hosts' clocks are compared by events of the migration.
+    Nothing else may use these monitors meanwhile; give a QEMU that libvirt started one more monitor. `ssh -L`
+    brings sockets of another host here. The hosts' clocks are compared by events of the migration.
     """
     # Imported here: `vfu-dev lab --help` must not pay for matplotlib and QMP.
     from vfu_dev.lab.progress import Progress

@@ -60,7 +60,7 @@ class _Place:
 
 
 class _Lines:
-    """A line a second on standard error: what is reached."""
+    """One line a second on standard error: the rates reached."""
 
     def __init__(self, spec: Workload, quiet: bool) -> None:
         self._spec, self._quiet = spec, quiet
@@ -127,7 +127,7 @@ class _Lines:
     type=click.Choice(["auto", "mmap", "trap"]),
     default="auto",
     show_default=True,
-    help="With --socket, map the BAR where that is possible, or write by messages.",
+    help="With --socket, map the BAR if it can be mapped, or write by messages.",
 )
 @option(
     "--via",
@@ -136,12 +136,12 @@ class _Lines:
     show_default=True,
     help="With --guest, write by the guest's CPU, or have the device's DMA engine fetch the data.",
 )
-@option("--check", is_flag=True, help="With --socket, compare the memory with what was written in the end.")
+@option("--check", is_flag=True, help="With --socket, compare the memory with what was written, at the end.")
 @option(
     "--migrate-to",
     type=click.Path(),
     metavar="SOCKET",
-    help="With --socket, move the device there meanwhile; given up when the time is over.",
+    help="With --socket, migrate the device to this socket during the load; give up when the load ends.",
 )
 @option(
     "--migrate-after",
@@ -149,23 +149,23 @@ class _Lines:
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="With --migrate-to, begin to migrate this long after the load began.",
+    help="With --migrate-to, start the migration this long after the load started.",
 )
 @max_bandwidth_option("What the migration may send while the device runs.")
-@downtime_limit_option("How long the device may stand still for the migration.")
+@downtime_limit_option("Downtime limit of the migration.")
 @option(
     "--preset",
     type=click.Choice(list(PRESETS)),
-    help="Migrate between two servers of its own, under a load that never, or surely, lets that converge.",
+    help="Start two servers and migrate between them, under a load that never, or surely, converges.",
 )
 @option(
     "--preset-memory",
     type=SIZE,
     default="256M",
     show_default=True,
-    help="With --preset, memory of each of its devices.",
+    help="With --preset, memory of each device.",
 )
-@own_device_option("With --preset, serve this class of yours")
+@own_device_option("With --preset, serve this device class of yours")
 @json_option("Also write the figures as JSON")
 @option("--quiet", is_flag=True, help="Show no progress and no summary.")
 def command(
@@ -186,8 +186,8 @@ def command(
     command as the device's client, without a VM (--socket), which can migrate the device meanwhile. Patterns
     and rates are defined in `vfu-dev docs load`.
 
-    Exit status 3 when less than 95 % of what was asked for could be done; 1 when something failed, --check
-    found a difference, or a preset did not end as it should. Interrupted, the load ends and its figures are
+    Exit status 3 when the load reached less than 95 % of the rate asked for; 1 when something failed, --check
+    found a difference, or a preset did not end as expected. Interrupted, the load ends and its figures are
     shown; the status is 0 with --duration 0, else 128 and the signal's number.
     """
     options = ClientOptions(

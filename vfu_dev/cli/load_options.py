@@ -26,8 +26,8 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
     "dirty_rate": option(
         "--dirty-rate",
         type=DIRTY_RATE,
-        help="Pages to dirty a second: their bytes (8M) or their number (2000p). This is what a migration "
-        "has to send again.",
+        help="Dirty rate: bytes of pages a second (8M), or pages a second (2000p). A "
+        "migration has to send these again.",
     ),
     "write_rate": option(
         "--write-rate",
@@ -45,18 +45,16 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
         type=click.Choice(["idle", *PAGE_PATTERNS]),
         help="Which pages are written (vfu-dev docs load).  [default: uniform]",
     ),
-    "seed": option(
-        "--seed", type=NUMBER, help="Seed of everything that is random in the load.  [default: 1]"
-    ),
+    "seed": option("--seed", type=NUMBER, help="Random seed of the load.  [default: 1]"),
     "hot_fraction": option(
         "--hot-fraction",
         type=click.FloatRange(0, 1),
-        help="Part of the pages that is hot, with --pattern hotset.  [default: 0.1]",
+        help="Fraction of the pages that is hot, with --pattern hotset.  [default: 0.1]",
     ),
     "hot_share": option(
         "--hot-share",
         type=click.FloatRange(0, 1),
-        help="Part of the writes that goes to the hot pages, with --pattern hotset.  [default: 0.9]",
+        help="Fraction of the writes that goes to the hot pages, with --pattern hotset.  [default: 0.9]",
     ),
     "zipf_exponent": option(
         "--zipf-exponent",
@@ -66,7 +64,7 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
     "burst": option(
         "--burst",
         metavar="DUTY:SECONDS",
-        help="Make all writes of each period in its first part: 0.2:1 for the first 200 ms of each second.",
+        help="Make all writes in the first part (DUTY) of each period: 0.2:1 for 200 ms of each second.",
     ),
     "trace": option(
         "--trace", type=click.Path(), metavar="FILE", help="Repeat a recording: CSV time,offset,length."
@@ -95,7 +93,7 @@ _NAMED = {
 def load_options(dirty_rate: str | None = None) -> Callable[[F], F]:
     """Return a decorator that adds the options of a load; the function gets one dict, `load_arguments`.
 
-    Args:    dirty_rate: what `--dirty-rate` is where nothing says what or how much to write; None: no load.
+    Args:    dirty_rate: default of `--dirty-rate` when no option describes a load; None: no load.
     """
 
     def add(function: F) -> F:

@@ -71,7 +71,7 @@ class Verifier:
             self.source_digest = digest.saved_digest(digest.audited_status(source_control))
             self.destination_digest = digest.resumed_digest(destination_control.status())
         if self.match is None and self.method == "control":
-            raise VfuDevError("the control sockets do not tell both digests")
+            raise VfuDevError("the control sockets do not report both digests")
         if self.match is None:
             self.method = "memory"
             index = digest.memory_region(self._devices[0])
@@ -183,7 +183,7 @@ def _name_of(control: ControlClient | None) -> str | None:
 @click.argument("src_socket", type=click.Path())
 @click.argument("dst_socket", type=click.Path())
 @json_option("Also write the result as JSON")
-@downtime_limit_option("How long the device may stand still.")
+@downtime_limit_option("Downtime limit of the device.")
 @max_bandwidth_option("What the migration may send while the device runs.")
 @option(
     "--max-passes",
@@ -243,12 +243,13 @@ def command(
 ) -> None:
     """Move the state of the device on SRC_SOCKET into the device on DST_SOCKET, without QEMU.
 
-    Both servers must be free: a vfio-user server serves one client at a time. Where SOCKET.ctl is named, a
-    control socket, the device's socket beside it is taken. On any failure the source goes on running. Digests
-    of both ends are compared before the destination runs: the servers' own where both control sockets are
-    known, when the source has compared its memory with what it sent, else a checksum over the device
-    memory read back from both (its time is verify_ms, not part of downtime_ms). A source left in STOP runs
-    again when this command disconnects: that is its server's rule for a lost client.
+    Both servers must be free: a vfio-user server serves one client at a time. If you name the control socket
+    SOCKET.ctl, the command takes the device's socket beside it. On any failure the source goes on running.
+
+    The digests of both ends are compared before the destination runs. If both control sockets are known, they
+    are the servers' own, taken once the source has compared its memory with what it sent. Otherwise they are
+    a checksum over the device memory read back from both; its time is verify_ms, not part of downtime_ms. A
+    source left in STOP runs again when this command disconnects: that is its server's rule for a lost client.
     """
     options = ClientOptions(
         downtime_limit_seconds=downtime_limit / 1000,
@@ -314,7 +315,7 @@ def _summary(result: dict[str, Any]) -> str:
         compared = f"equal on both ends ({device['digest_source']}, by {device['digest_method']})"
     passes = format_count(device["passes"], "pre-copy pass")
     late = result["downtime_ms"] > result["downtime_limit_ms"]
-    why = "; changes of state come on top of what the limit has room for" if late else ""
+    why = "; the limit covers the remaining data, and state changes come on top" if late else ""
     return (
         f"{device['name']}: {format_size(device['precopy_bytes'])} in {passes}, "
         f"{format_size(device['stop_copy_bytes'])} in stop-copy\n"

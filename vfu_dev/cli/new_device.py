@@ -1,4 +1,4 @@
-"""`vfu-dev new-device`: a device class to begin with."""
+"""`vfu-dev new-device`: write a device class to start from."""
 
 from __future__ import annotations
 

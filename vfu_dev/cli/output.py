@@ -21,8 +21,8 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 def json_option(what: str, *, any_word: bool = True) -> Callable[[_Command], _Command]:
     """Return the option `--json FILE`, argument `json_path`; `what` is written there, for --help.
 
-    `-`, or nothing after `--json`, is standard output. A place that cannot be is refused before the work
-    whose figures would go there; its folder is made. The command has to be a `shape.Command`.
+    `-`, or nothing after `--json`, is standard output. A file that cannot be written is refused before the
+    work starts; its folder is made. The command has to be a `shape.Command`.
 
     Args:    any_word: see `JsonOption`; False where `--json` may stand before an argument.
     """
@@ -44,7 +44,7 @@ def versioned(value: Any) -> Any:
 
 
 def write_json(value: Any, path: str | None, *, indent: int | None = 2, append: bool = False) -> None:
-    """Write `value` where `--json` says: a file, `-` for standard output, nowhere for None.
+    """Write `value` to the file of `--json`; `-` is standard output, None writes nothing.
 
     Args:    append: add to what the file holds.
     Raises:  VfuDevError: the file cannot be written, or not all of it.

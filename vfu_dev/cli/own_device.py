@@ -1,4 +1,4 @@
-"""`--device FILE.py:CLASS`, of commands that start servers of their own."""
+"""`--device FILE.py:CLASS`, of commands that start servers themselves."""
 
 from __future__ import annotations
 

@@ -156,8 +156,9 @@ def switchover_bandwidth_option(aliases: Sequence[str] = ()) -> Callable[[_Comma
         type=BANDWIDTH,
         default="0",
         show_default=True,
-        help="The bandwidth that QEMU reckons with when it decides to stop: it stops once this times the "
-        "downtime limit covers all that is left. 0 has QEMU measure it.",
+        help="The bandwidth with which QEMU decides when to stop: it stops once this "
+        "times the downtime limit covers all that is left. With 0, QEMU uses the "
+        "bandwidth it measures.",
     )
 
 

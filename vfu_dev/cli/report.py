@@ -1,4 +1,4 @@
-"""`vfu-dev report FILE.json`: the page and the pictures of a lab run, made again."""
+"""`vfu-dev report FILE.json`: rebuild the page and the pictures of a lab run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vfu_dev.cli.shape import Command
     help="Also write the pictures into this folder.",
 )
 def command(file: Path, out: Path | None, png: Path | None) -> None:
-    """Make the page of a `vfu-dev lab migrate` run again from its JSON."""
+    """Rebuild the page of a `vfu-dev lab migrate` run from its JSON."""
     # Imported here: `vfu-dev report --help` must not pay for matplotlib.
     from vfu_dev.report.page import blaming, read_report, write_page, write_pictures
 

@@ -1,4 +1,4 @@
-"""`vfu-dev serve`: serve the reference device until told to stop."""
+"""`vfu-dev serve`: serve a device until a signal or `quit` ends it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
     "--device",
     "device_spec",
     metavar="MODULE:CLASS|FILE.py:CLASS",
-    help="Serve this class of yours (vfu-dev docs authors).",
+    help="Serve this device class of yours (vfu-dev docs authors).",
     show_default="the reference device",
 )
 @click.option(
@@ -92,14 +92,15 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
     "--access",
     default="trap",
     type=click.Choice(["trap", "mmap"]),
-    help="How the guest reaches the memory behind BAR2: trap sends every access here, mmap lets the guest "
-    "write to it directly, and costs a copy of it and looks for changes while it is migrated.",
+    help="How the guest reaches the memory behind BAR2: trap sends every access here, "
+    "mmap lets the guest write to it directly; a migration then keeps a copy of the "
+    "memory and scans it for changes.",
 )
 @click.option(
     "--initial",
     default=None,
     type=SIZE,
-    help="How many bytes of written memory a migration counts as initial, lowest first.",
+    help="Bytes of written memory, from the lowest address, that a migration counts as initial data.",
     show_default="all that was ever written",
 )
 @click.option(
@@ -118,7 +119,7 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
     multiple=True,
     callback=_faults,
     metavar="KEY=VALUE[,...]",
-    help="Make something go wrong, repeatable (vfu-dev docs faults): op=OPERATION, an action such as "
+    help="Arm a fault, repeatable (vfu-dev docs faults): op=OPERATION, an action such as "
     "error=EIO, delay=1.5, corrupt, truncate=1M, disconnect, and when: rate=10%, count=1, after=3, "
     "trigger=FILE, state=STOP_COPY. Example: op=mig-write,delay=1.5,when=initial-received",
 )
@@ -138,7 +139,7 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
     "--metrics-port",
     default=0,
     type=click.IntRange(0, 65535),
-    help="HTTP port of metrics and live page; 0 for none.",
+    help="HTTP port of the metrics and the live page; 0: no port.",
 )
 @click.option("--metrics-addr", default="127.0.0.1", help="Address that port listens on.")
 @click.option(
@@ -151,7 +152,7 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
     "--log-level",
     default="info",
     type=LEVEL,
-    help="What goes to standard error.",
+    help="Lowest level of the lines on standard error.",
 )
 @click.option(
     "--library",
@@ -185,8 +186,8 @@ def command(
 ) -> None:
     """Serve the device on a vfio-user socket until SIGTERM, SIGINT or the control socket's quit.
 
-    One line a state change goes to standard error; a line on standard output says when clients can connect.
-    With the options of a load the device writes to its first memory by itself from the start, as after
+    Logs one line per state change to standard error; prints one line to standard output once clients can
+    connect. With the options of a load the device writes to its first memory from the start, as after
     `vfu-dev ctl SOCKET load`.
     """
     # Imported here: `--help` need not pay for numpy.

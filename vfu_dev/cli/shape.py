@@ -29,7 +29,7 @@ class Option(click.Option):
 
 
 class JsonOption(Option):
-    """`--json`: a file; `-`, or nothing after it, is standard output.
+    """`--json FILE`; `-`, or no FILE, is standard output.
 
     Args:   any_word: whether every word that follows is the file's name. Else, in commands where `--json` was
             a flag and may stand before an argument, only `-` and a name that ends in `.json` is.

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP as Ctrl-C: for commands that have processes and temporary folders to clear away."""
+"""Treat SIGTERM and SIGHUP as Ctrl-C: for commands that have processes and temporary folders to clean up."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _came = signal.SIGINT
 
 
 def end_on_sigterm() -> None:
-    """Have SIGTERM and SIGHUP raise KeyboardInterrupt as SIGINT does: everything is left by its own way out.
+    """Have SIGTERM and SIGHUP raise KeyboardInterrupt as SIGINT does, so that `with` and `finally` run.
 
-    `timeout`, systemd and CI send the first, a terminal that is closed the second, and by default Python ends
-    with either on the spot. It goes through SIGINT because asyncio.run() has a handler there that cancels its
+    `timeout`, systemd and CI send SIGTERM, a terminal that is closed sends SIGHUP, and by default either ends
+    Python at once. It goes through SIGINT because asyncio.run() has a handler there that cancels its
     task first. SIGHUP stays ignored where it was: `nohup` wants that.
     """
     signal.signal(signal.SIGTERM, _as_interrupt)

@@ -62,8 +62,9 @@ _OPTIONS = (
         "--fd",
         type=NumberType(),
         metavar="NUMBER",
-        help="Take the vfio-user socket that was inherited under this number instead. One that listens is "
-        "served until told to stop; with one that is connected the server ends when its client leaves.",
+        help="Use the inherited file descriptor of this number as the vfio-user socket "
+        "instead. The server of a listening socket runs until a signal or `quit` "
+        "ends it; on a connected one it ends when its client leaves.",
     ),
     click.option(
         "--control",
@@ -71,7 +72,7 @@ _OPTIONS = (
         default=None,
         type=click.Path(path_type=Path),
         metavar="PATH|none",
-        help="Where the control socket is, for vfu-dev ctl, top and migrate; none serves without one.",
+        help="Path of the control socket, for vfu-dev ctl, top and migrate; none: no control socket.",
         show_default="SOCKET.ctl; none with --fd",
     ),
     click.option(
@@ -95,15 +96,16 @@ _OPTIONS = (
         is_flag=False,
         flag_value="on",
         type=ON_OFF,
-        help="Refuse a client that gives no sign that it can migrate the device. QEMU without our series, "
-        "and without `vfu-dev attach`, loses the device's state without a word.",
+        help="Refuse a client that gives no sign that it can migrate the device. QEMU "
+        "without this project's patches, and without `vfu-dev attach`, loses the "
+        "device's state silently.",
     ),
 )
 
 
 @dataclass(frozen=True)
 class Sockets:
-    """What the options ask for: a path to listen at, or a socket that was handed over."""
+    """What the options ask for: a path to listen at, or an inherited socket."""
 
     client: Path | socket.socket
     control: Path | socket.socket | None
@@ -133,7 +135,7 @@ def sockets_of(arguments: dict[str, Any]) -> Sockets:
 
     Raises:
         click.UsageError: options that cannot stand together, or none that says where.
-        ConfigError: what was handed over is no such socket.
+        ConfigError: the inherited descriptor is no such socket.
     """
     from vfu_dev.server.door import Access
     from vfu_dev.server.inherited import Activation, take_over

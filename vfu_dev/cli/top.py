@@ -33,22 +33,22 @@ DUMB_WIDTH = 110  # nobody says how wide it is
     default=0.5,
     type=click.FloatRange(0.1, 3600),
     metavar="SECONDS",
-    help="Time between two looks.",
+    help="Seconds between two refreshes.",
 )
 @click.option(
     "--once", is_flag=True, help="Show the figures once and end; fails if a server does not answer."
 )
 @downtime_limit_option(
-    "The client's limit, which a device does not know: what is predicted above it stands out."
+    "The client's downtime limit, which a device does not know: predictions above it are highlighted."
 )
-@json_option("Write JSON instead of a picture, one line for each look,", any_word=False)
+@json_option("Write one JSON object per refresh instead of a picture,", any_word=False)
 def command(
     paths: tuple[Path, ...], interval: float, once: bool, downtime_limit: float, json_path: str | None
 ) -> None:
     """Show state, rates and predicted downtime of one or more servers; q quits.
 
-    SOCKET is a server's vfio-user socket or its control socket. The control socket is looked for beside the
-    other one, as SOCKET.ctl and with the suffix .ctl.
+    SOCKET is a server's vfio-user socket or its control socket. For a vfio-user socket the
+    control socket is looked for beside it, as SOCKET.ctl and with the suffix .ctl.
     """
     watched = [Watched(path) for path in paths]
     # Both ends are wanted ends: no traceback, and the terminal as it was.
