@@ -22,18 +22,18 @@ SUBSYSTEMS: tuple[ModuleType, ...] = (server, regions, memory, load, migration, 
 SNAPSHOT_SECONDS = Metric(
     "vfu_scrape_snapshot_seconds",
     "gauge",
-    "What the snapshot before this one cost the device's thread: MMIO waits that long once a scrape.",
+    "Time that the previous snapshot took on the device's thread: MMIO waits that long once per scrape.",
 )
 COLLECTOR_SECONDS = Metric(
     "vfu_scrape_collector_duration_seconds",
     "gauge",
-    "Time a part of this scrape took; none of it is the device's.",
+    "Time that this part of the scrape took; none of it on the device's thread.",
     ("collector",),
 )
 COLLECTOR_SUCCESS = Metric(
     "vfu_scrape_collector_success",
     "gauge",
-    "1 when that part of this scrape worked; at 0 its metrics are missing and the log says why.",
+    "1 when this part of the scrape worked; at 0 its metrics are missing and the log says why.",
     ("collector",),
 )
 _OWN = (SNAPSHOT_SECONDS, COLLECTOR_SECONDS, COLLECTOR_SUCCESS)

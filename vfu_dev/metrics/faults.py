@@ -12,8 +12,8 @@ from vfu_dev.metrics.families import Metric
 INJECTED = Metric(
     "vfu_faults_injected_total",
     "counter",
-    "Faults that somebody armed and that happened, by operation (vfu-dev docs faults). "
-    "Any rise explains errors and delays beside it, and has no place in production.",
+    "Hits of armed faults, by operation (vfu-dev docs faults). A rise explains errors "
+    "and delays at the same time; in production nobody arms faults.",
     ("op",),
 )
 

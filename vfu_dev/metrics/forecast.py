@@ -31,56 +31,58 @@ DIRTY_RATE = Metric(
     "vfu_migration_dirty_rate_bytes_per_second",
     "gauge",
     "Distinct pages that the guest writes in a sampling interval, as stream bytes a second; 0 when no "
-    "migration runs. Above the transfer rate for long the migration cannot converge.",
+    "migration runs. If it stays above the transfer rate, the migration cannot converge.",
 )
 TRANSFER_RATE = Metric(
     "vfu_migration_transfer_rate_bytes_per_second",
     "gauge",
     "Stream bytes a second that the client reads while there is something to read; 0 when no migration runs. "
-    "A fall means a slower link, or a client busy with other things.",
+    "A fall means a slower link, or a client that does other work.",
 )
 CONVERGENCE = Metric(
     "vfu_migration_convergence_ratio",
     "gauge",
-    "Transfer rate over dirty rate. Above 1 the migration converges; +Inf when nothing is written. Below 1 "
-    "it does not, unless the client is busy elsewhere and will read faster: vfu_migration_converging tells. "
-    "Absent when no migration runs, and until both rates are known.",
+    "Transfer rate over dirty rate. Above 1 the migration converges; +Inf when nothing "
+    "is written. Below 1 it does not, unless the client does other work now and will "
+    "read faster later: see vfu_migration_converging. Absent when no migration runs, and "
+    "until both rates are known.",
 )
 CONVERGING = Metric(
     "vfu_migration_converging",
     "gauge",
-    "1 while the client reads faster than the guest writes. 0 when it read as much as was left, and there "
-    "is no less: the migration will not end. Absent while neither is known, as when QEMU sends RAM first, "
-    "and without a migration.",
+    "1 while the client reads faster than the guest writes. 0 when it has read as many "
+    "bytes as were left, and no fewer are left: the migration will not end. Absent while "
+    "neither is known, for example while QEMU sends RAM first, and without a migration.",
 )
 ESTIMATED_STOP_COPY = Metric(
     "vfu_migration_estimated_stop_copy_seconds",
     "gauge",
-    "How long reading would take in STOP_COPY if the device stopped now. Absent when it is not known.",
+    "Estimated time to read the state in STOP_COPY if the device stopped now. Absent when it is not known.",
 )
 PREDICTED_DOWNTIME = Metric(
     "vfu_migration_predicted_downtime_seconds",
     "gauge",
-    "How long this device would stand still if it stopped now: the estimated STOP_COPY, and everything "
-    "else. QEMU takes the devices of a VM one after the other. Above the client's downtime limit the client "
-    "goes on. Absent until it can be told.",
+    "Predicted downtime of this device if it stopped now: the estimated STOP_COPY and "
+    "everything else. QEMU takes the devices of a VM one after the other. While it is "
+    "above the client's downtime limit, the client stays in PRE_COPY. Absent until it "
+    "can be predicted.",
 )
 LAST_STOP_COPY = Metric(
     "vfu_migration_last_stop_copy_seconds",
     "gauge",
-    "STOP_COPY of the last outgoing migration that went on to STOP, as measured. Absent before the first.",
+    "Measured time of STOP_COPY of the last outgoing migration that went on to STOP. "
+    "Absent before the first.",
 )
 LAST_DOWNTIME = Metric(
     "vfu_migration_last_downtime_seconds",
     "gauge",
-    "Downtime of the last outgoing migration that went on to STOP, as measured here. Absent before the "
-    "first.",
+    "Measured downtime of the last outgoing migration that went on to STOP. Absent before the first.",
 )
 LAST_PREDICTED = Metric(
     "vfu_migration_last_predicted_downtime_seconds",
     "gauge",
-    "What was predicted for it at the moment the device stopped. Far from the measured one means that rates "
-    "changed with the stop.",
+    "Downtime predicted for that migration when the device stopped. A large difference "
+    "from the measured downtime means that rates changed with the stop.",
 )
 
 METRICS = (

@@ -12,18 +12,19 @@ from vfu_dev.metrics.families import Metric
 ASKED = Metric(
     "vfu_load_asked_bytes_per_second",
     "gauge",
-    "Rate at which the device is to write its memory by itself; 0 without such a load.",
+    "Rate asked for at which the device writes its own memory; 0 without such a load.",
 )
 REACHED = Metric(
     "vfu_load_reached_bytes_per_second",
     "gauge",
-    "Rate at which it did so in the last second. Below what was asked for, the machine does not carry it.",
+    "Rate at which the device wrote its own memory in the last second. Below the rate "
+    "asked for, the machine cannot keep up.",
 )
 MISSED = Metric(
     "vfu_load_missed_writes_total",
     "counter",
-    "Writes of that load that were due when there was no time for them. Any rise means that the load is not "
-    "what it is said to be.",
+    "Due writes of that load for which there was no time. Any rise means that the load "
+    "is lower than asked for.",
 )
 
 METRICS = (ASKED, REACHED, MISSED)

@@ -13,14 +13,14 @@ SIZE = Metric("vfu_memory_size_bytes", "gauge", "Size of a device memory; it doe
 PAGE_SIZE = Metric(
     "vfu_memory_page_size_bytes",
     "gauge",
-    "Unit of dirty tracking: one byte written makes this much dirty.",
+    "Unit of dirty tracking: one byte written makes one unit dirty.",
     ("memory",),
 )
 WRITTEN = Metric(
     "vfu_memory_written_bytes",
     "gauge",
-    "Bytes in pages that were ever written: what a migration has to carry. It falls when memory is set up"
-    " anew.",
+    "Bytes in pages that were ever written: what a migration has to send. It falls when "
+    "the memory is set up anew.",
     ("memory",),
 )
 DMA_READ = Metric(

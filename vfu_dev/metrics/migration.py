@@ -14,14 +14,14 @@ STATE = Metric(
     "vfu_migration_state",
     "gauge",
     "1 for the migration state the device is in, 0 for all others; names as in <linux/vfio.h>. "
-    "ERROR means that only a reset helps.",
+    "ERROR: only a reset leads out.",
     ("state",),
 )
 STATE_ENTERED = Metric(
     "vfu_migration_state_entered_timestamp_seconds",
     "gauge",
-    "When the present state was entered, Unix time. Long ago in PRE_COPY means a migration that does not "
-    "end.",
+    "Unix time at which the current state was entered. A time long past in PRE_COPY "
+    "means a migration that does not end.",
 )
 TRANSITIONS = Metric(
     "vfu_migration_transitions_total",
@@ -37,9 +37,10 @@ SAVES_STARTED = Metric(
 SAVES = Metric(
     "vfu_migration_saves_total",
     "counter",
-    "Outgoing migrations ended, by result. completed: all was read, and the client went to STOP for good. "
-    "sent: all was read, but it left without STOP; look at the destination. cancelled: it went back to "
-    "RUNNING. reset, disconnected: what came in between. failed: an error here.",
+    "Outgoing migrations ended, by result. completed: the client read everything and "
+    "went to STOP for good. sent: it read everything but left without STOP; look at the "
+    "destination. cancelled: it went back to RUNNING. reset, disconnected: a reset or a "
+    "disconnect ended it. failed: an error in the device.",
     ("result",),
 )
 AUDIT_FAILURES = Metric(
@@ -57,15 +58,15 @@ RESUMES = Metric(
     "vfu_migration_resumes_total",
     "counter",
     "Incoming migrations ended, by result. refused: the stream was damaged, cut off or of another device. "
-    "A rise of anything but completed is a migration lost.",
+    "A rise of any result but completed is a lost migration.",
     ("result",),
 )
 SENT_BYTES = Metric(
     "vfu_migration_sent_bytes_total",
     "counter",
-    "Stream bytes read by the client, framing included. pre_copy_dirty is what was sent although the "
-    "guest kept writing: far more than pre_copy_initial means a load that dirties what was sent. "
-    "stop_copy is paid in downtime.",
+    "Stream bytes read by the client, framing included. pre_copy_dirty was sent because "
+    "the guest kept writing: far more than pre_copy_initial means a load that dirties "
+    "what was already sent. stop_copy adds to the downtime.",
     ("phase",),
 )
 RECEIVED_BYTES = Metric(
@@ -76,7 +77,7 @@ RECEIVED_BYTES = Metric(
 PASSES = Metric(
     "vfu_migration_passes_total",
     "counter",
-    "Passes over dirty pages. A rise at constant dirty bytes is a migration that gets nowhere.",
+    "Passes over dirty pages. A rise at constant dirty bytes is a migration that makes no progress.",
 )
 PAGES_SENT = Metric("vfu_migration_pages_sent_total", "counter", "Pages sent with their content.")
 PAGES_RESENT = Metric(
@@ -89,9 +90,9 @@ ZERO_PAGES = Metric(
     "counter",
     "Pages of zeros, sent as an index. A rise is bandwidth saved.",
 )
-SCANS = Metric("vfu_migration_scans_total", "counter", "Looks at pages written since the look before.")
+SCANS = Metric("vfu_migration_scans_total", "counter", "Scans for pages written since the previous scan.")
 SCANNED_PAGES = Metric(
-    "vfu_migration_scanned_pages_total", "counter", "Pages looked at by scans. It rises with the dirtying."
+    "vfu_migration_scanned_pages_total", "counter", "Pages scanned. It rises with the dirty rate."
 )
 SCAN_SECONDS = Metric(
     "vfu_migration_scan_seconds_total",
@@ -113,9 +114,9 @@ STOP_COPY_SECONDS = Metric(
 DOWNTIME_SECONDS = Metric(
     "vfu_migration_downtime_seconds",
     "histogram",
-    "From the stop of the device (leaving PRE_COPY or RUNNING) to the end of the outgoing migration "
-    "(leaving STOP_COPY), where the destination has taken over. Above the client's downtime limit a "
-    "promise was broken.",
+    "From the stop of the device (leaving PRE_COPY or RUNNING) to the end of the "
+    "outgoing migration (leaving STOP_COPY), when the destination has taken over. Above "
+    "the client's downtime limit, the prediction that the client relied on was wrong.",
 )
 
 METRICS = (

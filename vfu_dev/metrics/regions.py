@@ -22,7 +22,8 @@ READ_BYTES = Metric("vfu_region_read_bytes_total", "counter", "Bytes read from B
 WRITTEN_BYTES = Metric(
     "vfu_region_written_bytes_total",
     "counter",
-    "Bytes written to BARs. Beside the dirty rate it says how much of the writing hits pages again.",
+    "Bytes written to BARs. Compared with the dirty rate it shows how many writes hit "
+    "pages that are dirty already.",
 )
 REFUSED = Metric(
     "vfu_region_accesses_refused_total",
@@ -34,13 +35,13 @@ REFUSED = Metric(
 READ_SECONDS = Metric(
     "vfu_region_read_duration_seconds",
     "histogram",
-    "Time in the device for one read of a BAR; the way through socket and library comes on top. "
+    "Time in the device for one read of a BAR; without the way through socket and library. "
     "A rise means a slow device or a busy machine.",
 )
 WRITE_SECONDS = Metric(
     "vfu_region_write_duration_seconds",
     "histogram",
-    "Time in the device for one write to a BAR; the way through socket and library comes on top. "
+    "Time in the device for one write to a BAR; without the way through socket and library. "
     "A rise means a slow device or a busy machine.",
 )
 

@@ -28,7 +28,7 @@ CONNECTED = Metric("vfu_client_connected", "gauge", "1 while a vfio-user client 
 CONNECTIONS = Metric(
     "vfu_client_connections_total",
     "counter",
-    "vfio-user clients accepted. More than one a VM's life means that clients come and go.",
+    "vfio-user clients accepted. More than one in a VM's life means that clients come and go.",
 )
 PROTOCOL_ERRORS = Metric(
     "vfu_protocol_errors_total",
@@ -38,7 +38,8 @@ PROTOCOL_ERRORS = Metric(
 RESETS = Metric(
     "vfu_device_resets_total",
     "counter",
-    "Device resets, lost connections included. A rise without a reboot of the guest means trouble.",
+    "Device resets, lost connections included. A rise without a reboot of the guest "
+    "means a failing client or driver.",
 )
 INTERRUPTS = Metric(
     "vfu_interrupts_total",
@@ -48,8 +49,8 @@ INTERRUPTS = Metric(
 INTERRUPT_ERRORS = Metric(
     "vfu_interrupt_errors_total",
     "counter",
-    "Interrupts that reached nobody: no such vector, or the guest has not set it up. "
-    "A rise means a driver that waits for ever.",
+    "Interrupts that were not delivered: no such vector, or the guest has not set it up. "
+    "A rise means a driver that waits forever.",
 )
 
 METRICS = (
