@@ -134,7 +134,7 @@ def test_what_is_not_libvfio_user_is_refused_in_words(tmp_path: Path) -> None:
     text.write_text("not a library")
     with pytest.raises(LibraryError, match="cannot open libvfio-user"):
         libvfio_user.open_library(text)
-    with pytest.raises(LibraryError, match="not a libvfio-user we know"):
+    with pytest.raises(LibraryError, match="not a known libvfio-user"):
         libvfio_user.open_library("libc.so.6")
     assert libvfio_user.describe("libc.so.6")["ok"] is False
 

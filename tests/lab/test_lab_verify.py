@@ -80,7 +80,9 @@ def test_a_device_that_does_not_copy_says_so(
 
     async def scenario(lab: Lab) -> None:
         guest = await written(lab)
-        with pytest.raises(GuestError, match=f"status {Status.UNMAPPED:d} .*; --verify mmio does without it"):
+        with pytest.raises(
+            GuestError, match=f"status {Status.UNMAPPED:d} .*; --verify mmio does not need it"
+        ):
             await guest.verify("dma")
 
     in_lab(options(memory_bytes=ODD_BYTES, load=dirtying(0)), scenario)

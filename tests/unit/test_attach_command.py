@@ -156,7 +156,7 @@ def test_a_static_program_is_refused_in_words(
     program = compile_c(tmp_path / "static", "int main(void) { return 0; }", "-static")
     done = run(tmp_path / "a.sock", "--", program)
     assert done.returncode == 1
-    assert "linked statically, where nothing can be preloaded" in done.stderr
+    assert "linked statically, so nothing can be preloaded" in done.stderr
 
 
 def test_devices_of_an_attach_around_this_one_are_not_inherited(

@@ -150,7 +150,7 @@ def test_what_does_not_run_or_is_no_qemu_is_said(tmp_path: Path) -> None:
     with pytest.raises(QemuBinaryError, match=r"does not run: .*libaio\.so\.1"):
         probe_qemu(path)
     path.write_text("#!/bin/sh\necho GNU bash, version 5\n")
-    with pytest.raises(QemuBinaryError, match="is no QEMU: its --version says 'GNU bash, version 5'"):
+    with pytest.raises(QemuBinaryError, match="is not a QEMU: its --version prints 'GNU bash, version 5'"):
         probe_qemu(path)
     with pytest.raises(QemuBinaryError, match="No such file"):
         probe_qemu(tmp_path / "absent")

@@ -118,7 +118,7 @@ def test_from_a_mirror_comes_what_the_program_needs_and_no_more(
     root = built.path.parent
     assert taken(root) == NEEDED
     assert f"from file:{mirror}, {len(NEEDED)} packages" in out.getvalue()
-    assert "was tried with" not in out.getvalue()
+    assert "was tested with" not in out.getvalue()
     assert (root / "usr/share/seabios/bios-256k.bin").read_bytes() == b"bios"
     assert not (root / "usr/share/doc").exists()
     modules = [path.name for path in (root / debkit.LIBRARIES / "qemu").iterdir()]
@@ -168,7 +168,7 @@ def test_a_version_newer_than_the_known_one_is_used_and_said(
 ) -> None:
     older = replace(SUITE, known=(9, 2))
     build(qemu_packages._recipe(older), cache, BuildOptions(), Reporter(out))
-    assert f"{SUITE.name} has QEMU 10.0.2 (Tiny) now; vfu-dev was tried with 9.2" in out.getvalue()
+    assert f"{SUITE.name} has QEMU 10.0.2 (Tiny) now; vfu-dev was tested with 9.2" in out.getvalue()
 
 
 @pytest.mark.parametrize("signed", ["unsigned", "by another"])
@@ -306,4 +306,4 @@ def test_a_byte_that_flips_in_the_cache_is_found_and_building_again_mends_it(
     make(cache, out, again=True)
     assert damage(root) == []
     (root / "manifest.json").write_text(json.dumps({}))
-    assert damage(root) == ["no manifest.json that says what should be there"]
+    assert damage(root) == ["no manifest.json that lists what should be there"]

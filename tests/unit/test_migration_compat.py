@@ -251,7 +251,7 @@ def test_what_is_no_schema_is_refused(text: bytes) -> None:
 
 
 def test_defaults_for_fields_that_do_not_exist_are_a_mistake() -> None:
-    with pytest.raises(ConfigError, match="defaults for fields it does not have"):
+    with pytest.raises(ConfigError, match="defaults for unknown fields"):
         RegisterBlock("r", np.dtype([("a", "<u4")]), bytes, lambda _: None, defaults={"b": 1})
 
 

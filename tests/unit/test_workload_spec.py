@@ -193,7 +193,10 @@ def test_the_pattern_may_be_left_out() -> None:
         ({"phases": [{"seconds": 1}]}, "load is missing"),
         ({"phases": [{"load": {}}]}, "seconds is missing"),
         ({"phases": [{"seconds": 0, "load": {}}]}, "phase.seconds 0"),
-        ({"phases": [{"seconds": 1, "load": {"phases": [{"seconds": 1, "load": {}}]}}]}, "phases of its own"),
+        (
+            {"phases": [{"seconds": 1, "load": {"phases": [{"seconds": 1, "load": {}}]}}]},
+            "may not have phases itself",
+        ),
         ({"phases": [{"seconds": 1, "load": {}}] * 1001}, "at most 1000"),
     ],
 )

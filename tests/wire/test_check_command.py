@@ -167,7 +167,7 @@ def test_a_server_that_says_nothing_fails_in_its_time(short_tmp: Path) -> None:
         client.close()
     assert [one.status for one in results] == [Status.FAIL] + [Status.SKIP] * (len(results) - 1)
     assert "no answer to VERSION in time" in results[0].detail
-    assert all(one.detail == f"the server is gone since {results[0].check.name}" for one in results[1:])
+    assert all(one.detail == f"the server has been gone since {results[0].check.name}" for one in results[1:])
 
 
 def test_a_server_that_is_killed_by_a_check_has_failed_it(short_tmp: Path) -> None:

@@ -270,7 +270,7 @@ def test_a_time_limit_ends_it(serve: ServerFactory) -> None:
     source, destination = serve("--fill", "4", memory="8M"), serve(memory="8M")
     with source.connect() as device, destination.connect() as other:
         options = ClientOptions(max_bandwidth=4 * MIB, timeout_seconds=0.5)
-        with pytest.raises(MigrationError, match="not done after"):
+        with pytest.raises(MigrationError, match="not completed after"):
             Migrator(device, other, options).run()
         assert device.migration.get_state() is DeviceState.RUNNING
 

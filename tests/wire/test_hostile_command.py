@@ -48,7 +48,7 @@ def test_one_lie_is_told_to_every_client(short_tmp: Path) -> None:
             assert "argsz" in (attach(short_tmp / "s") or "")
             line = process.stdout.readline()
             assert line.startswith("region-argsz-huge: told at region-info (request 3)")
-            assert "the client asked for nothing more; the client closed the connection" in line
+            assert "the client sent no further request; the client closed the connection" in line
 
 
 def test_what_a_client_goes_on_with_is_said(short_tmp: Path) -> None:

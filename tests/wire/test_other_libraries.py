@@ -107,7 +107,7 @@ def contents(device: VfioUserDevice) -> bytes:
 
 def test_what_is_missing_is_said_once_at_start(other: ServerFactory) -> None:
     server: RunningServer = other()
-    lines = [line for line in server.log().splitlines() if "is not our libvfio-user" in line]
+    lines = [line for line in server.log().splitlines() if "is not vfu-dev's libvfio-user" in line]
     assert len(lines) == 1
     for missing in ("MIG_GET_PRECOPY_INFO", "MIG_DATA_SIZE", "P2P", "DMA log"):
         assert missing in lines[0]

@@ -105,7 +105,7 @@ def test_who_connects_and_does_not_say_version_is_not_waited_for(
         for sock in stuck:
             assert sock.recv(1) == b""
         assert device.info().resettable
-    assert "it sent no whole VERSION message" in server.log()
+    assert "it sent no complete VERSION message" in server.log()
 
 
 @pytest.mark.parametrize("said", ATTACHED.values(), ids=ATTACHED)

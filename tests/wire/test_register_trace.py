@@ -90,4 +90,4 @@ def test_without_the_option_there_is_no_trace(serve: ServerFactory) -> None:
     assert "not traced; start the server with --trace-registers" in done.stderr
     sent = ctl(server, "send", '{"command": "registers", "last": "all"}')
     assert sent.returncode == 1
-    assert "expected how many accesses" in sent.stderr
+    assert "expected a number of accesses" in sent.stderr

@@ -121,8 +121,8 @@ def attach(
         iommu = choose_iommu(binary, iommu)
         if not any(_SHARED.search(word) or word in _HIDDEN for word in command):
             notes.append(
-                "guest RAM is not shared: all DMA of the device goes by message, which works and is slower; "
-                "shared it is with -machine ...,memory-backend=ram0 "
+                "guest RAM is not shared: all DMA of the device goes by message, which "
+                "works but is slower; to share it: -machine ...,memory-backend=ram0 "
                 "-object memory-backend-memfd,id=ram0,size=...,share=on"
             )
     else:

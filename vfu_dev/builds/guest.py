@@ -149,7 +149,7 @@ def _make_programs(context: BuildContext, out: Path) -> Facts:
 
 PROGRAMS = Recipe(
     name="guest-programs",
-    summary="vfud-load, for a guest of yours: static, any Linux",
+    summary="vfud-load, for a guest of your own: static, for any Linux",
     product="",
     inputs=_program_inputs,
     make=_make_programs,
@@ -231,7 +231,7 @@ def kernel_modules(wanted: Path, folder: Path) -> dict[str, bytes]:
 
 GUEST = Recipe(
     name="guest",
-    summary="a Linux kernel and an initramfs with our test programs",
+    summary="a Linux kernel and an initramfs with the test programs",
     product="",
     inputs=_inputs,
     make=_make,

@@ -203,7 +203,7 @@ def probe_qemu(path: Path) -> QemuBinary:
 def _probe(path: Path, mtime_ns: int, size: int) -> QemuBinary:
     first = _ask(path, "--version").partition("\n")[0]
     if not first.startswith(_PREFIX):
-        raise QemuBinaryError(f"{path} is no QEMU: its --version says {first[:80]!r}")
+        raise QemuBinaryError(f"{path} is not a QEMU: its --version prints {first[:80]!r}")
     # Asking for a device's properties starts no machine and needs no firmware. The status says nothing here.
     user = _ask(path, "-device", f"{VFIO_USER_PCI},help", check=False)
     kernel = _ask(path, "-device", f"{VFIO_PCI},help", check=False)
@@ -274,7 +274,7 @@ def preload_problem(path: Path) -> str:
         program = _program_of(path)
         return "" if program is None else _why_not(program, read_elf(program))
     except ElfError as error:
-        return f"cannot be looked into ({error})"
+        return f"cannot be inspected ({error})"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 
@@ -300,7 +300,7 @@ def _program_of(path: Path) -> Path | None:
 
 def _why_not(program: Path, elf: Elf) -> str:
     checks: tuple[tuple[Callable[[], bool], str], ...] = (
-        (lambda: elf.is_static, "is linked statically, where nothing can be preloaded"),
+        (lambda: elf.is_static, "is linked statically, so nothing can be preloaded"),
         (lambda: elf.is_musl, "is linked with musl, and the preloaded library with glibc"),
         (
             lambda: _gains_identity(program),

@@ -33,7 +33,7 @@ SUMS = "SHA256SUMS"
 
 @dataclass(frozen=True)
 class Suite:
-    """One suite of Debian that has a QEMU; `known` is its newest version that vfu-dev was tried with."""
+    """One suite of Debian that has a QEMU; `known` is its newest version that vfu-dev was tested with."""
 
     name: str
     release: str
@@ -265,7 +265,7 @@ def _start(context: BuildContext, suite: Suite, out: Path) -> str:
     if (found := re.match(r"(\d+)\.(\d+)", version)) and (int(found[1]), int(found[2])) > suite.known:
         newest = ".".join(map(str, suite.known))
         context.reporter.say(
-            f"{suite.name} has QEMU {version} now; vfu-dev was tried with {newest}: the newer one is used"
+            f"{suite.name} has QEMU {version} now; vfu-dev was tested with {newest}: the newer one is used"
         )
     return version
 

@@ -212,7 +212,7 @@ def damage(folder: Path) -> list[str]:
     """Return which files of the artifact in `folder` are not what its manifest says; reads all of them."""
     recorded = read_manifest(folder).get("files")
     if not isinstance(recorded, dict):
-        return [f"no {MANIFEST} that says what should be there"]
+        return [f"no {MANIFEST} that lists what should be there"]
     there = _files(folder)
     gone = [f"{name} is gone" for name in recorded if name not in there]
     changed = [

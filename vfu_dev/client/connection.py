@@ -34,7 +34,7 @@ from vfu_dev.errors import ProtocolError, VfuDevError, errno_of
 
 DEFAULT_TIMEOUT_SECONDS = 5.0  # QEMU's x-msg-timeout
 NOT_VFIO_USER = (
-    "what answers there speaks JSON, not vfio-user: a control socket of `vfu-dev serve`, or QEMU's QMP; "
+    "the server there speaks JSON, not vfio-user: a control socket of `vfu-dev serve`, or QEMU's QMP; "
     "name the device's socket (that of SOCKET.ctl is SOCKET)"
 )
 

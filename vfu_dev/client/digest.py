@@ -52,7 +52,7 @@ def audited_status(control: ControlClient) -> dict[str, Any]:
     """
     while not audit_over(status := control.status()):
         if status.get("state") == DeviceState.STOP_COPY.name:
-            raise ProtocolError("the source is in STOP_COPY, its audit begins in STOP")
+            raise ProtocolError("the source is in STOP_COPY; its audit begins in STOP")
         time.sleep(AUDIT_POLL_SECONDS)
     return status
 

@@ -375,7 +375,7 @@ class Migrator:
     def _check_time(self) -> None:
         limit = self.options.timeout_seconds
         if limit is not None and time.monotonic() - self._began > limit:
-            raise StateError(f"not done after {limit:g} s: {self._shortfall()}")
+            raise StateError(f"not completed after {limit:g} s: {self._shortfall()}")
 
     def _shortfall(self) -> str:
         state = self.progress

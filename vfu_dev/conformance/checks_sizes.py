@@ -66,7 +66,9 @@ def precopy_info_is_offered(session: Session) -> None:
     session.need_states(S.PRE_COPY)
     session.peer  # noqa: B018 - negotiates
     offered = session.capabilities.get("migration_precopy_info") is True
-    require(offered, "the VERSION reply has no migration_precopy_info: nobody can tell how much is left")
+    require(
+        offered, "the VERSION reply has no migration_precopy_info: the client cannot ask how much is left"
+    )
 
 
 @check(

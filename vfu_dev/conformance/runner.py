@@ -217,7 +217,7 @@ def run_in(
         elif death and status is Status.FAIL:
             detail = f"{detail}; {death}"
         if left is not None:
-            gone = f"the server is gone since {check.name}"
+            gone = f"the server has been gone since {check.name}"
         yield Result(check, status, detail, time.monotonic() - begun)
 
 
@@ -232,7 +232,7 @@ def _gone_with_its_client(session: Session) -> str | None:
         try:
             session.peer  # noqa: B018 - negotiates
         except DisconnectedError:
-            return "the server ended with its client (vfu-dev check SOCKET -- COMMAND starts it again)"
+            return "the server ended with its client (vfu-dev check SOCKET -- COMMAND restarts it)"
         except CheckFailedError:
             time.sleep(_LEAVING_SECONDS)
         else:

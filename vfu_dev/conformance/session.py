@@ -132,7 +132,9 @@ class Session:
             if not (reply.refused and reply.error == errno.EBUSY):
                 return peer, reply
             peer.close()
-            require(time.monotonic() < self.deadline, "it says that it is busy with another client")
+            require(
+                time.monotonic() < self.deadline, "the server reports that it is busy with another client"
+            )
             time.sleep(_RETRY_SECONDS)
 
     @property

@@ -50,7 +50,7 @@ class Encounter:
         if not self.told:
             return f"not told in {self.requests} requests, {self._end()}"
         after = ", ".join(f"{name} {count}" for name, count in self.requests_after.most_common())
-        went_on = f"the client went on: {after}" if after else "the client asked for nothing more"
+        went_on = f"the client went on: {after}" if after else "the client sent no further request"
         seconds = "" if self.seconds_after is None else f" after {self.seconds_after:.1f} s"
         times = "" if self.told == 1 else f", {self.told} times"
         told = f"told at {self.told_at} (request {self.told_after + 1}){times}"

@@ -117,12 +117,12 @@ class MigrateOptions:
     def __post_init__(self) -> None:
         if self.own_device is not None and self.load_place == "guest":
             raise ConfigError(
-                "load place guest: a guest knows the reference device alone; a class of your own writes by "
-                "itself: place device"
+                "load place guest: a guest knows only the reference device; a class of your own writes by "
+                "itself: use place device"
             )
         if self.verify in ("dma", "mmio") and self.load_place == "device":
             raise ConfigError(
-                f"verify {self.verify}: what the device's own engine writes has no journal to compare with; "
+                f"verify {self.verify}: there is no journal of what the device's own engine writes; "
                 "use digests"
             )
 

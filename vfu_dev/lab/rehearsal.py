@@ -149,7 +149,7 @@ class _Measurements:
         dirty = load["recent_rate_bytes"] / load["load"]["write_bytes"] * DEFAULT_PAGE_BYTES
         found = Decision(dirty, progress.bandwidth, progress.remaining_bytes, progress.threshold_bytes)
         self.series.append(asdict(found) | {"seconds": progress.total_seconds})
-        carried = "" if load["keeps_up"] else "; the machine does NOT carry the load"
+        carried = "" if load["keeps_up"] else "; the machine does NOT keep up with the load"
         self._reporter(
             f"{progress.total_seconds:5.1f} s: {rates_text(found.dirty_rate_bytes, found.bandwidth_bytes)}, "
             f"{remaining_text(found.left_bytes, found.threshold_bytes)} (pass {progress.passes + 1}){carried}"

@@ -247,7 +247,7 @@ class FarHost(Host):
         found = await self.connection.ask({"qemu": far.qemu, "front_end": far.front_end, "iommu": far.iommu})
         if found["json_version"] != JSON_VERSION:
             raise LabError(
-                f"{far.host} has vfu-dev {found['vfu_dev']}, which is another one; install this one"
+                f"{far.host} has vfu-dev {found['vfu_dev']}, a different version; install this one"
             )
         self._side = QemuSide(found["version"], found["front_end"], found["iommu"])
         near = probe_qemu(self._options.qemu_source.binary)

@@ -71,7 +71,7 @@ class LinkRoute(Route):
     async def listen(self, destination: Qemu) -> str:
         """Listen on the link. Raises: LabError: the hosts have changed their roles."""
         if destination.options.within != tuple(self.linked.enter(1)):
-            raise LabError("a link leads one way: after a move there is no way back")
+            raise LabError("a link goes one way: a VM cannot move back")
         await destination.execute("migrate-incoming", uri=self.linked.listen_uri)
         return self.linked.uri
 

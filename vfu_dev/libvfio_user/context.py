@@ -236,7 +236,7 @@ class Context:
             self._setup_migration_ext(flags)
         else:
             logger.warning(
-                "%s: %s is not our libvfio-user; the device works without: %s",
+                "%s: %s is not vfu-dev's libvfio-user; the device lacks: %s",
                 self._name,
                 self._library.path,
                 "; ".join(self._library.missing),

@@ -137,9 +137,9 @@ class DmaMemory:
 def _failed(region: DmaRegion, address: int, count: int) -> GuestMemoryError:
     number = _ffi.last_errno() or errno.EIO
     if not region.shared:
-        reason = "the client refused it, or answered too late"
+        reason = "the client refused it, or its reply came too late"
     elif number == errno.EFAULT:
-        reason = "the client has shortened the file that this region is a part of"
+        reason = "the client has truncated this region's file"
     else:
         reason = "libvfio-user does not find it"
     return GuestMemoryError(number, address, count, reason)

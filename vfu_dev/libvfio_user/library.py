@@ -28,11 +28,11 @@ EXTENSION_VERSION = _ffi.VFU_MIGR_EXT_VERS
 _MISSING_IN_V2 = (
     "pre-copy sizes (MIG_GET_PRECOPY_INFO)",
     "stop-copy size (MIG_DATA_SIZE)",
-    "P2P states, so one migratable device a VM",
-    "the DMA log of memory without a file, such as firmware: it fails the report, and with it a migration by"
-    " QEMU, while one by `vfu-dev migrate` works",
-    "requests of the client's that cross DMA by message",
-    "INTx and MSI; interrupts raised at the last moment before a migration are lost",
+    "P2P states, so a VM can have only one migratable device",
+    "the DMA log of memory without a file, such as firmware: DMA_LOGGING_REPORT fails, "
+    "and with it a migration by QEMU; one by `vfu-dev migrate` works",
+    "client requests that cross DMA by message",
+    "INTx and MSI; interrupts raised just before the stop are lost",
 )
 
 
@@ -93,7 +93,7 @@ def open_library(path: Path | str) -> Library:
         name for name, prototype in _ffi.PROTOTYPES.items() if not _ffi.declare(handle, name, prototype)
     ]
     if absent:
-        raise LibraryError(f"{path} is not a libvfio-user we know: it lacks {', '.join(absent)}")
+        raise LibraryError(f"{path} is not a known libvfio-user: it lacks {', '.join(absent)}")
     if _ffi.declare(handle, "vfu_get_migr_register_area_size", _ffi.MIGRATION_V1_MARK):
         raise LibraryError(
             f"{path} speaks migration v1 (it exports vfu_get_migr_register_area_size), which neither QEMU nor"

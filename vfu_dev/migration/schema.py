@@ -44,7 +44,7 @@ class RegisterBlock:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.defaults) - set(self.dtype.names or ()))
         if unknown:
-            raise ConfigError(f"register block {self.name}: defaults for fields it does not have: {unknown}")
+            raise ConfigError(f"register block {self.name}: defaults for unknown fields: {unknown}")
         if not 0 < self.dtype.itemsize <= MAX_BLOCK_BYTES:
             raise ConfigError(
                 f"register block {self.name}: {self.dtype.itemsize} bytes, the limit is {MAX_BLOCK_BYTES}"

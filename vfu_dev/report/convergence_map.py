@@ -59,7 +59,7 @@ def map_figure(cells: Sequence[Compared]) -> Figure:
     axes.plot(bandwidths / MIB, np.array(borders) / MIB, "-", color=BLACK, lw=1.5, label="the model's border")
     axes.plot(bandwidths / MIB, bandwidths / MIB, "--", color=GREY, lw=1, label="dirty rate equals bandwidth")
     top = max(cell.load.page_rate * 4096 / MIB for cell in cells)
-    axes.set(xscale="log", yscale="log", xlabel="bandwidth that was reached, MiB/s", ylim=(None, top * 1.6))
+    axes.set(xscale="log", yscale="log", xlabel="bandwidth reached, MiB/s", ylim=(None, top * 1.6))
     for axis, values in (
         (axes.xaxis, sorted({qemu_bandwidth(cell.settings["qemu.max-bandwidth"]) / MIB for cell in cells})),
         (axes.yaxis, sorted({cell.load.page_rate * 4096 / MIB for cell in cells})),

@@ -32,8 +32,8 @@ PICTURES = {
     "phases": phases_figure,
 }
 CAPTIONS = {
-    "migration": "The whole course on one axis: states of both servers, device data left, rates, downtimes, "
-    "and what QEMU says",
+    "migration": "The whole migration on one axis: states of both servers, device data "
+    "left, rates, downtimes, and QEMU's figures",
     "switchover": "The switchover alone: the states of each side until all devices run again",
     "passes": "Bytes and pages of each pass over dirty data",
     "phases": "Stream bytes sent while the device ran, and while it stood still",
@@ -99,7 +99,7 @@ def _headline(result: dict[str, Any]) -> str:
     status: str = result["qemu"]["status"]
     stood = result.get("convergence") or {}
     if status == "completed":
-        return "completed" if result["status"] == "completed" else "completed, but not as it should be"
+        return "completed" if result["status"] == "completed" else "completed, but a check failed"
     if status == "none":
         return "did not start"
     return f"{status}, not converging" if stood.get("converging") is False else status

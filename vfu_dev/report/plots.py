@@ -136,7 +136,7 @@ def _draw_rates(axes: Axes, timeline: Timeline) -> None:
         for index in range(count):
             draw(axes, timeline.sampled(index, key, 1 / MIB), next(labels), colour)
     axes.set_ylim(bottom=0)
-    title(axes, "Rates: it converges where the transfer rate is above the dirty rate", "MiB/s")
+    title(axes, "Rates: the migration converges while the transfer rate is above the dirty rate", "MiB/s")
     legend(axes)
 
 

@@ -17,7 +17,7 @@ from vfu_dev.whole import write_whole
 NOTHING = "-"
 CAPTIONS = {
     "downtime": "Downtime and total time of every completed move, by point",
-    "course": "Every move in the order in which it was made",
+    "course": "Every move, in order",
     "sweep": "What the sweep changed",
 }
 # Id -> heading, in the order of the page.

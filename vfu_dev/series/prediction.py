@@ -65,9 +65,9 @@ def predict_point(settings: Mapping[str, Any], load: Workload, link: Link) -> Pr
                  pre-copy, or a trace.
     """
     if settings.get("device.class") is not None:
-        raise ConfigError("the model is of the reference device")
+        raise ConfigError("the model covers the reference device only")
     if settings["device.devices"] != 1 or settings["qemu.guest"] != "none" or not settings["qemu.pre-copy"]:
-        raise ConfigError("the model is of one device, with pre-copy, alone on its link")
+        raise ConfigError("the model covers one device, with pre-copy, alone on its link")
     page = settings["device.page-size"]
     return predict(
         load,

@@ -26,26 +26,26 @@ METRICS: dict[str, MoveMetric] = {
         "ms", "downtime as QEMU's source measures it, the destination's resume included"
     ),
     "outage_ms": MoveMetric(
-        "ms", "from the stop of the source's device to the start of the destination's, longest"
+        "ms", "from the stop of the source's device to the start of the destination's; the longest device"
     ),
-    "device_downtime_ms": MoveMetric("ms", "as the source's servers measure it, longest"),
-    "stop_copy_ms": MoveMetric("ms", "from STOP_COPY to the last byte read, longest"),
+    "device_downtime_ms": MoveMetric("ms", "as the source's servers measure it; the longest device"),
+    "stop_copy_ms": MoveMetric("ms", "from STOP_COPY to the last byte read; the longest device"),
     "predicted_ms": MoveMetric(
         "ms",
-        "downtime predicted when the devices stopped; the sum, for QEMU takes them one after the other",
+        "downtime predicted when the devices stopped, summed: QEMU takes them one after the other",
         False,
     ),
     "expected_ms": MoveMetric("ms", "QEMU's own last expected-downtime; it counts RAM only", False),
     "total_ms": MoveMetric("ms", "the whole migration"),
     "setup_ms": MoveMetric("ms", "its setup"),
-    "passes": MoveMetric("", "passes over the dirty pages in PRE_COPY, most"),
+    "passes": MoveMetric("", "passes over the dirty pages in PRE_COPY; the device with the most"),
     "initial_bytes": MoveMetric("bytes", "initial data, all devices"),
     "precopy_bytes": MoveMetric("bytes", "stream bytes read in PRE_COPY, all devices"),
     "stop_copy_bytes": MoveMetric("bytes", "stream bytes read in STOP_COPY, all devices"),
     "vfio_bytes": MoveMetric("bytes", "device state, as QEMU counts it"),
-    "transferred_bytes": MoveMetric("bytes", "all that QEMU sent, RAM included"),
+    "transferred_bytes": MoveMetric("bytes", "all bytes that QEMU sent, RAM included"),
     "pages_sent": MoveMetric("pages", "pages in the stream, all devices"),
-    "pages_resent": MoveMetric("pages", "of them, pages that had been sent before"),
+    "pages_resent": MoveMetric("pages", "of these, pages that had been sent before"),
     "dirty_rate": MoveMetric("bytes/s", "dirty rate when PRE_COPY ended, all devices", False),
     "transfer_rate": MoveMetric("bytes/s", "transfer rate when PRE_COPY ended, all devices", False),
 }

@@ -325,7 +325,7 @@ def _own_device(source: Source, settings: dict[str, Any], said: Collection[str])
     if "load.place" not in said:
         settings["load.place"] = "device"
     if settings["load.place"] != "device":
-        raise source.error("load.place", "a guest knows the reference device alone: expected device")
+        raise source.error("load.place", "a guest knows only the reference device: expected device")
     given = [f"--{option}={settings[key]}" for option in SERVE_OPTIONS if (key := f"device.{option}") in said]
     try:
         return ask_own_device(spec, tuple(given))
@@ -339,7 +339,7 @@ def _agree(source: Source, point: Point) -> None:
         raise source.error("device.memory", f"not a multiple of the page size, {point['device.page-size']}")
     if point["load.place"] == "device" and point["run.verify"] in ("dma", "mmio"):
         raise source.error(
-            "run.verify", 'what the device wrote has no journal to compare with: run.verify = "digests"'
+            "run.verify", 'there is no journal of what the device wrote: run.verify = "digests"'
         )
     if any(word.partition("=")[0] == "--device" for word in point["device.serve"]):
         raise source.error("device.serve", 'a class of your own is device.class = "FILE.py:CLASS"')

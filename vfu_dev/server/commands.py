@@ -270,7 +270,7 @@ class Commands:
         """Tell what a driver did to registers, and forget it if that is asked for."""
         last, clear, trace = request.get("last"), request.get("clear", False), self._server.register_trace
         if last is not None and (not isinstance(last, int) or isinstance(last, bool) or last < 0):
-            raise ConfigError(f"last {shown(last)}: expected how many accesses")
+            raise ConfigError(f"last {shown(last)}: expected a number of accesses")
         if not isinstance(clear, bool):
             raise ConfigError(f"clear {shown(clear)}: expected true or false")
         if trace is None:

@@ -186,7 +186,7 @@ def path_for_foreign(where: Path | socket.socket, access: Access, *, must_migrat
     if not isinstance(where, Path) or access.users or must_migrate:
         raise ConfigError(
             "--fd, --allow-uid and --require-migration need our libvfio-user (vfu-dev build libvfio-user): "
-            "another one listens by itself, and lets in whoever the mode of the socket lets in"
+            "any other creates the socket itself, and the socket's mode alone decides who may connect"
         )
     claim_socket_path(where, "socket")
     return where

@@ -21,12 +21,12 @@ def take_over(fd: int, purpose: str) -> socket.socket:
         # The kernel says what family and type it has.
         found = socket.socket(fileno=fd)
     except (OSError, ValueError) as err:
-        reason = err.strerror if isinstance(err, OSError) else "not a number of a descriptor"
-        raise ConfigError(f"{purpose} {fd}: not a socket that was handed over: {reason}") from err
+        reason = err.strerror if isinstance(err, OSError) else "not the number of a file descriptor"
+        raise ConfigError(f"{purpose} {fd}: not an inherited socket: {reason}") from err
     if (found.family, found.type & ~socket.SOCK_NONBLOCK) != (socket.AF_UNIX, socket.SOCK_STREAM):
         found.detach()
         raise ConfigError(
-            f"{purpose} {fd}: a UNIX stream socket is needed, as the protocol passes descriptors"
+            f"{purpose} {fd}: a UNIX stream socket is needed, because the protocol passes descriptors"
         )
     found.set_inheritable(False)
     found.setblocking(False)

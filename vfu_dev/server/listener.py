@@ -201,7 +201,7 @@ class Listener:
                 logger.debug("%s: a client did not wait for its answer: %s", self._name, err)
         else:
             seconds = time.monotonic() - newcomer.since
-            reason = newcomer.refusal or f"it sent no whole VERSION message in {seconds:.1f} s"
+            reason = newcomer.refusal or f"it sent no complete VERSION message in {seconds:.1f} s"
         logger.warning("%s: a client was turned away: %s", self._name, reason)
         self._drop(newcomer)
 

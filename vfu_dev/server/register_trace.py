@@ -125,7 +125,7 @@ class RegisterTrace:
             return
         self.spinning.append(name)
         logger.warning(
-            "%s: the guest spins on %s of BAR%d: %d reads of %s in %.1f s; an interrupt would spare it that",
+            "%s: the guest spins on %s of BAR%d: %d reads of %s in %.1f s; an interrupt would save them",
             self._device, name, access.bar, SPIN_READS, access.value, seconds,
         )  # fmt: skip
 

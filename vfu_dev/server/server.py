@@ -287,7 +287,7 @@ class Server:
 
     def _not_acceptable(self, error: LibraryError) -> None:
         self.device.counters.protocol_errors += 1
-        logger.warning("%s: a client that does not speak vfio-user: %s", self.device.name, error)
+        logger.warning("%s: a client does not speak vfio-user: %s", self.device.name, error)
 
     def _attached(self) -> None:
         self.device.migration.give_up_audit()  # its steps would be in this client's way

@@ -177,7 +177,7 @@ def damaged_stream(subject: Subject) -> None:
         "with another digest": bytes(tail),
         "cut in the middle": good[:middle],
         "without its last byte": good[:-1],
-        "with a byte too much": good + b"\0",
+        "with one byte too many": good + b"\0",
         "with a part repeated": good[:middle] + good[middle - 64 :],
         "of something else": b"something else entirely".ljust(4096, b"."),
         "that is empty": b"",
@@ -199,7 +199,7 @@ def damaged_stream(subject: Subject) -> None:
         require(running, f"after a stream {name} and a reset it is in {client.migration.get_state().name}")
         for memory in client.device.memories:
             clean = memory.written_bytes == 0
-            require(clean, f"after a stream {name}, memory {memory.name} keeps what nobody verified")
+            require(clean, f"after a stream {name}, memory {memory.name} keeps unverified content")
         subject.write_memory(client)
         subject.write_registers(client)
         client.migration.set_state(DeviceState.RESUMING)
@@ -267,7 +267,7 @@ def promised_bytes(subject: Subject) -> None:
     if MigrationFlags.VFIO_MIGRATION_PRE_COPY in migration.flags():
         migration.set_state(DeviceState.PRE_COPY)
         info = migration.precopy_info()
-        require(info.initial_bytes > 0, "initial_bytes is 0 at first: the stream begins with its schema")
+        require(info.initial_bytes > 0, "initial_bytes is 0 at first, but the stream begins with its schema")
         _check_read(client, info.initial_bytes + info.dirty_bytes, "initial_bytes + dirty_bytes at first")
         info = migration.precopy_info()
         require(info.initial_bytes == 0, f"initial_bytes is {info.initial_bytes} after everything was read")

@@ -80,7 +80,7 @@ class GuestResult:
             "bytes differ": self.mismatched_bytes,
             "words differ when read by MMIO": self.sampled_wrong_words,
             "registers differ": self.scratch_errors,
-            "writes were not there when read back at once": self.readback_errors,
+            "writes were missing when read back at once": self.readback_errors,
         }
         return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
@@ -183,7 +183,7 @@ class LinuxGuest(Guest):
                 if time.monotonic() > began + KVM_SECONDS and source.is_silent_under_kvm():
                     raise GuestError(
                         f"the guest printed nothing under KVM in {KVM_SECONDS:g} s: no Linux guest runs "
-                        "under KVM here (vfu-dev doctor --try-kvm looks at it alone); use --accel tcg"
+                        "under KVM here (vfu-dev doctor --try-kvm tests just that); use --accel tcg"
                     ) from None
                 if time.monotonic() > deadline:
                     raise GuestError(

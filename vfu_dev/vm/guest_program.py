@@ -60,7 +60,7 @@ def _rate(spec: Workload, page_bytes: int) -> dict[str, int]:
     rate = spec.write_rate(page_bytes) * Fraction(period_ns, on_ns * _NS)
     rate = rate.limit_denominator(_LIMIT)
     if not 0 < rate.numerator < _LIMIT:
-        raise ConfigError(f"{spec.describe()}: a rate that a guest cannot count with")
+        raise ConfigError(f"{spec.describe()}: a rate out of the range of the guest program")
     return {"up": rate.numerator, "down": rate.denominator, "period_ns": period_ns, "on_ns": on_ns}
 
 

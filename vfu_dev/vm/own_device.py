@@ -60,7 +60,7 @@ def ask_own_device(spec: str, given: tuple[str, ...] = ()) -> OwnDevice:
             env=package_environment(),
         )
     except subprocess.TimeoutExpired as error:
-        raise ConfigError(f"device {spec}: importing it takes more than {ASK_SECONDS:g} s") from error
+        raise ConfigError(f"device {spec}: its import takes more than {ASK_SECONDS:g} s") from error
     if asked.returncode:
         lines = asked.stderr.strip().splitlines() or [f"its import ended with status {asked.returncode}"]
         raise ConfigError(lines[-1].removeprefix("vfu-dev: "))

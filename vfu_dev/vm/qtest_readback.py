@@ -110,7 +110,7 @@ class ReadBack:
         if status != Status.DONE:
             raise GuestError(
                 f"verify: the device's DMA engine did not copy {count} bytes at {offset:#x}: status {status} "
-                "(vfu-dev docs device); --verify mmio does without it"
+                "(vfu-dev docs device); --verify mmio does not need it"
             )
 
     async def _read(self, address: int, count: int) -> bytes:

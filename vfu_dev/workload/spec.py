@@ -54,7 +54,7 @@ class Phase:
     def __post_init__(self) -> None:
         _number("phase.seconds", self.seconds, MIN_PERIOD_SECONDS, MAX_PERIOD_SECONDS)
         if not isinstance(self.load, Workload) or self.load.phases:
-            raise ConfigError("phases: each is seconds and a load, and that load has no phases of its own")
+            raise ConfigError("phases: each has seconds and a load, and that load may not have phases")
 
 
 @dataclass(frozen=True)
@@ -327,7 +327,7 @@ def _phases(values: object) -> tuple[Phase, ...]:
         phase = _mapping(f"phases[{number}]", value, {"seconds", "load"})
         load = _need(f"phases[{number}]", phase, "load")
         if isinstance(load, Mapping) and load.get("phases"):
-            raise ConfigError(f"phases[{number}].load: has phases of its own, which it may not")
+            raise ConfigError(f"phases[{number}].load: may not have phases itself")
         try:
             phases.append(Phase(_need("phase", phase, "seconds"), Workload.from_dict(load)))
         except ConfigError as error:

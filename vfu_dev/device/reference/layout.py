@@ -125,9 +125,11 @@ def _added(name: str, offset: int, form: str, access: str, doc: str) -> Field:
 
 FIELDS = (
     Field("id", 0x00, "<u4", "ro", 'the bytes "VFUD"', survives_reset=True),
-    Field("version", 0x04, "<u4", "ro", "of this register layout", survives_reset=True),
+    Field("version", 0x04, "<u4", "ro", "version of this register layout", survives_reset=True),
     Field("memsize", 0x08, "<u8", "ro", "bytes of device memory behind BAR2", survives_reset=True),
-    Field("fill", 0x10, "<u8", "ro", "seed of the memory's first content, 0 for zeros", survives_reset=True),
+    Field(
+        "fill", 0x10, "<u8", "ro", "seed of the memory's initial content, 0 for zeros", survives_reset=True
+    ),
     Field("ctrl", 0x18, "<u4", "rw", "bit 0: reset the registers, clears itself"),
     Field("status", 0x1C, "<u4", "ro", "bit 0: ready"),
     Field("irq_raise", 0x20, "<u4", "wo", "raises the interrupt written"),
@@ -139,7 +141,7 @@ FIELDS = (
     Field(
         "reinit", 0x34, "<u4", "wo", "makes the first n pages of the memory behind BAR2 initial data again"
     ),
-    Field("reinits", 0x38, "<u4", "ro", "how often that was done", migrates=True),
+    Field("reinits", 0x38, "<u4", "ro", "number of times that this was done", migrates=True),
     Field(
         "window", 0x40, "<u8", "rw", "where the windows of memories larger than a BAR begin", migrates=True
     ),
@@ -147,7 +149,7 @@ FIELDS = (
     Field("dma_table", 0x80, "<u8", "rw", "guest address of the descriptors, 64-byte aligned", migrates=True),
     Field("dma_count", 0x88, "<u4", "rw", f"number of descriptors, 1 to {MAX_DESCRIPTORS}", migrates=True),
     Field("dma_ctrl", 0x8C, "<u4", "wo", "bit 0: start; bit 1: abort"),
-    Field("dma_status", 0x90, "<u4", "ro", "of the run as a whole, see below", migrates=True),
+    Field("dma_status", 0x90, "<u4", "ro", "status of the run as a whole, see below", migrates=True),
     Field("dma_done", 0x94, "<u4", "ro", "descriptors completed since reset, good or bad", migrates=True),
     Field("writer_buffer", 0x98, "<u8", "rw", "guest address of the buffer, 4 KiB aligned", migrates=True),
     Field("writer_length", 0xA0, "<u8", "rw", "bytes in it, a multiple of 4 KiB", migrates=True),
@@ -156,18 +158,18 @@ FIELDS = (
     Field("writer_status", 0xB4, "<u4", "ro", "see below", migrates=True),
     Field("writer_count", 0xB8, "<u8", "ro", "stamps made since the writer began", migrates=True),
     _added("load_rate", 0xC0, "<u8", "rw", "bytes, or pages, written each second"),
-    _added("load_seed", 0xC8, "<u8", "rw", "of what is random, see vfu-dev docs load"),
-    _added("load_pattern", 0xD0, "<u4", "rw", "which pages, see below"),
+    _added("load_seed", 0xC8, "<u8", "rw", "random seed, see vfu-dev docs load"),
+    _added("load_pattern", 0xD0, "<u4", "rw", "which pages are written, see below"),
     _added("load_write_bytes", 0xD4, "<u4", "rw", "size of one write, 1 to 1 MiB"),
-    _added("load_hot_fraction", 0xD8, "<u4", "rw", "hot set: of the pages, in millionths"),
-    _added("load_hot_share", 0xDC, "<u4", "rw", "hot set: of the writes, in millionths"),
+    _added("load_hot_fraction", 0xD8, "<u4", "rw", "hot set: fraction of the pages, in millionths"),
+    _added("load_hot_share", 0xDC, "<u4", "rw", "hot set: fraction of the writes, in millionths"),
     _added("load_zipf_exponent", 0xE0, "<u4", "rw", "Zipf: the exponent, in millionths"),
     _added(
         "load_ctrl", 0xE4, "<u4", "rw", "bit 0: begin anew at write 0, clear to stop; bit 1: rate in pages"
     ),
     _added("load_status", 0xE8, "<u4", "ro", "see below"),
     _added("load_count", 0xF0, "<u8", "ro", "writes made since the load began"),
-    _added("load_missed", 0xF8, "<u8", "ro", "writes that were due and had no time"),
+    _added("load_missed", 0xF8, "<u8", "ro", "due writes for which there was no time"),
     Field("scratch", 0x100, "V256", "rw", "free to use; zero after a reset", migrates=True),
     # One descriptor in registers, in the layout of those in memory, and its doorbell.
     _added("desc_op", 0x200, "<u4", "rw", "operation of the descriptor in registers"),
@@ -177,8 +179,8 @@ FIELDS = (
     _added("desc_length", 0x218, "<u8", "rw", "as in a descriptor"),
     _added("desc_value", 0x220, "<u8", "rw", "as in a descriptor"),
     _added("desc_vector", 0x228, "<u4", "rw", "as in a descriptor"),
-    _added("desc_status", 0x230, "<u4", "ro", "of the last one carried out"),
-    _added("desc_result", 0x238, "<u8", "ro", "of the last one carried out"),
+    _added("desc_status", 0x230, "<u4", "ro", "of the last descriptor carried out"),
+    _added("desc_result", 0x238, "<u8", "ro", "of the last descriptor carried out"),
     Field("desc_ctrl", 0x240, "<u4", "wo", "bit 0: carry it out; bit 1: abort"),
 )
 
