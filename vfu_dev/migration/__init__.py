@@ -1,6 +1,6 @@
 """Migration of a device's state: the state machine, the state stream, and the sessions that send and take it.
 
-`Migration` is what a device has one of; the other names are its parts, usable and testable alone.
+Each device has one `Migration`; the other names are its parts, usable and testable alone.
 """
 
 from vfu_dev.migration.audit import StateHasher

@@ -1,4 +1,4 @@
-"""The digest of a state as it lies in memory, computed in steps that never block the loop for long.
+"""The digest of a state in memory, computed in steps that never block the loop for long.
 
 `Audit` compares it with what a migration sent: the check on dirty tracking.
 """

@@ -1,8 +1,8 @@
-"""Whether a stream from another version of a device can be taken: both schemas judged against each other.
+"""Whether a stream from another version of a device can be resumed: compares both schemas.
 
-Everything is matched by name. What both have must be of one kind. What is new here needs a default that its
-author declared; what is gone from here is an error that names it, unless the author said that it may be lost.
-All of it is decided on the stream's first record, while the source still runs.
+Everything is matched by name. Parts that both have must be of the same kind. A part that is new here needs a
+default declared by its author. A part that no longer exists here is an error that names it, unless the author
+declared that it may be dropped. The stream's first record decides, while the source still runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Judges a state stream, of any version that was ever written, and hands what it carries to a sink."""
+"""Checks a state stream of any released version, and hands its contents to a sink."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class StreamDecoder:
         self._sink = sink
         self._incoming: Incoming  # from the schema on
         self._version = STREAM_VERSION
-        # What comes next: so many bytes, which are then given to that method.
+        # What comes next: the number of bytes, and the method that gets them.
         self._need = PRELUDE.size
         self._accept: Callable[[memoryview], None] = self._judge_prelude
         self._buffer = bytearray()

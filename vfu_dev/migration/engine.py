@@ -1,4 +1,4 @@
-"""One device's migration: the state it is in, the sessions that come and go, what became of them."""
+"""One device's migration: its current state, its sessions, and how they ended."""
 
 from __future__ import annotations
 

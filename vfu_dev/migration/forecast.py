@@ -1,35 +1,35 @@
 """Does a migration converge, how long will the device stand still? The one place where rates are computed.
 
 All figures come from what this side sees: when the client reads, what it asks, what the guest writes. The
-server's own timer samples them, never whoever looks.
+server's own timer samples them; a query never takes a sample.
 
-transfer rate: bytes that the client read while there was more to read, by the time until its next read
-ended. Time in which there was nothing to read says nothing about the link.
+transfer rate: bytes that the client read while there was more to read, divided by the time until its next
+read ended. Time in which there was nothing to read does not count: it shows nothing about the link.
 
 dirty rate: distinct pages written in a sampling interval. A page written twice in 0.1 s costs the link
-once; over a longer interval even more writes would hit the same pages, so this errs to the safe side. What
-counts in the end is whether the pages written during a stop of the length of the downtime limit fit into
-it, and 0.1 s is of that order.
+once; over a longer interval even more writes would hit the same pages, so this errs on the safe side. The
+migration converges if the pages written in one downtime limit can be sent within it, and 0.1 s is of that
+order.
 
 stop-copy rate: what the client reads when it does nothing else. Before the stop QEMU sends RAM between two
 reads, and sleeps to keep its bandwidth limit; both are pauses, and they end with the stop. The time between
 reads without such pauses is the pace: it holds the link, the other end, and the other work of both machines.
-Where every read is followed by a pause there is no pace to see. QEMU 10.2.2 (qemu_savevm_state_iterate) gives
-a device one read of 1 MiB for each turn over the RAM, and below 10 MiB/s one each 100 ms. What is seen always
-is our own share of a read, the time in the callback (`service`): the path takes PATH_FACTOR times that. The
-two are combined, see `Forecaster.stop_copy_cost`.
+If a pause follows every read, no pace can be measured. QEMU 10.2.2 (qemu_savevm_state_iterate) gives
+a device one read of 1 MiB for each turn over the RAM, and below 10 MiB/s one each 100 ms. The device's own
+share of a read, the time in the callback (`service`), can always be measured: the whole path takes
+PATH_FACTOR times that. `Forecaster.stop_copy_cost` combines the two.
 
-predicted downtime: what is left at that rate, a last look at memory that the guest maps, and OVERHEAD_SECONDS
-for everything else. It is that of this device alone: QEMU stops, saves and loads the devices of a VM one
-after the other, and what it sends of RAM meanwhile cannot be seen from here.
+predicted downtime: the bytes left at that rate, a last scan of memory that the guest maps, and
+OVERHEAD_SECONDS for everything else. It covers this device alone: QEMU stops, saves and loads the devices of
+a VM one after the other, and the device cannot see the RAM that QEMU sends meanwhile.
 
-converging: yes while the client reads faster than the guest writes. No is said only by what the client
-itself finds: it asked how much is left (MIG_GET_PRECOPY_INFO), read as much, asked again, and there was no
-less. QEMU asks when it thinks of stopping. As long as it has RAM to send it does not, and a low transfer
-rate then says that it is busy, not that the link is slow: neither yes nor no.
+converging: true while the client reads faster than the guest writes. False only after a full round of the
+client: it asked how much is left (MIG_GET_PRECOPY_INFO), read that many bytes, asked again, and no less was
+left. QEMU asks when it considers stopping. While it still has RAM to send it does not ask, and a low transfer
+rate then means that QEMU is busy, not that the link is slow: the answer is None.
 
-What was assumed and why is in the constants below; docs/predictions.md shows how predictions compare with
-what came, over the moves that tests/data/moves has.
+The constants below state the assumptions and their reasons. docs/predictions.md compares predictions with
+measurements, over the moves in tests/data/moves.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ from vfu_dev.migration.stream import INDEX_BYTES
 
 # Both from the moves in tests/data/moves, which docs/predictions.md puts beside what they predict.
 #
-# What one device stands still for besides being read: the client's way to STOP_COPY and from its end, and the
-# destination's last step. QEMU 10.2.2 on 2 cores of an AMD EPYC that nobody else used, next to nothing left:
+# Downtime of one device without the reading: the client's way to STOP_COPY and from its end, and the
+# destination's last step. QEMU 10.2.2 on 2 idle cores of an AMD EPYC, with next to nothing left:
 # 3.6 to 5 ms without a guest, 5.5 to 8.5 with Linux, 4.5 to 5.7 for each of four or eight devices;
-# `vfu_dev.client.migrator` 1 to 2.4. It is no matter of size: with 1 GiB the destination's end record and
-# RESUMING -> STOP took 0.26 ms, they only fold hashes taken before.
+# `vfu_dev.client.migrator` 1 to 2.4. It does not depend on the size: with 1 GiB the destination's end record
+# and RESUMING -> STOP took 0.26 ms; they only fold hashes taken before.
 OVERHEAD_SECONDS = 0.006
-# Time of the whole path for a byte, in times of our callback's for a byte (`ReadMeter.service_cost`): 6 to 8
-# on these 2 cores, 4.6 to 5.7 on one of them, 2.8 to 3.4 for mapped memory, which our callback also copies.
+# Time of the whole path per byte, as a multiple of the callback's (`ReadMeter.service_cost`): 6 to 8
+# on these 2 cores, 4.6 to 5.7 on one of them, 2.8 to 3.4 for mapped memory, which the callback also copies.
 PATH_FACTOR = 7.0
-# Up to so much slower than the path, the pace measures the same on the machine as it is. Beyond, it is a slow
-# link, or there are pauses after most reads.
+# A pace up to this factor slower than the path measures the same thing on a busy machine. A slower pace means
+# a slow link, or pauses after most reads.
 _CONTRADICTION = 2.0
-# Pace over path says how crowded the machine is, and what holds up reads holds up the rest: with others on
-# these two cores both took 2 to 2.5 times as long. Overhead is stretched by no less and no more than this.
+# Pace over path measures how crowded the machine is, and what delays reads delays the rest: with other work
+# on these two cores both took 2 to 2.5 times as long. The overhead is scaled by a factor within these bounds.
 _CROWDED = (0.9, 2.0)
 
-# Of earlier migrations so many are kept; a shorter stop-copy than this teaches nothing of the path.
+# Number of earlier migrations kept; a stop-copy shorter than this teaches nothing about the path.
 _REMEMBERED, _LEARNT_BYTES = 5, 8 << 20
-# A prediction that may be off by more than this share, and by more than this time, is not told yet.
+# A prediction that may be off by more than this share, and by more than this time, is withheld.
 _UNSURE_SHARE, _UNSURE_SECONDS = 0.2, 0.005
 
 
@@ -78,7 +78,7 @@ class Forecast:
     stop_copy_rate_bytes_per_second: float | None = None
     estimated_stop_copy_seconds: float | None = None
     predicted_downtime_seconds: float | None = None
-    converging: bool | None = None  # None: it cannot be told, yet or because the client is busy elsewhere
+    converging: bool | None = None  # None: not known yet, or the client is busy with other work
 
     def as_dict(self) -> dict[str, float | bool | None]:
         """Return it as JSON knows it."""
@@ -86,7 +86,7 @@ class Forecast:
 
 
 def page_stream_bytes(pages: int, page_size_bytes: int) -> int:
-    """Return what `pages` cost in the stream, the share in record headers left out (it is below 0.02 %)."""
+    """Return what `pages` cost in the stream, without the share of record headers (below 0.02 %)."""
     return pages * (page_size_bytes + INDEX_BYTES)
 
 
@@ -105,9 +105,9 @@ class _Stop:
 
 
 class _Learnt:
-    """What to expect of a figure: the middle one of those assumed and measured, the lower of two.
+    """Estimate of a figure: the median of the assumed and the measured values, the lower of two.
 
-    One migration alone, which a stall may have spoilt, never moves it above what was assumed.
+    A single migration, which a stall may have spoilt, never raises it above the assumed value.
     """
 
     def __init__(self, assumed: float) -> None:
@@ -177,7 +177,7 @@ class Forecaster:
 
         Args:
             seconds, written_bytes: its length, and the stream bytes of pages that were written in it.
-            look_seconds: what a look at all pages takes at present.
+            look_seconds: current time of a scan of all pages.
         """
         self._look_seconds = look_seconds
         self.dirty.note(seconds, written_bytes)
@@ -195,7 +195,7 @@ class Forecaster:
             self._stop.read_bytes += stored
 
     def stop(self, now_ns: int) -> None:
-        """Note that the device stopped: what is predicted now is what it will be measured against."""
+        """Note that the device stopped: the prediction of now is compared with the measurement later."""
         _, predicted = self.estimate(surely=False)
         self._stop = _Stop(now_ns, predicted, self.reads.service_cost, *self._costs())
 
@@ -205,7 +205,7 @@ class Forecaster:
         return None if self._stop is None else self._stop.predicted_seconds
 
     def end(self, now_ns: int) -> float:
-        """Take over what a completed migration showed; returns the seconds that the device stood still."""
+        """Learn from a completed migration; returns its downtime in seconds."""
         stop = self._stop
         assert stop is not None, "it was not stopped"
         downtime_seconds = (now_ns - stop.stopped_ns) / 1e9
@@ -220,15 +220,15 @@ class Forecaster:
 
     @property
     def stop_copy_cost(self) -> float | None:
-        """Nanoseconds that a byte will take when the client does nothing but read; None before it read.
+        """Nanoseconds per byte once the client does nothing but read; None before its first read.
 
-        The geometric mean of pace and path: the one has the guest's own work in it and pages in order, the
-        other nothing of a crowded machine. A link that is slower than both is what counts instead.
+        It is the geometric mean of pace and path: the pace includes the guest's own work, the path ignores a
+        crowded machine. If a link is slower than both, its cost counts instead.
         """
         return self._costs()[0]
 
     def _costs(self) -> tuple[float | None, float]:
-        """Return `stop_copy_cost`, and how crowded the machine is: 1 where that cannot be told."""
+        """Return `stop_copy_cost`, and how crowded the machine is: 1 if that is not known."""
         reads = self.reads
         service, pace = reads.service_cost, reads.pace
         if service is None or pace is None:
@@ -248,17 +248,17 @@ class Forecaster:
     def estimate(self, *, surely: bool = True) -> tuple[float | None, float | None]:
         """Return the estimated seconds in STOP_COPY and the predicted downtime, for a stop now.
 
-        Args:    surely: None instead of what further reads may well change.
+        Args:    surely: return None for a figure that further reads may well change.
         """
         (cost, crowded), length = self._costs(), self.length_bytes
         over = self.overhead_seconds.value * crowded + self._look_seconds
         if length is None:
             return None, None
-        if cost is None:  # a device with next to no state needs no read to tell
+        if cost is None:  # a device with next to no state needs no read for it
             return (0.0, over) if length <= MIN_READ_BYTES else (None, None)
         seconds = max(0, length) * cost / 1e9
         if surely and not self.reads.is_settled:
-            # Whether there are pauses between reads or a slow link cannot be told yet.
+            # Pauses between reads and a slow link cannot be told apart yet.
             slowest = self.reads.mean_cost
             unsure_seconds = max(_UNSURE_SECONDS, _UNSURE_SHARE * (seconds + over))
             if slowest is None or length * (slowest - cost) / 1e9 > unsure_seconds:
@@ -267,11 +267,11 @@ class Forecaster:
 
     @property
     def converging(self) -> bool | None:
-        """Whether the migration converges; None when that cannot be told, see the module's text."""
+        """Whether the migration converges; None when that is not known, see the module's docstring."""
         return is_converging(self.dirty.rate, self.reads.rate, stuck=self.rounds.falling is False)
 
     def forecast(self, initial_bytes: int | None, dirty_bytes: int | None) -> Forecast:
-        """Return the present figures around what the session says is left."""
+        """Return the current figures, with what the session has left."""
         estimated, predicted = self.estimate()
         cost = self.stop_copy_cost
         return Forecast(

@@ -1,6 +1,6 @@
-"""What the reads, the questions and the writes of one migration say: rates, costs, rounds.
+"""Measurements of one migration, from its reads, size queries and writes: rates, costs, rounds.
 
-`vfu_dev.migration.forecast` makes a prediction of them, and says what each is for.
+`vfu_dev.migration.forecast` predicts from them, and explains what each is for.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from collections import deque
 from collections.abc import Iterable
 from itertools import accumulate
 
-# Rates are averages over so many samples: a second.
+# Rates are averages over this number of samples: one second.
 _AVERAGED = 10
-# Less reading than this says nothing of a rate: the first reads go into empty buffers.
+# Less reading time than this gives no rate: the first reads go into empty buffers.
 _RATE_NS = 20e6
 # Reads that costs are taken from: 64 MiB at 1 MiB a read.
 _READS = 64
-# A read has to carry so much before its cost a byte says something.
+# Ignore smaller reads: their cost per byte is mostly fixed overhead.
 MIN_READ_BYTES = 64 << 10
-# So many times between reads are left out for the same reason; a bandwidth limit has not worked yet either.
+# Skip the first 3 intervals between reads: buffers are empty, and no bandwidth limit has taken effect yet.
 _FIRST_READS = 3
-# A pace is the mean of so many times between reads at least. One longer than _PAUSE times their quicker
-# quarter was a pause: waiting for a processor makes some reads two or three times as long, and comes again.
+# A pace is the mean of at least _PACE_READS intervals between reads. An interval longer than _PAUSE times the
+# first quartile was a pause: waiting for a processor makes some reads two or three times as long, repeatedly.
 _PACE_READS, _PAUSE, _PACE_QUANTILE = 4, 3.0, 0.25
-# A link: at least so many reads take the same to within _ALIKE, and no more than this share of bytes less.
+# Reads have the pace of a link when at least _STEADY_READS intervals agree within a factor of _ALIKE, and at
+# most _QUICKER_SHARE of the bytes were faster.
 _STEADY_READS, _ALIKE, _QUICKER_SHARE = 6, 1.5, 0.2
 # QEMU (BUFFER_DELAY of migration.c) wakes up every 100 ms to spend its bandwidth, in blocks of 1 MiB
 # (VFIO_MIG_DEFAULT_DATA_BUFFER_SIZE): intervals of that length, or a multiple, are those of its clock.
@@ -31,9 +32,9 @@ _CLOCK_NS, _CLOCK_SLACK, _CLOCK_BYTES = 100e6, 0.08, 1 << 20
 
 # A round that leaves more than this share of the one before made no progress.
 _PROGRESS = 0.9
-# Where reads follow each other most quickly.
+# Quantile of the intervals that counts as the quickest reads.
 _QUICK_QUANTILE = 0.15
-# Our callback's own time: of reads that nothing interrupted.
+# Quantile of the callback's own time: reads that nothing interrupted.
 _SERVICE_QUANTILE = 0.25
 
 
@@ -55,7 +56,7 @@ def _mean(costs: list[tuple[float, int]]) -> float:
 
 
 class ReadMeter:
-    """How fast the client reads, told by the reads of one migration. Costs are nanoseconds a byte."""
+    """How fast the client reads in one migration. Costs are nanoseconds per byte."""
 
     def __init__(self) -> None:
         # Bytes, and nanoseconds they took, for each of the last sampling intervals that had any.
@@ -171,7 +172,7 @@ class Rounds:
         self._read_bytes += stored
 
     def ask(self, left_bytes: int) -> None:
-        """Note that so much was left. What is asked before the first read is the size, it begins nothing."""
+        """Note the answer to a size query. A query before the first read begins no round."""
         if self._left_bytes is None:
             if not self._read_bytes:
                 return

@@ -21,7 +21,7 @@ class StateObject:
     Attributes:
         name: the name under which it migrates.
         pack: returns the present content, at most `max_bytes`. The author chooses the encoding; `pickle` is
-            no choice, because whoever sends the stream would run code in the destination.
+            no choice, because the sender of the stream could then run code in the destination.
         unpack: takes over content that was verified and let pass by `validate`; it must not fail.
         validate: raises ValueError or StreamError for content that this device cannot have.
         version: of the encoding, what this program writes.

@@ -16,7 +16,7 @@ from vfu_dev.memory.pages import PageIndices
 from vfu_dev.migration.plan import PassPlan
 from vfu_dev.migration.stream import INDEX_BYTES, RecordType, StreamEncoder
 
-# sendmsg(2) looks at each vector: where pages lie apart and are smaller than this, a copy is cheaper.
+# sendmsg(2) handles each vector by itself: for scattered pages smaller than this a copy is cheaper.
 _MIN_VECTOR_BYTES = 2048
 _NOTHING: Vectors = np.empty((0, 2), dtype=np.uint64)
 

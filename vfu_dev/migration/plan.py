@@ -1,19 +1,18 @@
 """Passes through one memory: which pages are sent, in which order, and how many bytes that leaves.
 
-A pass is the set of pages that were dirty when it began, in order of how often each was sent before, so that
-a page that is rewritten all the time comes after all that are not. A page that was sent more often than the
-pages of the pass usually were, and is written again while it waits, leaves the pass and waits for the next
-one: it is hot, others are colder, and sending it now would be wasted. (If every page that is written again
-left, a writer that goes through the memory in order would be overtaken for ever by a reader that sends what
-is written next; docs/state-stream.md has the figures.) Each pass sends a page at most once, and nothing
-starves: the coldest pages of a pass cannot leave it.
+A pass is the set of pages that were dirty when it began, ordered by the number of times each was sent, so
+that pages rewritten all the time come last. A page that was sent more often than is usual in the pass, and is
+written again while it waits, leaves the pass and waits for the next one: it is hot, others are colder, and
+sending it now would be wasted. (If every page written again left, a sequential writer would be overtaken
+forever by a reader that sends the pages written next; docs/state-stream.md has the figures.) Each pass sends
+a page at most once, and nothing starves: the coldest pages of a pass cannot leave it.
 
-A memory that a client has mapped is written without a mark. There every look at the page codes begins with a
-look for what changed (`Shadow`), for a limited time; when that was not enough, what the rest should hold is
-estimated and counts as dirty.
+Writes to a memory that a client has mapped leave no mark. Before the page codes of such a memory are read, a
+scan of limited time looks for changed pages (`Shadow`); if the time did not suffice, the number of changed
+pages in the rest is estimated and counts as dirty.
 
-What is left is computed from the same page codes that decide what is sent. Pages of the pass under way and
-pages that wait for the next fill records of their own, and are counted that way.
+The bytes left are computed from the same page codes that decide what is sent. Pages of the current pass and
+pages that wait for the next one go into separate records, and are counted that way.
 """
 
 from __future__ import annotations
@@ -40,16 +39,16 @@ from vfu_dev.migration.stream import (
     zeros_bytes,
 )
 
-# A query or the start of a pass looks at new content this long at most; pages left over count as data, and
-# are sent as data. QEMU gives up on a reply after 5 s (x-msg-timeout); 10 GB of zeros take one second.
+# A query or the start of a pass scans new content for at most this time; the remaining pages count as data,
+# and are sent as data. QEMU gives up on a reply after 5 s (x-msg-timeout); 10 GB of zeros take one second.
 CLASSIFY_BUDGET_SECONDS = 1.5
 
-# How long a look for changes in mapped memories may take, all together, while the device runs: nobody's MMIO
-# is served meanwhile. The figures decide when the device is stopped and are worth more than the start of a
-# pass, which happens whenever a reader has caught up. At 13 GB/s they see 650 and 130 MB.
+# Time limits of a scan of all mapped memories while the device runs: no MMIO is served meanwhile. A size
+# query gets more time than the start of a pass, because its answer decides when the device is stopped; a pass
+# starts whenever the reader has caught up. At 13 GB/s they cover 650 and 130 MB.
 FIGURES_LOOK_SECONDS = 0.05
 PASS_LOOK_SECONDS = 0.01
-# The same when it stands still; more than 15 GB go on being looked at while what is known is read.
+# The same in STOP_COPY; above 15 GB the scan goes on while the client reads the pages found so far.
 FINAL_LOOK_SECONDS = 1.5
 
 _WINDOW_PAGES = 4096
@@ -62,11 +61,11 @@ class PassPlan:
     Args:
         memory: its page map is read, and pages are claimed in it as they are taken.
         cold_first: the policy above; False sends each pass in index order.
-        share: of the time that looks may take; other memories have the rest.
+        share: share of the scan time; other memories have the rest.
 
     Attributes:
         initial: pages that count as initial and were not sent yet, shape (page_count,) bool.
-        sends: how often each page was sent, saturating, shape (page_count,) uint8.
+        sends: number of times each page was sent, saturating, shape (page_count,) uint8.
         pending: pages of the record under way that are sent as they will be then: what is written to them
             until then needs no other record.
         hashes: of each page as last sent (`vfu_dev.memory.kernels`), shape (page_count,) uint64.
@@ -102,7 +101,7 @@ class PassPlan:
         return len(dirty) * self.memory.page_size_bytes
 
     def stop(self) -> None:
-        """Note that nobody writes from now on."""
+        """Note that there are no more writes from now on."""
         self._stopped = True
         if self._shadow is not None:
             with self._timed():
@@ -111,11 +110,11 @@ class PassPlan:
 
     @property
     def settled(self) -> bool:
-        """Whether what is dirty is known for good, once the device stands still."""
+        """Whether the set of dirty pages is final, once the device is stopped."""
         return self._shadow is None or self._shadow.settled
 
     def make_dirty(self, count_bytes: int) -> None:
-        """Have the first so many bytes sent once more, whether they changed or not."""
+        """Send the first bytes of the memory once more, whether they changed or not."""
         self.memory.pages.codes[: -(-count_bytes // self.memory.page_size_bytes)] = CODE_DIRTY
 
     def add_initial(self, indices: PageIndices) -> None:
@@ -125,7 +124,7 @@ class PassPlan:
         self._sent_again = np.union1d(self._sent_again, np.intersect1d(self.pending, indices))
 
     def drop_pass(self) -> None:
-        """Give up the pass under way; what it has left waits for the next one."""
+        """Give up the current pass; its remaining pages wait for the next one."""
         self._data = self._zeros = _NO_PAGES
         self._in_pass[:] = False
 
@@ -157,7 +156,7 @@ class PassPlan:
         """Note that what was written to `pages` of the record under way goes with it."""
         if len(self._sent_again):
             pages = np.setdiff1d(pages, self._sent_again)
-        # Nobody looked at what was written, but it is sent as data.
+        # The new content was not scanned, but it is sent as data.
         self.memory.pages.codes[span(pages)] = CODE_DATA | CODE_CLEAN
 
     def sent_zeros(self, indices: PageIndices) -> None:
@@ -237,12 +236,12 @@ class PassPlan:
         self.memory.classify(CLASSIFY_BUDGET_SECONDS * self._share)
 
     def _is_hot(self, pages: PageIndices) -> npt.NDArray[np.bool_]:
-        """Say for each of `pages` whether it was sent more often than the pages of this pass usually were."""
+        """Return for each of `pages` whether it was sent more often than is usual in this pass."""
         return self.sends[pages] > self._usual_sends
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        """Count a look at all pages, and its time."""
+        """Count a scan of all pages, and its time."""
         began = time.perf_counter_ns()
         yield
         took = time.perf_counter_ns() - began
@@ -284,7 +283,7 @@ class PassPlan:
 
 
 def whole_state_bytes(contents: MigratableState) -> int:
-    """Return the stream bytes of a save that would begin now; looks at pages written since the last look."""
+    """Return the stream bytes of a save that would begin now; scans pages written since the last scan."""
     total = prelude_bytes(contents) + INITIAL_END_BYTES + tail_bytes(contents)
     budget_seconds = CLASSIFY_BUDGET_SECONDS / max(1, len(contents.memories))
     for memory in contents.memories:

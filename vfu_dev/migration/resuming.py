@@ -53,8 +53,8 @@ class Resuming:
     def finish(self) -> None:
         """Complete the session.
 
-        Raises:  StreamError: the stream was not whole, or refused. The session stays, failed: whoever asks
-                 again hears the same, until a reset.
+        Raises:  StreamError: the stream was not whole, or refused. The session stays, failed: every further
+                 request gets the same error, until a reset.
         """
         session, record = self._under_way()
         try:

@@ -1,4 +1,4 @@
-"""Takes a sample of a running migration ten times a second, by the clock of whoever owns the device."""
+"""Takes a sample of a running migration ten times a second, by the clock of the device's owner."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from vfu_dev.migration.forecast import Forecast, page_stream_bytes
 from vfu_dev.migration.fsm import PRE_COPY_GROUP
 from vfu_dev.uapi import DeviceState
 
-SAMPLE_SECONDS = WINDOW_SECONDS  # as often as QEMU looks at its bandwidth
-# A sample looks at all pages and may take this share of the time: a big memory is looked at less often.
+SAMPLE_SECONDS = WINDOW_SECONDS  # QEMU checks its bandwidth at the same interval
+# A sample scans all pages and may take this share of the time: a big memory is scanned less often.
 _MAX_SHARE = 0.02
 
 _SAMPLED = PRE_COPY_GROUP | {DeviceState.STOP_COPY, DeviceState.RESUMING}
@@ -44,7 +44,7 @@ class Sampler:
         return max(0.0, self._due - time.monotonic())
 
     def poll(self) -> None:
-        """Take a sample if one is due: after each interval, and whenever the state is another one."""
+        """Take a sample if one is due: after each interval, and whenever the state has changed."""
         state = self._migration.state
         if state not in _SAMPLED and self._state not in _SAMPLED:
             self._state = state
@@ -58,7 +58,7 @@ class Sampler:
         self._state = state
 
     def _look_seconds(self) -> float:
-        """Return what a look at all mapped memory takes, by all looks so far; a stop begins with one."""
+        """Return the time of a scan of all mapped memory, from all scans so far; a stop begins with one."""
         return sum(
             memory.page_count * memory.scans.ns / 1e9 / memory.scans.pages
             for memory in self._migration.contents.memories
@@ -71,16 +71,16 @@ class Sampler:
         initial = dirty = None
         passes = 0
         if migration.has_precopy_info:
-            info = migration.precopy_info()  # looks at what was written since the look before
+            info = migration.precopy_info()  # scans pages written since the previous scan
             initial, dirty = info.initial_bytes, info.dirty_bytes
             written = sum(
                 page_stream_bytes(memory.pages.take_recent(), memory.page_size_bytes)
                 for memory in migration.contents.memories
             )
-            # The first look of a session finds whatever was written since the session before.
+            # The first scan of a session finds everything written since the previous session.
             if observer.totals.saves_started == self._saves:
                 forecaster.sample(now - self._sampled, written, self._look_seconds())
-            # For a client that cannot ask: it would go by what is left when it has read as much.
+            # For a client that cannot ask: reading as many bytes as were left counts as asking.
             forecaster.ask(info.initial_bytes + info.dirty_bytes, by_client=False)
             self._saves = observer.totals.saves_started
         if state is DeviceState.RESUMING:

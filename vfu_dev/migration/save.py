@@ -1,8 +1,7 @@
-"""The outgoing session: reads come in, stream bytes go out, and exactly how much is left is known at any
-time.
+"""The outgoing session: it answers reads with stream bytes, and knows exactly how many are left at any time.
 
-`initial_bytes` and `dirty_bytes` are stream bytes, framing included: what is promised is what is then read
-when nothing changes in between.
+`initial_bytes` and `dirty_bytes` are stream bytes, framing included. If nothing changes in between, the
+client reads exactly the bytes that were announced.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from vfu_dev.migration.stream import (
     tail_bytes,
 )
 
-# What is sent whether it changed or not, while it is not known what did.
+# Bytes that are sent whether they changed or not, while it is not known which did.
 _FILL_BYTES = 1 << 20
 
-# Passes of a session that are told one by one, the most recent ones: they are in every status.
+# Keep the most recent passes of a session; every `status` reply includes them.
 PASSES_KEPT = 200
 
 
@@ -125,7 +124,7 @@ class SaveSession:
         self._outgoing = Outgoing(self._encoder)
         self._any_mapped = any(memory.mapped for memory in contents.memories)
         self._kind = _Kind.INITIAL  # of the record being sent
-        self._deadline = math.inf  # of looks at mapped memory within one read
+        self._deadline = math.inf  # of scans of mapped memory within one read
         if stopped:
             self.stop()
 
@@ -136,9 +135,10 @@ class SaveSession:
             plan.stop()
 
     def reinit(self, memory: int, pages: PageIndices, *, as_initial: bool) -> None:
-        """Have `pages` of the memory with index `memory` sent again: the device has changed what they mean.
+        """Send `pages` of the memory with index `memory` again: the device has changed their meaning.
 
-        Args:    as_initial: the client knows that initial_bytes may rise; otherwise they are dirty, no more.
+        Args:    as_initial: the client knows that initial_bytes may rise; otherwise the pages only become
+        dirty.
         """
         if not as_initial:
             self._plans[memory].memory.pages.mark_pages(pages)
@@ -160,7 +160,7 @@ class SaveSession:
         return self._blocks
 
     def info(self) -> PrecopyInfo:
-        """Return what could be read now without stopping; looks at pages written since the last look."""
+        """Return the bytes that could be read now without a stop; scans pages written since the last scan."""
         initial = 0 if self._prelude_made else prelude_bytes(self._contents)
         initial += 0 if self._initial_told else INITIAL_END_BYTES
         dirty = 0
@@ -176,7 +176,7 @@ class SaveSession:
 
     @property
     def tail_bytes(self) -> int:
-        """What only STOP_COPY can carry, as far as it was not read."""
+        """Bytes that only STOP_COPY can carry and that were not read yet."""
         return self._tail_bytes + (self._outgoing.left_bytes if self._kind is _Kind.TAIL else 0)
 
     def read_into(self, buffer: memoryview) -> int:
@@ -184,11 +184,12 @@ class SaveSession:
         return join_vectors(self.read(len(buffer))[0], buffer)
 
     def read(self, max_bytes: int) -> tuple[Vectors, int]:
-        """Return where the next stream bytes are, in order, and how many: `max_bytes` unless there are fewer.
+        """Return where the next stream bytes are, in order, and their number: `max_bytes` unless fewer are
+        left.
 
-        Fewer means: nothing more now while the device runs, the end once it stopped. The vectors point into
-        device memory and buffers of this session. They hold until the next call here or the next write to the
-        device, whichever is first: copy or send them before.
+        Fewer means that nothing more is left now while the device runs, and the end once it stopped. The
+        vectors point into device memory and buffers of this session. They hold until the next call here or
+        the next write to the device, whichever is first: copy or send them before.
         """
         self._deadline = time.monotonic() + FINAL_LOOK_SECONDS
         outgoing = self._outgoing
@@ -216,8 +217,8 @@ class SaveSession:
         if not self._blocks and self.digest is None:
             for plan in self._plans:
                 if not plan.settled:
-                    # Too large to be looked at in the time of one read, and a short reply would be the end of
-                    # the stream: send something, anything, until it is known that there is nothing.
+                    # Too large to be scanned within one read, and a short reply would end the stream: send
+                    # any pages until the scan has shown that nothing is left.
                     plan.make_dirty(_FILL_BYTES)
                     return self._start_pass() and self._next_pages()
         return self._next_of_tail()
@@ -232,7 +233,7 @@ class SaveSession:
             self.pass_list[-1].stream_bytes += self._outgoing.left_bytes
 
     def _tell_initial(self) -> bool:
-        """Between two passes: say that initial data is complete, once; False when there is nothing to say."""
+        """Between two passes: announce once that initial data is complete; False if there is nothing to say."""
         if self._initial_told or any(plan.initial.any() for plan in self._plans):
             return False
         self._initial_told = True
