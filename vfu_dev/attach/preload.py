@@ -55,7 +55,7 @@ class Preload:
 
     Attributes:
         library: libvfio-preload.so.
-        log: file to append to what was asked and answered.
+        log: file to which calls and answers are appended.
         variables: more of the library's variables, without their prefix: `{"DMA": "message"}`.
         first: a library that has to be preloaded before any other: a sanitizer's, by the name that the loader
             looks for it. Empty for none.

@@ -24,7 +24,7 @@ from pathlib import Path
 
 ENVIRONMENT = "VFU_DEV_CACHE"
 
-# How often a waiting process looks again. flock(2) can block, but then nobody could tell that it waits.
+# Seconds between two tries of a waiting process. A blocking flock(2) could not report that it waits.
 _LOCK_POLL_SECONDS = 0.2
 
 # Ends the name, in tmp/, of an artifact that a new one has just replaced.

@@ -89,9 +89,9 @@ def sync_tree(
 ) -> list[str]:
     """Make `tree`, a copy of `pristine` with any earlier series in it, equal to `pristine` plus `series`.
 
-    Only files whose content differs are replaced, so that only they get new times and a build that goes by
-    times redoes only what depends on them. Being killed in between does no harm: the next call starts from a
-    record, made beforehand, of every file that was ever touched.
+    Only files whose content differs are replaced: only they get new times, so a build redoes only what
+    depends on them. It may be killed at any point: the next call starts from a record, made beforehand, of
+    every file that was ever touched.
 
     Returns: the files that changed, relative to the tree.
     Raises:  PatchError: the series does not apply; the tree has not been touched.

@@ -1,4 +1,4 @@
-"""A load that the device makes when told to: the generator behind its control socket."""
+"""A load made by the device itself, started over its control socket."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vfu_dev.client.stop import Stop
 from vfu_dev.errors import ProtocolError
 from vfu_dev.workload import Workload, WorkloadFigures
 
-# Between two looks at what a load does.
+# Seconds between two `load-status` requests.
 LOOK_SECONDS = 0.25
 
 LoadReporter = Callable[[WorkloadFigures], None]

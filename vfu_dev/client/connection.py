@@ -1,7 +1,7 @@
 """The frame of vfio-user: headers, ids, file descriptors, replies in any order, requests from the server.
 
-Written from QEMU's docs/interop/vfio-user.rst ("Header", "Read and Write Operations"). Nothing a server says
-about a length is believed before it is compared with what the caller made room for. Once the stream can no
+Written from QEMU's docs/interop/vfio-user.rst ("Header", "Read and Write Operations"). A length
+from the server is not used before it was compared with the caller's room. Once the stream can no
 longer be trusted (a bad header, a stalled message, a reply that fits no request) the connection is closed and
 stays failed.
 """
@@ -187,7 +187,7 @@ class Connection(Closing):
         return call
 
     def serve(self, seconds: float) -> None:
-        """Answer one request of the server's, if one comes in that time; nothing is sent but the answer.
+        """Answer one request of the server, if one comes in that time; sends nothing but the answer.
 
         While calls wait for replies, requests are answered anyway. This is for a client with nothing to ask.
         Raises: DisconnectedError, ProtocolError: as for `wait`.
@@ -319,7 +319,7 @@ class Connection(Closing):
             return
         reply_flags = uapi.VFIO_USER_REPLY | (uapi.VFIO_USER_ERROR if refused else 0)
         reply = Message(number, command, reply_flags, refused, parts)
-        if self._sender == threading.get_ident():  # in the middle of a message of ours
+        if self._sender == threading.get_ident():  # in the middle of a message of this client
             self._owed.append(reply)
         else:
             self._send(reply, (), time.monotonic() + self.timeout_seconds)

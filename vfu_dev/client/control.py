@@ -1,4 +1,4 @@
-"""Client of a server's control socket: one JSON object a line each way. And which socket lies where.
+"""Client of a server's control socket: one JSON object per line each way. Also the paths of both sockets.
 
 The control socket of a device is `SOCKET.ctl` beside its vfio-user socket, unless `vfu-dev serve --control`
 says otherwise.
@@ -79,7 +79,7 @@ class ControlClient(Closing):
     def command(self, name: str, **arguments: Any) -> Any:
         """Send {"command": name, ...} and return the answer's result.
 
-        Raises: ControlError: the server said no, or nothing; ProtocolError: its answer is not one.
+        Raises: ControlError: the server refused, or did not answer; ProtocolError: its answer is invalid.
         """
         try:
             self._sock.sendall(json.dumps({"command": name, **arguments}).encode() + b"\n")
@@ -101,7 +101,7 @@ class ControlClient(Closing):
 
     @property
     def advice(self) -> str:
-        """What to do when there is no answer, or one that is none."""
+        """Advice for a missing or invalid answer."""
         return (
             "if that is a device's vfio-user socket, name its control socket: "
             f"{default_control(self.path).name} beside it, unless `vfu-dev serve --control` said otherwise"
@@ -110,7 +110,8 @@ class ControlClient(Closing):
     def is_unread(self) -> bool:
         """Return whether the server has not taken in yet what was sent; safe in any thread.
 
-        So it is where nobody accepts the connection: a vfio-user server that has its client, or a stuck one.
+        That is the case when the server does not accept the connection: a vfio-user server that has its
+        client, or a stuck one.
         """
         count = array.array("i", [0])
         try:

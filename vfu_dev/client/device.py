@@ -1,7 +1,7 @@
 """A vfio-user device as its client sees it: negotiation, regions, interrupts, DMA, reset.
 
 Migration is `device.migration` (vfu_dev/client/migration.py). Commands and their replies: QEMU's
-docs/interop/vfio-user.rst. Requests are not second-guessed here (a test must be able to ask for nonsense);
+docs/interop/vfio-user.rst. Requests are not checked here (a test must be able to ask for nonsense);
 replies always are.
 """
 
@@ -31,7 +31,7 @@ class RegionMapping(Closing):
     def __init__(self, info: RegionInfo, fd: int) -> None:
         self.areas: list[tuple[int, mmap.mmap]] = []
         try:
-            # A file shorter than the area maps well and kills with SIGBUS on access: look first.
+            # A file shorter than the area can be mapped, but an access kills with SIGBUS: check first.
             file_bytes = os.fstat(fd).st_size
             for offset, size in info.areas:
                 position = info.offset + offset

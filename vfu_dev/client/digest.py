@@ -1,4 +1,4 @@
-"""Whether two devices hold the same state after a move: by what their servers say, or by reading both."""
+"""Whether two devices hold the same state after a move: by their servers' digests, or by reading both."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from vfu_dev.errors import AccessError, ProtocolError
 
 
 class DmaAccessError(AccessError):
-    """The server asked for memory that is not mapped for it so; `errno` is what it is told."""
+    """The server asked for memory that is not mapped for it so; the server gets `errno`."""
 
     def __init__(self, number: int, address: int, count: int) -> None:
         self.errno = number

@@ -1,4 +1,4 @@
-"""One vfio-user message: its header, what is sent, what is waited for, and how waiting can fail.
+"""One vfio-user message: its header, requests, pending replies, and the errors of waiting.
 
 Source: QEMU's docs/interop/vfio-user.rst, "Header".
 """
@@ -45,7 +45,7 @@ class ClientCommandError(VfuDevError):
 
 
 class DisconnectedError(ProtocolError):
-    """There is no server any more, or it closed the connection."""
+    """The server is gone, or it closed the connection."""
 
     errno = errno.ENOTCONN
 

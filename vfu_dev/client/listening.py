@@ -1,4 +1,4 @@
-"""UNIX sockets of servers that we start: a folder for them, and whether somebody listens by now."""
+"""UNIX sockets of servers that this process starts: a folder for them, and whether a server listens yet."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def socket_folder(prefix: str) -> Path:
 def is_listening(path: Path, pid: int | None = None) -> bool:
     """Return whether a process listens on `path`, given as it was bound, without connecting to it.
 
-    Each network namespace has a list of its own: that of process `pid` is looked at, by default ours.
+    Each network namespace has its own list: `pid` selects the namespace of a process, by default this one.
 
-    The file is there from bind() on; until listen() a client is refused, and on a busy machine that is long
-    enough to be met. To connect is no way to find out: a vfio-user server has one client, and one that goes
-    resets the device.
+    The file is there from bind() on; until listen() a client is refused, and on a busy machine that
+    happens. A trial connection is not possible: a vfio-user server has one client, and a client that
+    disconnects resets the device.
 
     Source:  proc(5), /proc/net/unix: Num RefCount Protocol Flags Type St Inode Path.
     """

@@ -1,4 +1,4 @@
-"""What vfio-user replies mean: layouts, and the checks between a server's bytes and whoever believes them.
+"""vfio-user replies: layouts, and the checks of a server's bytes.
 
 Layouts: QEMU's docs/interop/vfio-user.rst and `<linux/vfio.h>`; little-endian, as all vfio-user hosts are.
 """

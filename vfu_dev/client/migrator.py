@@ -44,7 +44,7 @@ class MigrationError(VfuDevError):
 
 @dataclass(frozen=True)
 class ClientOptions:
-    """What `migrate` may be told; `None` means no limit."""
+    """Options of `migrate`; `None` means no limit."""
 
     downtime_limit_seconds: float = DOWNTIME_LIMIT_SECONDS
     max_bandwidth: int | None = None  # bytes per second; kept from 40 KiB/s on
@@ -56,7 +56,7 @@ class ClientOptions:
 
 @dataclass
 class ClientProgress:
-    """Where a migration is; the same object is handed to the progress callback again and again."""
+    """Progress of a migration; the progress callback gets the same object each time."""
 
     phase: str = "setup"
     initial_bytes: int = 0  # first report
@@ -66,7 +66,7 @@ class ClientProgress:
     precopy_bytes: int = 0
     stop_copy_bytes: int = 0
     passes: int = 0
-    reinits: int = 0  # how often the device found new initial data (VFIO_PRECOPY_INFO_REINIT)
+    reinits: int = 0  # number of times that the device had new initial data (VFIO_PRECOPY_INFO_REINIT)
     bandwidth: float = 0.0  # bytes per second, last window
     threshold_bytes: float = 0.0
     total_seconds: float = 0.0
@@ -80,7 +80,7 @@ class ClientProgress:
 
     @property
     def remaining_bytes(self) -> int:
-        """What is known to be left."""
+        """Bytes known to be left."""
         return self.remaining_initial_bytes + self.remaining_dirty_bytes
 
 
@@ -135,7 +135,7 @@ class Migrator:
         self._verify = verify
         size = min(source.max_data_xfer_size, destination.max_data_xfer_size)
         self._buffers = [memoryview(bytearray(size)), memoryview(bytearray(size))]
-        # A read is no more than a window's worth: what is too much in one is not made up for in the next.
+        # A read is at most one window's worth: an excess in one window is not made up for in the next.
         self._slice = size
         if self.options.max_bandwidth is not None:
             self._slice = min(size, max(MIN_SLICE_BYTES, int(self.options.max_bandwidth * WINDOW_SECONDS)))
@@ -193,7 +193,7 @@ class Migrator:
         return pre_copy
 
     def _pre_copy(self) -> None:
-        """Read and write until what is left fits into the downtime limit, or a limit is reached."""
+        """Read and write until the bytes left fit into the downtime limit, or another limit is reached."""
         state = self.progress
         self._query()
         state.initial_bytes = state.remaining_initial_bytes
@@ -326,7 +326,7 @@ class Migrator:
             state.reinits += info.reinit
 
     def _data_size(self) -> int | None:
-        """Return stop_copy_length, None where the server does not tell."""
+        """Return stop_copy_length, None if the server does not report it."""
         try:
             length: int = self.source.data_size()
             return length
@@ -358,7 +358,7 @@ class Migrator:
         first = state.bandwidth == 0.0 and elapsed > 0
         if elapsed < WINDOW_SECONDS and not first:
             return False
-        # A window with next to no data says nothing about the link: QEMU would divide by it all the same.
+        # A window with next to no data says nothing about the link; QEMU uses it nevertheless.
         if self._window_bytes >= self._slice // 2 or first:
             state.bandwidth = self._window_bytes / elapsed
             state.threshold_bytes = threshold_bytes(state.bandwidth, self.options.downtime_limit_seconds)

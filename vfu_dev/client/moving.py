@@ -12,7 +12,7 @@ from vfu_dev.client.workload import ClientWorkload
 
 
 def keep_writing(load: ClientWorkload, seconds: float | None, stop: Stop, reporter: LoadReporter) -> None:
-    """Let the load go on for so long, or until asked to stop.
+    """Let the load go on for the given time, or until asked to stop.
 
     Raises:  what ended the load, if something did.
     """
@@ -38,7 +38,7 @@ def migrate(
     """
 
     def progress(state: ClientProgress) -> None:
-        # As a guest's CPUs do: nothing is written any more before the device is stopped.
+        # As a guest's CPUs do: writing ends before the device is stopped.
         if state.phase == "stop-copy":
             load.pause()
         load.check()

@@ -1,4 +1,4 @@
-"""When to end: after so long, or when somebody interrupts."""
+"""When to end: after a time, or at an interrupt."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Stop:
         return self._asked.is_set()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for so long at most; returns whether to end now."""
+        """Wait for at most the given time; returns whether to end now."""
         return self._asked.wait(seconds)
 
     @contextmanager

@@ -1,7 +1,7 @@
-"""A conformance suite for anybody's vfio-user server: `vfu-dev check SOCKET`.
+"""A conformance suite for any vfio-user server: `vfu-dev check SOCKET`.
 
 `CHECKS` are all checks by name, `choose` picks some, `run` yields a `Result` for each. `report` shows them to
-people and programs. Nothing here knows the server of this project.
+people and programs. Nothing here depends on this project's own server.
 """
 
 from vfu_dev.conformance.model import CHECKS, Check, Level, Result, Source, Status

@@ -1,4 +1,4 @@
-"""The migration state machine as `<linux/vfio.h>` words it, written down again without looking at ours.
+"""The migration state machine of `<linux/vfio.h>`, written independently of `vfu_dev.migration.fsm`.
 
 From the comment above enum vfio_device_mig_state: the arcs a driver must do, arcs that P2P replaces, those
 that go without PRE_COPY, the one combination that is blocked, and "the shortest path, saving group states not

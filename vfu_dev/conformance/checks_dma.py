@@ -1,7 +1,7 @@
 """DMA_MAP and DMA_UNMAP.
 
-No check makes a device do DMA: how that is done is each device's own. What a server asks for meanwhile, by
-DMA_READ and DMA_WRITE, is answered.
+No check makes a device do DMA, because that differs from device to device. DMA_READ and DMA_WRITE requests of
+the server are answered.
 """
 
 from __future__ import annotations

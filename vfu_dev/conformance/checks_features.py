@@ -1,4 +1,4 @@
-"""DEVICE_FEATURE itself: probe, get, set, and the room for answers."""
+"""DEVICE_FEATURE itself: probe, get, set, and the room for replies."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def _report(session: Session, length: int, page_size: int = _PAGE) -> bytes:
     spec(_SECTION, "These features can also be probed to determine whether the device supports DMA logging."),
 )
 def logging_is_offered(session: Session) -> None:
-    """The device logs its DMA; without, QEMU takes all guest memory for dirty, or does not migrate."""
+    """The device logs its DMA; without it, QEMU treats all guest memory as dirty, or does not migrate."""
     session.need_migration()
     for feature, method in ((_START, SET), (_STOP, SET), (_REPORT, GET)):
         require(session.has_feature(feature, method), f"the device has no feature {feature}")

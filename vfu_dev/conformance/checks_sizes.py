@@ -1,4 +1,4 @@
-"""What a server says about how much is left: GET_PRECOPY_INFO and MIG_DATA_SIZE, and whether they agree."""
+"""The sizes that a server reports as left: GET_PRECOPY_INFO and MIG_DATA_SIZE, and whether they agree."""
 
 from __future__ import annotations
 

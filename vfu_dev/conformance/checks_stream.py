@@ -1,4 +1,4 @@
-"""MIG_DATA_READ and MIG_DATA_WRITE: the state as a stream, and the way of a state back into its device."""
+"""MIG_DATA_READ and MIG_DATA_WRITE: the state as a stream, and its way back into the device."""
 
 from __future__ import annotations
 

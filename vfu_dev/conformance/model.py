@@ -1,4 +1,4 @@
-"""What a check is: a claim about a server, its sentence in the specification, and how much it matters."""
+"""A check: a claim about a server, its sentence in the specification, and its weight (must to optional)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A client that believes nothing: one connection, every message as it comes, every wait with an end.
+"""A client that checks nothing: one connection, every message as it comes, every wait with a limit.
 
-Unlike `vfu_dev.client`, which refuses what breaks the protocol and gives up, this one hands it to the check.
+`vfu_dev.client` rejects a message that breaks the protocol and gives up; this one hands it to the check.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Running the checks: which, in which order, with a server of one's own if a command for it is given."""
+"""Running the checks: which, in which order, with a server started by a command if one is given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What checks talk to: the server behind a socket, with what is known of it, and the way back after each."""
+"""The checks' access to the server: its socket, the known facts about it, the clean-up after each check."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a device author writes against; `vfu_dev.device.reference` is a device written so.
+"""The API for device authors; `vfu_dev.device.reference` is a device written with it.
 
-`Device` is what is subclassed; `Registers`, `Region` and `Msix` are what it declares (`bar` says how),
-`Field` is a register, `Worker` what the device does by itself. docs/authors.md is the guide.
+Authors subclass `Device` and declare `Registers`, `Region` and `Msix` in it (see `bar`). `Field` is one
+register, `Worker` is the work that the device does by itself. docs/authors.md is the guide.
 """
 
 from vfu_dev.device.bar import NO_BAR, Bar, Msix

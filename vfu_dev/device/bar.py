@@ -1,4 +1,4 @@
-"""What a device has behind its BARs, as it is declared: `Registers`, `Region` and `Msix` are the kinds.
+"""Declarations of what a device has behind its BARs: `Registers`, `Region` and `Msix`.
 
     class Counter(Device):
         registers = Registers(0, [Field("add", 0x0, "<u8", "wo", "added to the sum"),
@@ -14,8 +14,8 @@ What depends on an argument is declared in `__init__`, before `super().__init__(
             self.memory = Region(2, size_bytes=memory_bytes)
             super().__init__(name)
 
-A declaration is a value: nobody changes it. Each device makes its own from it, and has that under the
-declaration's name.
+A declaration is a value that never changes. Each device makes its own object from it, under the declaration's
+name.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Owner(Protocol):
 
 
 class Unmade:
-    """What a declaration has where a device's own has something of its own: an error that says so."""
+    """Placeholder in a declaration for what only the device's own object has; using it is an error."""
 
     def __get__(self, bar: Bar | None, owner: type[Any]) -> Any:
         if bar is None:
@@ -58,7 +58,7 @@ class Unmade:
 
 
 class Bar(ABC):
-    """One BAR: as a declaration what there is to be, in a device what there is.
+    """One BAR: a declaration in the class, the BAR itself in a device.
 
     Attributes:
         index: of the region, VFIO_PCI_BAR0_REGION_INDEX and so on.
@@ -99,11 +99,12 @@ class Bar(ABC):
 
     @abstractmethod
     def _make(self, device: Owner) -> None:
-        """Get storage; called in the copy that is to be the device's own."""
+        """Allocate storage; called on the copy that becomes the device's own."""
 
     @abstractmethod
     def accesses(self) -> tuple[Handler, Handler]:
-        """Return what serves a guest's reads (fills its argument) and writes (their data dies with the call).
+        """Return the functions that serve a guest's reads (fill the argument) and writes (data is valid
+        during the call).
 
         Both get an offset and a size that lie in the BAR, of any alignment.
         """
@@ -130,7 +131,7 @@ class Bar(ABC):
 
 
 def declared(cls: type[Any]) -> dict[str, Bar]:
-    """Return what a class and its bases declare; a subclass's word under the same name counts."""
+    """Return what a class and its bases declare; a subclass overrides the same name."""
     found: dict[str, Bar] = {}
     for base in reversed(cls.__mro__):
         for name, value in vars(base).items():
@@ -142,7 +143,7 @@ def declared(cls: type[Any]) -> dict[str, Bar]:
 
 
 def judge_place(device: str, bar: Bar, others: Iterable[Bar]) -> None:
-    """Find out whether `device` can have `bar` beside `others`.
+    """Check that `device` can have `bar` beside `others`.
 
     Raises:  ConfigError: there is no such BAR, or another one takes it; 64-bit BARs take the next as well.
     """
@@ -166,7 +167,7 @@ def judge_place(device: str, bar: Bar, others: Iterable[Bar]) -> None:
 class Msix(Bar):
     """A BAR with the MSI-X table; `Device.raise_irq(n)` raises vector n.
 
-    QEMU emulates table and pending bits; what reaches us is kept, no more.
+    QEMU emulates table and pending bits; a write that reaches the server is stored and has no effect.
 
     Args:
         vectors: 1 to 2048.

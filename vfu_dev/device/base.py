@@ -1,7 +1,7 @@
 """The base of every device: regions, interrupts, migration, counters.
 
-An author subclasses `Device`, declares what is behind its BARs and says what registers do. Being attachable,
-migratable with pre-copy, and observable follows.
+An author subclasses `Device`, declares what is behind its BARs and defines what registers do. The device is
+then attachable, migratable with pre-copy, and observable.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from vfu_dev.uapi import MAX_MSI_MESSAGES, DeviceState, MigrationFlags
 
 logger = logging.getLogger(__name__)
 
-# Where a device may start something of its own; in all others it only answers.
+# States in which a device may start DMA and interrupts; in all others it only answers.
 _ACTIVE_STATES = RUNNING_GROUP - P2P_STATES
 
 
@@ -54,19 +54,19 @@ class RefusedAccessError(AccessError):
 
 
 class Worker(Protocol):
-    """Something that a device does by itself, in small steps; never in a state where it has to be quiet."""
+    """Work that a device does by itself, in small steps; never in a state in which it has to be quiet."""
 
     def due(self) -> float | None:
-        """Return in how many seconds there is work, 0 for now, None for not until somebody asks for some."""
+        """Return the seconds until there is work: 0 for now, None for not before something asks for it."""
 
     def advance(self, budget_seconds: float) -> None:
         """Work for about that long. Guest memory may fail at any time, by AccessError."""
 
     def reset(self) -> None:
-        """Forget what is under way; registers were reset before."""
+        """Drop the work in progress; registers were reset before."""
 
     def block(self) -> RegisterBlock | None:
-        """Return what has to migrate of it beside registers."""
+        """Return the state of the worker that migrates beside registers."""
 
 
 class Device:
@@ -77,19 +77,19 @@ class Device:
     after the last declaration. A subclass may override what is below "for authors".
 
     Attributes:
-        identity: what the PCI bus sees; the default is numbers that nobody was assigned.
+        identity: PCI ids and class; the default ids are assigned to nobody.
         type_name: both ends of a migration have to agree on it; the class's name by default.
-        msi_vectors: how many interrupts MSI is asked for, 0 for a device without it; None for those of MSI-X.
+        msi_vectors: number of MSI messages, 0 for a device without MSI; None: as many as MSI-X has.
         express: whether it is a PCI Express endpoint, with function level reset, or a conventional function.
         flags: migration states to announce.
-        initial_limit_bytes: how many bytes count as initial in a migration; None for everything ever written.
-        bars: what there is, in the order of the declarations; `memories` and `unmigrated` are their memory.
-        bus: what it is plugged into, see `attach`.
+        initial_limit_bytes: bytes that count as initial in a migration; None for everything ever written.
+        bars: the device's own BARs, in the order of the declarations; `memories` and `unmigrated` are their
+        memory. bus: the bus that it is plugged into, see `attach`.
 
     Args:
-        name: this device among others, for logs and status; the type's by default.
+        name: of this device, for logs and status; the type's by default.
 
-    Raises:  ConfigError: what is declared cannot be, or not beside each other.
+    Raises:  ConfigError: a declaration is impossible, or conflicts with another one.
     """
 
     # Class 0xff: "device does not fit in any defined classes" (PCI Code and ID Assignment Specification).
@@ -99,7 +99,8 @@ class Device:
     flags: MigrationFlags = ALL_FLAGS
     initial_limit_bytes: int | None = None
     type_name: ClassVar[str]
-    # What streams of older versions lack, and what they have that is not missed: see `MigratableState`.
+    # Defaults for what streams of older versions lack, and what of them may be dropped: see
+    # `MigratableState`.
     added_state: ClassVar[Collection[str]] = ()
     dropped_state: ClassVar[Collection[str]] = ()
     # What `__init__` declared so far, and the names of all that is declared, once the device is being made.
@@ -133,7 +134,7 @@ class Device:
         self.initialise()
 
     def __setattr__(self, name: str, value: object) -> None:
-        """Set an attribute; one that is declared is nothing else, and nothing is declared afterwards."""
+        """Set an attribute; a declared name cannot be set again, nor can a declaration be added later."""
         if isinstance(value, Bar) and not value.made:
             if self._declared is not None:
                 raise ConfigError(f"{type(self).__name__}: declare {name} before super().__init__()")
@@ -197,7 +198,7 @@ class Device:
 
     @property
     def name(self) -> str:
-        """This device among others, for logs and status. Setting it raises ConfigError, see `judge_name`."""
+        """Name of this device, for logs and status. Setting it raises ConfigError, see `judge_name`."""
         return self._name
 
     @name.setter
@@ -209,12 +210,12 @@ class Device:
 
     @property
     def irq_vectors(self) -> int:
-        """How many interrupts there are to raise, whichever kind the guest uses."""
+        """Number of interrupts that can be raised, whichever kind the guest uses."""
         return self.msix_vectors or self.msi_vectors or int(self.interrupts.has_line)
 
     @property
     def msi_messages(self) -> int:
-        """How many messages MSI has, a power of two; 0 for no MSI. By default those of MSI-X, at most 32."""
+        """Number of MSI messages, a power of two; 0 for no MSI. By default those of MSI-X, at most 32."""
         wanted = min(self.msix_vectors, MAX_MSI_MESSAGES) if self.msi_vectors is None else self.msi_vectors
         return 1 << (wanted - 1).bit_length() if wanted else 0
 
@@ -226,10 +227,10 @@ class Device:
     # --- for authors --------------------------------------------------------------------------------------
 
     def declarations(self) -> dict[str, Bar]:
-        """Return what this device is to have, by name: class attributes, then those that `__init__` assigned.
+        """Return the declarations by name: class attributes, then those that `__init__` assigned.
 
-        Asked once, before anything is made. A subclass may add what has no attribute, as one of several
-        memories, and change what is declared, as whoever serves the device does.
+        Called once, before anything is made. A subclass may add declarations without an attribute, such as
+        one of several memories, and change declarations, as `vfu-dev serve` does for its options.
         """
         return declared(type(self)) | self._assigned
 
@@ -244,7 +245,7 @@ class Device:
         """
 
     def state_objects(self) -> Sequence[StateObject]:
-        """Return state that is neither memory nor registers, with how to pack and unpack it; asked once."""
+        """Return state that is neither memory nor registers, with how to pack and unpack it; called once."""
         return ()
 
     def reset_registers(self) -> None:
@@ -258,17 +259,18 @@ class Device:
         out[:] = region.read(offset, len(out))
 
     def region_write(self, region: Region, offset: int, data: memoryview) -> None:
-        """Follow the guest's write to a declared region; in bounds, `data` is dead after the call."""
+        """Follow the guest's write to a declared region; in bounds; `data` is valid during the call only."""
         region.store(offset, data)
 
     def raise_irq(self, vector: int) -> None:
         """Raise interrupt `vector`, from 0 to `irq_vectors` - 1, in the way that the guest chose.
 
         One that does not exist, a negative one too, is ignored and counted (`irq_errors`): the number may be
-        a guest's. By MSI-X it is message `vector`. By MSI too, or that of `vector` modulo the messages that
-        the guest allowed. By INTx it is a cause that stands until the guest acknowledges it.
+        a guest's. With MSI-X it is message `vector`. With MSI it is message `vector` modulo the number of
+        messages that the guest allowed. With INTx it is a cause that stands until the guest acknowledges it.
 
-        While the device has to be quiet it stays pending, migrates, and is raised when the device runs again.
+        While the device has to be quiet, the interrupt stays pending, migrates, and is raised when the device
+        runs again.
         """
         if 0 <= vector < self.irq_vectors:
             self.counters.irqs += 1
@@ -293,15 +295,15 @@ class Device:
     # --- for the server -----------------------------------------------------------------------------------
 
     def attach(self, bus: Bus) -> None:
-        """Plug the device into `bus`, before its first client; a layer around it takes its place so too."""
+        """Plug the device into `bus`, before its first client, or into a layer around the bus."""
         self.bus = self.interrupts.bus = bus
 
     def detach(self) -> None:
-        """Unplug it: nobody serves it any more."""
+        """Unplug the device: it is not served any more."""
         self.attach(NoBus())
 
     def work_due(self) -> float | None:
-        """Return in how many seconds a worker has something to do; None for not until something changes."""
+        """Return the seconds until a worker has something to do; None for not before something changes."""
         if not self.workers or not self.may_start:
             return None
         return min((due for worker in self.workers if (due := worker.due()) is not None), default=None)
@@ -309,7 +311,7 @@ class Device:
     def work(self, budget_seconds: float) -> None:
         """Let every worker with something to do go on, for about `budget_seconds` each."""
         for worker in self.workers:
-            # Asked each time: one worker's transfer may have ended in a lost connection, which is a reset.
+            # Checked each time: one worker's transfer may have ended in a lost connection, which is a reset.
             if self.may_start and worker.due() == 0:
                 worker.advance(budget_seconds)
 

@@ -1,4 +1,4 @@
-"""The seam between a device and whoever serves it: what a device can do to the machine it is plugged into.
+"""The seam between a device and its server: what a device can do to the machine it is plugged into.
 
 `Device.attach` gets a `Bus`. The server has one over libvfio-user, `vfu_dev.testing` one in memory. A fault
 is a layer around either of them.
@@ -17,13 +17,13 @@ class GuestMemory(Protocol):
     """Guest memory by the addresses that the guest gives its device. Errors are AccessError with an errno."""
 
     def check(self, address: int, count: int, *, write: bool) -> None:
-        """Find out whether all of a range could be accessed now; touches nothing."""
+        """Check that all of a range could be accessed now; touches nothing."""
 
     def read(self, address: int, out: memoryview) -> None:
         """Fill `out`."""
 
     def write(self, address: int, data: memoryview | bytes) -> None:
-        """Store `data`; what was written is logged for whoever migrates guest memory."""
+        """Store `data`; the write is logged for the migration of guest memory."""
 
 
 class Bus(GuestMemory, Protocol):
@@ -52,7 +52,7 @@ class Bus(GuestMemory, Protocol):
 
 
 class NoBus:
-    """The bus of a device that nobody has attached: no guest memory, and nobody hears an interrupt."""
+    """The bus of a device that is not attached: no guest memory, and interrupts reach nobody."""
 
     def check(self, address: int, count: int, *, write: bool) -> None:
         """Refuse."""

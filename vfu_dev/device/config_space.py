@@ -1,7 +1,7 @@
-"""PCI configuration space: what reads as what, which bits a guest may change, and what of them migrates.
+"""PCI configuration space: what reads return, which bits a guest may change, and which of them migrate.
 
-Bits that nobody declared writable keep their value whatever is written, as PCI Local Bus Specification 3.0,
-section 6.1, wants it; no access is refused that lies inside.
+Bits that were not declared writable keep their value whatever is written, as PCI Local Bus Specification 3.0,
+section 6.1, requires; no access inside the space is refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a device counts."""
+"""The counters of a device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Registers as a table describes them, and what a table may not say."""
+"""Register tables: fields, and the checks of a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a device says that it is, in configuration space."""
+"""The PCI identity of a device, in configuration space."""
 
 from __future__ import annotations
 

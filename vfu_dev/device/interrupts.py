@@ -71,7 +71,7 @@ class Interrupts:
         return _bits(self._pending)
 
     def as_dict(self) -> dict[str, object]:
-        """Return which kind the client uses, what waits, and causes of INTx, for whoever asks the server."""
+        """Return which kind the client uses, what is pending, and the causes of INTx; for `status`."""
         kind = self.bus.irq_kind()
         return {
             "kind": None if kind is None else _KINDS[kind],

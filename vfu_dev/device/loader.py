@@ -1,4 +1,4 @@
-"""From `MODULE:CLASS` to a device of somebody's own."""
+"""Loads a device class named by `MODULE:CLASS` or `FILE.py:CLASS`."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _guarded(what: str, work: Callable[[], T]) -> T:
 
 
 def settled(cls: type[D], settle: Settle) -> type[D]:
-    """Return `cls` as whoever serves it wants it: a subclass, as its author could write one.
+    """Return `cls` adapted by its server: a subclass, as its author could write one.
 
     Args:    settle: has the last word before a device is made: on declarations, `identity` and the like.
     """

@@ -1,4 +1,4 @@
-"""Memory of a device, behind a BAR or seen by nobody else."""
+"""Memory of a device, behind a BAR or private to the device."""
 
 from __future__ import annotations
 
@@ -34,23 +34,24 @@ class Region(Bar):
     """Memory behind a BAR. The guest reads and writes it, unless the device's `region_read` and
     `region_write` say otherwise; a device reset leaves it alone, like the memory of a graphics card.
 
-    The BAR is 64-bit and prefetchable, so it takes two BAR registers. Beyond the memory, reads give 0xff, as
-    from a bus that nobody answers on, and writes are dropped. A BAR that is smaller shows a window.
+    The BAR is 64-bit and prefetchable, so it takes two BAR registers. Behind the end of the memory reads give
+    0xff, as from a bus without a device, and writes are dropped. A BAR that is smaller shows a window.
 
     Args:
         index: of the BAR; `NO_BAR` for memory that only the device itself reaches.
         size_bytes: a multiple of the page size.
         page_size_bytes: unit of dirty tracking.
         migrate: whether the content is part of the device's state.
-        mapped: the guest reaches the memory directly, without the device being asked or told; changes are
-            found by looking (`vfu_dev.memory.Shadow`) while it is migrated.
+        mapped: the guest reaches the memory directly, and the device does not see the accesses; a migration
+        finds
+            changes by scanning (`vfu_dev.memory.Shadow`).
         bar_bytes: size of the BAR, a power of two; the memory's, rounded up, unless given.
 
     Attributes:
         base_bytes: where in the memory a window begins.
         memory: the memory, page by page; of a device's own.
 
-    Raises:  ConfigError: a BAR that cannot be. What is wrong with the memory, its device finds out.
+    Raises:  ConfigError: an impossible BAR. The device itself checks the memory when it is made.
     """
 
     bar_flags = PCI_BASE_ADDRESS_MEM_TYPE_64 | PCI_BASE_ADDRESS_MEM_PREFETCH
@@ -94,11 +95,11 @@ class Region(Bar):
 
     @property
     def data(self) -> npt.NDArray[np.uint8]:
-        """The bytes, shape (size_bytes,): the memory itself. Whoever writes there calls `mark`."""
+        """The bytes, shape (size_bytes,): the memory itself. After a write there, call `mark`."""
         return self.memory.data
 
     def mark(self, offset: int, count: int) -> None:
-        """Mark the pages of `count` bytes at `offset` as dirty, which were written through `data`."""
+        """Mark the pages of `count` bytes at `offset` as dirty, after a write through `data`."""
         self._require(offset, count)
         self.memory.pages.mark(offset, count)
 

@@ -36,7 +36,7 @@ class Registers(Bar):
 
     A guest's write to a field calls its hook with the new value: an int, whatever the access, or bytes for a
     field of "V" format. A write that covers a part of a field calls it with the rest unchanged (zero, as it
-    reads, for "wo"), as a device with byte enables sees it. What is not in the table reads zero and drops
+    reads, for "wo"), as a device with byte enables sees it. Offsets outside the table read zero and drop
     writes.
 
     Args:
@@ -46,10 +46,10 @@ class Registers(Bar):
 
     Attributes:
         fields: the table, by name.
-        hooks: what is called, by name of the register; of a device's own.
+        hooks: functions called, by name of the register; of a device's own.
         dtype, values: all registers as one numpy structure; of a device's own.
 
-    Raises:  ConfigError: a table that cannot be, with the register's name.
+    Raises:  ConfigError: an impossible table; the text names the register.
     """
 
     _slots: dict[str, _Slot] = cast(Any, Unmade())
@@ -63,7 +63,7 @@ class Registers(Bar):
         initial: Mapping[str, int | bytes] | None = None,
     ) -> None:
         super().__init__(index, size_bytes)
-        layout(f"BAR{index}", fields, size_bytes)  # judged here, where the traceback shows the author's line
+        layout(f"BAR{index}", fields, size_bytes)  # checked here, where the traceback shows the author's line
         self.fields = {field.name: field for field in fields}
         self.initial = dict(initial or {})
         self._methods: dict[str, str] = {}

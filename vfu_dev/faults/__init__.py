@@ -1,7 +1,7 @@
 """Faults: layers around a device's callbacks, bus and regions, there while they are armed.
 
-`Fault` says what goes wrong and when, `FaultBoard` puts it around a served device. Nothing that serves data
-asks whether there are faults: without one armed, no code of this package runs (docs/faults.md).
+`Fault` defines what goes wrong and when, `FaultBoard` puts it around a served device. The data path does not
+check for faults: without an armed fault, no code of this package runs (docs/faults.md).
 """
 
 from vfu_dev.faults.board import FaultBoard, Seam

@@ -1,4 +1,4 @@
-"""Puts faults around a device that is served, and takes them away again."""
+"""Puts faults around a served device, and removes them again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class FaultHost(Protocol):
     """The server around the device: what a fault may do beside failing a call."""
 
     def hold(self, seconds: float | None, over: Callable[[], bool]) -> None:
-        """Serve no client for so long (None: no limit) or until `over()`; commands are answered."""
+        """Serve no client for the given seconds (None: no limit) or until `over()`; commands are answered."""
 
     def disconnect(self) -> None:
         """Close the client's connection."""
@@ -36,12 +36,12 @@ class FaultHost(Protocol):
         """Take the device to ERROR."""
 
     def write_unlogged(self, address: int, data: memoryview | bytes) -> None:
-        """Write to guest memory without DMA logging knowing of it; Raises: AccessError, as `Bus.write`."""
+        """Write to guest memory past the DMA log; Raises: AccessError, as `Bus.write`."""
 
 
 @dataclass(frozen=True)
 class Seam(Generic[T]):
-    """One interface of the served device, and whoever calls it: what faults are put around.
+    """One interface of the served device that faults can be put around, and how to reach its caller.
 
     Attributes:
         operations: which ones go through it.
@@ -65,7 +65,7 @@ class FaultBoard:
 
     Attributes:
         armed: the faults in place, by number.
-        injected: how often a fault happened since the server started, by operation.
+        injected: number of hits since the server started, by operation.
     """
 
     def __init__(self, device: Device, host: FaultHost, seams: Sequence[Seam[Any]]) -> None:
@@ -149,7 +149,7 @@ class FaultBoard:
         if not one.strikes(self._device.migration.state, target, here):
             return False
         self.injected[one.fault.op] += 1
-        # A fault may happen in every access: the first one is news, the rest is counted.
+        # A fault may strike in every access: only the first hit is logged, the others are counted.
         level = logging.INFO if one.hits == 1 else logging.DEBUG
         logger.log(level, "%s: fault %d happens: %s", self._device.name, one.ident, one.fault)
         return True

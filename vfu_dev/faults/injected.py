@@ -1,4 +1,4 @@
-"""One armed fault: which calls it strikes, how often it did."""
+"""One armed fault: which calls it strikes, and its number of hits."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class ArmedFault:
 
     Attributes:
         ident: under which it can be cleared.
-        calls: how often its operation was seen while it was armed.
-        hits: how often it happened.
-        seen_bytes: how much data went through its operation; its layer counts.
+        calls: number of calls of its operation while it was armed.
+        hits: number of calls that it struck.
+        seen_bytes: bytes of data that went through its operation; its layer counts them.
     """
 
     def __init__(self, ident: int, fault: Fault) -> None:
@@ -39,7 +39,7 @@ class ArmedFault:
         self.random = random.Random(fault.seed)
 
     def strikes(self, state: DeviceState, target: DeviceState | None, here: bool) -> bool:
-        """Count a call and say whether the fault happens in it.
+        """Count a call and return whether the fault strikes it.
 
         Args:
             state: the device's migration state.
@@ -75,7 +75,7 @@ class ArmedFault:
         return InjectedError(self.fault.error_number, str(self.fault))
 
     def as_dict(self) -> dict[str, object]:
-        """Return it in the words of the control socket."""
+        """Return it as the control socket shows it."""
         return {
             "id": self.ident,
             "fault": str(self.fault),

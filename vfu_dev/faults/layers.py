@@ -1,6 +1,6 @@
-"""The layers: one for each operation, which stands around the real thing and calls `next` where it goes on.
+"""The layers: one for each operation, around the real object; it calls `next` to go on.
 
-A layer overrides what its operation goes through. Around callbacks and the bus it is an object of the same
+A layer overrides the methods of its operation. Around callbacks and the bus it is an object of the same
 Protocol, around a region's accesses a function, as the handler itself is.
 """
 

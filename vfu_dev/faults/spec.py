@@ -1,4 +1,4 @@
-"""What a fault is, as data: an operation, one thing that goes wrong in it, and when.
+"""A fault as data: an operation, one action in it, and the conditions under which it strikes.
 
 As text, for the command line, files and people: `op=mig-write,delay=1.5,when=initial-received`. As a mapping
 of the same keys, for the control socket and scenarios: `{"op": "mig-write", "delay": 1.5, ...}`.
@@ -70,7 +70,7 @@ class Fault:
         unlogged: DMA logging does not learn of the write.
         rate: share of the calls that it happens in, 0 to 1.
         seed: of the choice by `rate` and of random corruption.
-        count: it happens so often at most.
+        count: maximum number of hits.
         after: calls that go well before it may happen.
         after_bytes: bytes that do.
         trigger: it happens only while this file exists.

@@ -1,8 +1,8 @@
 """The honest device behind a lying server: a small PCI device that keeps to the specification.
 
-64 KiB of memory in BAR2, MSI-X, migration with PRE_COPY. What it refuses is what the specification or
-`<linux/vfio.h>` has refused, so that a lie is the only thing that is wrong. It shares no code with the server
-that `vfu-dev serve` is, nor with libvfio-user: whoever is measured against it is measured against a third.
+64 KiB of memory in BAR2, MSI-X, migration with PRE_COPY. It refuses what the specification or
+`<linux/vfio.h>` requires to be refused, so that the lie is the only error. It shares no code with
+`vfu-dev serve` or libvfio-user: it is an independent third implementation.
 
 Layouts follow QEMU's docs/interop/vfio-user.rst; 19 (GET_PRECOPY_INFO) is native/spec/'s addition.
 """

@@ -1,7 +1,7 @@
-"""What a lie is: one function that changes one honest reply, and when.
+"""A lie: one function that changes one honest reply, and when it applies.
 
-Phases say what has to happen for the lie to be heard: `attach` (connect and realize the device), `run` (the
-guest touches BARs, resets, maps memory), `save` (migrate away), `resume` (migrate to here).
+The phase of a lie says what a client has to do to get it: `attach` (connect and realize the device), `run`
+(the guest touches BARs, resets, maps memory), `save` (migrate away), `resume` (migrate to here).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Lie:
 class Liar:
     """Applies one lie from the `after`-th match on, `times` times, while `arm_file` exists.
 
-    Attributes:  told: how often it was told.
+    Attributes:  told: number of replies with the lie.
     """
 
     def __init__(

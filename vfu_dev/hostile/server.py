@@ -23,11 +23,11 @@ _MAX_REQUEST_BYTES = MAX_XFER + (64 << 10)
 
 @dataclass
 class Encounter:
-    """One connection, and what came of the lie.
+    """One connection, and the client's reaction to the lie.
 
     Attributes:
-        lie: its name; None: none was to be told.
-        told: how often it was told. told_at: the request whose answer it was told in first.
+        lie: its name; None for an honest server.
+        told: number of replies with the lie. told_at: the request that first got it.
         told_after: requests answered honestly until then.
         requests_after: what the client asked for afterwards, and how often.
         ended_by: client, server (which some lies have it do), or nobody yet.

@@ -28,11 +28,12 @@ def qemu_threshold_bytes(
 
 @dataclass(frozen=True)
 class Limits:
-    """What QEMU was told, for the sentence: bytes a second and milliseconds.
+    """QEMU's limits, for the sentence: bytes a second and milliseconds.
 
     Attributes:
-        max_bandwidth: what the migration may send; 0: no limit. QEMU sends device state in whole blocks each
-            100 ms, so it sends more than a low limit says.
+        max_bandwidth: bandwidth limit of the migration; 0: no limit. QEMU sends device state in whole blocks
+        each
+            100 ms, so it exceeds a low limit.
         switchover_bandwidth: what it reckons with for the switchover; 0: what it measures.
     """
 
@@ -42,7 +43,7 @@ class Limits:
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any], limit_ms: int) -> Limits:
-        """Return those of migration parameters, with QEMU's defaults where nothing is said."""
+        """Return the limits in migration parameters, with QEMU's defaults for those not set."""
         return cls(
             parameters.get("max_bandwidth", 0), parameters.get("avail_switchover_bandwidth", 0), limit_ms
         )
@@ -56,13 +57,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Convergence:
-    """How a pre-copy stands. Bytes and bytes a second are sums over the devices; None: not known yet.
+    """Progress of a pre-copy. Bytes and bytes a second are sums over the devices; None: not known yet.
 
     Attributes:
-        converging: None also while it cannot be told because QEMU sends other data, RAM most of all.
+        converging: None also while QEMU sends other data, mostly RAM, so that it is not known.
         ratio: transfer rate over dirty rate; None also when nothing is written.
         remaining_bytes: device state, and the guest's RAM.
-        ram_bytes: the part that is RAM. As long as there is much of it, QEMU has little time for devices.
+        ram_bytes: the part that is RAM. While much of it is left, QEMU reads little from devices.
         predicted_downtime_seconds: if the devices stopped now; their reads share the link.
         limits: what the numbers are held against.
     """
@@ -79,7 +80,7 @@ class Convergence:
 
     @property
     def text(self) -> str:
-        """The sentence, with the numbers that decide it."""
+        """The sentence, with the figures that decide convergence."""
         threshold, limits = self.threshold_bytes, self.limits
         return sentence(
             self.converging,
@@ -114,7 +115,7 @@ def assess(
         forecasts: the `forecast` of each device's server (see its `figures`).
         reply: of `query-migrate`.
         threshold: see `qemu_threshold_bytes`.
-        limits: what QEMU was told, for the sentence.
+        limits: QEMU's limits, for the sentence.
     """
     dirty = _sum(forecasts, "dirty_rate_bytes_per_second")
     transfer = _sum(forecasts, "transfer_rate_bytes_per_second")

@@ -1,11 +1,11 @@
-"""The far side of `lab migrate --destination ssh://HOST`: one host, made for whoever commands it by lines.
+"""The far side of `lab migrate --destination ssh://HOST`: one host, commanded by lines of JSON.
 
-The command `vfu-dev lab host` runs there. It reads a JSON object a line and answers each with one:
+The command `vfu-dev lab host` runs there. It reads one JSON object per line and answers each with one:
 
     {"qemu": NAME or PATH or null, "front_end": …, "iommu": …}      what is here: versions, machines
     {"machine": …, "devices": …, …}     starts servers and QEMU, and says where their sockets are
 
-At the end of its input everything ends: so does a broken connection. An error is {"error": TEXT}.
+It ends everything at the end of its input, also when the connection breaks. An error is {"error": TEXT}.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _tupled(value: Any) -> Any:
 
 
 async def serve_host() -> bool:
-    """Serve one host for whoever has our standard input and output; return whether it came up."""
+    """Serve one host over standard input and output; return whether it came up."""
     folder = socket_folder("vfud-far-")
     host: Host | None = None
     try:

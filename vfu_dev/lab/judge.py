@@ -19,11 +19,11 @@ def judge(
 ) -> None:
     """Fill `problems`, `warnings` and `status`.
 
-    Args:    pre_copy: whether the device should have moved that way; None: either will do.
+    Args:    pre_copy: whether the device should have moved data in pre-copy; None: either is fine.
              verified: whether a guest should have read everything back. One that found something wrong is a
                  problem in any case.
-             load: what was asked for, for messages about a rate that was not reached.
-             digests: whether both servers must have told one; two that differ are a problem in any case.
+             load: the load asked for, for messages about a rate that was not reached.
+             digests: whether both servers must have reported a digest; two that differ are always a problem.
     """
     qemu, guest = result.qemu, result.guest
     if qemu.status == "completed":

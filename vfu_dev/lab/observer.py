@@ -71,7 +71,7 @@ class Observer(ABC):
     Attributes:
         samples: what was seen, in order; see `sample`.
         snapshots, server_samples: of each of the source's servers: its figures, and all samples of this move.
-        timeout_seconds: how long a wait takes at most, where nothing else is said.
+        timeout_seconds: limit of a wait, unless the call gives another.
     """
 
     source: Side

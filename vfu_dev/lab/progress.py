@@ -15,11 +15,11 @@ from rich.text import Text
 
 from vfu_dev.sizes import format_duration, format_left, format_size
 
-# Without a terminal, at most one line in so many seconds, besides phases.
+# Without a terminal, at most one line in this number of seconds, besides phases.
 PLAIN_SECONDS = 2.0
 # A read-back that takes longer is announced.
 LONG_SECONDS = 10.0
-# The pace is that of so many samples, some two seconds.
+# The pace is taken over this number of samples, about two seconds.
 PACE_SAMPLES = 40
 # QEMU's words for a migration under way.
 MOVING = ("setup", "active", "device")

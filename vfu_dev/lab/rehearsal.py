@@ -32,7 +32,7 @@ class Rehearsal:
 
     Attributes:
         preset: a name in `PRESETS`.
-        seconds: give up after so long: how a migration that does not converge ends.
+        seconds: give up after this time: that ends a migration that does not converge.
         own_device: a class of the user's own in place of the reference device.
     """
 
@@ -57,12 +57,13 @@ class Rehearsal:
 def rehearse(plan: Rehearsal, stop: Stop, reporter: Callable[[str], None]) -> dict[str, Any]:
     """Migrate under the preset's load and return how it went, as JSON knows it.
 
-    Args:    reporter: given the numbers that decide: those expected at once, those measured each second.
+    Args:    reporter: gets the figures that decide convergence: the predicted ones at once, the measured ones
+    each second.
     Raises:  ConfigError, LabError, ControlError, ProtocolError: it cannot be carried out.
              KeyboardInterrupt: asked to stop before it began.
     """
     if plan.own_device is None:
-        plan.load()  # what cannot be is said before servers start
+        plan.load()  # fail on a bad plan before servers start
     options = ClientOptions(
         downtime_limit_seconds=plan.downtime_seconds,
         max_bandwidth=plan.bandwidth_bytes,

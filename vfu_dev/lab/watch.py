@@ -215,7 +215,7 @@ async def _watch(watcher: Watcher, options: WatchOptions, result: MigrationResul
         await watcher.wait_for(watcher.began, "a migration that begins")
         watcher.reporter("phase", {"text": "a migration has begun"})
     result.started = watcher.samples[0]["time"] if watcher.samples else result.started
-    # A pause before the switchover is for whoever began it to end.
+    # A pause before the switchover has to be ended by the side that began the migration.
     ends = FINAL_STATES if options.migrate is None else (*FINAL_STATES, PAUSED)
     try:
         row = await watcher.wait_for(lambda row: row["status"] in ends, "end of the migration")
@@ -232,5 +232,5 @@ async def _watch(watcher: Watcher, options: WatchOptions, result: MigrationResul
         return
     if row["status"] == "completed":
         result.moved = True
-        # Whoever migrates may start the VM when it suits him: libvirt does.
+        # The migration's owner may start the VM later by itself: libvirt does.
         await watcher.wait_running(watcher.destination.qemu)

@@ -88,7 +88,7 @@ class Context:
         if library.is_ours:
             self._poll_events = library.function("vfu_get_poll_events")
             self._milliseconds = _ffi.signed_count()
-        self._complaints: list[str] | None = None  # what the library says of a client that it looks at
+        self._complaints: list[str] | None = None  # the library's log lines about a client that it checks
         self._setup_log()
 
     def _check(self, function: str, *arguments: Any) -> int:
@@ -325,7 +325,7 @@ class Context:
     def take(self, connection: socket.socket, version: bytes) -> None:
         """Attach to a client that has connected, and has sent its whole VERSION message.
 
-        Raises:  LibraryError: the client was not acceptable, and was told as far as possible.
+        Raises:  LibraryError: the client was not acceptable; it got an error reply if possible.
         """
         self._check("vfu_attach_fd", connection.fileno(), version, len(version))
         connection.detach()

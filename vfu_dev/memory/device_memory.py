@@ -22,7 +22,7 @@ MIN_PAGE_SIZE_BYTES = 64  # small pages make small tests; a device uses 4 KiB an
 MAX_PAGE_SIZE_BYTES = 16 << 20
 MAX_PAGES = 1 << 32  # page indices travel as 32 bits
 
-# Pages classified between two looks at the clock.
+# Pages classified between two reads of the clock.
 _CLASSIFY_BATCH_PAGES = 16384
 # How long to search for backing store that can be used again; each piece of it takes 3 us to find.
 _REFILL_SEARCH_SECONDS = 0.05
@@ -50,7 +50,7 @@ class DeviceMemory:
 
     Attributes:
         backing_bytes: size of the memfd; of a mapped memory a power of two, as its BAR.
-        raw: the bytes, for single accesses. Whoever stores through it calls `pages.mark`.
+        raw: the bytes, for single accesses. After a store through it, call `pages.mark`.
         data: the same as an array, shape (size_bytes,) uint8.
         rows: the same as pages, shape (page_count, page_size_bytes) uint8.
         words: the same as pages of 64-bit words, shape (page_count, page_size_bytes / 8).

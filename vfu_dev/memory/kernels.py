@@ -7,7 +7,7 @@ page_size_bytes) uint8, and page indices have shape (n,).
 A page's hash is its xxh3 exclusive-or that of a page of zeros. So a page of zeros has hash 0, and the hashes
 of a memory that nobody touched are an array that nobody touched either.
 
-There is no other way in production: whoever uses a memory has the kernels built, which takes a second and
+There is no other way in production: every user of a memory has built the kernels, which takes a second and
 needs a C compiler. `VFU_DEV_KERNELS` names a library to use instead.
 """
 

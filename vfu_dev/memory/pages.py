@@ -46,7 +46,7 @@ class PageMap:
         # The bytearray takes the scalar stores, the array is the same memory for everything vectorised.
         self.marks = bytearray(page_count)
         self.codes: npt.NDArray[np.uint8] = np.frombuffer(self.marks, dtype=np.uint8)
-        # Found written by a look since `take_recent`; a write alone does not touch it.
+        # Found written by a scan since `take_recent`; a write alone does not change it.
         self._recent = np.zeros(page_count, dtype=np.bool_)
 
     def mark(self, offset: int, length: int) -> None:

@@ -34,7 +34,8 @@ from vfu_dev.memory.pages import CODE_CLEAN, CODE_DATA, CODE_DIRTY, CODE_NEVER, 
 LOOK_CHUNK_BYTES = 1 << 20
 # Below this a second thread costs more than it brings (waking it takes some 50 us).
 _PARALLEL_BYTES = 32 << 20
-# Every so many looks the slower of one and two threads is tried again: the other core may be free by now.
+# After this number of scans the slower of one and two threads is tried again: the other core may be free by
+# now.
 _RETRY_LOOKS = 16
 
 _HUGE_BYTES = 2 << 20
@@ -72,7 +73,7 @@ class Shadow:
         self._search_at: int | None = 0
         self._search_blocks = memory.allocated_blocks()
         self._cursor = 0
-        self._final: list[int] | None = None  # chunks to look at since the device stopped
+        self._final: list[int] | None = None  # chunks to scan since the device stopped
         self.settled = False
         self.expected_pages = 0
 
@@ -103,7 +104,7 @@ class Shadow:
         self._held[held] = False
 
     def stop(self, budget_seconds: float) -> None:
-        """Note that nobody writes from now on: one more look at everything is the last."""
+        """Note that there are no writes from now on: one more scan of everything is the last."""
         memory = self._memory
         if memory.mark_allocated(0, budget_seconds / 2) is not None:
             # Rather too much than too little: what may have been written is sent.
@@ -223,7 +224,7 @@ def _compare_all(
     def work() -> tuple[int, int]:
         pages = count = 0
         while True:
-            # Whoever has taken a turn finishes it: what is done is always the first part.
+            # A thread finishes the chunk that it has taken: the chunks done are always a prefix.
             with lock:
                 turn = next(turns, None) if time.monotonic() < deadline or not count else None
             if turn is None:

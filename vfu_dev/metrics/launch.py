@@ -24,7 +24,7 @@ class Exporter:
         port: 0 for any that is free.
 
     Attributes:
-        feed: the server's end of the feed; whoever takes it owns it.
+        feed: the server's end of the feed; its receiver owns it.
         url: where the live page is.
 
     Raises:  VfuDevError: the address cannot be listened on.

@@ -16,7 +16,7 @@ from vfu_dev.figures import Figures, Sample, Snapshot
 SAMPLES_KEPT = 3000
 # However many look, the device is asked no more often than this.
 MIN_SECONDS = 0.05
-# A look at a big memory, or a step of a migration, may keep the device's thread that long.
+# A scan of a big memory, or a step of a migration, may keep the device's thread busy that long.
 TIMEOUT_SECONDS = 5.0
 _MAX_LINE_BYTES = 4 << 20
 

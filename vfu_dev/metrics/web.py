@@ -22,7 +22,7 @@ from vfu_dev.metrics.source import FigureSource, FigureSourceError
 
 logger = logging.getLogger(__name__)
 
-# A client that sends or reads nothing for so long is dropped.
+# A client that sends or reads nothing for this time is dropped.
 _CLIENT_TIMEOUT_SECONDS = 10.0
 _HEADERS = {
     "Cache-Control": "no-store",

@@ -233,7 +233,7 @@ class SaveSession:
             self.pass_list[-1].stream_bytes += self._outgoing.left_bytes
 
     def _tell_initial(self) -> bool:
-        """Between two passes: announce once that initial data is complete; False if there is nothing to say."""
+        """Between two passes: announce once that initial data is complete; False if there is none."""
         if self._initial_told or any(plan.initial.any() for plan in self._plans):
             return False
         self._initial_told = True

@@ -1,4 +1,4 @@
-"""The link of a migration as the model knows it: what goes through, and when the client stops the device."""
+"""The model's link: its bandwidth, and the rule by which the client stops the device."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ MIGRATOR_TRANSFER_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Link:
-    """What the state goes through, and when a client stops the device.
+    """Bandwidths of the state's way, and the rule by which a client stops the device.
 
     Attributes:
         bandwidth: bytes a second while the device runs.
         downtime_limit_seconds: what may be left is bandwidth times this.
-        switchover_bandwidth: bytes a second that the client reckons with, not what it measures; 0: none.
-        stop_bandwidth: bytes a second once the device is stopped; 0: `bandwidth`. QEMU lifts its limit then.
-        pass_seconds: what the start of a pass costs beside sending.
-        overhead_seconds: of the downtime, beside sending what is left.
-        initial_first: stop only when all initial data is sent: switchover-ack, and this project's migrator.
-        burst_seconds: the client sends what its bandwidth allows for so long at once, and pauses until then.
-            At the end of a burst less is left than of an even stream, by half of a burst on average, and that
-            is when it looks. QEMU: 0.1.
-        drain_bytes: are under way when the client decides to stop: while they pass nothing is read, and the
-            device goes on. What it writes meanwhile must fit as well. The migrator: one transfer.
+        switchover_bandwidth: bytes a second that the client uses for its decision instead of its measurement;
+        0: none. stop_bandwidth: bytes a second once the device is stopped; 0: `bandwidth`. QEMU lifts its
+        limit then. pass_seconds: what the start of a pass costs beside sending. overhead_seconds: of the
+        downtime, beside sending what is left. initial_first: stop only when all initial data is sent:
+        switchover-ack, and this project's migrator. burst_seconds: the client sends what its bandwidth allows
+        in this time at once, then pauses for the rest
+            of it. It decides at the end of a burst, when less is left than with an even stream: half of a
+            burst on average. QEMU: 0.1.
+        drain_bytes: bytes in flight when the client decides to stop. While they pass the client reads nothing
+        and
+            the device goes on; what it writes meanwhile must fit as well. The migrator: one transfer.
     """
 
     bandwidth: float
@@ -61,9 +62,9 @@ class Link:
 def qemu_bandwidth(max_bandwidth: float) -> float:
     """Return what QEMU really sends of device state, bytes a second, when `max-bandwidth` is set to this.
 
-    It reads blocks of 1 MiB and looks at its limit between two of them, anew each 0.1 s; what it sent too
-    much is forgotten (migration/migration.c, hw/vfio/migration.c of 10.2.2). So whole blocks are sent, one at
-    least: 10 MiB/s is the least there is, and the steps.
+    It reads blocks of 1 MiB and checks its limit between two of them; every 0.1 s the count starts anew, and
+    an excess is forgotten (migration/migration.c, hw/vfio/migration.c of 10.2.2). So it sends whole blocks,
+    at least one each 0.1 s: the rate is a multiple of 10 MiB/s, and at least that.
     """
     return float(math.ceil(max_bandwidth / QEMU_STEP_BYTES) * QEMU_STEP_BYTES)
 

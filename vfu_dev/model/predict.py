@@ -1,4 +1,4 @@
-"""What a migration will do, from page count, load, link and cost: passes, bytes, time, downtime, convergence.
+"""Predicts a migration from page count, load, link and cost: passes, bytes, time, downtime, convergence.
 
 docs/model.md derives it and says where it stops holding. In short: the memory is cut into bins of pages that
 are alike (same pattern, neighbouring addresses), and for each bin three expected numbers are followed through
@@ -24,11 +24,11 @@ from vfu_dev.sizes import format_count, format_size
 from vfu_dev.workload import Workload
 from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES
 
-# Steps: a pass is followed in so many at least, and a load's period too.
+# Minimum number of steps of a pass, and of a load's period.
 _STEPS_A_PASS = 24
 _STEPS_A_PERIOD = 24
 _MAX_STEPS = 20_000
-# Without a lower point for so many passes, and so many seconds, it has come to stand still.
+# Without a new minimum for this number of passes, and of seconds, the migration makes no progress.
 _SETTLED_PASSES = 12
 _SETTLED_SECONDS = 5.0
 
@@ -38,7 +38,7 @@ class Prediction:
     """What a migration does; bytes are of the stream.
 
     Attributes:
-        converges: whether what is left ever fits. Otherwise the figures are those of the time looked at.
+        converges: whether the bytes left ever fit. Otherwise the figures are those of the simulated time.
         passes: as the session counts them, that of STOP_COPY included.
         left_bytes: when the device stopped; of a migration that does not converge, the least there ever was
             once it had settled.
@@ -62,7 +62,7 @@ class Prediction:
 
     @property
     def text(self) -> str:
-        """One sentence with the numbers that decide it."""
+        """One sentence with the figures that decide convergence."""
         decided = sentence(
             self.converges, self.dirty_rate_bytes, self.bandwidth, self.left_bytes, self.threshold_bytes
         )
@@ -131,7 +131,7 @@ class _Course:
         return float(self.waiting.sum() + self.next.sum())
 
     def step(self, seconds: float) -> None:
-        """Write and send for so long; a pass that ends in between begins anew with what waits."""
+        """Write and send for the given time; a pass that ends meanwhile is followed by the next."""
         touched = self.writer.touched(self.time, seconds)
         # Half of the writes before what is sent, half after: a step has no order within.
         half = 1 - np.sqrt(1 - touched)
@@ -202,7 +202,7 @@ def predict(
     tail_bytes: float = 1500.0,
     limit_seconds: float = 600.0,
 ) -> Prediction:
-    """Return what migrating a memory of so many pages under such a load does.
+    """Predict the migration of a memory of the given number of pages under a load.
 
     Args:
         initial_pages: pages ever written when it begins; None for all.

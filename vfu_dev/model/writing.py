@@ -15,7 +15,7 @@ from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES
 Vector = npt.NDArray[np.float64]
 
 
-# Bins: so many of equal size, and so many that grow from the start of the memory, where hot pages are.
+# Number of bins of equal size, and of bins that grow from the start of the memory, where hot pages are.
 _EVEN_BINS = 256
 
 
@@ -23,7 +23,7 @@ _GROWING_BINS = 128
 
 
 def distinct_pages(spec: Workload, pages: int, seconds: float, page_bytes: int = DEFAULT_PAGE_BYTES) -> float:
-    """Return how many different pages a steady load writes in so long, as it is expected to."""
+    """Return the expected number of distinct pages that a steady load writes in a time."""
     bins = Bins.of(spec, pages)
     touched = Writer(spec, bins, page_bytes).touched(0.0, seconds)
     return float(bins.sizes @ touched)
@@ -81,7 +81,7 @@ class Writer:
 
     @property
     def cycle_seconds(self) -> float:
-        """After so long a load with phases or bursts begins anew; 0 for a steady one."""
+        """Period in seconds of a load with phases or bursts; 0 for a steady one."""
         bursts = [load.burst.period_seconds for _, load, _ in self._loads if load.burst is not None]
         return max([0.0, *bursts, self._cycle if len(self._loads) > 1 else 0.0])
 

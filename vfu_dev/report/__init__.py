@@ -1,1 +1,1 @@
-"""Pages and pictures of what the JSON of a move or a series holds; nothing here runs anything."""
+"""Pages and pictures from the JSON of a move or a series; nothing here runs a move."""

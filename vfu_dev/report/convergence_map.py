@@ -1,4 +1,4 @@
-"""Pictures of the model beside what was measured: the convergence map, and prediction against measurement."""
+"""Pictures of the model beside measurements: the convergence map, and prediction against measurement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of many moves: how downtime is distributed, goes over time, and follows what was swept."""
+"""Pictures of many moves: the distribution of downtime, over time, and by the swept key."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from vfu_dev.sizes import parse_size
 from vfu_dev.workload import parse_dirty_rate
 
 COLOURS = (BLUE, RED, GREEN, ORANGE, PINK, SKY, GREY, BLACK)
-# Beyond this the names of points do not fit beside an axis; the table has them all.
+# With more points their names do not fit beside an axis; the table has them all.
 MOST_POINTS = 40
 # A logarithmic axis shows both where the largest is that much larger.
 LOGARITHMIC = 20

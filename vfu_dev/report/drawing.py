@@ -1,4 +1,4 @@
-"""What the pictures have in common: colours, axes, legends, and how they become SVG or PNG."""
+"""Common parts of the pictures: colours, axes, legends, and how they become SVG or PNG."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The telling lines of QEMU's VFIO trace: states, what is left, the end."""
+"""The significant lines of QEMU's VFIO trace: states, sizes left, the end."""
 
 from __future__ import annotations
 

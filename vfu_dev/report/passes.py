@@ -1,4 +1,4 @@
-"""What was sent: bytes and pages of each pass, and bytes of each phase."""
+"""The data sent: bytes and pages of each pass, and bytes of each phase."""
 
 from __future__ import annotations
 

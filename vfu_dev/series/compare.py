@@ -81,7 +81,7 @@ def compare(first: Path, second: Path, metrics: Sequence[str] = ()) -> dict[str,
 
 
 def regression(metric: str, ratio: float | None, significant: bool) -> float | None:
-    """Return by how many percent the second median is worse; None where it is not, or cannot be told."""
+    """Return by how many percent the second median is worse; None where it is not worse, or not known."""
     if ratio is None or not significant or not METRICS[metric].worse or ratio <= 1:
         return None
     return (ratio - 1) * 100

@@ -1,6 +1,6 @@
-"""How long a scenario takes, for whoever is about to start it: arithmetic, on an idle machine of two cores.
+"""Estimates how long a scenario takes on an idle machine of two cores, by arithmetic.
 
-A busy machine takes two to four times as long (docs/results.md says how busy its own was).
+A busy machine takes two to four times as long (docs/results.md states the load of its machine).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from rich.progress import (
 from vfu_dev.series.rows import COMPLETED, Row
 from vfu_dev.sizes import format_count, format_left
 
-# Without a terminal, how a move stands is said this often.
+# Seconds between two lines about the state of a move, without a terminal.
 STANDS_SECONDS = 2.0
 
 

@@ -37,7 +37,7 @@ from vfu_dev.series.summary import (
     write_json,
 )
 
-# A summary of one point for whoever watches; see `run_scenario`.
+# A summary of one point for the reporter; see `run_scenario`.
 Annotate = Callable[[Point, Sequence[Row]], dict[str, Any]]
 
 
@@ -84,7 +84,7 @@ def run_scenario(
 
     Args:
         out: the result folder; made, and refused when it holds moves of a run, unless `resume` or `force`.
-        reporter: is told `plan` (points, moves, done), `point` (name, number), `move` (row, point), `phase`
+        reporter: gets `plan` (points, moves, done), `point` (name, number), `move` (row, point), `phase`
             (text), and what a Lab tells (`sample`, `convergence`, `verify`).
         short: the short form.
         resume: go on with what is in `out`; finished points are not repeated.

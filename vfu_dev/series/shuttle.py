@@ -22,10 +22,10 @@ from vfu_dev.series.scenario import Point
 
 # A log line for each look that QEMU takes would be much of what 70 moves cost; states are enough to find why.
 TRACES = ("vfio_migration_set_state",)
-# Logs are kept of the first moves that went wrong, of each file its end.
+# Number of failed moves whose logs are kept, and bytes kept of the end of each file.
 KEPT_FAILURES = 5
 KEPT_LOG_BYTES = 1 << 20
-# A VM that was lost is started anew, so often; then the point is given up.
+# Number of times that a lost VM is restarted before the point is given up.
 RESTARTS = 2
 
 

@@ -1,4 +1,4 @@
-"""What libvfio-user asks of a served device, answered by the device's migration and its reset."""
+"""libvfio-user's callbacks of a served device, answered by the device's migration and its reset."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class ServedCallbacks:
         self._device.migration.write(data)
 
     def precopy_sizes(self) -> tuple[int, int, int]:
-        """Serve MIG_GET_PRECOPY_INFO; only a client that opted in gets to see the flags."""
+        """Serve MIG_GET_PRECOPY_INFO; only a client that opted in gets the flags."""
         migration = self._device.migration
         info = migration.precopy_info(by_client=True)
         flags = VFIO_PRECOPY_INFO_REINIT if migration.take_reinit() else 0

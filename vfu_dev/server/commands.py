@@ -1,4 +1,4 @@
-"""What the control socket can be asked: docs/control.md says what each command takes and answers."""
+"""The commands of the control socket: docs/control.md lists arguments and results."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from vfu_dev.server.control import Command
 from vfu_dev.server.served import Served
 from vfu_dev.workload import Program, Workload
 
-# Earlier names, which nobody is shown.
+# Earlier names, which no list shows.
 HIDDEN = ("dma-log",)
 
-# How long the loop waits for a thread before it looks at its sockets again.
+# Seconds that the loop waits for a thread before it polls its sockets again.
 THREAD_STEP_SECONDS = 0.0005
-# One step of work that has nobody waiting on the vfio-user socket.
+# One step of work while no request waits on the vfio-user socket.
 STEP_SECONDS = 0.005
 
 
@@ -66,7 +66,7 @@ T = TypeVar("T")
 def in_thread(function: Callable[[], T]) -> Generator[None, None, T]:
     """Call `function` in a thread of its own, and yield until it has returned; it must not touch the device.
 
-    Whoever drops the generator lets the thread come to its end alone.
+    If the generator is dropped, the thread runs to its end by itself.
     """
     future: Future[T] = Future()
 
@@ -117,7 +117,7 @@ class Commands:
         }
 
     def status(self) -> dict[str, object]:
-        """Return what `status` shows: counters, and sizes as last seen; it looks at no memory."""
+        """Return the result of `status`: counters, and sizes as last sampled; it reads no memory."""
         server, device = self._server, self._device
         migration = device.migration
         seen = migration.precopy_seen
@@ -267,7 +267,7 @@ class Commands:
         return {"enabled": enabled}
 
     def _registers(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Tell what a driver did to registers, and forget it if that is asked for."""
+        """Return what a driver did to registers, and clear the trace if asked to."""
         last, clear, trace = request.get("last"), request.get("clear", False), self._server.register_trace
         if last is not None and (not isinstance(last, int) or isinstance(last, bool) or last < 0):
             raise ConfigError(f"last {shown(last)}: expected a number of accesses")

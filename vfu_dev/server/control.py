@@ -1,6 +1,6 @@
-"""The control socket: one JSON object a line each way.
+"""The control socket: one JSON object per line each way.
 
-`{"command": "status"}` is answered by `{"ok": true, "result": {...}}`, whatever is wrong by
+The answer to `{"command": "status"}` is `{"ok": true, "result": {...}}`, that to a bad request
 `{"ok": false, "error": "text"}`. A command may take its time: it returns an iterator that the loop advances
 between other work, and the answer follows when it ends.
 """
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 64 * 1024
 MAX_CLIENTS = 32
-# Requests of one client served before the vfio-user socket is looked at again.
+# Requests of one client served before the vfio-user socket is polled again.
 _REQUESTS_A_TURN = 16
 # A client that does not read its answers is dropped beyond this.
 MAX_UNSENT_BYTES = 4 << 20
@@ -45,15 +45,15 @@ class _Client:
 
     @property
     def busy(self) -> bool:
-        """Whether there is something to do for it without hearing from it."""
+        """Whether there is work for this client without new input."""
         return self.job is not None or self.more
 
 
 class ControlSocket:
-    """Serves commands to whoever comes in by a door.
+    """Serves commands to the clients of a door.
 
     Args:
-        door: where they come in, `MAX_CLIENTS` at once; it is closed with this.
+        door: where clients connect, at most `MAX_CLIENTS` at once; closed with this.
         selector: the loop's; its data for our sockets is a callable without arguments.
         commands: name -> function of the request.
         hidden: of these, earlier names, which work without being listed.
@@ -104,7 +104,7 @@ class ControlSocket:
             return
         strangers = (client for client in self._clients.values() if client.refusal is not None)
         if len(self._clients) >= MAX_CLIENTS and (stranger := next(strangers, None)) is not None:
-            self._drop(stranger)  # it has said nothing, and would not be answered
+            self._drop(stranger)  # it has sent nothing, and would get no answer
         if len(self._clients) >= MAX_CLIENTS:
             connection.close()
             logger.warning("control: more than %d clients, one turned away", MAX_CLIENTS)
@@ -241,5 +241,5 @@ class ControlSocket:
 def _has_hung_up(connection: socket.socket) -> bool:
     """Return whether the peer is gone, rather than only done with sending."""
     poll = select.poll()
-    poll.register(connection, 0)  # POLLHUP is always told
+    poll.register(connection, 0)  # POLLHUP is always reported
     return any(events & select.POLLHUP for _, events in poll.poll(0))

@@ -24,7 +24,7 @@ _ROOT = 0
 
 @dataclass(frozen=True)
 class Access:
-    """Who may connect: the server's own user and root, and who is named here.
+    """Who may connect: the server's own user, root, and those named here.
 
     Attributes:
         group: number of a group whose members may; the socket's mode is 0660 then.
@@ -45,7 +45,7 @@ class Access:
     def refusal(self, connection: socket.socket) -> str | None:
         """Return why the peer of `connection` may not use the socket; None if it may."""
         if not self.users:
-            return None  # the mode of the path has kept out whom it should
+            return None  # the mode of the path has refused all others
         _, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         if uid in {_ROOT, os.geteuid(), *self.users}:
             return None
@@ -63,7 +63,7 @@ class Door:
         listener: listens, and does not block.
         purpose: what it is for, in logs and errors.
         access: who may connect.
-        path: what to remove in the end; None for a socket of somebody else's.
+        path: what to remove at the end; None for an inherited socket.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Door:
         return self._listener.fileno()
 
     def accept(self) -> socket.socket | None:
-        """Return the next connection, which does not block; None when there is none, or none can be had."""
+        """Return the next connection, non-blocking; None when there is none, or it cannot be accepted."""
         try:
             connection, _ = self._listener.accept()
         except OSError as err:
@@ -130,7 +130,7 @@ class Door:
 
 @contextlib.contextmanager
 def restrictive_umask(mode: int) -> Iterator[None]:
-    """Have what is made meanwhile get no permission but those of `mode`."""
+    """Set the umask so that files made meanwhile get at most the permissions of `mode`."""
     before = os.umask(0o777 & ~mode)
     try:
         yield
@@ -179,7 +179,7 @@ def control_door(where: Path | socket.socket, backlog: int, access: Access) -> D
 
 
 def path_for_foreign(where: Path | socket.socket, access: Access, *, must_migrate: bool) -> Path:
-    """Return where a library that is not ours is to listen, by itself and for anybody.
+    """Return the path on which a foreign library is to listen, by itself and for every user.
 
     Raises:  ConfigError: more than that is asked of it.
     """

@@ -1,4 +1,4 @@
-"""Where faults can stand around a served device, and what they may do to its server."""
+"""The places for faults around a served device, and what faults may do to its server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hands figures to a process that shows them, over a socket that only the two of them have."""
+"""Hands figures to a process that shows them, over a private socket pair."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from vfu_dev.figures import Figures
 
-# What a peer may leave unread before it is given up: a few answers.
+# Bytes that a peer may leave unread before it is dropped: a few answers.
 _MAX_UNSENT_BYTES = 4 << 20
 
 

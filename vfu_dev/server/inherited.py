@@ -1,4 +1,4 @@
-"""Sockets that whoever starts the server hands over: `--fd`, and systemd's socket activation."""
+"""Sockets inherited from the process that starts the server: `--fd`, and systemd's socket activation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def take_over(fd: int, purpose: str) -> socket.socket:
 
 
 def is_listening(found: socket.socket) -> bool:
-    """Return whether clients connect to it; else it is a client's connection."""
+    """Return whether the socket listens; otherwise it is a client's connection."""
     return bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 

@@ -1,9 +1,10 @@
-"""The door of the vfio-user socket: who has connected says who it is before it becomes the client.
+"""The door of the vfio-user socket: a connection sends VERSION before it becomes the client.
 
-A device has one client. Whoever connects is waited for without holding up anybody: the client that is
-attached, the control socket, and others that connect. The first one with a whole VERSION message is let in.
-Who comes while a client is attached gets EBUSY in reply, after a moment in which that client may be leaving;
-who may not be the client at all gets EACCES or, if it cannot migrate a device that has to be, ENOTSUP.
+A device has one client. Waiting for a new connection's VERSION message holds up nothing else: neither the
+attached client, nor the control socket, nor other connections. The first connection with a complete VERSION
+message becomes the client. One that comes while a client is attached gets EBUSY in reply, after a moment in
+which that client may be leaving. One that may not be the client at all gets EACCES or, if it cannot migrate a
+device that has to migrate, ENOTSUP.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from vfu_dev.server.door import Door
 logger = logging.getLogger(__name__)
 
 MAX_NEWCOMERS = 16
-# How long a connection may say nothing, or half of what it has to say: TRAN_SOCK_TIMEOUT_MS in the library.
+# Seconds that a connection may take to send its VERSION message: TRAN_SOCK_TIMEOUT_MS in the library.
 SILENT_SECONDS = 5.0
 # The same while a client is attached: nothing will come of it.
 BUSY_SILENT_SECONDS = 1.0
-# How long the next client waits for the last one to be gone: who restarts a VM lets go and connects at once.
+# Seconds that the next client waits for the last one to leave: a restarted VM disconnects and connects at
+# once.
 BUSY_SECONDS = 0.5
 # Far more than a VERSION message has; QEMU's has 120 bytes.
 MAX_VERSION_BYTES = 64 << 10
@@ -49,7 +51,7 @@ class _Newcomer:
         self.error, self.refusal = errno.EACCES, refusal  # why it may never be the client
 
     def receive(self) -> bool:
-        """Take what has come, no more than the one message; False when nothing more will come of it.
+        """Receive what has come, at most the one message; False when the connection will not complete it.
 
         Raises:  BlockingIOError: no more is there at the moment.
         """
@@ -74,8 +76,8 @@ class Listener:
     """Lets clients in, one at a time.
 
     Args:
-        door: where they come in, `MAX_NEWCOMERS` at once, closed with this; or the one connection there will
-            ever be.
+        door: where clients connect, at most `MAX_NEWCOMERS` at once, closed with this; or the only connection
+            there will ever be.
         selector: the loop's; its data for our sockets is a callable without arguments.
         occupied: whether a client is attached.
         admit: takes a connection, and its VERSION message.
@@ -109,7 +111,7 @@ class Listener:
 
     @property
     def is_over(self) -> bool:
-        """Whether nobody can come any more: the only connection is let in, or gone."""
+        """Whether no client can connect any more: the only connection is let in, or gone."""
         return self._door is None and not self._newcomers
 
     def close(self) -> None:
@@ -121,7 +123,7 @@ class Listener:
             self._door.close()
 
     def timeout(self) -> float | None:
-        """Return in how many seconds `advance` has something to do, None for not before somebody comes."""
+        """Return the seconds until `advance` has work; None: not before a client connects."""
         if not self._newcomers:
             return None
         occupied, now = self._occupied(), time.monotonic()
@@ -172,7 +174,7 @@ class Listener:
             self._drop(newcomer)
             return
         newcomer.whole_since = time.monotonic()
-        # What else it sends is not ours to receive, and that it hangs up is found out when it is let in.
+        # Further data is for libvfio-user to receive, and a hang-up is detected when the client is let in.
         self._selector.unregister(newcomer.connection)
         if newcomer.refusal is None and self._must_migrate and not shows_migration(newcomer.message):
             newcomer.error, newcomer.refusal = errno.ENOTSUP, NO_SIGN + " (ENOTSUP, --require-migration)"
@@ -215,8 +217,9 @@ class Listener:
 def shows_migration(message: bytes | bytearray) -> bool:
     """Return whether a VERSION message proposes what only a client does that can migrate the device.
 
-    The vfio-user specification has no such capability. QEMU without our series proposes `migration` and then
-    loses the device's state in silence; whoever knows MIG_GET_PRECOPY_INFO reads all of it.
+    The vfio-user specification has no such capability. QEMU without this project's patches proposes
+    `migration` and then loses the device's state silently; a client that knows MIG_GET_PRECOPY_INFO reads all
+    of it.
     """
     text = bytes(message[_HEADER.size + _NUMBERS_BYTES :]).partition(b"\0")[0]
     try:

@@ -1,4 +1,4 @@
-"""What the PCI bus sees of a device: identity, BARs and capabilities in configuration space.
+"""The configuration space of a device: identity, BARs and capabilities.
 
 Names and offsets are those of <linux/pci_regs.h>. The layout is the same for every device of a kind, because
 QEMU compares what cannot be written when it restores a migrated configuration space.
@@ -88,7 +88,7 @@ def set_up(context: Context, device: Device) -> None:
 
 
 def is_bus_master(config: ConfigSpace) -> bool:
-    """Return whether the function may reach guest memory: it is told to, and powered."""
+    """Return whether the function may reach guest memory: bus master enable is set, and it is in D0."""
     powered = config["pm_control"] & _PCI_PM_CTRL_STATE_MASK == _D0
     return powered and bool(config["command"] & _PCI_COMMAND_MASTER)
 
@@ -99,7 +99,7 @@ def is_line_disabled(config: ConfigSpace) -> bool:
 
 
 def show_line(config: ConfigSpace, pending: bool) -> None:
-    """Have the status register show whether INTx is asserted, or would be if it were not disabled."""
+    """Show in the status register whether INTx is asserted, or would be if it were not disabled."""
     config["status"] = _PCI_STATUS_CAP_LIST | (_PCI_STATUS_INTERRUPT if pending else 0)
 
 

@@ -1,6 +1,7 @@
-"""What a driver does to registers, by name: the last accesses, what is not there, and spinning.
+"""Trace of a driver's register accesses by name: the last accesses, accesses outside of registers, spinning.
 
-A layer around the handler of each BAR with registers. Where nobody asks for it there is no layer.
+The trace is a layer around the handler of each BAR with registers. Without --trace-registers there is no
+layer.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ DEFAULT_ACCESSES = 1000
 MAX_ACCESSES = 10_000
 # More bytes of a value are not kept: registers of `V` format can be large.
 VALUE_BYTES = 32
-# Places outside of all registers that are told apart; a hostile guest could touch every one there is.
+# Maximum number of places outside of registers that are counted separately: a hostile guest could touch them
+# all.
 MAX_UNKNOWN = 1000
-# One register read so often within so long, and nothing else in between, always the same: a guest that waits
-# in a loop, each turn of which is a message to this server. MMIO by messages does 10 to 20 thousand a second.
+# This number of equal reads of one register within this time, with nothing in between: a guest that waits in
+# a loop, each turn of which is a message to this server. MMIO by messages does 10 to 20 thousand a second.
 SPIN_READS = 5000
 SPIN_SECONDS = 5.0
 

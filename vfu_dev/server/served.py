@@ -1,4 +1,4 @@
-"""What commands and faults use of the server: a Protocol, so that neither imports it."""
+"""The part of the server that commands and faults use: a Protocol, so that neither imports the server."""
 
 from __future__ import annotations
 

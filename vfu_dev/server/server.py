@@ -45,17 +45,17 @@ from vfu_dev.server.watch import Watch
 
 logger = logging.getLogger(__name__)
 
-# How long requests are served before the other sockets are looked at again.
+# Time that requests are served before the other sockets are polled again.
 _TURN_SECONDS = 0.01
-# One step of work that has nobody waiting on the vfio-user socket: short against the client's patience, and a
-# guest's.
+# One step of work while no request waits on the vfio-user socket: short against the timeouts of client and
+# guest.
 _IDLE_STEP_SECONDS = 0.005
 # One step of the device's own work, which goes on while a guest waits for its MMIO.
 _WORK_STEP_SECONDS = 0.001
 
 
 class Server:
-    """Serves `device` on a vfio-user socket until told to stop.
+    """Serves `device` on a vfio-user socket until it is stopped.
 
     Args:
         device: what to serve; the server does not close it.
@@ -93,7 +93,7 @@ class Server:
         self._control: ControlSocket | None = None
         self._listener: Listener | None = None
         self._path: OwnedPath | None = None
-        kernels.load()  # if they are missing, this is the time to say so
+        kernels.load()  # fail now if they are missing
         with contextlib.ExitStack() as undo:
             self._selector = undo.enter_context(selectors.DefaultSelector())
             if library.is_ours:
@@ -146,7 +146,8 @@ class Server:
         handlers = {number: signal.signal(number, self._signal) for number in (signal.SIGTERM, signal.SIGINT)}
         wakeup_before = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
         self._selector.register(woken, selectors.EVENT_READ, lambda: woken.recv(64))
-        # Everything made so far stays: the collector need not look at it while a guest waits for its MMIO.
+        # Everything made so far stays: the garbage collector need not scan it while a guest waits for its
+        # MMIO.
         gc.collect()
         gc.freeze()
         on_ready()
@@ -192,7 +193,7 @@ class Server:
         self._selector.close()
 
     def _signal(self, number: int, _frame: Any) -> None:
-        # Not the moment to log: what was interrupted may be counting the lines that were logged.
+        # Do not log here: the interrupted code may be counting log lines.
         self._signalled = signal.Signals(number)
         self._stopping = True
 
@@ -316,7 +317,7 @@ class Server:
         return self._context.attached
 
     def figures(self, after: int = 0) -> Figures:
-        """Return what `vfu-dev top`, the live page and the metrics show; cheap, it looks at no page.
+        """Return the figures of `vfu-dev top`, the live page and the metrics; cheap, it scans no page.
 
         Args:    after: number of the last sample that the caller has, see `Figures`.
         """

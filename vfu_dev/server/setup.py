@@ -1,4 +1,4 @@
-"""How a device comes to be served: its configuration space, regions, callbacks and bus, in a new context."""
+"""Sets up a device to be served: its configuration space, regions, callbacks and bus, in a new context."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from vfu_dev.libvfio_user import Library
 from vfu_dev.migration.fsm import ARCS
 from vfu_dev.uapi import DeviceState, MigrationFlags
 
-# One answer's samples: a tenth of a millisecond of the device's thread. Who wants more asks again.
+# Samples per answer: 0.1 ms of the device's thread. A caller that wants more asks again.
 _MAX_SAMPLES = 100
 
 _FLAG_NAMES = {
@@ -26,7 +26,7 @@ _FLAG_NAMES = {
 
 
 class SnapshotMaker:
-    """Reads what `device` and its migration count. It looks at no page and changes nothing."""
+    """Reads the counters of `device` and its migration. It scans no page and changes nothing."""
 
     def __init__(self, device: Device, library: Library) -> None:
         self.faults: dict[str, int] = dict.fromkeys(OPERATIONS, 0)  # the server puts its board's there

@@ -53,7 +53,7 @@ class SocketInUseError(VfuDevError):
 
 
 class SpareDescriptor:
-    """A file descriptor kept for the day on which no other is free.
+    """A file descriptor kept in reserve for when no other is free.
 
     A client that cannot be accepted stays in the queue, and the listening socket readable: a loop would never
     sleep. So it is accepted in the place of this one, and sent away.

@@ -1,4 +1,4 @@
-"""Which events of the client's connection wake the loop, and when none may."""
+"""Decides which events of the client's connection wake the loop, and when none may."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
 
     check_device(Scratchpad)
 
-needs no test framework; it raises `ContractError`, which says all that is wrong.
+needs no test framework; it raises `ContractError`, which lists everything that is wrong.
 """
 
 from vfu_dev.exports import publish as _publish

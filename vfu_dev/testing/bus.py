@@ -1,4 +1,4 @@
-"""The bus of a device without a guest: its memory, and a place where interrupts arrive."""
+"""A bus without a guest: memory for DMA, and a record of the interrupts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of a device, as checks that anybody's class can be put through."""
+"""The contract of a device, as checks for any device class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vfu_dev.testing.memory_client import InMemoryClient, move
 from vfu_dev.testing.subject import Found, Subject, attempt, digest, require, visible
 from vfu_dev.uapi import DeviceState, MigrationFlags
 
-# Slices of the stream, as transports cut it: nothing may depend on where.
+# Sizes of slices into which transports cut the stream: the result may not depend on them.
 _SLICES = (1, 7, 4093, 65536)
 
 
@@ -25,7 +25,7 @@ class ContractError(VfuDevError, AssertionError):
 
     Attributes:
         device: the class or factory that was checked.
-        broken: name of each check that failed -> what was found.
+        broken: name of each failed check -> what it found.
     """
 
     def __init__(self, device: str, broken: dict[str, str]) -> None:
@@ -39,7 +39,7 @@ class ContractError(VfuDevError, AssertionError):
 
 
 def declarations(subject: Subject) -> None:
-    """BARs fit beside each other, registers into their BARs, and each register does what it is there for."""
+    """BARs fit beside each other, registers fit into their BARs, and each register is usable."""
     device = subject.client().device
     for number, bar in enumerate(device.bars):
         try:
@@ -109,7 +109,7 @@ def access_sizes(subject: Subject) -> None:
 
 
 def reset(subject: Subject) -> None:
-    """A reset returns every register to its initial value, except those that are said to survive."""
+    """A reset returns every register to its initial value, except those declared to survive."""
     for how in (InMemoryClient.reset, InMemoryClient.disconnect):
         client = subject.client()
         registers = [bar for bar in client.device.bars if isinstance(bar, Registers)]
@@ -127,7 +127,7 @@ def reset(subject: Subject) -> None:
 
 
 def round_trip(subject: Subject) -> None:
-    """What a guest sees and what migrates is the same on the other side, however the stream is cut."""
+    """What a guest sees and what migrates is equal on both sides, however the stream is cut."""
     for slice_bytes in _SLICES:
         source, target = subject.used(), subject.client()
         if slice_bytes == 1:
@@ -301,16 +301,16 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
 
 
 def check_device(factory: Callable[[], Device], *, changed_by_resume: Collection[str] = ()) -> list[str]:
-    """Put devices that `factory` makes through every check; each gets new ones.
+    """Run every check on devices that `factory` makes; each check gets new ones.
 
-    A device that cannot be made, because it declares what cannot be, fails `declarations` alone.
+    A device that cannot be made, because of an impossible declaration, fails only `declarations`.
 
     Args:
         factory: the class, or anything that returns a new device; small memories make it quick.
         changed_by_resume: registers that differ after a migration on purpose, such as a count of migrations.
 
     Returns: the names of the checks.
-    Raises:  ContractError: with everything that was found.
+    Raises:  ContractError: with everything that the checks found.
     """
     called = getattr(factory, "__name__", repr(factory))
     try:

@@ -1,7 +1,7 @@
 """A client that calls the device instead of sending messages to it.
 
 Its methods are those of `vfu_dev.client.VfioUserDevice`, so that what drives a device in memory drives a
-served one too. What differs: nothing is negotiated, and nothing but the device is tested.
+served one too. The differences: nothing is negotiated, and only the device is tested.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 def _kill(data: bytearray) -> None:
-    """Make `data` useless, as a server's buffer is after the call: a device that kept a view finds out."""
+    """Invalidate `data`, as a server's buffer is after the call, to expose a device that kept a view."""
     data[:] = b"\xdd" * len(data)
 
 
@@ -70,10 +70,10 @@ class InMemoryMigration:
 
 
 class InMemoryClient(Closing):
-    """Drives `device`, which it closes in the end.
+    """Drives `device`, and closes it at the end.
 
     Attributes:
-        bus: what the device reaches: guest memory, of which `dma_map` gives it some, and interrupts.
+        bus: the device's bus: guest memory, mapped by `dma_map`, and interrupts.
         irqs: every vector raised as a message so far, in order.
     """
 
@@ -138,7 +138,7 @@ class InMemoryClient(Closing):
 
 
 def move(source: InMemoryClient, target: InMemoryClient, slice_bytes: int = 1 << 20) -> int:
-    """Migrate: PRE_COPY as long as there is something, then STOP_COPY; returns the stream's length.
+    """Migrate: PRE_COPY while there is data, then STOP_COPY; returns the stream's length.
 
     `source` is in STOP afterwards, `target` runs.
     """

@@ -1,4 +1,4 @@
-"""What the checks of a contract work with: devices, accesses to all of them, and what can be seen."""
+"""Tools of the contract's checks: devices, accesses to all their parts, and their visible state."""
 
 from __future__ import annotations
 

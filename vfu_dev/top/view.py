@@ -1,4 +1,4 @@
-"""What `top` draws: a panel a device, or a line each when the terminal is too small for that."""
+"""The pictures of `top`: one panel per device, or one line per device in a small terminal."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class GuestLine:
     async def _read(self, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(ConnectionError):
             while line := await reader.readline():
-                # A line cut by the move to another host is not JSON; whoever waits for it times out.
+                # A line cut by the move to another host is not JSON; its reader times out.
                 with contextlib.suppress(ValueError):
                     message = json.loads(line)
                     if "reply" in message:
@@ -110,7 +110,7 @@ class GuestLine:
         """Have the guest carry out `spec` on every device it has, each with a seed of its own.
 
         Args:    page_bytes: of the devices; `status` says it.
-                 tick_ms: send a heartbeat so often, 0 for none.
+                 tick_ms: interval of heartbeats, 0 for none.
                  part: offset and bytes of device memory to write to, None for all of it.
         Raises:  GuestError: it refuses. ConfigError: the guest cannot do such a load.
         """

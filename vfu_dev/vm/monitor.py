@@ -1,4 +1,4 @@
-"""A QEMU's monitor: QMP commands and events, whoever started it."""
+"""A QEMU's monitor: QMP commands and events, of any QEMU."""
 
 from __future__ import annotations
 

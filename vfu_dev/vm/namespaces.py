@@ -29,8 +29,8 @@ ADDRESSES = (IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2"))
 _PREFIX_BITS = 30
 _TOOLS = {"unshare": "util-linux", "nsenter": "util-linux", "ip": "iproute2"}
 
-# Its end is the end of the namespaces, and the end of its input is its own. Whoever becomes an orphan in a
-# PID namespace is a child of this one: with SIGCHLD ignored the kernel takes their exit status away.
+# The namespaces end with this process, and it ends at the end of its input. Orphans in the PID namespace
+# become its children: because it ignores SIGCHLD, the kernel reaps them.
 _HOLDER = "echo held; exec env --ignore-signal=CHLD cat >/dev/null"
 
 
@@ -58,7 +58,7 @@ class Namespaces(Closing):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # Ctrl-C in a terminal is for whoever holds it
+            start_new_session=True,  # Ctrl-C in a terminal goes to the command, not to the holder
         )
         assert self._holder.stdout is not None
         assert self._holder.stderr is not None

@@ -204,7 +204,7 @@ class LinkedHosts(Closing):
         return 0
 
     def cut(self) -> None:
-        """Break the link, as a pulled cable does: neither end hears of it."""
+        """Break the link, as a pulled cable does: neither end gets an event."""
         self.run(1, "ip", "link", "set", INTERFACE, "down")
 
     def describe(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from vfu_dev.errors import LabError
 PATIENCE_SECONDS = 120.0
 # A child that ignores SIGTERM or QMP `quit` for this long is killed.
 STOP_SECONDS = 30.0
-# Between two looks at whether a socket is there.
+# Seconds between two checks whether a socket exists.
 POLL_SECONDS = 0.02
 
 
@@ -170,7 +170,7 @@ class Child:
 def until_listening(child: Child, *paths: Path, timeout_seconds: float = PATIENCE_SECONDS) -> Iterator[float]:
     """Yield how many seconds to pause, again and again, until `child` listens on all UNIX sockets `paths`.
 
-    Whoever iterates pauses in its own way: asleep, in asyncio, or ready to be interrupted.
+    The caller pauses in its own way: with sleep(), in asyncio, or interruptibly.
 
     Raises: ProcessError: the child ended first. LabError: nothing listens after `timeout_seconds`.
     """

@@ -141,7 +141,7 @@ class Qemu(Monitor):
                 "-initrd",
                 str(options.guest / "initramfs.cpio.gz"),
             ]
-            # Under KVM the guest is loud, so that one that KVM does not run can be told from one that boots.
+            # Under KVM the guest prints its boot, so that a guest that KVM does not run is detected.
             console = LOUD if options.accel == "kvm" else "console=ttyS0 quiet"
             # init_on_free: pages that the boot used and freed are zeros, which QEMU sends as one byte each.
             argv += ["-append", f"{console} panic=-1 init_on_free=1"]

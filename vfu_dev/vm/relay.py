@@ -1,11 +1,12 @@
-"""A relay that takes time: every byte arrives by a delay later than it was sent, each way.
+"""A relay with a delay: every byte arrives that much later than it was sent, each way.
 
-For kernels without netem. It runs in the network namespace of whoever connects to it:
+For kernels without netem. It runs in the network namespace of the connecting client:
 
     python -m vfu_dev.vm.relay 127.0.0.1 4444 192.0.2.2 4444 0.005 625000
 
-The arguments are where to listen, where to go on to, the delay in seconds and the bytes that are under way at
-most, each way: what a link of that rate holds. It prints a line when it listens, and ends with its input.
+The arguments are the address to listen at, the address to connect to, the delay in seconds and the maximum of
+bytes in flight each way: what a link of that rate holds. It prints a line when it listens, and ends with its
+input.
 """
 
 from __future__ import annotations

@@ -94,8 +94,7 @@ class ControlledServer:
     async def fetch_figures(self) -> tuple[Snapshot, list[Sample]]:
         """Return the server's figures, and the samples it took since this last returned any.
 
-        This is how a running migration is fetched: the server neither looks at memory for it nor makes long
-        answers.
+        A running migration is sampled this way: the server reads no memory for it, and its answers are short.
         """
         sequence, more = self._sequence, True
         samples: list[Sample] = []
@@ -150,9 +149,9 @@ class DeviceServer(ControlledServer):
 def served(
     servers: Sequence[tuple[str, ServerOptions]], pause: Callable[[float], object] = time.sleep
 ) -> Iterator[list[DeviceServer]]:
-    """Serve each (name, options), in a folder of their own that is removed in the end.
+    """Serve each (name, options), in a folder of their own that is removed at the end.
 
-    Args:    pause: waits for so many seconds while one comes up; what it raises ends the wait.
+    Args:    pause: waits for the given seconds while a server comes up; an exception ends the wait.
     Raises:  LabError: one does not come up; its own message is in the text.
     """
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Carries writes out on an array: what every generator in Python does, and what a check compares with."""
+"""Carries out writes on an array: used by every generator in Python, and as the reference of a check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a load did, said the same way by every generator."""
+"""The figures of a load, the same for every generator."""
 
 from __future__ import annotations
 

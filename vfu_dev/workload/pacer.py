@@ -1,4 +1,4 @@
-"""Turns a clock into writes that are due, phase by phase, and counts those that nobody had time for."""
+"""Turns a clock into writes that are due, phase by phase, and counts those for which there was no time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import accumulate
 
 from vfu_dev.workload.schedule import NS, Schedule
 
-# A generator that was kept from writing makes up for so much; the rest is missed, not piled up.
+# A late generator catches up on at most this much; the rest counts as missed.
 CATCH_UP_NS = NS // 4
 
 

@@ -1,4 +1,4 @@
-"""What a load is, as data: pattern, rate, size of a write, bursts, phases. docs/load.md defines it all."""
+"""A load as data: pattern, rate, size of a write, bursts, phases. docs/load.md defines them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_WRITE_BYTES = 1 << 20
 MAX_RATE = 1 << 50
 MAX_SEED = (1 << 64) - 1
 MAX_ZIPF_EXPONENT = 10.0
-# Shorter than that, and a period or phase is over before a generator looks at its clock.
+# A shorter period or phase would be over before a generator reads its clock.
 MIN_PERIOD_SECONDS = 0.001
 MAX_PERIOD_SECONDS = 86400.0
 MAX_PHASES = 1000
@@ -46,7 +46,7 @@ class Burst:
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a load that changes over time: `load` for so many seconds, then the next one."""
+    """A part of a load that changes over time: `load` for `seconds`, then the next phase."""
 
     seconds: float
     load: Workload

@@ -34,7 +34,7 @@ class Trace:
         path: of the file, for messages.
         times: of each write since the start of a round, ns, ascending, shape (n,).
         offsets, lengths: bytes, shape (n,).
-        round_ns: after so long it begins anew: the time of the last row.
+        round_ns: length of a round, after which the trace repeats: the time of the last row.
     """
 
     path: str

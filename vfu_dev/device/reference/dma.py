@@ -347,7 +347,7 @@ class DmaEngine:
 
 
 def _status_of(error: VfuDevError) -> Status:
-    """Return what a descriptor is told about an access that failed."""
+    """Return the status that a descriptor gets for a failed access."""
     if isinstance(error, AccessError):
         number = errno_of(error)
         if number in (errno.EFAULT, errno.ENOENT):

@@ -59,7 +59,7 @@ class Status(IntEnum):
     IDLE = 0  # nothing was done yet; of a run: none is under way, and the last one came to its end
     BUSY = 1  # of a run only
     DONE = 2
-    BAD_OP = 3  # an operation or flag that there is not
+    BAD_OP = 3  # an unknown operation or flag
     BAD_LENGTH = 4  # no bytes, or more than there are addresses
     BAD_DEVICE_RANGE = 5  # not all in device memory
     UNMAPPED = 6  # not all in guest memory

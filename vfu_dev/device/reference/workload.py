@@ -109,7 +109,7 @@ class WorkloadRun:
         return max(0, self._wake - time.monotonic_ns()) / _NS
 
     def advance(self, budget_seconds: float) -> None:
-        """Make the writes that are due, for about so long, and say when it goes on."""
+        """Make the writes that are due, for about the given time; returns when the next are due."""
         now = self._now()
         deadline = now + int(min(budget_seconds, TURN_SECONDS) * _NS)
         while True:
@@ -229,7 +229,7 @@ class OperatorWorkload:
     ) -> None:
         """Begin `spec` on the memory of that name, or the first one; it replaces what was running.
 
-        Args:    seconds: stop by itself after so long; None for never.
+        Args:    seconds: stop after this time; None for never.
                  program: see `WorkloadRun`.
         Raises:  ConfigError: no such memory, or it is too small; what was running goes on.
         """

@@ -1,6 +1,6 @@
-"""The autonomous DMA writer: stamps a guest buffer page by page, at a rate, until it is told to stop.
+"""The autonomous DMA writer: stamps a guest buffer page by page, at a rate, until it is stopped.
 
-What it is for: a device's writes into guest memory are invisible to whoever migrates that memory, unless they
+What it is for: a device's writes into guest memory are invisible to the migration of that memory, unless they
 are logged. A stamp is an addition, so one that got lost stays visible for ever, however often its page is
 stamped again: stamp n (from 0) adds word n of `stamp_words` to each 64-bit word of page n % pages.
 """
