@@ -84,7 +84,8 @@ class Device:
         flags: migration states to announce.
         initial_limit_bytes: bytes that count as initial in a migration; None for everything ever written.
         bars: the device's own BARs, in the order of the declarations; `memories` and `unmigrated` are their
-        memory. bus: the bus that it is plugged into, see `attach`.
+            memory.
+        bus: the bus that it is plugged into, see `attach`.
 
     Args:
         name: of this device, for logs and status; the type's by default.

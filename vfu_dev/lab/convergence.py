@@ -32,8 +32,7 @@ class Limits:
 
     Attributes:
         max_bandwidth: bandwidth limit of the migration; 0: no limit. QEMU sends device state in whole blocks
-        each
-            100 ms, so it exceeds a low limit.
+            each 100 ms, so it exceeds a low limit.
         switchover_bandwidth: what it reckons with for the switchover; 0: what it measures.
     """
 

@@ -26,17 +26,17 @@ class Link:
     Attributes:
         bandwidth: bytes a second while the device runs.
         downtime_limit_seconds: what may be left is bandwidth times this.
-        switchover_bandwidth: bytes a second that the client uses for its decision instead of its measurement;
-        0: none. stop_bandwidth: bytes a second once the device is stopped; 0: `bandwidth`. QEMU lifts its
-        limit then. pass_seconds: what the start of a pass costs beside sending. overhead_seconds: of the
-        downtime, beside sending what is left. initial_first: stop only when all initial data is sent:
-        switchover-ack, and this project's migrator. burst_seconds: the client sends what its bandwidth allows
-        in this time at once, then pauses for the rest
-            of it. It decides at the end of a burst, when less is left than with an even stream: half of a
-            burst on average. QEMU: 0.1.
+        switchover_bandwidth: bytes a second that the client uses for its decision, instead of the bandwidth
+            that it measures; 0: none.
+        stop_bandwidth: bytes a second once the device is stopped; 0: `bandwidth`. QEMU lifts its limit then.
+        pass_seconds: what the start of a pass costs beside sending.
+        overhead_seconds: of the downtime, beside sending what is left.
+        initial_first: stop only when all initial data is sent: switchover-ack, and this project's migrator.
+        burst_seconds: the client sends what its bandwidth allows in this time at once, then pauses for the
+            rest of it. It decides at the end of a burst, when less is left than with an even stream: half of
+            a burst on average. QEMU: 0.1.
         drain_bytes: bytes in flight when the client decides to stop. While they pass the client reads nothing
-        and
-            the device goes on; what it writes meanwhile must fit as well. The migrator: one transfer.
+            and the device goes on; what it writes meanwhile must fit as well. The migrator: one transfer.
     """
 
     bandwidth: float
