@@ -1,4 +1,4 @@
-"""What has a `close()` is a context manager."""
+"""Mixin for classes with a `close()`: a `with` block closes them."""
 
 from __future__ import annotations
 

@@ -17,12 +17,12 @@ _VERDICTS = {True: "converging", False: "not converging", None: "too early to te
 
 
 def threshold_bytes(bandwidth: float, downtime_limit_seconds: float = DOWNTIME_LIMIT_SECONDS) -> float:
-    """Return how many bytes may remain when the device is stopped, of a link of so many bytes a second."""
+    """Return the bytes that may remain when the device is stopped; `bandwidth` in bytes a second."""
     return bandwidth * downtime_limit_seconds
 
 
 def is_converging(dirty: float | None, transfer: float | None, *, stuck: bool) -> bool | None:
-    """Return the verdict on two rates in bytes a second; None where it cannot be told.
+    """Return the verdict on two rates in bytes a second; None if it is not known.
 
     Args:    stuck: the client itself found no less left than before. A transfer rate below the dirty rate
              alone is no proof: the client may have had other data to send.
@@ -45,12 +45,12 @@ def sentence(
     transfer_note: str = "",
     threshold_note: str = "",
 ) -> str:
-    """Return verdict and numbers that decide, such as:
+    """Return the verdict and the figures that decide it, such as:
 
     not converging: dirty rate 4 MiB/s > transfer rate 1 MiB/s (ratio 0.25), remaining 4 MiB > threshold 2 MiB
 
     Args:    dirty, transfer: bytes a second. remaining, threshold: bytes. What is None is not known.
-             unless: why it is too early to tell, where that is known.
+             unless: why it is too early for a verdict, if known.
              transfer_note, threshold_note: what follows these numbers, in brackets.
     """
     if dirty is None or transfer is None:

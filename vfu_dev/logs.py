@@ -18,7 +18,7 @@ LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 HUMAN_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
-# What one line of code may log: so many lines at once, and one more for each of these seconds that pass.
+# Log lines allowed per line of code: BURST at once, and one more every LINE_SECONDS.
 BURST = 20
 LINE_SECONDS = 1.0
 
@@ -28,7 +28,7 @@ class _Place:
 
     Attributes:
         allowance: lines it may log now, as of `since`.
-        left_out: lines it did log, and nobody saw.
+        left_out: lines that were logged and left out.
     """
 
     def __init__(self, now: float) -> None:
@@ -42,8 +42,9 @@ class RateLimit(logging.Filter):
     """Lets no more lines through than can be read, and says how many it left out.
 
     A guest that hammers on a register, or a client that sends nonsense, would fill a disk otherwise. The
-    limit is for each line of code that logs, so that one flood hides no other; DEBUG has none, as whoever
-    asks for it wants everything. `left_out` of a record is how many like it were left out before it.
+    limit is for each line of code that logs, so that one flood hides no other; DEBUG has no limit,
+    because its readers want everything. `left_out` of a record is the number of such records left out before
+    it.
 
     Args:
         handler: where the lines go; this filter is to be added to it.
@@ -139,9 +140,9 @@ def set_up_logging(log_format: str, level: str) -> RateLimit:
 
     Args:
         log_format: human or json.
-        level: of this package; others speak from WARNING on.
+        level: of this package; others log from WARNING on.
 
-    Returns:  the limit, which whoever has a loop advances.
+    Returns:  the limit, which the caller's loop advances.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else HumanFormatter())

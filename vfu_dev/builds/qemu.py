@@ -116,8 +116,7 @@ def _compile(
 ) -> list[str]:
     """Bring the trees in `work`, locked by the caller, up to date; return the source files that changed."""
     source, build, busy = work / "source", work / "build", work / "busy"
-    # Stays behind only when a build was killed outright: then objects may be half written, and nobody can
-    # tell.
+    # Stays behind only when a build was killed: then objects may be half written, which cannot be detected.
     if busy.exists():
         context.reporter.say("the last build in QEMU's object tree was killed: starting it anew")
         remove_tree(build)

@@ -145,7 +145,7 @@ def find_qemu(choice: str, build: bool = False, cache: Cache | None = None) -> Q
 
 
 def stock_name() -> str:
-    """Return which unmodified QEMU to use when nobody says: the system's if that will do, else Debian's."""
+    """Return the default unmodified QEMU: the system's if it is usable, else Debian's."""
     try:
         if not find_qemu(SYSTEM).problem(VFIO_PCI):
             return SYSTEM

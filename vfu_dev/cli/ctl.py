@@ -25,7 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_TIMEOUT_SECONDS = 60.0
 
 
-# After so long without the server taking in a command, what may be wrong is said.
+# Seconds until a command that the server has not read causes a hint about possible reasons.
 UNREAD_SECONDS = 1.0
 
 

@@ -140,7 +140,7 @@ def load_of(arguments: dict[str, Any]) -> Workload | None:
     except ConfigError as error:
         field, space, rest = str(error).partition(" ")
         raise ConfigError(f"{_NAMED.get(field, field)}{space}{rest}") from error
-    # Whoever reads the file may be a process with another working directory.
+    # The process that reads the file may have another working directory.
     return spec if spec.trace is None else replace(spec, trace=str(Path(spec.trace).absolute()))
 
 

@@ -29,7 +29,7 @@ from vfu_dev.uapi import DeviceState, MigrationFlags
 
 MIN_SLICE_BYTES = 4096
 IDLE_SECONDS = 0.02  # how long to leave the device alone when PRE_COPY has nothing to read
-# stop_copy_length is an estimate (native/spec/), yet a stream that never ends has to be told from it.
+# stop_copy_length is an estimate (native/spec/); a stream longer than it by more than this counts as endless.
 STOP_COPY_SLACK_BYTES = 16 << 20
 
 

@@ -74,7 +74,7 @@ class Target(Protocol):
 
 
 class MappedTarget:
-    """Memory that is mapped: a write costs what it costs the CPU, and nobody is told."""
+    """Mapped memory: a write is a store of the CPU, without a message."""
 
     def __init__(self, device: VfioUserDevice, memory: MemoryInfo) -> None:
         self._mapping = device.map_region(memory.index)

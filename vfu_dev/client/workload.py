@@ -15,7 +15,7 @@ from vfu_dev.closing import Closing
 from vfu_dev.workload import ArrayWriter, Program, Workload, WorkloadFigures
 
 _NS = 1_000_000_000
-# Writes between two looks at the clock and at whether to stop: some milliseconds of messages.
+# Writes between two checks of the clock and of the stop request: some milliseconds of messages.
 _SLICE_WRITES = 256
 _SLICE_BYTES = 1 << 20
 # The longest and the shortest sleep: short enough to notice the end, long enough not to spin.
@@ -26,7 +26,7 @@ _WAKE_SECONDS = 0.001
 class ClientWorkload(Closing):
     """Writes to the memory of `device` from a thread of its own, until it is closed.
 
-    The connection is shared with whoever migrates the device meanwhile. While the device stands still the
+    The connection is shared with the migrator of the device. While the device stands still the
     load is to be paused; afterwards it goes on, on another device if it moved.
 
     Args:
@@ -149,7 +149,7 @@ class ClientWorkload(Closing):
                     busy = self._allowed.is_set() and not self._ending.is_set() and self._write_due()
                 if not busy:
                     self._sleep()
-        except Exception as error:  # whoever waits for the load hears of it
+        except Exception as error:  # raised again in the thread that waits for the load
             self._error = error
 
     def _write_due(self) -> bool:

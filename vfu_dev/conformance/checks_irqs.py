@@ -18,7 +18,7 @@ EVENTFD = uapi.VFIO_IRQ_SET_DATA_EVENTFD | uapi.VFIO_IRQ_SET_ACTION_TRIGGER
 _NONE = uapi.VFIO_IRQ_SET_DATA_NONE | uapi.VFIO_IRQ_SET_ACTION_TRIGGER
 _BOOL = uapi.VFIO_IRQ_SET_DATA_BOOL | uapi.VFIO_IRQ_SET_ACTION_TRIGGER
 _INFO_EVENTFD = 1 << 0  # VFIO_IRQ_INFO_EVENTFD
-# INTx is a level, which a trigger of the client's raises and nobody lowers: it comes last.
+# INTx is a level: a trigger of the client raises it, and nothing lowers it again. It comes last.
 _ORDER = (uapi.VFIO_PCI_MSIX_IRQ_INDEX, uapi.VFIO_PCI_MSI_IRQ_INDEX, uapi.VFIO_PCI_INTX_IRQ_INDEX)
 
 

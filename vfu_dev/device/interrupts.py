@@ -3,11 +3,11 @@
 The client uses one of INTx, MSI and MSI-X at a time. A message is raised and forgotten. INTx is a line,
 asserted as long as there is a cause that the guest has not acknowledged: vector n, or 31 for all beyond.
 
-In RUNNING_P2P and PRE_COPY_P2P a device starts nothing of its own (<linux/vfio.h>, "P2P"), and a message is a
-write to memory. What is raised there, or while stopped, is remembered, migrates, and is raised on whichever
-side runs again. Pending is one bit a vector, as in the PBA of real MSI-X. What was raised before without
-the client having noticed is pending too: nobody looks at it any more when the VM has moved. Either the
-client has it or the device, never both.
+In RUNNING_P2P and PRE_COPY_P2P a device starts nothing by itself (<linux/vfio.h>, "P2P"), and a message is a
+write to memory. An interrupt raised there, or while the device is stopped, stays pending, migrates, and is
+raised on the side that runs again. Pending is one bit per vector, as in the PBA of real MSI-X. A message
+raised earlier that the client has not noticed becomes pending too, because after the move no client would
+read it. Either the client has a message or the device, never both.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Interrupts:
             self.bus.set_line(self.asserted != 0, quiet=self._held)
 
     def hold(self) -> None:
-        """Be quiet from now on, and take back what nobody has noticed."""
+        """Be quiet from now on, and take back the messages that the client has not noticed."""
         if self._held:
             return
         self._held = True

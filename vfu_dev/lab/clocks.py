@@ -1,4 +1,4 @@
-"""What the destination's clock shows beside the source's, told by events that can come in one order only.
+"""The difference of the hosts' clocks, from events whose order is known.
 
 Each pair of a cause on one host and its effect on the other is a bound of the difference; a migration that
 completes has both kinds:

@@ -26,7 +26,7 @@ DEFAULT_LOAD = Workload("uniform", rate_pages=512)
 
 LoadPlace = Literal["guest", "device"]
 # How the content is compared after the move: the guest reads it back (docs/series.md); the servers' digests
-# alone; or nobody looks, beyond what the stream itself is checked for.
+# alone; or only the stream's own checks.
 Verify = Literal["auto", "dma", "mmio", "digests", "none"]
 VERIFY: tuple[Verify, ...] = get_args(Verify)
 

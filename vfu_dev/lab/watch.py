@@ -145,7 +145,7 @@ class Watcher(Observer):
             return row
 
     def _told(self) -> str | None:
-        """Return the last status that the source told by an event."""
+        """Return the last status from the source's events."""
         told = [one["data"]["status"] for one in self.source.qemu.events if one["event"] == "MIGRATION"]
         return str(told[-1]) if told else None
 

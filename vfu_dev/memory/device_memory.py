@@ -45,8 +45,8 @@ class DeviceMemory:
         name: the name under which it migrates.
         size_bytes: a multiple of the page size.
         page_size_bytes: unit of dirty tracking and of the state stream; a power of two.
-        mapped: clients may map the memory: it is written without anybody calling `pages.mark`, and what the
-            map says is only true after a look (`Shadow`).
+        mapped: clients may map the memory: writes do not call `pages.mark`, and the map is only
+            correct after a scan (`Shadow`).
 
     Attributes:
         backing_bytes: size of the memfd; of a mapped memory a power of two, as its BAR.
@@ -55,10 +55,10 @@ class DeviceMemory:
         rows: the same as pages, shape (page_count, page_size_bytes) uint8.
         words: the same as pages of 64-bit words, shape (page_count, page_size_bytes / 8).
         pages: what is known about each page.
-        scans: what looking at them cost so far.
+        scans: cost of the scans so far.
         fd: the memfd, owned by this object.
 
-    Raises:  ConfigError: a size that cannot be.
+    Raises:  ConfigError: an impossible size.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class DeviceMemory:
         self.name = name
         self.mapped = mapped
         self.size_bytes = size_bytes
-        # A client that maps a BAR wants a file as large as the BAR; what lies beyond the memory is nobody's.
+        # A client that maps a BAR wants a file as large as the BAR; the part behind the memory is unused.
         self.backing_bytes = max(mmap.PAGESIZE, 1 << (size_bytes - 1).bit_length()) if mapped else size_bytes
         self.page_size_bytes = page_size_bytes
         self.page_count = size_bytes // page_size_bytes
@@ -91,7 +91,8 @@ class DeviceMemory:
         self.fd = os.memfd_create(f"vfu-dev:{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, self.backing_bytes)
-            # A client that has the file must not be able to cut it: our next access would be a SIGBUS.
+            # A client that has the file must not be able to truncate it: the server's next access would be a
+            # SIGBUS.
             fcntl.fcntl(
                 self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
             )
@@ -116,12 +117,12 @@ class DeviceMemory:
             self.pages.mark(offset, length)
 
     def classify(self, budget_seconds: float = float("inf"), pages: PageIndices | None = None) -> bool:
-        """Look at every dirty page nobody looked at since it was written: data, or all zeros?
+        """Scan every dirty page that was not scanned since it was written: data, or all zeros?
 
         Args:
-            budget_seconds: beyond it, pages that are left count as data, which is always right (a page of
-                zeros may be sent as data) and never late.
-            pages: look at these of them only.
+            budget_seconds: after this time the remaining pages count as data, which is always correct (a page
+                of zeros may be sent as data).
+            pages: scan only these.
 
         Returns: whether the budget was enough.
         """
@@ -139,9 +140,9 @@ class DeviceMemory:
         return True
 
     def recheck_zeros(self, budget_seconds: float = float("inf")) -> PageIndices:
-        """Look again at pages that were all zeros, were not sent yet, and may have been written unmarked.
+        """Scan again the pages that were all zeros, were not sent yet, and may have been written unmarked.
 
-        Returns: those there was no time for; all others are known as what they are now.
+        Returns: those there was no time for; the codes of all others are up to date.
         """
         zeros = self.pages.with_code(CODE_ZERO)
         deadline = time.monotonic() + budget_seconds
@@ -220,13 +221,13 @@ class DeviceMemory:
         return os.fstat(self.fd).st_blocks
 
     def mark_allocated(self, position: int = 0, budget_seconds: float = float("inf")) -> int | None:
-        """Mark every page that was never written but has backing store: somebody else wrote or read it.
+        """Mark every page that was never written but has backing store: a client wrote or read it.
 
         The kernel is asked extent by extent, which takes 3 us each: a memory in which every second page was
         touched needs half a second a GiB.
 
         Args:    position: where to begin, in bytes.
-        Returns: where to go on, None when everything was looked at.
+        Returns: where to go on, None when everything was scanned.
         """
         codes, marks = self.pages.codes, self.pages.marks
         fd, size, page = self.fd, self.size_bytes, self.page_size_bytes
@@ -251,7 +252,7 @@ class DeviceMemory:
         return None
 
     def relearn(self, budget_seconds: float = float("inf")) -> int | None:
-        """Forget what is known of a mapped memory: what has backing store was written, nothing else.
+        """Reset the map of a mapped memory: pages with backing store count as written, all others as not.
 
         Returns: see `mark_allocated`.
         """

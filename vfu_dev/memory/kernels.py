@@ -1,11 +1,11 @@
 """Work on many pages at once, in C: native/kernels, which touches every byte of memory once.
 
-Beside libvfio_user the only module that knows ctypes. The functions take numpy arrays and say what they mean;
-the tests compare each of them with one in numpy. The pages of a memory are a 2-D array, shape (page_count,
+Beside libvfio_user the only module that uses ctypes. The functions take numpy arrays; the tests compare each
+with an implementation in numpy. The pages of a memory are a 2-D array, shape (page_count,
 page_size_bytes) uint8, and page indices have shape (n,).
 
-A page's hash is its xxh3 exclusive-or that of a page of zeros. So a page of zeros has hash 0, and the hashes
-of a memory that nobody touched are an array that nobody touched either.
+A page's hash is its xxh3 exclusive-or that of a page of zeros. So a page of zeros has hash 0, and the
+hashes of an untouched memory are an untouched array.
 
 There is no other way in production: every user of a memory has built the kernels, which takes a second and
 needs a C compiler. `VFU_DEV_KERNELS` names a library to use instead.
@@ -71,7 +71,7 @@ def _library() -> Any:
 
 
 def load() -> None:
-    """Load the kernels now, rather than when a guest waits. Raises: BuildError: they are not to be had."""
+    """Load the kernels now, rather than when a guest waits. Raises: BuildError: they are missing."""
     _library()
 
 
@@ -143,7 +143,7 @@ def store_pages(pages: Pages, indices: PageIndices, payload: Pages) -> Hashes:
 
 
 def zero_pages(pages: Pages, indices: PageIndices) -> npt.NDArray[np.bool_]:
-    """Say for each of `indices` whether the page is all zeros, shape (n,).
+    """Return for each of `indices` whether the page is all zeros, shape (n,).
 
     A page that starts with anything else is settled by its first 64 bytes. Raises: IndexError: no such page.
     """

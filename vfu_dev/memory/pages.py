@@ -8,7 +8,7 @@ The code of a page (`CODE_*`) answers three questions at once, so that the one M
 waits for is a single store whatever the migration state:
 
     0  NEVER  never written, therefore zero, and not part of the state
-    1  DIRTY  written, and nobody looked at the content since
+    1  DIRTY  written, and the content not scanned since
     2  DATA   dirty, seen to hold something other than zeros
     3  ZERO   dirty, seen to be all zeros
     +4 CLEAN  the same page after the running migration has sent it
@@ -83,15 +83,15 @@ class PageMap:
         return np.flatnonzero((codes != CODE_NEVER) & (codes < CODE_CLEAN))
 
     def unclassified(self) -> PageIndices:
-        """Return the dirty pages whose content nobody looked at since they were written, ascending."""
+        """Return the dirty pages whose content was not scanned since they were written, ascending."""
         return np.flatnonzero(self.codes == CODE_DIRTY)
 
     def looked_at(self, indices: PageIndices) -> None:
-        """Note that a look found `indices` written since the look before."""
+        """Note that a scan found `indices` written since the previous scan."""
         self._recent[indices] = True
 
     def take_recent(self) -> int:
-        """Return how many distinct pages looks found written since this was last asked."""
+        """Return the number of distinct pages that scans found written since the last call."""
         count = int(np.count_nonzero(self._recent))
         self._recent[:] = False
         return count

@@ -1,10 +1,10 @@
-"""What changed in a memory that the guest writes without asking: comparison with what was sent last.
+"""Finds changes in a mapped memory by comparison with a copy of the content sent last.
 
-A mapped memory is written by the guest's CPU; nobody marks anything. So a migration keeps a copy of every
-page as it was sent, and looks for pages that differ. Each page that holds something costs its size once more
-as long as the migration lasts; pages of zeros and pages never touched cost nothing.
+The guest's CPU writes a mapped memory without leaving a mark. So a migration keeps a copy of every page as it
+was sent, and scans for pages that differ. Each page with content costs its size once more while the migration
+lasts; pages of zeros and pages never touched cost nothing.
 
-Measured on the project's machine (2 cores, 512 MiB, other work running), in bytes of the memory looked at:
+Measured on the project's machine (2 cores, 512 MiB, other work running), in bytes of the memory scanned:
 comparing words 13 GB/s in chunks of 1 MiB, 7 GB/s in chunks of 64 KiB; xor and or-reduce 11; numpy's void
 comparison 3; comparing `bytes` 1. A hash for each page (xxh3) would be as fast (15 GB/s) and needs no copy.
 It is not used: a guest can choose content that collides, and a page has to be copied before it can be sent
@@ -53,9 +53,9 @@ class Shadow:
 
     Attributes:
         rows: the copies, shape (page_count, page_size_bytes) uint8.
-        settled: the device stands still and every page was looked at since: nothing will be found any more.
-        expected_pages: how many changed pages the part that the last look had no time for should hold, if it
-            is like the part that was looked at; 0 when all was looked at.
+        settled: the device is stopped and every page was scanned since: no further changes exist.
+        expected_pages: estimated number of changed pages in the part that the last scan did not reach, if it
+            is like the part scanned; 0 when all was scanned.
     """
 
     def __init__(self, memory: DeviceMemory) -> None:
@@ -107,19 +107,19 @@ class Shadow:
         """Note that there are no writes from now on: one more scan of everything is the last."""
         memory = self._memory
         if memory.mark_allocated(0, budget_seconds / 2) is not None:
-            # Rather too much than too little: what may have been written is sent.
+            # To be safe, everything that may have been written is sent.
             codes = memory.pages.codes
             codes[codes == CODE_NEVER] = CODE_DIRTY
-        # What is sent as zeros from here on is not looked at again: it has to be zeros.
+        # Pages sent as zeros from here on are not scanned again: they have to be zeros.
         memory.pages.codes[memory.recheck_zeros(budget_seconds / 2)] = CODE_DATA
         self._final = self._chunks_with_clean_pages().tolist()
         self.settled = not self._final
         self.expected_pages = 0
 
     def look(self, budget_seconds: float) -> int:
-        """Find clean pages that changed and mark them, for about `budget_seconds`; returns pages looked at.
+        """Find clean pages that changed and mark them, for about `budget_seconds`; returns pages scanned.
 
-        A look goes on where the one before ended, so that each part has its turn whatever the budget.
+        A scan goes on where the previous one ended, so that each part has its turn whatever the budget.
         """
         if self.settled:
             return 0
@@ -169,7 +169,7 @@ class Shadow:
 
 
 class _Pace:
-    """What one and two threads reached, bytes a second; the machine's other work decides which is better."""
+    """Scan rates of one and two threads, bytes a second; other work decides which is better."""
 
     def __init__(self) -> None:
         self.cores = len(os.sched_getaffinity(0))
@@ -199,7 +199,7 @@ def _helper() -> ThreadPoolExecutor:
 
 
 def look_rates() -> dict[str, float]:
-    """Return what looks with one and with two threads reached last, bytes a second; 0 when never tried."""
+    """Return the last scan rates of one and of two threads, bytes a second; 0 when never tried."""
     return {"one_thread": _pace.rates[0], "two_threads": _pace.rates[1]}
 
 
@@ -213,7 +213,7 @@ def _compare_all(
     """Call `compare` for `turns` until the time is over; numpy lets both threads run while it compares.
 
     Args:    turns: `turn_count` of them, each of `turn_bytes`.
-    Returns: the pages that changed, the number of pages looked at, the number of turns done, the first ones.
+    Returns: the pages that changed, the number of pages scanned, the number of turns done, the first ones.
     """
     began = time.monotonic()
     deadline = began + budget_seconds

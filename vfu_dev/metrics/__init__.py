@@ -1,4 +1,4 @@
-"""Metrics of one device server: read at scrape time from what the server already counts; nobody calls them.
+"""Metrics of one device server: read at scrape time from the server's own counters.
 
 `figures` is what the device's thread hands over, `DeviceCollector` turns it into Prometheus' families, and
 `ALL_METRICS` is the list of them that documents and tests rely on.

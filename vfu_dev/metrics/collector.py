@@ -58,7 +58,7 @@ class DeviceCollector(Collector):
         self._clock = clock
 
     def describe(self) -> Iterator[Family]:
-        """Yield every family, without samples; nobody is asked for it."""
+        """Yield every family, without samples and without asking the server."""
         for metric in ALL_METRICS:
             yield metric.family()
 

@@ -14,7 +14,7 @@ from vfu_dev.errors import VfuDevError
 from vfu_dev.figures import Figures, Sample, Snapshot
 
 SAMPLES_KEPT = 3000
-# However many look, the device is asked no more often than this.
+# Minimum seconds between two requests to the device, whatever the number of readers.
 MIN_SECONDS = 0.05
 # A scan of a big memory, or a step of a migration, may keep the device's thread busy that long.
 TIMEOUT_SECONDS = 5.0

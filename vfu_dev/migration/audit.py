@@ -20,7 +20,7 @@ from vfu_dev.migration.schema import MigratableState
 class StateHasher:
     """Hashes every page that the kernel holds for a state's memories, page map or not.
 
-    That makes it the check on dirty tracking: a write that nobody marked is in memory, but not in the hashes
+    That makes it the check on dirty tracking: an unmarked write is in memory, but not in the hashes
     of what was sent. 64 MiB take 3 ms.
     """
 

@@ -44,7 +44,7 @@ class StreamSink(Protocol):
         """Store `payload`, shape (n, page_size_bytes), a view that is dead after the call.
 
         Returns: the hashes of what lies in memory then, shape (n,). Only when a whole record was taken is it
-        known whether they are the right ones; until then nobody may rely on that memory.
+        known whether they are the right ones; until then that memory must not be relied on.
         """
 
     def take_zeros(self, memory: int, indices: PageIndices) -> None:
@@ -54,7 +54,7 @@ class StreamSink(Protocol):
         """Note that all initial data has arrived."""
 
     def take_block(self, block: int, content: bytes) -> None:
-        """Judge the block's content and keep it until the end; raises StreamError when it cannot be."""
+        """Check the block's content and keep it until the end; raises StreamError when it is invalid."""
 
     def take_end(self, memory_digests: list[bytes], blocks_digest: bytes) -> None:
         """Compare the digests; raises StreamError when the state is not the one that was sent."""
@@ -94,7 +94,7 @@ class StreamDecoder:
     else. After the first error every call raises that same error: a stream that failed stays failed.
 
     Args:
-        contents: what this device's stream must look like.
+        contents: the state that this device's stream must match.
         sink: takes the content.
     """
 
@@ -131,7 +131,7 @@ class StreamDecoder:
             self.failure = err
             raise
         except Exception as err:
-            # A sink that failed half-way leaves a state nobody verified; that is as final as a bad checksum.
+            # A sink that failed half-way leaves an unverified state; that is as final as a bad checksum.
             self.failure = StreamError(f"the state could not be stored: {err}")
             raise self.failure from err
 

@@ -43,7 +43,7 @@ class Migration:
         initial_limit_bytes: see `SaveSession`.
         on_state: called after each change with the new state.
         on_resumed: called when a resume was completed, before the device may run.
-        on_unverified: called when a resume was given up: memory holds what nobody verified and is to be
+        on_unverified: called when a resume was given up: memory holds unverified content and is to be
             cleared.
     """
 
@@ -71,7 +71,7 @@ class Migration:
         self._on_state, self._on_resumed, self._on_unverified = on_state, on_resumed, on_unverified
         self._save: SaveSession | None = None
         self._resuming = Resuming(name, contents, self.observer)
-        self._seen: PrecopyInfo | None = None  # by the last look of the session under way
+        self._seen: PrecopyInfo | None = None  # by the last scan of the current session
         self._audit: Audit | None = None
         self._in_doubt = False  # in the STOP after a save, from which the client may still go back
         self._save_record: SaveRecord | None = None
@@ -87,7 +87,7 @@ class Migration:
             self.arc(step)
 
     def arc(self, target: DeviceState) -> None:
-        """Go along one arc. When it fails, the state is the one before, and what was wrong stays wrong.
+        """Go along one arc. On failure the state is the previous one, and a failed stream stays failed.
 
         Raises:  TransitionError: no such arc. StreamError: leaving RESUMING with a state that is not
         verified.
@@ -121,8 +121,8 @@ class Migration:
         PRE_COPY changes registers, not the migration (libvfio-user 4f4fce4). Any other session ends here.
 
         An audit under way goes on in its small steps, the device running included: a client that is gone
-        writes nothing, and a write of the device's own is in the page map, which ends the audit. Only whoever
-        has a memory mapped may still write to it unseen.
+        writes nothing, and a write of the device's own is in the page map, which ends the audit. Only a
+        client that has a memory mapped may still write to it unseen.
         """
         if state in RUNNING_GROUP and any(memory.mapped for memory in self.contents.memories):
             self.give_up_audit()
@@ -159,7 +159,7 @@ class Migration:
     def reinit(self, memory: DeviceMemory, pages: PageIndices) -> None:
         """Note that the device reconfigured itself: the content of `pages` is initial data once more.
 
-        In PRE_COPY they are sent again, whatever became of them; otherwise there is nothing to do.
+        In PRE_COPY they are sent again, even if they were sent already; in other states nothing happens.
         A client that opted in learns of it (VFIO_PRECOPY_INFO_REINIT) and sees initial_bytes rise; for
         another they are among dirty_bytes, because initial_bytes may only fall for it.
         """
@@ -180,7 +180,8 @@ class Migration:
     def _begin_save(self, *, stopped: bool) -> None:
         self.give_up_audit()
         self._reinit_untold = False
-        # Nobody asks a stopped device what is initial, and without the split there are fewer records.
+        # A client does not ask a stopped device for initial_bytes, and without the split there are fewer
+        # records.
         limit = None if stopped else self._initial_limit_bytes
         record = SaveRecord()
         self._save = SaveSession(self.contents, initial_limit_bytes=limit, stopped=stopped, counters=record)
@@ -277,11 +278,11 @@ class Migration:
 
     @property
     def precopy_seen(self) -> PrecopyInfo | None:
-        """What the last `precopy_info` returned, without a look; None where that has no answer."""
+        """Result of the last `precopy_info`, without a new scan; None if it has no answer."""
         return self._seen if self.has_precopy_info else None
 
     def precopy_info(self, *, by_client: bool = False) -> PrecopyInfo:
-        """Serve MIG_GET_PRECOPY_INFO; what the client asks, and when, tells how far it is (`forecast`).
+        """Serve MIG_GET_PRECOPY_INFO; each query also shows how far the client is (`forecast`).
 
         Raises:  StateError: outside PRE_COPY and PRE_COPY_P2P.
         """
@@ -299,7 +300,7 @@ class Migration:
         return info
 
     def stop_copy_length(self) -> int:
-        """Serve MIG_DATA_SIZE: what is still to be read if the device stopped now; unless saving, all.
+        """Serve MIG_DATA_SIZE: bytes still to be read if the device stopped now; all of them unless saving.
 
         It exceeds initial + dirty by the register blocks and the end record alone: some hundred bytes,
         constant. QEMU 10.2 takes that sum as its estimate and this as the exact figure, and would alternate
@@ -316,13 +317,13 @@ class Migration:
     def audit_pending(self) -> bool:
         """Whether `advance_audit` has something to do that costs no downtime.
 
-        In STOP_COPY the client still finds out that this was all, and the destination takes the last of it:
-        steps of 5 ms in between were 5 to 10 ms of the downtime.
+        In STOP_COPY the client still has to read the end of the data, and the destination to store the last
+        of it: steps of 5 ms in between added 5 to 10 ms to the downtime.
         """
         return self._audit is not None and self.state is not DeviceState.STOP_COPY
 
     def advance_audit(self, budget_seconds: float) -> None:
-        """Compare what was sent with what lies in memory, for about `budget_seconds`; see `Audit`."""
+        """Compare the data sent with memory, for about `budget_seconds`; see `Audit`."""
         if self._audit is None or not self._audit.advance(budget_seconds):
             return
         record, self._audit = self._audit.record, None
@@ -331,7 +332,7 @@ class Migration:
             logger.error("%s: %s", self.name, record.error)
 
     def give_up_audit(self) -> None:
-        """Note that memory may change from now on: an audit under way can say nothing any more."""
+        """Note that memory may change from now on: a running audit is given up."""
         if self._audit is not None:
             self._audit.give_up()
             self._audit = None
@@ -349,7 +350,7 @@ class Migration:
 
     @property
     def initial_received(self) -> int:
-        """How often all initial data of the resume under way has arrived; above 1 only after a REINIT."""
+        """Number of times that all initial data of this resume has arrived; above 1 only after a REINIT."""
         session = self._resuming.session
         return 0 if session is None else session.initial_ends
 

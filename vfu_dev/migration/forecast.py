@@ -134,7 +134,7 @@ class Forecaster:
     """Rates and prediction of one device, from one migration to the next. Each method is one event.
 
     Attributes:
-        length_bytes: stream bytes that are left, as last told by the session and counted down by reads.
+        length_bytes: stream bytes that are left, from the session's last figure minus the reads since.
         path_factor: what a byte takes on the whole path over what it takes here; measured by migrations with
             enough STOP_COPY.
         overhead_seconds: how much longer than the reading alone the device stands still, uncrowded.
@@ -161,11 +161,11 @@ class Forecaster:
             self._stop = _Stop(self._stop.stopped_ns)
 
     def tell(self, length_bytes: int) -> None:
-        """Take the session's word on what is left."""
+        """Take the session's figure of the bytes left."""
         self.length_bytes = length_bytes
 
     def ask(self, left_bytes: int, *, by_client: bool) -> None:
-        """Note what is left: the client asked, or it cannot and a sample does so instead."""
+        """Note the bytes left: the client asked, or a sample did for a client that cannot."""
         if by_client:
             self.rounds.asked += 1
         elif self.rounds.asked:

@@ -152,7 +152,7 @@ class ReadMeter:
 
 
 class Rounds:
-    """Does what is left get less from one round of the client to the next?
+    """Do the bytes left decrease from one round of the client to the next?
 
     A round begins when the client asks how much is left, and is over when it has read as much and asks again.
 

@@ -1,4 +1,4 @@
-"""What became of a migration, and the log line of a change of state: text for people, fields for programs."""
+"""The result of a migration, and the log line of a change of state: text for people, fields for programs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Transition:
     reason: str
 
     def as_dict(self) -> dict[str, object]:
-        """Return it in the words of the control socket."""
+        """Return it as the control socket shows it."""
         return {
             "time": self.time,
             "from": self.origin.name,
@@ -33,7 +33,7 @@ class Transition:
 
 @dataclass
 class SaveRecord(SaveCounters):
-    """What became of the most recent outgoing migration; times in unix seconds, bytes of the stream.
+    """The most recent outgoing migration and its result; times in unix seconds, bytes of the stream.
 
     Attributes:
         audited: whether memory was compared with what was sent. False: not yet. None: it never will be,
@@ -48,7 +48,7 @@ class SaveRecord(SaveCounters):
     initial_bytes: int = 0
     precopy_bytes: int = 0
     stop_copy_bytes: int = 0
-    reinits: int = 0  # how often the device found new initial data
+    reinits: int = 0  # number of times that the device had new initial data
     digest: str | None = None
     audited: bool | None = False
     started: float = 0.0
@@ -58,14 +58,14 @@ class SaveRecord(SaveCounters):
     pass_list: list[PassRecord] = field(default_factory=list)  # the session's own, the most recent passes
 
     def as_dict(self) -> dict[str, object]:
-        """Return it in the words of the control socket; `asdict` takes 20 times as long for 200 passes."""
-        first = {"status": self.status, "error": self.error}  # for whoever reads it as text
+        """Return it as the control socket shows it; `asdict` takes 20 times as long for 200 passes."""
+        first = {"status": self.status, "error": self.error}  # first, for people
         return {**first, **vars(self), "pass_list": [dict(vars(one)) for one in self.pass_list]}
 
 
 @dataclass
 class ResumeRecord:
-    """What became of the most recent incoming migration."""
+    """The most recent incoming migration and its result."""
 
     status: str = "active"  # active, completed, failed, aborted
     error: str | None = None

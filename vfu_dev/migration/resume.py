@@ -18,7 +18,7 @@ class ResumeSession:
     """One incoming migration: `write` slices of the stream, `finish` when no more will come.
 
     Memory is written as it arrives, register blocks only when everything was verified. Until `finish`
-    returned the device must not run: a resume that is given up leaves memory that nobody verified.
+    returned the device must not run: a resume that is given up leaves unverified memory.
 
     Args:    contents: what migrates; nothing of its memories' content outlives the session.
 

@@ -72,7 +72,7 @@ class Resuming:
         self._refused(record, session.refuse(reason))
 
     def abandon(self, reason: str, result: str) -> None:
-        """End the session without a result; memory holds what nobody verified.
+        """End the session without a result; memory holds unverified content.
 
         Args:    result: one of RESUME_RESULTS.
         """

@@ -20,7 +20,7 @@ from vfu_dev.lab.result import MigrationResult
 from vfu_dev.series.rows import COMPLETED, FAILED, NOT_CONVERGED, Row, row_of
 from vfu_dev.series.scenario import Point
 
-# A log line for each look that QEMU takes would be much of what 70 moves cost; states are enough to find why.
+# A log line for each size query of QEMU would be a large part of the cost of 70 moves; states suffice.
 TRACES = ("vfio_migration_set_state",)
 # Number of failed moves whose logs are kept, and bytes kept of the end of each file.
 KEPT_FAILURES = 5

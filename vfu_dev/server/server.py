@@ -170,7 +170,7 @@ class Server:
 
     @property
     def _is_over(self) -> bool:
-        """Whether nobody is connected and nobody can be any more."""
+        """Whether no client is connected, and none can connect any more."""
         return self._listener is not None and self._listener.is_over and not self.connected
 
     def stop(self) -> None:
@@ -268,7 +268,7 @@ class Server:
             if not self._context.attach():
                 return
         except LibraryError as err:
-            if err.errno == errno.ENOMSG:  # a look whether somebody listens, as another server takes it
+            if err.errno == errno.ENOMSG:  # a trial connection, as of a server that tests the path
                 logger.debug("%s: a connection ended before its first message", self.device.name)
             else:
                 self._not_acceptable(err)

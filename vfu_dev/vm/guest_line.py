@@ -83,7 +83,7 @@ class GuestLine:
         return message
 
     async def catch_up(self) -> None:
-        """Wait until the guest has answered all that it was sent; what nobody waits for is dropped.
+        """Wait until the guest has answered every command; unexpected replies are dropped.
 
         A command that is sent again because no reply came in time may have two, and the second would be taken
         for that to a later command of the same name.

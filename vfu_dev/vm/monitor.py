@@ -29,7 +29,7 @@ class Monitor:
     """A connection to a QEMU's QMP socket.
 
     Attributes:
-        events: all that QEMU told since the connection, with Unix time.
+        events: all QMP events since the connection, with Unix time.
     """
 
     def __init__(self, name: str, qmp_socket: Path) -> None:
@@ -142,5 +142,5 @@ class Monitor:
         return str(result["status"])
 
     def trace(self) -> list[TraceEvent]:
-        """Return the VFIO trace events so far; none where nobody knows of a trace."""
+        """Return the VFIO trace events so far; none without a trace."""
         return []

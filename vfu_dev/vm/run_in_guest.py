@@ -1,4 +1,4 @@
-"""A load that the program in a guest makes when told to, over the guest's serial line."""
+"""A load made by the program in a guest, commanded over the guest's serial line."""
 
 from __future__ import annotations
 

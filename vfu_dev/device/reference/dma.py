@@ -1,7 +1,7 @@
 """The DMA engine of the reference device: descriptors in guest memory or registers, done a slice at a time.
 
-Nothing that a guest puts into a descriptor raises an exception: what is wrong becomes its status. Between two
-slices everything about a transfer is in `STATE`, so that a migration may come at any moment. docs/device.md
+No content of a descriptor raises an exception: an error becomes the descriptor's status. Between two slices
+the whole state of a transfer is in `STATE`, so that a migration may start at any moment. docs/device.md
 describes the engine for a driver.
 """
 
@@ -108,7 +108,7 @@ class DmaEngine:
 
     def _may_start(self, value: int) -> bool:
         if value & CTRL_ABORT and self.busy:
-            # Done by `advance`: a guest may wait for this write, and then nobody serves DMA by message.
+            # Done by `advance`: the guest may wait for this write, and cannot serve DMA by message meanwhile.
             self._state["aborting"] = 1
         if not value & CTRL_START:
             return False
@@ -122,14 +122,14 @@ class DmaEngine:
         return bool(self._state["active"][0])
 
     def reset(self) -> None:
-        """Forget everything, in the middle of a transfer if need be. Registers are reset elsewhere."""
+        """Drop everything, even in the middle of a transfer. Registers are reset elsewhere."""
         self._epoch += 1
         self._state[:] = np.zeros(1, dtype=STATE)
 
     # --- work -----------------------------------------------------------------------------------------------
 
     def due(self) -> float | None:
-        """Return in how many seconds there is work; None for none until somebody writes a register."""
+        """Return the seconds until there is work; None: not before a register is written."""
         return 0.0 if self.busy else None
 
     def advance(self, budget_seconds: float) -> None:
@@ -165,7 +165,7 @@ class DmaEngine:
         try:
             self._move(descriptor, position, count)
         except VfuDevError as err:
-            if epoch == self._epoch:  # else the connection was lost meanwhile, and there is nobody to tell
+            if epoch == self._epoch:  # else the connection was lost meanwhile, and the result has no reader
                 self._complete(_status_of(err))
             return
         if epoch != self._epoch:
@@ -198,7 +198,7 @@ class DmaEngine:
         return _Descriptor(*self._state["descriptor"][0].item())
 
     def _judge(self, descriptor: _Descriptor) -> Status | None:
-        """Return what is wrong with a descriptor, None for nothing; not one byte has moved yet."""
+        """Return the error of a descriptor, None if it is valid; no byte has moved yet."""
         refused = self._judge_shape(descriptor)
         if refused is not None or descriptor.op not in READS_GUEST | WRITES_GUEST:
             return refused
@@ -218,7 +218,7 @@ class DmaEngine:
         return None
 
     def _judge_shape(self, descriptor: _Descriptor) -> Status | None:
-        """Return what is wrong with a descriptor whatever guest memory looks like."""
+        """Return the error of a descriptor that does not depend on guest memory."""
         if descriptor.op not in set(Op) or descriptor.flags & ~FLAG_INTERRUPT:
             return Status.BAD_OP
         if descriptor.flags & FLAG_INTERRUPT and descriptor.vector >= self._device.irq_vectors:
@@ -293,7 +293,7 @@ class DmaEngine:
             self._device.raise_irq(descriptor.vector)
 
     def _write_back(self, result: int, status: Status) -> None:
-        """Tell the descriptor; in this order, as who polls the status finds the result there."""
+        """Update the descriptor, the result first: a driver that polls the status then finds the result."""
         if self._state["registers"][0]:
             self._registers["desc_result"], self._registers["desc_status"] = result, status
             return
@@ -322,7 +322,7 @@ class DmaEngine:
         self._state[:] = np.frombuffer(content, dtype=STATE)
 
     def _validate(self, content: bytes) -> None:
-        """Refuse a transfer under way that could not have come about on this device."""
+        """Refuse the state of a transfer that is impossible on this device."""
         state = np.frombuffer(content, dtype=STATE)[0]
         active, fetched = int(state["active"]), int(state["fetched"])
         in_registers = int(state["registers"])

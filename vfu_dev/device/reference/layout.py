@@ -1,8 +1,8 @@
 """The reference device as its drivers see it: ids, registers, descriptors, and what their numbers mean.
 
-This is the one place of these facts. The device takes them from here, and so does everything in Python that
-drives it: clients, the lab's guest, benchmarks. docs/device.md says them in words, and the guest's C in its
-headers; tests compare both.
+This is the one place of these facts. The device takes them from here, and so does all Python code that drives
+it: clients, the lab's guest, benchmarks. docs/device.md and the headers of the guest's C repeat them; tests
+compare both.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Status(IntEnum):
     FAILED = 10  # a transfer by message went wrong
     ABORTED = 11
     NO_BUS_MASTER = 12  # the command register forbids DMA, writing this into a descriptor included
-    BAD_TABLE = 13  # dma_table or dma_count makes no sense
+    BAD_TABLE = 13  # dma_table or dma_count is invalid
     TABLE_UNREACHABLE = 14  # a descriptor could not be read or its status not be written
 
 
@@ -85,7 +85,7 @@ class WriterStatus(IntEnum):
 
     STOPPED = 0
     WRITING = 1
-    BAD_BUFFER = 2  # the buffer, its length or the rate makes no sense
+    BAD_BUFFER = 2  # the buffer, its length or the rate is invalid
     UNREACHABLE = 3  # guest memory could not be read or written
     NO_BUS_MASTER = 4
 
@@ -112,7 +112,7 @@ class LoadStatus(IntEnum):
 
     STOPPED = 0  # stopped, or never begun
     WRITING = 1
-    BAD_LOAD = 2  # a register holds what makes no sense
+    BAD_LOAD = 2  # a register holds an invalid parameter
 
 
 # --- registers ----------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class ReferenceDevice(Device):
         fill_seed: of the initial content of the memories, 0 to 2**64 - 1, one more for each further one; 0
             leaves them untouched, and then nothing is initial.
 
-    Raises:  ConfigError: sizes, a name or a seed that cannot be.
+    Raises:  ConfigError: impossible sizes, an invalid name or seed.
     """
 
     identity = PciIdentity(VENDOR_ID, DEVICE_ID, class_code=0x088000, revision=1)
@@ -147,7 +147,7 @@ class ReferenceDevice(Device):
                 bar.base_bytes = self.registers["window"]
 
     def reset_registers(self) -> None:
-        """Have windows where the register says."""
+        """Move the windows to where the register says."""
         self._move_windows()
 
     def resumed(self) -> None:

@@ -1,8 +1,9 @@
-"""The load engine: the device writes to its own memory, at a rate, in turns too short to be in the way.
+"""The load engine: the device writes to its own memory, at a rate, in short turns.
 
 It runs in the server's loop, as a worker: in RUNNING and PRE_COPY only. The kernel would allow a device in a
-P2P state to go on changing its own state; here it starts nothing there, so that what is dirty when the client
-stops the device is what it saw when it decided to. Time in other states is not held against the load.
+P2P state to go on changing its own state; here it starts nothing there, so that the
+dirty data at the stop is what the client saw when it decided to stop. Time in other states does not count
+against the load.
 
 The load that an operator sets (`OperatorWorkload`) belongs to this process: it survives resets and clients,
 and does not migrate. The one behind registers (workload_registers.py) is the guest's: it migrates, and a
@@ -99,7 +100,7 @@ class WorkloadRun:
 
     @property
     def missed(self) -> int:
-        """Writes that nobody had time for."""
+        """Writes for which there was no time."""
         return self._pacer.missed
 
     def due(self) -> float | None:
@@ -162,7 +163,7 @@ class WorkloadRun:
     def figures(self) -> WorkloadFigures:
         """Return what it did so far."""
         now = time.monotonic_ns()
-        # Quiet time that nobody took out yet, because the device still is quiet.
+        # Quiet time that was not subtracted yet, because the device still is quiet.
         quiet = self._quiet_ns + int(_quiet_seconds(self._migration, self._last_time) * _NS)
         since, had = self._window[0]
         recent = (self.written_bytes - had) * _NS / max(1, self._last - since)

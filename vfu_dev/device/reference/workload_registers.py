@@ -53,9 +53,9 @@ class RegisterWorkload:
             registers["load_status"] = LoadStatus.STOPPED
 
     def spec(self) -> Workload:
-        """Return what the registers say.
+        """Return the load that the registers describe.
 
-        Raises:  ConfigError: they make no sense.
+        Raises:  ConfigError: they are invalid.
         """
         registers = self._registers
         try:
@@ -79,7 +79,7 @@ class RegisterWorkload:
         return tuple(self._registers[name] for name in _PARAMETERS)
 
     def _begin(self) -> None:
-        """Make a run of what the registers say, at the number that they say."""
+        """Make a run of the load in the registers, from the write number in the registers."""
         registers = self._registers
         self._end()
         self._parameters = self._read_parameters()

@@ -18,7 +18,7 @@ from vfu_dev.device.registers import Registers
 from vfu_dev.errors import VfuDevError
 from vfu_dev.workload.splitmix import fill_words
 
-# At most this much at once, and no more than that much is owed when the device was kept from writing.
+# Maximum written at once, and maximum backlog when the device was kept from writing.
 _SLICE_PAGES = 64
 _OWED_SECONDS = 0.25
 _WAKE_SECONDS = 0.002
@@ -96,7 +96,7 @@ class DmaWriter:
         return status == WriterStatus.WRITING
 
     def due(self) -> float | None:
-        """Return in how many seconds there is work; None for none until somebody writes a register."""
+        """Return the seconds until there is work; None: not before a register is written."""
         if not self._writing:
             return None
         rate: int = max(1, self._registers["writer_rate"])
