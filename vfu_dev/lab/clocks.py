@@ -6,7 +6,7 @@ completes has both kinds:
     the source's VM stops      before   the destination's devices leave RESUMING
     the destination's VM runs  before   the source's devices leave STOP_COPY
 
-so the difference is known to half the time that the VM stood still, or better. Nothing is asked of the hosts.
+so the error of the difference is at most half of the downtime. The hosts are not queried for it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Clocks:
 
     @property
     def differ(self) -> bool:
-        """Whether they certainly show different times."""
+        """Whether the clocks certainly differ."""
         return abs(self.ahead_seconds) > self.error_seconds
 
     def to_json(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def _last(rows: Iterable[Row], **wanted: Any) -> float:
 
 
 def compare_clocks(result: MigrationResult) -> Clocks | None:
-    """Return what the events of a completed migration say; None: it has too few."""
+    """Return the difference from the events of a completed migration; None: it has too few."""
     if result.qemu.status != "completed" or not result.devices:
         return None
     stopped = _last(result.qemu.events_source, event="STOP")
@@ -73,7 +73,7 @@ def compare_clocks(result: MigrationResult) -> Clocks | None:
 
 
 def align(result: MigrationResult, clocks: Clocks) -> None:
-    """Have all times of the destination in `result` be the source's."""
+    """Convert all times of the destination in `result` to the source's clock."""
     rows = [*result.qemu.events_destination, *result.qemu.trace_destination]
     for device in result.devices:
         rows += device.transitions_destination

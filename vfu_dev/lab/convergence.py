@@ -1,4 +1,4 @@
-"""Does the migration converge? What the servers measure beside what QEMU would accept, and one sentence.
+"""Does the migration converge? The servers' measurements against QEMU's threshold, and one sentence.
 
 Rates and verdicts come from the servers (`vfu_dev.migration.forecast` says how they are made). Here they are
 only added up over the devices of a VM, which share one link, and compared with QEMU's threshold.
@@ -17,7 +17,7 @@ from vfu_dev.model.link import steps_note
 def qemu_threshold_bytes(
     parameters: Mapping[str, Any], limit_ms: float, reply: Mapping[str, Any]
 ) -> float | None:
-    """Return how much QEMU is willing to leave for the downtime; None before it measured a bandwidth.
+    """Return the bytes that QEMU accepts for the downtime; None before it measured a bandwidth.
 
     Source:  QEMU 10.2, migration/migration.c: threshold_size = bandwidth x downtime-limit, with
     avail-switchover-bandwidth, when set, in place of what was measured (`ram.mbps` of query-migrate).
@@ -33,7 +33,7 @@ class Limits:
     Attributes:
         max_bandwidth: bandwidth limit of the migration; 0: no limit. QEMU sends device state in whole blocks
             each 100 ms, so it exceeds a low limit.
-        switchover_bandwidth: what it reckons with for the switchover; 0: what it measures.
+        switchover_bandwidth: bandwidth that QEMU uses for its decision; 0: the one that it measures.
     """
 
     max_bandwidth: int
@@ -64,7 +64,7 @@ class Convergence:
         remaining_bytes: device state, and the guest's RAM.
         ram_bytes: the part that is RAM. While much of it is left, QEMU reads little from devices.
         predicted_downtime_seconds: if the devices stopped now; their reads share the link.
-        limits: what the numbers are held against.
+        limits: QEMU's limits that the figures are compared with.
     """
 
     converging: bool | None
@@ -108,7 +108,7 @@ def assess(
     threshold: float | None,
     limits: Limits | None = None,
 ) -> Convergence:
-    """Return how the migration stands.
+    """Return the progress of the migration.
 
     Args:
         forecasts: the `forecast` of each device's server (see its `figures`).
@@ -120,7 +120,7 @@ def assess(
     transfer = _sum(forecasts, "transfer_rate_bytes_per_second")
     length = _sum(forecasts, "stop_copy_length_bytes")
     ram = reply.get("ram", {}).get("remaining", 0)
-    # One of several devices may be read slowly while the others are; together they tell.
+    # One of several devices may be read slowly while the others are read; only the sum is meaningful.
     stuck = any(forecast["converging"] is False for forecast in forecasts)
     return Convergence(
         converging=is_converging(dirty, transfer, stuck=stuck),

@@ -22,7 +22,7 @@ Fetched = tuple[Snapshot, list[Sample]] | LabError
 
 
 class Host:
-    """One host. `name` is its own for ever; whether it is source or destination changes with each move.
+    """One host. `name` never changes; its role, source or destination, changes with each move.
 
     Args:    choice: its QEMU; by default that of its role in the first move.
     """
@@ -115,7 +115,7 @@ class Host:
         Raises:  ProcessError, QmpError: it is not served, or QEMU refuses it; then all is as before.
         """
         server = self._make_server(len(self.servers))
-        server.remove_sockets()  # of one that was killed: they would be taken for this one's
+        server.remove_sockets()  # of a killed server: they would be taken for this one's
         try:
             await server.start()
             await self.qemu.plug(len(self.servers), server.socket)

@@ -1,4 +1,4 @@
-"""Is all as it should be after a migration, and if not, what is wrong?"""
+"""Checks the result of a migration, and names what is wrong."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def judge(
 
 
 def _struck(result: MigrationResult) -> str:
-    """Return which faults happened, and how often: `mig-write 1 time at vfu0's destination`."""
+    """Return the faults that struck, with their hits: `mig-write 1 time at vfu0's destination`."""
     return ", ".join(
         f"{op} {format_count(count, 'time')} at {device.name}'s {side}"
         for device in result.devices
@@ -61,7 +61,7 @@ def load_kept_up(result: MigrationResult) -> bool:
 def _guest_kept_up(result: MigrationResult) -> bool:
     guest = result.guest
     if guest is None or guest.verified is False:
-        return True  # what is wrong says nothing of its rate either
+        return True  # a guest that found an error has no meaningful rate
     return guest.reached_rate_bytes >= KEEPS_UP * guest.asked_rate_bytes
 
 
@@ -83,7 +83,7 @@ def _judge_unmoved(result: MigrationResult) -> None:
 
 
 def _judge_moved(result: MigrationResult, pre_copy: bool | None, verified: bool, digests: bool) -> None:
-    """Find everything that a completed migration should have brought and did not."""
+    """Find every expectation that a completed migration did not meet."""
     problems, qemu = result.problems, result.qemu
     for device in result.devices:
         name = device.name
@@ -108,7 +108,7 @@ def _judge_moved(result: MigrationResult, pre_copy: bool | None, verified: bool,
     sent = sum(device.precopy_bytes + device.stop_copy_bytes for device in result.devices)
     # In its multifd channels QEMU counts the heads of its packets and its own part of the state as well.
     more_is_right = "multifd" in qemu.capabilities
-    # A source that its owner has ended says nothing any more.
+    # A source that its owner has ended cannot be queried any more.
     says = qemu.vfio_bytes is not None or qemu.run_state_source is not None
     if says and qemu.vfio_bytes != sent and not (more_is_right and (qemu.vfio_bytes or 0) > sent):
         problems.append(f"QEMU moved {qemu.vfio_bytes} bytes of device state, the servers sent {sent}")

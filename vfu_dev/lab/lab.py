@@ -82,7 +82,7 @@ class Lab(Observer):
         return self.options.downtime_limit_ms
 
     async def sample(self) -> dict[str, Any]:
-        """Ask both sides and the route where they are, and keep the answer."""
+        """Sample both sides and the route, and keep the sample."""
         row = await super().sample()
         row.update(self.route.sample())
         return row
@@ -184,8 +184,8 @@ class Lab(Observer):
     async def configure(self, *qemus: Qemu, return_path: bool = True) -> None:
         """Set migration capabilities and parameters on `qemus`; both sides when none is named.
 
-        With a return path the source waits for the destination's word. Without, as a file needs it, the
-        source completes when everything is sent, whether or not it is accepted.
+        With a return path the source waits for the destination's confirmation. Without one, as for a file,
+        the source completes when everything is sent, whether or not it is accepted.
         """
         capabilities = self.options.qemu_capabilities(return_path=return_path)
         for qemu in qemus or (self.source.qemu, self.destination.qemu):
@@ -228,7 +228,7 @@ class Lab(Observer):
         await self.guest.follow(self.destination.qemu)
 
     async def move(self) -> MigrationResult:
-        """Move the VM and go on with its load on the destination; return what came of it, unjudged.
+        """Move the VM and go on with its load on the destination; return the result, not yet checked.
 
         `turn_around` makes the next move possible.
 

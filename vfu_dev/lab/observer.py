@@ -1,4 +1,4 @@
-"""Both sides of a migration, asked again and again: what QEMU says, and what the devices' servers measure.
+"""Samples both sides of a migration: QEMU's figures, and the measurements of the devices' servers.
 
 An `Observer` starts nothing. `vfu_dev.lab.lab.Lab` is one that owns what it observes.
 """
@@ -21,7 +21,7 @@ from vfu_dev.vm.monitor import Monitor
 from vfu_dev.vm.process import PATIENCE_SECONDS
 from vfu_dev.vm.servers import ControlledServer
 
-# How often both sides are asked while a migration runs. QEMU itself decides every 100 ms.
+# Seconds between two samples of both sides while a migration runs. QEMU itself decides every 100 ms.
 SAMPLE_SECONDS = 0.05
 # Samples grow fewer as a migration grows longer: about this many for each factor of e in time.
 SAMPLES_KEPT = 400
@@ -47,7 +47,7 @@ async def _final_status(server: ControlledServer) -> dict[str, Any]:
 
 
 class TimeLimitError(LabError):
-    """What was waited for did not come in time."""
+    """The expected state or event did not come in time."""
 
 
 class Side(Protocol):
@@ -66,10 +66,10 @@ class Side(Protocol):
 
 
 class Observer(ABC):
-    """Looks at a migration from `source` to `destination`, which the subclass says, and keeps what it saw.
+    """Samples a migration from `source` to `destination`, set by the subclass, and keeps the samples.
 
     Attributes:
-        samples: what was seen, in order; see `sample`.
+        samples: in order; see `sample`.
         snapshots, server_samples: of each of the source's servers: its figures, and all samples of this move.
         timeout_seconds: limit of a wait, unless the call gives another.
     """
@@ -98,7 +98,7 @@ class Observer(ABC):
         """QEMU's downtime-limit."""
 
     async def sample(self) -> dict[str, Any]:
-        """Ask QEMU and all servers where they are, and keep the answer."""
+        """Sample QEMU and all servers, and keep the sample."""
         now = time.time()
         migration = await self.source.qemu.migration()
         row: dict[str, Any] = {"time": now, "status": migration.get("status", "none"), "qemu": migration}

@@ -1,4 +1,4 @@
-"""What one move in the lab is: devices, load, guest and QEMU's migration settings."""
+"""The options of one move in the lab: devices, load, guest and QEMU's migration settings."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ class MigrateOptions:
         qemu_environment: added to the environment of both QEMUs.
         ram: what guest RAM is: only what is shared can be mapped by a server.
         preload_log: the preloaded library logs what it was asked and answered.
-        own_device: a class of the user's own in place of the reference device. The lab knows nothing of its
-            registers: its own engine writes, and digests alone compare its state.
+        own_device: a class of the user's own in place of the reference device. The lab does not know its
+            registers: its own engine writes, and only digests compare its state.
         load_place: who writes: the guest, whose journal is compared with the device after the move, or the
-            device's own engine, where digests alone say that the move was right.
+            device's own engine, where only digests show that the state is equal.
         verify: how the content is compared; `auto` reads it back where the guest wrote it.
         faults_source, faults_destination: `--fault` of the servers on that side (docs/faults.md). A side
             keeps its role: after a turn-around the new destination gets the destination's.

@@ -1,8 +1,8 @@
 """Migrations that pause before the switchover, as every one that libvirt starts does.
 
 With the capability `pause-before-switchover` QEMU stops the VM and then waits for `migrate-continue`, before
-it reads what the devices hold back for STOP_COPY. Management uses the pause to take disks over; here nobody
-needs it, so the answer comes as soon as QEMU says that it waits.
+it reads what the devices hold back for STOP_COPY. Management uses the pause to take disks over; the lab
+does not need it, so it answers as soon as QEMU reports that it waits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a person sees while a move runs: a live table on a terminal, plain lines elsewhere."""
+"""The progress of a move for people: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Progress:
     def _far(self, row: dict[str, Any]) -> str:
         """Return how far the migration is, and how long the rest takes at the pace of the last seconds.
 
-        That is a guess as long as the devices go on being written to, and none where they gain on it.
+        That is an estimate while the devices are written to; there is none if the dirty rate is higher.
         """
         if len(self._moved) < 2 or row["status"] not in MOVING:
             return ""

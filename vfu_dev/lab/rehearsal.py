@@ -22,7 +22,7 @@ from vfu_dev.workload import Workload
 from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES, MAX_WRITE_BYTES
 
 LINE_SECONDS = 1.0
-# More than any machine carries: as fast as it goes.
+# More than any machine reaches: as fast as possible.
 FILL_PAGES_A_SECOND = 10_000_000
 
 
@@ -45,7 +45,7 @@ class Rehearsal:
     own_device: OwnDevice | None = None
 
     def load(self) -> tuple[Workload, Decision]:
-        """Return the load and what decides.
+        """Return the load and the figures that decide convergence.
 
         Raises:  ConfigError: the memory is too small for a load that never converges.
         """
@@ -127,7 +127,7 @@ def _write_all(control: ControlClient, memory: dict[str, Any], pause: Callable[[
 
 
 class _Measurements:
-    """Measures what decides, once a second."""
+    """Measures the figures that decide convergence, once a second."""
 
     def __init__(self, control: ControlClient, stop: Stop, reporter: Callable[[str], None]) -> None:
         self._control, self._stop, self._reporter = control, stop, reporter

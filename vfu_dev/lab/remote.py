@@ -37,7 +37,7 @@ from vfu_dev.vm.trace import TraceEvent, parse_trace
 
 # What starts ssh, with options; as GIT_SSH_COMMAND is for git.
 SSH_VARIABLE = "VFU_DEV_SSH"
-# Nobody is there to be asked for a password; a connection that is gone ends, and with it the far side.
+# Nobody can type a password; a dead connection ends, and with it the far side.
 _OPTIONS = ("-o", "BatchMode=yes", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4")
 
 
@@ -111,7 +111,7 @@ class Destination:
 
 
 def require_far_side(destination: Destination, guest: bool) -> dict[str, Any]:
-    """Ask `doctor` there for what a move needs, and return all that it found.
+    """Run `doctor` there for the parts that a move needs, and return its findings.
 
     Raises:  LabError: something is missing; says what, and what to do there.
     """
@@ -237,7 +237,7 @@ class FarHost(Host):
         self.qemu = _FarQemu(self)
 
     async def open(self) -> str:
-        """Find out what is there, and return the machine that both QEMUs have.
+        """Query the far side, and return the machine type that both QEMUs have.
 
         Raises:  LabError: something is missing there, or the QEMUs have no machine in common.
         """

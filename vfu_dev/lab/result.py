@@ -1,4 +1,4 @@
-"""What one migration left behind, as dataclasses and as the JSON of the project's contract."""
+"""The result of one migration, as dataclasses and as the JSON of `lab migrate`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FINAL_STATES = ("completed", "failed", "cancelled")
 
 @dataclass
 class DeviceResult:
-    """One device: both servers' words. Byte counts are stream bytes, framing included."""
+    """One device: the figures of both servers. Byte counts are stream bytes, framing included."""
 
     name: str
     size_bytes: int = 0
@@ -59,7 +59,7 @@ class DeviceResult:
         return self.digest_source is not None and self.digest_source == self.digest_destination
 
     def read_source(self, status: dict[str, Any]) -> None:
-        """Take what the source's server says, `faults` among it."""
+        """Take the source server's status, `faults` included."""
         self.faults_source = status.get("faults", {})
         self.size_bytes = sum(memory["size_bytes"] for memory in status.get("memories", []))
         self.state_source = status.get("state")
@@ -83,7 +83,7 @@ class DeviceResult:
             self.stop_copy_seconds = snapshot.last_stop_copy_seconds
 
     def read_destination(self, status: dict[str, Any]) -> None:
-        """Take what the destination's server says, `faults` among it."""
+        """Take the destination server's status, `faults` included."""
         self.faults_destination = status.get("faults", {})
         self.state_destination = status.get("state")
         self.transitions_destination = status.get("transitions", [])
@@ -94,7 +94,7 @@ class DeviceResult:
             self.received_bytes = resume.get("received_bytes") or 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return the contract's object."""
+        """Return the JSON object."""
         return {**asdict(self), "digest_match": self.digest_match}
 
 
@@ -126,7 +126,7 @@ class QemuResult:
     downtime_limit_ms: int = round(DOWNTIME_LIMIT_SECONDS * 1000)
     total_ms: int | None = None
     setup_ms: int | None = None
-    expected_downtime_ms: int | None = None  # its last word before the end; it counts RAM only
+    expected_downtime_ms: int | None = None  # its last figure before the end; it counts RAM only
     vfio_bytes: int | None = None
     transferred_bytes: int | None = None  # RAM, device state and the rest
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -166,7 +166,7 @@ class QemuResult:
     async def read_hosts(
         self, source: Monitor, destination: Monitor, samples: list[dict[str, Any]], since: float
     ) -> None:
-        """Take what both QEMUs and their traces say, and `samples` from before the end.
+        """Take the figures of both QEMUs and their traces, and `samples` from before the end.
 
         A source that was a destination before logged that too: its trace counts from `since` on (Unix time).
         """
@@ -194,7 +194,7 @@ class QemuResult:
 
 @dataclass
 class MigrationResult:
-    """Everything about one move; `problems` empty means that all is as it should be."""
+    """Everything about one move; empty `problems` means that everything is correct."""
 
     status: str = "failed"
     problems: list[str] = field(default_factory=list)
@@ -219,7 +219,7 @@ class MigrationResult:
     logs: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of the project's contract (design, "Commands") plus what plots need."""
+        """Return the JSON object (vfu_dev/schemas/lab-migrate.json), with the series that plots need."""
         out = asdict(self)
         out["devices"] = [device.to_json() for device in self.devices]
         return {"version": JSON_VERSION, "kind": "lab-migrate", **out}

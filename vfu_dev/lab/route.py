@@ -1,4 +1,4 @@
-"""The way that a migration takes from one host to the other, and what was measured of it.
+"""The route of a migration from one host to the other, and its measurements.
 
 By default it is a UNIX socket. Between network namespaces it is TCP, over a link that may be slow.
 """
@@ -80,7 +80,7 @@ class LinkRoute(Route):
         return {"link": {"time": time.monotonic(), "carried_bytes": self.linked.carried_bytes()}}
 
     def describe(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-        """Return what was asked, who does it, and what was measured."""
+        """Return the link asked for, what makes it, and its measurements."""
         points = [(row["link"]["time"], row["link"]["carried_bytes"]) for row in samples]
         carried = points[-1][1] - points[0][1] if points else 0
         return {
