@@ -1,4 +1,4 @@
-"""Two loads whose outcome is certain, made from the numbers that decide it.
+"""Two loads with a certain outcome, made from the figures that decide convergence.
 
 A migration converges when what is left fits into the downtime limit: threshold = bandwidth * downtime limit.
 Written slower than the link carries, a memory has less left after each pass, until it does. Written faster,

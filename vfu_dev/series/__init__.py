@@ -1,5 +1,5 @@
 """Many moves, counted: scenarios, the runs of them, their rows and statistics.
 
-`scenario` says what is to be done and `run` does it, point by point; `shuttle` moves one VM back and forth.
-`rows` and `summary` are what a run leaves behind, `compare` holds two of them against each other.
+`scenario` describes a series and `run` carries it out, point by point; `shuttle` moves one VM back and forth.
+`rows` and `summary` are the results of a run, `compare` compares two results.
 """

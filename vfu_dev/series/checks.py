@@ -1,4 +1,4 @@
-"""What a scenario's result must show: `[[check]]` tables, and whether a result does."""
+"""The checks of a scenario's result: `[[check]]` tables, and their evaluation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Check:
         return (self.min_ratio, self.max_ratio) if self._ratio else (self.min, self.max)
 
     def judge(self, rows: Mapping[str | None, Sequence[Row]]) -> dict[str, Any]:
-        """Return what was found: `ok`, `value`, `text`.
+        """Return the result: `ok`, `value`, `text`.
 
         Args:    rows: of each variant; None: of all there are.
         """

@@ -20,10 +20,10 @@ def compare(first: Path, second: Path, metrics: Sequence[str] = ()) -> dict[str,
     """Return the comparison of two result folders.
 
     Points are matched by name; where both folders have a single point each, those two are matched. `entries`
-    has one object for each point and metric that both sides measured; `settings` tells of each point what the
-    sides were set to differently; `only` names the points without a partner.
+    has one object for each point and metric that both sides measured; `settings` lists for each point the
+    settings that differ between the sides; `only` names the points without a partner.
 
-    `missing` tells of points and metrics that one side measured and the other did not.
+    `missing` lists points and metrics that only one side measured.
 
     Raises:  ConfigError: a folder holds no result, nothing matches, or a metric is unknown.
              LabError: there is nothing to compare: no completed move, or none with a metric asked for.
@@ -88,7 +88,7 @@ def regression(metric: str, ratio: float | None, significant: bool) -> float | N
 
 
 def _changed(first: dict[str, Any], second: dict[str, Any]) -> dict[str, list[Any]]:
-    """Return key -> both values, of settings that differ; how often was moved is not one."""
+    """Return key -> both values, of settings that differ; the number of moves is not a setting."""
     keys = sorted((first.keys() | second.keys()) - {"run.moves"})
     return {key: [first.get(key), second.get(key)] for key in keys if first.get(key) != second.get(key)}
 

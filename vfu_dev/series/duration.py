@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from vfu_dev.series.scenario import Point
 from vfu_dev.sizes import format_duration
 
-# Typical only in this module's sense: good to a factor of two.
+# Typical figures: good to a factor of two.
 START_SECONDS = {"linux": 9.0, "none": 3.0}
 # RAM and the fixed costs of a move, and turning the VM around.
 AROUND_SECONDS = {"linux": 2.0, "none": 1.2}
-# QEMU sends device state in steps of 10 MiB/s, and no machine of two cores carries more than this.
+# QEMU sends device state in steps of 10 MiB/s, and no machine of two cores reaches more than this.
 SLOWEST, FASTEST = 10 << 20, 400 << 20
 # A move that is to be given up is followed by a new destination.
 AGAIN_SECONDS = 3.0
@@ -39,5 +39,5 @@ def _of_point(point: Point) -> float:
 
 
 def text(seconds: float) -> str:
-    """Return it for people, rounded as its worth allows."""
+    """Return it for people, rounded to its accuracy."""
     return format_duration(max(10, round(seconds, -1)))

@@ -1,4 +1,4 @@
-"""The keys of a scenario file: what each takes, its default, and where in the file a wrong one stands."""
+"""The keys of a scenario file: allowed values, defaults, and the line of a wrong one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class Key:
-    """One key: `parse` returns what a value means or raises ValueError; `allowed`: what it takes."""
+    """One key: `parse` returns the meaning of a value or raises ValueError; `allowed` describes them."""
 
     allowed: str
     parse: Callable[[Any], Any]
@@ -141,7 +141,7 @@ KEYS: dict[str, dict[str, Key]] = {
         "auto-converge": _bool(False),
         "downtime-limit": _milliseconds(2_000_000, round(DOWNTIME_LIMIT_SECONDS * 1000)),
         "max-bandwidth": _size(0, MAX_BANDWIDTH, parse_bandwidth),
-        # 0: QEMU measures it, which is noise where a machine's load changes.
+        # 0: QEMU measures it, which varies with the machine's load.
         "avail-switchover-bandwidth": _size(0, 0, parse_bandwidth),
     },
     "run": {
@@ -183,7 +183,7 @@ def names() -> list[str]:
 
 
 class Source:
-    """A scenario's text, for messages that say where something stands."""
+    """A scenario's text, for messages with line numbers."""
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name

@@ -1,4 +1,4 @@
-"""Predictions beside what `vfu-dev lab run` measured: one for each point of a result folder."""
+"""Compares predictions with the measurements of `vfu-dev lab run`, for each point of a result folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMPLETED = "completed"
 
 @dataclass(frozen=True)
 class Compared:
-    """One point: what the model says and what its moves were.
+    """One point: the prediction, and the measurements of its moves.
 
     Attributes:
         converged: share of the moves that completed.
@@ -39,7 +39,7 @@ class Compared:
 
     @property
     def agrees(self) -> bool:
-        """Whether both say the same about convergence."""
+        """Whether prediction and measurement agree about convergence."""
         return self.prediction.converges == (self.converged > 0.5)
 
 

@@ -1,4 +1,4 @@
-"""What a person sees while a scenario runs: bars on a terminal, a line for each move elsewhere."""
+"""The progress of a scenario for people: bars on a terminal, a line for each move elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One row a move: what a scenario keeps of each, as CSV."""
+"""The results of a scenario as CSV, one row per move."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ COMPLETED, NOT_CONVERGED, FAILED = "completed", "not-converged", "failed"
 
 @dataclass
 class Row:
-    """One move of one point. `metrics` lacks what is not known; `text` says what was wrong or decided."""
+    """One move of one point. `metrics` lacks unknown figures; `text` is the error or the reason."""
 
     point: str
     move: int
@@ -120,7 +120,7 @@ def row_of(point: str, move: int, status: str, result: MigrationResult, text: st
     for name in ("initial_bytes", "precopy_bytes", "stop_copy_bytes", "pages_sent", "pages_resent"):
         figures[name] = sum(getattr(device, name) for device in devices) if devices else None
     if status != COMPLETED:
-        # What a migration before this one left in a server's account is not of this one.
+        # Figures that an earlier migration left in a server do not belong to this one.
         for name in ("outage_ms", "device_downtime_ms", "stop_copy_ms", "predicted_ms"):
             figures[name] = None
     return Row(

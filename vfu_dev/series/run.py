@@ -1,8 +1,8 @@
 """Runs a scenario: every point, resumable, into one folder.
 
 The folder: `scenario.toml` as run; `points/NAME.csv` and `.json` of each finished point; `moves.csv`, all
-moves; `summary.json`; `failures/`, logs of the first moves that went wrong. A point that was cut off has no
-`.json` yet and is done again from its beginning: its VM is gone.
+moves; `summary.json`; `failures/`, logs of the first moves that went wrong. An interrupted point has no
+`.json` yet and is run again from its beginning: its VM is gone.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def run_scenario(
     Args:
         out: the result folder; made, and refused when it holds moves of a run, unless `resume` or `force`.
         reporter: gets `plan` (points, moves, done), `point` (name, number), `move` (row, point), `phase`
-            (text), and what a Lab tells (`sample`, `convergence`, `verify`).
+            (text), and the observations of a Lab (`sample`, `convergence`, `verify`).
         short: the short form.
         resume: go on with what is in `out`; finished points are not repeated.
         force: delete the run that `out` holds.
@@ -160,10 +160,10 @@ class _Run:
         return next((text for text in told if text), "")
 
     def _prepare(self) -> None:
-        """Make the folder, or see that the one there is of this scenario."""
+        """Make the folder, or check that the existing one belongs to this scenario."""
         kept = self.out / "scenario.toml"
         is_run = kept.is_file() and (self.out / "form.json").is_file()
-        # One that failed before its first move has nothing to lose.
+        # A run that failed before its first move has no results to lose.
         if is_run and not self.resume and (self.force or not self._has_moves()):
             shutil.rmtree(self.out)
         if kept.exists():
@@ -184,7 +184,7 @@ class _Run:
             raise ConfigError(f"{self.out}: not empty, and no run of a scenario; choose another folder")
         self._files.mkdir(parents=True, exist_ok=True)
         if not kept.exists():
-            # What a run that is resumed began with is what its figures were measured with.
+            # A resumed run keeps the facts of its beginning: its figures were measured with them.
             write_json(self.out / "form.json", {**self._form(), "machine": machine(), "started": time.time()})
         self._first = read_json(self.out / "form.json")
         kept.write_text(self.scenario.text, encoding="utf-8")
@@ -207,7 +207,8 @@ class _Run:
         return bool(all(found.get(key) == value for key, value in same.items()))
 
     async def _run_group(self, group: Sequence[Point]) -> None:
-        """Move the VMs of all variants in turns, so that what disturbs the machine disturbs them alike.
+        """Move the VMs of all variants in turns, so that other work on the machine disturbs all of them
+        alike.
 
         All of them exist at the same time; those whose turn it is not are stopped (QMP `stop`).
         """

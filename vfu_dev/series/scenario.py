@@ -25,7 +25,7 @@ from vfu_dev.workload.spec import RATE_KEYS, WRITE_SIZE_KEYS
 
 # The shipped scenarios are files of the package.
 SHIPPED = Path(__file__).resolve().parents[1] / "scenarios"
-# What the audience of such figures accepts (docs/series.md): 70 to 100 moves of one running VM.
+# Number of moves that such figures need (docs/series.md): 70 to 100 moves of one running VM.
 METHOD_MOVES = 70
 SHORT_MOVES = 3
 SHORT_WARMUP_SECONDS = 0.2
@@ -42,7 +42,7 @@ class Point:
         name: of its files; made of variant and sweep values.
         variant: None where the scenario has none.
         sweep: key -> value as written in the file.
-        settings: every `table.key` with its meaning (sizes in bytes), except the load's.
+        settings: every `table.key` with its parsed value (sizes in bytes), except the load's.
         own_device: what `serve` says of `device.class`.
     """
 
@@ -110,7 +110,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A scenario file, judged. `text` is the file as it was."""
+    """A scenario file, checked. `text` is the unchanged file."""
 
     name: str
     title: str
@@ -334,7 +334,7 @@ def _own_device(source: Source, settings: dict[str, Any], said: Collection[str])
 
 
 def _agree(source: Source, point: Point) -> None:
-    """Refuse settings that cannot be together."""
+    """Refuse settings that contradict each other."""
     if point["device.memory"] % point["device.page-size"]:
         raise source.error("device.memory", f"not a multiple of the page size, {point['device.page-size']}")
     if point["load.place"] == "device" and point["run.verify"] in ("dma", "mmio"):
@@ -351,7 +351,8 @@ def _agree(source: Source, point: Point) -> None:
                 raise source.error(f"faults.{side}", str(error)) from error
     writer = point["qemu.guest"] == "none" and point["load.place"] == "guest" and not point.load.is_idle
     if writer and point["device.access"] == "mmap":
-        # Nothing stops what stands for the guest there: no CPU that QEMU could halt, no trap to refuse.
+        # Nothing stops the lab's writes in place of a guest: QEMU has no CPU to halt, and there is no trap to
+        # refuse.
         text = 'with mmap a load needs qemu.guest = "linux" or load.place = "device"'
         raise source.error("device.access", text)
     if point["qemu.accel"] == "kvm" and point["qemu.guest"] == "none":

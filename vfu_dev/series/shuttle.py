@@ -1,4 +1,4 @@
-"""One point of a scenario at work: a running VM moved back and forth, a row for each move."""
+"""Runs one point of a scenario: moves a running VM back and forth, one row per move."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Shuttle:
         await self._running.go_on()
 
     async def move(self, number: int) -> Row:
-        """Move once. What goes wrong is in the row; after a failure the VM is started anew, a few times.
+        """Move once. Errors are in the row; after a failure the VM is restarted, at most RESTARTS times.
 
         After the last time there is no VM any more: `lab` is None.
         """
@@ -161,7 +161,7 @@ class Shuttle:
             self.problems.append(str(error))
 
     def _keep_logs(self, number: int) -> None:
-        """Copy the end of each log. The first few moves that went wrong tell what the others would."""
+        """Copy the end of each log, of the first failed moves only: later ones would show the same."""
         kept = len(list(self._failures.glob("*"))) if self._failures.exists() else 0
         if kept >= KEPT_FAILURES:
             return

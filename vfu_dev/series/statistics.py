@@ -1,4 +1,4 @@
-"""Percentiles of what was measured, and whether two sets of moves differ."""
+"""Percentiles of measurements, and whether two sets of moves differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""summary.json: what a scenario's run found, point by point."""
+"""summary.json: the results of a scenario's run, point by point."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COMPARED = ("downtime_ms", "total_ms")
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures depend on: processor, cores, memory, kernel, and how busy it all is."""
+    """Return the machine's facts: processor, cores, memory, kernel, and its load."""
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
@@ -42,7 +42,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions(qemu: str) -> dict[str, str]:
-    """Return the versions of what a run consists of; `libvfio-user` is added by the run."""
+    """Return the versions of the parts of a run; `libvfio-user` is added by the run."""
     return {"vfu-dev": __version__, "python": platform.python_version(), "qemu": qemu}
 
 
@@ -104,7 +104,7 @@ def summarise(
     checks = [check.judge(by_variant) for check in scenario.checks]
     problems = [f"{point['name']}: {text}" for point in points for text in point["problems"]]
     problems += [f"check: {check['text']}" for check in checks if not check["ok"]]
-    # How the last migration stood that was given up: the numbers that decide.
+    # The last migration that was given up: the figures that decide convergence.
     stood = {row.point: row.text for row in rows if row.status == NOT_CONVERGED}
     warnings = [
         f"{point['name']}: wrote {Workload.from_dict(point['load']).reached_text(rate)}"

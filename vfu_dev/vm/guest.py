@@ -1,7 +1,7 @@
 """Guests that write to the device, remember what they wrote, and check it after the move.
 
-`Guest` is what a move needs of one. `LinuxGuest` commands native/guest/vfud-load over a serial port;
-`QtestGuest` (qtest_guest.py) plays the guest itself where no CPU runs.
+`Guest` is the interface that a move needs. `LinuxGuest` commands native/guest/vfud-load over a serial port;
+`QtestGuest` (qtest_guest.py) writes from the lab where no CPU runs.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from vfu_dev.workload import Program, Workload
 
 IDLE = Workload("idle")
 
-# How device memory is read back: by the device's DMA engine, by the CPU, or by whichever suits the guest.
+# How device memory is read back: by the device's DMA engine, by the CPU, or the better one for the guest.
 Via = Literal["auto", "dma", "mmio"]
 
-# Told (bytes compared, bytes in all) while a guest verifies.
+# Called with (bytes compared, bytes in all) while a guest verifies.
 VerifyReporter = Callable[[int, int], None]
 
 # TCG under a loaded machine needs about 10 s to reach init; thirty times that is a hang.
@@ -36,7 +36,7 @@ VERIFY_SILENCE_SECONDS = 120.0
 
 @dataclass
 class GuestResult:
-    """What the guest says after the move: its journal against every byte of the device's memory.
+    """The guest's result after the move: its journal compared with every byte of the device's memory.
 
     Rates are bytes written a second to each device (`Workload.asked_rate_bytes`), not pages dirtied.
 
@@ -68,12 +68,12 @@ class GuestResult:
     error: str | None = None
 
     def judge(self) -> None:
-        """Say whether what was read back is right."""
+        """Return whether the data read back is correct."""
         wrong = self.mismatched_bytes or self.sampled_wrong_words
         self.verified = not (wrong or self.readback_errors or self.scratch_errors)
 
     def problem(self) -> str:
-        """Return what is wrong with a read-back that is not `verified`."""
+        """Return the errors of a read-back that is not `verified`."""
         if self.error:
             return self.error
         counts = {
@@ -86,7 +86,7 @@ class GuestResult:
 
 
 class Guest(ABC):
-    """What a move asks of a guest. Calls are in the order of the methods."""
+    """The interface of a guest for a move. Calls are in the order of the methods."""
 
     kind: str
 
@@ -124,10 +124,10 @@ class LinuxGuest(Guest):
 
     Args:  tick_ms: its heartbeat.
            via: how its writes reach the device.
-           drives: whether it has reference devices; of others vfud-load knows nothing.
+           drives: whether it has reference devices; vfud-load knows no others.
 
     Attributes:
-        events: all that it said unasked, with the time at which it came.
+        events: all unsolicited lines, with their time of arrival.
         status: its answer when it was found ready.
     """
 

@@ -109,7 +109,7 @@ class GuestLine:
     ) -> None:
         """Have the guest carry out `spec` on every device it has, each with a seed of its own.
 
-        Args:    page_bytes: of the devices; `status` says it.
+        Args:    page_bytes: of the devices; `status` reports it.
                  tick_ms: interval of heartbeats, 0 for none.
                  part: offset and bytes of device memory to write to, None for all of it.
         Raises:  GuestError: it refuses. ConfigError: the guest cannot do such a load.

@@ -1,4 +1,4 @@
-"""A load in the words of vfud-load's command `program`."""
+"""A load as arguments of vfud-load's command `program`."""
 
 from __future__ import annotations
 

@@ -43,14 +43,14 @@ class Monitor:
 
     @property
     def command_line(self) -> list[str]:
-        """How it was started; empty where that is not known."""
+        """Its command line; empty if not known."""
         return []
 
     def _check(self, what: str = "ended unexpectedly") -> None:
         """Raise LabError if QEMU is known to have ended."""
 
     async def _end_of(self, error: Exception) -> None:
-        """Wait for the end of a QEMU whose monitor failed, where that can be."""
+        """Wait for the end of a QEMU whose monitor failed, if it is a child process."""
 
     async def connect(self) -> None:
         """Connect to a monitor that listens. Raises: QmpError: it does not, or has another client."""

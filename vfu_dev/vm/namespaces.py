@@ -4,8 +4,8 @@
         connect(a, b)
         subprocess.run(a.enter(["ping", "-c1", "192.0.2.2"]))
 
-Each is held by a process that does nothing. It ends when this process lets go of it, however that happens: a
-crash leaves no namespace and no interface behind, and nothing has a name in /run.
+An idle process holds each of them. It ends when this process closes it or dies: a crash leaves no namespace
+and no interface behind, and nothing has a name in /run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A network link between two hosts that are namespaces of this machine, as slow as one asks for.
+"""A network link between two hosts that are namespaces of this machine, as slow as asked for.
 
     with LinkedHosts(LinkSpec.parse("1Gbit,delay=5ms")) as linked:
         linked.enter(0)                 # what a command line of the source begins with
@@ -41,7 +41,7 @@ _EXAMPLES = "examples: 1Gbit; 100Mbit,delay=5ms; 10Gbit,delay=200us,loss=0.1%"
 
 @dataclass(frozen=True)
 class LinkSpec:
-    """What a link is like, each way. What is 0 is left as the machine has it.
+    """The properties of a link, each way. A value of 0 leaves the machine's own.
 
     Attributes:
         text: as it was asked for.
@@ -158,7 +158,7 @@ class LinkedHosts(Closing):
     def _start_relay(self) -> subprocess.Popen[str]:
         spec = self.spec
         room = round(spec.rate_bytes * spec.delay_seconds) or _ROOM_BYTES
-        # What waits in a sender's buffer QEMU takes for sent: no more of it than the link holds. With Linux's
+        # QEMU counts bytes in a sender's buffer as sent: the buffer holds no more than the link. With Linux's
         # 4 MiB a move over 100 Mbit and 5 ms stood still for 714 ms, so for 320 ms; without a relay 393 ms.
         most = max(room, MIN_BURST_BYTES)
         self.run(0, "sh", "-c", f"echo 4096 {MIN_BURST_BYTES} {most} >/proc/sys/net/ipv4/tcp_wmem")
@@ -208,7 +208,7 @@ class LinkedHosts(Closing):
         self.run(1, "ip", "link", "set", INTERFACE, "down")
 
     def describe(self) -> dict[str, Any]:
-        """Return for a report what was asked for and who does it."""
+        """Return for a report the link asked for and what makes it."""
         spec = self.spec
         slow = "netem" if self.netem else "relay"
         return {

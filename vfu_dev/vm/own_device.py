@@ -1,6 +1,6 @@
-"""A device class of the user's own: what `vfu-dev serve --device` says of it.
+"""A device class of the user's own: what `vfu-dev serve --device` reports of it.
 
-The class is imported by that process alone: whatever an author's file does, the lab's process goes on.
+Only that process imports the class: whatever an author's file does, the lab's process goes on.
 """
 
 from __future__ import annotations
