@@ -58,7 +58,7 @@ def rehearse(plan: Rehearsal, stop: Stop, reporter: Callable[[str], None]) -> di
     """Migrate under the preset's load and return how it went, as JSON knows it.
 
     Args:    reporter: gets the figures that decide convergence: the predicted ones at once, the measured ones
-    each second.
+                 each second.
     Raises:  ConfigError, LabError, ControlError, ProtocolError: it cannot be carried out.
              KeyboardInterrupt: asked to stop before it began.
     """

@@ -138,7 +138,7 @@ class SaveSession:
         """Send `pages` of the memory with index `memory` again: the device has changed their meaning.
 
         Args:    as_initial: the client knows that initial_bytes may rise; otherwise the pages only become
-        dirty.
+                 dirty.
         """
         if not as_initial:
             self._plans[memory].memory.pages.mark_pages(pages)
