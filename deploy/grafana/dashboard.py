@@ -237,7 +237,7 @@ def convergence(page: Layout) -> None:
         graph(
             "Bytes by phase",
             "pre_copy_dirty is what had been sent before: much of it means that the guest rewrites."
-            " stop_copy is paid in downtime. received: on a destination.",
+            " stop_copy adds to the downtime. received: on a destination.",
             {
                 "{{device}} {{phase}}": rate("vfu_migration_sent_bytes_total"),
                 "{{device}} received": rate("vfu_migration_received_bytes_total"),

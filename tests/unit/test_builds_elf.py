@@ -68,3 +68,12 @@ def test_damaged_headers_are_an_error_and_never_anything_else(data: st.DataObjec
     cut = bytes(content[: data.draw(st.integers(0, len(content)))])
     with suppress(ElfError):
         parse_elf(cut, "damaged")
+
+
+@pytest.mark.skipif(not SMALL.is_file(), reason=f"needs {SMALL} (libc6)")
+def test_an_offset_beyond_what_python_counts_is_an_error_too() -> None:
+    """Of the program headers: 64 bits, of which the highest is set."""
+    content = bytearray(SMALL.read_bytes())
+    content[39] = 0x80
+    with pytest.raises(ElfError, match="damaged"):
+        parse_elf(bytes(content), "damaged")

@@ -70,7 +70,7 @@ def parse_elf(data: bytes, name: str) -> Elf:
         raise ElfError(f"{name}: not an ELF file")
     try:
         return _parse(data)
-    except (struct.error, IndexError, ValueError) as error:
+    except (struct.error, IndexError, ValueError, OverflowError) as error:
         raise ElfError(f"{name}: {error}") from error
 
 
