@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import selectors
 import socket
 import time
@@ -42,9 +43,11 @@ _NUMBERS_BYTES = 4  # major and minor, before the text of a VERSION message
 
 
 class _Newcomer:
-    def __init__(self, connection: socket.socket, refusal: str | None = None) -> None:
+    def __init__(
+        self, connection: socket.socket, refusal: str | None = None, since: float | None = None
+    ) -> None:
         self.connection = connection
-        self.since = time.monotonic()
+        self.since = time.monotonic() if since is None else since
         self.message = bytearray()
         self.wanted = _HEADER.size
         self.whole_since: float | None = None  # when its message was complete
@@ -70,6 +73,11 @@ class _Newcomer:
                 if not _HEADER.size <= self.wanted <= MAX_VERSION_BYTES:
                     return False
         return True
+
+
+def _claim(newcomer: _Newcomer) -> tuple[bool, bool]:
+    """Return how good a claim to a place it has: whether it may be the client, and has said who it is."""
+    return newcomer.refusal is None, newcomer.whole_since is not None
 
 
 class Listener:
@@ -107,7 +115,9 @@ class Listener:
             selector.register(door, selectors.EVENT_READ, self._accept)
         else:
             door.setblocking(False)
-            self._wait_for(_Newcomer(door))
+            # What it has sent by now is looked at in the loop: until then nobody can be let in. Nobody waits
+            # behind it, so it may take its time.
+            self._enter(_Newcomer(door, since=math.inf))
 
     @property
     def is_over(self) -> bool:
@@ -126,8 +136,9 @@ class Listener:
         """Return the seconds until `advance` has work; None: not before a client connects."""
         if not self._newcomers:
             return None
-        occupied, now = self._occupied(), time.monotonic()
-        return max(0.0, min(self._patience(newcomer, occupied) for newcomer in self._newcomers) - now)
+        occupied = self._occupied()
+        soonest = min(self._patience(newcomer, occupied) for newcomer in self._newcomers)
+        return None if soonest == math.inf else max(0.0, soonest - time.monotonic())
 
     def advance(self) -> None:
         """Let the next one in, and turn those away that have waited long enough."""
@@ -151,15 +162,17 @@ class Listener:
         connection = self._door.accept()
         if connection is None:
             return
-        if len(self._newcomers) >= MAX_NEWCOMERS:
-            # A client says who it is at once, so the one that has said nothing for longest is none.
-            self._turn_away(self._newcomers[0])
-        self._wait_for(_Newcomer(connection, self._door.access.refusal(connection)))
+        newcomer = _Newcomer(connection, self._door.access.refusal(connection))
+        self._enter(newcomer)
+        if len(self._newcomers) > MAX_NEWCOMERS:
+            # Who may not be the client goes first. A client says who it is at once, so of the others the one
+            # that has said nothing for longest is none.
+            self._turn_away(min(self._newcomers, key=_claim))
+        self._ready(newcomer)
 
-    def _wait_for(self, newcomer: _Newcomer) -> None:
+    def _enter(self, newcomer: _Newcomer) -> None:
         self._newcomers.append(newcomer)
         self._selector.register(newcomer.connection, selectors.EVENT_READ, lambda: self._ready(newcomer))
-        self._ready(newcomer)
 
     def _ready(self, newcomer: _Newcomer) -> None:
         if newcomer not in self._newcomers or newcomer.whole_since is not None:
