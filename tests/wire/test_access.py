@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import tomllib
@@ -138,12 +139,33 @@ def test_users_may_be_let_in_by_number(open_folder: Path) -> None:
     assert log.count(f"a client was turned away: user {STRANGER} may not connect") == 2
 
 
+def test_a_server_that_its_namespace_does_not_know_lets_in_no_strangers(open_folder: Path) -> None:
+    """They all have its own number there: 65534, as everybody who is not known."""
+    path = open_folder / "s"
+    command = ["unshare", "--user", *VFU_DEV, "serve", "--memory", "1M", "--socket", str(path)]
+    with subprocess.Popen(
+        [*command, "--allow-uid", str(FRIEND)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith("serving "), line + process.stderr.read()  # type: ignore[union-attr]
+            assert ask(path, STRANGER) == replied(REFUSED, errno.EACCES)
+            assert not json.loads(ask(path.with_name("s.ctl"), STRANGER))["ok"]
+        finally:
+            process.terminate()
+            process.communicate(timeout=PATIENCE_SECONDS)
+
+
 def test_a_user_that_stands_for_others_cannot_be_named(tmp_path: Path) -> None:
     nobody = Path("/proc/sys/kernel/overflowuid").read_text().strip()
     for options, text in (
         (["--allow-uid", nobody], f"{nobody} stands for every user that this namespace does not know"),
         (["--allow-uid", "no-such-user"], "there is no user 'no-such-user' here"),
+        (["--allow-uid", str(1 << 32)], f"{1 << 32} is no user's number"),
         (["--socket-group", "no-such-group"], "there is no group 'no-such-group' here"),
+        (["--socket-group", str((1 << 32) - 1)], f"{(1 << 32) - 1} is no group's number"),
+        (["--socket-group", str(1 << 64)], f"{1 << 64} is no group's number"),
         (["--socket-group", "0", "--allow-uid", "7"], "--socket-group and --allow-uid: expected one of them"),
         (["--fd", "3"], "--socket and --fd: expected one of them"),
     ):
@@ -201,6 +223,24 @@ def test_a_connected_socket_is_served_until_its_client_leaves(open_folder: Path)
                     assert client.status()["connected"]
             assert server.wait(PATIENCE_SECONDS) == 0
     assert not control.exists()
+
+
+def test_a_client_that_spoke_before_the_server_was_there_is_served(open_folder: Path) -> None:
+    """Whoever makes both ends may start QEMU first: its VERSION then waits in the socket."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        body = struct.pack("<HH", 0, 0) + CAPABLE.encode() + b"\0"
+        ours.sendall(
+            VFIO_USER_HEADER.pack(1, VFIO_USER_VERSION, VFIO_USER_HEADER.size + len(body), 0, 0) + body
+        )
+        fd = theirs.fileno()
+        with served("--fd", str(fd), pass_fds=(fd,)) as server:
+            theirs.close()
+            ours.settimeout(PATIENCE_SECONDS)
+            _, command, _, flags, error = VFIO_USER_HEADER.unpack(ours.recv(VFIO_USER_HEADER.size))
+            assert (command, flags, error) == (VFIO_USER_VERSION, TAKEN, 0)
+            ours.close()
+            assert server.wait(PATIENCE_SECONDS) == 0
 
 
 def test_a_connection_that_ends_before_it_is_a_client_ends_the_server(open_folder: Path) -> None:

@@ -24,26 +24,34 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 NO_CONTROL = "none"
-_OVERFLOW_UID = Path("/proc/sys/kernel/overflowuid")
+# (uid_t) -1 and (gid_t) -1, which chown(2) takes for "leave it as it is".
+_NOBODY_AT_ALL = (1 << 32) - 1
 _NAMES = ("socket_path", "fd", "control_path", "socket_group", "allow_uid", "require_migration")
 
 
 def _group(text: str) -> int:
     """Return a group's number. Raises: ValueError: there is no such group."""
     try:
-        return int(text) if text.isdecimal() else grp.getgrnam(text).gr_gid
+        number = int(text) if text.isdecimal() else grp.getgrnam(text).gr_gid
     except KeyError:
         raise ValueError(f"there is no group {text!r} here; `getent group` lists them") from None
+    if number >= _NOBODY_AT_ALL:
+        raise ValueError(f"{number} is no group's number")
+    return number
 
 
 def _user(text: str) -> int:
     """Return a user's number. Raises: ValueError: there is no such user, or it stands for many."""
+    from vfu_dev.server.door import overflow_uid
+
     try:
         number = int(text) if text.isdecimal() else pwd.getpwnam(text).pw_uid
     except KeyError:
         raise ValueError(f"there is no user {text!r} here; `getent passwd` lists them") from None
+    if number >= _NOBODY_AT_ALL:
+        raise ValueError(f"{number} is no user's number")
     # In a user namespace (PrivateUsers= of systemd) all users that it does not know arrive under one number.
-    if number == int(_OVERFLOW_UID.read_text()):
+    if number == overflow_uid():
         raise ValueError(f"{number} stands for every user that this namespace does not know")
     return number
 

@@ -18,8 +18,14 @@ from vfu_dev.server.sockets import OwnedPath, SpareDescriptor, claim_socket_path
 
 logger = logging.getLogger(__name__)
 
+_OVERFLOW_UID = Path("/proc/sys/kernel/overflowuid")
 _UCRED = struct.Struct("=iII")  # struct ucred of <linux/socket.h>: pid, uid, gid
 _ROOT = 0
+
+
+def overflow_uid() -> int:
+    """Return the number under which every user arrives that this user namespace does not know."""
+    return int(_OVERFLOW_UID.read_text())
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,8 @@ class Access:
         if not self.users:
             return None  # the mode of the path has refused all others
         _, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        if uid in {_ROOT, os.geteuid(), *self.users}:
+        # The server's own user may be one that its namespace does not know: then so may anybody.
+        if uid in {_ROOT, os.geteuid(), *self.users} and uid != overflow_uid():
             return None
         return f"user {uid} may not connect, see --allow-uid (EACCES)"
 
