@@ -104,6 +104,13 @@ class Faulty:
         return self.board.arm(Fault.parse(text))
 
 
+class Bell(Device):
+    """Has INTx, and two causes for it."""
+
+    registers = Registers(0, [Field("causes", 0x4, "<u4", "intx", "who rang")])
+    msi_vectors = 2
+
+
 @pytest.fixture
 def faulty() -> Iterator[Faulty]:
     made = Faulty(ReferenceDevice("d", memory_bytes=1 << 20))
@@ -179,10 +186,6 @@ def test_reading_and_writing_are_two_operations(faulty: Faulty) -> None:
 def test_a_line_that_does_not_rise_rises_with_the_next_cause() -> None:
     """The first INTx is lost, but its cause is in the register; the second arrives."""
 
-    class Bell(Device):
-        registers = Registers(0, [Field("causes", 0x4, "<u4", "intx", "who rang")])
-        msi_vectors = 2
-
     faulty = Faulty(Bell())
     with faulty.client as client:
         faulty.bus.kind = VFIO_PCI_INTX_IRQ_INDEX
@@ -196,6 +199,23 @@ def test_a_line_that_does_not_rise_rises_with_the_next_cause() -> None:
         client.device.raise_irq(0)
         assert faulty.bus.line is True
         assert faulty.board.injected["irq"] == 1
+
+
+def test_a_line_that_is_up_is_not_lost_because_another_fault_is_armed() -> None:
+    """It does not rise once more, whatever comes and goes around the bus."""
+
+    faulty = Faulty(Bell())
+    with faulty.client as client:
+        faulty.bus.kind = VFIO_PCI_INTX_IRQ_INDEX
+        faulty.arm("op=irq,error,after=1")
+        client.device.raise_irq(0)
+        other = faulty.arm("op=dma-read,error")
+        client.device.raise_irq(1)
+        assert faulty.bus.line is True
+        faulty.board.clear(other)
+        client.device.interrupts.update_line()
+        assert faulty.bus.line is True
+        assert faulty.board.injected["irq"] == 0
 
 
 def test_a_message_that_is_lost_is_none_the_device_could_take_back(faulty: Faulty) -> None:

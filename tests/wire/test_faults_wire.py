@@ -6,6 +6,7 @@ that came first is what is reported. Nothing hangs, and a second migration witho
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -31,7 +32,7 @@ from vfu_dev import uapi
 from vfu_dev.client import ClientCommandError, VfioUserDevice
 from vfu_dev.client.frames import Call
 from vfu_dev.client.migrator import ClientOptions, MigrationError, Migrator
-from vfu_dev.device.reference.layout import Op, Status
+from vfu_dev.device.reference.layout import FLAG_INTERRUPT, Op, Status
 from vfu_dev.errors import VfuDevError
 from vfu_dev.uapi import DeviceState as S
 
@@ -454,3 +455,61 @@ def test_an_interrupt_can_be_lost(server: RunningServer) -> None:
         finally:
             for fd in fds:
                 os.close(fd)
+
+
+def test_an_interrupt_of_the_devices_own_work_can_end_the_connection(
+    server: RunningServer, driver: Driver
+) -> None:
+    """Nothing but the connection is lost: the next client finds a device that works."""
+    arm(server, "op=irq,disconnect,count=1")
+    driver.put({"op": Op.FILL_DEVICE, "length": 4096, "value": 7, "flags": FLAG_INTERRUPT})
+    with contextlib.suppress(VfuDevError):  # its last write may find the connection gone already
+        driver.start(1)
+    with server.connect() as device:
+        device.dma_map(0x10000, 64 * KIB)
+        assert Driver(device).one(Op.FILL_DEVICE, length=4096, value=8).status is Status.DONE
+    with server.control() as control:
+        assert control.command("faults")["injected"]["irq"] == 1
+
+
+TICKER = """
+from vfu_dev.device import Device
+
+class Tick:
+    def __init__(self, device):
+        self.device, self.left = device, 1
+
+    def due(self):
+        return 0.0 if self.left else None
+
+    def advance(self, budget_seconds):
+        self.left = 0
+        self.device.raise_irq(0)
+
+    def reset(self):
+        pass
+
+    def block(self):
+        return None
+
+class Ticker(Device):
+    msi_vectors = 1
+
+    def make_workers(self):
+        return [Tick(self)]
+"""
+
+
+@pytest.mark.parametrize("action", ["disconnect", "delay=0.01", "error"])
+def test_an_interrupt_without_a_client_can_be_struck(
+    serve: ServerFactory, short_tmp: Path, action: str
+) -> None:
+    """A device may work before anybody has come."""
+    (short_tmp / "ticker.py").write_text(TICKER)
+    server = serve(
+        "--device", f"{short_tmp / 'ticker.py'}:Ticker", "--fault", f"op=irq,{action}", memory=None
+    )
+    with server.connect() as device:
+        assert device.info().resettable
+    with server.control() as control:
+        assert control.command("faults")["injected"]["irq"] == 1

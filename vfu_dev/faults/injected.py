@@ -27,6 +27,7 @@ class ArmedFault:
         calls: number of calls of its operation while it was armed.
         hits: number of calls that it struck.
         seen_bytes: bytes of data that went through its operation; its layer counts them.
+        line: whether INTx was to be asserted when its layer last heard of it.
     """
 
     def __init__(self, ident: int, fault: Fault) -> None:
@@ -35,6 +36,7 @@ class ArmedFault:
         self.calls = 0
         self.hits = 0
         self.seen_bytes = 0
+        self.line = False
         self.cleared = False
         self.random = random.Random(fault.seed)
 

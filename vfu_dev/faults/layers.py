@@ -281,18 +281,15 @@ class _Transfer(Layer[Bus]):
 class Irq(Layer[Bus]):
     """Around an interrupt, of whatever kind, when it leaves the device; an error loses it."""
 
-    def __init__(self, one: ArmedFault, reach: Reach, next_: Bus) -> None:
-        super().__init__(one, reach, next_)
-        self._asserted = False
-
     def raise_message(self, vector: int) -> bool:
         """Lose the message, of which the device knows nothing."""
         return True if self._lost() else self.next.raise_message(vector)
 
     def set_line(self, pending: bool, *, quiet: bool) -> None:
         """Leave the line as it is when it would rise; the next change may find it well."""
-        before, self._asserted = self._asserted, pending and not quiet
-        lost = self._asserted and not before and self._lost()
+        one = self.one  # this layer is made anew when another fault comes or goes
+        before, one.line = one.line, pending and not quiet
+        lost = one.line and not before and self._lost()
         self.next.set_line(pending, quiet=quiet or lost)
 
     def _lost(self) -> bool:
@@ -300,7 +297,10 @@ class Irq(Layer[Bus]):
             return False
         if self.one.fault.action == "error":
             return True
-        self.reach.act(self.one)
+        try:
+            self.reach.act(self.one)
+        except VfuDevError:  # the client is gone; who raises an interrupt hears nothing of where it went
+            return True
         return False
 
 

@@ -24,10 +24,11 @@ class ServerHost:
 
     def disconnect(self) -> None:
         """See `FaultHost`."""
+        if not self._context.attached:
+            return
         # The library keeps its descriptor, and finds the connection closed with its next call.
         with socket.socket(fileno=os.dup(self._context.poll_fd)) as connection:
-            if self._context.attached:
-                connection.shutdown(socket.SHUT_RDWR)
+            connection.shutdown(socket.SHUT_RDWR)
 
     def fail_device(self, reason: str) -> None:
         """See `FaultHost`."""

@@ -69,7 +69,8 @@ class Watch:
         with self._client_waiting():
             waiting = select.poll()
             client = self._fd()
-            waiting.register(client, events)
+            if client >= 0:  # a device may work, and be held up, without one
+                waiting.register(client, events)
             waiting.register(self._selector.fileno(), select.POLLIN)  # type: ignore[attr-defined]  # epoll's
             more = False
             while not over():
