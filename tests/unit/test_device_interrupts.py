@@ -372,3 +372,16 @@ def test_the_writer_refuses_what_makes_no_sense(machine: Machine, name: str, val
     machine.device.writer.write_ctrl(1)
     assert registers["writer_status"] == WriterStatus.BAD_BUFFER
     assert machine.device.work_due() is None
+
+
+@pytest.mark.parametrize("state", [S.RUNNING_P2P, S.STOP])
+def test_a_reset_raises_nothing_that_was_pending(state: S) -> None:
+    """A device that is reset while it is quiet runs again, and has forgotten what waited for that."""
+    machine = Machine()
+    machine.device.migration.set_state(S.RUNNING_P2P)
+    machine.raise_irq(3)
+    machine.device.migration.set_state(state)
+    assert machine.device.interrupts.pending == [3]
+    machine.device.reset(S.RUNNING, "reset")
+    assert machine.device.interrupts.pending == []
+    assert machine.raised == []

@@ -360,11 +360,12 @@ class Device:
         Args:    state: the migration state afterwards, see `Migration.reset`.
         """
         self.counters.resets += 1
+        # What is pending is not raised by running again.
+        self.interrupts.reset()
         # Memory first: when an unverified resume is given up, registers must be reset after it.
         self.migration.reset(state, reason)
         for bar in self.bars:
             bar.reset()
-        self.interrupts.reset()
         self.config.reset()
         for worker in self.workers:
             worker.reset()
