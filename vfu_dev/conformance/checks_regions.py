@@ -14,6 +14,8 @@ from vfu_dev.conformance.session import Region, Session
 _INFO = "VFIO_USER_DEVICE_GET_REGION_INFO"
 _READ, _WRITE = "VFIO_USER_REGION_READ", "VFIO_USER_REGION_WRITE"
 _CONFIG = uapi.VFIO_PCI_CONFIG_REGION_INDEX
+_CONFIG_BYTES = (256, 4096)
+_ARGSZ = struct.Struct("<I")  # what information begins with
 _MULTI, _COUNT = struct.Struct("<QII8s"), struct.Struct("<Q")  # one write, and wr_cnt
 # PCI Local Bus Specification 3.0, chapter 6: offsets of configuration space.
 _COMMAND, _STATUS, _CAPABILITIES, _INTERRUPT_LINE = 0x04, 0x06, 0x34, 0x3C
@@ -53,7 +55,7 @@ def region_info_has_its_size(session: Session) -> None:
     """argsz is the size of the whole reply, capabilities included."""
     for index in range(session.info[1]):
         payload = session.region(index).payload
-        (argsz,) = struct.unpack_from("<I", payload)
+        (argsz,) = _ARGSZ.unpack_from(payload)
         require(argsz == len(payload), f"info of region {index}: argsz {argsz} in {len(payload)} bytes")
 
 
@@ -75,7 +77,8 @@ def region_info_fits_its_room(session: Session) -> None:
             not reply.refused, f"info of region {region.index} with argsz {room} is refused: {reply.reason}"
         )
         require(len(reply.payload) <= room, f"{len(reply.payload)} bytes where there is room for {room}")
-        (argsz,) = struct.unpack_from("<I", reply.payload)
+        require(len(reply.payload) >= _ARGSZ.size, f"info of {len(reply.payload)} bytes")
+        (argsz,) = _ARGSZ.unpack_from(reply.payload)
         require(argsz == len(region.payload), f"argsz {argsz}, all of it has {len(region.payload)} bytes")
 
 
@@ -136,6 +139,10 @@ def region_that_maps_brings_a_file(session: Session) -> None:
     for index in range(session.info[1]):
         reply = session.ask_region(index)
         require(not reply.refused, f"info of region {index} is refused: {reply.reason}")
+        require(
+            len(reply.payload) >= messages.REGION_INFO.size,
+            f"info of region {index} of {len(reply.payload)} bytes",
+        )
         _, flags, _, _, size, _ = messages.REGION_INFO.unpack_from(reply.payload)
         mapped = flags & uapi.VFIO_REGION_INFO_FLAG_MMAP and size
         count = len(reply.fds)
@@ -179,7 +186,7 @@ def region_that_is_not_there(session: Session) -> None:
 def config_space_can_be_read(session: Session) -> None:
     """Configuration space has 256 or 4096 bytes, and begins with a vendor."""
     region = session.region(_CONFIG)
-    require(region.size_bytes in (256, 4096), f"configuration space of {region.size_bytes} bytes")
+    require(region.size_bytes in _CONFIG_BYTES, f"configuration space of {region.size_bytes} bytes")
     header = _read(session, _CONFIG, 0, 64)
     require(len(header) == 64, f"{len(header)} bytes for a read of 64")
     (vendor,) = struct.unpack_from("<H", header)
@@ -249,6 +256,7 @@ def _judge_access(payload: bytes, offset: int, count: int, data_bytes: int) -> N
 def region_write_arrives(session: Session) -> None:
     """What is written to the bus master bit of the command register can be read back."""
     before = _read(session, _CONFIG, _COMMAND, 2)
+    require(len(before) == 2, f"{len(before)} bytes for a read of 2")
     (command,) = struct.unpack("<H", before)
     changed = struct.pack("<H", command ^ _COMMAND_BUS_MASTER)
     _write(session, _CONFIG, _COMMAND, changed)
@@ -268,6 +276,7 @@ def region_write_arrives(session: Session) -> None:
 def region_access_outside_is_refused(session: Session) -> None:
     """Reads and writes beyond a region's end are errors, also where offset and count wrap around."""
     size = session.region(_CONFIG).size_bytes
+    require(size in _CONFIG_BYTES, f"configuration space of {size} bytes")
     for offset in (size, size - 2, (1 << 64) - 4):
         request = messages.REGION_ACCESS.pack(offset, _CONFIG, 4)
         session.refused(uapi.VFIO_USER_REGION_READ, request, what=f"a read at {offset:#x} of {size:#x} bytes")

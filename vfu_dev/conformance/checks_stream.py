@@ -285,11 +285,12 @@ def stream_round_trip_with_precopy(session: Session) -> None:
     session.need_states(S.PRE_COPY)
     size = min(SLICE, session.transfer_bytes)
     session.set_state(S.PRE_COPY)
-    first = b""
-    while len(first) <= session.max_state_bytes and (data := read(session, size)):
-        first += data
+    first, total = [], 0
+    while total <= session.max_state_bytes and (data := read(session, size)):
+        first.append(data)
+        total += len(data)
     session.set_state(S.STOP_COPY)
-    stream = first + b"".join(slices(session))
+    stream = b"".join((*first, *slices(session)))
     session.set_state(S.RUNNING)
     load(session, data=stream)
 
@@ -339,6 +340,8 @@ def stream_read_beyond_the_limit(session: Session) -> None:
     """A read of more than max_data_xfer_size is refused, or answered with no more than that."""
     session.need_migration()
     limit = session.limit("max_data_xfer_size", uapi.VFIO_USER_DEF_MAX_XFER_BYTES)
+    if limit > messages.MAX_XFER_BYTES:
+        raise NotApplicableError(f"max_data_xfer_size is {limit}, more than any client asks for")
     session.set_state(S.STOP_COPY)
     reply = ask_read(session, limit + 4096)
     too_much = len(reply.payload) - messages.MIG_DATA.size > limit

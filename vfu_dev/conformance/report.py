@@ -18,12 +18,13 @@ def line(result: Result) -> str:
     if result.status is Status.FAIL and check.level is not Level.MUST:
         word = "no"
     text = f"{word:6}  {check.level.value:8}  {check.name}: {check.about}"
+    detail = _printable(result.detail)
     if result.status is Status.SKIP:
-        return f"{text} [{result.detail}]"
+        return f"{text} [{detail}]"
     if result.status is Status.PASS:
         return text
     source = check.source
-    return f"{text}\n{'':18}{result.detail}\n{'':18}{source.document}, {source.section}: “{source.quote}”"
+    return f"{text}\n{'':18}{detail}\n{'':18}{source.document}, {source.section}: “{source.quote}”"
 
 
 def counts(results: Sequence[Result]) -> dict[str, dict[str, int]]:
