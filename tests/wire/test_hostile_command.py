@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from liarkit import HOSTILE
 from schemakit import conforms
 from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.client import VfioUserDevice
 from vfu_dev.errors import VfuDevError
-from vfu_dev.hostile import LIES
+from vfu_dev.hostile import LIES, Device
+from vfu_dev.hostile.message import RefusedError
 
 
 @contextmanager
@@ -123,3 +126,10 @@ def test_mistakes_are_said_in_words(short_tmp: Path) -> None:
             )
             assert done.returncode == status, done.stderr
             assert says in done.stderr
+
+
+def test_capabilities_without_an_end_are_refused() -> None:
+    """What a client proposes may be nested deeper than a parser goes."""
+    payload = struct.pack("<HH", 0, 0) + b"[" * 100_000
+    with pytest.raises(RefusedError):
+        Device().version(payload)

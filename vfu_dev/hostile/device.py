@@ -124,7 +124,7 @@ class Device:
             try:
                 proposed = json.loads(data.rstrip(b"\0")).get("capabilities", {})
                 _require(isinstance(proposed, dict))
-            except (ValueError, AttributeError):
+            except (ValueError, RecursionError, AttributeError):
                 raise RefusedError(errno.EINVAL) from None
         capabilities = {
             "max_msg_fds": 8,
