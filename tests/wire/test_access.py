@@ -340,7 +340,7 @@ def test_newcomers_are_limited(serve: ServerFactory) -> None:
         for one in silent[:4]:
             one.settimeout(PATIENCE_SECONDS)
             assert one.recv(1) == b""
-    assert server.log().count("a client was turned away: it sent no whole VERSION message") >= 5
+    assert server.log().count("a client was turned away: it sent no complete VERSION message") >= 5
 
 
 def test_a_version_message_is_limited(serve: ServerFactory) -> None:
