@@ -39,7 +39,7 @@ def test_with_nothing_built_every_problem_says_what_to_do(tmp_path: Path) -> Non
     report = json.loads(done.stdout)
     assert report["ok"] is False
     fixes = {problem["fix"] for problem in report["problems"]}
-    assert {f"vfu-dev build {name}" for name in ("libvfio-user", "qemu", "guest")} <= fixes
+    assert {f"vfu-dev build {name}" for name in ("libvfio-user", "vfu-kernels", "qemu", "guest")} <= fixes
     assert report["python"]["packages"]["numpy"]
     assert report["cache"] == {"path": str(tmp_path / "cache"), "bytes": {}}
     assert not (tmp_path / "cache").exists(), "doctor wrote to the cache"

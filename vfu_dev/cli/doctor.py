@@ -58,6 +58,7 @@ def command(json_path: str | None, try_kvm: bool, verify: bool) -> None:
         _python,
         _carried,
         _library,
+        _kernels,
         doctor_qemu.look,
         _guest,
         _firmware,
@@ -109,6 +110,15 @@ def _library(findings: Findings) -> None:
         findings.problem(f"{path}: {found['error']}", f"unset {recipe.override}; vfu-dev build {recipe.name}")
 
 
+def _kernels(findings: Findings) -> None:
+    try:
+        path = str(recipe_named("vfu-kernels").find(Cache()))
+    except BuildError as error:
+        findings.unbuilt("vfu-kernels", error)
+        path = None
+    findings.facts["kernels"] = {"path": path}
+
+
 def _guest(findings: Findings) -> None:
     found: dict[str, str | None] = {"path": None}
     try:
@@ -150,7 +160,7 @@ def _kvm(findings: Findings) -> None:
 
 def _build_packages(findings: Findings) -> None:
     """Check what a build needs. What is missing is a problem only while an artifact has to be built."""
-    packages = missing(["libvfio-user", "qemu", "guest"])
+    packages = missing(["libvfio-user", "vfu-kernels", "qemu", "guest"])
     findings.facts["build_packages_missing"] = packages
     if packages and findings.problems:
         findings.problem(f"to build, these are missing: {', '.join(packages)}", install_command(packages))
