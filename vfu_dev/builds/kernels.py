@@ -9,7 +9,7 @@ from pathlib import Path
 from vfu_dev.builds.cache import file_digest
 from vfu_dev.builds.command import BuildContext, compiler_version
 from vfu_dev.builds.native import native_dir
-from vfu_dev.builds.recipe import Facts, Recipe
+from vfu_dev.builds.recipe import SANITIZERS, Facts, Recipe
 
 # Raised when this module builds something different from the same inputs.
 _VERSION = 1
@@ -46,18 +46,7 @@ def _make(extra: tuple[str, ...], context: BuildContext, out: Path) -> Facts:
     return {"flags": [*_C_FLAGS, *_LINK_FLAGS, *extra], "variants": _VARIANTS, "compiler": compiler_version()}
 
 
-def _recipe(name: str, summary: str, *extra: str, override: str = "") -> Recipe:
-    return Recipe(
-        name=name,
-        summary=summary,
-        product=_PRODUCT,
-        inputs=partial(_inputs, extra),
-        make=partial(_make, extra),
-        needs=("vfu-kernels",),
-        override=override,
-    )
-
-
+_recipe = partial(Recipe.with_flags, product=_PRODUCT, inputs=_inputs, make=_make, needs=("vfu-kernels",))
 LIBRARY = _recipe(
     "vfu-kernels",
     "what is done to pages of device memory in C",
@@ -67,7 +56,5 @@ SANITIZED = _recipe(
     "vfu-kernels-asan",
     "the same with the address and undefined behaviour sanitizers",
     "-g",
-    "-fsanitize=address,undefined",
-    "-fno-sanitize-recover=undefined",
-    "-fno-omit-frame-pointer",
+    *SANITIZERS,
 )

@@ -7,7 +7,9 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Self
 
 import vfu_dev
 from vfu_dev.builds import fetch, packages
@@ -39,6 +41,10 @@ class OverrideError(BuildError):
         super().__init__(f"{variable}={text}: {why}")
 
 
+# Flags of cc for an artifact that finds its own mistakes.
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How one artifact is made.
@@ -58,6 +64,23 @@ class Recipe:
     after: tuple[Recipe, ...] = ()
     override: str = ""  # environment variable that names a file to use instead
     override_file: Callable[[Path], Path] = Path  # from what the variable names to that file
+
+    @classmethod
+    def with_flags(
+        cls,
+        name: str,
+        summary: str,
+        *flags: str,
+        product: str,
+        inputs: Callable[[tuple[str, ...]], Mapping[str, object]],
+        make: Callable[[tuple[str, ...], BuildContext, Path], Facts],
+        needs: tuple[str, ...],
+        override: str = "",
+    ) -> Self:
+        """Return a recipe whose `inputs` and `make` get `flags` of the compiler first."""
+        return cls(
+            name, summary, product, partial(inputs, flags), partial(make, flags), needs, override=override
+        )
 
     def key(self) -> str:
         """Return the key of the artifact as it would be built now. Runs no compiler, fetches nothing."""

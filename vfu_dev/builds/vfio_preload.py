@@ -13,7 +13,7 @@ from vfu_dev.builds import fetch
 from vfu_dev.builds.cache import tree_digest
 from vfu_dev.builds.command import BuildContext, compiler_version
 from vfu_dev.builds.native import native_dir
-from vfu_dev.builds.recipe import Facts, Recipe
+from vfu_dev.builds.recipe import SANITIZERS, Facts, Recipe
 
 # Raised when this module builds something different from the same inputs.
 _VERSION = 1
@@ -69,18 +69,7 @@ def _make(extra: tuple[str, ...], context: BuildContext, out: Path) -> Facts:
     return {"flags": [*_C_FLAGS, *link, *extra], "compiler": compiler_version()}
 
 
-def _recipe(name: str, summary: str, *extra: str, override: str = "") -> Recipe:
-    return Recipe(
-        name=name,
-        summary=summary,
-        product=_PRODUCT,
-        inputs=partial(_inputs, extra),
-        make=partial(_make, extra),
-        needs=("vfio-preload",),
-        override=override,
-    )
-
-
+_recipe = partial(Recipe.with_flags, product=_PRODUCT, inputs=_inputs, make=_make, needs=("vfio-preload",))
 LIBRARY = _recipe(
     "vfio-preload",
     "the library that gives an unmodified QEMU the device",
@@ -89,9 +78,7 @@ LIBRARY = _recipe(
 ADDRESS_SANITIZED = _recipe(
     "vfio-preload-asan",
     "the same with the address and undefined behaviour sanitizers",
-    "-fsanitize=address,undefined",
-    "-fno-sanitize-recover=undefined",
-    "-fno-omit-frame-pointer",
+    *SANITIZERS,
 )
 THREAD_SANITIZED = _recipe(
     "vfio-preload-tsan",

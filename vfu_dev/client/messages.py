@@ -140,7 +140,7 @@ def parse_version(payload: memoryview) -> Version:
     require(len(payload) >= VERSION.size, f"a VERSION reply of {len(payload)} bytes")
     major, minor = VERSION.unpack_from(payload)
     require((major, minor) == (0, 0), f"version {major}.{minor}, 0.0 was proposed")
-    capabilities = _capabilities(bytes(payload[VERSION.size :]))
+    capabilities = capabilities_of(bytes(payload[VERSION.size :]))
     _check_optional(capabilities)
     pgsizes = _limit(capabilities, "pgsizes", 4096)
     require(pgsizes % 4096 == 0, f"pgsizes {pgsizes:#x}, with pages below 4 KiB")
@@ -156,7 +156,8 @@ def parse_version(payload: memoryview) -> Version:
     )
 
 
-def _capabilities(data: bytes) -> dict[str, Any]:
+def capabilities_of(data: bytes) -> dict[str, Any]:
+    """Return the capabilities in the data of a VERSION reply. Raises: ProtocolError: they are malformed."""
     if not data:  # the version data is optional
         return {}
     require(data.endswith(b"\0"), "version data without its final NUL")

@@ -134,12 +134,15 @@ def _add_arcs() -> None:
             add(Check(name, "states", level, _source(start, end), about, run))
 
 
+def _require_flag(session: Session, flag: MigrationFlags, name: str) -> None:
+    session.need_migration()
+    require(flag in session.flags, f"migration flags {int(session.flags):#x} without {name}")
+
+
 @check(Level.MUST, spec(_MIGRATION, "at least ``VFIO_MIGRATION_STOP_COPY`` must be set."))
 def migration_has_stop_copy(session: Session) -> None:
     """A device that migrates has STOP_COPY."""
-    session.need_migration()
-    stop_copy = MigrationFlags.VFIO_MIGRATION_STOP_COPY
-    require(stop_copy in session.flags, f"migration flags {int(session.flags):#x} without STOP_COPY")
+    _require_flag(session, MigrationFlags.VFIO_MIGRATION_STOP_COPY, "STOP_COPY")
 
 
 @check(
@@ -148,9 +151,7 @@ def migration_has_stop_copy(session: Session) -> None:
 )
 def migration_has_precopy(session: Session) -> None:
     """The device has PRE_COPY: its state moves while it runs."""
-    session.need_migration()
-    pre_copy = MigrationFlags.VFIO_MIGRATION_PRE_COPY
-    require(pre_copy in session.flags, f"migration flags {int(session.flags):#x} without PRE_COPY")
+    _require_flag(session, MigrationFlags.VFIO_MIGRATION_PRE_COPY, "PRE_COPY")
 
 
 @check(
@@ -159,9 +160,7 @@ def migration_has_precopy(session: Session) -> None:
 )
 def migration_has_p2p(session: Session) -> None:
     """The device has the P2P states: QEMU migrates a VM with more than one device only if all have them."""
-    session.need_migration()
-    p2p = MigrationFlags.VFIO_MIGRATION_P2P
-    require(p2p in session.flags, f"migration flags {int(session.flags):#x} without P2P")
+    _require_flag(session, MigrationFlags.VFIO_MIGRATION_P2P, "P2P")
 
 
 @check(

@@ -7,6 +7,7 @@ from typing import Any
 
 from vfu_dev.client import messages
 from vfu_dev.conformance.model import CheckFailedError, require
+from vfu_dev.errors import ProtocolError
 
 
 def version_request(capabilities: dict[str, Any] | None, major: int = 0, minor: int = 0) -> bytes:
@@ -23,15 +24,7 @@ def version_capabilities(payload: bytes) -> dict[str, Any]:
     Raises:  CheckFailedError: they are not what the specification describes.
     """
     require(len(payload) >= messages.VERSION.size, f"a VERSION reply of {len(payload)} bytes")
-    data = payload[messages.VERSION.size :]
-    if not data:
-        return {}
-    require(data.endswith(b"\0"), "version data without its final NUL")
     try:
-        value = json.loads(data[:-1].decode())
-    except (ValueError, RecursionError) as error:
-        raise CheckFailedError(f"version data that is no JSON: {error}") from error
-    require(isinstance(value, dict), "version data that is no object")
-    capabilities = value.get("capabilities", {})
-    require(isinstance(capabilities, dict), "capabilities that are no object")
-    return dict(capabilities)
+        return messages.capabilities_of(payload[messages.VERSION.size :])
+    except ProtocolError as error:
+        raise CheckFailedError(str(error)) from error
