@@ -42,7 +42,7 @@ FEATURES = {
     "multifd": "device state of STOP_COPY goes through multifd channels",
     "P2P": "two devices or more, through PRE_COPY_P2P and RUNNING_P2P",
     "file": "to `file:`, and from there",
-    "REINIT": "QEMU is told of initial data that appears in PRE_COPY, and sends it before the VM stops",
+    "REINIT": "initial data that appears in PRE_COPY is announced, and QEMU sends it before the VM stops",
     "to another": "the destination is another version of QEMU",
     "from another": "the source is another version of QEMU",
     "other front end": "the destination has the other front end",

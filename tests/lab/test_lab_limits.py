@@ -132,7 +132,7 @@ CPR = [
     ("10.2", "type1", "blocked", "VFIO container does not support VFIO_UPDATE_VADDR"),
     ("11.1", "type1", "blocked", "VFIO container does not support VFIO_UPDATE_VADDR"),
     ("11.1", "iommufd-cdev", "blocked", "vfio iommufd backend does not support IOMMU_IOAS_CHANGE_PROCESS"),
-    # It has that blocker as well, and ends by SIGSEGV where it should put it in place: so it is told late.
+    # 10.2 has that blocker too, but dies of SIGSEGV when it adds it: CPR is refused when its state is saved.
     ("10.2", "iommufd-cdev", "failed", "Save of field CprState/fds failed"),
     # Its VFIO knows nothing of the mode: it migrates as in any other.
     ("10.0", "type1", "completed", ""),

@@ -92,7 +92,7 @@ async def fail_and_move(vm: Vm, leg: Leg, evidence: Evidence) -> None:
     assert (await vm.fails())["status"] in ("cancelled", "failed")
     await vm.goes_on()
 
-    # Its device reads the first bytes and refuses; the source's QEMU is told, and its VM has not stopped.
+    # Its device refuses the first bytes. The source's QEMU learns of it while its VM still runs.
     await lab.replace_destination(replace(lab.options, page_size=8192))
     await lab.configure()
     await lab.begin(await lab.listen())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from movekit import feed
@@ -18,9 +19,10 @@ from recorded_device import FILE_VARIABLE
 from serverkit import ServerFactory, wait_until
 
 from vfu_dev.migration.forecast import Forecaster
+from vfu_dev.uapi import DeviceState
 
-# So many reads tell a link from pauses. Before that a busy machine may tell a prediction and take it back
-# with the first pause; the first sample may come after a read, too.
+# 8 reads of 1 MiB are enough to tell a link from pauses. After fewer, a busy machine may show a prediction
+# and withdraw it at the first pause.
 SETTLED_BYTES = 8 << 20
 
 RECORDED = ("--device", f"{Path(__file__).parent / 'recorded_device.py'}:RecordedDevice")
@@ -44,12 +46,21 @@ def test_what_was_predicted_at_the_stop_is_kept_beside_what_was_measured(pair: P
 
 def test_a_prediction_is_told_only_when_it_means_something(pair: Pair) -> None:
     """Not before there were reads to tell a slow link from pauses, and then until the end."""
+
+    def running() -> list[dict[str, Any]]:
+        samples = pair.web.status()["samples"]
+        rows = [dict(zip(samples["fields"], row, strict=True)) for row in samples["rows"]]
+        return [row for row in rows if row["state"] == "PRE_COPY"]
+
+    with pair.source.connect() as device:
+        device.migration.set_state(DeviceState.PRE_COPY)
+        unread = wait_until(running, "a sample in PRE_COPY")
+        assert [row["predicted_downtime_seconds"] for row in unread] == [None] * len(unread)
+        device.migration.set_state(DeviceState.RUNNING)
     move(pair.source, pair.destination, CONVERGES)
-    samples = pair.web.status()["samples"]
-    rows = [dict(zip(samples["fields"], row, strict=True)) for row in samples["rows"]]
-    running = [row for row in rows if row["state"] == "PRE_COPY"]
-    told = [row["predicted_downtime_seconds"] is not None for row in running]
-    read = [row["transferred_bytes"] for row in running]
+    rows = running()
+    told = [row["predicted_downtime_seconds"] is not None for row in rows]
+    read = [row["transferred_bytes"] for row in rows]
     assert not any(one for one, count in zip(told, read, strict=True) if count == 0)
     assert read[-1] >= SETTLED_BYTES
     assert told[-1]

@@ -27,7 +27,7 @@ class Bench:
         self.logger.handlers = [handler]
 
     def flood(self, count: int, level: int = logging.ERROR) -> None:
-        """Log so many lines from one place."""
+        """Log `count` lines from one place."""
         for number in range(count):
             self.logger.log(level, "no interrupt %d", number)
 

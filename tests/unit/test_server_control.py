@@ -270,7 +270,7 @@ def test_strangers_keep_nobody_out(loop: Loop, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_answers_that_nobody_reads_are_limited(loop: Loop) -> None:
-    """A client that only asks is dropped once so much waits for it."""
+    """A client that reads no answers is dropped when more than MAX_UNSENT_BYTES wait for it."""
     request = json.dumps({"command": "echo", "x": "y" * 60_000}).encode() + b"\n"
     with loop.connect() as greedy:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):

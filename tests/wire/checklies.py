@@ -1,6 +1,6 @@
 """A lie for every check of `vfu-dev check`: what a server would have to do for that check to fail.
 
-Each lie is told by the honest device of `vfu_dev.hostile`, which passes every check.
+Each lie is added to the honest device of `vfu_dev.hostile`, which passes every check.
 """
 
 from __future__ import annotations
@@ -448,7 +448,7 @@ for _start in S:
 
 
 class LyingServer:
-    """Listens on `path`; a second client at a time is told EBUSY, unless it is to be left waiting."""
+    """Listens on `path`; a second client gets EBUSY, unless the lie is to leave it waiting."""
 
     def __init__(self, path: Path, case: Case | None) -> None:
         self.case = case

@@ -122,7 +122,7 @@ def test_a_group_may_be_let_in(open_folder: Path) -> None:
 
 
 def test_users_may_be_let_in_by_number(open_folder: Path) -> None:
-    """Everybody reaches the socket, and who is not named is told so."""
+    """Everybody reaches the socket, and a user that is not named gets EACCES."""
     path = open_folder / "s"
     with served("--socket", str(path), "--allow-uid", str(FRIEND)) as server:
         control = path.with_name("s.ctl")

@@ -101,7 +101,7 @@ def test_who_connects_and_does_not_say_version_is_not_waited_for(
         assert device.info().resettable
         assert any(is_open(sock) for sock in stuck)
         assert server.status()["connected"]
-        # With a client attached nothing can become of them: they are told by being closed.
+        # While a client is attached the server closes their connections: none of them can become the client.
         for sock in stuck:
             assert sock.recv(1) == b""
         assert device.info().resettable
