@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.server import ControlSocket
+from vfu_dev.server import ControlSocket, door
 from vfu_dev.server.control import MAX_CLIENTS, MAX_LINE_BYTES, MAX_UNSENT_BYTES
 from vfu_dev.server.door import Access, Door
 from vfu_dev.server.sockets import OwnedPath, SocketInUseError, claim_socket_path
@@ -267,6 +267,16 @@ def test_strangers_keep_nobody_out(loop: Loop, monkeypatch: pytest.MonkeyPatch) 
         assert loop.answers(friend, 1)[0]["ok"]
         strangers[-1].send(b'{"command": "echo"}\n')
         assert loop.answers(strangers[-1], 1) == [{"ok": False, "error": "a stranger"}]
+
+
+def test_users_are_told_apart_without_proc_sys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The systemd unit hides /proc/sys from the server (ProcSubset=pid)."""
+    monkeypatch.setattr(door, "_OVERFLOW_UID", Path("/proc/self/no-such-file"))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert Access(users=frozenset({os.geteuid()})).refusal(ours) is None
+        monkeypatch.setattr(door, "_DEFAULT_OVERFLOW_UID", os.geteuid())
+        assert Access(users=frozenset({os.geteuid()})).refusal(ours) is not None
 
 
 def test_answers_that_nobody_reads_are_limited(loop: Loop) -> None:

@@ -19,13 +19,17 @@ from vfu_dev.server.sockets import OwnedPath, SpareDescriptor, claim_socket_path
 logger = logging.getLogger(__name__)
 
 _OVERFLOW_UID = Path("/proc/sys/kernel/overflowuid")
+_DEFAULT_OVERFLOW_UID = 65534  # DEFAULT_OVERFLOWUID of <linux/highuid.h>
 _UCRED = struct.Struct("=iII")  # struct ucred of <linux/socket.h>: pid, uid, gid
 _ROOT = 0
 
 
 def overflow_uid() -> int:
     """Return the number under which every user arrives that this user namespace does not know."""
-    return int(_OVERFLOW_UID.read_text())
+    try:
+        return int(_OVERFLOW_UID.read_text())
+    except OSError:  # ProcSubset=pid of systemd leaves no /proc/sys
+        return _DEFAULT_OVERFLOW_UID
 
 
 @dataclass(frozen=True)
