@@ -218,6 +218,21 @@ def test_a_line_that_is_up_is_not_lost_because_another_fault_is_armed() -> None:
         assert faulty.board.injected["irq"] == 0
 
 
+def test_a_line_that_is_up_when_a_fault_is_armed_has_risen() -> None:
+    """The next cause changes nothing about the line, so there is no interrupt to lose; the next rise is one."""
+
+    faulty = Faulty(Bell())
+    with faulty.client as client:
+        faulty.bus.kind = VFIO_PCI_INTX_IRQ_INDEX
+        client.device.raise_irq(0)
+        faulty.arm("op=irq,error")
+        client.device.raise_irq(1)
+        assert (faulty.bus.line, faulty.board.injected["irq"]) == (True, 0)
+        client.region_write(0, 4, b"\3\0\0\0")
+        client.device.raise_irq(0)
+        assert (faulty.bus.line, faulty.board.injected["irq"]) == (False, 1)
+
+
 def test_a_message_that_is_lost_is_none_the_device_could_take_back(faulty: Faulty) -> None:
     """It was raised, as far as the device knows: no error is counted, and it is not pending afterwards."""
     device = faulty.client.device

@@ -70,6 +70,11 @@ class Interrupts:
         """Vectors that wait for the device to run, ascending."""
         return _bits(self._pending)
 
+    @property
+    def is_line_up(self) -> bool:
+        """Whether the device asserts INTx; the guest may have disabled it."""
+        return self.asserted != 0 and not self._held
+
     def as_dict(self) -> dict[str, object]:
         """Return which kind the client uses, what is pending, and the causes of INTx; for `status`."""
         kind = self.bus.irq_kind()

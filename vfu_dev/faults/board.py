@@ -88,7 +88,9 @@ class FaultBoard:
         if len(self.armed) >= MAX_ARMED:
             raise ConfigError(f"fault: {MAX_ARMED} are armed, which is the limit")
         self._last += 1
-        self.armed[self._last] = ArmedFault(self._last, fault)
+        # INTx that is up already has risen: the next change of its causes is no interrupt to lose.
+        line = self._device.interrupts.is_line_up
+        self.armed[self._last] = ArmedFault(self._last, fault, line=line)
         self._place(fault)
         logger.info("%s: fault %d armed: %s", self._device.name, self._last, fault)
         return self._last

@@ -27,16 +27,16 @@ class ArmedFault:
         calls: number of calls of its operation while it was armed.
         hits: number of calls that it struck.
         seen_bytes: bytes of data that went through its operation; its layer counts them.
-        line: whether INTx was to be asserted when its layer last heard of it.
+        line: whether the device asserted INTx when its layer last heard of it, or when it was armed.
     """
 
-    def __init__(self, ident: int, fault: Fault) -> None:
+    def __init__(self, ident: int, fault: Fault, *, line: bool = False) -> None:
         self.ident = ident
         self.fault = fault
         self.calls = 0
         self.hits = 0
         self.seen_bytes = 0
-        self.line = False
+        self.line = line
         self.cleared = False
         self.random = random.Random(fault.seed)
 
