@@ -225,6 +225,37 @@ def test_a_connected_socket_is_served_until_its_client_leaves(open_folder: Path)
     assert not control.exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "listens", "text"),
+    [
+        (["--socket-group", "0"], True, "was handed over and keeps its group and mode. Set them where it is made"),
+        (["--socket-group", "0", "--control", "c"], False, "was handed over and keeps its group and mode."),
+        (["--allow-uid", "0"], False, "is a connection, so no user can connect any more; hand over a socket"),
+    ],
+)
+def test_an_option_that_a_handed_over_socket_cannot_follow_is_an_error(
+    options: list[str], listens: bool, text: str, short_tmp: Path
+) -> None:
+    """It would change nothing, and its user would believe that somebody may connect."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        if listens:
+            listener.bind(str(short_tmp / "s"))
+            listener.listen()
+        fd = listener.fileno()
+        command = [*VFU_DEV, "serve", "--fd", str(fd), *options]
+        done = subprocess.run(
+            command,
+            pass_fds=(fd,),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+            cwd=short_tmp,
+        )
+    assert done.returncode == 2, done.stderr
+    assert text in " ".join(done.stderr.split())
+
+
 def test_a_client_that_spoke_before_the_server_was_there_is_served(open_folder: Path) -> None:
     """Whoever makes both ends may start QEMU first: its VERSION then waits in the socket."""
     ours, theirs = socket.socketpair()
