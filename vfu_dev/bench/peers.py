@@ -1,8 +1,7 @@
-"""The servers that are measured: ours as anybody starts it, and the peer in C (native/bench)."""
+"""The servers that are measured: `vfu-dev serve`, and the peer in C (native/bench)."""
 
 from __future__ import annotations
 
-import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -12,17 +11,17 @@ from pathlib import Path
 
 from vfu_dev.builds import artifact
 from vfu_dev.client.control import default_control
-from vfu_dev.client.listening import socket_folder
+from vfu_dev.client.listening import remove_socket_folder, socket_folder
 from vfu_dev.errors import VfuDevError
 from vfu_dev.vm.process import Child, until_listening
 from vfu_dev.vm.servers import DeviceServer, ServerOptions
 
-# Between two looks whether a server listens: how long it takes to start is a figure.
-LOOK_SECONDS = 0.001
+# Between two polls whether a server listens: how long it takes to start is a figure.
+POLL_SECONDS = 0.001
 
 
 class BenchError(VfuDevError):
-    """What is to be measured ended, or does not answer."""
+    """A measured server ended, or does not answer."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Served:
 
 
 class Bench:
-    """Where servers are started; at its end all of them are stopped and their files removed."""
+    """Starts servers; `close` stops them and removes their files."""
 
     def __init__(self) -> None:
         self._library = artifact("libvfio-user", build=True)
@@ -47,7 +46,7 @@ class Bench:
     def _add(self, server: Served, starting: Iterator[float]) -> Served:
         self._servers.append(server)
         for pause in starting:
-            time.sleep(min(pause, LOOK_SECONDS))
+            time.sleep(min(pause, POLL_SECONDS))
         return server
 
     def ours(self, memory_mib: int, *options: str, fill: int = 1, metrics: bool = False) -> Served:
@@ -75,24 +74,24 @@ class Bench:
         return self._add(Served(process, sock, default_control(sock)), until_listening(process, sock))
 
     def file(self, name: str) -> Path:
-        """Return where to put a file that goes with the servers."""
+        """Return the path of a file that is removed with the servers."""
         return self._folder / name
 
     def stop(self, server: Served) -> None:
-        """End one server before its time."""
+        """Stop one server early."""
         self._servers.remove(server)
         server.process.end()
 
     def close(self) -> None:
-        """End everything."""
+        """Stop all servers and remove their files."""
         for server in self._servers:
             server.process.end()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_socket_folder(self._folder)
 
 
 @contextmanager
 def bench() -> Iterator[Bench]:
-    """Yield a place to start servers in. Raises: BuildError: library or reference server cannot be built."""
+    """Yield a `Bench`. Raises: BuildError: the library or the peer cannot be built."""
     one = Bench()
     try:
         yield one

@@ -5,14 +5,17 @@ The command `vfu-dev lab host` runs there. It reads one JSON object per line and
     {"qemu": NAME or PATH or null, "front_end": …, "iommu": …}      what is here: versions, machines
     {"machine": …, "devices": …, …}     starts servers and QEMU, and says where their sockets are
 
-It ends everything at the end of its input, also when the connection breaks. An error is {"error": TEXT}.
+It ends everything at the end of its input. sshd does not notice that a network is cut before TCP gives up, which
+takes hours by default. So empty lines come in between, and everything also ends when no line has come for the
+second object's `silence_seconds`. An error is {"error": TEXT}.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import shutil
+import os
+import select
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,11 +24,15 @@ from vfu_dev import JSON_VERSION, __version__
 from vfu_dev.attach.front_end import choose_front_end, choose_iommu
 from vfu_dev.builds import artifact
 from vfu_dev.builds.qemu_binary import VFIO_PCI, find_qemu, machine_versions, probe_qemu
-from vfu_dev.client.listening import socket_folder
+from vfu_dev.client.listening import remove_socket_folder, socket_folder
 from vfu_dev.errors import ConfigError, VfuDevError, shown
 from vfu_dev.lab.host import Host, require_migration
 from vfu_dev.lab.options import MigrateOptions, QemuChoice
 from vfu_dev.vm.own_device import ask_own_device
+
+# The near side sends an empty line after each of the first, and is gone after the second without one.
+ALIVE_SECONDS = 15.0
+SILENCE_SECONDS = 60.0
 
 # Fields of MigrateOptions that the destination's host is made of, and that JSON can say.
 SENT = (
@@ -53,6 +60,7 @@ def settings_of(options: MigrateOptions, machine: str) -> dict[str, Any]:
         "guest": options.guest_image is not None,
         "own_device": None if own is None else own.spec,
         "faults": options.faults_destination,
+        "silence_seconds": SILENCE_SECONDS,
     }
 
 
@@ -105,12 +113,14 @@ async def serve_host() -> bool:
     """Serve one host over standard input and output; return whether it came up."""
     folder = socket_folder("vfud-far-")
     host: Host | None = None
+    lines = _Lines()
     try:
-        choice, found = _describe(_parsed(await _line()))
+        choice, found = _describe(_parsed(await lines.next()))
         _say(found)
-        if not (line := await _line()):
+        if not (line := await lines.next()):
             return True  # it was asked what is here, and no more
-        host = _make(choice, _parsed(line), folder)
+        settings = _parsed(line)
+        host = _make(choice, settings, folder)
         await host.start()
         await host.qemu.disconnect()  # a monitor has one client, who is on the other side
         _say(
@@ -123,8 +133,7 @@ async def serve_host() -> bool:
                 "command_line": host.qemu.command_line,
             }
         )
-        while await _line():
-            pass
+        await lines.until_silent(settings.get("silence_seconds"))
         return True
     except (VfuDevError, OSError, KeyError, ValueError) as error:
         said = str(error) or type(error).__name__
@@ -134,11 +143,37 @@ async def serve_host() -> bool:
     finally:
         if host is not None:
             await host.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_socket_folder(folder)
 
 
-async def _line() -> str:
-    return await asyncio.to_thread(sys.stdin.readline)
+class _Lines:
+    """Lines of standard input, read in a thread that never waits longer than a given time."""
+
+    def __init__(self) -> None:
+        self._read = bytearray()
+
+    async def next(self) -> str:
+        """Return the next line that is not empty; "" at the end of the input."""
+        while (line := await asyncio.to_thread(self._line, None)) == "\n":
+            pass
+        return line
+
+    async def until_silent(self, seconds: float | None) -> None:
+        """Return at the end of the input, or when no line has come for `seconds`."""
+        while await asyncio.to_thread(self._line, seconds):
+            pass
+
+    def _line(self, timeout_seconds: float | None) -> str:
+        fd = sys.stdin.fileno()
+        while b"\n" not in self._read:
+            if not select.select([fd], [], [], timeout_seconds)[0]:
+                return ""
+            if not (more := os.read(fd, 1 << 16)):
+                break
+            self._read += more
+        line, end, rest = bytes(self._read).partition(b"\n")
+        self._read[:] = rest
+        return (line + end).decode(errors="replace")
 
 
 def _say(value: dict[str, Any]) -> None:

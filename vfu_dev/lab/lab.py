@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vfu_dev.client.listening import socket_folder
+from vfu_dev.client.listening import remove_socket_folder, socket_folder
 from vfu_dev.errors import LabError
 from vfu_dev.lab.host import Host
 from vfu_dev.lab.observer import MoveReporter, Observer
@@ -57,7 +56,7 @@ class Lab(Observer):
                 old.unlink(missing_ok=True)
         self.sockets = socket_folder("vfud-lab-")
         with contextlib.ExitStack() as made:  # what is refused leaves nothing behind either
-            made.callback(shutil.rmtree, self.sockets, ignore_errors=True)
+            made.callback(remove_socket_folder, self.sockets)
             self.route = make_route(options, self.sockets) if far is None else FarRoute(far.far)
             made.callback(self.route.close)
             source = self.route.place(options.qemu_source, False)
@@ -104,7 +103,7 @@ class Lab(Observer):
             await self.guest.close()
         await asyncio.gather(self.source.stop(), self.destination.stop())
         self.route.close()
-        shutil.rmtree(self.sockets, ignore_errors=True)
+        remove_socket_folder(self.sockets)
 
     async def start(self) -> None:
         """Start both sides, wait for the guest, start the load. Raises: LabError."""

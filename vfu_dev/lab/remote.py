@@ -12,9 +12,10 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from urllib.parse import urlsplit
 
 from vfu_dev import JSON_VERSION
 from vfu_dev.builds.qemu_binary import newest_common, probe_qemu
-from vfu_dev.client.listening import socket_folder
+from vfu_dev.client.listening import remove_socket_folder, socket_folder
 from vfu_dev.errors import ConfigError, LabError, shown
-from vfu_dev.lab.far import settings_of
+from vfu_dev.lab.far import ALIVE_SECONDS, settings_of
 from vfu_dev.lab.host import Host
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import QemuSide
@@ -138,6 +139,10 @@ def require_far_side(destination: Destination, guest: bool) -> dict[str, Any]:
 class Connection(Child):
     """`vfu-dev lab host` on the far side, by ssh; it ends with its input, and so with us."""
 
+    def __init__(self, name: str, argv: Sequence[str], log: Path) -> None:
+        super().__init__(name, argv, log)
+        self._sending, self._over = threading.Lock(), threading.Event()
+
     def start(self) -> None:
         """Start ssh. Raises: ProcessError: there is none."""
         with self.log.open("ab") as log:
@@ -151,17 +156,28 @@ class Connection(Child):
                 )
             except OSError as error:
                 raise ProcessError(self.name, None, self.log, f"cannot be started: {error}") from error
+        threading.Thread(target=self._keep_alive, daemon=True).start()
+
+    def _keep_alive(self) -> None:
+        """Send empty lines; a thread, because the far side would take a busy event loop for a cut network."""
+        while not self._over.wait(ALIVE_SECONDS):
+            with contextlib.suppress(OSError, ValueError):  # it ended, or its input was closed
+                self._send(b"\n")
+
+    def _send(self, line: bytes) -> None:
+        assert self.process is not None
+        assert self.process.stdin is not None
+        with self._sending:
+            self.process.stdin.write(line)
+            self.process.stdin.flush()
 
     async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Send an object and return the answer. Raises: LabError: the far side refuses, in words, or ends."""
-        process = self.process
-        assert process is not None
-        assert process.stdin is not None
-        assert process.stdout is not None
+        assert self.process is not None
+        assert self.process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-            process.stdin.flush()
-        line = await asyncio.to_thread(process.stdout.readline)
+            self._send(json.dumps(request).encode() + b"\n")
+        line = await asyncio.to_thread(self.process.stdout.readline)
         try:
             answer: dict[str, Any] = json.loads(line)
         except ValueError as error:
@@ -173,6 +189,7 @@ class Connection(Child):
 
     async def stop(self, first: signal.Signals = signal.SIGTERM) -> int | None:
         """Have the far side end what it started, by the end of its input; insist in the end."""
+        self._over.set()
         if self.process is not None and self.process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self.process.stdin.close()
@@ -287,7 +304,7 @@ class FarHost(Host):
         await self.connection.stop()
         if self._forwards is not None:
             await self._forwards.stop()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_socket_folder(self.folder)
 
 
 class FarRoute(Route):

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import signal
 import sys
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vfu_dev.client.control import ControlClient, ControlError, default_control
-from vfu_dev.client.listening import socket_folder
+from vfu_dev.client.listening import remove_socket_folder, socket_folder
 from vfu_dev.errors import LabError, ProtocolError
 from vfu_dev.figures import Figures, Sample, Snapshot
 from vfu_dev.vm.own_device import OwnDevice, package_environment
@@ -156,7 +155,7 @@ def served(
     """
     with ExitStack() as stack:
         folder = socket_folder("vfu-served-")
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack.callback(remove_socket_folder, folder)
         started = []
         for name, options in servers:
             server = DeviceServer(name, folder, folder, options)
