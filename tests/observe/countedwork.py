@@ -22,8 +22,8 @@ from vfu_dev.migration.sampler import Sampler
 
 COUNTS_VARIABLE = "VFU_TEST_COUNTS"
 # Pages hashed where they are, classified as data or zeros, copied out and in (and hashed), compared with a
-# copy; looks for written pages.
-WORK = ("hashed", "classified", "gathered", "scattered", "compared", "looked")
+# copy; scans for written pages.
+WORK = ("hashed", "classified", "gathered", "scattered", "compared", "scanned")
 PAGES = 64  # 256 KiB: compared in one piece, however late the thread that does it is
 
 
@@ -76,7 +76,7 @@ def _count_in(path: str) -> None:
         for name, value in list(vars(module).items()):
             if callable(value) and value.__hash__ is not None and value in functions:
                 setattr(module, name, functions[value])
-    PageMap.unclassified = counted("looked", PageMap.unclassified, lambda *_: 1)  # type: ignore[method-assign]
+    PageMap.unclassified = counted("scanned", PageMap.unclassified, lambda *_: 1)  # type: ignore[method-assign]
     Sampler.__init__.__defaults__ = (1e6,)
 
 

@@ -101,11 +101,11 @@ class Recorder(Forecaster):
         self.events.append(["ask", left_bytes, by_client])
         super().ask(left_bytes, by_client=by_client)
 
-    def sample(self, seconds: float, written_bytes: int, look_seconds: float = 0.0) -> None:
+    def sample(self, seconds: float, written_bytes: int, scan_seconds: float = 0.0) -> None:
         """Keep it, as exactly as it will be replayed."""
-        seconds, look_seconds = round(seconds, 6), round(look_seconds, 6)
-        self.events.append(["sample", seconds, written_bytes, look_seconds])
-        super().sample(seconds, written_bytes, look_seconds)
+        seconds, scan_seconds = round(seconds, 6), round(scan_seconds, 6)
+        self.events.append(["sample", seconds, written_bytes, scan_seconds])
+        super().sample(seconds, written_bytes, scan_seconds)
 
     def read(self, asked: int, stored: int, began_ns: int, ended_ns: int) -> None:
         """Keep it."""

@@ -135,7 +135,7 @@ def writer(device: VfioUserDevice, mapped: bool) -> Callable[[range], None]:
 
     def write(pages: range) -> None:
         for page in pages:
-            # In the trapped memory some are zeros; there nothing depends on how long a look takes.
+            # In the trapped memory some are zeros; there nothing depends on how long a scan takes.
             data = bytes(PAGE) if page % 7 == 6 and not mapped else chance.bytes(PAGE)
             if area is None:
                 device.region_write(BAR2, page * PAGE, data)
@@ -171,6 +171,6 @@ def test_asking_makes_no_work(
     total = alone["STOP"]
     assert total["hashed"] + total["gathered"] >= 2 * PAGES
     assert total["compared" if access == "Mapped" else "classified"] > PAGES
-    assert total["looked"] > 0
+    assert total["scanned"] > 0
     assert alone["resumed"]["scattered"] >= PAGES // 2
     assert alone["STOP_COPY, read"]["hashed"] < total["hashed"]

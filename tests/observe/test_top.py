@@ -154,7 +154,7 @@ def test_a_server_that_goes_and_comes_back_is_shown_again(serve: ServerFactory, 
 
 def test_a_dumb_terminal_gets_plain_lines(pair: Pair) -> None:
     with terminal(str(pair.source.control_path), "--interval", "0.2", term="dumb") as top:
-        wait_until(lambda: top.read().count("RUNNING") >= 2, "two looks")
+        wait_until(lambda: top.read().count("RUNNING") >= 2, "two samples")
         quit_by_key(top)
         assert top.end() == 0
         assert "\x1b" not in top.seen
@@ -189,7 +189,7 @@ def test_once_fails_for_a_server_that_does_not_answer(pair: Pair, tmp_path: Path
     assert "source" in result.stdout
 
 
-def test_json_without_once_is_a_line_a_look(pair: Pair) -> None:
+def test_json_without_once_is_a_line_a_sample(pair: Pair) -> None:
     with subprocess.Popen(
         [*VFU_DEV, "top", "--json", "--interval", "0.1", str(pair.source.control_path)],
         stdin=subprocess.DEVNULL,
@@ -197,7 +197,7 @@ def test_json_without_once_is_a_line_a_look(pair: Pair) -> None:
         text=True,
     ) as process:
         assert process.stdout is not None
-        looks = [json.loads(process.stdout.readline()) for _ in range(3)]
+        samples = [json.loads(process.stdout.readline()) for _ in range(3)]
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-    assert {look["devices"][0]["state"] for look in looks} == {"RUNNING"}
+    assert {sample["devices"][0]["state"] for sample in samples} == {"RUNNING"}

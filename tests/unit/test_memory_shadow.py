@@ -40,20 +40,20 @@ def send_all(memory: DeviceMemory, copy: Shadow) -> None:
     memory.pages.claim(dirty)
 
 
-def test_a_look_finds_exactly_the_pages_that_changed(memory: DeviceMemory) -> None:
+def test_a_scan_finds_exactly_the_pages_that_changed(memory: DeviceMemory) -> None:
     """One bit anywhere in a page, pages never touched before, and zeros over what was sent."""
     view = client_view(memory)
     view[0 : 4 * MIB] = os.urandom(4 * MIB)
     memory.relearn()
     copy = Shadow(memory)
     send_all(memory, copy)
-    assert copy.look(ENOUGH_SECONDS) == 1024
+    assert copy.scan(ENOUGH_SECONDS) == 1024
     assert memory.pages.dirty_pages == 0
     for page in (0, 77, 1023):
         view[page * 4096 + 4095] ^= 1
     view[5 * 4096 : 6 * 4096] = bytes(4096)
     view[1500 * 4096] = 1  # never touched before
-    copy.look(ENOUGH_SECONDS)
+    copy.scan(ENOUGH_SECONDS)
     assert memory.pages.collect().tolist() == [0, 5, 77, 1023, 1500]
     assert copy.expected_pages == 0
 
@@ -65,7 +65,7 @@ def test_a_page_changed_back_is_not_sent_again(memory: DeviceMemory) -> None:
     send_all(memory, copy)
     memory.raw[:8] = b"anything"
     memory.raw[:8] = b"original"
-    copy.look(ENOUGH_SECONDS)
+    copy.scan(ENOUGH_SECONDS)
     assert memory.pages.dirty_pages == 0
 
 
@@ -76,24 +76,24 @@ def test_pages_sent_as_zeros_are_found_when_written(memory: DeviceMemory) -> Non
     send_all(memory, copy)
     copy.keep_zeros(np.array([0, 9]))
     memory.pages.claim(np.array([0, 9]))
-    copy.look(ENOUGH_SECONDS)
+    copy.scan(ENOUGH_SECONDS)
     assert memory.pages.collect().tolist() == [0]
 
 
-def test_a_budget_cuts_a_look_and_the_next_one_goes_on(memory: DeviceMemory) -> None:
-    """Each part has its turn, what was not seen is estimated, and after enough looks all is found."""
+def test_a_budget_cuts_a_scan_and_the_next_one_goes_on(memory: DeviceMemory) -> None:
+    """Each part has its turn, what was not seen is estimated, and after enough scans all is found."""
     memory.raw[:] = os.urandom(8 * MIB)
     memory.relearn()
     copy = Shadow(memory)
     send_all(memory, copy)
     memory.rows[::4, 7] ^= 1
-    assert copy.look(0.0) == 256  # one chunk of 1 MiB at least
+    assert copy.scan(0.0) == 256  # one chunk of 1 MiB at least
     assert memory.pages.dirty_pages == 64
     assert copy.expected_pages == 7 * 64
     for _ in range(7):
-        copy.look(0.0)
+        copy.scan(0.0)
     assert memory.pages.dirty_pages == 512
-    assert copy.look(ENOUGH_SECONDS) == 2048 - 512
+    assert copy.scan(ENOUGH_SECONDS) == 2048 - 512
     assert copy.expected_pages == 0
 
 
@@ -109,12 +109,12 @@ def test_two_threads_find_what_one_finds(monkeypatch: pytest.MonkeyPatch) -> Non
         send_all(memory, copy)
         pages = np.random.default_rng(1).choice(4096, 300, replace=False)
         memory.rows[pages, 4000] += 1
-        assert copy.look(ENOUGH_SECONDS) == 4096
+        assert copy.scan(ENOUGH_SECONDS) == 4096
         assert memory.pages.collect().tolist() == sorted(pages.tolist())
 
 
 @pytest.mark.parametrize("page_bytes", [4096, MIB, 4 * MIB])
-def test_the_pace_of_looks_counts_bytes_whatever_the_page_size(
+def test_the_pace_of_scans_counts_bytes_whatever_the_page_size(
     monkeypatch: pytest.MonkeyPatch, page_bytes: int
 ) -> None:
     monkeypatch.setattr(shadow, "_PARALLEL_BYTES", 0)
@@ -128,12 +128,12 @@ def test_the_pace_of_looks_counts_bytes_whatever_the_page_size(
     copy = Shadow(memory)
     memory.pages.rearm()
     send_all(memory, copy)
-    assert copy.look(10.0) == memory.page_count
+    assert copy.scan(10.0) == memory.page_count
     assert (asked[-1], learnt[-1]) == (16 * MIB, 16 * MIB)
 
 
 def test_untouched_memory_costs_nothing() -> None:
-    """8 GiB that nobody touched are neither looked at nor allocated, and neither is the copy."""
+    """8 GiB that nobody touched are neither scanned nor allocated, and neither is the copy."""
     memory = DeviceMemory("m", 8 << 30, mapped=True)
     memory.raw[4 << 30] = 1
     state = MigratableState("t", [memory], [])
@@ -192,10 +192,10 @@ def test_a_guest_that_never_stops_writing_is_moved_whole() -> None:
     assert (saved["status"], saved["audited"]) == ("completed", True)
 
 
-def test_a_final_look_too_long_for_one_read_does_not_end_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With no time to look, reads are filled with what was sent before until everything was looked at."""
-    monkeypatch.setattr(plan, "FINAL_LOOK_SECONDS", 0.0)
-    monkeypatch.setattr("vfu_dev.migration.save.FINAL_LOOK_SECONDS", 0.0)
+def test_a_final_scan_too_long_for_one_read_does_not_end_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no time to scan, reads are filled with what was sent before until everything was scanned."""
+    monkeypatch.setattr(plan, "FINAL_SCAN_SECONDS", 0.0)
+    monkeypatch.setattr("vfu_dev.migration.save.FINAL_SCAN_SECONDS", 0.0)
     source, target = (DeviceMemory("m", 16 * MIB, mapped=True) for _ in range(2))
     source.raw[:] = os.urandom(16 * MIB)
     migration = Migration("s", MigratableState("t", [source], []))
@@ -278,13 +278,13 @@ def test_what_is_known_of_mapped_memory_ends_with_the_session() -> None:
 
 
 def test_a_search_for_touched_pages_stops_in_time_and_goes_on(memory: DeviceMemory) -> None:
-    """Every second page touched: the kernel is asked a thousand times, a few at each look."""
+    """Every second page touched: the kernel is asked a thousand times, a few in each scan."""
     memory.rows[::2, 5] = 1
     assert memory.relearn(0.0) == 4096
     assert memory.pages.written_pages == 1
     copy = Shadow(memory)
     for _ in range(1100):
-        copy.look(0.0)
+        copy.scan(0.0)
     assert memory.pages.written_pages == 1024
     # and without the time to search, nothing that was written is missed in the end
     memory.rows[1::2, 5] = 1

@@ -88,7 +88,7 @@ def example() -> Snapshot:
         load={"asked_rate_bytes": 2e6, "reached_rate_bytes": 1.75e6, "missed_writes": 25},
         transitions=[("PRE_COPY", "RUNNING", 1), ("RUNNING", "PRE_COPY", 3)],
         totals=totals,
-        scans={"looks": 321, "pages": 50_000, "seconds": 0.0625},
+        scans={"count": 321, "pages": 50_000, "seconds": 0.0625},
         histograms={
             "region_read": mmio,
             "region_write": mmio,

@@ -196,7 +196,7 @@ def test_prediction_is_what_is_left_times_the_cost_and_the_rest() -> None:
     steady(forecaster.reads, 20, 20)
     forecaster.tell(25 * MIB)
     assert forecaster.estimate() == pytest.approx((0.5, 0.5 + OVERHEAD_SECONDS))
-    forecaster.sample(0.1, 0, look_seconds=0.13)  # of memory that the guest maps
+    forecaster.sample(0.1, 0, scan_seconds=0.13)  # of memory that the guest maps
     assert forecaster.estimate() == pytest.approx((0.5, 0.63 + OVERHEAD_SECONDS))
 
 

@@ -193,8 +193,8 @@ def test_the_opt_in_ends_with_the_connection(serve: ServerFactory) -> None:
         assert (info.initial_bytes, info.flags) == (0, 0)
 
 
-def test_each_question_looks_at_mapped_memory(serve: ServerFactory) -> None:
-    """256 MiB under a migration that asks all the time: 20 looks, which see every page between them.
+def test_each_query_scans_mapped_memory(serve: ServerFactory) -> None:
+    """256 MiB under a migration that asks all the time: 20 scans, which see every page between them.
 
     How long a register access waits for one of them is a figure of `vfu-dev bench precopy`.
     """
@@ -210,7 +210,7 @@ def test_each_question_looks_at_mapped_memory(serve: ServerFactory) -> None:
         before = scans()
         for _ in range(20):
             device.migration.data_size()
-        assert scans()["looks"] >= before["looks"] + 20
+        assert scans()["count"] >= before["count"] + 20
         wait_until(
             lambda: device.migration.data_size() and scans()["pages"] >= before["pages"] + 65536,
             "each page has had its turn",
@@ -244,7 +244,7 @@ def test_reinit_outside_pre_copy_is_an_ordinary_write(serve: ServerFactory) -> N
 
 
 def test_options_and_wait(serve: ServerFactory) -> None:
-    """An idle mapped device converges by QEMU's rule, whatever the budget of a look."""
+    """An idle mapped device converges by QEMU's rule, whatever the budget of a scan."""
     source, destination = serve("--fill", "1", "--access", "mmap", memory="64M"), serve(memory="64M")
     with source.connect() as device, destination.connect() as other:
         progress = Migrator(device, other, ClientOptions(timeout_seconds=PATIENCE_SECONDS)).run()

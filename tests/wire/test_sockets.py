@@ -96,19 +96,19 @@ def test_a_command_at_the_devices_socket_is_told_so(serve: ServerFactory, short_
     assert server.status()["connected"] is False
 
 
-def test_top_looks_once_at_what_is_no_control_socket(serve: ServerFactory, short_tmp: Path) -> None:
-    """Each look would take the place of the device's client; it waits for the control socket."""
+def test_top_polls_once_what_is_no_control_socket(serve: ServerFactory, short_tmp: Path) -> None:
+    """Each poll would take the place of the device's client; it waits for the control socket."""
     server, alone = elsewhere(serve, short_tmp)
     arguments = [*VFU_DEV, "top", "--json", "--interval", "0.1", str(alone)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         for _ in range(3):
-            (look,) = json.loads(process.stdout.readline())["devices"]
-            assert "name its control socket" in look["error"]
+            (polled,) = json.loads(process.stdout.readline())["devices"]
+            assert "name its control socket" in polled["error"]
         alone.with_name("device.ctl").symlink_to(server.control_path)
-        while (look := json.loads(process.stdout.readline())["devices"][0])["error"] is not None:
+        while (polled := json.loads(process.stdout.readline())["devices"][0])["error"] is not None:
             pass
-        assert look["state"] == "RUNNING"
+        assert polled["state"] == "RUNNING"
         process.terminate()
         assert process.wait(30) == 0
     assert server.log().count("sent no VERSION message") == 1

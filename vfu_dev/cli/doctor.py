@@ -54,19 +54,19 @@ _KVM_GET_API_VERSION = 0xAE00  # <linux/kvm.h>
 def command(json_path: str | None, try_kvm: bool, verify: bool) -> None:
     """Look at everything that the main job uses."""
     findings = Findings()
-    for look in (
+    for examine in (
         _python,
         _carried,
         _library,
         _kernels,
-        doctor_qemu.look,
+        doctor_qemu.examine,
         _guest,
         _firmware,
         _kvm,
         _build_packages,
         _cache,
     ):
-        look(findings)
+        examine(findings)
     if try_kvm:
         doctor_qemu.try_kvm(findings)
     if verify:

@@ -24,7 +24,7 @@ _FROM = {
 }
 
 
-def look(findings: Findings) -> None:
+def examine(findings: Findings) -> None:
     """Find the QEMU that the lab uses, and the others that can be named."""
     recipe = recipe_named("qemu")
     found: dict[Path, Facts] = {}
@@ -100,7 +100,7 @@ def try_kvm(findings: Findings) -> None:
 
 
 def lines(facts: Facts) -> list[str]:
-    """Return what is printed about the QEMUs that `look` found."""
+    """Return what is printed about the QEMUs that `examine` found."""
     printed = []
     for one in facts["qemu"]:
         printed.append(f"QEMU       {one['path']} ({one['from']}): {one['version'] or 'does not run'}")

@@ -12,7 +12,7 @@ from vfu_dev.errors import ProtocolError
 from vfu_dev.workload import Workload, WorkloadFigures
 
 # Seconds between two `load-status` requests.
-LOOK_SECONDS = 0.25
+POLL_SECONDS = 0.25
 
 LoadReporter = Callable[[WorkloadFigures], None]
 
@@ -46,7 +46,7 @@ def run_in_device(
     given = {name: value for name, value in arguments.items() if value is not None}
     status = control.command("load", load=spec.to_dict(), **given)
     try:
-        while status["running"] and not stop.wait(LOOK_SECONDS):
+        while status["running"] and not stop.wait(POLL_SECONDS):
             status = control.command("load-status")
             reporter(figures_of(status))
     finally:

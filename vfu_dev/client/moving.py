@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from vfu_dev.client.commanded import LOOK_SECONDS, LoadReporter
+from vfu_dev.client.commanded import POLL_SECONDS, LoadReporter
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.migrator import ClientOptions, ClientProgress, MigrationError, Migrator
 from vfu_dev.client.stop import Stop, deadline_of
@@ -18,7 +18,7 @@ def keep_writing(load: ClientWorkload, seconds: float | None, stop: Stop, report
     """
     deadline = deadline_of(seconds)
     while not stop.asked and time.monotonic() < deadline:
-        stop.wait(min(LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
+        stop.wait(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
         load.check()
         reporter(load.figures())
     load.check()

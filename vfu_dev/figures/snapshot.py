@@ -36,7 +36,7 @@ class Snapshot:
         transitions: (from, to, count) for every arc there is.
         load: what the device writes by itself: `asked_rate_bytes`, `reached_rate_bytes` in the last second,
             `missed_writes` since it is served.
-        scans: `looks`, `pages`, `seconds`, over all memories.
+        scans: `count`, `pages`, `seconds`, over all memories.
         histograms: by name, each as `Histogram.as_dict` gives it.
         forecast: `Forecast` as a dict; its values are None where there is nothing to say.
         faults: how often injected ones happened, by operation.

@@ -8,12 +8,11 @@ changed in a memory that a client has mapped.
 from vfu_dev.memory.device_memory import DeviceMemory
 from vfu_dev.memory.kernels import fold_hashes
 from vfu_dev.memory.pages import PageMap
-from vfu_dev.memory.shadow import Shadow, look_rates
+from vfu_dev.memory.shadow import Shadow
 
 __all__ = [
     "DeviceMemory",
     "PageMap",
     "Shadow",
     "fold_hashes",
-    "look_rates",
 ]

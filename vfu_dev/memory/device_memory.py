@@ -30,9 +30,9 @@ _REFILL_SEARCH_SECONDS = 0.05
 
 @dataclass
 class ScanCounters:
-    """Looks at all page codes of a memory, the pages found written by them, and the time that took."""
+    """Scans of a memory's page codes: their number, the pages they found written, and the time they took."""
 
-    looks: int = 0
+    count: int = 0
     pages: int = 0
     ns: int = 0
     longest_ns: int = 0  # while the device ran
@@ -127,7 +127,7 @@ class DeviceMemory:
         Returns: whether the budget was enough.
         """
         unknown = self.pages.unclassified() if pages is None else pages
-        self.pages.looked_at(unknown)
+        self.pages.found_written(unknown)
         self.scans.pages += len(unknown)
         codes = self.pages.codes
         deadline = time.monotonic() + budget_seconds

@@ -86,7 +86,7 @@ class PageMap:
         """Return the dirty pages whose content was not scanned since they were written, ascending."""
         return np.flatnonzero(self.codes == CODE_DIRTY)
 
-    def looked_at(self, indices: PageIndices) -> None:
+    def found_written(self, indices: PageIndices) -> None:
         """Note that a scan found `indices` written since the previous scan."""
         self._recent[indices] = True
 

@@ -31,12 +31,12 @@ from vfu_dev.memory.pages import CODE_CLEAN, CODE_DATA, CODE_DIRTY, CODE_NEVER, 
 
 # Memory and copy are read once and streamed; the result of the comparison, an eighth of this, is read again
 # and stays in the cache.
-LOOK_CHUNK_BYTES = 1 << 20
+SCAN_CHUNK_BYTES = 1 << 20
 # Below this a second thread costs more than it brings (waking it takes some 50 us).
 _PARALLEL_BYTES = 32 << 20
 # After this number of scans the slower of one and two threads is tried again: the other core may be free by
 # now.
-_RETRY_LOOKS = 16
+_RETRY_SCANS = 16
 
 _HUGE_BYTES = 2 << 20
 # Each is a mapping of its own for the kernel, which allows 65530.
@@ -67,7 +67,7 @@ class Shadow:
         self.rows: Pages = data.reshape(memory.page_count, -1)
         self._advise_huge_pages()
         self._held = np.zeros(memory.page_count, dtype=np.bool_)  # pages of the copy that are not just zeros
-        self._chunk_pages = max(1, LOOK_CHUNK_BYTES // memory.page_size_bytes)
+        self._chunk_pages = max(1, SCAN_CHUNK_BYTES // memory.page_size_bytes)
         self._chunk_bytes = self._chunk_pages * memory.page_size_bytes  # more, where one page has more
         # Where a search for pages that got backing store goes on, and what was in use when it began.
         self._search_at: int | None = 0
@@ -116,7 +116,7 @@ class Shadow:
         self.settled = not self._final
         self.expected_pages = 0
 
-    def look(self, budget_seconds: float) -> int:
+    def scan(self, budget_seconds: float) -> int:
         """Find clean pages that changed and mark them, for about `budget_seconds`; returns pages scanned.
 
         A scan goes on where the previous one ended, so that each part has its turn whatever the budget.
@@ -133,20 +133,20 @@ class Shadow:
         else:
             chunks = np.array(self._final, dtype=np.intp)
         turns = iter(chunks.tolist())
-        found, looked, done = _compare_all(
+        found, scanned, done = _compare_all(
             self._compare, turns, len(chunks), self._chunk_bytes, budget_seconds
         )
         changed = np.concatenate(found) if found else np.empty(0, dtype=np.intp)
         memory.pages.mark_pages(changed)
         left = chunks[done:]
         unseen = len(left) * self._chunk_pages
-        self.expected_pages = -(-len(changed) * unseen // looked) if looked else 0
+        self.expected_pages = -(-len(changed) * unseen // scanned) if scanned else 0
         if self._final is None:
             self._cursor = int(left[0]) if len(left) else 0
         else:
             self._final = left.tolist()
             self.settled = not self._final
-        return looked
+        return scanned
 
     def _find_allocated(self, budget_seconds: float) -> None:
         """Go on searching for pages written for the first time; begin again when there are more."""
@@ -174,14 +174,14 @@ class _Pace:
     def __init__(self) -> None:
         self.cores = len(os.sched_getaffinity(0))
         self.rates = [0.0, 0.0]
-        self.looks = 0
+        self.scans = 0
 
     def threads(self, work_bytes: int) -> int:
         if self.cores < 2 or work_bytes < _PARALLEL_BYTES:
             return 1
-        self.looks += 1
+        self.scans += 1
         better = 1 if self.rates[1] >= self.rates[0] else 0
-        if self.looks % _RETRY_LOOKS == 0 or not all(self.rates):
+        if self.scans % _RETRY_SCANS == 0 or not all(self.rates):
             better = self.rates.index(min(self.rates))
         return better + 1
 
@@ -195,12 +195,7 @@ _pace = _Pace()
 
 @cache
 def _helper() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="vfu-look")
-
-
-def look_rates() -> dict[str, float]:
-    """Return the last scan rates of one and of two threads, bytes a second; 0 when never tried."""
-    return {"one_thread": _pace.rates[0], "two_threads": _pace.rates[1]}
+    return ThreadPoolExecutor(1, thread_name_prefix="vfu-scan")
 
 
 def _compare_all(
@@ -219,7 +214,7 @@ def _compare_all(
     deadline = began + budget_seconds
     lock = threading.Lock()
     found: list[PageIndices] = []
-    looked = done = 0
+    scanned = done = 0
 
     def work() -> tuple[int, int]:
         pages = count = 0
@@ -237,9 +232,9 @@ def _compare_all(
 
     threads = _pace.threads(turn_count * turn_bytes)
     other = _helper().submit(work) if threads == 2 else None
-    looked, done = work()
+    scanned, done = work()
     if other is not None:
         pages, count = other.result()
-        looked, done = looked + pages, done + count
+        scanned, done = scanned + pages, done + count
     _pace.learn(threads, done * turn_bytes, time.monotonic() - began)
-    return found, looked, done
+    return found, scanned, done

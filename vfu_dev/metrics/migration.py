@@ -160,7 +160,7 @@ def collect(snapshot: Snapshot) -> Iterator[Family]:
     yield PAGES_SENT.one(device, totals.pages_sent)
     yield PAGES_RESENT.one(device, totals.pages_resent)
     yield ZERO_PAGES.one(device, totals.zero_pages)
-    yield SCANS.one(device, snapshot.scans["looks"])
+    yield SCANS.one(device, snapshot.scans["count"])
     yield SCANNED_PAGES.one(device, snapshot.scans["pages"])
     yield SCAN_SECONDS.one(device, snapshot.scans["seconds"])
     yield READ_SECONDS.one(device, histograms["migration_read"])

@@ -188,7 +188,7 @@ class Migration:
         self.observer.save_began(record)
         record.started = time.time()
         record.stopped = record.started if stopped else None
-        record.initial_bytes = self._look().initial_bytes
+        record.initial_bytes = self._fresh_info().initial_bytes
         record.pass_list = self._save.pass_list
         self._save_record = record
 
@@ -288,12 +288,12 @@ class Migration:
         """
         if not self.has_precopy_info:
             raise StateError(f"no pre-copy figures in {self.state.name}")
-        info = self._look()
+        info = self._fresh_info()
         if by_client:
             self.observer.asked(info.initial_bytes + info.dirty_bytes)
         return info
 
-    def _look(self) -> PrecopyInfo:
+    def _fresh_info(self) -> PrecopyInfo:
         assert self._save is not None
         self._seen = info = self._save.info()
         self.observer.forecaster.tell(info.initial_bytes + info.dirty_bytes + self._save.tail_bytes)
@@ -309,7 +309,7 @@ class Migration:
         this size.
         """
         if self._save is not None:
-            info = self._look()
+            info = self._fresh_info()
             return info.initial_bytes + info.dirty_bytes + self._save.tail_bytes
         return whole_state_bytes(self.contents)
 

@@ -147,7 +147,7 @@ class Forecaster:
         self.length_bytes: int | None = None
         self.path_factor = _Learnt(PATH_FACTOR)
         self.overhead_seconds = _Learnt(OVERHEAD_SECONDS)
-        self._look_seconds = 0.0
+        self._scan_seconds = 0.0
         self._stop: _Stop | None = None
 
     def begin(self) -> None:
@@ -156,7 +156,7 @@ class Forecaster:
         self.dirty = DirtyMeter()
         self.rounds = Rounds()
         self.length_bytes = None
-        self._look_seconds = 0.0
+        self._scan_seconds = 0.0
         if self._stop is not None:  # without PRE_COPY a device stops first, and nothing was predicted
             self._stop = _Stop(self._stop.stopped_ns)
 
@@ -172,14 +172,14 @@ class Forecaster:
             return
         self.rounds.ask(left_bytes)
 
-    def sample(self, seconds: float, written_bytes: int, look_seconds: float = 0.0) -> None:
+    def sample(self, seconds: float, written_bytes: int, scan_seconds: float = 0.0) -> None:
         """End a sampling interval in PRE_COPY.
 
         Args:
             seconds, written_bytes: its length, and the stream bytes of pages that were written in it.
-            look_seconds: current time of a scan of all pages.
+            scan_seconds: current time of a scan of all pages.
         """
-        self._look_seconds = look_seconds
+        self._scan_seconds = scan_seconds
         self.dirty.note(seconds, written_bytes)
         self.reads.tick()
 
@@ -212,7 +212,7 @@ class Forecaster:
         reading_ns = stop.last_ns - stop.first_ns
         # A client that keeps a bandwidth limit pauses after the last read, too.
         foreseen_ns = stop.read_bytes * (stop.cost or 0.0)
-        rest_seconds = downtime_seconds - max(reading_ns, foreseen_ns) / 1e9 - self._look_seconds
+        rest_seconds = downtime_seconds - max(reading_ns, foreseen_ns) / 1e9 - self._scan_seconds
         self.overhead_seconds.add(max(0.0, rest_seconds) / stop.crowded)
         if stop.service_cost is not None and stop.read_bytes >= _LEARNT_BYTES:
             self.path_factor.add(reading_ns / stop.read_bytes / stop.service_cost)
@@ -251,7 +251,7 @@ class Forecaster:
         Args:    surely: return None for a figure that further reads may well change.
         """
         (cost, crowded), length = self._costs(), self.length_bytes
-        over = self.overhead_seconds.value * crowded + self._look_seconds
+        over = self.overhead_seconds.value * crowded + self._scan_seconds
         if length is None:
             return None, None
         if cost is None:  # a device with next to no state needs no read for it

@@ -46,10 +46,10 @@ CLASSIFY_BUDGET_SECONDS = 1.5
 # Time limits of a scan of all mapped memories while the device runs: no MMIO is served meanwhile. A size
 # query gets more time than the start of a pass, because its answer decides when the device is stopped; a pass
 # starts whenever the reader has caught up. At 13 GB/s they cover 650 and 130 MB.
-FIGURES_LOOK_SECONDS = 0.05
-PASS_LOOK_SECONDS = 0.01
+FIGURES_SCAN_SECONDS = 0.05
+PASS_SCAN_SECONDS = 0.01
 # The same in STOP_COPY; above 15 GB the scan goes on while the client reads the pages found so far.
-FINAL_LOOK_SECONDS = 1.5
+FINAL_SCAN_SECONDS = 1.5
 
 _WINDOW_PAGES = 4096
 _NO_PAGES: PageIndices = np.empty(0, dtype=np.intp)
@@ -105,8 +105,8 @@ class PassPlan:
         self._stopped = True
         if self._shadow is not None:
             with self._timed():
-                self._shadow.stop(FINAL_LOOK_SECONDS * self._share)
-                self._look(FINAL_LOOK_SECONDS)
+                self._shadow.stop(FINAL_SCAN_SECONDS * self._share)
+                self._scan(FINAL_SCAN_SECONDS)
 
     @property
     def settled(self) -> bool:
@@ -165,10 +165,10 @@ class PassPlan:
         if self._shadow is not None:
             self._shadow.keep_zeros(indices)
 
-    def start_pass(self, initial_only: bool, look_seconds: float = PASS_LOOK_SECONDS) -> bool:
+    def start_pass(self, initial_only: bool, scan_seconds: float = PASS_SCAN_SECONDS) -> bool:
         """Plan a pass over what is dirty now; False when that is nothing."""
         with self._timed():
-            self._look(look_seconds)
+            self._scan(scan_seconds)
             return self._start_pass(initial_only)
 
     def _start_pass(self, initial_only: bool) -> bool:
@@ -221,10 +221,10 @@ class PassPlan:
         self.initial[taken] = False
         return taken, at
 
-    def _look(self, budget_seconds: float) -> None:
+    def _scan(self, budget_seconds: float) -> None:
         """Bring all page codes up to date; `budget_seconds` is for what others write to a mapped memory."""
         if self._shadow is not None:
-            self.memory.scans.pages += self._shadow.look(budget_seconds * self._share)
+            self.memory.scans.pages += self._shadow.scan(budget_seconds * self._share)
         if len(self.pending):
             self._claim_pending(self.pending)
         self._classify()
@@ -246,7 +246,7 @@ class PassPlan:
         yield
         took = time.perf_counter_ns() - began
         scans = self.memory.scans
-        scans.looks += 1
+        scans.count += 1
         scans.ns += took
         if not self._stopped:
             scans.longest_ns = max(scans.longest_ns, took)
@@ -254,7 +254,7 @@ class PassPlan:
     def remaining(self) -> tuple[int, int]:
         """Return the (initial, dirty) stream bytes still to be read from this memory."""
         with self._timed():
-            self._look(FIGURES_LOOK_SECONDS)
+            self._scan(FIGURES_SCAN_SECONDS)
             return self._remaining()
 
     def _remaining(self) -> tuple[int, int]:

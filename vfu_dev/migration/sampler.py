@@ -57,7 +57,7 @@ class Sampler:
         self._due = now + max(self._interval, self.cost_seconds / _MAX_SHARE)
         self._state = state
 
-    def _look_seconds(self) -> float:
+    def _scan_seconds(self) -> float:
         """Return the time of a scan of all mapped memory, from all scans so far; a stop begins with one."""
         return sum(
             memory.page_count * memory.scans.ns / 1e9 / memory.scans.pages
@@ -79,7 +79,7 @@ class Sampler:
             )
             # The first scan of a session finds everything written since the previous session.
             if observer.totals.saves_started == self._saves:
-                forecaster.sample(now - self._sampled, written, self._look_seconds())
+                forecaster.sample(now - self._sampled, written, self._scan_seconds())
             # For a client that cannot ask: reading as many bytes as were left counts as asking.
             forecaster.ask(info.initial_bytes + info.dirty_bytes, by_client=False)
             self._saves = observer.totals.saves_started

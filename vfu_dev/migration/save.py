@@ -17,7 +17,7 @@ from vfu_dev.memory import fold_hashes
 from vfu_dev.memory.kernels import Vectors, join_vectors
 from vfu_dev.memory.pages import PageIndices
 from vfu_dev.migration.outgoing import Outgoing, PagesRecord
-from vfu_dev.migration.plan import FINAL_LOOK_SECONDS, PASS_LOOK_SECONDS, PassPlan
+from vfu_dev.migration.plan import FINAL_SCAN_SECONDS, PASS_SCAN_SECONDS, PassPlan
 from vfu_dev.migration.schema import MigratableState, blocks_digest
 from vfu_dev.migration.stream import (
     FRAME_BYTES,
@@ -191,7 +191,7 @@ class SaveSession:
         vectors point into device memory and buffers of this session. They hold until the next call here or
         the next write to the device, whichever is first: copy or send them before.
         """
-        self._deadline = time.monotonic() + FINAL_LOOK_SECONDS
+        self._deadline = time.monotonic() + FINAL_SCAN_SECONDS
         outgoing = self._outgoing
         outgoing.begin_read()
         while outgoing.taken_bytes < max_bytes and (outgoing.left_bytes or self._next_record()):
@@ -245,10 +245,10 @@ class SaveSession:
         if self._any_mapped:
             self._outgoing.copy_taken()
         self._initial_pass = any(plan.initial.any() for plan in self._plans)
-        look_seconds = PASS_LOOK_SECONDS
+        scan_seconds = PASS_SCAN_SECONDS
         if self.stopped:
-            look_seconds = max(0.0, min(FINAL_LOOK_SECONDS, self._deadline - time.monotonic()))
-        started = [plan.start_pass(self._initial_pass, look_seconds) for plan in self._plans]  # each has to
+            scan_seconds = max(0.0, min(FINAL_SCAN_SECONDS, self._deadline - time.monotonic()))
+        started = [plan.start_pass(self._initial_pass, scan_seconds) for plan in self._plans]  # each has to
         found = any(started)
         if found:
             self.counters.passes += 1

@@ -137,7 +137,7 @@ class Commands:
                     "written_bytes": memory.written_bytes,
                     "access": "mmap" if memory.mapped else "trap",
                     "scans": {
-                        "looks": memory.scans.looks,
+                        "count": memory.scans.count,
                         "pages": memory.scans.pages,
                         "seconds": memory.scans.ns / 1e9,
                         "longest_seconds": memory.scans.longest_ns / 1e9,

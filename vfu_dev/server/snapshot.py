@@ -84,7 +84,7 @@ class SnapshotMaker:
             transitions=[(origin.name, target.name, count) for (origin, target), count in arcs.items()],
             totals=observer.sums(),
             scans={
-                "looks": sum(scan.looks for scan in scans),
+                "count": sum(scan.count for scan in scans),
                 "pages": sum(scan.pages for scan in scans),
                 "seconds": sum(scan.ns for scan in scans) / 1e9,
             },

@@ -44,7 +44,7 @@ class Watched:
             if self._client is None:
                 self.path = control_path(self._given)  # a server that came meanwhile has one
                 if self.path == self._foreign:
-                    return  # a device's socket, most likely: each look would take its client's place
+                    return  # a device's socket, most likely: each poll would take its client's place
                 self._client = ControlClient(self.path, timeout_seconds=_TIMEOUT_SECONDS)
             more = True
             while more:

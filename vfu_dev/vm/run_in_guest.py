@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vfu_dev.client.commanded import LOOK_SECONDS, LoadReporter
+from vfu_dev.client.commanded import POLL_SECONDS, LoadReporter
 from vfu_dev.client.stop import Stop, deadline_of
 from vfu_dev.vm.guest_line import GuestError, GuestLine, Transport
 from vfu_dev.workload import PAGE_PATTERNS, Program, Workload, WorkloadFigures
@@ -47,7 +47,7 @@ async def run_in_guest(
         deadline = deadline_of(seconds)
         try:
             while time.monotonic() < deadline and not stop.asked:
-                await asyncio.sleep(min(LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
+                await asyncio.sleep(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
                 status = await line.command("status")
                 reporter(_guest_figures(status, asked, before, is_steady))
                 before = status["elapsed_ns"] / 1e9, status["written_bytes"]

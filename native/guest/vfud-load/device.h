@@ -56,7 +56,7 @@ struct engine {
     struct buffer bounce[2]; /* for verify */
     struct buffer source;    /* what a load by DMA writes */
     uint32_t count;          /* descriptors of the run under way; 0: none */
-    uint64_t looked_ns;
+    uint64_t polled_ns;
     uint64_t lost_statuses; /* runs that ended without their last status in guest memory */
 };
 

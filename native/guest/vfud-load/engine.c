@@ -19,8 +19,8 @@
 _Static_assert(sizeof(struct descriptor) == 64, "a descriptor is 64 bytes");
 
 #define CTRL_START 1u
-/* How often a run whose end does not show in memory is looked for in the registers. */
-#define LOOK_NS 20000000ull
+/* How often a run whose end does not show in memory is polled for in the registers. */
+#define POLL_NS 20000000ull
 #define TIMEOUT_NS (10 * NS_PER_SECOND)
 
 const char *buffer_alloc(struct device *dev, uint64_t bytes, struct buffer *buffer)
@@ -77,7 +77,7 @@ void engine_submit(struct device *dev, uint32_t count)
         engine_table(dev)[i].result = 0;
     }
     engine->count = count;
-    engine->looked_ns = now_ns();
+    engine->polled_ns = now_ns();
     __sync_synchronize();
     write64(dev, REG_DMA_TABLE, engine->table.address);
     write32(dev, REG_DMA_COUNT, count);
@@ -94,9 +94,9 @@ bool engine_busy(struct device *dev)
         return false;
     if (last->status == STATUS_IDLE) {
         now = now_ns();
-        if (now - engine->looked_ns < LOOK_NS)
+        if (now - engine->polled_ns < POLL_NS)
             return true;
-        engine->looked_ns = now;
+        engine->polled_ns = now;
         if (read32(dev, REG_DMA_STATUS) == STATUS_BUSY)
             return true;
         /* The device is through, so what it wrote is there; if not, it got lost. */

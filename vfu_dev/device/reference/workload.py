@@ -29,7 +29,7 @@ _NS = 1_000_000_000
 
 # How long one turn takes: a guest's MMIO waits for the rest of it.
 TURN_SECONDS = 0.0001
-# What is written between two looks at the clock, and how often the device wakes up for it at most.
+# What is written between two reads of the clock, and how often the device wakes up for it at most.
 _SLICE_BYTES = 64 << 10
 _SLICE_WRITES = 1024
 _WAKE_NS = 1_000_000
