@@ -33,15 +33,16 @@ def test_a_socket_listens_from_listen_on(short_tmp: Path) -> None:
 def test_folders_of_killed_owners_are_removed_and_no_others(
     short_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A lock says whose they are, not their age: one owner is killed, one lives, and one is an earlier vfu-dev."""
+    """A lock decides, not the age: one owner is killed, one lives, one folder is of an earlier vfu-dev."""
     monkeypatch.setattr(tempfile, "tempdir", str(short_tmp))
     script = (
         "from vfu_dev.client.listening import socket_folder\n"
         "print(socket_folder('vfud-x-'), flush=True)\ninput()\n"
     )
     environment = os.environ | {"TMPDIR": str(short_tmp)}
+    command = [sys.executable, "-c", script]
     with subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as owner:
         assert owner.stdout is not None
         killed = Path(owner.stdout.readline().strip())

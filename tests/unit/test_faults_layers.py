@@ -219,7 +219,7 @@ def test_a_line_that_is_up_is_not_lost_because_another_fault_is_armed() -> None:
 
 
 def test_a_line_that_is_up_when_a_fault_is_armed_has_risen() -> None:
-    """The next cause changes nothing about the line, so there is no interrupt to lose; the next rise is one."""
+    """The next cause leaves the line as it is, so there is no interrupt to lose; the next rise is one."""
 
     faulty = Faulty(Bell())
     with faulty.client as client:

@@ -228,7 +228,7 @@ def test_a_connected_socket_is_served_until_its_client_leaves(open_folder: Path)
 @pytest.mark.parametrize(
     ("options", "listens", "text"),
     [
-        (["--socket-group", "0"], True, "was handed over and keeps its group and mode. Set them where it is made"),
+        (["--socket-group", "0"], True, "was handed over and keeps its group and mode. Set them where"),
         (["--socket-group", "0", "--control", "c"], False, "was handed over and keeps its group and mode."),
         (["--allow-uid", "0"], False, "is a connection, so no user can connect any more; hand over a socket"),
     ],

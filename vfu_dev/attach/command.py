@@ -1,4 +1,4 @@
-"""A command line of somebody's own, with devices added: the work of `vfu-dev attach`.
+"""`vfu-dev attach`: adds the devices to a command line that the user wrote.
 
 attached = attach([Path("/run/vfu/dev0.sock")], ["qemu-system-x86_64", "-m", "512M"], preload)
 print(attached.text())      # or attached.execute(), which does not return
@@ -37,11 +37,11 @@ EXIT_CANNOT_RUN, EXIT_NOT_FOUND = 126, 127
 # Not QEMU's tools: qemu-img has no devices.
 _QEMU = re.compile(r"(qemu-system-\w+|qemu-kvm|kvm)$")
 _SYSFSDEV = re.compile(r"%sysfsdev(\d+)%")
-# Every way to say that a memory backend is shared; a backend of type shm is, whatever it says.
+# Every spelling of a shared memory backend. A backend of type shm is always shared.
 _SHARED = re.compile(r"\bshare=(on|yes|true|y)\b|\"share\":\s*true|memory-backend-shm")
-# Files with more options, which are not read here.
+# These options name files with further options; attach does not read the files.
 _HIDDEN = ("-readconfig", "--readconfig")
-# The first that is no standard stream. Up to 9, every shell can open them.
+# The lowest descriptor that is no standard stream. Every shell can open descriptors up to 9.
 _FIRST_DESCRIPTOR = 3
 
 
@@ -52,8 +52,8 @@ class Attached:
     Attributes:
         argv: the whole command line.
         environment: variables to add.
-        descriptors: numbers to have open on /dev/null.
-        notes: what the user has to know before.
+        descriptors: numbers of the descriptors to open on /dev/null.
+        notes: warnings for the user, to be shown before the start.
     """
 
     argv: tuple[str, ...]
@@ -84,7 +84,7 @@ class Attached:
                 os.dup2(opened, number)
                 os.close(opened)
             os.set_inheritable(number, True)
-        # What Python ignores its child would ignore too.
+        # A child inherits ignored signals, and Python ignores these two.
         for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(ignored, signal.SIG_DFL)
         program = self.argv[0]
@@ -104,7 +104,7 @@ def attach(
     …), which becomes the path of that device's folder. Any other program gets the environment alone.
 
     Args:    iommu: by default the first of IOMMU_PATHS that the QEMU has.
-    Raises:  ConfigError: a placeholder that stands for nothing. AttachError, QemuBinaryError: it cannot work.
+    Raises:  ConfigError: a placeholder has no socket. AttachError, QemuBinaryError: it cannot be used.
     """
     sockets = [Path(os.path.abspath(socket)) for socket in sockets]
     placed = {int(number) for word in command for number in _SYSFSDEV.findall(word)}
@@ -152,21 +152,21 @@ def attach(
 
 
 def _find_program(command: Sequence[str]) -> tuple[Path, bool]:
-    """Return the program that the devices are for, and whether it is a QEMU.
+    """Return the program that gets the devices, and whether it is a QEMU.
 
-    A QEMU may stand behind what starts it: `gdb --args qemu-system-x86_64 …`, `taskset -c 0 …`.
+    Another program may start the QEMU: `gdb --args qemu-system-x86_64 …`, `taskset -c 0 …`.
     """
     for word in command:
         if _QEMU.search(os.path.basename(word)) and (found := shutil.which(word)) is not None:
             return Path(found), True
     if (found := shutil.which(command[0])) is None:
-        # What the shell would say: the same words and status as if it had been started.
+        # This prints the shell's message and ends with the shell's status.
         Attached(tuple(command), {}).execute()
     return Path(found), False
 
 
 def _free_descriptors(count: int) -> list[int]:
-    """Return the lowest numbers that are not open here: what is open the command may be meant to inherit."""
+    """Return the lowest unused descriptors; the command may need to inherit the open ones."""
     numbers = itertools.count(_FIRST_DESCRIPTOR)
     return list(itertools.islice((number for number in numbers if not _is_open(number)), count))
 
@@ -180,7 +180,7 @@ def _is_open(number: int) -> bool:
 
 
 def _require_server(socket: Path) -> None:
-    """Say at once what QEMU would fail with at its end. A device that comes later has a placeholder."""
+    """Raise now the error that QEMU would end with later. With a placeholder the server may start later."""
     if not socket.exists():
         raise AttachError(f"{socket}: no such socket; start a server: vfu-dev serve --socket {socket}")
     if not socket.is_socket():
@@ -188,7 +188,7 @@ def _require_server(socket: Path) -> None:
 
 
 def _arguments(front_end: VfioPci, sockets: Sequence[Path]) -> list[str]:
-    """Return `-object` and `-device` as a person would write them."""
+    """Return `-object` and `-device` arguments in key=value form."""
     arguments = []
     for one in front_end.objects():
         arguments += ["-object", _keyval(one.pop("qom-type"), one)]

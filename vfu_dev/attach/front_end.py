@@ -1,4 +1,4 @@
-"""The two front ends: what a QEMU is started with, so that it has the devices of vfio-user servers.
+"""The two front ends: the arguments and environment that give a QEMU the devices of vfio-user servers.
 
 front_end = make_front_end(find_qemu("bookworm-backports"))     # vfio-pci, by iommufd-cdev
 front_end.objects()                         # for -object
@@ -21,10 +21,10 @@ from vfu_dev.builds.qemu_binary import IOMMUFD_CDEV, IOMMUFD_FD, TYPE1, VFIO_PCI
 
 FRONT_ENDS = (VFIO_USER_PCI, VFIO_PCI)
 IOMMU_PATHS = (IOMMUFD_CDEV, IOMMUFD_FD, TYPE1)
-# One of this name is the user's own, perhaps with a real device behind it, which ours cannot share.
+# The user may have an iommufd of this name with a real device behind it, which ours cannot share.
 IOMMUFD_ID = "vfu-iommufd"
 # First QEMU that blocks CPR where IOMMU_IOAS_CHANGE_PROCESS is not known; 10.2 ends by SIGSEGV instead.
-# 11.0 was not looked at.
+# 11.0 was not tested.
 BLOCKS_CPR = (11, 1)
 
 
@@ -43,30 +43,30 @@ class FrontEnd(ABC):
         """Return driver and properties of device `number`, without `id` and place."""
 
     def environment(self, sockets: Sequence[Path]) -> dict[str, str]:
-        """Return what its environment has besides ours, spare devices included. Raises: AttachError."""
+        """Return QEMU's variables; `sockets` includes spare devices. Raises: AttachError."""
         return {}
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """Numbers of the descriptors that it inherits, open on /dev/null."""
+        """Numbers of the descriptors that QEMU inherits, open on /dev/null."""
         return ()
 
     def close(self) -> None:  # noqa: B027 - most have nothing to close
-        """Close what was opened for a QEMU to inherit; closing twice is fine."""
+        """Close the descriptors that were opened for QEMU to inherit; closing twice is allowed."""
 
 
 class VfioUserPci(FrontEnd):
-    """QEMU's client of the protocol."""
+    """vfio-user-pci, QEMU's client of the vfio-user protocol."""
 
     name = VFIO_USER_PCI
 
     def device(self, number: int, socket: Path) -> dict[str, Any]:
-        """Return the device with its socket."""
+        """Return the device's properties, its socket among them."""
         return {"driver": self.name, "socket": {"type": "unix", "path": str(socket)}}
 
 
 class VfioPci(FrontEnd):
-    """QEMU's code for the kernel's VFIO, answered by the preloaded library.
+    """QEMU's own vfio-pci. The preloaded library answers its VFIO system calls.
 
     Args:
         iommu: one of IOMMU_PATHS.
@@ -84,7 +84,7 @@ class VfioPci(FrontEnd):
 
     @classmethod
     def inheriting(cls, iommu: str, preload: Preload, devices: int) -> VfioPci:
-        """Return one whose descriptors are open here, to be inherited; `close` closes them."""
+        """Return a front end whose descriptors are open in this process; `close` closes them."""
         opened = [os.open(os.devnull, os.O_RDWR) for _ in range(devices + 1)] if iommu == IOMMUFD_FD else []
         front_end = cls(iommu, preload, Descriptors.numbered(opened) if opened else None)
         front_end._opened = opened
@@ -98,7 +98,7 @@ class VfioPci(FrontEnd):
         return [found | {"fd": str(self._numbers.iommufd)} if self._numbers else found]
 
     def device(self, number: int, socket: Path) -> dict[str, Any]:
-        """Return the device, and make the folder that it is found by."""
+        """Return the device's properties, and make its folder in place of sysfs."""
         found: dict[str, Any] = {"driver": self.name}
         if self.iommu != TYPE1:
             found["iommufd"] = IOMMUFD_ID
@@ -112,11 +112,11 @@ class VfioPci(FrontEnd):
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """Those of iommufd-fd."""
+        """The descriptors of iommufd-fd; none for the other paths."""
         return self._numbers.all if self._numbers else ()
 
     def close(self) -> None:
-        """Close our ends of what QEMU has inherited."""
+        """Close this process's copies of the inherited descriptors."""
         while self._opened:
             os.close(self._opened.pop())
 
@@ -135,7 +135,7 @@ def choose_front_end(binary: QemuBinary, wanted: str | None = None) -> str:
 
 
 def choose_iommu(binary: QemuBinary, wanted: str | None = None) -> str:
-    """Return `wanted`, or the first of IOMMU_PATHS that this QEMU has. Raises: AttachError: it has not."""
+    """Return `wanted`, or this QEMU's first of IOMMU_PATHS. Raises: AttachError: this QEMU lacks `wanted`."""
     if wanted is None:
         return next((path for path in IOMMU_PATHS if path in binary.iommu_paths), TYPE1)
     if wanted not in binary.iommu_paths:
@@ -154,8 +154,8 @@ def make_front_end(
 ) -> FrontEnd:
     """Return the front end `name` of `binary`, for a QEMU that this process starts with `devices` at most.
 
-    Args:    name, iommu: None for the best that it has. log: what the preloaded library logs to.
-    Raises:  QemuBinaryError, AttachError: that QEMU cannot do it. BuildError: the library is not built.
+    Args:    name, iommu: None for the best that the QEMU has. log: the preloaded library's log file.
+    Raises:  QemuBinaryError, AttachError: the QEMU lacks it. BuildError: the library is not built.
     """
     name = choose_front_end(binary, name)
     if name == VFIO_USER_PCI:
@@ -167,7 +167,7 @@ def make_front_end(
 
 
 def preload_for(binary: QemuBinary, preload: Preload) -> Preload:
-    """Return `preload` as this QEMU needs it; what the environment says already stands."""
+    """Return `preload` as this QEMU needs it. Variables that the environment sets keep their values."""
     variables = dict(preload.variables)
     if binary.release >= BLOCKS_CPR and "VFU_DEV_PRELOAD_CPR" not in os.environ:
         variables.setdefault("CPR", "refuse")

@@ -1,4 +1,4 @@
-"""What the preloaded library and QEMU read: environment, and a made-up folder of sysfs for each device.
+"""The preloaded library's environment, and for each device a folder that stands in for sysfs.
 
 Source: native/vfio-preload/README.md, "By hand" and "The environment".
 """
@@ -22,7 +22,7 @@ _PREFIX = "VFU_DEV_PRELOAD_"
 # Names that the kernel gives to no device and to no group.
 _CDEV = "vfio-user"
 _FIRST_GROUP = 1_000_000
-# What names sockets and descriptors: inherited, it would add devices that nobody asked for.
+# These variables name sockets and descriptors. If inherited, they would add devices of an earlier attach.
 _NAMING = re.compile(rf"{_PREFIX}(SOCKET\d+|FD\d+|IOMMUFD)")
 _NULL_DEVICE = "1:3\n"  # the numbers of /dev/null, which the library opens
 
@@ -33,7 +33,7 @@ class AttachError(VfuDevError):
 
 @dataclass(frozen=True)
 class Descriptors:
-    """Numbers of descriptors, open on /dev/null when QEMU starts: for /dev/iommu and for each device."""
+    """Numbers of the descriptors for /dev/iommu and each device, open on /dev/null when QEMU starts."""
 
     iommufd: int
     devices: tuple[int, ...]
@@ -51,7 +51,7 @@ class Descriptors:
 
 @dataclass(frozen=True)
 class Preload:
-    """The library, and what its environment says besides the sockets.
+    """The library, and its variables besides the sockets.
 
     Attributes:
         library: libvfio-preload.so.
@@ -67,9 +67,9 @@ class Preload:
     first: str = ""
 
     def environment(self, sockets: Sequence[Path], descriptors: Descriptors | None = None) -> dict[str, str]:
-        """Return the variables to add to the environment; the library comes behind what is preloaded already.
+        """Return the variables to add to the environment. The library comes last in LD_PRELOAD.
 
-        Raises: AttachError: a path that the loader, or a socket, cannot have; too many devices.
+        Raises: AttachError: the loader or a socket cannot have this path, or there are too many devices.
         """
         if any(character in str(self.library) for character in " :"):
             raise AttachError(f"{self.library}: LD_PRELOAD takes no path with a space or a colon")
@@ -107,8 +107,8 @@ def sysfs_folder(socket: Path) -> Path:
 def make_sysfs(socket: Path, number: int) -> Path:
     """Make `sysfs_folder(socket)` say that its device is `number`, and return it.
 
-    QEMU takes the first entry of `vfio-dev` whose name begins with `vfio`, so what an earlier attach left
-    there goes away.
+    QEMU takes the first entry of `vfio-dev` whose name begins with `vfio`, so entries of an earlier attach
+    are removed.
 
     Raises: AttachError: it cannot be written.
     """

@@ -1,7 +1,6 @@
-"""What the device costs, as ratios that mean something on any machine.
+"""The device's cost, as ratios that can be compared between machines.
 
-Nearly every figure is one of ours over the same one of a peer, taken in one run and in turns, so that what
-else the machine does meets both. The peer is a device in C on the same libvfio-user
-(native/libvfio-user/src/samples/vfu-ref-server.c), or where C has nothing to compare with, our own quiet
-state or a plain copy of the same bytes.
+Nearly every figure is our value divided by a peer's. Both are measured in turns in one run, so other work on
+the machine affects both. The peer is a device in C on libvfio-user (native/bench), or, where C has no
+equivalent, our own idle device or a plain copy of the same bytes.
 """

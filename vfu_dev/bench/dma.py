@@ -1,4 +1,4 @@
-"""How fast the device's DMA engine moves guest memory, and what a guest's MMIO waits for meanwhile."""
+"""The rate of the device's DMA engine, and the latency of a guest's MMIO during DMA."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MIB = 1 << 20
 TABLE, DATA = 0x1000, 0x100000  # guest addresses
 COMMAND, MEMORY_AND_MASTER = 0x04, 0x06  # <linux/pci_regs.h>
 RUN_SECONDS = 120.0
-DESCRIPTORS = 1024  # of one run that lasts for many reads: each fills the device's whole memory
+DESCRIPTORS = 1024  # one run, which must outlast many reads: each fills the device's whole memory
 PIECE_READS = 50
 ID_BYTES = 4
 
 
 def engine(bench: Bench, effort: Effort) -> Iterator[Figure]:
-    """MiB a second between guest and device memory, in one descriptor, against numpy copying as much."""
+    """Measure MiB per second of one descriptor; the peer is numpy copying the same bytes."""
     size = effort.memory_mib * MIB
     server = bench.ours(effort.memory_mib)
     source, target = np.ones(size, np.uint8), np.empty(size, np.uint8)
@@ -51,7 +51,7 @@ def engine(bench: Bench, effort: Effort) -> Iterator[Figure]:
 
 
 def _reads(device: VfioUserDevice, calls: int) -> Nanoseconds:
-    """Return how long each of `calls` reads of a register takes."""
+    """Return the latency of each of `calls` reads of a register."""
     found = np.empty(calls, np.int64)
     for number in range(calls):
         began = time.perf_counter_ns()
@@ -63,10 +63,10 @@ def _reads(device: VfioUserDevice, calls: int) -> Nanoseconds:
 def _reads_during(
     device: VfioUserDevice, table: memoryview, size: int, calls: int
 ) -> Callable[[], Nanoseconds]:
-    """Return what reads while the engine is at work, and aborts what is left of it then.
+    """Return a function that reads while the engine runs, and then aborts the engine's run.
 
-    Reads go in pieces, and a piece counts if the engine was busy before and after it: how long a run of the
-    engine lasts depends on the machine.
+    Reads are made in batches. A batch counts if the engine was busy before and after it: the length of the
+    engine's run depends on the machine.
     """
 
     def read() -> Nanoseconds:
@@ -118,7 +118,7 @@ def _run(device: VfioUserDevice, table: memoryview, op: Op, size: int) -> Callab
         while _status(device) is Status.BUSY:
             if time.perf_counter() - began > RUN_SECONDS:
                 raise BenchError(f"DMA of {size} bytes is not done after {RUN_SECONDS:g} s")
-            time.sleep(0.001)  # each look takes the engine's time
+            time.sleep(0.001)  # each poll takes the engine's time
         seconds = time.perf_counter() - began
         done = Status(int(np.frombuffer(table[TABLE : TABLE + row.nbytes], DESCRIPTOR)["status"][0]))
         if done is not Status.DONE:

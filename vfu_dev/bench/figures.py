@@ -1,4 +1,4 @@
-"""One figure of a run, and how rounds that were taken in turns become one."""
+"""One figure of a run, computed from rounds that were measured in turns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured: `rounds` of each side, `calls` a round, windows of `seconds`."""
+    """The amount of work: `rounds` of each side, `calls` per round, windows of `seconds`."""
 
     rounds: int
     calls: int
@@ -39,7 +39,7 @@ class Figure:
         ours, peer: medians over the rounds.
         ratio: the median of the rounds' own ratios, ours over the peer's.
         ratio_low, ratio_high: their quartiles.
-        peer_name: what it is compared with.
+        peer_name: what the peer is.
     """
 
     name: str
@@ -58,13 +58,13 @@ class Figure:
         return LIMITS[self.name].allows(self.ratio)
 
     def to_json(self) -> dict[str, object]:
-        """Return it with its limit."""
+        """Return the figure with its limit, as JSON."""
         limit = LIMITS[self.name]
         return {**asdict(self), "limit": limit.ratio, "better": limit.better, "kept": self.kept}
 
 
 def in_turns(rounds: int, ours: Callable[[], T], peer: Callable[[], T]) -> list[tuple[T, T]]:
-    """Measure both, `rounds` times, each first every other time, so that neither has the quieter moment."""
+    """Measure both sides `rounds` times; the side that goes first alternates."""
     found = []
     for number in range(rounds):
         if number % 2:

@@ -1,4 +1,4 @@
-"""How close a predicted downtime comes to the measured one, and the device's own measure to its client's."""
+"""The ratio of predicted to measured downtime, and of the server's to the client's measurement."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DOWNTIME_LIMIT_SECONDS = 0.25
 
 
 class _Downtimes(NamedTuple):
-    """Of one move, in seconds: as the source's server predicted and measured it, and as its client did."""
+    """One move's downtime in seconds, predicted and measured by the server, and measured by the client."""
 
     predicted: float
     measured: float
@@ -26,14 +26,14 @@ class _Downtimes(NamedTuple):
 
 
 def downtimes(bench: Bench, effort: Effort) -> Iterator[Figure]:
-    """Milliseconds of downtime over a link with a limit."""
+    """Measure the downtime in milliseconds over a link with a bandwidth limit."""
     found = [_move(bench, effort) for _ in range(effort.rounds)]
     yield _apart("forecast/apart", [(one.predicted, one.measured) for one in found], "measured")
     yield _apart("downtime/apart", [(one.measured, one.client) for one in found], "client's")
 
 
 def _move(bench: Bench, effort: Effort) -> _Downtimes:
-    """Move a device between two fresh servers: none of them has learnt anything."""
+    """Move a device between two new servers, whose forecasts have learnt nothing yet."""
     size = effort.memory_mib
     source = bench.ours(size, "--initial", f"{size // INITIAL_SHARE}M", metrics=True)
     destination = bench.ours(size, fill=0)
@@ -55,5 +55,5 @@ def _move(bench: Bench, effort: Effort) -> _Downtimes:
 
 
 def _apart(name: str, pairs: list[tuple[float, float]], peer_name: str) -> Figure:
-    """Return how many times the longer of two times is the shorter one."""
+    """Return the longer of two times divided by the shorter."""
     return figure(name, "ms", [(max(pair) * 1000, min(pair) * 1000) for pair in pairs], peer_name)

@@ -1,7 +1,7 @@
-"""QEMU's two ways to have the device, in one binary: vfio-pci with the preloaded library, vfio-user-pci.
+"""QEMU's two front ends in one binary: vfio-pci with the preloaded library, and vfio-user-pci.
 
-A machine without a guest and without traces. What the library costs is in vfio-pci's share: a system call is
-caught, and goes on as a message.
+The machine has no guest and writes no trace. vfio-pci's figures contain the library's cost: it catches a
+system call and sends a message instead.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Access = Callable[[int], Coroutine[object, object, object]]
 MIB = 1 << 20
 RAM_BYTES = 32 << 20
 ACCESS_BYTES = 8
-# One qtest command makes so many accesses, so that the way of the command itself hardly counts.
+# Accesses per qtest command: enough to make the cost of the command itself negligible.
 ACCESSES = 64
 PEER = "vfio-user-pci"
 
@@ -43,7 +43,7 @@ class Machine:
         self._guest = QtestGuest()
 
     async def start(self) -> None:
-        """Start QEMU; the lab's own program plays the firmware."""
+        """Start QEMU. The lab does the firmware's work."""
         await self.qemu.start()
         events = [{"capability": "events", "state": True}]
         await self.qemu.execute("migrate-set-capabilities", capabilities=events)
@@ -65,11 +65,11 @@ class Machine:
         return self._guest.client
 
     async def reads(self, calls: int) -> Nanoseconds:
-        """Return what a read of 8 bytes of BAR2 took, the mean of each 64."""
+        """Return the latency of a read of 8 bytes of BAR2, as the mean of each 64 reads."""
         return await self._timed(calls, lambda place: self._client.read_block(place, ACCESSES * ACCESS_BYTES))
 
     async def writes(self, calls: int) -> Nanoseconds:
-        """Return the same of writes, which wait for no reply; the read behind 64 of them does."""
+        """Return the same for writes. They wait for no reply, so a read follows each 64 of them."""
         data = bytes(range(1, ACCESS_BYTES + 1)) * ACCESSES
 
         async def write(place: int) -> None:
@@ -89,7 +89,7 @@ class Machine:
         return np.array(taken).astype(np.int64)
 
     async def save(self, uri: str) -> float:
-        """Migrate to `uri` and let the VM go on; return MiB of device state a second. Raises: BenchError."""
+        """Migrate to `uri`, then run the VM; return MiB of device state per second. Raises: BenchError."""
         await self.qemu.execute("migrate", uri=uri)
         while (reply := await self.qemu.migration())["status"] in ("setup", "active", "device"):
             await asyncio.sleep(0.005)
@@ -102,7 +102,7 @@ class Machine:
         return float(reply["vfio"]["transferred"] / MIB / (reply["total-time"] / 1000))
 
     async def load(self, uri: str, state_bytes: int) -> float:
-        """Take the VM from `uri`; return MiB of device state a second."""
+        """Resume the VM from `uri`; return MiB of device state per second."""
         began = time.time()
         await self.qemu.execute("migrate-incoming", uri=uri)
         event = await self.qemu.wait_event("MIGRATION", after=began, status="completed")

@@ -1,6 +1,6 @@
-"""What the ratios may be: the one place. `vfu-dev bench --check` fails beyond them.
+"""The limits of all ratios. `vfu-dev bench --check` fails if a ratio exceeds its limit.
 
-They are what is wanted of the device, not what it was found to do; docs/bench.md has what is reached.
+They are targets, not measurements; docs/bench.md has the measured ratios.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Limit:
-    """A bound on a ratio: from below where more is better, else from above."""
+    """A limit of a ratio: the least if more is better, else the most."""
 
     ratio: float
     better: Literal["less", "more"] = "less"
 
     def allows(self, ratio: float) -> bool:
-        """Say whether `ratio` keeps it."""
+        """Return whether `ratio` is within the limit."""
         return ratio <= self.ratio if self.better == "less" else ratio >= self.ratio
 
 
 LIMITS = {
-    # Memory is to cost what it costs in C, a register what its meaning in Python costs.
+    # An access to memory may cost as much as in C. A register also runs Python.
     "mmio-read/p50": Limit(1.05),
     "mmio-read/p99": Limit(1.3),
     "mmio-write/p50": Limit(1.05),
@@ -32,12 +32,12 @@ LIMITS = {
     # Prometheus scrapes every few seconds; ten times a second is far beyond what anybody does.
     "mmio-scraped/p50": Limit(1.05),
     "mmio-scraped/p99": Limit(1.5),
-    # All that only asks, ten times a second. It must not be seen at all.
+    # Every command that only reads figures, ten times a second. It must have no measurable effect.
     "mmio-polled/p50": Limit(1.05),
     "mmio-polled/p99": Limit(1.5),
     "mmio-precopy-trap/p50": Limit(1.05),
     "mmio-precopy-trap/p99": Limit(1.3),
-    # Registers: in mmap the memory itself is not seen by the server at all.
+    # These are accesses to registers: the server does not see accesses to mapped memory.
     "mmio-precopy-mmap/p50": Limit(1.5),
     "mmio-precopy-mmap/p99": Limit(1.5),
     # Every page is hashed as it is sent; mapped ones are also copied, the guest may write.
@@ -45,10 +45,10 @@ LIMITS = {
     "mmio-behind-read-mmap/p50": Limit(1.5),
     "stream-out-trap/rate": Limit(1.0, "more"),
     "stream-out-mmap/rate": Limit(0.6, "more"),
-    # A hash of all that lies in memory; C checks nothing.
+    # Our server hashes all memory; the peer in C checks nothing.
     "stream-in/rate": Limit(1.0, "more"),
     "scan-mmap/gib": Limit(0.7),
-    # A look at one byte a page: 0.06 ms a GiB.
+    # A scan of one byte a page: 0.06 ms a GiB.
     "scan-trap/gib": Limit(12.0),
     "dma-to-device/rate": Limit(0.9, "more"),
     "dma-to-guest/rate": Limit(0.9, "more"),

@@ -1,4 +1,4 @@
-"""What a guest waits for: MMIO, at rest, while somebody scrapes or polls, and during PRE_COPY."""
+"""Latency of a guest's MMIO: idle, while the server is scraped or polled, and during PRE_COPY."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vfu_dev.uapi import VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR2_REGION_INDEX,
 from vfu_dev.vm.process import STOP_SECONDS
 
 C_SERVER = "C server"
-# Pages of BAR2, as a guest's accesses go to many.
+# Pages of BAR2 that accesses go to: a guest uses many pages, too.
 MEMORY = Accesses(VFIO_PCI_BAR2_REGION_INDEX, stride_bytes=4096, places=1024)
 # Registers without a meaning, in BAR0 of the reference device; and `ctrl`, which Python looks at.
 SCRATCH = Accesses(VFIO_PCI_BAR0_REGION_INDEX, offset=REGISTERS["scratch"].offset, stride_bytes=8, places=16)
@@ -27,7 +27,7 @@ READS_BEHIND = 12  # migration reads of 1 MiB a round, with one MMIO waiting beh
 
 
 def at_rest(bench: Bench, effort: Effort) -> Iterator[Figure]:
-    """Reads and writes of a device that nobody moves, and of the C server's."""
+    """Measure reads and writes of an idle device; the peer is the C server's device."""
     ours, peer = bench.ours(effort.memory_mib), bench.reference(effort.memory_mib)
     calls = effort.calls
     with RawClient(ours.socket) as mine, RawClient(peer.socket) as theirs:
@@ -56,9 +56,9 @@ def at_rest(bench: Bench, effort: Effort) -> Iterator[Figure]:
 
 @contextmanager
 def scraping(*where: object) -> Iterator[None]:
-    """Have a metrics port, and a control socket if named, asked ten times a second.
+    """Query a metrics port, and a control socket if given, ten times a second.
 
-    Raises: BenchError: they cannot be.
+    Raises: BenchError: one of them does not answer.
     """
     argv = [sys.executable, "-m", "vfu_dev.bench.scraper", *map(str, where)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as scraper:
@@ -74,7 +74,7 @@ def scraping(*where: object) -> Iterator[None]:
 
 
 def scraped(bench: Bench, effort: Effort) -> Iterator[Figure]:
-    """Reads while /metrics is scraped ten times a second, against the same server left alone."""
+    """Measure reads under ten scrapes of /metrics per second; the peer is the same server, not scraped."""
     server = bench.ours(effort.memory_mib, metrics=True)
     with RawClient(server.socket) as client:
         pairs = _windows(client, effort, lambda: scraping(server.port))
@@ -82,9 +82,9 @@ def scraped(bench: Bench, effort: Effort) -> Iterator[Figure]:
 
 
 def polled(bench: Bench, effort: Effort) -> Iterator[Figure]:
-    """Reads in PRE_COPY while everything that only asks is asked ten times a second, against the same alone.
+    """Measure reads in PRE_COPY under ten queries of each kind per second; the peer is not queried.
 
-    All of memory is still to be read: an answer that looked at it would take its time.
+    All of memory is still unsent, so a query that scanned it would be slow.
     """
     server = bench.ours(effort.memory_mib, metrics=True)
     with RawClient(server.socket) as client:
@@ -114,9 +114,9 @@ def _windows(
 
 
 class Moving:
-    """A device in PRE_COPY: between migration reads, and behind them.
+    """MMIO of a device in PRE_COPY, between migration reads and behind them.
 
-    Args:    where: MMIO that the device takes as messages.
+    Args:    where: where the accesses go; the device gets them as messages.
     """
 
     def __init__(self, client: RawClient, where: Accesses, calls: int) -> None:
@@ -125,7 +125,7 @@ class Moving:
         self._calls = calls
 
     def __call__(self) -> tuple[Nanoseconds, Nanoseconds]:
-        """Return latencies between reads, and behind one, of one session that is cancelled in the end."""
+        """Return the latencies of one session between migration reads and behind one; then cancel it."""
         client = self._client
         client.set_state(DeviceState.PRE_COPY)
         behind, between = [], []
@@ -137,7 +137,7 @@ class Moving:
 
 
 def in_precopy(bench: Bench, effort: Effort) -> Iterator[Figure]:
-    """Writes during PRE_COPY, trapped and beside mapped memory, against the C server's."""
+    """Measure writes during PRE_COPY, to a trapped and to a mapped device; the peer is the C server."""
     peer = bench.reference(effort.memory_mib)
     for access, where in (("trap", MEMORY), ("mmap", SCRATCH)):
         ours = bench.ours(effort.memory_mib, "--access", access)

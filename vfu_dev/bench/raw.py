@@ -1,7 +1,7 @@
-"""The client that requests are timed with: native/bench/client.c, in a process of its own, asked from here.
+"""The client that times requests: native/bench/client.c, in a separate process, commanded from here.
 
-`vfu_dev.client` checks whatever it gets and serves requests of the server, and a client in Python takes some
-4 us of each access for itself, on both sides alike: that would be a part of every ratio.
+`vfu_dev.client` checks every reply and serves requests of the server. A client in Python adds about 4 us to
+each access of both sides, which would be a part of every ratio.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ClientError(VfuDevError):
 
 @dataclass(frozen=True)
 class Accesses:
-    """Where MMIO goes: `count_bytes` at `offset` of a region, in `places` places, `stride_bytes` apart.
+    """The target of MMIO: `count_bytes` at `offset` of a region, in `places` places, `stride_bytes` apart.
 
     The client visits the places, a power of two, in an order of its own.
     """
@@ -46,7 +46,7 @@ class Accesses:
 
 
 class Moved(NamedTuple):
-    """Migration data that went one way, and how long that took."""
+    """Bytes of migration data that were read or written, and the time in nanoseconds."""
 
     count_bytes: int
     nanoseconds: int
@@ -100,11 +100,11 @@ class RawClient(Closing):
         return self._ask(f"write {calls} {where}")
 
     def posted(self, where: Accesses, calls: int) -> float:
-        """Return nanoseconds a write, of `calls` that ask for no reply and a read at the end."""
+        """Return nanoseconds per write of `calls` writes with No_reply, followed by one read."""
         return int(self._ask(f"post {calls} {where}")[0]) / calls
 
     def write_behind(self, where: Accesses) -> int:
-        """Ask for 1 MiB of migration data, and write right behind; return nanoseconds to that reply."""
+        """Request 1 MiB of migration data, then write; return nanoseconds to the write's reply."""
         return int(self._ask(f"behind {where}")[0])
 
     # --- migration ----------------------------------------------------------------------------------------
@@ -114,9 +114,9 @@ class RawClient(Closing):
         self._ask(f"state {int(state)}")
 
     def drain(self, file: Path | None = None) -> Moved:
-        """Read all migration data that is there now, into `file` if that is given."""
+        """Read all migration data available now, into `file` if given."""
         return Moved(*self._ask(f"drain {file or ''}".rstrip()).tolist())
 
     def feed(self, file: Path) -> Moved:
-        """Hand over the whole state in `file`, from RESUMING to STOP; the device is running afterwards."""
+        """Write the whole state in `file`, from RESUMING to STOP; the device is in RUNNING afterwards."""
         return Moved(*self._ask(f"feed {file}").tolist())

@@ -1,4 +1,4 @@
-"""All cases, one after the other."""
+"""Runs the cases, one after the other."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CASES: dict[str, Case] = {
 
 
 def possible() -> tuple[list[str], str]:
-    """Return the cases that can be measured here, and why one cannot: our QEMU takes minutes to build."""
+    """Return the cases that can be measured here, and why front-ends cannot: our QEMU is not built."""
     try:
         find_qemu("patched")
     except BuildError as error:
@@ -48,8 +48,8 @@ def run(
 ) -> dict[str, object]:
     """Measure the cases `names`; return the JSON object.
 
-    Figures are judged when the machine did next to nothing else meanwhile: `judged`. What the ratios are
-    worth otherwise, nobody can say.
+    Figures are judged (`judged`) only if the machine did almost no other work. Otherwise the ratios depend on
+    that work.
 
     Args:
         reporter: called with each figure as it comes.

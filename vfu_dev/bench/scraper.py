@@ -1,6 +1,6 @@
 """Scrapes a metrics port ten times a second until its standard input ends; a process of its own.
 
-Given a control socket too, it sends each command that only asks as often.
+With a control socket it also sends each command that only reads figures, at the same rate.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ STATUS_COMMANDS = ("status", "figures", "faults", "load-status")
 
 
 def main() -> None:
-    """Scrape the port, poll the control socket, that the command line names; print how often at the end."""
+    """Scrape the port and poll the control socket of the command line; print the counts at the end."""
     port, *controls = sys.argv[1:]
     connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=10)
     count, due = 0, time.monotonic()

@@ -1,4 +1,4 @@
-"""How long `vfu-dev serve` takes until it listens."""
+"""Start-up time of `vfu-dev serve`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vfu_dev.bench.peers import Bench
 
 
 def serve(bench: Bench, effort: Effort) -> Iterator[Figure]:
-    """Milliseconds from the command to a socket that listens, against Python that imports numpy and ends."""
+    """Measure milliseconds from the command to a listening socket; the peer is Python importing numpy."""
 
     def ours() -> float:
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""How fast the state goes out and comes in, and what finding dirty pages costs."""
+"""The rates of the state stream, out and in, and the cost of finding dirty pages."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from vfu_dev.uapi import DeviceState
 MIB = 1 << 20
 GIB = 1 << 30
 SCANNED_MIB = 256
-DIRTY_SHARE = 0.01  # of the pages, before each look
+DIRTY_SHARE = 0.01  # of the pages, before each scan
 
 
 def out(bench: Bench, effort: Effort) -> Iterator[Figure]:
-    """MiB a second that MIG_DATA_READ gives in PRE_COPY, trapped and mapped, against the C server's."""
+    """Measure MiB per second of MIG_DATA_READ in PRE_COPY, trapped and mapped; the peer is the C server."""
     peer = bench.reference(effort.memory_mib)
     for access in ("trap", "mmap"):
         ours = bench.ours(effort.memory_mib, "--access", access)
@@ -48,7 +48,7 @@ def _reading(client: RawClient) -> Callable[[], float]:
 
 
 def into(bench: Bench, effort: Effort) -> Iterator[Figure]:
-    """MiB a second that MIG_DATA_WRITE takes, the final check of all of it included."""
+    """Measure MiB per second of MIG_DATA_WRITE, including the final check of all data."""
     size = effort.memory_mib
     files = [_stream_of(bench, bench.ours(size)), _stream_of(bench, bench.reference(size))]
     ours, peer = bench.ours(size, fill=0), bench.reference(size, fill=0)
@@ -71,10 +71,10 @@ def _stream_of(bench: Bench, server: Served) -> Path:
 
 
 def scans(bench: Bench, effort: Effort) -> Iterator[Figure]:
-    """Milliseconds for each GiB of memory to find what was written since the last look.
+    """Measure the milliseconds per GiB of memory to find the pages written since the last scan.
 
     Mapped memory is compared with a copy of what was sent; the peer is numpy comparing the same bytes. Of
-    trapped memory only the page map is looked at; the peer is numpy counting its bytes.
+    trapped memory only the page map is scanned; the peer is numpy counting its bytes.
     """
     with_copy = DeviceMemory("bench", SCANNED_MIB * MIB, mapped=True)
     try:
@@ -103,17 +103,17 @@ def _scan_mapped(memory: DeviceMemory, effort: Effort) -> list[tuple[float, floa
     copy = memory.words.copy()
     chosen = _some_pages(memory)
 
-    def look() -> float:
+    def scan() -> float:
         shadow.keep(everything)  # as if all had just been sent
         memory.pages.claim(everything)
         memory.words[chosen, 0] += np.uint64(1)
-        return _seconds_a_gib(lambda: shadow.look(float("inf")), memory) * 1000
+        return _seconds_a_gib(lambda: shadow.scan(float("inf")), memory) * 1000
 
     def compare() -> float:
         return _seconds_a_gib(lambda: np.count_nonzero(memory.words != copy), memory) * 1000
 
-    look()
-    return in_turns(effort.rounds, look, compare)
+    scan()
+    return in_turns(effort.rounds, scan, compare)
 
 
 def _scan_tracked(memory: DeviceMemory, effort: Effort) -> list[tuple[float, float]]:

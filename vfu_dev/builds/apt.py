@@ -1,7 +1,7 @@
-"""apt without touching the machine: package lists and downloads live in a folder of ours.
+"""apt that changes nothing on the machine: package lists and downloads are in a folder of the cache.
 
-Nothing here needs root, and nothing here installs. Only the mirrors are the machine's own: they are read from
-its configuration, so that a machine behind a proxy, or with a mirror next door, keeps using them.
+This module needs no root and installs nothing. It reads the mirrors from the machine's configuration, so a
+proxy or a local mirror is used.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 @dataclass(frozen=True)
 class Package:
-    """One binary package as the lists have it: what to download, and what it depends on.
+    """One binary package from the lists: its file and its dependencies.
 
-    `depends` has a tuple of names for each dependency: any one of them satisfies it.
+    `depends` has a tuple of names for each dependency; each name satisfies it.
     """
 
     name: str
@@ -53,8 +53,8 @@ class PrivateApt:
 
     Args:   folder: holds lists and archives; created by the first `update`.
             lines: the sources.list lines to use instead of the machine's own sources.
-            bare: resolve as on a machine where nothing is installed and nothing is pinned, so that the answer
-            is the same on every machine.
+            bare: resolve as if no package was installed or pinned, so that the result is the same on every
+            machine.
     """
 
     def __init__(self, folder: Path, *lines: str, bare: bool = False) -> None:
@@ -91,7 +91,7 @@ class PrivateApt:
         self._get(context, ["update", "-oAPT::Update::Error-Mode=any"], title, self.folder)
 
     def source(self, context: BuildContext, package: str, version: str | None, into: Path) -> None:
-        """Download the source package's files into `into`, unpacking nothing; None: the newest there is.
+        """Download the source package's files into `into` without unpacking; version None: the newest.
 
         Raises: CommandError.
         """
@@ -104,9 +104,9 @@ class PrivateApt:
         self._get(context, ["download", *packages], title or f"download {' '.join(packages)}", into)
 
     def install_set(self, package: str, release: str) -> list[Package]:
-        """Return what installing `package` from `release` would install, without recommended packages.
+        """Return the packages that apt would install for `package` from `release`, without recommended ones.
 
-        Raises: BuildError: apt finds no such package, or cannot satisfy what it depends on.
+        Raises: BuildError: apt finds no such package, or cannot satisfy its dependencies.
         """
         options = ("--simulate", "--no-install-recommends", f"--target-release={release}")
         plan = self._ask("apt-get", *options, "install", package)
@@ -128,7 +128,7 @@ class PrivateApt:
         return list(dict.fromkeys(line for line in text.split() if line))
 
     def _ask(self, program: str, *arguments: str) -> str:
-        """Return what one of apt's tools prints. Raises: BuildError: its first error message."""
+        """Return the output of one of apt's tools. Raises: BuildError: its first error message."""
         done = subprocess.run(
             [program, *self._options, *arguments],
             env=build_environment(),
@@ -145,15 +145,15 @@ class PrivateApt:
 
 
 def available() -> bool:
-    """Say whether this machine has apt."""
+    """Return whether this machine has apt."""
     return shutil.which("apt-get") is not None and shutil.which("apt-cache") is not None
 
 
 def mirrors(context: BuildContext) -> list[str]:
-    """Return the mirrors that this machine is set up to use, in its order, each once.
+    """Return the mirrors of this machine's configuration, in their order, each once.
 
-    apt names only mirrors whose package lists are there, and images often ship without lists: then they are
-    fetched, into a folder of ours.
+    apt names only mirrors whose package lists are present. If there are none, as in most container images,
+    the lists are fetched into a folder of the cache.
 
     Raises: BuildError: apt has no mirror, or none answers.
     """
@@ -183,12 +183,12 @@ def _line(kind: str, mirror: str, suite: str, options: list[str]) -> str:
 
 
 def _signed_by() -> list[str]:
-    # Without Debian's keyring: whatever keys apt trusts anyway.
+    # Without Debian's keyring: the keys that apt trusts.
     return [f"signed-by={_KEYRING}"] if os.access(_KEYRING, os.R_OK) else []
 
 
 def first_error(text: str) -> str:
-    """Return the first of apt's errors in `text`, without the "E: " before it; empty if there is none."""
+    """Return apt's first error in `text`, without its "E: "; empty if there is none."""
     errors = [line.removeprefix("E: ") for line in text.splitlines() if line.startswith("E: ")]
     return errors[0] if errors else ""
 
@@ -196,8 +196,8 @@ def first_error(text: str) -> str:
 def update_source_list(context: BuildContext, folder: Path, mirror: str, suite: str) -> PrivateApt:
     """Return an apt that knows the source packages of `suite` on `mirror`.
 
-    A stable release does not always have the keys that sign `suite`. Then the list is used unsigned, which
-    gives nothing away here: what is taken through it is compared with sha256 sums pinned in this package.
+    A stable release does not always have the keys that sign `suite`. Then the list is used unsigned. That is
+    safe, because the downloads are compared with sha256 sums pinned in this package.
 
     Raises: CommandError: the mirror does not answer or does not carry the suite.
     """

@@ -1,4 +1,4 @@
-"""What `vfu-dev bench` measures with: a client in C, and a server in C that no change of ours reaches."""
+"""The client and the peer of `vfu-dev bench`, both in C; changes of ours do not affect the peer."""
 
 from __future__ import annotations
 

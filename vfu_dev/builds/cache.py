@@ -1,4 +1,4 @@
-"""The cache of everything built: named by what went in, published whole, locked between processes.
+"""The cache of built artifacts: named by a hash of their inputs, published whole, locked between processes.
 
     ROOT/artifacts/NAME-KEY/   finished artifacts, each with a manifest.json; replaced whole, never changed
     ROOT/tmp/NAME-KEY/         an artifact being built; renamed into artifacts/ as its last step
@@ -7,7 +7,7 @@
     ROOT/work/                 QEMU's source and object trees, kept so that a changed patch rebuilds little
     ROOT/sources, ROOT/trees, ROOT/tools    the pinned source package, unpacked sources, meson
 
-Deleting any of it, or all, is safe while nothing builds: it is made again when needed.
+While nothing builds, deleting any part or all of it is safe: it is made again when needed.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def file_digest(path: Path) -> str:
 def tree_digest(root: Path) -> dict[str, str]:
     """Return relative path -> "sha256 mode" for every file under `root`; empty when there is no such folder.
 
-    Hidden files, editors' backups and Python's caches are left out: they are not built from. Of the mode,
-    only the executable bit counts, since version control keeps no more.
+    Hidden files, editors' backups and Python's caches are left out: builds do not use them. Of the mode only
+    the executable bit counts, because version control keeps no other.
     """
     found: dict[str, str] = {}
     for folder, folders, names in os.walk(root, onerror=_not_absent):
@@ -61,13 +61,13 @@ def tree_digest(root: Path) -> dict[str, str]:
 
 
 def _not_absent(error: OSError) -> None:
-    """Raise what os.walk() takes for an empty folder, unless the folder is not there."""
+    """Raise the errors that os.walk() hides, except for a folder that does not exist."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error
 
 
 def remove_tree(path: Path) -> None:
-    """Remove the folder `path` and all in it; not being there is fine, not being removable is an error."""
+    """Remove the folder `path` and its content. It may be missing. Raises: OSError: it cannot be removed."""
     if path.exists():
         shutil.rmtree(path)
 
@@ -84,13 +84,13 @@ def default_root() -> Path:
 
 
 class Cache:
-    """One cache folder. Reading it creates nothing; the folders appear when something is built."""
+    """One cache folder. Reading creates nothing; builds create the folders."""
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root if root is not None else default_root()
 
     def artifact_dir(self, name: str, key: str) -> Path:
-        """Return where artifact `name` with `key` is, once it is published."""
+        """Return the folder of artifact `name` with `key`, which exists once it is published."""
         return self.root / "artifacts" / f"{name}-{key}"
 
     def log_path(self, name: str, key: str) -> Path:
@@ -103,8 +103,8 @@ class Cache:
     def lock(self, name: str, waiting: Callable[[int | None], None] | None = None) -> Iterator[int]:
         """Hold the lock `name` across processes; yields its file descriptor.
 
-        The descriptor is meant to be inherited by the commands that work under the lock: the lock then lasts
-        as long as one of them runs, so a compiler that outlives a killed build does not meet the next build.
+        Commands that run under the lock inherit the descriptor. The lock then lasts until the last of them
+        ends, so a compiler that outlives a killed build cannot disturb the next build.
 
         Args:   waiting: called repeatedly, with the holder's process id if known, while another process holds
                 it.
@@ -129,10 +129,10 @@ class Cache:
 
     @contextmanager
     def building(self, name: str, key: str) -> Iterator[Path]:
-        """Give an empty folder to build into; publish it whole when the block ends without an exception.
+        """Yield an empty folder to build into; publish it whole if the block ends without an exception.
 
-        The caller holds the lock `NAME-KEY`. What a killed build left in the same place is removed first;
-        what an exception leaves is removed at once. An artifact that is there already is replaced.
+        The caller holds the lock `NAME-KEY`. Files of an earlier, killed build are removed first. After an
+        exception the folder is removed. An existing artifact is replaced.
         """
         temporary = self.root / "tmp" / f"{name}-{key}"
         remove_tree(temporary)
@@ -151,7 +151,7 @@ class Cache:
             raise
 
     def sweep(self) -> None:
-        """Remove what killed builds left in tmp/: every folder whose lock nobody holds."""
+        """Remove the folders in tmp/ that killed builds left: those whose lock is free."""
         for leftover in (self.root / "tmp").glob("*"):
             lock = f"{leftover.name.removesuffix(_OLD)}.lock"
             try:
@@ -167,7 +167,7 @@ class Cache:
                 os.close(fd)
 
     def sizes(self) -> dict[str, int]:
-        """Return bytes on disk of each folder of the cache; a file with several links counts once."""
+        """Return the bytes on disk of each folder of the cache; a file with several links counts once."""
         result: dict[str, int] = {}
         seen: set[tuple[int, int]] = set()
         for top in sorted(self.root.glob("*")):
@@ -186,6 +186,6 @@ class Cache:
 
 
 def _holder(fd: int) -> int | None:
-    """Return the process id that the lock's holder wrote into the lock file, if it has got to that."""
+    """Return the process id in the lock file; None if the lock's holder has not written it yet."""
     text = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
     return int(text) if text.isdigit() else None

@@ -1,4 +1,4 @@
-"""Running the commands that builds consist of: logged whole, shown as progress, stopped with the build."""
+"""Runs the commands of a build: logs their output, shows their progress, stops them with the build."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class CommandError(BuildError):
 
 @dataclass
 class BuildContext:
-    """What a build works with: where, how loud, how wide, and where sources may come from."""
+    """Settings of a build: its cache and log, reporter, number of jobs, and sources."""
 
     cache: Cache
     reporter: Reporter
@@ -75,8 +75,8 @@ class BuildContext:
     ) -> None:
         """Run `argv` to its end, its output appended to the log, as part of `step` or a step of its own.
 
-        The command gets no stdin and a session of its own; it is stopped with everything it started when this
-        process is interrupted.
+        The command has no stdin and its own session. If this process is interrupted, the command and all its
+        children are stopped.
 
         Raises: CommandError: it ended with anything but 0. BuildError: it is not installed.
         """
@@ -118,7 +118,7 @@ class BuildContext:
                 raise CommandError(title, command, returncode, self.log, text)
 
     def reporter_waiting(self, what: str) -> Callable[[int | None], None]:
-        """Return a callback for `Cache.lock` that says, once, who is being waited for."""
+        """Return a callback for `Cache.lock` that names the process it waits for, once."""
         said = False
 
         def waiting(holder: int | None) -> None:
@@ -137,7 +137,7 @@ class BuildContext:
 
 
 def build_environment(path_first: Path | None = None) -> dict[str, str]:
-    """Return this process's environment without what would change a build, `path_first` in front of PATH."""
+    """Return the environment without variables that change a build, with `path_first` in front of PATH."""
     environment = {name: value for name, value in os.environ.items() if not _UNSEEN.fullmatch(name)}
     environment["LC_ALL"] = "C.UTF-8"
     if path_first is not None:
@@ -146,9 +146,9 @@ def build_environment(path_first: Path | None = None) -> dict[str, str]:
 
 
 def output_of(argv: Sequence[str | Path], *, cwd: Path | None = None) -> str:
-    """Return what a short command prints on stdout; empty when it is missing or fails.
+    """Return the standard output of a short command; empty if the command is missing or fails.
 
-    Raises:  BuildError: this process may open no more files, which says nothing about the command.
+    Raises:  BuildError: this process has no free descriptor, so the command was not tried.
     """
     try:
         done = subprocess.run(
@@ -168,7 +168,7 @@ def compiler_version() -> str:
 
 
 def _lines(pipe: IO[bytes], tick: Callable[[], None]) -> Iterator[bytes]:
-    """Yield lines as they come; call `tick` at least once a second while there are none."""
+    """Yield lines as they come; call `tick` at least once per second between them."""
     rest = b""
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
@@ -189,7 +189,7 @@ def _lines(pipe: IO[bytes], tick: Callable[[], None]) -> Iterator[bytes]:
 
 @contextmanager
 def _interrupts_deferred() -> Iterator[None]:
-    """Let signals that end this process take effect only after the block.
+    """Defer signals that end this process until after the block.
 
     An exception from a signal handler inside Popen would lose a command that has already started.
     """
@@ -212,7 +212,7 @@ def _interrupts_deferred() -> Iterator[None]:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End `process` and its children: politely first, since ninja then removes half-written outputs."""
+    """End `process` and its children, by SIGINT first: ninja then removes half-written outputs."""
     for number in (signal.SIGINT, signal.SIGTERM):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)

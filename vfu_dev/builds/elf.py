@@ -1,7 +1,7 @@
-"""What an x86-64 ELF file says about itself in its headers, read without running it.
+"""Reads the headers of an x86-64 ELF file; the file is not run.
 
-The layout is that of <elf.h>: 64-bit, little-endian. Nothing in a file is trusted: every offset is checked
-against its length.
+The layout is that of <elf.h>: 64-bit, little-endian. The file is not trusted: every offset is checked against
+its length.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
 _DYNAMIC = struct.Struct("<qQ")
 
-# A sanitizer's runtime that has to be the first library of a process. One that is linked in does not mind.
+# A sanitizer's runtime library has to be the first of a process. A static runtime may come anywhere.
 _SANITIZER = re.compile(r"lib(asan|tsan|hwasan|clang_rt\.(asan|tsan|hwasan)\b.*)\.so")
 
 
@@ -40,7 +40,7 @@ class Elf:
         interpreter: the dynamic loader that the kernel would start; empty for libraries and static programs.
         needed: names of the libraries that it is linked with (DT_NEEDED), in order.
         dynamic: it has a dynamic section; without one, nothing can be preloaded into it.
-        sanitizer: which of these is a sanitizer's library, to be loaded before any other; empty for none.
+        sanitizer: the library of `needed` that is a sanitizer's and must be loaded first; empty for none.
     """
 
     interpreter: str
@@ -60,12 +60,12 @@ class Elf:
 
 
 def read_elf(path: Path) -> Elf:
-    """Return what the headers of `path` say. Raises: ElfError; OSError: it cannot be read."""
+    """Return the headers of `path`. Raises: ElfError; OSError: it cannot be read."""
     return parse_elf(path.read_bytes(), str(path))
 
 
 def parse_elf(data: bytes, name: str) -> Elf:
-    """Return what the headers in `data` say; `name` is for the error. Raises: ElfError."""
+    """Return the headers in `data`; `name` is for the error. Raises: ElfError."""
     if not data.startswith(_MAGIC):
         raise ElfError(f"{name}: not an ELF file")
     try:

@@ -1,8 +1,7 @@
-"""The pinned source package: where it comes from, what it must be, and its unpacked tree.
+"""The pinned source package: downloads, checks and unpacks it.
 
-QEMU and libvfio-user both come out of one Debian source package. The three files are taken from the mirror
-that this machine uses anyway, or from a folder; either way only their sha256 sums decide whether they are
-used.
+QEMU and libvfio-user both come out of one Debian source package. The three files come from this machine's
+mirror or from a folder. In both cases they are used only if their sha256 sums match.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _KEY = input_key({"sha256": SHA256})
 
 
 class SourceError(BuildError):
-    """The pinned sources cannot be had, or are not what was pinned."""
+    """The pinned sources are not available, or their sums differ."""
 
 
 def check(folder: Path, where: str) -> None:
@@ -57,7 +56,7 @@ def check(folder: Path, where: str) -> None:
 def obtain(context: BuildContext) -> Path:
     """Return the folder in the cache with the three verified files, fetching them first where needed.
 
-    Raises: SourceError: no place has them; says what each place answered and what can be done.
+    Raises: SourceError: no place has them; says what each place answered and what to do.
     """
     folder = context.cache.root / "sources" / _KEY
     if all((folder / name).is_file() for name in SHA256):
@@ -77,9 +76,9 @@ def obtain(context: BuildContext) -> Path:
 
 
 def unpacked(context: BuildContext) -> Path:
-    """Return the source tree, Debian's patches applied, unpacking it first where needed.
+    """Return the source tree with Debian's patches, unpacking it first if needed.
 
-    Not to be written to.
+    The tree is shared: callers must not write to it.
     """
     tree = context.cache.root / "trees" / f"qemu-{_KEY}"
     if tree.is_dir():
@@ -106,7 +105,7 @@ def unpacked(context: BuildContext) -> Path:
 
 
 def _fill(context: BuildContext, into: Path) -> None:
-    """Put the verified files into `into`: from the folder given, else a mirror, else the fallback folder."""
+    """Put the verified files into `into`, from the given folder, a mirror, or the fallback folder."""
     if context.sources is not None:
         _copy(context.sources, into)
         context.reporter.say(f"sources: {PACKAGE} {VERSION} from {context.sources}, sums verified")
@@ -147,7 +146,7 @@ def _download(context: BuildContext, into: Path) -> str:
         try:
             private = apt.update_source_list(context, private_folder, mirror, SUITE)
             private.source(context, PACKAGE, VERSION, downloads)
-            # Copied, since from a mirror on disk apt downloads links.
+            # Copied: from a mirror on disk apt makes links instead of files.
             _copy(downloads, into, mirror)
             return mirror
         except CommandError as error:
@@ -164,7 +163,7 @@ def _download(context: BuildContext, into: Path) -> str:
 
 
 def _reason(tail: str) -> str:
-    """Say in one line why apt failed."""
+    """Return in one line why apt failed."""
     if re.search(r"Can not find version|Unable to find a source package", tail):
         return f"it no longer has version {VERSION} of {PACKAGE} in {SUITE}"
     if "does not have a Release file" in tail:

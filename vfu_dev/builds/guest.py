@@ -22,7 +22,7 @@ _VERSION = 2
 _KERNEL = "linux-image-cloud-amd64"
 _HEADERS = "linux-headers-cloud-amd64"
 _BUSYBOX = "busybox-static"
-# What takes the place of apt's downloads in a --sources folder, one file for each pattern. The metapackages
+# The files of a --sources folder that replace apt's downloads, one for each pattern. The metapackages
 # are empty; the kernel's own packages have a version in their names.
 _FILES = (
     "linux-image-[0-9]*.deb",
@@ -38,7 +38,7 @@ _DEPENDS = re.compile(rb"(?:^|\0)depends=([^\0]*)\0")
 
 
 def _base_inputs() -> Facts:
-    """The kernel is the release's newest, and stays that one until the release or this recipe changes."""
+    """Return the inputs. The kernel is the release's newest; it is kept until release or recipe change."""
     try:
         release = platform.freedesktop_os_release()
     except OSError:
@@ -201,9 +201,9 @@ def _make(context: BuildContext, out: Path) -> Facts:
 
 
 def kernel_modules(wanted: Path, folder: Path) -> dict[str, bytes]:
-    """Return the kernel modules that the file `wanted` names, one a line, and what they depend on.
+    """Return the kernel modules that the file `wanted` names, one per line, and their dependencies.
 
-    The order is one in which insmod works. Raises: BuildError: the kernel has no such module.
+    A module comes after its dependencies. Raises: BuildError: the kernel has no such module.
     """
     paths = {path.name.partition(".ko")[0].replace("-", "_"): path for path in folder.iterdir()}
     found: dict[str, bytes] = {}

@@ -1,7 +1,7 @@
 """Our kernel module for the guest: compiled against the headers of exactly the guest's kernel.
 
-Debian's header packages name each other by absolute paths below /usr. They are unpacked here, not installed,
-so their copy is made to hold together by itself, wherever it is moved.
+Debian's header packages refer to each other by absolute paths below /usr. They are unpacked here, not
+installed, so the paths of the copy are made relative.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def keep_headers(root: Path, kernel: str, out: Path) -> None:
 
     Args:   root: holds usr/src/linux-headers-KERNEL, its -common and usr/lib/linux-kbuild-*; they are moved.
             kernel: release, as in `uname -r`.
-    Raises: BuildError: the packages are not those of this kernel, or look different from what is known.
+    Raises: BuildError: the packages are not those of this kernel, or have another layout than expected.
     """
     source = root / "usr" / "src"
     if not (source / f"linux-headers-{kernel}" / "Makefile").is_file():
@@ -59,7 +59,7 @@ def compile_module(context: BuildContext, headers: Path, source: Path, out: Path
 
     Args:   headers: made by `keep_headers`.
             source: folder with a Kbuild file.
-            out: folder to work in; what was written there is removed.
+            out: folder to work in; its new files are removed afterwards.
     Raises: CommandError.
     """
     work = out / "module"

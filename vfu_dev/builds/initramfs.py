@@ -1,7 +1,7 @@
-"""Writing an initramfs: a gzipped cpio archive, "newc" format, as Linux's buffer-format.rst describes it.
+"""Writes an initramfs: a gzipped cpio archive, "newc" format, as Linux's buffer-format.rst describes it.
 
-Written here rather than by cpio(1), because device nodes need root there and times and inode numbers differ
-from run to run: the same files give the same archive.
+cpio(1) needs root for device nodes, and its times and inode numbers differ from run to run. Here the same
+files give the same archive.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _MAGIC = b"070701"
 
 
 class Initramfs:
-    """An archive in the making. Names are relative to /; a folder has to be added before what is in it."""
+    """An archive being written. Names are relative to /; a folder must be added before its content."""
 
     def __init__(self) -> None:
         self._out = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The kernels: what is done to pages of device memory in C (native/kernels)."""
+"""The kernels: operations on pages of device memory, in C (native/kernels)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _VERSION = 1
 _PRODUCT = "libvfu-kernels.so"
 _C_FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
 _LINK_FLAGS = ("-shared", "-Wl,-z,now,-z,relro,-z,noexecstack")
-# The same file, compiled for what the processor at hand may have or not; it finds out when it runs.
+# The same file is compiled for several instruction sets; the code chooses one when it runs.
 _VARIANTS = {"x86_64": (("any", ()), ("avx2", ("-mavx2", "-DVFU_AVX2")))}.get(
     platform.machine(), (("any", ()),)
 )

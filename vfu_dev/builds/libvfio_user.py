@@ -26,7 +26,7 @@ _SANITIZED = (*RELEASE, "-Db_sanitize=address,undefined", "-Db_lundef=false")
 
 
 def _inputs(options: tuple[str, ...], defines: tuple[str, ...]) -> Facts:
-    """Everything that decides what the library is."""
+    """Return all inputs of the library's artifact."""
     native = native_dir() / "libvfio-user"
     return {
         "recipe": _VERSION,
@@ -48,7 +48,7 @@ def compile_tree(
     *targets: str,
     folder: str = "libvfio-user",
 ) -> Path:
-    """Put the sources and what native/`folder` changes in them together under `work`; build `targets`.
+    """Copy the sources to `work`, apply the changes of native/`folder`, and build `targets`.
 
     Returns: the build folder.
     """
@@ -101,7 +101,7 @@ def _make_library(
 
 
 def _run_tests(options: tuple[str, ...], defines: tuple[str, ...], context: BuildContext, out: Path) -> Facts:
-    """Build all of it with warnings as errors and run the library's own tests; their log is the artifact."""
+    """Build with warnings as errors and run the library's own tests; the artifact is their log."""
     work = out / "work"
     work.mkdir()
     build = compile_tree(context, work, options, defines, "libvfio-user-tests")

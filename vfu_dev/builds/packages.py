@@ -1,7 +1,6 @@
-"""What the builds and the lab need from the operating system, how to tell, and how to install it on Debian.
+"""What the builds and the lab need from the operating system: probes, and installation on Debian.
 
-What counts is whether the thing is there, not whether a package database says so: on other distributions,
-with everything in place, nothing here gets in the way.
+A probe looks for the file or program itself, not for a package, so it works on other distributions, too.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _LOCK_SECONDS = 300
 
 
 class MissingPackagesError(BuildError):
-    """Things that a build needs are not installed. `packages` are their Debian names."""
+    """A build needs packages that are not installed. `packages` are their Debian names."""
 
     def __init__(self, packages: list[str], why: str) -> None:
         self.packages = packages
@@ -33,18 +32,18 @@ class MissingPackagesError(BuildError):
 
 @dataclass(frozen=True)
 class Need:
-    """One thing from the operating system, under the name of the Debian package that brings it.
+    """One need, under the name of the Debian package that provides it.
 
-    Any of the probes that are given has to succeed, all of them if there are several kinds.
+    Each probe that is given must succeed; of `files` one must exist.
     """
 
     package: str
     program: str = ""  # found in PATH
     module: str = ""  # known to pkg-config
-    files: tuple[str, ...] = ()  # one of these exists; glob patterns
+    files: tuple[str, ...] = ()  # glob patterns
 
     def present(self) -> bool:
-        """Probe for it: well under 10 ms."""
+        """Return whether it is present; takes less than 10 ms."""
         if self.program and shutil.which(self.program) is None:
             return False
         if self.module and not output_of(["pkg-config", "--modversion", self.module]):
@@ -108,20 +107,20 @@ GROUPS: dict[str, tuple[Need, ...]] = {
 
 
 def missing(groups: Iterable[str]) -> list[str]:
-    """Return the Debian packages that `groups` need and that are not there, each once."""
+    """Return the Debian packages that `groups` need and that are missing, each once."""
     needs = dict.fromkeys(need for group in groups for need in GROUPS[group])
     return [need.package for need in needs if not need.present()]
 
 
 def install_command(packages: Iterable[str]) -> str:
-    """Return the command that a person would type to install `packages`."""
+    """Return the command that installs `packages`."""
     return f"sudo apt-get install -y --no-install-recommends {' '.join(packages)}"
 
 
 def require(context: BuildContext, groups: Iterable[str], why: str) -> None:
-    """Make sure that everything in `groups` is there; as root on Debian, install what is not.
+    """Make sure that everything in `groups` is present; as root on Debian, install the missing packages.
 
-    Raises: MissingPackagesError: it is not, and cannot be installed from here; has the command to run.
+    Raises: MissingPackagesError: a package is missing and cannot be installed here; has the command to run.
             CommandError: apt could not install it.
     """
     groups = list(groups)
@@ -130,7 +129,7 @@ def require(context: BuildContext, groups: Iterable[str], why: str) -> None:
         return
     if shutil.which("apt-get") is None or os.geteuid() != 0:
         raise MissingPackagesError(packages, why)
-    # One of our builds at a time asks apt; a second one finds everything installed.
+    # One build at a time uses apt; a second one then finds everything installed.
     with context.cache.lock("apt-install", context.reporter_waiting("apt")):
         packages = missing(groups)
         if packages:
@@ -143,7 +142,7 @@ def require(context: BuildContext, groups: Iterable[str], why: str) -> None:
 def install(context: BuildContext, packages: list[str]) -> None:
     """Install `packages` with apt, as root.
 
-    Fresh package lists are fetched only when the present ones do not do.
+    New package lists are fetched only if installing with the present ones fails.
     """
     environment = build_environment() | {"DEBIAN_FRONTEND": "noninteractive"}
     command = [

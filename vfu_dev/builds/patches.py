@@ -1,4 +1,4 @@
-"""Patch series: read, applied exactly, and kept in step with a tree that objects are built from."""
+"""Patch series: reads and applies them, and updates a tree that objects are built from."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Patch:
 
 
 def read_series(folder: Path) -> list[Patch]:
-    """Return the patches `*.patch` in `folder` in the order of their names; none when the folder is missing.
+    """Return the patches `*.patch` in `folder`, ordered by name; none if the folder is missing.
 
     Raises: BuildError: one is not in git's format, or names a file outside the tree.
     """
@@ -53,18 +53,18 @@ def read_series(folder: Path) -> list[Patch]:
 
 
 def series_inputs(series: Sequence[Patch]) -> list[list[str]]:
-    """Return what an artifact's key says about a series: names and sums, in order."""
+    """Return the inputs that a series adds to an artifact's key: names and sums, in order."""
     return [[patch.path.name, patch.sha256] for patch in series]
 
 
 def apply_series(context: BuildContext, series: Sequence[Patch], tree: Path, title: str) -> None:
-    """Apply `series` to `tree` in place, as strictly as `git am`: context has to match, offsets may differ.
+    """Apply `series` to `tree` in place, as strictly as `git am`: context must match, offsets may differ.
 
-    Raises: PatchError: one does not apply; the tree is then in between.
+    Raises: PatchError: one does not apply; the tree is then partly patched.
     """
     if not series:
         return
-    # patch(1) comes with dpkg-dev, which is needed anyway; git need not be installed to build.
+    # patch(1) comes with dpkg-dev, which builds need in any case; git is not needed.
     command = ["patch", "-p1", "--fuzz=0", "--batch", "--forward", "--no-backup-if-mismatch", "-r", "-"]
     title = f"{title}: apply {len(series)} patches"
     with context.reporter.step(title) as step:
@@ -79,7 +79,7 @@ def apply_series(context: BuildContext, series: Sequence[Patch], tree: Path, tit
 def link_tree(source: Path, destination: Path) -> None:
     """Make `destination` a copy of the folder `source` whose files are links to the same data.
 
-    For trees whose files are replaced, never written in place, as `sync_tree` does.
+    For trees whose files are replaced and never written in place; `sync_tree` does that.
     """
     shutil.copytree(source, destination, symlinks=True, copy_function=os.link)
 
@@ -89,9 +89,9 @@ def sync_tree(
 ) -> list[str]:
     """Make `tree`, a copy of `pristine` with any earlier series in it, equal to `pristine` plus `series`.
 
-    Only files whose content differs are replaced: only they get new times, so a build redoes only what
-    depends on them. It may be killed at any point: the next call starts from a record, made beforehand, of
-    every file that was ever touched.
+    Only files whose content differs are replaced and get new times, so a build redoes only what depends on
+    them. The call may be killed at any point: it first records every file that it will touch, and the next
+    call starts from that record.
 
     Returns: the files that changed, relative to the tree.
     Raises:  PatchError: the series does not apply; the tree has not been touched.

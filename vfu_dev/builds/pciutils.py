@@ -1,7 +1,7 @@
-"""lspci for the guest: Debian's pciutils, compiled as one static program, because the guest has no libraries.
+"""lspci for the guest: Debian's pciutils, compiled as a static program because the guest has no libraries.
 
-The packaged lspci is linked with a dozen of them, for compressed lists of ids, module aliases and DNS. Its
-source package is that of the machine's own release, checked by apt against the release's signature.
+The packaged lspci is linked with a dozen libraries, for compressed lists of ids, module aliases and DNS. The
+source package is the machine's release's; apt checks it against the release's signature.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vfu_dev.builds.recipe import Facts, Recipe
 from vfu_dev.errors import BuildError
 
 _PACKAGE = "pciutils"
-# Where the guest has its list of ids.
+# Path of the list of ids in the guest.
 IDS_FOLDER = "lib"
 _OPTIONS = (
     "CC=cc",
@@ -29,7 +29,7 @@ _OPTIONS = (
     "SHARED=no",
     f"IDSDIR=/{IDS_FOLDER}",
 )
-# Of a list of 1.3 MB: those of QEMU's own devices. Class names follow the vendors, from the line "C 00".
+# The list has 1.3 MB; the guest needs QEMU's devices. Class names follow the vendors, from the line "C 00".
 _VENDORS = ("1b36", "1af4")
 
 

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-# A CI log that stays silent for long looks like a hang; one line in this time is enough to show that it is
-# not.
+# A silent CI log looks like a hang; one line per this time shows that it is none.
 PLAIN_INTERVAL_SECONDS = 15.0
 
 
 class Step:
-    """One piece of work that takes a while. `tick` costs next to nothing; call it as often as you like."""
+    """One piece of work that takes seconds. Call `tick` for every line of output."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -28,12 +27,12 @@ class Step:
         return time.monotonic() - self.started
 
     def update(self, done: int, total: int) -> None:
-        """Tell how far it is: ninja's [done/total]. The total may grow while ninja finds more to do."""
+        """Set ninja's [done/total]. The total may grow while ninja finds more work."""
         self.done, self.total = done, total
         self.tick()
 
     def tick(self) -> None:
-        """Show that the step is still at work."""
+        """Show that the step still runs."""
 
 
 class _PlainStep(Step):
@@ -56,7 +55,7 @@ class _PlainStep(Step):
 
 
 class Reporter:
-    """Plain text: a line for a step that takes over 1 s, one every 15 s while it lasts, one at its end."""
+    """Plain text: a line for a step of more than 1 s, one every 15 s while it runs, and one at its end."""
 
     def __init__(self, out: TextIO | None = None, interval_seconds: float = PLAIN_INTERVAL_SECONDS) -> None:
         self._out = out if out is not None else sys.stderr
@@ -68,18 +67,18 @@ class Reporter:
 
     @contextmanager
     def step(self, title: str) -> Iterator[Step]:
-        """Show `title` as being worked on during the block, then how long it took."""
+        """Show `title` during the block, and its time afterwards."""
         step = _PlainStep(title, self._out, self._interval)
         yield step
         self.say(f"{title}: {step.seconds:.1f} s")
 
 
 class TerminalReporter(Reporter):
-    """One live line with a bar once ninja has said how much there is; finished steps stay above it."""
+    """One live line, with a bar once ninja has reported a total; finished steps stay above it."""
 
     def __init__(self) -> None:
         super().__init__()
-        # rich takes a tenth of a second to import; a build that has nothing to do must not pay for it.
+        # Importing rich takes 0.1 s, which a build without work need not wait for.
         from rich.console import Console
 
         self._console = Console(stderr=True, highlight=False)
@@ -114,5 +113,5 @@ class TerminalReporter(Reporter):
 
 
 def default_reporter() -> Reporter:
-    """Return what suits stderr: live in a terminal, plain lines otherwise."""
+    """Return the reporter for stderr: live in a terminal, plain lines otherwise."""
     return TerminalReporter() if sys.stderr.isatty() else Reporter()

@@ -1,8 +1,8 @@
 """QEMU from the pinned tree: with our series, without it, and with the address sanitizer.
 
-A whole build takes minutes, a patch touches a few files. So source and object trees stay in the cache, one
-pair per set of flags; a build makes the sources equal to the pinned ones plus the series wanted, giving new
-times only to files that changed, and lets ninja do the rest.
+A whole build takes minutes, and a patch changes few files. So source and object trees stay in the cache, one
+pair per set of flags. A build makes the sources equal to the pinned ones plus the series; only changed files
+get new times, and ninja compiles only what depends on them.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _FLAGS = (
     "--enable-trace-backends=log",
 )
 _SANITIZED_FLAGS = (*_FLAGS, "--enable-asan")
-# Upstream's own server, `-object x-vfio-user-server`: a second one for `vfu-dev check` to be tried against.
+# Upstream's own server, `-object x-vfio-user-server`: a second server to run `vfu-dev check` against.
 _SERVER_FLAGS = (*_FLAGS, "--enable-multiprocess", "--enable-vfio-user-server")
 
 
 def executable_in(path: Path) -> Path:
-    """Return the QEMU that `path` means: the file itself, or the one in a build folder or git tree.
+    """Return the QEMU of `path`: the file itself, or the one in a build folder or git tree.
 
-    Raises: BuildError: the folder has none; says where it was looked for.
+    Raises: BuildError: the folder has none; lists the places that were searched.
     """
     if not path.is_dir():
         return path
@@ -114,9 +114,9 @@ def _compile(
     series: list[patches.Patch],
     name: str,
 ) -> list[str]:
-    """Bring the trees in `work`, locked by the caller, up to date; return the source files that changed."""
+    """Update the trees in `work`, which the caller has locked; return the source files that changed."""
     source, build, busy = work / "source", work / "build", work / "busy"
-    # Stays behind only when a build was killed: then objects may be half written, which cannot be detected.
+    # This file remains only if a build was killed. Objects may then be half written, which is not detectable.
     if busy.exists():
         context.reporter.say("the last build in QEMU's object tree was killed: starting it anew")
         remove_tree(build)

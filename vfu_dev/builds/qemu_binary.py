@@ -1,10 +1,10 @@
-"""Which QEMU: from a name or a path to a program, and what that program can do with the device.
+"""Finds a QEMU by name or path, and probes what it can do with the device.
 
     binary = find_qemu("trixie-backports")      # or bookworm-backports, system, patched, unpatched, a path
     binary.front_ends                           # {"vfio-user-pci": False, "vfio-pci": True}: name -> migrates
-    binary.require("vfio-pci")                  # an error that says what to do, if that cannot work
+    binary.require("vfio-pci")                  # or an error that says what to do
 
-Everything but what the file's headers show is asked of QEMU itself, with commands that start no machine.
+The file's headers are read; everything else is asked of QEMU, by commands that start no machine.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ OLDEST_FOR_PRELOAD = (10, 0)
 
 SYSTEM = "system"
 _RECIPES: dict[str, Recipe] = {
-    # Ours, even where VFU_DEV_QEMU names what to use when nothing is asked for.
+    # Ours, even if VFU_DEV_QEMU names another default.
     "patched": replace(qemu.PATCHED, override=""),
     "unpatched": qemu.UNPATCHED,
     **{
@@ -54,7 +54,7 @@ _PREFIX = "QEMU emulator version "
 
 
 class QemuBinaryError(BuildError):
-    """A QEMU that was asked for is not there, does not run, or cannot do what it is wanted for."""
+    """A QEMU is not there, does not run, or lacks a required feature."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class QemuBinary:
     """One QEMU and what it can do.
 
     Attributes:
-        path: what to execute.
-        version: as `--version` says it: `11.1.3 (Debian 1:11.1.3+ds-1~bpo13+1)`.
+        path: the file to execute.
+        version: as `--version` prints it: `11.1.3 (Debian 1:11.1.3+ds-1~bpo13+1)`.
         firmware: folders for -L, in order; empty when it finds firmware by itself.
         front_ends: the devices through which a vfio-user server can be attached, and whether each migrates.
         iommu_paths: how its vfio-pci can reach an IOMMU: some of iommufd-fd, iommufd-cdev, type1.
@@ -97,7 +97,7 @@ class QemuBinary:
         return self.front_ends.get(VFIO_USER_PCI, False)
 
     def problem(self, front_end: str) -> str:
-        """Return why `front_end` does not attach the device here, and what to do; empty when it does."""
+        """Return why `front_end` cannot attach the device in this QEMU, and what to do; empty if it can."""
         if front_end not in self.front_ends:
             has = ", ".join(self.front_ends) or "neither vfio-user-pci nor vfio-pci"
             since = " (QEMU has it since 10.1)" if front_end == VFIO_USER_PCI else ""
@@ -116,13 +116,13 @@ class QemuBinary:
         return ""
 
     def require(self, front_end: str) -> None:
-        """Raise QemuBinaryError, which says what to do, unless `front_end` attaches the device here."""
+        """Raise QemuBinaryError, which says what to do, unless `front_end` can attach the device."""
         if problem := self.problem(front_end):
             raise QemuBinaryError(problem)
 
 
 def find_qemu(choice: str, build: bool = False, cache: Cache | None = None) -> QemuBinary:
-    """Return the QEMU that `choice` means: one of NAMES, a program, or a folder that QEMU was built in.
+    """Return the QEMU of `choice`: one of NAMES, a program, or a folder that QEMU was built in.
 
     Args:   build: build or fetch it first if it is not in the cache.
     Raises: BuildError: it is not there or does not run; says what to do.
@@ -155,7 +155,7 @@ def stock_name() -> str:
 
 
 def common_machine(one: QemuBinary, other: QemuBinary) -> str:
-    """Return the q35 that both have: the newest version of it, or plain `q35` where the releases are equal.
+    """Return the newest version of q35 that both QEMUs have; plain `q35` if their releases are equal.
 
     Raises: QemuBinaryError: there is none.
     """
@@ -165,7 +165,7 @@ def common_machine(one: QemuBinary, other: QemuBinary) -> str:
 def newest_common(
     one: QemuBinary, version: str, machines: Sequence[tuple[int, ...]], where: object = "the other side"
 ) -> str:
-    """Return the same for a QEMU that is not here, by its version and the versions of its q35."""
+    """Return the same for a QEMU on another machine, by its version and the versions of its q35."""
     if one.release == release_of(version):
         return "q35"
     common = set(machine_versions(one.path)) & set(machines)
@@ -188,7 +188,7 @@ def machine_versions(path: Path) -> tuple[tuple[int, ...], ...]:
 
 
 def probe_qemu(path: Path) -> QemuBinary:
-    """Return what the QEMU at `path` can do; asked once for each state of the file.
+    """Return the abilities of the QEMU at `path`; probed once for each state of the file.
 
     Raises: QemuBinaryError: it does not run.
     """
@@ -250,7 +250,7 @@ def _ask(path: Path, *arguments: str, check: bool = True) -> str:
 
 
 def _has_qtest(path: Path) -> bool:
-    """Say whether it starts with the accelerator that `-accel help` leaves out everywhere."""
+    """Return whether QEMU starts with `-accel qtest`, which `-accel help` never lists."""
     quiet = ("-nodefaults", "-no-user-config", "-display", "none", "-qtest", "null", "-qtest-log", "none")
     quit_at_once = b'{"execute":"qmp_capabilities"}{"execute":"quit"}'
     machine = ("-machine", "none", "-accel", "qtest", "-qmp", "stdio")
@@ -258,7 +258,7 @@ def _has_qtest(path: Path) -> bool:
 
 
 def _firmware(path: Path) -> tuple[Path, ...]:
-    """Return the system's firmware folders, unless the QEMU at `path` has a BIOS where it looks itself."""
+    """Return the system's firmware folders; none if the QEMU at `path` finds its own BIOS."""
     own = _ask(path, "-L", "help", check=False).splitlines()
     if any(Path(folder, "bios-256k.bin").is_file() for folder in own if folder):
         return ()
@@ -266,9 +266,9 @@ def _firmware(path: Path) -> tuple[Path, ...]:
 
 
 def preload_problem(path: Path) -> str:
-    """Return why LD_PRELOAD means nothing to the program at `path`; empty when it works.
+    """Return why LD_PRELOAD has no effect on the program at `path`; empty if it works.
 
-    A script is taken to pass it on. Ours stands beside the program that it starts, which is looked at.
+    A script is assumed to pass it on. If the script is ours, the program that it starts is probed.
     """
     try:
         program = _program_of(path)
@@ -280,7 +280,7 @@ def preload_problem(path: Path) -> str:
 
 
 def preload_first(path: Path) -> str:
-    """Return the sanitizer's library that the program is linked with: it ends if another one comes before."""
+    """Return the sanitizer's library of the program: the program ends if another library is loaded first."""
     try:
         program = _program_of(path)
         return "" if program is None else read_elf(program).sanitizer
@@ -289,7 +289,7 @@ def preload_first(path: Path) -> str:
 
 
 def _program_of(path: Path) -> Path | None:
-    """Return the program at `path`, or what our script there starts; None for any other script."""
+    """Return the program at `path`, or the one that our script there starts; None for any other script."""
     program = path.resolve()
     with program.open("rb") as file:
         if file.read(2) != b"#!":
@@ -323,8 +323,8 @@ def _gains_identity(program: Path) -> bool:
 
 def _gains_capabilities(program: Path) -> bool:
     if os.getuid() == 0:
-        return False  # root gains nothing by them
+        return False  # root is not affected by them
     try:
         return bool(os.getxattr(program, "security.capability"))
     except OSError:
-        return False  # none, or a file system that has no such thing
+        return False  # none, or the file system does not support them

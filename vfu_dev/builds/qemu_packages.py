@@ -1,9 +1,9 @@
 """Debian's own QEMU binaries, unmodified: unpacked into the cache with all their libraries, not installed.
 
-The libraries, libc included, are those of the binary's own release, and its own dynamic loader starts it. So
-a QEMU of a newer Debian runs on an older one, and on other distributions. Of the packages stays:
+The libraries, libc and dynamic loader included, are those of the binary's release. So a QEMU of a newer
+Debian runs on an older one, and on other distributions. The artifact has:
 
-    qemu-system-x86_64              what to start: a script that hands everything on to the loader
+    qemu-system-x86_64              the script to start; it passes all arguments to the loader
     usr/bin/qemu-system-x86_64      Debian's binary
     usr/lib/x86_64-linux-gnu/       libraries, the loader, and in qemu/ QEMU's modules
     usr/share/, usr/lib/ipxe/       firmware and option ROMs
@@ -40,7 +40,7 @@ class Suite:
     known: tuple[int, int]
 
 
-# The one table of versions. A suite that has gone on since is used as it is, and the build says so.
+# The one table of versions. If a suite has a newer version, that is used, and the build says so.
 SUITES = (
     Suite("bookworm-backports", "bookworm", (10, 0)),
     Suite("trixie-backports", "trixie", (11, 1)),
@@ -52,7 +52,7 @@ FIRMWARE = (Path("usr/share/qemu"), Path("usr/share/seabios"), Path("usr/lib/ipx
 
 _VERSION = 1
 _PACKAGE = "qemu-system-x86"
-# What it needs beside libraries. Those of qemu-system-common serve displays, sound and USB: they stay away.
+# Needed packages beside libraries. qemu-system-common serves displays, sound and USB, and is left out.
 _DATA = ("qemu-system-common", "qemu-system-data", "seabios", "ipxe-qemu")
 _NOT_FOLLOWED = "qemu-system-common"
 _LOADER = LIBRARIES / "ld-linux-x86-64.so.2"
@@ -79,7 +79,7 @@ exec "$root/{loader}" --argv0 "$0" --library-path "$root/{libraries}" \\
 
 
 def _inputs(suite: Suite) -> Facts:
-    """From a folder, its sums; from a mirror, whatever the suite has when it is asked."""
+    """Return the inputs: a folder's sums, or for a mirror the suite, whose current version is used."""
     folder = folder_from_environment(ENVIRONMENT)
     source: object = "mirror" if folder is None else _sums(folder, suite)
     return {"recipe": _VERSION, "suite": suite.name, "packages": source}
@@ -132,7 +132,7 @@ def _sums(folder: Path, suite: Suite) -> dict[str, str]:
 def from_folder(folder: Path, suite: Suite) -> list[Path]:
     """Return the packages of `suite` in `folder`, checked against the SHA256SUMS beside them.
 
-    Raises: BuildError: one is missing, differs, or has no sum.
+    Raises: BuildError: a package is missing, differs, or has no sum.
     """
     sums = _sums(folder, suite)
     place = folder / suite.release
@@ -181,10 +181,10 @@ def _download(context: BuildContext, suite: Suite, into: Path) -> tuple[str, lis
 
 
 def needed(packages: Iterable[apt.Package]) -> list[apt.Package]:
-    """Return those of `packages`, a set that apt would install, that running QEMU needs.
+    """Return those of `packages`, which apt would install, that QEMU needs when it runs.
 
-    They are the program, its data, and libraries (Debian's section `libs`); what those want beside libraries
-    (adduser, debconf) is for installing them.
+    They are the program, its data, and libraries (Debian's section `libs`). Other dependencies (adduser,
+    debconf) are needed only for the installation.
     """
     there = {package.name: package for package in packages}
     found: dict[str, apt.Package] = {}
@@ -204,9 +204,9 @@ def needed(packages: Iterable[apt.Package]) -> list[apt.Package]:
 
 
 def keep(root: Path, out: Path, where: str) -> None:
-    """Move out of `root`, where the packages were unpacked, into `out` what the artifact consists of.
+    """Move the artifact's files from `root`, where the packages were unpacked, to `out`.
 
-    Raises: BuildError: something that it needs is in none of the packages; names it and `where` they are.
+    Raises: BuildError: a needed file is in none of the packages; names it and `where` they are.
     """
     program = root / "usr/bin" / PROGRAM
     if not program.is_file():
@@ -236,7 +236,7 @@ def keep(root: Path, out: Path, where: str) -> None:
 
 
 def missing_libraries(program: Path, libraries: Path) -> dict[str, str]:
-    """Return name -> who needs it of the shared libraries that `program` needs and `libraries` lacks."""
+    """Return the shared libraries that `program` needs and `libraries` lacks: name -> file that needs it."""
     missing: dict[str, str] = {}
     seen: set[str] = set()
     open_ends = [program]

@@ -1,4 +1,4 @@
-"""What a recipe is, and how one becomes an artifact in the cache."""
+"""Recipes, and how the cache's artifacts are made from them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vfu_dev.errors import BuildError
 
 MANIFEST = "manifest.json"
 
-# Facts about a build that end in its manifest: versions, flags, figures.
+# Facts about a build for its manifest: versions, flags, figures.
 Facts = dict[str, object]
 
 
@@ -34,14 +34,14 @@ class NotBuiltError(BuildError):
 
 
 class OverrideError(BuildError):
-    """The environment variable `variable` names something that cannot be used instead of an artifact."""
+    """The file that the environment variable `variable` names cannot replace an artifact."""
 
     def __init__(self, variable: str, text: str, why: str) -> None:
         self.variable = variable
         super().__init__(f"{variable}={text}: {why}")
 
 
-# Flags of cc for an artifact that finds its own mistakes.
+# Flags of cc for an artifact with sanitizers.
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
 
 
@@ -49,10 +49,10 @@ SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined",
 class Recipe:
     """How one artifact is made.
 
-    `inputs` returns all that decides its content (JSON values; they become its key); `make` writes it into
-    the empty folder it is given and returns facts for the manifest; `product` is the path in that folder that
-    `artifact()` returns, empty for the folder itself; `needs` are groups of `packages.GROUPS`; `after` are
-    other artifacts that `make` reads, whose keys count as inputs.
+    `inputs` returns everything that determines its content, as JSON values; they become its key. `make`
+    writes it into an empty folder and returns facts for the manifest. `product` is the path in that folder
+    that `artifact()` returns, empty for the folder itself. `needs` are groups of `packages.GROUPS`. `after`
+    are other artifacts that `make` reads; their keys count as inputs.
     """
 
     name: str
@@ -77,24 +77,24 @@ class Recipe:
         needs: tuple[str, ...],
         override: str = "",
     ) -> Self:
-        """Return a recipe whose `inputs` and `make` get `flags` of the compiler first."""
+        """Return a recipe whose `inputs` and `make` get the compiler's `flags` as first argument."""
         return cls(
             name, summary, product, partial(inputs, flags), partial(make, flags), needs, override=override
         )
 
     def key(self) -> str:
-        """Return the key of the artifact as it would be built now. Runs no compiler, fetches nothing."""
+        """Return the key that the artifact would have now. This compiles and fetches nothing."""
         depends = {recipe.name: recipe.key() for recipe in self.after}
         return input_key({"name": self.name, "inputs": self.inputs(), "after": depends})
 
     def folder(self, cache: Cache) -> Path:
-        """Return where the artifact is, or would be, in `cache`."""
+        """Return the artifact's folder in `cache`, which may not exist."""
         return cache.artifact_dir(self.name, self.key())
 
     def overridden(self) -> Path | None:
         """Return the file that the environment names instead of the artifact.
 
-        Raises: OverrideError: it is not there.
+        Raises: OverrideError: there is no such file.
         """
         text = os.environ.get(self.override) if self.override else None
         if not text:
@@ -108,7 +108,7 @@ class Recipe:
             raise OverrideError(self.override, text, str(error)) from error
 
     def find(self, cache: Cache) -> Path:
-        """Return the product. Raises: NotBuiltError: it is neither in the cache nor in this wheel."""
+        """Return the product's path. Raises: NotBuiltError: it is neither in the cache nor in this wheel."""
         if (path := self.overridden()) is not None:
             return path
         if (found := self.made(cache)) is not None:
@@ -116,12 +116,12 @@ class Recipe:
         raise NotBuiltError(self.name)
 
     def manifest(self, cache: Cache) -> dict[str, object]:
-        """Return the manifest of what `find` returns; empty when that is not ours, or not there."""
+        """Return the manifest of the artifact that `find` returns; empty if the file is none, or missing."""
         found = self.made(cache) if self.overridden() is None else None
         return read_manifest(found) if found is not None else {}
 
     def made(self, cache: Cache) -> Path | None:
-        """Return its folder, None where there is none; what was built here comes before the wheel's."""
+        """Return its folder, None if there is none; one in the cache is preferred to the wheel's."""
         folder = self.folder(cache)
         return folder if folder.is_dir() else prebuilt(self.name)
 
@@ -136,7 +136,7 @@ class BuildOptions:
 
     @classmethod
     def from_environment(cls, jobs: int = 0, sources: Path | None = None) -> BuildOptions:
-        """Fill in what was not given from VFU_DEV_SOURCES and VFU_DEV_SOURCES_FALLBACK."""
+        """Set missing values from VFU_DEV_SOURCES and VFU_DEV_SOURCES_FALLBACK."""
         return cls(
             jobs=jobs,
             sources=sources or fetch.folder_from_environment(fetch.SOURCES_ENVIRONMENT),
@@ -146,7 +146,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class Built:
-    """One artifact after `build`: where it is, and whether and how long it took to make it."""
+    """One artifact after `build`: its path, whether it was made now, and how long that took."""
 
     name: str
     path: Path
@@ -161,10 +161,10 @@ def build(
     reporter: Reporter | None = None,
     again: bool = False,
 ) -> Built:
-    """Make sure that the artifact of `recipe` is in the cache; with `again`, build it even if it is.
+    """Make sure that the artifact of `recipe` is in the cache; with `again`, build it in any case.
 
-    One process builds an artifact; others that want the same wait for it, and say so. Whatever is interrupted
-    leaves nothing behind that could be taken for an artifact.
+    One process builds an artifact; others that need it wait, and say so. An interrupted build leaves nothing
+    that could be taken for an artifact.
 
     Raises: BuildError: with the command, its last lines and the log's path where a command failed.
     """
@@ -232,7 +232,7 @@ def _files(folder: Path) -> dict[str, dict[str, object]]:
 
 
 def damage(folder: Path) -> list[str]:
-    """Return which files of the artifact in `folder` are not what its manifest says; reads all of them."""
+    """Return the files of the artifact in `folder` that differ from its manifest; reads all of them."""
     recorded = read_manifest(folder).get("files")
     if not isinstance(recorded, dict):
         return [f"no {MANIFEST} that lists what should be there"]

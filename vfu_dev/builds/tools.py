@@ -17,9 +17,9 @@ REQUIREMENTS = ("meson==1.9.0", "pycotap")
 
 
 def meson_python(context: BuildContext) -> Path:
-    """Return the interpreter of a virtual environment that has `REQUIREMENTS`, made in the cache if need be.
+    """Return the interpreter of a virtual environment with `REQUIREMENTS`; it is made in the cache if needed.
 
-    Raises: BuildError: no environment could be made or pip could not install; says what is missing.
+    Raises: BuildError: the environment could not be made, or pip could not install; says what is missing.
     """
     base = os.path.realpath(sys.executable)
     version = ".".join(map(str, sys.version_info[:3]))
@@ -39,7 +39,7 @@ def meson_python(context: BuildContext) -> Path:
 
 
 def _usable(python: Path, folder: Path) -> bool:
-    """Say whether the environment is complete and its interpreter still there; an upgrade may remove that."""
+    """Return whether the environment is complete and its interpreter exists; an upgrade may remove it."""
     return (folder / ".complete").exists() and bool(output_of([python, "-c", "import mesonbuild; print(1)"]))
 
 

@@ -1,7 +1,7 @@
 """The library that gives an unmodified QEMU our device: preloaded, it answers the kernel's VFIO system calls.
 
-native/vfio-preload/ compiled against the kernel headers of the pinned QEMU tree, which are newer than a
-distribution's. What it is and what the environment tells it: the README there.
+native/vfio-preload/ is compiled against the kernel headers of the pinned QEMU tree, which are newer than a
+distribution's. The README there describes the library and its variables.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _C_FLAGS = (
     "-g",
     "-fPIC",
     "-fvisibility=hidden",
-    # Part of the thread's own block: a library that is loaded at the start needs no __tls_get_addr().
+    # Initial-exec TLS: a library that is loaded at the start needs no __tls_get_addr().
     "-ftls-model=initial-exec",
-    # It defines what the fortified headers would redefine.
+    # The library defines functions that the fortified headers would redefine.
     "-U_FORTIFY_SOURCE",
     "-Wall",
     "-Wextra",

@@ -87,8 +87,8 @@ _OPTIONS = (
         "--socket-group",
         type=Quantity("group", "a group, by name or number", _group, str),
         metavar="GROUP",
-        help="Let members of this group connect to both sockets, which are then 0660. Refused for a socket that "
-        "was handed over.",
+        help="Let members of this group connect to both sockets, which are then 0660; an error with a "
+        "socket that was handed over.",
         show_default="nobody else: both are 0600",
     ),
     click.option(
@@ -167,8 +167,9 @@ def sockets_of(arguments: dict[str, Any]) -> Sockets:
         raise click.UsageError("Missing option '--socket'.")
     if arguments["socket_group"] is not None and not isinstance(client, Path):
         raise click.UsageError(
-            "--socket-group: the vfio-user socket was handed over and keeps its group and mode. Set them where "
-            "it is made (systemd: SocketGroup= and SocketMode=0660 of the .socket unit), or use --allow-uid"
+            "--socket-group: the vfio-user socket was handed over and keeps its group and mode. Set them "
+            "where it is made (systemd: SocketGroup= and SocketMode=0660 of the .socket unit), or use "
+            "--allow-uid"
         )
     if control is not None and "control" in handed.fds:
         raise ConfigError(f"--control {control}: systemd has handed over a control socket, too")
@@ -181,7 +182,7 @@ def sockets_of(arguments: dict[str, Any]) -> Sockets:
         control = None
     if access.users and control is None and not isinstance(client, Path) and not is_listening(client):
         raise click.UsageError(
-            "--allow-uid: the descriptor is a connection, so no user can connect any more; hand over a socket "
-            "that listens, or leave the option out"
+            "--allow-uid: the descriptor is a connection, so no user can connect any more; hand over a "
+            "socket that listens, or leave the option out"
         )
     return Sockets(client, control, access, arguments["require_migration"] == "on")

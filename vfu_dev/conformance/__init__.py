@@ -1,7 +1,7 @@
 """A conformance suite for any vfio-user server: `vfu-dev check SOCKET`.
 
-`CHECKS` are all checks by name, `choose` picks some, `run` yields a `Result` for each. `report` shows them to
-people and programs. Nothing here depends on this project's own server.
+`CHECKS` has all checks by name, `choose` selects some, `run` yields a `Result` for each, and `report` formats
+them. Nothing here depends on this project's own server.
 """
 
 from vfu_dev.conformance.model import CHECKS, Check, Level, Result, Source, Status

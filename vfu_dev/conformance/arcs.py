@@ -2,7 +2,7 @@
 
 From the comment above enum vfio_device_mig_state: the arcs a driver must do, arcs that P2P replaces, those
 that go without PRE_COPY, the one combination that is blocked, and "the shortest path, saving group states not
-as interior arcs, only as start or end". Used to judge what the server does; deliberately slow and plain.
+as interior arcs, only as start or end". It judges the server's transitions, so it is plain rather than fast.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def states(flags: MigrationFlags) -> set[DeviceState]:
 def paths(flags: MigrationFlags, start: DeviceState, end: DeviceState) -> list[list[DeviceState]]:
     """Return every shortest allowed path from `start` to `end`, `start` left out; empty: not allowed.
 
-    Only the saving group may be passed when both ends are of it: PRE_COPY to STOP_COPY goes by PRE_COPY_P2P,
-    as the kernel's table has it.
+    States of the saving group are interior only if both ends are in the group: as in the kernel's table,
+    PRE_COPY to STOP_COPY goes by PRE_COPY_P2P.
     """
     if start is S.STOP_COPY and end in {S.PRE_COPY, S.PRE_COPY_P2P}:
         return []

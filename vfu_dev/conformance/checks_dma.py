@@ -1,7 +1,7 @@
 """DMA_MAP and DMA_UNMAP.
 
-No check makes a device do DMA, because that differs from device to device. DMA_READ and DMA_WRITE requests of
-the server are answered.
+No check starts DMA, because that differs between devices. DMA_READ and DMA_WRITE requests of the server are
+answered.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vfu_dev.conformance.session import IOVA, Session
 
 _MAP, _UNMAP = "VFIO_USER_DMA_MAP", "VFIO_USER_DMA_UNMAP"
 _MIB = 1 << 20
-# As many as a guest with hot-plugged memory has. Some servers take 16, and do not say so.
+# A guest with hot-plugged memory has that number. Some servers accept 16 without saying so.
 _MANY = 128
 # Flags of DMA_MAP since July 2026.
 _MMAP_ACCESS, _FILE_ACCESS = 1 << 2, 1 << 3
@@ -50,7 +50,7 @@ _VALIDATE = spec(
 def _refused(
     session: Session, iova: int, size: int, what: str, number: int | None = None, **more: int
 ) -> None:
-    """Ask a DMA_MAP that is to fail, with a file of 1 MiB; see `Session.dma_request` for `more`."""
+    """Send a DMA_MAP that must fail, with a file of 1 MiB; see `Session.dma_request` for `more`."""
     region = session.dma.create(iova, _MIB, 3, True)
     try:
         request = session.dma_request(iova, size, **more)

@@ -277,7 +277,7 @@ def next_client_finds_no_eventfds(session: Session) -> None:
 
 
 def _after_garbage(session: Session, data: bytes, what: str) -> None:
-    """Send `data` on a negotiated connection: closed or refused, and the next client is served."""
+    """Send `data` after VERSION: it is refused or ends the connection, and the next client is served."""
     peer, reply = session.hello(version_request(PROPOSED))
     try:
         require(not reply.refused, f"VERSION is refused: {reply.reason}")

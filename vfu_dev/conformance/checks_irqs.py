@@ -31,13 +31,13 @@ def set_irqs(
     data: bytes = b"",
     fds: Sequence[int] = (),
 ) -> Reply:
-    """Ask DEVICE_SET_IRQS."""
+    """Send DEVICE_SET_IRQS."""
     head = messages.IRQ_SET.pack(messages.IRQ_SET.size + len(data), flags, index, start, count)
     return session.ask(uapi.VFIO_USER_DEVICE_SET_IRQS, head + data, fds)
 
 
 def first_irq(session: Session) -> tuple[int, int]:
-    """Return (index, count) of an interrupt type that takes eventfds.
+    """Return (index, count) of an interrupt type that accepts eventfds.
 
     Raises:  NotApplicableError: there is none.
     """
@@ -50,7 +50,7 @@ def first_irq(session: Session) -> tuple[int, int]:
 
 
 class _Eventfds:
-    """Eventfds for the first interrupts of a type; taken back and closed after the check."""
+    """Eventfds for the first interrupts of a type; they are removed and closed after the check."""
 
     def __init__(self, session: Session, wanted: int) -> None:
         self.session = session
@@ -64,7 +64,7 @@ class _Eventfds:
         return set_irqs(self.session, self.index, flags, 0, count, data, fds)
 
     def raised(self, wanted: Sequence[bool]) -> list[bool]:
-        """Return which are signalled, once those that are `wanted` are or the check's time is over."""
+        """Return the signalled interrupts, once all `wanted` are signalled or the check's time is over."""
         for fd, yes in zip(self.fds, wanted, strict=True):
             if yes:
                 left = self.session.deadline - time.monotonic()

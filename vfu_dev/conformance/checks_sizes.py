@@ -19,7 +19,7 @@ _INITIAL = kernel(
     _PRECOPY,
     "This field should have a non-zero initial value and decrease as migration data is read from the device.",
 )
-# An estimate is one if it is off by less: an eighth of the state, or this.
+# The largest error of an estimate: an eighth of the state, or this.
 _LEEWAY_BYTES = 1 << 20
 
 
@@ -226,6 +226,6 @@ def sizes_agree(session: Session) -> None:
             break
     initial, dirty = _precopy(session)
     rest = _data_size(session) - initial - dirty
-    # QEMU spins between the two where more is left than what it may send during its downtime.
+    # QEMU spins between the two figures if more is left than it may send within the downtime limit.
     limit = 128 << 20
     require(rest <= limit, f"{rest} bytes are for STOP_COPY alone, beside {initial} and {dirty}")

@@ -87,7 +87,7 @@ def _source(start: DeviceState, end: DeviceState) -> Source:
 
 
 def enter(session: Session, state: DeviceState) -> None:
-    """Take the device from RUNNING to `state`; into RESUMING with a whole state loaded."""
+    """Take the device from RUNNING to `state`; RESUMING is entered with a whole state written."""
     if state is S.RESUMING:
         load(session, finish=False)
     elif state is not S.RUNNING:

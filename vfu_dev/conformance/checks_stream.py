@@ -23,9 +23,9 @@ from vfu_dev.uapi import DeviceState
 
 S = DeviceState
 _READ, _WRITE = "VFIO_USER_MIG_DATA_READ", "VFIO_USER_MIG_DATA_WRITE"
-# Small enough for servers that receive a message with one recv(): what large ones do is a check of its own.
+# Small enough for servers that receive a message with one recv(); a separate check sends large ones.
 SLICE = 64 << 10
-# A stream that PRE_COPY never stops sending is left after this number of slices more than it had at first.
+# If PRE_COPY never stops sending, reading ends this number of slices after the size that it had at first.
 _PRE_COPY_READS = 4096
 _INVALID = spec(
     "Direct State Transitions",
@@ -41,14 +41,14 @@ _TAKEN_BACK = kernel(
 
 
 def ask_read(session: Session, size: int) -> Reply:
-    """Ask MIG_DATA_READ of `size` bytes."""
+    """Send MIG_DATA_READ for `size` bytes."""
     return session.ask(
         uapi.VFIO_USER_MIG_DATA_READ, messages.MIG_DATA.pack(messages.MIG_DATA.size + size, size)
     )
 
 
 def read(session: Session, size: int) -> bytes:
-    """Return the data of one MIG_DATA_READ; bytes behind the size that it names are left out."""
+    """Return the data of one MIG_DATA_READ; bytes beyond the size in the reply are left out."""
     reply = ask_read(session, size)
     require(not reply.refused, f"MIG_DATA_READ of {size} bytes is refused: {reply.reason}")
     require(len(reply.payload) >= messages.MIG_DATA.size, f"migration data of {len(reply.payload)} bytes")
@@ -60,7 +60,7 @@ def read(session: Session, size: int) -> bytes:
 
 
 def slices(session: Session) -> Iterator[bytes]:
-    """Yield the stream from here to its end in STOP_COPY."""
+    """Yield the rest of the stream in STOP_COPY."""
     size = min(SLICE, session.transfer_bytes)
     total = 0
     while data := read(session, size):
@@ -82,7 +82,7 @@ def save(session: Session) -> bytes:
 
 
 def ask_write(session: Session, data: bytes) -> Reply:
-    """Ask MIG_DATA_WRITE."""
+    """Send MIG_DATA_WRITE."""
     head = messages.MIG_DATA.pack(messages.MIG_DATA.size + len(data), len(data))
     return session.ask(uapi.VFIO_USER_MIG_DATA_WRITE, head + data)
 
@@ -97,7 +97,7 @@ def write(session: Session, data: bytes, size: int = SLICE) -> None:
 def load(session: Session, *, data: bytes | None = None, size: int = SLICE, finish: bool = True) -> None:
     """Take the device to RESUMING and write a state; `finish` goes on to RUNNING.
 
-    Args:  data: the state; None is the device's own.
+    Args:  data: the state; None for the device's own.
     """
     session.need_migration()
     data = save(session) if data is None else data
@@ -109,7 +109,7 @@ def load(session: Session, *, data: bytes | None = None, size: int = SLICE, fini
 
 
 def _refused(session: Session, data: bytes, what: str) -> None:
-    """Load `data`, which is no state, and find that the way to STOP fails, or a write before."""
+    """Write `data`, which is no state; require that a write or the transition to STOP fails."""
     session.set_state(S.RESUMING)
     size = min(SLICE, session.transfer_bytes)
     if any(ask_write(session, data[at : at + size]).refused for at in range(0, len(data), size)):

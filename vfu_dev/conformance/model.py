@@ -24,7 +24,7 @@ class Level(StrEnum):
 
 
 class Status(StrEnum):
-    """What came of a check. SKIP: it does not apply to this server, for the reason given."""
+    """Result of a check. SKIP: it does not apply to this server, for the reason given."""
 
     PASS = "pass"
     FAIL = "fail"
@@ -33,7 +33,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Source:
-    """The sentence that a check stands on: a document, a section or structure in it, and the words."""
+    """The sentence that a check cites: a document, a section or structure in it, and the words."""
 
     document: str
     section: str
@@ -81,7 +81,7 @@ class Check:
     """One check.
 
     Attributes:
-        fresh: it talks on connections of its own, so the one that others share is given up before.
+        fresh: it opens its own connections, so the shared connection is closed first.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one check; `detail` says what was found, or why it does not apply."""
+    """Result of one check; `detail` says what was found, or why the check does not apply."""
 
     check: Check
     status: Status
@@ -104,11 +104,11 @@ class Result:
 
     @property
     def broken(self) -> bool:
-        """Whether a must failed."""
+        """Whether this is a must that failed."""
         return self.status is Status.FAIL and self.check.level is Level.MUST
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for `--json`."""
+        """Return the result for `--json`."""
         source = self.check.source
         return {
             "name": self.check.name,
@@ -126,18 +126,18 @@ CHECKS: dict[str, Check] = {}
 
 
 def add(check: Check) -> None:
-    """Enter a check into the table. Raises: ValueError: there is one of that name."""
+    """Add a check to the table. Raises: ValueError: there is one of that name."""
     if CHECKS.setdefault(check.name, check) is not check:
         raise ValueError(f"two checks are called {check.name}")
 
 
 def group_of(module: str) -> str:
-    """Return the group of the checks in a module: what its name ends with."""
+    """Return the group of the checks in a module: the end of the module's name."""
     return module.rpartition(".checks_")[2]
 
 
 def check(level: Level, source: Source, *, fresh: bool = False) -> Callable[[Run], Run]:
-    """Enter a function into the table of checks: its name, and what its docstring claims."""
+    """Add a function to the table of checks, with its name and its docstring as the claim."""
 
     def enter(run: Run) -> Run:
         group = group_of(run.__module__)

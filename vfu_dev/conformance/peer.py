@@ -1,4 +1,4 @@
-"""A client that checks nothing: one connection, every message as it comes, every wait with a limit.
+"""A client without checks: one connection, messages passed on unchanged, every wait limited.
 
 `vfu_dev.client` rejects a message that breaks the protocol and gives up; this one hands it to the check.
 """
@@ -39,7 +39,7 @@ class Reply:
 
     @property
     def refused(self) -> bool:
-        """Whether it is an error."""
+        """Whether it is an error reply."""
         return bool(self.flags & uapi.VFIO_USER_ERROR)
 
     @property
@@ -52,7 +52,7 @@ class Peer:
     """One connection to the server.
 
     Args:  sock: connected; owned from here on.
-           dma: answers what the server asks for meanwhile.
+           dma: answers the server's DMA requests.
            deadline: time.monotonic() at which every wait ends.
     """
 
@@ -62,7 +62,7 @@ class Peer:
         self._next_id = 0x100
         self._fds: list[int] = []
         self.deadline = deadline
-        self.broken = False  # nothing that comes now can be trusted to be a message
+        self.broken = False  # whether the bytes to come may be out of step with messages
 
     def close(self) -> None:
         """Close the connection and what was received on it."""
@@ -95,7 +95,7 @@ class Peer:
         return number
 
     def send_bytes(self, data: bytes, fds: Sequence[int] = (), what: str = "bytes") -> None:
-        """Send `data`, message or not."""
+        """Send `data`, which need not be a message."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         view = memoryview(data)
         while view:
@@ -112,14 +112,14 @@ class Peer:
     def _left(self, what: str) -> float:
         left = self.deadline - time.monotonic()
         if left <= 0:
-            self.broken = True  # an answer may still come, to a question that nobody asks any more
+            self.broken = True  # the reply may still come, and would be taken for another one's
             raise NoAnswerError(f"no answer to {what} in time")
         return left
 
     # --- receiving ------------------------------------------------------------------------------------------
 
     def ask(self, command: int, payload: Buffer = b"", fds: Sequence[int] = ()) -> Reply:
-        """Send a request and return its reply, whose frame is as the specification has it."""
+        """Send a request and return its reply, whose frame has been checked."""
         number = self.send(command, payload, fds=fds)
         return self.frame_checked(self.receive(command_name(command)), number, command)
 
@@ -141,7 +141,7 @@ class Peer:
         return reply
 
     def receive(self, what: str) -> Reply:
-        """Return the next reply; requests of the server's are answered on the way.
+        """Return the next reply; requests of the server are answered meanwhile.
 
         Raises:  NoAnswerError, ClosedError; CheckFailedError: what came is no message.
         """

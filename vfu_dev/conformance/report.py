@@ -1,4 +1,4 @@
-"""Results for people and programs: lines, JSON, TAP and JUnit."""
+"""Formats results as lines, JSON, TAP and JUnit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WORDS = {Status.PASS: "ok", Status.FAIL: "FAILED", Status.SKIP: "-"}
 
 
 def line(result: Result) -> str:
-    """Return one result for people; a failure brings its sentence."""
+    """Return one result as text; a failure has its sentence of the specification."""
     check = result.check
     word = _WORDS[result.status]
     if result.status is Status.FAIL and check.level is not Level.MUST:
@@ -28,7 +28,7 @@ def line(result: Result) -> str:
 
 
 def counts(results: Sequence[Result]) -> dict[str, dict[str, int]]:
-    """Return how many of each level came out how."""
+    """Return the number of checks by level and status."""
     found = {level.value: {status.value: 0 for status in Status} for level in Level}
     for result in results:
         found[result.check.level.value][result.status.value] += 1
@@ -36,7 +36,7 @@ def counts(results: Sequence[Result]) -> dict[str, dict[str, int]]:
 
 
 def summary(results: Sequence[Result]) -> str:
-    """Return the counts in a line."""
+    """Return the counts as one line."""
     parts = []
     for level, found in counts(results).items():
         done = found["pass"] + found["fail"]
@@ -48,7 +48,7 @@ def summary(results: Sequence[Result]) -> str:
 
 
 def as_json(results: Sequence[Result], server: dict[str, Any]) -> dict[str, Any]:
-    """Return what `--json` writes."""
+    """Return the JSON object of `--json`."""
     return {
         "kind": "check",
         "ok": not any(result.broken for result in results),
@@ -59,7 +59,7 @@ def as_json(results: Sequence[Result], server: dict[str, Any]) -> dict[str, Any]
 
 
 def as_tap(results: Sequence[Result]) -> str:
-    """Return TAP version 14. What may fail is a TODO test, which a harness does not count."""
+    """Return TAP version 14. A check that is no must is a TODO test, which a harness does not count."""
     lines = ["TAP version 14", f"1..{len(results)}"]
     for number, result in enumerate(results, 1):
         check = result.check
@@ -83,7 +83,7 @@ def as_tap(results: Sequence[Result]) -> str:
 
 
 def as_junit(results: Sequence[Result]) -> str:
-    """Return JUnit's XML. What may fail is a skipped test there, since JUnit has no other word for it."""
+    """Return JUnit's XML. A failed check that is no must is a skipped test: JUnit has no better status."""
     root = ElementTree.Element("testsuites", name="vfu-dev check")
     groups = dict.fromkeys(result.check.group for result in results)
     for group in groups:
@@ -120,12 +120,12 @@ def _junit_case(suite: ElementTree.Element, result: Result) -> None:
 
 
 def _printable(text: str) -> str:
-    """Return `text` without what XML cannot have: a server may have chosen some of it."""
+    """Return `text` without characters that XML forbids; the server may have sent some."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _escaped(text: str) -> str:
-    """Return `text` as a TAP description: # begins a directive there."""
+    """Return `text` as a TAP description, in which # would begin a directive."""
     return _printable(text).replace("\\", "\\\\").replace("#", "\\#")
 
 

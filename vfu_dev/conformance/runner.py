@@ -1,4 +1,4 @@
-"""Running the checks: which, in which order, with a server started by a command if one is given."""
+"""Runs the checks in their order, against a server that it starts if a command is given."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ from vfu_dev.conformance.model import (
 from vfu_dev.conformance.session import Session
 from vfu_dev.errors import ConfigError, LabError, VfuDevError
 
-# Importing them enters their checks into the table. They run from what there is to what changes it;
-# connections come last, since a server may end with one.
+# Importing these modules adds their checks to the table. Queries run before changes, and connections come
+# last, because a server may end with one.
 _ORDER = (
     checks_device,
     checks_messages,
@@ -66,9 +66,9 @@ _LEAVING_SECONDS = 0.5
 
 
 def choose(only: Sequence[str], skip: Sequence[str]) -> list[Check]:
-    """Return the checks that `only` and `skip` leave, as they run: by name, group or pattern (`arc-*`).
+    """Return the checks that `only` and `skip` select, in order: by name, group or pattern (`arc-*`).
 
-    Raises:  ConfigError: one of them means no check.
+    Raises:  ConfigError: one of them matches no check.
     """
     wanted = _matching(only, "--only") if only else set(CHECKS)
     left_out = _matching(skip, "--skip")
@@ -93,7 +93,7 @@ def _matching(patterns: Sequence[str], option: str) -> set[str]:
 
 
 class ServerCommand:
-    """A server that is started for the checks, and again whenever it has ended."""
+    """A server that is started for the checks, and restarted whenever it has ended."""
 
     def __init__(self, command: Sequence[str], path: Path) -> None:
         self.command = list(command)
@@ -103,14 +103,14 @@ class ServerCommand:
         self._ends_with_client: bool | None = None  # unknown until its first client has gone
 
     def ensure(self) -> None:
-        """Have it listen. Raises: LabError: it does not."""
+        """Make sure that the server listens. Raises: LabError: it does not."""
         if self._process is not None and not self._has_ended():
             return
         with contextlib.suppress(FileNotFoundError):
-            if self.starts:  # what a server that has ended left behind
+            if self.starts:  # the socket of the server that has ended
                 self.path.unlink()
         try:
-            # Standard output is for the results.
+            # Standard output is reserved for the results.
             self._process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=2)
         except OSError as error:
             raise LabError(f"{self.command[0]}: {error.strerror or error}") from error
@@ -126,7 +126,7 @@ class ServerCommand:
             time.sleep(0.01)
 
     def _has_ended(self) -> bool:
-        """Return whether it has ended. One that ends with its client, or may, is given a moment to do so."""
+        """Return whether it has ended. A server that may end with its client gets a moment to do so."""
         assert self._process is not None
         if self._ends_with_client is not False:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -136,9 +136,9 @@ class ServerCommand:
         return self._process.poll() is not None
 
     def ended(self, closed: bool, gone: bool) -> str | None:
-        """Return how it ended by itself, None while it runs.
+        """Return how the server ended by itself, None while it runs.
 
-        Args:  closed: it closed a connection. gone: its client has gone. Either may be how it ends.
+        Args:  closed: it closed a connection. gone: its client has gone. It may end after either.
         """
         if self._process is not None and (closed or (gone and self._ends_with_client is not False)):
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -151,7 +151,7 @@ class ServerCommand:
         return f"the server ended with status {status}"
 
     def close(self) -> None:
-        """End it."""
+        """End the server."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             try:
@@ -171,8 +171,8 @@ def run(
 ) -> Iterator[Result]:
     """Run `chosen` against the server on `path`; yields each result as it comes.
 
-    Args:    command: starts the server, which is started again where it ended.
-    Raises:  VfuDevError: there is no server from the start.
+    Args:    command: starts the server, which is restarted when it has ended.
+    Raises:  VfuDevError: there is no server at the beginning.
     """
     server = ServerCommand(command, path) if command else None
 
@@ -195,7 +195,7 @@ def run(
 def run_in(
     session: Session, chosen: Sequence[Check], *, ended: Callable[[bool, bool], str | None] | None = None
 ) -> Iterator[Result]:
-    """Run `chosen` in a session; `ended` says how the server ended by itself, if it did."""
+    """Run `chosen` in a session; `ended` returns how the server ended by itself, if it did."""
     gone: str | None = None
     shared = ended is None  # a server of ours is started again
     for check in chosen:
@@ -222,9 +222,9 @@ def run_in(
 
 
 def _gone_with_its_client(session: Session) -> str | None:
-    """Give up the connection; return why there is no other one, None where there is.
+    """Close the connection; return why no other one can be opened, None if it can.
 
-    The specification lets a server end with its client, and it may take a moment to do so.
+    The specification allows a server to end with its client, and that may take a moment.
     """
     session.drop()
     for _ in range(2):
@@ -241,12 +241,12 @@ def _gone_with_its_client(session: Session) -> str | None:
 
 
 def _may_end(check: Check, death: str | None) -> bool:
-    """Return whether a server may have ended so: with its client, by itself, as the specification allows."""
+    """Return whether the server ended with its client by itself, as the specification allows."""
     return check.fresh and death is not None and " ended with status " in death
 
 
 def _judge(session: Session, check: Check) -> tuple[Status, str, bool]:
-    """Run `check`; return status, detail, and whether it failed by a connection that was closed."""
+    """Run `check`; return status, detail, and whether it failed because the connection was closed."""
     session.begin()
     if check.fresh:
         session.drop()
@@ -261,9 +261,9 @@ def _judge(session: Session, check: Check) -> tuple[Status, str, bool]:
 
 
 def _restored(session: Session, again: bool) -> str | None:
-    """Bring the server back to where it was; return why it cannot be used any more.
+    """Restore the server's state; return why it cannot be used any more, None if it can.
 
-    Args:  again: it is started again where it ended, so nobody there may be a server that is about to end.
+    Args:  again: the server is restarted when it has ended; one that refuses connections may be about to end.
     """
     left = None
     for attempt in range(3):

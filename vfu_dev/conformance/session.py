@@ -1,4 +1,4 @@
-"""The checks' access to the server: its socket, the known facts about it, the clean-up after each check."""
+"""The checks' access to the server: connections, facts about it, and clean-up after each check."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GET, SET, PROBE = (
     uapi.VFIO_DEVICE_FEATURE_SET,
     uapi.VFIO_DEVICE_FEATURE_PROBE,
 )
-# What we propose; a server may leave out what it likes.
+# The proposed capabilities; a server may leave out any of them.
 PROPOSED: dict[str, Any] = {
     "max_msg_fds": MAX_FDS,
     "max_data_xfer_size": uapi.VFIO_USER_DEF_MAX_XFER_BYTES,
@@ -37,16 +37,16 @@ PROPOSED: dict[str, Any] = {
     "migration_precopy_info": True,
     "write_multiple": True,
 }
-# Reserved on every address space that a PC's devices see, and far from what anybody else maps.
+# 64 GiB: an address that every PC's device can reach, far from those that other programs map.
 IOVA = 0x10_0000_0000
 _ROOM = 64 << 10
-# A server that still lets go of the client before says EBUSY.
+# A server that still disconnects the previous client replies EBUSY.
 _RETRY_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
 class Region:
-    """DEVICE_GET_REGION_INFO's answer, whole."""
+    """The whole reply to DEVICE_GET_REGION_INFO."""
 
     index: int
     flags: int
@@ -70,8 +70,8 @@ class Session:
     """The server, one check after the other.
 
     Args:  connect: opens a new connection. Raises VfuDevError where there is no server.
-           timeout_seconds: that one check may take.
-           max_state_bytes: the longest state that checks move.
+           timeout_seconds: time limit of one check.
+           max_state_bytes: size limit of a state that checks move.
     """
 
     def __init__(
@@ -83,32 +83,32 @@ class Session:
         self.max_state_bytes = max_state_bytes
         self.deadline = time.monotonic() + timeout_seconds
         self.dma = DmaSpace()
-        self.undo = contextlib.ExitStack()  # what a check has to take back
+        self.undo = contextlib.ExitStack()  # undoes what a check did
         self.capabilities: dict[str, Any] = {}
         self.saved: bytes | None = None  # the device's own state, see stream.py
 
     # --- connections ----------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Give the check that follows its time."""
+        """Start the time limit of the next check."""
         self.deadline = time.monotonic() + self.timeout_seconds
         if self._peer is not None:
             self._peer.deadline = self.deadline
 
     def drop(self) -> None:
-        """Give up the connection."""
+        """Close the shared connection."""
         if self._peer is not None:
             self._peer.close()
             self._peer = None
         self.dma.close()
 
     def open(self) -> Peer:
-        """Return a new connection on which nothing was said; the caller closes it. See `fresh`."""
+        """Return a new connection before its VERSION; the caller closes it. See `fresh`."""
         return Peer(self._connect(), self.dma, self.deadline)
 
     @contextlib.contextmanager
     def fresh(self) -> Iterator[Peer]:
-        """Yield a new connection on which nothing was said; the shared one is given up first."""
+        """Yield a new connection before its VERSION; the shared one is closed first."""
         self.drop()
         peer = self.open()
         try:
@@ -119,7 +119,7 @@ class Session:
     def hello(self, payload: bytes, fds: Sequence[int] = ()) -> tuple[Peer, Reply]:
         """Send VERSION with `payload` as the first message; return connection and reply.
 
-        Raises:  CheckFailedError: no reply, or the connection is closed instead; OSError never.
+        Raises:  CheckFailedError: no reply, or the connection is closed; never OSError.
         """
         while True:
             self.drop()
@@ -159,13 +159,13 @@ class Session:
     # --- requests -------------------------------------------------------------------------------------------
 
     def ask(self, command: int, payload: Buffer = b"", fds: Sequence[int] = ()) -> Reply:
-        """Return the reply on the shared connection, error or not."""
+        """Send a request on the shared connection; return its reply, which may be an error."""
         return self.peer.ask(command, payload, fds)
 
     def accepted(
         self, command: int, payload: Buffer = b"", fds: Sequence[int] = (), *, what: str = ""
     ) -> Reply:
-        """Return the reply to a request that is to succeed."""
+        """Send a request that must succeed; return its reply."""
         reply = self.ask(command, payload, fds)
         require(not reply.refused, f"{what or command_name(command)} is refused: {reply.reason}")
         return reply
@@ -179,7 +179,7 @@ class Session:
         what: str,
         number: int | None = None,
     ) -> Reply:
-        """Return the error reply to a request that is to fail, with errno `number` where one is asked for."""
+        """Send a request that must fail, with errno `number` if given; return the error reply."""
         reply = self.ask(command, payload, fds)
         require(reply.refused, f"{what} succeeds")
         if number is not None:
@@ -190,14 +190,14 @@ class Session:
     # --- what there is --------------------------------------------------------------------------------------
 
     def limit(self, name: str, default: int) -> int:
-        """Return a number of the VERSION reply, `default` where it has none."""
+        """Return a number of the VERSION reply, `default` if it is missing."""
         self.peer  # noqa: B018 - negotiates
         value = self.capabilities.get(name, default)
         return value if isinstance(value, int) and value > 0 else default
 
     @property
     def transfer_bytes(self) -> int:
-        """The largest count that both sides take."""
+        """The largest count that both sides accept."""
         own = uapi.VFIO_USER_DEF_MAX_XFER_BYTES
         return min(self.limit("max_data_xfer_size", own), own)
 
@@ -211,7 +211,7 @@ class Session:
         return flags, min(regions, messages.MAX_REGIONS), min(irqs, messages.MAX_IRQ_TYPES)
 
     def ask_region(self, index: int, room: int = _ROOM) -> Reply:
-        """Ask DEVICE_GET_REGION_INFO with `room` for the reply."""
+        """Send DEVICE_GET_REGION_INFO with argsz `room`."""
         request = messages.REGION_INFO.pack(room, 0, index, 0, 0, 0)
         return self.ask(uapi.VFIO_USER_DEVICE_GET_REGION_INFO, request)
 
@@ -267,7 +267,7 @@ class Session:
             self.unmap(iova, size_bytes)
 
     def unmap(self, iova: int, size_bytes: int) -> Reply:
-        """Ask DMA_UNMAP of what `map` mapped."""
+        """Send DMA_UNMAP for a range that `map` mapped."""
         request = messages.DMA_UNMAP.pack(messages.DMA_UNMAP.size, 0, iova, size_bytes)
         reply = self.accepted(uapi.VFIO_USER_DMA_UNMAP, request)
         region = self.dma.regions.pop(iova, None)
@@ -278,12 +278,12 @@ class Session:
     # --- features and migration states ----------------------------------------------------------------------
 
     def ask_feature(self, flags: int, data: bytes = b"", argsz: int | None = None) -> Reply:
-        """Ask DEVICE_FEATURE; `argsz` has room for any answer unless given."""
+        """Send DEVICE_FEATURE; by default `argsz` has room for any reply."""
         room = _ROOM if argsz is None else argsz
         return self.ask(uapi.VFIO_USER_DEVICE_FEATURE, messages.FEATURE.pack(room, flags) + data)
 
     def has_feature(self, feature: int, methods: int) -> bool:
-        """Return what PROBE says."""
+        """Return whether PROBE succeeds."""
         return not self.ask_feature(feature | methods | PROBE).refused
 
     def get_feature(self, feature: int, data_bytes: int, request: bytes = b"", what: str = "") -> bytes:
@@ -299,7 +299,7 @@ class Session:
 
     @cached_property
     def flags(self) -> MigrationFlags:
-        """What the device can do in a migration; 0 where it does not migrate."""
+        """The device's migration flags; 0 if it does not migrate."""
         reply = self.ask_feature(uapi.VFIO_DEVICE_FEATURE_MIGRATION | GET)
         if reply.refused or len(reply.payload) < messages.FEATURE.size + 8:
             return MigrationFlags(0)
@@ -307,12 +307,12 @@ class Session:
         return MigrationFlags(flags & 0x7)
 
     def need_migration(self) -> None:
-        """Raise NotApplicableError where the device does not migrate."""
+        """Raise NotApplicableError if the device does not migrate."""
         if not self.flags:
             raise NotApplicableError("the device does not migrate")
 
     def need_states(self, *states: DeviceState) -> None:
-        """Raise NotApplicableError where the device lacks one of `states`."""
+        """Raise NotApplicableError if the device lacks one of `states`."""
         self.need_migration()
         optional = {
             DeviceState.PRE_COPY: MigrationFlags.VFIO_MIGRATION_PRE_COPY,
@@ -331,7 +331,7 @@ class Session:
         return int(struct.unpack_from("<I", data)[0])
 
     def ask_state(self, state: int, argsz: int | None = None) -> Reply:
-        """Ask for `state`."""
+        """Request `state`; return the reply."""
         data = struct.pack("<II", state, 0xFFFFFFFF)
         room = messages.FEATURE.size + len(data) if argsz is None else argsz
         return self.ask_feature(uapi.VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE | SET, data, room)
@@ -341,12 +341,12 @@ class Session:
         reply = self.ask_state(state)
         require(not reply.refused, f"the way to {state.name} is refused: {reply.reason}")
 
-    # --- the way back ---------------------------------------------------------------------------------------
+    # --- clean-up ---------------------------------------------------------------------------------------
 
     def restore(self) -> None:
-        """Take back what a check did: mappings, interrupts, the migration state.
+        """Undo what a check did: mappings, interrupts, the migration state.
 
-        The connection is given up where that does not work; the next check opens another.
+        If that fails, the connection is closed, and the next check opens another.
         Raises:  CheckFailedError, VfuDevError: there is no server any more, or none that answers.
         """
         self.begin()

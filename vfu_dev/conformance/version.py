@@ -1,4 +1,4 @@
-"""The version data of VFIO_USER_VERSION: what is proposed, and what a reply names."""
+"""The version data of VFIO_USER_VERSION: of our proposal, and of a reply."""
 
 from __future__ import annotations
 

@@ -5,9 +5,9 @@ The command `vfu-dev lab host` runs there. It reads one JSON object per line and
     {"qemu": NAME or PATH or null, "front_end": …, "iommu": …}      what is here: versions, machines
     {"machine": …, "devices": …, …}     starts servers and QEMU, and says where their sockets are
 
-It ends everything at the end of its input. sshd does not notice that a network is cut before TCP gives up, which
-takes hours by default. So empty lines come in between, and everything also ends when no line has come for the
-second object's `silence_seconds`. An error is {"error": TEXT}.
+It ends everything at the end of its input. If the network is cut, sshd ends the input only when TCP gives up,
+after hours by default. So the near side also sends empty lines, and everything ends as well if no line came
+for the second object's `silence_seconds`. An error is {"error": TEXT}.
 """
 
 from __future__ import annotations

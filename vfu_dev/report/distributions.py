@@ -29,7 +29,7 @@ from vfu_dev.sizes import parse_size
 from vfu_dev.workload import parse_dirty_rate
 
 COLOURS = (BLUE, RED, GREEN, ORANGE, PINK, SKY, GREY, BLACK)
-# With more points their names do not fit beside an axis; the table has them all.
+# More names than this do not fit beside an axis; the table has all of them.
 MOST_POINTS = 40
 # A logarithmic axis shows both where the largest is that much larger.
 LOGARITHMIC = 20
@@ -93,7 +93,7 @@ def downtime_figure(summary: Mapping[str, Any], rows: Sequence[Row]) -> Figure |
 
 
 def course_figure(summary: Mapping[str, Any], rows: Sequence[Row]) -> Figure | None:
-    """Draw downtime over the moves: a drift, or what disturbed the machine, is seen here."""
+    """Draw downtime over the moves: it shows drifts and disturbances."""
     found = _by_point(summary, rows, "downtime_ms")
     if not found or max(len(values) for values in found.values()) < 2:
         return None
@@ -120,7 +120,7 @@ def course_figure(summary: Mapping[str, Any], rows: Sequence[Row]) -> Figure | N
 
 
 def _number(value: Any) -> float | None:
-    """Return what a swept value is on an axis; None for a word."""
+    """Return a swept value as a number for an axis; None for a word."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int | float):
@@ -138,7 +138,7 @@ def _number(value: Any) -> float | None:
 def sweep_figure(summary: Mapping[str, Any]) -> Figure | None:
     """Draw the median, and the band from 25th to 95th percentile, over the first swept key.
 
-    Other swept keys and the variants make one line each. None where nothing is swept, or words are.
+    Each combination of the other swept keys and variants is a line. None if no number is swept.
     """
     if not summary["sweep"]:
         return None
@@ -177,7 +177,7 @@ def sweep_figure(summary: Mapping[str, Any]) -> Figure | None:
 
 
 def comparison_figure(found: Mapping[str, Any], first: Sequence[Row], second: Sequence[Row]) -> Figure:
-    """Draw the downtime of each matched point of two results above each other."""
+    """Draw the downtimes of two results, one above the other, for each point that both have."""
     names = [entry["point"] for entry in found["entries"] if entry["metric"] == "downtime_ms"][:MOST_POINTS]
     figure = Figure(figsize=(WIDTH_INCHES, 1.5 + 0.8 * max(1, len(names))), layout="constrained")
     axes = figure.subplots()

@@ -20,7 +20,7 @@ BLUE, SKY, ORANGE, RED, GREEN, PINK = "#0072b2", "#56b4e9", "#e69f00", "#d55e00"
 GREY, BLACK = "#8a8a8a", "#000000"
 # Text on a light bar: not black, which a page turns into the colour of its text.
 INK = "#111111"
-# How a page names them; its style sheet says what each is on light and on dark ground.
+# Their names in a page, whose style sheet sets each for a light and a dark background.
 NAMES = {
     BLUE: "blue",
     SKY: "sky",
@@ -67,7 +67,7 @@ def title(axes: Axes, text: str, unit: str = "") -> None:
 
 
 def svg_text(figure: Figure, name: str) -> str:
-    """Return a figure as an `<svg>` element to put into a page; `name` keeps its ids apart from others'."""
+    """Return a figure as an `<svg>` element for a page; `name` makes its ids unique."""
     buffer = io.StringIO()
     # A fixed salt: the same result gives the same page.
     with matplotlib.rc_context({"svg.hashsalt": f"vfu-dev-{name}", "svg.fonttype": "none"}):
@@ -83,7 +83,7 @@ def svg_text(figure: Figure, name: str) -> str:
 def themed(svg: str, label: str) -> str:
     """Return an `<svg>` of `svg_text` for a page that is light or dark: `label` is what a screen reader says.
 
-    Black becomes the colour of the page's text, white grounds let the page through, and the palette is named.
+    Black becomes the page's text colour, white becomes transparent, and the palette's colours become names.
     """
     svg = re.sub(r"(<path[^>]*style=\"fill: )#ffffff", r"\1none", svg)
     svg = re.sub(r"(<text[^>]*fill: )#ffffff", r"\1var(--on-bar)", svg)
@@ -94,11 +94,11 @@ def themed(svg: str, label: str) -> str:
 
 
 def write_png(figure: Figure, path: Path) -> None:
-    """Write a figure as a picture for documents."""
+    """Write a figure as a PNG file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", dpi=PNG_DPI)
 
 
 def label_once(text: str, count: int) -> itertools.chain[str | None]:
-    """Return labels for the same curve of `count` devices: the first one's speaks for all."""
+    """Return labels for the same curve of `count` devices: only the first device's curve has one."""
     return itertools.chain([text if count == 1 else f"{text}, each device"], itertools.repeat(None))

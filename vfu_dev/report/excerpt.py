@@ -6,11 +6,11 @@ from typing import Any
 
 from vfu_dev.qemu_events import Kind, kind_of
 
-# Rows at the beginning and at the end; what lies between repeats itself.
+# Rows kept at the beginning and at the end; those between repeat each other.
 HEAD_ROWS, TAIL_ROWS = 16, 24
-# Events that say how much is left, or move data: hundreds of each.
+# Events about sizes left or data moved: hundreds of each in a migration.
 _SIZES = {Kind.ITERATE, Kind.PENDING_EXACT}
-# Those, and a second word about each state, to the device instead of from QEMU's state machine.
+# Those, and the device's second event for each state of QEMU's state machine.
 _NOISE = {
     Kind.BLOCK,
     Kind.PENDING_ESTIMATE,
@@ -22,15 +22,15 @@ _NOISE = {
 
 
 def short_name(device: str) -> str:
-    """Return what tells devices apart: QEMU names a device by its socket's path or its sysfs folder."""
+    """Return the distinct part of a device's name: QEMU names it by its socket's path or its sysfs folder."""
     return device.rpartition("/")[2].removesuffix(".vfio").removesuffix(".sock")
 
 
 def excerpt(trace: list[dict[str, Any]], zero: float) -> dict[str, Any]:
-    """Return rows for a table, and how many between the first and the last of them are left out.
+    """Return rows for a table, and the number of rows left out of the middle.
 
     A row has `time` (seconds since `zero`, or None), `event`, `device`, and either `text` or sizes in bytes:
-    `initial`, `dirty`, `stop_copy`. Figures that are those of the row before are left out.
+    `initial`, `dirty`, `stop_copy`. Figures equal to those of the previous row are left out.
     """
     rows: list[dict[str, Any]] = []
     before: dict[tuple[str, str], Any] = {}

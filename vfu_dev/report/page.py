@@ -1,4 +1,4 @@
-"""One HTML file about one migration: no scripts, no network. And its pictures for documents."""
+"""One HTML file about one migration, without scripts or network access, and its pictures as PNG."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ PARTS = {
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """Return the result of a lab run that `path` holds.
+    """Return the result of a lab run in the file `path`.
 
-    Raises: ConfigError: the file cannot be read, or holds something else.
+    Raises: ConfigError: the file cannot be read, or is no such result.
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -75,9 +75,9 @@ def read_report(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def blaming(path: Path) -> Iterator[None]:
-    """Turn what goes wrong with a result that lacks something into an error that names the file.
+    """Turn the errors of an incomplete result into one that names the file.
 
-    Raises:  ConfigError: a key is missing, or holds something else.
+    Raises:  ConfigError: a key is missing, or has an unexpected value.
     """
     try:
         yield
@@ -90,12 +90,12 @@ def blaming(path: Path) -> Iterator[None]:
 
 
 def _reached(result: dict[str, Any]) -> str:
-    """Return the rate that the guest reached beside what was asked for, in the unit of the latter."""
+    """Return the rate that the guest reached, in the unit of the requested rate."""
     return Workload.from_dict(result["settings"]["load"]).reached_text(result["guest"])
 
 
 def _headline(result: dict[str, Any]) -> str:
-    """Return what became of it in a word or three."""
+    """Return the migration's status for the headline."""
     status: str = result["qemu"]["status"]
     stood = result.get("convergence") or {}
     if status == "completed":
@@ -106,7 +106,7 @@ def _headline(result: dict[str, Any]) -> str:
 
 
 def _verified(result: dict[str, Any]) -> str:
-    """Return what was compared, in a word; nothing where nothing was."""
+    """Return what was compared; empty if nothing was."""
     guest = result.get("guest") or {}
     matches = [device.get("digest_match") for device in result["devices"]]
     if guest.get("verified") is False or (any(matches) and not all(matches)):
@@ -117,7 +117,7 @@ def _verified(result: dict[str, Any]) -> str:
 
 
 def _outcome(result: dict[str, Any]) -> str:
-    """Return the outcome as the first thing to read: `24 ms of 300 ms, verified`."""
+    """Return the outcome, the page's first line: `24 ms of 300 ms, verified`."""
     qemu = result["qemu"]
     if qemu["status"] != "completed" or not isinstance(qemu.get("downtime_ms"), int):
         return _headline(result)
@@ -126,7 +126,7 @@ def _outcome(result: dict[str, Any]) -> str:
 
 
 def _tiles(result: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Return name, value and a remark of the figures that are looked for first."""
+    """Return name, value and remark of the main figures."""
     qemu, devices = result["qemu"], result["devices"]
     before = sum(device.get("precopy_bytes") or 0 for device in devices)
     after = sum(device.get("stop_copy_bytes") or 0 for device in devices)
@@ -192,7 +192,7 @@ def render(result: dict[str, Any]) -> str:
 
 
 def _has(part: str, result: dict[str, Any], figures: dict[str, Any]) -> bool:
-    """Return whether the page has that part."""
+    """Return whether the page has the section."""
     if part == "convergence":
         return bool(result.get("convergence"))
     return part not in figures or figures[part] is not None
@@ -205,7 +205,7 @@ def write_page(result: dict[str, Any], path: Path) -> None:
 
 
 def write_pictures(result: dict[str, Any], folder: Path) -> list[Path]:
-    """Write the pictures into `folder`, those that have something to show, and return their paths."""
+    """Write the pictures that have data into `folder`, and return their paths."""
     written = []
     for name, draw in PICTURES.items():
         figure = draw(result)

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from vfu_dev.report.drawing import BLUE, MIB, ORANGE, RED, WIDTH_INCHES, legend, title
 from vfu_dev.sizes import format_size
 
-# As many bars have room for their figure.
+# Up to this number of bars, each has room for its figure.
 LABELLED_PASSES = 8
 PHASES = {
     "initial": (BLUE, "pre-copy, initial data"),
@@ -20,7 +20,7 @@ PHASES = {
 
 
 def pass_list(device: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what the source's server told about passes; a result of an older version has nothing."""
+    """Return the passes that the source's server reported; a result of an older version has none."""
     return (device.get("save") or {}).get("pass_list") or []
 
 
@@ -65,7 +65,7 @@ def passes_figure(result: dict[str, Any]) -> Figure | None:
 
 
 def phases_figure(result: dict[str, Any]) -> Figure | None:
-    """Draw how many stream bytes each device sent in pre-copy and in stop-copy; None without devices."""
+    """Draw the stream bytes that each device sent in pre-copy and in stop-copy; None without devices."""
     devices = result["devices"]
     if not devices:
         return None

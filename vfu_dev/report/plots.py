@@ -42,7 +42,7 @@ STATE_COLOURS = {
     "RESUMING": ORANGE,
     "ERROR": BLACK,
 }
-# Those whose bars take dark text.
+# States whose bars have dark text.
 LIGHT_STATES = {"PRE_COPY", "RUNNING_P2P", "STOP", "STOP_COPY", "RESUMING"}
 
 
@@ -186,7 +186,7 @@ def _decades(values: list[float]) -> tuple[float, float]:
 def _draw_qemu(axes: Axes, timeline: Timeline) -> None:
     for path, colour, label, width in (
         (("ram", "remaining"), GREY, "RAM remaining", 1.2),
-        # Mostly the same curve as the next one, so it is drawn wider than that.
+        # It mostly coincides with the next curve, so it is drawn wider.
         (("ram", "transferred"), PINK, "transferred in all,\ndevice state included", 3.0),
         (("vfio", "transferred"), BLUE, "device state transferred", 1.2),
     ):

@@ -1,4 +1,4 @@
-"""Which QEMUs took part in a migration, and over which link, in words."""
+"""Text about the QEMUs and the link of a migration."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def qemus_text(qemu: dict[str, Any]) -> str:
 
 
 def link_text(link: dict[str, Any]) -> str:
-    """Return what a link was asked to be, who made it so, and what it carried, from a report's `link`."""
+    """Return a link's requested limits, who set them, and its measured rate, from a report's `link`."""
     by = [f"{what} by {link[f'{what}_by']}" for what in ("rate", "delay", "loss") if link[f"{what}_by"]]
     text = f"link {link['asked']} ({', '.join(by)}): carried {format_size(link['carried_bytes'])}"
     if (measured := link["measured_bytes_per_second"]) is not None:

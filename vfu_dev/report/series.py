@@ -65,7 +65,7 @@ def _three(figures: Mapping[str, float] | None, unit: str) -> str:
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-    """Return the table for a document, with what it needs to be read rightly."""
+    """Return the table as Markdown, with the notes needed to read it."""
     machine, versions = summary["machine"], summary["versions"]
     lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
     lines += ["| " + " | ".join(row) + " |" for row in table_rows(summary)]
@@ -101,7 +101,7 @@ def comparison_lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def figures_of(summary: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
-    """Return matplotlib's figures by name; those without anything to show are left out."""
+    """Return matplotlib's figures by name; those without data are left out."""
     figures = {
         "downtime": downtime_figure(summary, rows),
         "course": course_figure(summary, rows),

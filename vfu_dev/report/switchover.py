@@ -1,4 +1,4 @@
-"""The switchover alone: what both sides did from the stop of the devices on, in milliseconds."""
+"""The switchover alone: the states of both sides after the devices stopped, in milliseconds."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from vfu_dev.report.drawing import WIDTH_INCHES, title
 from vfu_dev.report.plots import draw_state
 from vfu_dev.report.timeline import Timeline
 
-# Of the part shown, what comes before the stop and after the end; and the least of it, in milliseconds.
+# Share of the part shown that lies before the stop and after the end; its least length in milliseconds.
 MARGIN_SHARE, MARGIN_LEAST_MS = 0.15, 1.0
 # A state gets its name inside the bar from this share of the width on.
 NAMED_SHARE = 0.14
 
 
 class Held(NamedTuple):
-    """A state that a server was in: milliseconds since the stop, cut to the part that is shown.
+    """A state of a server: milliseconds since the stop, cut to the part that is shown.
 
-    `begins` and `ends` say whether it began and ended there; else it goes on beyond.
+    `begins` and `ends` say whether the state began and ended inside that part.
     """
 
     device: str
@@ -32,12 +32,12 @@ class Held(NamedTuple):
 
     @property
     def start_text(self) -> str:
-        """When it began, for people."""
+        """When the state began, as text."""
         return f"{self.start_ms:.1f}" if self.begins else "before"
 
     @property
     def duration_text(self) -> str:
-        """How long it lasted; nothing where that is not shown whole."""
+        """Duration of the state as text; empty if it is not shown whole."""
         return f"{self.duration_ms:.1f}" if self.begins and self.ends else ""
 
 

@@ -1,4 +1,4 @@
-"""The templates of this folder: one environment, and how values are shown in them."""
+"""The templates of this folder: their environment and its filters."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def render_template(name: str, **values: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
-        # Older results lack what newer ones have; an unknown value is shown as such.
+        # Older results lack some keys of newer ones; a missing value is shown as unknown.
         undefined=jinja2.ChainableUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -7,9 +7,9 @@ from typing import Any
 
 from vfu_dev.qemu_events import Kind, kind_of
 
-# The axis goes on after the last interesting instant for this share of its length.
+# The axis extends beyond the last event by this share of its length.
 TAIL_SHARE = 0.02
-# Points of a curve that are drawn: more than there are pixels, few enough for a page that is mailed around.
+# Points drawn of a curve: more than pixels, but few enough for a small page.
 POINTS = 600
 
 
@@ -30,7 +30,7 @@ class Series:
     values: list[float] = field(default_factory=list)
 
     def add(self, time: float, value: Any) -> None:
-        """Append a point; nothing happens for a value that is not known."""
+        """Append a point; an unknown value is ignored."""
         if isinstance(value, int | float):
             self.times.append(time)
             self.values.append(float(value))
@@ -66,7 +66,7 @@ class Timeline:
         self.end = max(0.1, (max([last, *arrivals]) - self.zero) * (1 + TAIL_SHARE))
 
     def spans(self, transitions: list[dict[str, Any]]) -> list[Span]:
-        """Return what a server's transitions say, cut to the axis."""
+        """Return the states of a server's transitions, cut to the axis."""
         spans = []
         start, state = 0.0, transitions[0]["from"] if transitions else "RUNNING"
         for change in transitions:
@@ -97,7 +97,7 @@ class Timeline:
         return series
 
     def row(self, key: str) -> Series:
-        """Return a figure that stands in the samples themselves."""
+        """Return a figure of the lab's samples."""
         series = Series()
         for row in self.samples:
             series.add(row["time"] - self.zero, row.get(key))
