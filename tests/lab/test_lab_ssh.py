@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from serverkit import wait_until
+from labkit import small
+from serverkit import PATIENCE_SECONDS, wait_until
 from sshkit import FarMachine, far_machine
 
 from vfu_dev.errors import ConfigError
+from vfu_dev.lab.far import settings_of
 from vfu_dev.lab.remote import Destination
 
 SMALL = ["--guest", "none", "--memory", "1M", "--dirty-rate", "64p", "--max-bandwidth", "16M"]
@@ -77,6 +83,30 @@ def test_a_connection_that_breaks_leaves_nothing_there(
         assert left_behind(machine)
         lab.kill()
     wait_until(lambda: not left_behind(machine), "the far side has ended")
+
+
+def test_a_far_side_that_hears_nothing_ends(qemu: Path, library: Path, tmp_path: Path) -> None:
+    """A cut network ends neither ssh's session nor the input: the far side counts the time without a line."""
+    settings = settings_of(small(qemu, library), "q35")
+    command = [sys.executable, "-m", "vfu_dev", "lab", "host"]
+    environment = os.environ | {"TMPDIR": "/tmp"}  # UNIX sockets have short names
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as host:
+        assert host.stdin is not None
+        assert host.stdout is not None
+
+        def ask(request: dict[str, object]) -> dict[str, Any]:
+            print(json.dumps(request), end="\n\n", file=host.stdin, flush=True)  # and a sign of life
+            found: dict[str, Any] = json.loads(host.stdout.readline())  # type: ignore[union-attr]
+            return found
+
+        ask({"qemu": None, "front_end": None, "iommu": None})
+        found = ask(settings | {"silence_seconds": 1.0})
+        folder = Path(found["qmp"]).parent
+        assert folder.is_dir()
+        assert host.wait(PATIENCE_SECONDS) == 0, "its input is still open"
+        assert not folder.exists()
 
 
 def test_what_is_wrong_there_is_said(qemu: Path, library: Path, machine: FarMachine, tmp_path: Path) -> None:
