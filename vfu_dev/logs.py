@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from vfu_dev.sizes import format_left
+
 # The levels that commands and options name.
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
@@ -21,6 +23,41 @@ HUMAN_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 # Log lines allowed per line of code: BURST at once, and one more every LINE_SECONDS.
 BURST = 20
 LINE_SECONDS = 1.0
+
+# Seconds between two reports of slow work.
+SLOW_SECONDS = 2.0
+
+
+class SlowWork:
+    """Says how far work is, in percent and time left, every `SLOW_SECONDS` that it takes.
+
+    Args:
+        what: the work, such as `filling memory`.
+        total: its size, in any unit.
+        say: gets each report, one line.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        total: float,
+        say: Callable[[str], object],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._what, self._total, self._say, self._clock = what, total, say, clock
+        self._done = 0.0
+        self._began = self._said = clock()
+
+    def add(self, done: float) -> None:
+        """Note that `done` more of the total is done."""
+        self._done += done
+        now = self._clock()
+        if now - self._said >= SLOW_SECONDS and self._done < self._total:
+            self._said = now
+            self._say(
+                f"{self._what}: {format_left(self._done, self._total, self._done / (now - self._began))}"
+            )
 
 
 class _Place:

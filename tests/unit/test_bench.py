@@ -18,7 +18,7 @@ from vfu_dev.bench import limits
 from vfu_dev.bench.figures import figure, in_turns, percentiles
 from vfu_dev.bench.limits import LIMITS, Limit
 from vfu_dev.bench.machine import OtherWork
-from vfu_dev.bench.run import CASES
+from vfu_dev.bench.run import CASES, FIGURES
 from vfu_dev.builds import BuildError, artifact
 from vfu_dev.cli.bench import command
 
@@ -137,3 +137,8 @@ def test_others_are_not_who_is_measured() -> None:
     while Path(f"/proc/{pid}").exists():
         time.sleep(0.01)
     assert others.busy_seconds() - ours > 0.3
+
+
+def test_each_case_has_the_number_of_figures_that_the_time_left_is_computed_with() -> None:
+    assert list(FIGURES) == list(CASES)
+    assert sum(FIGURES.values()) == len(LIMITS)

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from vfu_dev.lab import progress as move_progress
+from vfu_dev.logs import SlowWork
 from vfu_dev.series import progress as series_progress
 from vfu_dev.series.progress import RunProgress
 from vfu_dev.series.rows import COMPLETED, Row
@@ -75,3 +76,45 @@ def test_a_series_says_each_tenth_of_the_way(clock: Clock) -> None:
     told = re.findall(r"\((\d+ %, about \S+ \S+ left)\)", out.getvalue())
     assert len(told) == 9
     assert told[0] == "10 %, about 36 s left"
+
+
+def test_slow_work_says_percent_and_time_left_and_quick_work_nothing() -> None:
+    said: list[str] = []
+    clock = Clock()
+    work = SlowWork("filling", 100, said.append, clock.monotonic)
+    for _ in range(10):
+        clock.now += 1
+        work.add(10)
+    assert said[0] == "filling: 20 %, about 8 s left"
+    assert [text.split()[1] for text in said] == ["20", "40", "60", "80"]
+    quick = SlowWork("filling", 100, said.append, clock.monotonic)
+    quick.add(50)
+    assert len(said) == 4
+
+
+def test_a_silent_phase_says_that_it_goes_on(clock: Clock) -> None:
+    """Once the last line is 5 s old; the test is the pulse."""
+    out = io.StringIO()
+    with move_progress.Progress(Console(file=out, width=200)) as progress:
+        progress("phase", {"text": "waiting for the guest"})
+        progress._over.set()
+        for _ in range(12):
+            clock.now += 1
+            progress._break_silence()
+    lines = out.getvalue().splitlines()
+    assert [line.split("] ")[1] for line in lines[1:]] == [
+        "  waiting for the guest: 5 s so far",
+        "  waiting for the guest: 10 s so far",
+    ]
+
+
+def test_a_migration_that_does_not_converge_has_no_time_left(clock: Clock) -> None:
+    out = io.StringIO()
+    with move_progress.Progress(Console(file=out, width=200)) as progress:
+        progress("phase", {"text": "migrating"})
+        for converging in (True, False):
+            progress("convergence", {"text": "sentence", "converging": converging})
+            for sent in (10, 20):
+                clock.now += 3
+                progress("sample", sample(sent, 58))
+    assert out.getvalue().count("left: RAM") == 1

@@ -156,7 +156,7 @@ def test_the_pattern_may_be_left_out() -> None:
         ({"patern": "idle"}, "no key 'patern'"),
         ({"pattern": "random"}, "expected one of idle, sequential"),
         ({"pattern": ["uniform"], "rate": "1M"}, "expected one of idle"),
-        ({"pattern": "uniform"}, "a dirty rate or a write rate"),
+        ({"pattern": "uniform"}, "expected one rate"),
         ({"rate_bytes": 1, "rate_pages": 1}, "expected one rate"),
         ({"dirty_rate": "1M", "write_rate": "1M"}, "dirty_rate: beside it no write_rate"),
         ({"rate": "1M", "write_size": 8, "write_bytes": 8}, "write_size: beside it"),

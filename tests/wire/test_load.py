@@ -319,7 +319,7 @@ def test_presets_end_as_they_say(preset: str, outcome: str, library: Path, tmp_p
     assert told["measured"] == told["series"][-1]
     assert [one["seconds"] for one in told["series"]] == sorted(one["seconds"] for one in told["series"])
     lines = done.stdout.splitlines()
-    assert any(line.startswith("ask them: vfu-dev top ") for line in lines)
+    assert any(line.startswith("to watch: vfu-dev top ") for line in lines)
     verdict = "not converging" if preset == "never" else "converging"
     assert lines[0].startswith(f"expected: {verdict}: dirty rate ")
     assert lines[0].endswith("> threshold 2.4 MiB" if preset == "never" else "<= threshold 2.4 MiB")
@@ -367,7 +367,7 @@ def test_an_interrupted_preset_leaves_nothing_behind(late: bool, library: Path, 
         arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         assert process.stdout is not None
-        for words in ["dirty rate", "ask them", "dirty rate"][: 3 if late else 1]:
+        for words in ["dirty rate", "to watch", "dirty rate"][: 3 if late else 1]:
             assert words in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=PATIENCE_SECONDS)

@@ -36,6 +36,7 @@ EXIT_CANNOT_RUN, EXIT_NOT_FOUND = 126, 127
 
 # Not QEMU's tools: qemu-img has no devices.
 _QEMU = re.compile(r"(qemu-system-\w+|qemu-kvm|kvm)$")
+_NO_QEMU = "; give the path of a QEMU, 10.0 or newer: `vfu-dev doctor` lists those found"
 _SYSFSDEV = re.compile(r"%sysfsdev(\d+)%")
 # Every spelling of a shared memory backend. A backend of type shm is always shared.
 _SHARED = re.compile(r"\bshare=(on|yes|true|y)\b|\"share\":\s*true|memory-backend-shm")
@@ -91,7 +92,8 @@ class Attached:
         try:
             os.execvpe(program, self.argv, inherited_environment() | self.environment)
         except OSError as error:
-            print(f"vfu-dev attach: {program}: {error.strerror}", file=sys.stderr)
+            hint = _NO_QEMU if error.errno == errno.ENOENT and _QEMU.search(program) else ""
+            print(f"vfu-dev attach: {program}: {error.strerror}{hint}", file=sys.stderr)
             sys.exit(EXIT_NOT_FOUND if error.errno in (errno.ENOENT, errno.ENOTDIR) else EXIT_CANNOT_RUN)
 
 

@@ -29,6 +29,21 @@ CASES: dict[str, Case] = {
     "front-ends": front_ends.mmio_and_state,
 }
 
+# Number of figures of each, for the time left.
+FIGURES = {
+    "mmio": 6,
+    "scraped": 2,
+    "polled": 2,
+    "precopy": 6,
+    "stream-out": 2,
+    "stream-in": 1,
+    "scan": 2,
+    "dma": 4,
+    "start": 1,
+    "forecast": 2,
+    "front-ends": 4,
+}
+
 
 def possible() -> tuple[list[str], str]:
     """Return the cases that can be measured here, and why front-ends cannot: our QEMU is not built."""

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from vfu_dev.bench.figures import FULL, QUICK, Figure
 from vfu_dev.bench.limits import LIMITS
-from vfu_dev.bench.run import CASES, possible, run
+from vfu_dev.bench.run import CASES, FIGURES, possible, run
 from vfu_dev.cli import EXIT_FAILED, EXIT_LESS
 from vfu_dev.cli.output import json_option, write_json
 from vfu_dev.cli.shape import TO_STDOUT, Command
@@ -57,16 +57,17 @@ def command(
     if why_not:
         click.echo(why_not, err=True)
     began, came = time.monotonic(), 0
+    total = sum(FIGURES[name] for name in names)
 
     with console.status("measuring") as status:
 
         def reporter(figure: Figure) -> None:
             nonlocal came
             came += 1
-            far = "" if cases else format_left(came, len(LIMITS), came / (time.monotonic() - began))
-            status.update(f"measuring: {format_count(came, 'figure')}{f', {far}' if far else ''}")
+            far = format_left(came, total, came / (time.monotonic() - began))
+            status.update(f"measuring: {format_count(came, 'figure')}, {far}")
             if not console.is_terminal:
-                console.print(_line(figure), markup=False, soft_wrap=True)
+                console.print(f"{_line(figure)}  ({far})", markup=False, soft_wrap=True)
 
         effort = QUICK if quick else FULL
         result = run(names, effort, reporter, with_busy_core=with_busy_core)

@@ -9,6 +9,7 @@ import click
 
 from vfu_dev.builds import DEFAULT, RECIPES, BuildOptions, Cache, build, recipe_named
 from vfu_dev.cli.output import json_option, show_or_write
+from vfu_dev.cli.params import NumberType
 from vfu_dev.cli.shape import TO_STDOUT, Command
 
 
@@ -36,7 +37,7 @@ def _table() -> str:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder that holds the pinned source files; no network is used for them.  [env: VFU_DEV_SOURCES]",
 )
-@click.option("--jobs", "-j", type=click.IntRange(min=1), help="Parallel jobs.  [default: all processors]")
+@click.option("--jobs", "-j", type=NumberType(low=1), help="Parallel jobs.  [default: all processors]")
 @json_option("Write the state of the artifacts as JSON", any_word=False)
 def command(
     names: tuple[str, ...],

@@ -14,6 +14,7 @@ from vfu_dev.cli.output import json_option, possible, show_or_write, write_json,
 from vfu_dev.cli.params import SECONDS, SIZE
 from vfu_dev.cli.shape import TO_STDOUT, Command
 from vfu_dev.client.control import device_path
+from vfu_dev.logs import SlowWork
 
 if TYPE_CHECKING:
     from vfu_dev.conformance import Check, Result
@@ -101,10 +102,13 @@ def command(
     path = device_path(socket)
     to_people = TO_STDOUT not in (json_path, tap, junit)
     results: list[Result] = []
+    work = SlowWork("checks", len(chosen), lambda text: None if quiet else click.echo(text, err=True))
     for result in run(Path(path), chosen, command=server, timeout_seconds=timeout, max_state_bytes=max_state):
         results.append(result)
         if to_people and (not quiet or result.status == "fail"):
             click.echo(report.line(result))
+        elif not to_people:
+            work.add(1)
     about = {"socket": str(path), "command": list(server) or None}
     write_json(report.as_json(results, about), json_path)
     write_text("--tap", report.as_tap(results), tap)

@@ -14,7 +14,7 @@ import click
 
 from vfu_dev.cli.load_options import load_of, load_options
 from vfu_dev.cli.output import json_option, show_or_write
-from vfu_dev.cli.params import LEVEL, NUMBER, ON_OFF, SECONDS, option
+from vfu_dev.cli.params import LEVEL, NUMBER, ON_OFF, SECONDS, NumberType, option
 from vfu_dev.cli.shape import Command, Group
 from vfu_dev.client.control import ControlClient, ControlError, control_path
 from vfu_dev.errors import ConfigError
@@ -27,6 +27,8 @@ DEFAULT_TIMEOUT_SECONDS = 60.0
 
 # Seconds until a command that the server has not read causes a hint about possible reasons.
 UNREAD_SECONDS = 1.0
+# Seconds between two lines that say that the answer is still awaited.
+SILENT_SECONDS = 5.0
 
 
 @click.group(
@@ -93,17 +95,24 @@ def ask(path: str, timeout: float, name: str, arguments: dict[str, Any]) -> Any:
     except ControlError as error:
         raise ControlError(f"{error}; is `vfu-dev serve` running, and not with --control none?") from error
     with client:
-        timer = threading.Timer(UNREAD_SECONDS, _explain, [client])
-        timer.start()
+        over = threading.Event()
+        threading.Thread(target=_explain, args=[client, name, timeout, over], daemon=True).start()
         try:
             return client.command(name, **arguments)
         finally:
-            timer.cancel()
+            over.set()
 
 
-def _explain(client: ControlClient) -> None:
+def _explain(client: ControlClient, name: str, timeout: float, over: threading.Event) -> None:
+    """Say why there is no answer yet, and how long this command waits for it."""
+    if over.wait(UNREAD_SECONDS):
+        return
     if client.is_unread():
         click.echo(f"{client.path}: the server has not read the command yet; {client.advice}", err=True)
+    waited = UNREAD_SECONDS
+    while not over.wait(SILENT_SECONDS):
+        waited += SILENT_SECONDS
+        click.echo(f"{name}: no answer for {waited:.0f} s (--timeout {timeout:g})", err=True)
 
 
 def as_text(value: Any, indent: str = "") -> Iterator[str]:
@@ -251,7 +260,7 @@ def _registers_text(trace: dict[str, Any]) -> Iterator[str]:
 
 
 @_subcommand("registers", "--last 20", _registers_text)
-@option("--last", type=click.IntRange(min=0), help="Show this number of accesses.  [default: all kept]")
+@option("--last", type=NumberType(low=0), help="Show this number of accesses.  [default: all kept]")
 @option("--clear", is_flag=True, help="Forget them afterwards.")
 def registers(last: int | None, clear: bool) -> tuple[str, dict[str, Any]]:
     """Show what a driver did to registers, by name; the server has to be started with --trace-registers."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vfu_dev.cli.output import json_option, show_or_write, write_json
-from vfu_dev.cli.params import SECONDS
+from vfu_dev.cli.params import SECONDS, NumberType
 from vfu_dev.cli.shape import TO_STDOUT, Command
 from vfu_dev.errors import ConfigError, VfuDevError
 from vfu_dev.server.sockets import OwnedPath, claim_socket_path
@@ -40,12 +40,12 @@ PHASES = ("attach", "run", "save", "resume")
 @click.option("--names", is_flag=True, help="With --list: only names.")
 @click.option(
     "--after",
-    type=click.IntRange(min=0),
+    type=NumberType(low=0),
     default=0,
     metavar="N",
     help="Answer the first N requests that the lie applies to with the truth.",
 )
-@click.option("--times", type=click.IntRange(min=1), metavar="N", help="Lie N times at most.")
+@click.option("--times", type=NumberType(low=1), metavar="N", help="Lie N times at most.")
 @click.option(
     "--arm-file",
     type=click.Path(),
@@ -99,7 +99,8 @@ def command(
     if name is not None and name not in LIES:
         raise ConfigError(f"--lie {name}: there is no such lie (vfu-dev hostile --list)")
     queue: Iterator[Lie | None]
-    if name is not None or honest:
+    endless = name is not None or honest
+    if endless:
         queue = _forever(None if name is None else LIES[name])
     else:
         queue = iter(chosen)
@@ -114,7 +115,7 @@ def command(
                     with client:
                         server.serve(client)
                 finally:
-                    _tell(server.encounter, json_path)
+                    _tell(server.encounter, json_path, "" if endless else f"{len(met)} of {len(chosen)} ")
                 if once:
                     break
     finally:
@@ -142,9 +143,9 @@ def _servers(
         yield Server(device, Liar(device, lie, **settings), log)
 
 
-def _tell(encounter: Encounter, json_path: str | None) -> None:
+def _tell(encounter: Encounter, json_path: str | None, far: str) -> None:
     if json_path != TO_STDOUT:
-        click.echo(f"{encounter.lie or 'honest'}: {encounter.text()}")
+        click.echo(f"{far}{encounter.lie or 'honest'}: {encounter.text()}")
 
 
 @contextlib.contextmanager

@@ -46,13 +46,13 @@ def identity_options(command: F) -> F:
     )(command)
     command = click.option(
         "--msi-vectors",
-        type=click.IntRange(0, MAX_MSI_MESSAGES),
+        type=NumberType(0, MAX_MSI_MESSAGES),
         help="MSI messages, rounded up to a power of two; 0 for a device without MSI.",
         show_default="those of MSI-X",
     )(command)
     command = click.option(
         "--msix-vectors",
-        type=click.IntRange(1, MAX_MSIX_VECTORS),
+        type=NumberType(1, MAX_MSIX_VECTORS),
         help="MSI-X interrupts.",
         show_default=own,
     )(command)

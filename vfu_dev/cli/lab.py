@@ -25,6 +25,7 @@ from vfu_dev.cli.params import (
     ON_OFF,
     SECONDS,
     SIZE,
+    NumberType,
     Quantity,
     downtime_limit_option,
     for_each_side,
@@ -79,9 +80,7 @@ command.add_command(host)
     "Migrate this device class of yours; the device writes by itself, and digests compare its state"
 )
 @option("--memory", type=SIZE, default="8M", show_default=True, help="Size of the device memory (BAR2).")
-@option(
-    "--devices", type=click.IntRange(1, 8), default=1, show_default=True, help="Number of devices in the VM."
-)
+@option("--devices", type=NumberType(1, 8), default=1, show_default=True, help="Number of devices in the VM.")
 @load_options(dirty_rate="2M")
 @option(
     "--load-place",

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from vfu_dev.cli import EXIT_FAILED, EXIT_LESS
 from vfu_dev.cli.output import json_option, write_json
+from vfu_dev.cli.params import DecimalType
 from vfu_dev.cli.qemu_options import chosen_qemus, qemu_options
 from vfu_dev.cli.shape import TO_STDOUT, Command
 from vfu_dev.cli.signals import interrupted_status
@@ -211,7 +212,7 @@ def scenarios(json_path: str | None) -> None:
 @click.option("--metric", "metrics", multiple=True, help="Compare this column of moves.csv; repeatable.")
 @click.option(
     "--max-regression",
-    type=click.FloatRange(0),
+    type=DecimalType(0),
     metavar="PERCENT",
     help="Exit status 1 when a median of SECOND is worse by more than this, significantly, or is missing.",
 )

@@ -17,7 +17,14 @@ from vfu_dev.cli import EXIT_FAILED, EXIT_LESS
 from vfu_dev.cli.load_options import load_of, load_options
 from vfu_dev.cli.output import json_option, write_json
 from vfu_dev.cli.own_device import own_device_of, own_device_option
-from vfu_dev.cli.params import SECONDS_OR_ZERO, SIZE, downtime_limit_option, max_bandwidth_option, option
+from vfu_dev.cli.params import (
+    SECONDS_OR_ZERO,
+    SIZE,
+    NumberType,
+    downtime_limit_option,
+    max_bandwidth_option,
+    option,
+)
 from vfu_dev.cli.shape import TO_STDOUT, Command
 from vfu_dev.client.control import ControlClient, control_path, device_path
 from vfu_dev.client.device import VfioUserDevice
@@ -121,7 +128,7 @@ class _Lines:
     metavar="NAME",
     help="With --control, write to the memory of this name.  [default: the first]",
 )
-@option("--bar", type=click.IntRange(0, 5), help="With --socket, write to this BAR.  [default: the largest]")
+@option("--bar", type=NumberType(0, 5), help="With --socket, write to this BAR.  [default: the largest]")
 @option(
     "--access",
     type=click.Choice(["auto", "mmap", "trap"]),

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from vfu_dev.cli.params import DIRTY_RATE, NUMBER, SIZE, option
+from vfu_dev.cli.params import DIRTY_RATE, NUMBER, SIZE, DecimalType, option
 from vfu_dev.errors import ConfigError
 from vfu_dev.workload import PAGE_PATTERNS, Workload
 from vfu_dev.workload.spec import RATE_KEYS
@@ -48,17 +48,17 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
     "seed": option("--seed", type=NUMBER, help="Random seed of the load.  [default: 1]"),
     "hot_fraction": option(
         "--hot-fraction",
-        type=click.FloatRange(0, 1),
+        type=DecimalType(0, 1),
         help="Fraction of the pages that is hot, with --pattern hotset.  [default: 0.1]",
     ),
     "hot_share": option(
         "--hot-share",
-        type=click.FloatRange(0, 1),
+        type=DecimalType(0, 1),
         help="Fraction of the writes that goes to the hot pages, with --pattern hotset.  [default: 0.9]",
     ),
     "zipf_exponent": option(
         "--zipf-exponent",
-        type=click.FloatRange(0, 10),
+        type=DecimalType(0, 10),
         help="How uneven --pattern zipf is; 0 is uniform.  [default: 1.0]",
     ),
     "burst": option(

@@ -24,13 +24,21 @@ from rich.progress import Progress as Bar
 
 from vfu_dev.cli import EXIT_FAILED
 from vfu_dev.cli.output import json_option, write_json
-from vfu_dev.cli.params import ON_OFF, SECONDS, downtime_limit_option, max_bandwidth_option, option
+from vfu_dev.cli.params import (
+    ON_OFF,
+    SECONDS,
+    NumberType,
+    downtime_limit_option,
+    max_bandwidth_option,
+    option,
+)
 from vfu_dev.cli.shape import TO_STDOUT, Command
 from vfu_dev.client import digest
 from vfu_dev.client.control import ControlClient, device_path
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.migrator import ClientOptions, ClientProgress, MigrationError, Migrator
 from vfu_dev.errors import VfuDevError
+from vfu_dev.logs import SlowWork
 from vfu_dev.sizes import format_count, format_left, format_size
 
 PLAIN_SECONDS = 1.0  # between lines where there is no terminal
@@ -50,8 +58,10 @@ class Verifier:
         source: VfioUserDevice,
         destination: VfioUserDevice,
         controls: tuple[ControlClient | None, ControlClient | None],
+        say: Callable[[str], object] = lambda _: None,
     ) -> None:
         self.method = method
+        self._say = say
         self.source_digest: str | None = None
         self.destination_digest: str | None = None
         self._devices = source, destination
@@ -75,8 +85,10 @@ class Verifier:
         if self.match is None:
             self.method = "memory"
             index = digest.memory_region(self._devices[0])
+            total = sum(device.region_info(index).size_bytes for device in self._devices)
+            work = SlowWork("reading both memories back", total, self._say)
             self.source_digest, self.destination_digest = (
-                digest.memory_digest(device, index) for device in self._devices
+                digest.memory_digest(device, index, work.add) for device in self._devices
             )
         else:
             self.method = "control"
@@ -125,6 +137,8 @@ def _plain_lines() -> Callable[[ClientProgress], None]:
         phase, last = state.phase, now
         sent, left = state.transferred_bytes, state.remaining_bytes
         far = format_left(sent, sent + left, state.bandwidth) if left else ""
+        if state.passes:  # what is left is written meanwhile, so no time is known
+            far = f"pass {state.passes + 1}" if left else ""
         click.echo(
             f"{state.total_seconds:7.1f} s  {state.phase:12} "
             f"{format_size(state.transferred_bytes):>10} sent, "
@@ -187,7 +201,7 @@ def _name_of(control: ControlClient | None) -> str | None:
 @max_bandwidth_option("What the migration may send while the device runs.")
 @option(
     "--max-passes",
-    type=click.IntRange(min=0),
+    type=NumberType(low=0),
     default=30,
     show_default=True,
     metavar="N",
@@ -274,7 +288,13 @@ def command(
             source = stack.enter_context(_connect("source", src_socket))
             destination = stack.enter_context(_connect("destination", dst_socket))
             if verify != "none":
-                verifier = Verifier(verify, source, destination, (source_control, destination_control))
+                verifier = Verifier(
+                    verify,
+                    source,
+                    destination,
+                    (source_control, destination_control),
+                    lambda text: None if quiet else click.echo(text, err=True),
+                )
             progress = stack.enter_context(_display(quiet))
             migrator = Migrator(source, destination, options, reporter=progress, verify=verifier)
             state = migrator.progress

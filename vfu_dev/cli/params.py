@@ -84,6 +84,22 @@ class NumberType(click.IntRange):
         return super().convert(value, param, ctx)
 
 
+class DecimalType(click.FloatRange):
+    """A number that may have a fraction."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number; fail with the unit that the metavar says."""
+        try:
+            float(value)
+        except ValueError:
+            unit = _UNITS.get(str(getattr(param, "metavar", "")), "")
+            self.fail(f"{value!r} is not a number{unit}, such as 5 or 0.5", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_UNITS = {"MS": " of milliseconds", "SECONDS": " of seconds"}
 # Bytes, in binary multiples.
 SIZE = Quantity("size", "a size such as 4096, 64K, 16M, 1G", parse_size, exact_size)
 # Bytes a second.
@@ -101,8 +117,8 @@ LEVEL = click.Choice([name.lower() for name in LOG_LEVELS], case_sensitive=False
 ON_OFF = click.Choice(["on", "off"])
 NUMBER = NumberType()
 # A time above 0, and one that may be 0; milliseconds where the metavar is MS.
-SECONDS = click.FloatRange(min=0, min_open=True)
-SECONDS_OR_ZERO = click.FloatRange(min=0)
+SECONDS = DecimalType(min=0, min_open=True)
+SECONDS_OR_ZERO = DecimalType(min=0)
 
 
 def option(*names: str, **settings: Any) -> Callable[[_Command], _Command]:

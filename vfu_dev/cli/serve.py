@@ -127,7 +127,7 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
     "--trace-registers",
     "traced",
     default=0,
-    type=click.IntRange(0, MAX_ACCESSES),
+    type=NumberType(0, MAX_ACCESSES),
     is_flag=False,
     flag_value=DEFAULT_ACCESSES,
     metavar="[COUNT]",
@@ -138,7 +138,7 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
 @click.option(
     "--metrics-port",
     default=0,
-    type=click.IntRange(0, 65535),
+    type=NumberType(0, 65535),
     help="HTTP port of the metrics and the live page; 0: no port.",
 )
 @click.option("--metrics-addr", default="127.0.0.1", help="Address that port listens on.")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 
 from vfu_dev.cli.output import json_option, write_json
-from vfu_dev.cli.params import downtime_limit_option
+from vfu_dev.cli.params import DecimalType, downtime_limit_option
 from vfu_dev.cli.shape import Command
 from vfu_dev.errors import VfuDevError
 from vfu_dev.top import Keys, Watched, refresh_all, render
@@ -31,7 +31,7 @@ DUMB_WIDTH = 110  # nobody says how wide it is
 @click.option(
     "--interval",
     default=0.5,
-    type=click.FloatRange(0.1, 3600),
+    type=DecimalType(0.1, 3600),
     metavar="SECONDS",
     help="Seconds between two refreshes.",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,11 @@ def memory_region(device: VfioUserDevice) -> int:
     return max(readable, key=lambda info: info.size_bytes).index
 
 
-def memory_digest(device: VfioUserDevice, index: int) -> str:
-    """Return xxh3_64 (hex) over region `index`, read through REGION_READ; the device must stand still."""
+def memory_digest(device: VfioUserDevice, index: int, reporter: Callable[[int], object]) -> str:
+    """Return xxh3_64 (hex) over region `index`, read through REGION_READ; the device must stand still.
+
+    Args:    reporter: called with the number of bytes of each read.
+    """
     digest = xxhash.xxh3_64()
     buffer = bytearray(device.max_data_xfer_size)
     size = device.region_info(index).size_bytes
@@ -97,4 +101,5 @@ def memory_digest(device: VfioUserDevice, index: int) -> str:
         piece = memoryview(buffer)[: min(len(buffer), size - offset)]
         device.region_read_into(index, offset, piece)
         digest.update(piece)
+        reporter(len(piece))
     return digest.hexdigest()

@@ -166,7 +166,6 @@ class Migrator:
         except BaseException:  # Ctrl-C among them: the source must not stay behind in PRE_COPY
             self._recover()
             raise
-        state.total_seconds = time.monotonic() - self._began
         self._enter("completed")
         return state
 
@@ -247,7 +246,6 @@ class Migrator:
 
     def _finish(self) -> None:
         state = self.progress
-        self._enter("switch-over")
         began = time.monotonic()
         self.source.set_state(DeviceState.STOP)
         self.destination.set_state(DeviceState.STOP)  # fails unless the whole stream was verified
@@ -257,7 +255,7 @@ class Migrator:
             began = time.monotonic()
             self._verify()
             state.verify_seconds = time.monotonic() - began
-        self._enter("switch-over")
+        self._enter("switchover")
         began = time.monotonic()
         self.destination.set_state(DeviceState.RUNNING)
         state.downtime_seconds += time.monotonic() - began
@@ -390,4 +388,5 @@ class Migrator:
 
     def _enter(self, phase: str) -> None:
         self.progress.phase = phase
+        self.progress.total_seconds = time.monotonic() - self._began
         self._reporter(self.progress)

@@ -41,6 +41,8 @@ def connect(path: str | os.PathLike[str], timeout_seconds: float) -> socket.sock
     except OSError as error:
         sock.close()
         reason = error.strerror or str(error)
+        if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+            reason += f"; is a server running there? (vfu-dev serve --socket {os.fspath(path)})"
         raise DisconnectedError(f"cannot connect to {os.fspath(path)}: {reason}") from error
     return sock
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -15,8 +17,9 @@ from rich.text import Text
 
 from vfu_dev.sizes import format_duration, format_left, format_size
 
-# Without a terminal, at most one line in this number of seconds, besides phases.
+# Without a terminal: at most one line in this number of seconds, besides phases, and at least one in that.
 PLAIN_SECONDS = 2.0
+SILENT_SECONDS = 5.0
 # A read-back that takes longer is announced.
 LONG_SECONDS = 10.0
 # The pace is taken over this number of samples, about two seconds.
@@ -41,6 +44,18 @@ def _size(value: Any) -> str:
     return format_size(value) if isinstance(value, int) else "-"
 
 
+def start_pulse(beat: Callable[[], None]) -> threading.Event:
+    """Call `beat` once a second in a thread, until the returned event is set."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(1.0):
+            beat()
+
+    threading.Thread(target=run, daemon=True).start()
+    return over
+
+
 class Progress:
     """Observes a Lab; a context manager around the run. `quiet` shows nothing."""
 
@@ -51,22 +66,33 @@ class Progress:
         self._phase = ""
         self._row: dict[str, Any] | None = None
         self._convergence: str | None = None
+        self._is_stuck = False
         self._verify: tuple[int, int] | None = None
         self._verify_from = 0.0
         self._warned = False
         self._moved: deque[tuple[float, float]] = deque(maxlen=PACE_SAMPLES)  # time, bytes sent so far
         self._started = time.monotonic()
-        self._last_line = 0.0
+        self._last_line = self._phase_from = self._started
+        self._over = threading.Event()
 
     def __enter__(self) -> Progress:
         if not self._quiet and self._console.is_terminal:
             self._live = Live(self._render(), console=self._console, refresh_per_second=8, transient=True)
             self._live.start()
+        elif not self._quiet:
+            self._over = start_pulse(self._break_silence)
         return self
+
+    def _break_silence(self) -> None:
+        """Say that a phase goes on: a guest that boots says nothing to the lab."""
+        now = time.monotonic()
+        if now - self._last_line >= SILENT_SECONDS:
+            self._line(f"  {self._phase}: {format_duration(now - self._phase_from)} so far")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._over.set()
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -74,12 +100,12 @@ class Progress:
     def __call__(self, what: str, data: dict[str, Any]) -> None:
         """Take one observation (`phase`, `convergence`, `sample` or `verify`)."""
         if what == "phase":
-            self._phase = str(data["text"])
+            self._phase, self._phase_from = str(data["text"]), time.monotonic()
             self._verify, self._verify_from = None, time.monotonic()
             self._moved.clear()
             self._line(self._phase, always=True)
         elif what == "convergence":
-            self._convergence = str(data["text"])
+            self._convergence, self._is_stuck = str(data["text"]), data["converging"] is False
         elif what == "sample":
             self._row = data
             self._moved.append((time.monotonic(), _sent(data)))
@@ -123,9 +149,9 @@ class Progress:
     def _far(self, row: dict[str, Any]) -> str:
         """Return how far the migration is, and how long the rest takes at the pace of the last seconds.
 
-        That is an estimate while the devices are written to; there is none if the dirty rate is higher.
+        That is an estimate while the devices are written to; a migration that does not converge has none.
         """
-        if len(self._moved) < 2 or row["status"] not in MOVING:
+        if len(self._moved) < 2 or row["status"] not in MOVING or self._is_stuck:
             return ""
         (before, sent_before), (now, sent) = self._moved[0], self._moved[-1]
         pace = (sent - sent_before) / (now - before) if now > before else 0.0

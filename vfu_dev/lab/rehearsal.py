@@ -88,7 +88,7 @@ def rehearse(plan: Rehearsal, stop: Stop, reporter: Callable[[str], None]) -> di
         reporter(f"expected: {decision.text}")
         control.command("load", load=spec.to_dict())
         devices = [stack.enter_context(VfioUserDevice.connect(server.socket)) for server in servers]
-        reporter(f"ask them: vfu-dev top {servers[0].socket} {servers[1].socket}")
+        reporter(f"to watch: vfu-dev top {servers[0].socket} {servers[1].socket}")
         measurements = _Measurements(control, stop, reporter)
         migrator = Migrator(devices[0], devices[1], options, reporter=measurements)
         outcome, error = "completed", None

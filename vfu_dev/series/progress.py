@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from types import TracebackType
 from typing import Any
@@ -16,8 +17,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from vfu_dev.lab.progress import SILENT_SECONDS, start_pulse
 from vfu_dev.series.rows import COMPLETED, Row
-from vfu_dev.sizes import format_count, format_left
+from vfu_dev.sizes import format_count, format_duration, format_left
 
 # Seconds between two lines about the state of a move, without a terminal.
 STANDS_SECONDS = 2.0
@@ -35,7 +37,8 @@ class RunProgress:
         self._points = 0
         self._moves = self._done = self._before = 0
         self._started = time.monotonic()
-        self._stood = self._started
+        self._stood = self._event = self._started  # the last line, and the last move or point
+        self._over = threading.Event()
 
     def __enter__(self) -> RunProgress:
         if not self._quiet and self._console.is_terminal:
@@ -52,11 +55,22 @@ class RunProgress:
             )
             self._task = self._bar.add_task(self._name, total=None, last="")
             self._bar.start()
+        elif not self._quiet:
+            self._over = start_pulse(self._break_silence)
         return self
+
+    def _break_silence(self) -> None:
+        """Say that a point goes on: its VM boots, or a move takes long."""
+        now = time.monotonic()
+        if now - self._stood >= SILENT_SECONDS:
+            self._line(
+                f"  move {self._done + 1} of {self._moves}: {format_duration(now - self._event)} so far"
+            )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._over.set()
         if self._bar is not None:
             self._bar.stop()
 
@@ -71,12 +85,13 @@ class RunProgress:
             points, moves = format_count(data["points"], "point"), format_count(data["moves"], "move")
             self._line(f"{self._name}: {points}, {moves}{done}")
         elif what == "point":
+            self._event = time.monotonic()
             text = f"{self._name} [{data['number']}/{self._points}] {data['name']}"
             if self._bar is not None:
                 self._bar.update(self._task, description=text.replace("[", r"\["))
             self._line(text)
         elif what == "move":
-            text = describe(data["row"])
+            text, self._event = describe(data["row"]), time.monotonic()
             self._done += 1
             if self._bar is not None:
                 self._bar.update(self._task, advance=1, last=text)
@@ -112,5 +127,5 @@ def describe(row: Row) -> str:
         return f"{row.point} {row.move}: {row.status}: {row.text}"
     figures = (("downtime", "downtime_ms"), ("total", "total_ms"))
     parts = [f"{label} {row.metrics[key]:.0f} ms" for label, key in figures if key in row.metrics]
-    parts.append(f"{row.metrics.get('passes', 0):.0f} passes")
+    parts.append(format_count(round(row.metrics.get("passes", 0)), "pass"))
     return f"{row.point} {row.move}: {', '.join(parts)}"

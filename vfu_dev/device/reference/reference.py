@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import numpy as np
@@ -25,8 +26,14 @@ from vfu_dev.device.reference.writer import DmaWriter
 from vfu_dev.device.region import Region
 from vfu_dev.device.registers import Registers
 from vfu_dev.errors import ConfigError, judge_name, shown
+from vfu_dev.logs import SlowWork
 from vfu_dev.workload.spec import MAX_SEED
 from vfu_dev.workload.splitmix import fill_words
+
+logger = logging.getLogger(__name__)
+
+# Words filled between two reports: 8 MiB, some 20 ms.
+_FILL_WORDS = 1 << 20
 
 
 class ReferenceDevice(Device):
@@ -94,8 +101,14 @@ class ReferenceDevice(Device):
         self.registers["page_size"] = self.memory.page_size_bytes
         self.registers["fill"] = self._fill_seed
         if self._fill_seed:
+            total = sum(memory.size_bytes for memory in self.memories)
+            work = SlowWork(f"{self.name}: filling memory", total, logger.info)
             for number, memory in enumerate(self.memories):
-                fill_words(memory.data.view(np.uint64), self._fill_seed + number)
+                words = memory.data.view(np.uint64)
+                for first in range(0, len(words), _FILL_WORDS):
+                    part = words[first : first + _FILL_WORDS]
+                    fill_words(part, self._fill_seed + number, first)
+                    work.add(part.nbytes)
                 memory.pages.mark(0, memory.size_bytes)
 
     @registers.written("ctrl")
