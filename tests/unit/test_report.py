@@ -99,6 +99,14 @@ def test_the_outcome_is_the_first_thing(completed: str, not_converging: str) -> 
     assert "NOT as it was</span></h1>" in render(wrong)
 
 
+def test_a_downtime_above_its_limit_is_said_and_not_green() -> None:
+    late = stored(COMPLETED)
+    late["qemu"]["downtime_ms"] = late["qemu"]["downtime_limit_ms"] + 1
+    (heading,) = re.findall(r"<h1>(.*)</h1>", render(late))
+    assert 'class=""' in heading
+    assert "301 ms above the limit of 300 ms, verified" in heading
+
+
 def test_the_switchover_is_shown_alone() -> None:
     """In order and without gaps, in milliseconds since the stop; what did not stop has none."""
     held = switchover(stored(COMPLETED))

@@ -117,12 +117,19 @@ def _verified(result: dict[str, Any]) -> str:
 
 
 def _outcome(result: dict[str, Any]) -> str:
-    """Return the outcome, the page's first line: `24 ms of 300 ms, verified`."""
+    """Return the outcome, the page's first line: `completed, 24 ms of 300 ms, verified`."""
     qemu = result["qemu"]
     if qemu["status"] != "completed" or not isinstance(qemu.get("downtime_ms"), int):
         return _headline(result)
-    stood = f"{qemu['downtime_ms']} ms of {qemu['downtime_limit_ms']} ms"
+    joined = "above the limit of" if _is_late(result) else "of"
+    stood = f"{qemu['downtime_ms']} ms {joined} {qemu['downtime_limit_ms']} ms"
     return ", ".join(filter(None, [_headline(result), stood, _verified(result)]))
+
+
+def _is_late(result: dict[str, Any]) -> bool:
+    """Return whether the downtime was above its limit."""
+    qemu = result["qemu"]
+    return isinstance(qemu.get("downtime_ms"), int) and qemu["downtime_ms"] > qemu["downtime_limit_ms"]
 
 
 def _tiles(result: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -175,6 +182,8 @@ def render(result: dict[str, Any]) -> str:
         link=link_text(result["link"]) if result.get("link") else "",
         headline=_headline(result),
         outcome=_outcome(result),
+        is_late=_is_late(result),
+        who="The lab" if (result.get("guest") or {}).get("kind") == "none" else "The guest",
         tiles=_tiles(result),
         parts={name: text for name, text in PARTS.items() if _has(name, result, figures)},
         captions=CAPTIONS,

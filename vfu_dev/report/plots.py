@@ -206,6 +206,10 @@ def migration_figure(result: dict[str, Any]) -> Figure:
     panels = (_draw_states, _draw_remaining, _draw_rates, _draw_downtime, _draw_qemu)
     for each, panel in zip(axes, panels, strict=True):
         panel(each, timeline)
+        if not each.has_data():
+            note = "no samples: PRE_COPY was too short, or there was none"
+            each.text(0.5, 0.5, note, transform=each.transAxes, ha="center", va="center", fontsize=8.5)
+            each.set_yticks([])
         each.grid(axis="x", lw=0.3)
         each.tick_params(axis="x", labelbottom=True)
     axes[-1].set_xlabel("seconds since the migration began", fontsize=8.5)
