@@ -25,6 +25,7 @@ from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.pausing import CAPABILITY, PAUSED
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.lab.route import LinkRoute
+from vfu_dev.vm.namespaces import INTERFACE
 from vfu_dev.vm.network import BURST_SECONDS, MIN_BURST_BYTES, LinkedHosts, LinkSpec
 from vfu_dev.vm.own_device import package_environment
 
@@ -36,6 +37,11 @@ InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], An
 # 51 KiB: less than the device, so that something goes in PRE_COPY however slow the machine is.
 FITS_NOT = ["--avail-switchover-bandwidth", "512K", "--downtime-limit", "100"]
 FAST = LinkSpec.parse("1Gbit")
+
+
+def cut(hosts: LinkedHosts) -> None:
+    """Break the link, as a pulled cable does: neither end gets an event."""
+    hosts.run(1, "ip", "link", "set", INTERFACE, "down")
 
 
 def linked(lab: Lab) -> LinkedHosts:
@@ -142,7 +148,7 @@ def test_a_link_that_breaks_in_pre_copy(options: Options, in_lab: InLab) -> None
     async def scenario(lab: Lab) -> None:
         give_up_soon(lab)
         await begin_and_stay(lab)
-        linked(lab).cut()
+        cut(linked(lab))
         row = await lab.wait_for(lambda row: row["status"] == "failed", "the end", PATIENCE_SECONDS)
         assert row["qemu"]["error-desc"]
         await judge_source(lab)
@@ -159,7 +165,7 @@ def test_a_link_that_breaks_in_stop_copy(options: Options, in_lab: InLab) -> Non
         await lab.begin(await lab.listen())
         row = await lab.wait_for(lambda row: row["status"] == PAUSED, "the pause")
         assert row["source"][0]["state"] == "STOP_COPY"
-        linked(lab).cut()
+        cut(linked(lab))
         await lab.source.qemu.execute("migrate-continue", state=PAUSED)
         await lab.wait_for(lambda row: row["status"] == "failed", "the end", PATIENCE_SECONDS)
         await judge_source(lab)

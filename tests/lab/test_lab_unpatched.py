@@ -13,7 +13,7 @@ from labkit import small
 from serverkit import ServerFactory
 
 from vfu_dev.builds import firmware_dirs
-from vfu_dev.builds.qemu_binary import probe_qemu
+from vfu_dev.builds.qemu_binary import VFIO_USER_PCI, probe_qemu
 from vfu_dev.lab.lab import Lab
 
 
@@ -68,7 +68,7 @@ def test_a_device_can_insist_on_a_client_that_migrates_it(
 
 def test_features_tell_them_apart(qemu: Path, unpatched: Path) -> None:
     """Both attach the device, one of them migrates it."""
-    assert probe_qemu(unpatched).vfio_user
+    assert VFIO_USER_PCI in probe_qemu(unpatched).front_ends
     assert not probe_qemu(unpatched).migration
     assert probe_qemu(qemu).migration
     assert probe_qemu(qemu).version.split(" ")[0] == probe_qemu(unpatched).version.split(" ")[0]

@@ -11,7 +11,7 @@ from vfu_dev.errors import ConfigError
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import MigratableState, SaveSession
 from vfu_dev.model.link import Link, migrator_link, qemu_bandwidth, qemu_link
-from vfu_dev.model.predict import border_rate, floor_pages, page_cost_bytes, predict
+from vfu_dev.model.predict import border_rate, page_cost_bytes, predict
 from vfu_dev.model.writing import distinct_pages
 from vfu_dev.workload import Burst, Phase, Program, Workload, writes_of
 
@@ -89,7 +89,8 @@ def test_the_session_stays_where_the_model_says_above_it(ratio: float) -> None:
     pages, link = 4096, Link(16 * MIB, 0.02)
     load = Workload("uniform", rate_pages=ratio * link.bandwidth / PAGE)
     said = predict(load, pages, link, limit_seconds=10.0)
-    floor = floor_pages(load, pages, link.bandwidth / page_cost_bytes()) * page_cost_bytes()
+    # A write finds a clean page with probability 1 - d/P, and s pages a second are sent: r (1 - d/P) = s.
+    floor = pages * (page_cost_bytes() - PAGE / ratio)
     assert not said.converges
     assert said.left_bytes == pytest.approx(floor, rel=0.02)
     below, above = (Link(16 * MIB, factor * floor / (16 * MIB)) for factor in (0.97, 1.03))

@@ -87,11 +87,6 @@ class QemuBinary:
         return release_of(self.version)
 
     @property
-    def vfio_user(self) -> bool:
-        """Whether it has vfio-user-pci."""
-        return VFIO_USER_PCI in self.front_ends
-
-    @property
     def migration(self) -> bool:
         """Whether its vfio-user-pci migrates the device: the project's series is in it."""
         return self.front_ends.get(VFIO_USER_PCI, False)
@@ -142,16 +137,6 @@ def find_qemu(choice: str, build: bool = False, cache: Cache | None = None) -> Q
         names = "" if os.sep in choice else f"; as a name: {', '.join(NAMES)}"
         raise QemuBinaryError(f"{choice}: no such QEMU: neither file nor folder{names}")
     return probe_qemu(qemu.executable_in(path))
-
-
-def stock_name() -> str:
-    """Return the default unmodified QEMU: the system's if it is usable, else Debian's."""
-    try:
-        if not find_qemu(SYSTEM).problem(VFIO_PCI):
-            return SYSTEM
-    except QemuBinaryError:
-        pass
-    return qemu_packages.SUITES[-1].name
 
 
 def common_machine(one: QemuBinary, other: QemuBinary) -> str:

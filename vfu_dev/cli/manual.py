@@ -20,7 +20,6 @@ from vfu_dev import __version__
 PROGRAM = "vfu-dev"
 COMPLETE_VARIABLE = "_VFU_DEV_COMPLETE"
 
-EXIT_STATUS = "0 as asked, 1 failed, 2 usage, 3 reached less than asked, 128+N ended by signal N."
 BAR = "\\|"  # within a cell of a table in Markdown
 
 # Where each shell looks, below a prefix.

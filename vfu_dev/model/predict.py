@@ -79,20 +79,6 @@ def page_cost_bytes(page_bytes: int = DEFAULT_PAGE_BYTES) -> float:
     return page_bytes + INDEX_BYTES + FRAME_BYTES / pages_a_record(page_bytes)
 
 
-def floor_pages(spec: Workload, pages: int, pages_per_second: float, page_bytes: int = 4096) -> float:
-    """Return how many pages wait in the long run under a uniform or sequential load, in closed form.
-
-    Uniform: a write finds a clean page with probability 1 - d/P, a page is sent `pages_per_second` times a
-    second: they balance at d = P (1 - s / r). Sequential: half of that way, P (1 - s / 2r), where writer and
-    reader keep no step; between P (1 - s / r) and P where they do.
-    """
-    rate = float(spec.write_rate(page_bytes) * spec.pages_per_write(page_bytes))
-    if rate <= pages_per_second:
-        return 0.0
-    share = pages_per_second / rate
-    return pages * (1 - (share / 2 if spec.pattern == "sequential" else share))
-
-
 def border_rate(memory_bytes: float, link: Link, page_bytes: int = DEFAULT_PAGE_BYTES) -> float:
     """Return the dirty rate up to which a uniform load converges, bytes of pages a second.
 

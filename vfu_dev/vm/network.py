@@ -203,10 +203,6 @@ class LinkedHosts(Closing):
                 return int(figures.split()[8])
         return 0
 
-    def cut(self) -> None:
-        """Break the link, as a pulled cable does: neither end gets an event."""
-        self.run(1, "ip", "link", "set", INTERFACE, "down")
-
     def describe(self) -> dict[str, Any]:
         """Return for a report the link asked for and what makes it."""
         spec = self.spec

@@ -63,11 +63,6 @@ class Pacer:
         self.missed = 0
 
     @property
-    def elapsed_ns(self) -> int:
-        """The load's own clock: how far it was carried out."""
-        return self._clock
-
-    @property
     def owed(self) -> int:
         """Writes that were due at the last `take` and that its limit held back."""
         return self._total(self._target) - sum(self._next) if self._clock < self._target else 0

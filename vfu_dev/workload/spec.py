@@ -96,9 +96,7 @@ class Workload:
             raise ConfigError(f"pattern {shown(self.pattern)}: expected one of {', '.join(PATTERNS)}")
         rates = {name: getattr(self, name) for name in _RATE_FIELDS if getattr(self, name) is not None}
         if self.pattern in PAGE_PATTERNS and len(rates) != 1:
-            raise ConfigError(
-                f"{self.pattern}: expected one rate: dirty (2000p, 8M) or write (8M)"
-            )
+            raise ConfigError(f"{self.pattern}: expected one rate: dirty (2000p, 8M) or write (8M)")
         if self.pattern not in PAGE_PATTERNS and any(rates.values()):
             raise ConfigError(
                 f"{self.pattern}: has no rate of its own, neither a dirty rate nor a write rate"
