@@ -19,7 +19,7 @@ from vfu_dev.cli.lab_run import compare, run, scenarios
 from vfu_dev.cli.lab_summary import summary
 from vfu_dev.cli.lab_watch import watch
 from vfu_dev.cli.load_options import load_of, load_options
-from vfu_dev.cli.output import json_option, write_json
+from vfu_dev.cli.output import announced, json_option, write_json
 from vfu_dev.cli.own_device import own_device_of, own_device_option
 from vfu_dev.cli.params import (
     ON_OFF,
@@ -283,7 +283,7 @@ def migrate(
     click.echo("\n".join(summary(found, load)), err=True)
     write_json(found, json_path)
     result.write(out / "report.json")
-    with console.status("drawing the pictures of the report"):
+    with announced("drawing the report"):
         page = write_report(found, out)
     click.echo(f"report: {page}", err=True)
     if result.problems:

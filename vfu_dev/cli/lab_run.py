@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vfu_dev.cli import EXIT_FAILED, EXIT_LESS
-from vfu_dev.cli.output import json_option, write_json
+from vfu_dev.cli.output import announced, json_option, write_json
 from vfu_dev.cli.params import DecimalType
 from vfu_dev.cli.qemu_options import chosen_qemus, qemu_options
 from vfu_dev.cli.shape import TO_STDOUT, Command
@@ -132,9 +132,11 @@ def run(
                 click.echo(f"PROBLEM: {scenario.name}: {error}", err=True)
                 failed = True
                 continue
-        page = write_series(folder)
         summaries.append(summary)
-        _show(summary, page)
+        _show(summary)
+        with announced("drawing the report"):
+            page = write_series(folder)
+        click.echo(f"report: {page}", err=True)
     write_json(summaries[0] if len(summaries) == 1 else summaries, json_path)
     if failed or not all(summary["ok"] for summary in summaries):
         sys.exit(EXIT_FAILED)
@@ -142,7 +144,7 @@ def run(
         sys.exit(EXIT_LESS)
 
 
-def _show(summary: Mapping[str, Any], page: Path) -> None:
+def _show(summary: Mapping[str, Any]) -> None:
     from vfu_dev.report.series import HEADINGS, comparison_lines, table_rows
 
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)
@@ -168,7 +170,6 @@ def _show(summary: Mapping[str, Any], page: Path) -> None:
         console.print(f"warning: {text}", markup=False, highlight=False)
     for text in summary["problems"]:
         console.print(f"PROBLEM: {text}", markup=False, highlight=False)
-    console.print(f"report: {page}", markup=False, highlight=False)
 
 
 @click.command(cls=Command, examples=["vfu-dev lab scenarios"])

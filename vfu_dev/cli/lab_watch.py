@@ -13,7 +13,7 @@ from rich.console import Console
 
 from vfu_dev.cli import EXIT_FAILED
 from vfu_dev.cli.lab_summary import summary
-from vfu_dev.cli.output import json_option, write_json
+from vfu_dev.cli.output import announced, json_option, write_json
 from vfu_dev.cli.params import SECONDS
 from vfu_dev.cli.shape import Command
 from vfu_dev.workload import Workload
@@ -99,6 +99,8 @@ def watch(
     click.echo("\n".join(summary(found, Workload("idle"))), err=True)
     write_json(found, json_path)
     result.write(out / "report.json")
-    click.echo(f"report: {write_report(found, out)}", err=True)
+    with announced("drawing the report"):
+        page = write_report(found, out)
+    click.echo(f"report: {page}", err=True)
     if result.problems:
         sys.exit(EXIT_FAILED)

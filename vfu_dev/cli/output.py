@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,6 +69,18 @@ def show_or_write(value: Any, path: str | None, text: Callable[[], str]) -> None
     write_json(value, path)
     if path != TO_STDOUT and (shown := text()):
         click.echo(shown)
+
+
+@contextlib.contextmanager
+def announced(work: str) -> Iterator[None]:
+    """Show on standard error that `work`, some seconds of it, is under way: a spinner, or one line."""
+    from rich.console import Console  # which takes 0.1 s to import
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        click.echo(f"{work} …", err=True)
+    with console.status(work):
+        yield
 
 
 def possible(_context: click.Context, option: click.Parameter, path: str | None) -> str | None:

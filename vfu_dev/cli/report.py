@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 
+from vfu_dev.cli.output import announced
 from vfu_dev.cli.shape import Command
 
 
@@ -29,7 +29,7 @@ def command(file: Path, out: Path | None, png: Path | None) -> None:
 
     result = read_report(file)
     page = out or file.with_suffix(".html")
-    with blaming(file), Console(stderr=True).status("drawing the pictures"):
+    with blaming(file), announced("drawing the report"):
         write_page(result, page)
         click.echo(str(page))
         if png is not None:
