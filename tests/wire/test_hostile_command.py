@@ -89,6 +89,7 @@ def test_all_lies_of_a_phase_in_turn(short_tmp: Path) -> None:
         assert process.wait(PATIENCE_SECONDS) == 0
         lines = process.stdout.read().splitlines()
     assert [line.partition(":")[0] for line in lines[:-1]] == wanted
+    assert lines[0].endswith(f" (1 of {len(wanted)})")
     assert lines[-1] == f"{len(wanted)} lies, 0 of them told"
     found = json.loads(figures.read_text())
     conforms("hostile", found)

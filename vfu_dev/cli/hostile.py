@@ -115,7 +115,7 @@ def command(
                     with client:
                         server.serve(client)
                 finally:
-                    _tell(server.encounter, json_path, "" if endless else f"{len(met)} of {len(chosen)} ")
+                    _tell(server.encounter, json_path, "" if endless else f" ({len(met)} of {len(chosen)})")
                 if once:
                     break
     finally:
@@ -145,7 +145,7 @@ def _servers(
 
 def _tell(encounter: Encounter, json_path: str | None, far: str) -> None:
     if json_path != TO_STDOUT:
-        click.echo(f"{far}{encounter.lie or 'honest'}: {encounter.text()}")
+        click.echo(f"{encounter.lie or 'honest'}: {encounter.text()}{far}")
 
 
 @contextlib.contextmanager
