@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from vfu_dev import logs
+from vfu_dev.device import NO_BAR, Region
+from vfu_dev.device.reference import ReferenceDevice
 from vfu_dev.lab import progress as move_progress
 from vfu_dev.logs import SlowWork
 from vfu_dev.series import progress as series_progress
 from vfu_dev.series.progress import RunProgress
 from vfu_dev.series.rows import COMPLETED, Row
+from vfu_dev.workload.splitmix import fill_words
 
 MIB = 1 << 20
 
@@ -118,3 +124,20 @@ def test_a_migration_that_does_not_converge_has_no_time_left(clock: Clock) -> No
                 clock.now += 3
                 progress("sample", sample(sent, 58))
     assert out.getvalue().count("left: RAM") == 1
+
+
+def test_a_large_memory_says_how_far_its_fill_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of all memories together; the content is that of one fill."""
+    monkeypatch.setattr(logs, "SLOW_SECONDS", 0.0)
+    more = {"more": Region(NO_BAR, size_bytes=8 * MIB)}
+    with caplog.at_level(logging.INFO, "vfu_dev"):
+        device = ReferenceDevice("big", memory_bytes=24 * MIB, fill_seed=7, more=more)
+    assert [line.partition(",")[0] for line in caplog.messages] == [
+        f"big: filling memory: {share} %" for share in (25, 50, 75)
+    ]
+    whole = np.zeros(24 * MIB // 8, dtype=np.uint64)
+    fill_words(whole, 7)
+    assert np.array_equal(device.memories[0].words.ravel(), whole)
+    device.close()
