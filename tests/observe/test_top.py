@@ -27,11 +27,11 @@ SHOW_CURSOR = "\x1b[?25h"
 
 
 class Terminal:
-    """A program in a terminal of 120 x 40."""
+    """A program in a terminal of 40 lines."""
 
-    def __init__(self, *arguments: str, term: str = "xterm-256color") -> None:
+    def __init__(self, *arguments: str, term: str = "xterm-256color", columns: int = 120) -> None:
         self.master, self.slave = pty.openpty()
-        ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         self.settings = termios.tcgetattr(self.slave)
         environment = os.environ | {"TERM": term, "LANG": "C.UTF-8", "PYTHONIOENCODING": "utf-8"}
         for name in ("COLUMNS", "LINES", "NO_COLOR"):
@@ -71,9 +71,9 @@ class Terminal:
 
 
 @contextmanager
-def terminal(*arguments: str, term: str = "xterm-256color") -> Iterator[Terminal]:
+def terminal(*arguments: str, term: str = "xterm-256color", columns: int = 120) -> Iterator[Terminal]:
     """Run top; whatever happens it is gone afterwards."""
-    one = Terminal(*arguments, term=term)
+    one = Terminal(*arguments, term=term, columns=columns)
     try:
         yield one
     finally:
@@ -138,6 +138,21 @@ def test_each_side_shows_its_own_figures(pair: Pair) -> None:
         assert "(bars: the last migration)" in top.seen
         quit_by_key(top)
         assert top.end() == 0
+
+
+def test_a_narrow_terminal_loses_no_figure(pair: Pair) -> None:
+    """40 columns have no room for a line per device, nor for a panel: each device has a column."""
+    sockets = str(pair.source.socket), str(pair.destination.socket)
+    move(pair.source, pair.destination, CONVERGES)
+    for options in ((), ("--once",)):
+        with terminal(*sockets, *options, "--interval", "0.2", columns=40) as top:
+            top.wait_for("received")
+            text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", top.seen)
+            assert re.search(r"device +source +destination", text)
+            assert re.search(r"state +RUNNING +RUNNING", text)
+            assert "…" not in text
+            quit_by_key(top)
+            assert top.end() == 0
 
 
 def test_a_server_that_goes_and_comes_back_is_shown_again(serve: ServerFactory, pair: Pair) -> None:

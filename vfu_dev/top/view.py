@@ -1,4 +1,4 @@
-"""The pictures of `top`: one panel per device, or one line per device in a small terminal."""
+"""The pictures of `top`: one panel per device, or one line or column per device in a small terminal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from rich.console import Console, ConsoleRenderable, Group
+from rich.measure import Measurement
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +18,7 @@ from vfu_dev.top.watched import Watched
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _PLAIN_BLOCKS = " .:-=+*#@"
 PANEL_LINES = 9
+PANEL_COLUMNS = 50
 # Columns of a terminal that has room for totals beside the bars.
 NOTES_FROM = 90
 # QEMU's default.
@@ -60,7 +62,7 @@ def render(
         alone: it has the screen to itself; a table that scrolls by is kept to a line a device otherwise.
         limit_seconds: the client's downtime limit, which the device does not know.
     """
-    if alone and len(watched) * PANEL_LINES + 1 <= console.height:
+    if alone and len(watched) * PANEL_LINES + 1 <= console.height and console.width >= PANEL_COLUMNS:
         keys = Text.assemble(("q quits; bars: ", "dim"), *_legend())
         return Group(*(_panel(one, console, limit_seconds) for one in watched), keys)
     return _table(watched, console, limit_seconds)
@@ -193,37 +195,67 @@ def _verdict(snapshot: Snapshot) -> Text:
     return Text(verdict(snapshot), style=style, no_wrap=True, overflow="ellipsis")
 
 
-def _table(watched: Sequence[Watched], console: Console, limit_seconds: float) -> Table:
-    table = Table(box=None, pad_edge=False, expand=False)
-    for name in ("device", "state", "converges"):
-        table.add_column(name, no_wrap=True)
+def _table(watched: Sequence[Watched], console: Console, limit_seconds: float) -> ConsoleRenderable:
+    """Return a line per device, or if that is too wide a column per device, as many as fit."""
     received = any(one.snapshot is not None and one.snapshot.received_bytes for one in watched)
-    names = ["initial", "dirty", "transfer rate", "dirty rate", "predicted"]
-    for name in [*names, "received"] if received else names:
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("left")
-    bar = 8 if received else 16
-    for one in watched:
-        snapshot = one.snapshot
-        if snapshot is None or one.error is not None:
-            dashes = ["-"] * (1 + len(names) + received)
-            table.add_row(one.path.name, Text("gone", style="red"), *dashes, one.error or "no answer yet")
-            continue
-        forecast = snapshot.forecast
-        left = [(s.initial_bytes or 0) + (s.dirty_bytes or 0) for s in one.latest()]
-        table.add_row(
-            snapshot.device,
-            Text(snapshot.state, style=_STYLES.get(snapshot.state, "yellow")),
-            _converges(snapshot),
-            _bytes(forecast["initial_bytes"]),
-            _bytes(forecast["dirty_bytes"]),
-            _bytes(forecast["transfer_rate_bytes_per_second"], "/s"),
-            _bytes(forecast["dirty_rate_bytes_per_second"], "/s"),
-            _limited(forecast["predicted_downtime_seconds"], limit_seconds),
-            *([_bytes(snapshot.received_bytes)] if received else []),
-            sparkline(left, bar, _unicode(console)).rstrip(),
-        )
+    names = ["device", "state", "converges", "initial", "dirty", "transfer rate", "dirty rate", "predicted"]
+    names += ["received", "left"] if received else ["left"]
+    for bar in (8 if received else 16, 4):
+        rows = [_cells(one, bar, received, console, limit_seconds) for one in watched]
+        lines = Table(box=None, pad_edge=False, expand=False)
+        for name in names:
+            is_text = name in ("device", "state", "converges", "left")
+            lines.add_column(name, justify="left" if is_text else "right", no_wrap=True)
+        for row in rows:
+            lines.add_row(*row)
+        if _fits(lines, console):
+            return lines
+    parts = []
+    while rows:
+        count = len(rows)
+        while count > 1 and not _fits(_columns(names, rows[:count]), console):
+            count -= 1
+        parts.append(_columns(names, rows[:count]))
+        rows = rows[count:]
+    return Group(*parts)
+
+
+def _columns(names: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    for _ in rows:
+        table.add_column(no_wrap=True)
+    for name, *cells in zip(names, *rows, strict=True):
+        table.add_row(name, *cells)
     return table
+
+
+def _fits(table: Table, console: Console) -> bool:
+    return Measurement.get(console, console.options.update(max_width=1000), table).maximum <= console.width
+
+
+def _cells(
+    one: Watched, bar: int, received: bool, console: Console, limit_seconds: float
+) -> list[str | Text]:
+    """Return what the table shows of a device."""
+    snapshot = one.snapshot
+    if snapshot is None or one.error is not None:
+        dashes = ["-"] * (6 + received)
+        return [one.path.name, Text("gone", style="red"), *dashes, one.error or "no answer yet"]
+    forecast = snapshot.forecast
+    left = [(s.initial_bytes or 0) + (s.dirty_bytes or 0) for s in one.latest()]
+    return [
+        snapshot.device,
+        Text(snapshot.state, style=_STYLES.get(snapshot.state, "yellow")),
+        _converges(snapshot),
+        _bytes(forecast["initial_bytes"]),
+        _bytes(forecast["dirty_bytes"]),
+        _bytes(forecast["transfer_rate_bytes_per_second"], "/s"),
+        _bytes(forecast["dirty_rate_bytes_per_second"], "/s"),
+        _limited(forecast["predicted_downtime_seconds"], limit_seconds),
+        *([_bytes(snapshot.received_bytes)] if received else []),
+        sparkline(left, bar, _unicode(console)).rstrip(),
+    ]
 
 
 def _limited(predicted: float | None, limit_seconds: float) -> Text:
