@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import track
 
 from vfu_dev import __version__
 from vfu_dev.builds import RECIPES, BuildError, Cache, firmware_dirs, read_manifest, recipe_named
@@ -21,9 +19,10 @@ from vfu_dev.builds.recipe import damage
 from vfu_dev.cli import EXIT_FAILED, doctor_qemu
 from vfu_dev.cli.extras import LAB, install_line
 from vfu_dev.cli.findings import Findings
-from vfu_dev.cli.output import json_option, show_or_write
+from vfu_dev.cli.output import announced, json_option, show_or_write
 from vfu_dev.cli.shape import Command
 from vfu_dev.libvfio_user import describe
+from vfu_dev.logs import SlowWork
 from vfu_dev.sizes import format_size
 
 # What the main job imports; the second value is the extra of this package that brings it.
@@ -68,7 +67,8 @@ def command(json_path: str | None, try_kvm: bool, verify: bool) -> None:
     ):
         examine(findings)
     if try_kvm:
-        doctor_qemu.try_kvm(findings)
+        with announced("starting Linux under KVM, for 10 s at most"):
+            doctor_qemu.try_kvm(findings)
     if verify:
         _verify(findings)
     result = {"ok": not findings.problems, **findings.facts, "problems": findings.problems}
@@ -177,13 +177,15 @@ def _verify(findings: Findings) -> None:
     whole = []
     folders = {name: recipe.folder(cache) for name, recipe in RECIPES.items()}
     there = {name: folder for name, folder in folders.items() if folder.is_dir()}
-    for name, folder in track(there.items(), "reading", console=Console(stderr=True), transient=True):
+    work = SlowWork("reading the cache", len(there), lambda text: click.echo(text, err=True))
+    for name, folder in there.items():
         if differences := damage(folder):
             more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
             what = f"{folder}: {'; '.join(differences[:3])}{more}"
             findings.problem(what, f"vfu-dev build --again {name}")
         else:
             whole.append(name)
+        work.add(1)
     findings.facts["verified"] = whole
 
 
