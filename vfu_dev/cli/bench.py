@@ -87,7 +87,9 @@ def _not_judged(result: dict[str, object]) -> str:
     if result["busy_core"]:
         return "reported, not judged: one processor was kept busy"
     assert isinstance(result["other_work"], float)
-    return f"reported, not judged: other work took {result['other_work']:.0%} of the processors' time"
+    return f"reported, not judged: other work took {result['other_work']:.0%} of the processors' time" + (
+        "" if result["kept"] else "; BROKEN is no verdict on such a machine"
+    )
 
 
 def _line(figure: Figure) -> str:
