@@ -7,7 +7,7 @@ The command `vfu-dev lab host` runs there. It reads one JSON object per line and
 
 It ends everything at the end of its input. If the network is cut, sshd ends the input only when TCP gives up,
 after hours by default. So the near side also sends empty lines, and everything ends as well if no line came
-for the second object's `silence_seconds`. An error is {"error": TEXT}.
+for `silence_seconds`, a key of each object. An error is {"error": TEXT}.
 """
 
 from __future__ import annotations
@@ -115,9 +115,10 @@ async def serve_host() -> bool:
     host: Host | None = None
     lines = _Lines()
     try:
-        choice, found = _describe(_parsed(await lines.next()))
+        asked = _parsed(await lines.next())
+        choice, found = _describe(asked)
         _say(found)
-        if not (line := await lines.next()):
+        if not (line := await lines.next(asked.get("silence_seconds"))):
             return True  # it was asked what is here, and no more
         settings = _parsed(line)
         host = _make(choice, settings, folder)
@@ -152,9 +153,9 @@ class _Lines:
     def __init__(self) -> None:
         self._read = bytearray()
 
-    async def next(self) -> str:
-        """Return the next line that is not empty; "" at the end of the input."""
-        while (line := await asyncio.to_thread(self._line, None)) == "\n":
+    async def next(self, seconds: float | None = None) -> str:
+        """Return the next line that is not empty; "" at the end of the input, or of `seconds` without one."""
+        while (line := await asyncio.to_thread(self._line, seconds)) == "\n":
             pass
         return line
 

@@ -25,7 +25,7 @@ from vfu_dev import JSON_VERSION
 from vfu_dev.builds.qemu_binary import newest_common, probe_qemu
 from vfu_dev.client.listening import remove_socket_folder, socket_folder
 from vfu_dev.errors import ConfigError, LabError, shown
-from vfu_dev.lab.far import ALIVE_SECONDS, settings_of
+from vfu_dev.lab.far import ALIVE_SECONDS, SILENCE_SECONDS, settings_of
 from vfu_dev.lab.host import Host
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import QemuSide
@@ -261,7 +261,8 @@ class FarHost(Host):
         far = self.far
         require_far_side(far, self._options.guest_image is not None)
         self.connection.start()
-        found = await self.connection.ask({"qemu": far.qemu, "front_end": far.front_end, "iommu": far.iommu})
+        wanted = {"qemu": far.qemu, "front_end": far.front_end, "iommu": far.iommu}
+        found = await self.connection.ask({**wanted, "silence_seconds": SILENCE_SECONDS})
         if found["json_version"] != JSON_VERSION:
             raise LabError(
                 f"{far.host} has vfu-dev {found['vfu_dev']}, a different version; install this one"

@@ -202,14 +202,9 @@ def _table(watched: Sequence[Watched], console: Console, limit_seconds: float) -
     names += ["received", "left"] if received else ["left"]
     for bar in (8 if received else 16, 4):
         rows = [_cells(one, bar, received, console, limit_seconds) for one in watched]
-        lines = Table(box=None, pad_edge=False, expand=False)
-        for name in names:
-            is_text = name in ("device", "state", "converges", "left")
-            lines.add_column(name, justify="left" if is_text else "right", no_wrap=True)
-        for row in rows:
-            lines.add_row(*row)
-        if _fits(lines, console):
-            return lines
+        # An error is as long as it is: it takes the lines that it needs, in the last column.
+        if _fits(_lines(names, [[*row[:-1], str(row[-1])[:bar]] for row in rows]), console):
+            return _lines(names, rows)
     parts = []
     while rows:
         count = len(rows)
@@ -220,11 +215,22 @@ def _table(watched: Sequence[Watched], console: Console, limit_seconds: float) -
     return Group(*parts)
 
 
+def _lines(names: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:
+    table = Table(box=None, pad_edge=False, expand=False)
+    for name in names[:-1]:
+        is_text = name in ("device", "state", "converges")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
+    table.add_column(names[-1])
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 def _columns(names: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim", no_wrap=True)
     for _ in rows:
-        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
     for name, *cells in zip(names, *rows, strict=True):
         table.add_row(name, *cells)
     return table
