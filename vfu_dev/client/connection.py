@@ -172,7 +172,7 @@ class Connection(Closing):
         """
         while not call.done:
             left = call.deadline - time.monotonic()
-            # One thread at a time reads, one message a turn, whoever it is for: see `_receive`.
+            # One thread at a time reads, one message a turn, for any waiting thread: see `_receive`.
             if left > 0 and self._receive_lock.acquire(timeout=left):
                 try:
                     if not call.done:

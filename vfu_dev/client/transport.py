@@ -1,6 +1,6 @@
 """The socket below a vfio-user connection: whole messages out, headers and bodies in, and how it fails.
 
-It never blocks but in `poll`, so whoever sends can take messages meanwhile. Once the stream can no longer be
+It blocks only in `poll`, so a sender can receive messages meanwhile. Once the stream can no longer be
 trusted it is closed and stays failed; the first reason stays the reason.
 """
 

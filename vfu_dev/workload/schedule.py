@@ -23,7 +23,7 @@ class Schedule(Protocol):
         """Return how many writes are due until then; never falls."""
 
     def when(self, writes: int) -> int | None:
-        """Return the first moment at which so many (at least one) are due; None for never."""
+        """Return the first moment at which that number (at least 1) is due; None for never."""
 
 
 class Never:
