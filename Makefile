@@ -23,7 +23,7 @@ TEST_WORKERS ?= 2
 
 TEST_PACKAGES := $(shell sed '/^\#/d' tests/packages.txt)
 
-.PHONY: help demo demo-says demo-stock test soak test-packages packages-newest lint format clean distclean build venv venv-lab wheel docs
+.PHONY: help demo demo-says demo-stock test soak test-packages packages-newest lint format clean distclean build venv venv-lab wheel docs images
 
 help:
 	@echo "make demo-stock live-migrate a Linux guest and its device with Debian's QEMU as it is; report in $(OUT)/demo-stock"
@@ -33,6 +33,7 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make build      libvfio-user, QEMU and the guest, built or found in the cache"
 	@echo "make wheel      a wheel with libvfio-user, the preload library and the guest program inside, in dist"
+	@echo "make images     container images vfu-dev and vfu-dev-lab, by podman or buildah (docs/images.md)"
 	@echo "make docs       the documentation as a site, in $(OUT)/site"
 	@echo "make packages-newest   Debian's own QEMUs anew, in the versions that the mirror has today"
 	@echo "make clean      what this checkout made; distclean: the virtual environment too"
@@ -92,6 +93,11 @@ docs: $(VENV)/.installed-site
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky --conf-dir docs/site . $(OUT)/site
 	$(BIN)/python -m vfu_dev.cli.manual $(OUT)
 	@echo "$(OUT)/site/index.html"
+
+# In a container that may not make others: IMAGE_OPTIONS="--isolation chroot".
+images: venv-lab
+	$(BIN)/vfu-dev build libvfio-user vfu-kernels vfio-preload guest qemu qemu-bookworm-backports
+	$(BIN)/python deploy/container/images.py $(IMAGE_OPTIONS)
 
 packages-newest: venv-lab
 	VFU_DEV_PACKAGES= $(BIN)/vfu-dev build --again $(STOCK_QEMUS)

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from vfu_dev.cli.serve import command as serve_command
 
 CONTAINER = DEPLOY / "container"
 CONTAINERFILE = CONTAINER / "Containerfile"
+LAB = CONTAINER / "Containerfile.lab"
 
 
 def tool(name: str) -> str:
@@ -58,8 +60,9 @@ def hadolint(file: Path) -> str:
     return done.stdout + done.stderr
 
 
-def test_hadolint_has_nothing_to_say() -> None:
-    assert hadolint(CONTAINERFILE) == ""
+@pytest.mark.parametrize("file", [CONTAINERFILE, LAB], ids=lambda file: file.name)
+def test_hadolint_has_nothing_to_say(file: Path) -> None:
+    assert hadolint(file) == ""
 
 
 def test_hadolint_would_notice(tmp_path: Path) -> None:
@@ -77,21 +80,37 @@ def test_the_image_has_what_a_build_needs() -> None:
         assert re.search(rf"\s{re.escape(need.package)}\s", text), need.package
 
 
-def test_the_image_copies_what_exists() -> None:
+def test_the_images_copy_what_exists() -> None:
     """Each COPY and each exception of the ignore file names something in the checkout."""
     top = DEPLOY.parent
     copied = {
         name
-        for line in re.findall(r"^COPY (?!--)(.*)$", CONTAINERFILE.read_text(), re.MULTILINE)
+        for file in (CONTAINERFILE, LAB)
+        for line in re.findall(r"^COPY (?!--)(.*)$", file.read_text(), re.MULTILINE)
         for name in line.split()[:-1]
     }
-    kept = {
-        line.removeprefix("!")
-        for line in (CONTAINER / "Containerfile.dockerignore").read_text().splitlines()
-        if line.startswith("!")
-    }
-    assert copied == kept
+    assert copied == set(context())
     assert all((top / name).exists() for name in copied)
+
+
+def context() -> list[str]:
+    """Return what the ignore file lets into the image's build."""
+    lines = (CONTAINER / "Containerfile.dockerignore").read_text().splitlines()
+    return [line.removeprefix("!") for line in lines if line.startswith("!")]
+
+
+def test_what_is_copied_installs(tmp_path: Path) -> None:
+    """pip makes a wheel of it, with the hooks that pyproject.toml names."""
+    for name in context():
+        source, target = DEPLOY.parent / name, tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "dist"]
+    done = subprocess.run(
+        command, cwd=tmp_path, timeout=PATIENCE_SECONDS, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("dist/*.whl"))
 
 
 def test_the_images_command_is_one_of_ours() -> None:

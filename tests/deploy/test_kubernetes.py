@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,10 @@ import yaml
 from promkit import DEPLOY
 from serverkit import PATIENCE_SECONDS
 
+from vfu_dev.cli.lab import migrate as migrate_command
+
 KUBERNETES = DEPLOY / "kubernetes"
+MIGRATE = KUBERNETES / "migrate"
 OF_THE_OPERATOR = {"ServiceMonitor", "PrometheusRule"}  # their schemas are not among Kubernetes'
 # Old enough to be in use, and the newest that the package has.
 VERSIONS = ("1.29", kubernetes_validate.latest_version())
@@ -40,6 +44,45 @@ def containers() -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("file", ["pod-with-vm.yaml", "daemonset.yaml", "service.yaml"])
 def test_the_api_would_take_it(file: str, version: str) -> None:
     kubernetes_validate.validate(resources()[file], version, strict=True)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("file", ["destination.yaml", "networkpolicy.yaml", "service.yaml", "source.yaml"])
+def test_the_api_would_take_the_pod_pair(file: str, version: str) -> None:
+    kubernetes_validate.validate(yaml.safe_load((MIGRATE / file).read_text()), version, strict=True)
+
+
+def test_the_pod_pairs_kustomization_is_whole() -> None:
+    """It lists every resource; the secrets that the pods mount have the files that their commands read."""
+    pair = yaml.safe_load((MIGRATE / "kustomization.yaml").read_text())
+    assert set(pair["resources"]) == {path.name for path in MIGRATE.glob("*.yaml")} - {"kustomization.yaml"}
+    files = {one["name"]: {Path(file).name for file in one["files"]} for one in pair["secretGenerator"]}
+    texts = {
+        "vfu-dev-source": (MIGRATE / "ssh/config").read_text() + (MIGRATE / "source.yaml").read_text(),
+        "vfu-dev-destination": (DEPLOY / "container/sshd_config").read_text(),
+    }
+    for secret, text in texts.items():
+        assert set(re.findall(r"/etc/vfu-dev/ssh/(\w+)", text)) == files[secret]
+
+
+def test_the_pod_pair_finds_each_other() -> None:
+    """Service and policy select the destination; the policy lets the job's pod in; ssh uses the service."""
+    one = {file: yaml.safe_load((MIGRATE / f"{file}.yaml").read_text()) for file in ("destination", "source")}
+    service = yaml.safe_load((MIGRATE / "service.yaml").read_text())
+    policy = yaml.safe_load((MIGRATE / "networkpolicy.yaml").read_text())["spec"]
+    labels = one["destination"]["metadata"]["labels"]
+    assert service["spec"]["selector"] == policy["podSelector"]["matchLabels"] == labels
+    (peer,) = policy["ingress"][0]["from"]
+    assert peer["podSelector"]["matchLabels"] == one["source"]["spec"]["template"]["metadata"]["labels"]
+    client = (MIGRATE / "ssh/config").read_text()
+    assert f"HostName {service['metadata']['name']}\n" in client
+    port = service["spec"]["ports"][0]["port"]
+    assert f"Port {port}\n" in client
+    assert f"Port {port}\n" in (DEPLOY / "container/sshd_config").read_text()
+    (move,) = one["source"]["spec"]["template"]["spec"]["containers"]
+    assert move["args"][:2] == ["lab", "migrate"]
+    given = migrate_command.make_context("migrate", move["args"][2:]).params
+    assert given["destination"] is not None
 
 
 def test_the_schema_would_notice() -> None:
