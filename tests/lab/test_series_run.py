@@ -63,6 +63,8 @@ def test_shipped_scenario_in_its_short_form(name: str, artifacts: Artifacts, tmp
             assert row.status == NOT_CONVERGED
             assert row.metrics["dirty_rate"] > row.metrics["transfer_rate"] > 0
     for point in summary["points"]:
+        if point["settings"]["qemu.policy"]:
+            assert point["metrics"]["policy_steps"]["min"] >= 1, "it converged without the policy"
         if point["settings"]["run.verify"] == "guest":
             assert point["guest"]["verified"]
             assert point["guest"]["generation"] == point["moves"]

@@ -119,6 +119,15 @@ def test_set_is_over_everything() -> None:
         ),
         (("[run]", '[faults]\nsource = ["op=nope"]\n[run]'), ["t.toml:11: faults.source", "mig-write"]),
         (("[short]", '[short]\nvariants = ["of"]'), ["short.variants", "on, off"]),
+        (("[run]", 'policy = "passes=3"\n[run]'), ["t.toml:10: qemu.policy", "a list of rules such as"]),
+        (
+            ("[run]", 'policy = [\n  "seconds=1,downtime-limit=9",\n  "seconds=1,downtime=9",\n]\n[run]'),
+            ["t.toml:12: qemu.policy", "'downtime=9': expected KEY=VALUE", "downtime-limit"],
+        ),
+        (
+            ("pre-copy = false", 'policy = ["passes=0,downtime-limit=9"]'),
+            ["t.toml:17: variants.off.qemu.policy", "from 1 to"],
+        ),
     ],
 )
 def test_errors_name_file_line_key_and_values(change: tuple[str, str], said: list[str]) -> None:
@@ -145,7 +154,8 @@ def test_unknown_name_lists_what_there_is() -> None:
 
 
 # What they show is that a migration never ends, or whether it does: not how long one takes.
-NOT_OF_THE_METHOD = ("non-convergent", "rescued", "convergence-map")
+POLICIES = ("auto-converge", "kubevirt-ramp", "kubevirt-stall", "libvirt", "vgpu")
+NOT_OF_THE_METHOD = ("non-convergent", "rescued", "convergence-map", *POLICIES)
 
 
 @pytest.mark.parametrize("name", shipped())

@@ -74,6 +74,7 @@ command.add_command(host)
         "vfu-dev lab migrate --destination ssh://b.example --memory 64M --max-bandwidth 1Gbit",
         "vfu-dev lab migrate --link 1Gbit,delay=5ms --json link.json",
         "vfu-dev lab migrate --fault-destination op=mig-write,delay=1.5,when=initial-received",
+        "vfu-dev lab migrate --downtime-limit 150 --policy passes=3,seconds=10,downtime-limit=300",
     ],
 )
 @own_device_option(
@@ -135,6 +136,13 @@ command.add_command(host)
     "each 100 ms, so it keeps to multiples of 10 MiB/s.",
 )
 @switchover_bandwidth_option(aliases=["--switchover-bandwidth"])
+@option(
+    "--policy",
+    multiple=True,
+    metavar="RULE",
+    help="Change QEMU's parameters while it migrates, as management software does, once per rule: "
+    "passes=3,seconds=10,downtime-limit=300 (vfu-dev docs policies); repeatable.",
+)
 @option(
     "--destination",
     metavar="ssh://[USER@]HOST[:PORT][/PATH/OF/vfu-dev]",
@@ -198,6 +206,7 @@ def migrate(
     downtime_limit: float,
     max_bandwidth: int,
     switchover_bandwidth: int,
+    policy: tuple[str, ...],
     destination: str | None,
     link_spec: LinkSpec | None,
     accel: str,
@@ -221,8 +230,10 @@ def migrate(
     from vfu_dev.lab.migrate import run as run_migration
     from vfu_dev.lab.options import MigrateOptions
     from vfu_dev.lab.pausing import CAPABILITY
+    from vfu_dev.lab.policy import Rule
     from vfu_dev.lab.progress import Progress
     from vfu_dev.lab.remote import Destination
+    from vfu_dev.report.last_downtime import write_last_downtime
     from vfu_dev.report.page import write_report
 
     if memory < PAGE_BYTES or memory % PAGE_BYTES:
@@ -235,6 +246,8 @@ def migrate(
     faults = {side: of_side(sides, "fault", side) for side in ("source", "destination")}
     for text in (*faults["source"], *faults["destination"]):
         Fault.parse(text)
+    for text in policy:
+        Rule.parse(text)
     if access == "mmap" and guest == "none" and load_place == "guest" and not load.is_idle:
         raise ConfigError("--access mmap: a load needs --guest linux or --load-place device")
     if accel == "kvm" and guest == "none":
@@ -262,6 +275,7 @@ def migrate(
         downtime_limit_ms=whole_milliseconds(downtime_limit),
         max_bandwidth=max_bandwidth,
         switchover_bandwidth=switchover_bandwidth,
+        policy=policy,
         link=link_spec,
         accel=accel,
         timeout_seconds=timeout,
@@ -283,6 +297,7 @@ def migrate(
     click.echo("\n".join(summary(found, load)), err=True)
     write_json(found, json_path)
     result.write(out / "report.json")
+    write_last_downtime(found, out)
     with announced("drawing the report"):
         page = write_report(found, out)
     click.echo(f"report: {page}", err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vfu_dev.lab.policy import step_text
 from vfu_dev.report.qemus import link_text, qemus_text
 from vfu_dev.sizes import format_count, format_size
 from vfu_dev.workload import Workload
@@ -50,6 +51,7 @@ def summary(result: dict[str, Any], load: Workload) -> list[str]:
         lines.append(f"downtime {qemu['downtime_ms']} ms (limit {limit} ms), total {qemu['total_ms']} ms")
     elif qemu["run_state_source"] is not None:
         lines.append(f"the VM on the source is {qemu['run_state_source']}")
+    lines += [f"the policy set {step_text(step)}" for step in result["policy"]]
     if result["link"] is not None:
         lines.append(link_text(result["link"]))
     if result["clocks"] is not None:

@@ -64,7 +64,7 @@ def _sides(name: str, text: str, **settings: Any) -> Callable[[_Command], _Comma
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("out/watch"),
     show_default=True,
-    help="Folder for report.json and report.html.",
+    help="Folder for report.json, report.html and metrics.prom.",
 )
 @json_option("Also write the figures as JSON")
 @click.option("--quiet", is_flag=True, help="Show no progress, only the summary.")
@@ -88,6 +88,7 @@ def watch(
     from vfu_dev.lab.progress import Progress
     from vfu_dev.lab.watch import WatchOptions
     from vfu_dev.lab.watch import watch as run_watch
+    from vfu_dev.report.last_downtime import write_last_downtime
     from vfu_dev.report.page import write_report
 
     options = WatchOptions(
@@ -99,6 +100,7 @@ def watch(
     click.echo("\n".join(summary(found, Workload("idle"))), err=True)
     write_json(found, json_path)
     result.write(out / "report.json")
+    write_last_downtime(found, out)
     with announced("drawing the report"):
         page = write_report(found, out)
     click.echo(f"report: {page}", err=True)

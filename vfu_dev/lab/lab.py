@@ -16,9 +16,10 @@ from typing import Any
 from vfu_dev.client.listening import remove_socket_folder, socket_folder
 from vfu_dev.errors import LabError
 from vfu_dev.lab.host import Host
-from vfu_dev.lab.observer import MoveReporter, Observer
+from vfu_dev.lab.observer import MoveReporter, Observer, remaining_bytes
 from vfu_dev.lab.options import MigrateOptions, QemuChoice
 from vfu_dev.lab.pausing import going_on, pauses
+from vfu_dev.lab.policy import Policy, step_text
 from vfu_dev.lab.remote import FarHost, FarRoute
 from vfu_dev.lab.result import MigrationResult, QemuResult
 from vfu_dev.lab.route import make_route
@@ -49,6 +50,7 @@ class Lab(Observer):
         super().__init__(options.devices, reporter)
         self.options = options
         self.timeout_seconds = options.timeout_seconds
+        self.policy = Policy(options.policy)
         self.logs = logs
         logs.mkdir(parents=True, exist_ok=True)
         if far is None:  # which has begun to write its own
@@ -72,24 +74,29 @@ class Lab(Observer):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The migration parameters that this move sets, underscores for hyphens."""
-        return self.options.qemu_parameters
+        """The migration parameters that this move has set, underscores for hyphens."""
+        return self.options.qemu_parameters | self.policy.changed()
 
     @property
     def downtime_limit_ms(self) -> int:
-        """The downtime limit that this move sets."""
-        return self.options.downtime_limit_ms
+        """The downtime limit that this move has set."""
+        return self.policy.changed().get("downtime_limit", self.options.downtime_limit_ms)
 
     async def sample(self) -> dict[str, Any]:
-        """Sample both sides and the route, and keep the sample."""
+        """Sample both sides and the route, keep the sample, and do what the policy makes of it."""
         row = await super().sample()
         row.update(self.route.sample())
+        for step in self.policy.due(row, remaining_bytes(row)):
+            self.reporter("phase", {"text": f"the policy sets {step_text(step)}"})
+            await self.source.qemu.execute("migrate-set-parameters", **step["parameters"])
         return row
 
     async def collect(self, result: MigrationResult) -> None:
         """Take what there is into `result`; parts that are gone stay empty and are among its problems."""
         await super().collect(result)
         result.link = self.route.describe(self.samples)
+        result.policy = self.policy.steps
+        result.qemu.downtime_limit_ms, result.qemu.parameters = self.downtime_limit_ms, self.parameters
 
     async def __aenter__(self) -> Lab:
         return self
@@ -211,6 +218,7 @@ class Lab(Observer):
 
     async def migrate(self) -> dict[str, Any]:
         """Configure, listen, migrate and wait for the end; return the last `query-migrate`."""
+        self.policy = Policy(self.options.policy)
         await self.configure()
         uri = await self.listen()
         self.reporter("phase", {"text": "migrating"})
@@ -235,10 +243,6 @@ class Lab(Observer):
                  "completed", or a process is gone.
         """
         result = MigrationResult(started=time.time())
-        result.qemu.downtime_limit_ms, result.qemu.parameters = (
-            self.options.downtime_limit_ms,
-            self.options.qemu_parameters,
-        )
         reply = await self.migrate()
         if reply["status"] != "completed":
             raise LabError(f"migration {reply['status']}: {reply.get('error-desc', 'no reason given')}")

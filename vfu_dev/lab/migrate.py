@@ -61,7 +61,7 @@ async def _run(
         result.versions["qemu"] = result.qemu.version or (
             f"{result.qemu.source.version} to {result.qemu.destination.version}"
         )
-        result.qemu.parameters = lab.options.qemu_parameters
+        result.qemu.parameters = lab.parameters
         try:
             await _run_steps(lab, result)
         except (LabError, OSError) as error:

@@ -46,6 +46,13 @@ async def _final_status(server: ControlledServer) -> dict[str, Any]:
     return status
 
 
+def remaining_bytes(row: Mapping[str, Any]) -> float:
+    """Return what, in that sample, would still have to be sent if nothing was written any more."""
+    left = row["qemu"].get("ram", {}).get("remaining") or 0
+    devices = sum((one.get("initial_bytes") or 0) + (one.get("dirty_bytes") or 0) for one in row["source"])
+    return float(left + devices)
+
+
 class TimeLimitError(LabError):
     """The expected state or event did not come in time."""
 

@@ -63,6 +63,7 @@ class MigrateOptions:
         verify: how the content is compared; `auto` reads it back where the guest wrote it.
         faults_source, faults_destination: `--fault` of the servers on that side (docs/faults.md). A side
             keeps its role: after a turn-around the new destination gets the destination's.
+        policy: rules that change QEMU's parameters in the course of the move (docs/policies.md).
         parameters, capabilities: more of QEMU's migration parameters (`migrate-set-parameters`, hyphens or
             underscores) and capabilities, for both sides.
         spare_ports: root ports of a Linux guest that are free for hot-plug (`Lab.plug`).
@@ -99,6 +100,7 @@ class MigrateOptions:
     downtime_limit_ms: int = round(DOWNTIME_LIMIT_SECONDS * 1000)
     max_bandwidth: int = MAX_BANDWIDTH  # 0: no limit
     switchover_bandwidth: int = 0  # 0: QEMU estimates it
+    policy: tuple[str, ...] = ()
     parameters: tuple[tuple[str, Any], ...] = ()
     capabilities: tuple[tuple[str, bool], ...] = ()
     machine: str | None = None

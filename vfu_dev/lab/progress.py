@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from vfu_dev.lab.observer import remaining_bytes
 from vfu_dev.sizes import format_duration, format_left, format_size
 
 # Without a terminal: at most one line in this number of seconds, besides phases, and at least one in that.
@@ -31,13 +32,6 @@ MOVING = ("setup", "active", "device")
 def _sent(row: dict[str, Any]) -> float:
     """Return what the migration has sent, RAM and devices together, in bytes."""
     return float(row["qemu"].get("ram", {}).get("transferred") or 0)
-
-
-def _left(row: dict[str, Any]) -> float:
-    """Return what it would still have to send if nothing was written any more."""
-    left = row["qemu"].get("ram", {}).get("remaining") or 0
-    devices = sum((one.get("initial_bytes") or 0) + (one.get("dirty_bytes") or 0) for one in row["source"])
-    return float(left + devices)
 
 
 def _size(value: Any) -> str:
@@ -155,7 +149,7 @@ class Progress:
             return ""
         (before, sent_before), (now, sent) = self._moved[0], self._moved[-1]
         pace = (sent - sent_before) / (now - before) if now > before else 0.0
-        return format_left(sent, sent + _left(row), pace)
+        return format_left(sent, sent + remaining_bytes(row), pace)
 
     def _sample_text(self, row: dict[str, Any]) -> str:
         far = self._far(row)
@@ -195,7 +189,7 @@ class Progress:
                     ),
                 )
             left = self._row["qemu"].get("ram", {}).get("remaining")
-            sent, rest = _sent(self._row), _left(self._row)
+            sent, rest = _sent(self._row), remaining_bytes(self._row)
             if self._row["status"] in MOVING and sent + rest:
                 parts.append(ProgressBar(total=sent + rest, completed=sent, width=60))
             far = self._far(self._row)

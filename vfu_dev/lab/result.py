@@ -206,6 +206,7 @@ class MigrationResult:
     guest: GuestResult | None = None
     clocks: dict[str, Any] | None = None  # `Clocks`, where the hosts' may differ
     link: dict[str, Any] | None = None  # `LinkRoute.describe`; None: a UNIX socket
+    policy: list[dict[str, Any]] = field(default_factory=list)  # `Policy.steps`
     # Where the devices' own engines wrote: `load-status` of each of the source's servers (docs/control.md).
     load_status: list[dict[str, Any]] = field(default_factory=list)
     # `Convergence` as it stood when PRE_COPY ended or was given up.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -158,7 +159,9 @@ def _draw_downtime(axes: Axes, timeline: Timeline) -> None:
         draw(axes, Series([stopped], [qemu["downtime_ms"]]), "measured downtime (QEMU)", BLACK, "*", ms=8)
     limit = qemu.get("downtime_limit_ms")
     if limit:
-        axes.axhline(limit, color=BLACK, lw=0.9, ls="--", label=f"downtime limit {limit} ms")
+        limits = timeline.downtime_limits()
+        told = f"downtime limit {limit} ms" + (", at the end" if len(set(limits.values)) > 1 else "")
+        draw(axes, limits, told, BLACK, "--", lw=0.9, drawstyle="steps-post")
     axes.set_yscale("log")
     axes.set_ylim(
         *_decades([float(value) for line in axes.get_lines() for value in np.ravel(line.get_ydata())])
@@ -196,6 +199,19 @@ def _draw_qemu(axes: Axes, timeline: Timeline) -> None:
     legend(axes)
 
 
+def _mark_steps(axes: Sequence[Axes], timeline: Timeline) -> None:
+    """Draw where a rule of the policy acted, through all panels, and in the first of them what it set."""
+    for step in timeline.result.get("policy") or []:
+        at = step["time"] - timeline.zero
+        for each in axes:
+            each.axvline(at, color=PINK, lw=1, ls="--")
+        text = ", ".join(f"{name}={value}" for name, value in step["parameters"].items())
+        across = axes[0].get_xaxis_transform()
+        axes[0].text(
+            at, 0.98, text, transform=across, rotation=90, ha="right", va="top", fontsize=6.5, color=PINK
+        )
+
+
 def migration_figure(result: dict[str, Any]) -> Figure:
     """Draw the whole course on one time axis."""
     timeline = Timeline(result)
@@ -212,6 +228,7 @@ def migration_figure(result: dict[str, Any]) -> Figure:
             each.set_yticks([])
         each.grid(axis="x", lw=0.3)
         each.tick_params(axis="x", labelbottom=True)
+    _mark_steps(axes[1:], timeline)
     axes[-1].set_xlabel("seconds since the migration began", fontsize=8.5)
     axes[-1].set_xlim(0, timeline.end)
     return figure

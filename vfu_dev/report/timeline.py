@@ -96,6 +96,15 @@ class Timeline:
                 series.add(row[time_at] - self.zero, None if value is None else value * factor)
         return series
 
+    def downtime_limits(self) -> Series:
+        """Return QEMU's downtime limit (milliseconds): as it was set, and as rules of the policy changed it."""
+        last = float(self.result["qemu"]["downtime_limit_ms"])
+        series = Series([0.0], [float((self.result.get("settings") or {}).get("downtime_limit_ms", last))])
+        for step in self.result.get("policy") or []:
+            series.add(step["time"] - self.zero, step["parameters"].get("downtime-limit"))
+        series.add(self.end, last)
+        return series
+
     def row(self, key: str) -> Series:
         """Return a figure of the lab's samples."""
         series = Series()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vfu_dev.lab.policy import Rule
 from vfu_dev.series.scenario import Point
 from vfu_dev.sizes import format_duration
 
@@ -30,7 +31,8 @@ def _of_point(point: Point) -> float:
     link = min(max(get("qemu.max-bandwidth") or FASTEST, SLOWEST), FASTEST)
     moved = AROUND_SECONDS[get("qemu.guest")] + get("device.memory") * get("device.devices") / link
     if get("run.expect") == "completed":
-        move = moved
+        rules = [Rule.parse(text) for text in get("qemu.policy")]
+        move = moved + max((rule.seconds + (rule.stall or 0) for rule in rules), default=0)
     else:  # given up at the time limit, or half of them
         share = 1.0 if get("run.expect") == "not-converged" else 0.5
         move = share * (get("run.timeout") + AGAIN_SECONDS) + (1 - share) * moved

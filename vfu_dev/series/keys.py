@@ -13,6 +13,7 @@ from typing import Any
 from vfu_dev.convergence import DOWNTIME_LIMIT_SECONDS, MAX_BANDWIDTH
 from vfu_dev.errors import ConfigError
 from vfu_dev.lab.options import VERIFY
+from vfu_dev.lab.policy import Rule, RuleError
 from vfu_dev.sizes import parse_bandwidth, parse_size
 
 # A move on a machine with two cores takes a second or two; more than this is a mistake in the file.
@@ -22,7 +23,10 @@ MAX_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class Key:
-    """One key: `parse` returns the meaning of a value or raises ValueError; `allowed` describes them."""
+    """One key: `parse` returns the meaning of a value; `allowed` describes what it takes.
+
+    `parse` raises ValueError, or RuleError, which says more than `allowed`.
+    """
 
     allowed: str
     parse: Callable[[Any], Any]
@@ -101,6 +105,18 @@ def _texts(what: str) -> Key:
     return Key(f"a list of {what}", parse, ())
 
 
+def _policy() -> Key:
+    texts = _texts('rules such as "passes=3,seconds=10,downtime-limit=300" (vfu-dev docs policies)')
+
+    def parse(value: Any) -> tuple[str, ...]:
+        rules: tuple[str, ...] = texts.parse(value)
+        for text in rules:
+            Rule.parse(text)
+        return rules
+
+    return Key(texts.allowed, parse, ())
+
+
 def _class() -> Key:
     def parse(value: Any) -> str:
         if not isinstance(value, str) or ":" not in value:
@@ -143,6 +159,7 @@ KEYS: dict[str, dict[str, Key]] = {
         "max-bandwidth": _size(0, MAX_BANDWIDTH, parse_bandwidth),
         # 0: QEMU measures it, which varies with the machine's load.
         "avail-switchover-bandwidth": _size(0, 0, parse_bandwidth),
+        "policy": _policy(),
     },
     "run": {
         "moves": _int(1, MAX_MOVES, 70),
@@ -208,9 +225,12 @@ class Source:
                     best = (len(full), number)
         return best[1] if best else None
 
-    def error(self, key: str, text: str) -> ConfigError:
-        """Return an error about `key`, with file and line."""
+    def error(self, key: str, text: str, element: str | None = None) -> ConfigError:
+        """Return an error about `key`, with file and line; of a list's `element` where that is found."""
         line = self.line_of(key)
+        if line is not None and element is not None:
+            here = enumerate(self._lines[line - 1 :], line)
+            line = next((number for number, content in here if element in content), line)
         return ConfigError(f"{self.name}{f':{line}' if line else ''}: {key}: {text}")
 
 
@@ -246,6 +266,8 @@ def judge_value(source: Source, at: str, name: str, value: Any) -> Any:
         return value
     try:
         return key.parse(value)
+    except RuleError as error:
+        raise source.error(at, str(error), error.rule) from None
     except (ValueError, TypeError):
         shown = json.dumps(value, default=str)
         raise source.error(at, f"{shown[:80]}: expected {key.allowed}") from None

@@ -48,6 +48,8 @@ METRICS: dict[str, MoveMetric] = {
     "pages_resent": MoveMetric("pages", "of these, pages that had been sent before"),
     "dirty_rate": MoveMetric("bytes/s", "dirty rate when PRE_COPY ended, all devices", False),
     "transfer_rate": MoveMetric("bytes/s", "transfer rate when PRE_COPY ended, all devices", False),
+    "downtime_limit_ms": MoveMetric("ms", "QEMU's downtime limit at the end, as the policy left it", False),
+    "policy_steps": MoveMetric("", "rules of the policy that acted", False),
 }
 TEXTS = ("point", "move", "started", "status", "digest_match", "digests", "text")
 COLUMNS = (*TEXTS, *METRICS)
@@ -116,6 +118,8 @@ def row_of(point: str, move: int, status: str, result: MigrationResult, text: st
         "transferred_bytes": qemu.transferred_bytes,
         "dirty_rate": stood.get("dirty_rate_bytes_per_second"),
         "transfer_rate": stood.get("transfer_rate_bytes_per_second"),
+        "downtime_limit_ms": qemu.downtime_limit_ms,
+        "policy_steps": len(result.policy),
     }
     for name in ("initial_bytes", "precopy_bytes", "stop_copy_bytes", "pages_sent", "pages_resent"):
         figures[name] = sum(getattr(device, name) for device in devices) if devices else None

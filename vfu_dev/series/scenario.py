@@ -86,6 +86,7 @@ class Point:
             downtime_limit_ms=self["qemu.downtime-limit"],
             max_bandwidth=self["qemu.max-bandwidth"],
             switchover_bandwidth=self["qemu.avail-switchover-bandwidth"],
+            policy=self["qemu.policy"],
             parameters=more["qemu.parameters"],
             capabilities=capabilities,
             accel=self["qemu.accel"],
