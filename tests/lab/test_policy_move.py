@@ -61,6 +61,9 @@ def test_the_scenario_ends_because_of_the_policy(said: tuple[Path, str]) -> None
     assert (move.status, move.digest_match) == (COMPLETED, True)
     assert move.metrics["policy_steps"] == 2
     assert move.metrics["downtime_limit_ms"] == 1050
+    page = (said[0] / "out" / "series" / "kubevirt-ramp" / "report.html").read_text()
+    assert "What the rules of the policy did in the last move of ramp" in page
+    assert page.count("<code>downtime-limit=") == 2
 
 
 def test_a_wrong_rule_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ command.add_command(host)
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("out/lab"),
     show_default=True,
-    help="Folder for report.json, report.html and logs.",
+    help="Folder for report.json, report.html, metrics.prom and logs.",
 )
 @json_option("Also write the figures as JSON")
 @option("--keep", is_flag=True, help="Keep the logs of a successful run too.")

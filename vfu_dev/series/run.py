@@ -256,7 +256,7 @@ class _Run:
             await vm.finish()
             await vm.stop()
         entry = {**vm.point.to_dict(), **point_summary(rows)}
-        entry |= {"problems": vm.problems, "guest": vm.guest, "load_status": vm.load}
+        entry |= {"problems": vm.problems, "guest": vm.guest, "load_status": vm.load, "policy": vm.policy}
         entry["libvfio_user"] = vm.libvfio_user
         entry["rate"] = reached(vm.guest, vm.load)
         if self.annotate is not None:

@@ -47,6 +47,7 @@ class Shuttle:
         self.problems: list[str] = []
         self.guest: dict[str, Any] | None = None
         self.load: dict[str, Any] | None = None
+        self.policy: list[dict[str, Any]] = []  # what its rules did in the last move
         self.libvfio_user = ""
         self._logs = logs
         self._failures = failures
@@ -111,6 +112,7 @@ class Shuttle:
         except (LabError, OSError) as error:
             status, text = FAILED, f"{text}; {error}" if text else str(error)
         row = row_of(self.point.name, number, status, result, text)
+        self.policy = result.policy
         if status == FAILED:
             self.problems.append(f"move {number}: {text}")
             self._keep_logs(number)
