@@ -7,10 +7,12 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from vfu_dev.cli.lab import command
 from vfu_dev.report.series import write_series
+from vfu_dev.series.compare import compare
 from vfu_dev.series.keys import KEYS, names
 from vfu_dev.series.rows import METRICS
 from vfu_dev.series.scenario import parse, read_scenario, shipped
@@ -84,6 +86,19 @@ def test_points_of_the_results_are_called_as_they_are_now() -> None:
         if (folder / "summary.json").exists():
             names = [point["name"] for point in json.loads((folder / "summary.json").read_text())["points"]]
             assert names == [point.name for point in read_scenario(folder.name).points], folder.name
+
+
+@pytest.mark.parametrize(("policy", "differs"), [([], False), (["seconds=1,downtime-limit=9"], True)])
+def test_a_result_older_than_a_key_can_be_compared(tmp_path: Path, policy: list[str], differs: bool) -> None:
+    """It is as if the key was empty: nothing differs, unless the newer run used it."""
+    for name in ("older", "newer"):
+        shutil.copytree(RESULTS / "idle", tmp_path / name)
+    summary = json.loads((tmp_path / "newer" / "summary.json").read_text())
+    assert "qemu.policy" not in summary["points"][0]["settings"]
+    summary["points"][0]["settings"]["qemu.policy"] = policy
+    (tmp_path / "newer" / "summary.json").write_text(json.dumps(summary))
+    found = compare(tmp_path / "older", tmp_path / "newer")
+    assert found["settings"] == ({"all": {"qemu.policy": [None, policy]}} if differs else {})
 
 
 def test_the_page_of_a_result_can_be_made_again(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ class Timeline:
         return series
 
     def downtime_limits(self) -> Series:
-        """Return QEMU's downtime limit (milliseconds): as it was set, and as rules of the policy changed it."""
+        """Return QEMU's downtime limit in milliseconds: as it was set, and as the policy changed it."""
         last = float(self.result["qemu"]["downtime_limit_ms"])
         series = Series([0.0], [float((self.result.get("settings") or {}).get("downtime_limit_ms", last))])
         for step in self.result.get("policy") or []:

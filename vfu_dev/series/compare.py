@@ -90,7 +90,9 @@ def regression(metric: str, ratio: float | None, significant: bool) -> float | N
 def _changed(first: dict[str, Any], second: dict[str, Any]) -> dict[str, list[Any]]:
     """Return key -> both values, of settings that differ; the number of moves is not a setting."""
     keys = sorted((first.keys() | second.keys()) - {"run.moves"})
-    return {key: [first.get(key), second.get(key)] for key in keys if first.get(key) != second.get(key)}
+    pairs = {key: [first.get(key), second.get(key)] for key in keys}
+    # A key that an older run did not know is as if it was empty there.
+    return {key: pair for key, pair in pairs.items() if (pair[0] or None) != (pair[1] or None)}
 
 
 def _side(folder: Path) -> dict[str, Any]:
