@@ -101,7 +101,7 @@ class DeviceState(IntEnum):
     PRE_COPY_P2P = 7
 
 
-# --- vfio-user protocol (QEMU docs/interop/vfio-user.rst); 19 is native/spec/'s addition -------------------
+# --- vfio-user protocol (QEMU docs/interop/vfio-user.rst); 19 and 27 are native/spec/'s additions -----------
 
 VFIO_USER_HEADER = struct.Struct("<HHIII")  # message id, command, size with this header, flags, error
 VFIO_USER_VERSION = 1
@@ -122,6 +122,7 @@ VFIO_USER_DEVICE_FEATURE = 16
 VFIO_USER_MIG_DATA_READ = 17
 VFIO_USER_MIG_DATA_WRITE = 18
 VFIO_USER_MIG_GET_PRECOPY_INFO = 19
+VFIO_USER_MIG_DATA_WINDOW = 27
 
 VFIO_USER_REPLY = 0x1
 VFIO_USER_TYPE = 0xF

@@ -7,7 +7,11 @@
 /*
  * A vfio-user client that does nothing but time requests, for `vfu-dev bench`.
  *
- * Usage: vfu-bench-client SOCKET
+ * Usage: vfu-bench-client SOCKET [PLACES]
+ *
+ * With PLACES migration data is in a window: as many requests are under way at a
+ * time, each for 4 MiB of it, which no limit on messages forbids. Without, the data
+ * is in messages of 1 MiB, as QEMU's are, one after the other.
  *
  * It connects, then takes one command a line from its standard input. Each is
  * answered by a line with a number, and as many 64-bit integers after it, in the
@@ -20,6 +24,8 @@
  *                              read, all together
  *   behind ACCESS              nanoseconds from a MIG_DATA_READ, with a write right
  *                              behind it, to the reply to the write
+ *   during DELAY ACCESS        the same with a write DELAY nanoseconds later, from the
+ *                              write on
  *   state STATE                nothing
  *   drain [FILE]               bytes of all migration data that is there now, and
  *                              nanoseconds
@@ -27,9 +33,9 @@
  *
  * ACCESS is INDEX OFFSET BYTES STRIDE PLACES: up to 8 bytes of a region, in PLACES
  * places, a power of two, STRIDE bytes apart, in an order that no prefetcher knows.
- * Migration data is read and written 1 MiB at a time, as QEMU does.
  */
 
+#define _GNU_SOURCE
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -58,6 +64,7 @@ enum {
     DEVICE_FEATURE = 16,
     MIG_DATA_READ = 17,
     MIG_DATA_WRITE = 18,
+    MIG_DATA_WINDOW = 27, /* native/spec */
 };
 
 #define TYPE_MASK   0xfU
@@ -65,6 +72,7 @@ enum {
 #define NO_REPLY    0x10U
 
 #define PIECE       (1U << 20)
+#define PLACE       (4U << 20)
 #define MAX_BYTES   8U
 
 /* Odd, so that multiples of it visit every place; the golden ratio of 2^32. */
@@ -92,6 +100,21 @@ struct mig_data {
     uint32_t size;
 };
 
+struct mig_window {
+    struct header header;
+    uint32_t argsz;
+    uint32_t flags;
+    uint64_t size;
+};
+
+/* What MIG_DATA_READ and MIG_DATA_WRITE are with a window, and the reply to a read. */
+struct mig_place {
+    struct header header;
+    uint32_t argsz;
+    uint32_t size;
+    uint64_t offset;
+};
+
 struct mig_state {
     struct header header;
     uint32_t argsz;
@@ -100,18 +123,27 @@ struct mig_state {
     int32_t fd;
 };
 
-static const char capabilities[] =
-    "{\"capabilities\":{\"max_msg_fds\":8,\"max_data_xfer_size\":1048576}}";
+#define CAPABILITIES(more) \
+    "{\"capabilities\":{\"max_msg_fds\":8,\"max_data_xfer_size\":1048576" more "}}"
+
+static const char plain[] = CAPABILITIES("");
+static const char with_window[] =
+    CAPABILITIES(",\"migration_data_window\":67108864");
 
 struct version {
     struct header header;
     uint16_t major;
     uint16_t minor;
-    char text[sizeof(capabilities)];
+    char text[sizeof(with_window)];
 };
 
 static int sock;
 static uint16_t last_id;
+static uint16_t replied; /* the id of the last reply */
+
+/* The window: PLACE bytes for each of the requests that can be under way. */
+static uint8_t *window;
+static uint32_t places_count = 1;
 
 /* What was received: replies from `taken` on, the last one perhaps in part. */
 static uint8_t received[2 * PIECE];
@@ -203,6 +235,7 @@ reply(size_t *size)
              head.command, head.flags, head.error);
     }
     receive(head.size);
+    replied = head.id;
     payload = received + taken + sizeof(head);
     taken += head.size;
     *size = head.size - sizeof(head);
@@ -332,6 +365,38 @@ time_posted(const struct places *places, uint32_t count)
 
 /* --- migration ----------------------------------------------------------- */
 
+static struct mig_place
+place(uint16_t command, uint32_t number, size_t size)
+{
+    struct mig_place request = {
+        .header = header(command, sizeof(request)),
+        .argsz = sizeof(request) - sizeof(request.header),
+        .size = size,
+        .offset = (uint64_t)number * PLACE,
+    };
+
+    return request;
+}
+
+/* Takes the reply to a read; returns the bytes that it brought. */
+static size_t
+placed(void)
+{
+    const size_t head = sizeof(struct mig_place) - sizeof(struct header);
+    struct mig_place found;
+    size_t size;
+    const uint8_t *payload = reply(&size);
+
+    if (size != head) {
+        errx(EXIT_FAILURE, "a reply of %zu bytes for data in the window", size);
+    }
+    memcpy((uint8_t *)&found + sizeof(found.header), payload, head);
+    if (found.size > PLACE) {
+        errx(EXIT_FAILURE, "%u bytes of data", found.size);
+    }
+    return found.size;
+}
+
 static struct mig_data
 data_read(void)
 {
@@ -345,21 +410,37 @@ data_read(void)
 }
 
 static void
-time_behind(const struct places *places)
+time_behind(const struct places *places, int64_t delay)
 {
-    struct {
-        struct mig_data read;
-        struct region_access access;
-    } both;
-    int64_t began, took;
+    struct mig_data read = data_read();
+    struct mig_place in_window = place(MIG_DATA_READ, 0, PIECE);
+    struct region_access access = region_access(places, true, 0);
+    struct iovec parts[] = {
+        { &read, sizeof(read) },
+        { &access, access.header.size },
+    };
+    int64_t began = now_ns(), took = -1;
+    int replies;
 
-    both.read = data_read();
-    both.access = region_access(places, true, 0);
-    began = now_ns();
-    send_all(&both, sizeof(both.read) + both.access.header.size);
-    skip_reply();
-    skip_reply();
-    took = now_ns() - began;
+    if (window != NULL) {
+        parts[0] = (struct iovec){ &in_window, sizeof(in_window) };
+    }
+    if (delay < 0) {
+        send_parts(parts, 2);
+    } else {
+        send_parts(parts, 1);
+        while (now_ns() < began + delay) {
+        }
+        began = now_ns();
+        send_parts(parts + 1, 1);
+    }
+    /* With a window the write may be replied to first. */
+    for (replies = 0; replies < 2; replies++) {
+        skip_reply();
+        if (replied == access.header.id) {
+            took = now_ns() - began;
+        }
+    }
     answer(&took, 1);
 }
 
@@ -378,17 +459,42 @@ set_state(uint32_t state)
     skip_reply();
 }
 
-static void
-drain(const char *path)
+/* Whoever reads migration data has it in memory of its own afterwards. */
+static int64_t
+drain_window(FILE *file)
 {
-    FILE *file = *path != '\0' ? fopen(path, "wb") : NULL;
-    int64_t result[2] = { 0 };
-    int64_t began;
+    static uint8_t copy[PLACE];
+    uint32_t number, asked = 0, next = 0;
+    bool ended = false;
+    int64_t total = 0;
 
-    if (*path != '\0' && file == NULL) {
-        err(EXIT_FAILURE, "%s", path);
+    while (!ended || next != asked) {
+        size_t size;
+
+        while (!ended && asked - next < places_count) {
+            struct mig_place request = place(MIG_DATA_READ, asked % places_count,
+                                             PLACE);
+
+            send_all(&request, sizeof(request));
+            asked++;
+        }
+        number = next++ % places_count;
+        size = placed();
+        ended = ended || size < PLACE;
+        memcpy(copy, window + (size_t)number * PLACE, size);
+        total += size;
+        if (file != NULL && size > 0 && fwrite(copy, size, 1, file) != 1) {
+            err(EXIT_FAILURE, "the file for the data");
+        }
     }
-    began = now_ns();
+    return total;
+}
+
+static int64_t
+drain_messages(FILE *file)
+{
+    int64_t total = 0;
+
     for (;;) {
         struct mig_data request = data_read();
         const size_t head = sizeof(request) - sizeof(request.header);
@@ -398,13 +504,27 @@ drain(const char *path)
         send_all(&request, sizeof(request));
         payload = reply(&size);
         if (size <= head) {
-            break;
+            return total;
         }
-        result[0] += size - head;
+        total += size - head;
         if (file != NULL && fwrite(payload + head, size - head, 1, file) != 1) {
-            err(EXIT_FAILURE, "%s", path);
+            err(EXIT_FAILURE, "the file for the data");
         }
     }
+}
+
+static void
+drain(const char *path)
+{
+    FILE *file = *path != '\0' ? fopen(path, "wb") : NULL;
+    int64_t result[2];
+    int64_t began;
+
+    if (*path != '\0' && file == NULL) {
+        err(EXIT_FAILURE, "%s", path);
+    }
+    began = now_ns();
+    result[0] = window != NULL ? drain_window(file) : drain_messages(file);
     result[1] = now_ns() - began;
     if (file != NULL && fclose(file) != 0) {
         err(EXIT_FAILURE, "%s", path);
@@ -413,25 +533,31 @@ drain(const char *path)
 }
 
 static void
-feed(const char *path)
+feed_window(uint8_t *data, size_t size)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    struct stat status;
-    uint8_t *data;
-    size_t done = 0, size;
-    int64_t began, result[2];
+    uint32_t asked = 0, answered = 0;
+    size_t done = 0;
 
-    if (fd < 0 || fstat(fd, &status) < 0) {
-        err(EXIT_FAILURE, "%s", path);
+    while (done < size || answered != asked) {
+        while (done < size && asked - answered < places_count) {
+            uint32_t number = asked++ % places_count;
+            size_t count = size - done < PLACE ? size - done : PLACE;
+            struct mig_place request = place(MIG_DATA_WRITE, number, count);
+
+            memcpy(window + (size_t)number * PLACE, data + done, count);
+            send_all(&request, sizeof(request));
+            done += count;
+        }
+        skip_reply();
+        answered++;
     }
-    size = status.st_size;
-    data = mmap(NULL, size, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0);
-    if (data == MAP_FAILED) {
-        err(EXIT_FAILURE, "%s", path);
-    }
-    close(fd);
-    set_state(VFIO_DEVICE_STATE_RESUMING);
-    began = now_ns();
+}
+
+static void
+feed_messages(uint8_t *data, size_t size)
+{
+    size_t done = 0;
+
     while (done < size) {
         size_t count = size - done < PIECE ? size - done : PIECE;
         struct mig_data request = {
@@ -448,6 +574,33 @@ feed(const char *path)
         skip_reply();
         done += count;
     }
+}
+
+static void
+feed(const char *path)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    struct stat status;
+    uint8_t *data;
+    size_t size;
+    int64_t began, result[2];
+
+    if (fd < 0 || fstat(fd, &status) < 0) {
+        err(EXIT_FAILURE, "%s", path);
+    }
+    size = status.st_size;
+    data = mmap(NULL, size, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0);
+    if (data == MAP_FAILED) {
+        err(EXIT_FAILURE, "%s", path);
+    }
+    close(fd);
+    set_state(VFIO_DEVICE_STATE_RESUMING);
+    began = now_ns();
+    if (window != NULL) {
+        feed_window(data, size);
+    } else {
+        feed_messages(data, size);
+    }
     set_state(VFIO_DEVICE_STATE_STOP);
     result[0] = size;
     result[1] = now_ns() - began;
@@ -458,20 +611,64 @@ feed(const char *path)
 
 /* --- the program --------------------------------------------------------- */
 
+/* Makes the window and hands it to the server. */
 static void
-attach(const char *path)
+share_window(void)
 {
+    struct mig_window request = {
+        .header = header(MIG_DATA_WINDOW, sizeof(request)),
+        .argsz = sizeof(request) - sizeof(request.header),
+        .size = (uint64_t)places_count * PLACE,
+    };
+    struct iovec part = { &request, sizeof(request) };
+    union {
+        struct cmsghdr align;
+        char buf[CMSG_SPACE(sizeof(int))];
+    } control = { 0 };
+    struct msghdr msg = {
+        .msg_iov = &part,
+        .msg_iovlen = 1,
+        .msg_control = &control,
+        .msg_controllen = sizeof(control),
+    };
+    struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
+    int fd = memfd_create("vfu-bench-window", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+    if (fd < 0 || ftruncate(fd, request.size) < 0 ||
+        fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW) < 0) {
+        err(EXIT_FAILURE, "the window");
+    }
+    window = mmap(NULL, request.size, PROT_READ | PROT_WRITE,
+                  MAP_SHARED | MAP_POPULATE, fd, 0);
+    if (window == MAP_FAILED) {
+        err(EXIT_FAILURE, "the window");
+    }
+    cmsg->cmsg_level = SOL_SOCKET;
+    cmsg->cmsg_type = SCM_RIGHTS;
+    cmsg->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(cmsg), &fd, sizeof(fd));
+    if (sendmsg(sock, &msg, MSG_NOSIGNAL) != sizeof(request)) {
+        err(EXIT_FAILURE, "send");
+    }
+    close(fd);
+    skip_reply();
+}
+
+static void
+attach(const char *path, bool has_window)
+{
+    const char *text = has_window ? with_window : plain;
     struct sockaddr_un address = { .sun_family = AF_UNIX };
     struct version request = {
         .header = header(VERSION, offsetof(struct version, text) +
-                                  sizeof(capabilities)),
+                                  strlen(text) + 1),
     };
 
     if (strlen(path) >= sizeof(address.sun_path)) {
         errx(EXIT_FAILURE, "%s: too long for a socket", path);
     }
     strcpy(address.sun_path, path);
-    memcpy(request.text, capabilities, sizeof(capabilities));
+    strcpy(request.text, text);
     sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (sock < 0 || connect(sock, (struct sockaddr *)&address,
                             sizeof(address)) < 0) {
@@ -479,6 +676,9 @@ attach(const char *path)
     }
     send_all(&request, request.header.size);
     skip_reply();
+    if (has_window) {
+        share_window();
+    }
 }
 
 static void
@@ -500,7 +700,7 @@ serve(const char *name, char *rest)
     }
 
     if (strcmp(name, "behind") != 0) {
-        count = parse_count(&rest);
+        count = parse_count(&rest); /* of "during": nanoseconds */
     }
     places = parse_places(rest);
     if (strcmp(name, "read") == 0) {
@@ -510,7 +710,9 @@ serve(const char *name, char *rest)
     } else if (strcmp(name, "post") == 0) {
         time_posted(&places, count);
     } else if (strcmp(name, "behind") == 0) {
-        time_behind(&places);
+        time_behind(&places, -1);
+    } else if (strcmp(name, "during") == 0) {
+        time_behind(&places, count);
     } else {
         errx(EXIT_FAILURE, "no such command: %s", name);
     }
@@ -521,11 +723,14 @@ main(int argc, char *argv[])
 {
     char line[4096];
 
-    if (argc != 2) {
-        fprintf(stderr, "Usage: %s SOCKET\n", argv[0]);
+    if (argc == 3) {
+        places_count = strtoul(argv[2], NULL, 0);
+    }
+    if (argc < 2 || argc > 3 || places_count == 0 || places_count > 16) {
+        fprintf(stderr, "Usage: %s SOCKET [PLACES]\n", argv[0]);
         return EXIT_FAILURE;
     }
-    attach(argv[1]);
+    attach(argv[1], argc == 3);
     answer(NULL, 0);
     while (fgets(line, sizeof(line), stdin) != NULL) {
         char *rest;

@@ -16,11 +16,13 @@
  * processors that have it, for which XXH3 is 15 us a MiB faster.
  */
 
+#include <poll.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/types.h>
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
@@ -53,11 +55,11 @@ page_at(const struct pages *pages, size_t number)
 }
 
 void
-copy_pages_any(const struct pages *source, const struct pages *target, size_t n,
-               uint64_t zero_hash, uint64_t *hashes);
+copy_pages_any(const struct pages *source, const struct pages *target, bool as_is,
+               size_t from, size_t n, uint64_t zero_hash, uint64_t *hashes);
 void
-copy_pages_avx2(const struct pages *source, const struct pages *target, size_t n,
-                uint64_t zero_hash, uint64_t *hashes);
+copy_pages_avx2(const struct pages *source, const struct pages *target, bool as_is,
+                size_t from, size_t n, uint64_t zero_hash, uint64_t *hashes);
 
 #ifdef VFU_AVX2
 #define copy_pages copy_pages_avx2
@@ -65,18 +67,34 @@ copy_pages_avx2(const struct pages *source, const struct pages *target, size_t n
 #define copy_pages copy_pages_any
 #endif
 
-/* Copy @n pages and hash the copies, or hash them where they are without a target. */
+/*
+ * Copy the pages from the @from th to before the @n th and hash the copies, or hash
+ * them where they are: without a target, or with @as_is, where somebody else may
+ * write to the copies.
+ */
 void
-copy_pages(const struct pages *source, const struct pages *target, size_t n,
-           uint64_t zero_hash, uint64_t *hashes)
+copy_pages(const struct pages *source, const struct pages *target, bool as_is,
+           size_t from, size_t n, uint64_t zero_hash, uint64_t *hashes)
 {
     size_t i;
 
-    for (i = 0; i < n; i++) {
+    for (i = from; i < n; i++) {
         const uint8_t *page = page_at(source, i);
 
+        /* The processor's own prefetching ends at the page: 47 us a MiB, not 58. */
+        if (as_is && i + 1 < n) {
+            const uint8_t *next = page_at(source, i + 1);
+            size_t at;
+
+            for (at = 0; at < source->size && at < 4096; at += 64) {
+                __builtin_prefetch(next + at, 0, 2);
+            }
+        }
+
         if (target->base != NULL) {
-            page = memcpy(page_at(target, i), page, source->size);
+            const uint8_t *copy = memcpy(page_at(target, i), page, source->size);
+
+            page = as_is ? page : copy;
         }
         hashes[i] = XXH3_64bits(page, source->size) ^ zero_hash;
     }
@@ -101,6 +119,17 @@ are_there(const int64_t *list, size_t n, size_t count)
     return true;
 }
 
+/* How many pages are copied between two looks at a file descriptor: 128 KiB, some 7 us. */
+#define STEP(size) ((size) >= 128U << 10 ? 1 : (128U << 10) / (size))
+
+static bool
+can_read(int fd)
+{
+    struct pollfd pollfd = { fd, POLLIN, 0 };
+
+    return poll(&pollfd, 1, 0) > 0;
+}
+
 static bool
 is_zero(const uint8_t *page, size_t size)
 {
@@ -122,30 +151,40 @@ is_zero(const uint8_t *page, size_t size)
 
 /*
  * Copy @n pages and hash the copies, or hash them where they are if there is no
- * @to. @zero_hash is that of a page of zeros.
+ * @to, or with @as_is. @zero_hash is that of a page of zeros. With @fd, end early
+ * when something can be read there.
  *
- * Returns 0, or -1 if a page is not there; nothing was touched then.
+ * Returns how many pages that were, or -1 if a page is not there; nothing was touched
+ * then.
  */
-EXPORT int
+EXPORT ssize_t
 vfu_copy_pages(const uint8_t *from, const int64_t *from_list, size_t from_count,
-               uint8_t *to, const int64_t *to_list, size_t to_count,
-               size_t size, size_t n, uint64_t zero_hash, uint64_t *hashes)
+               uint8_t *to, const int64_t *to_list, size_t to_count, bool as_is,
+               size_t size, size_t n, uint64_t zero_hash, uint64_t *hashes, int fd)
 {
     const struct pages source = { (uint8_t *)from, size, from_count, from_list };
     const struct pages target = { to, size, to_count, to_list };
+    const size_t step = fd < 0 ? n : STEP(size);
+    size_t done = 0;
 
     if (!are_there(from_list, n, from_count) ||
         (to != NULL && !are_there(to_list, n, to_count))) {
         return -1;
     }
+    while (done < n && (done == 0 || !can_read(fd))) {
+        const size_t end = n - done < step ? n : done + step;
+
 #ifdef __x86_64__
-    if (__builtin_cpu_supports("avx2")) {
-        copy_pages_avx2(&source, &target, n, zero_hash, hashes);
-        return 0;
-    }
+        if (__builtin_cpu_supports("avx2")) {
+            copy_pages_avx2(&source, &target, as_is, done, end, zero_hash, hashes);
+            done = end;
+            continue;
+        }
 #endif
-    copy_pages_any(&source, &target, n, zero_hash, hashes);
-    return 0;
+        copy_pages_any(&source, &target, as_is, done, end, zero_hash, hashes);
+        done = end;
+    }
+    return (ssize_t)done;
 }
 
 /* Say for each of @n pages whether it is all zeros; -1 if one is not there. */

@@ -67,6 +67,7 @@ def _count_in(path: str) -> None:
         kernels.hash_pages: counted("hashed", kernels.hash_pages, lambda _, rows, pages: len(pages)),
         kernels.zero_pages: counted("classified", kernels.zero_pages, lambda _, rows, pages: len(pages)),
         kernels.keep_pages: counted("gathered", kernels.keep_pages, lambda _, rows, pages, kept: len(pages)),
+        kernels.send_pages: counted("hashed", kernels.send_pages, lambda hashes, *_: len(hashes)),
         kernels.store_pages: counted(
             "scattered", kernels.store_pages, lambda _, rows, pages, new: len(pages)
         ),

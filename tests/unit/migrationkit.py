@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vfu_dev.memory import DeviceMemory
+from vfu_dev.memory.kernels import join_vectors
 from vfu_dev.migration import MigratableState, Migration, RegisterBlock, decoder, plan, stream
 from vfu_dev.uapi import DeviceState
 
@@ -67,7 +68,10 @@ class Box:
     def read(self, count: int) -> bytes:
         """Return what one MIG_DATA_READ of `count` bytes gets."""
         buffer = bytearray(count)
-        stored = self.migration.read_into(memoryview(buffer))
+        if count % 2:  # both ways, whatever the test reads
+            stored = join_vectors(self.migration.read(count), memoryview(buffer))
+        else:
+            stored = self.migration.read_into(memoryview(buffer))
         return bytes(buffer[:stored])
 
     def read_all(self, step: int = 1000) -> bytes:

@@ -43,6 +43,12 @@ def store_pages(pages: Pages, indices: PageIndices, payload: Pages) -> Hashes:
     return _hash(pages[indices])
 
 
+def send_pages(pages: Pages, indices: PageIndices, out: Pages, fd: int = -1) -> Hashes:
+    _inside(indices, len(pages))
+    out[: len(indices)] = pages[indices]
+    return _hash(pages[indices])
+
+
 def zero_pages(pages: Pages, indices: PageIndices) -> npt.NDArray[np.bool_]:
     _inside(indices, len(pages))
     return ~pages[indices].any(axis=1)
@@ -63,7 +69,7 @@ USES = {
     "vfu_dev.memory.device_memory": ("populate_pages", "zero_pages"),
     "vfu_dev.memory.shadow": ("changed_pages", "keep_pages"),
     "vfu_dev.migration.audit": ("hash_pages",),
-    "vfu_dev.migration.plan": ("hash_pages",),
+    "vfu_dev.migration.plan": ("hash_pages", "send_pages"),
     "vfu_dev.migration.resume": ("hash_pages", "store_pages"),
 }
 

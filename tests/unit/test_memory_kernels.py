@@ -63,6 +63,9 @@ def test_copies_and_their_hashes_are_those_of_the_twin(seed: int, size: int, cho
     pages, other = some_pages(seed, size), some_pages(seed + 1, size)
     indices = np.array(chosen, dtype=np.intp)
     assert same(*both("keep_pages", pages, indices, other))
+    assert same(
+        *both("send_pages", pages, indices, some_pages(seed + 2, size)[:1].repeat(len(indices), axis=0))
+    )
     once = np.unique(indices)
     assert same(*both("store_pages", pages, once, other[: len(once)]))
 
@@ -90,6 +93,7 @@ def test_a_page_that_is_not_there_is_refused_and_nothing_is_touched(module: Any,
         lambda: module.hash_pages(pages, indices),
         lambda: module.zero_pages(pages, indices),
         lambda: module.keep_pages(pages, indices, out),
+        lambda: module.send_pages(pages, indices, out),
         lambda: module.store_pages(pages, indices, other[: len(indices)]),
         lambda: module.populate_pages(pages, indices),
     ]
@@ -179,3 +183,22 @@ def test_the_kernels_pass_with_sanitizers() -> None:
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
     )
     assert "heap-buffer-overflow" in done.stderr
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+def test_who_waits_ends_a_copy_early_but_not_before_its_first_pages(waiting: bool) -> None:
+    pages = np.random.default_rng(1).integers(0, 256, (256, 4096), dtype=np.uint8)
+    out = np.zeros_like(pages)
+    reader, writer = os.pipe()
+    try:
+        if waiting:
+            os.write(writer, b"!")
+        hashes = kernels.send_pages(pages, np.arange(len(pages)), out, reader)
+    finally:
+        os.close(reader)
+        os.close(writer)
+    count = len(hashes)
+    assert (0 < count < len(pages)) if waiting else count == len(pages)
+    assert (out[:count] == pages[:count]).all()
+    assert not out[count:].any()
+    assert (hashes == kernels.hash_pages(pages, np.arange(count))).all()

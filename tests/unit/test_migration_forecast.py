@@ -239,7 +239,7 @@ class Mover:
     def read(self, interval_ms: float, stored: int = MIB, service_ms: float = 0.4) -> None:
         """Read 1 MiB, so long after the read before."""
         self.now_ms += interval_ms
-        self.observer.read(MIB, stored, round((self.now_ms - service_ms) * MS))
+        self.observer.read(MIB, stored, round((self.now_ms - service_ms) * MS), 0)
 
     def move(
         self, *, interval_ms: float = 2, rest_ms: float = 8, stall: Literal["", "reads", "end"] = ""

@@ -15,8 +15,10 @@ from oldstream import version_1
 
 from vfu_dev.errors import StateError, StreamError
 from vfu_dev.memory import DeviceMemory
-from vfu_dev.migration import MigratableState, SaveSession, stream
+from vfu_dev.memory.pages import PageIndices
+from vfu_dev.migration import MigratableState, SaveSession, decoder, save, stream
 from vfu_dev.migration.sampler import Sampler
+from vfu_dev.migration.save import Others
 from vfu_dev.uapi import DeviceState as S
 
 pytestmark = pytest.mark.usefixtures("small_records")
@@ -435,3 +437,62 @@ def test_a_read_that_failed_leaves_nothing_that_fails_later() -> None:
     box.migration.set_state(S.RUNNING)
     box.migration.set_state(S.PRE_COPY)
     assert box.migration.has_precopy_info
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_what_is_written_in_the_middle_of_a_read_is_not_lost(
+    mapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writes between any two parts of one read, to pages before and behind the place: the target is equal."""
+    monkeypatch.setattr(save, "BETWEEN_SECONDS", 0.0)
+    shape: dict[str, Any] = {"pages": (64, 7), "mapped": mapped}
+    box, target, rng = filled(**shape), Box(**shape), np.random.default_rng(1)
+    box.migration.set_state(S.PRE_COPY)
+    target.migration.set_state(S.RESUMING)
+    written = 0
+
+    def write() -> None:
+        nonlocal written
+        box.put(0, int(rng.integers(0, 63 * PAGE)), bytes(rng.integers(0, 256, PAGE, np.uint8)))
+        written += 1
+
+    buffer = memoryview(bytearray(1 << 16))
+    for _ in range(3):
+        stored = box.migration.read_into(buffer, Others(-1, write))
+        target.migration.write(buffer[:stored])
+    assert written > 30
+    box.migration.set_state(S.STOP_COPY)
+    target.migration.write(memoryview(box.read_all()))
+    target.migration.set_state(S.STOP)
+    assert target.snapshot() == box.snapshot()
+
+
+def test_a_read_whose_migration_ends_in_its_middle_fails() -> None:
+    box = filled()
+    box.migration.set_state(S.PRE_COPY)
+    lost = Others(-1, lambda: box.migration.reset(S.RUNNING, "connection lost"))
+    with pytest.raises(StateError, match="ended while its data was read"):
+        box.migration.read_into(memoryview(bytearray(4096)), lost)
+    saved = box.migration.save_status()
+    assert saved is not None
+    assert saved["status"] == "aborted"
+
+
+def test_a_slice_that_changes_while_it_is_judged_is_judged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In memory that the client shares: what was checked counts, and pages are what lies in memory."""
+    data = bytearray(filled().save())
+    target = Box()
+    judged = 0
+    judge = decoder.StreamDecoder._judge_indices
+
+    def judge_and_change(self: decoder.StreamDecoder, piece: memoryview) -> PageIndices:
+        nonlocal judged
+        indices, judged = judge(self, piece), judged + 1
+        at = data.index(bytes(piece))
+        data[at : at + len(piece)] = bytes(len(piece))
+        return indices
+
+    monkeypatch.setattr(decoder.StreamDecoder, "_judge_indices", judge_and_change)
+    target.resume(data)  # type: ignore[arg-type]
+    assert judged > 5
+    assert target.snapshot() == filled().snapshot()

@@ -47,6 +47,11 @@ LIMITS = {
     "stream-out-mmap/rate": Limit(0.6, "more"),
     # Our server hashes all memory; the peer in C checks nothing.
     "stream-in/rate": Limit(1.0, "more"),
+    # In memory that the client shares, against the peer's messages; all of it verified.
+    "window-out/rate": Limit(2.0, "more"),
+    "window-in/rate": Limit(2.0, "more"),
+    # Of 100 us, behind a read of 1 MiB or in the middle of it.
+    "mmio-behind-window/p99": Limit(1.0),
     "scan-mmap/gib": Limit(0.7),
     # A scan of one byte a page: 0.06 ms a GiB.
     "scan-trap/gib": Limit(12.0),

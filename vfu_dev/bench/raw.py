@@ -53,11 +53,15 @@ class Moved(NamedTuple):
 
 
 class RawClient(Closing):
-    """One connection to the server at `path`. Raises: ClientError, from every method."""
+    """One connection to the server at `path`. Raises: ClientError, from every method.
 
-    def __init__(self, path: Path) -> None:
+    Args:    places: have migration data in a window, with as many requests of 4 MiB under way; 0: in
+             messages.
+    """
+
+    def __init__(self, path: Path, places: int = 0) -> None:
         self._process = subprocess.Popen(
-            [artifact("bench-client", build=True), path],
+            [artifact("bench-client", build=True), path, *([str(places)] if places else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -106,6 +110,10 @@ class RawClient(Closing):
     def write_behind(self, where: Accesses) -> int:
         """Request 1 MiB of migration data, then write; return nanoseconds to the write's reply."""
         return int(self._ask(f"behind {where}")[0])
+
+    def write_during(self, where: Accesses, delay_ns: int) -> int:
+        """The same, with the write `delay_ns` later; return nanoseconds from there."""
+        return int(self._ask(f"during {delay_ns} {where}")[0])
 
     # --- migration ----------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from vfu_dev import JSON_VERSION, __version__
-from vfu_dev.bench import dma, forecast, front_ends, mmio, start, stream
+from vfu_dev.bench import dma, forecast, front_ends, mmio, start, stream, window
 from vfu_dev.bench.figures import Effort, Figure
 from vfu_dev.bench.machine import MOST_OTHER_WORK, OtherWork, busy_core, machine
 from vfu_dev.bench.peers import Bench, bench
@@ -22,6 +22,7 @@ CASES: dict[str, Case] = {
     "precopy": mmio.in_precopy,
     "stream-out": stream.out,
     "stream-in": stream.into,
+    "window": window.data,
     "scan": stream.scans,
     "dma": dma.engine,
     "start": start.serve,

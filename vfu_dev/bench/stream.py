@@ -28,19 +28,22 @@ def out(bench: Bench, effort: Effort) -> Iterator[Figure]:
     for access in ("trap", "mmap"):
         ours = bench.ours(effort.memory_mib, "--access", access)
         with RawClient(ours.socket) as mine, RawClient(peer.socket) as theirs:
-            pairs = in_turns(effort.rounds, _reading(mine), _reading(theirs))
+            pairs = in_turns(effort.rounds, reading(mine), reading(theirs))
         bench.stop(ours)
         yield figure(f"stream-out-{access}/rate", "MiB/s", pairs, C_SERVER)
 
 
-def _rate(moved: Moved) -> float:
+def rate_of(moved: Moved) -> float:
+    """Return MiB a second."""
     return moved.count_bytes / MIB / (moved.nanoseconds / 1e9)
 
 
-def _reading(client: RawClient) -> Callable[[], float]:
+def reading(client: RawClient) -> Callable[[], float]:
+    """Return what reads all of a device's state in PRE_COPY, and returns MiB a second."""
+
     def read() -> float:
         client.set_state(DeviceState.PRE_COPY)
-        rate = _rate(client.drain())
+        rate = rate_of(client.drain())
         client.set_state(DeviceState.RUNNING)
         return rate
 
@@ -50,16 +53,16 @@ def _reading(client: RawClient) -> Callable[[], float]:
 def into(bench: Bench, effort: Effort) -> Iterator[Figure]:
     """Measure MiB per second of MIG_DATA_WRITE, including the final check of all data."""
     size = effort.memory_mib
-    files = [_stream_of(bench, bench.ours(size)), _stream_of(bench, bench.reference(size))]
+    files = [stream_of(bench, bench.ours(size)), stream_of(bench, bench.reference(size))]
     ours, peer = bench.ours(size, fill=0), bench.reference(size, fill=0)
     with RawClient(ours.socket) as mine, RawClient(peer.socket) as theirs:
         pairs = in_turns(
-            effort.rounds, lambda: _rate(mine.feed(files[0])), lambda: _rate(theirs.feed(files[1]))
+            effort.rounds, lambda: rate_of(mine.feed(files[0])), lambda: rate_of(theirs.feed(files[1]))
         )
     yield figure("stream-in/rate", "MiB/s", pairs, C_SERVER)
 
 
-def _stream_of(bench: Bench, server: Served) -> Path:
+def stream_of(bench: Bench, server: Served) -> Path:
     """Return a file with the whole state of a device."""
     file = bench.file(f"{server.socket.stem}.stream")
     with RawClient(server.socket) as client:

@@ -112,6 +112,12 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
 )
 @click.option("--name", default="vfu-dev", help="Name of the device in logs and status.")
 @click.option("--pre-copy", default="on", type=ON_OFF, help="Announce the PRE_COPY states.")
+@click.option(
+    "--data-window",
+    default="on",
+    type=ON_OFF,
+    help="Let a client have migration data in memory that it shares, instead of in messages.",
+)
 @load_options()
 @click.option(
     "--fault",
@@ -174,6 +180,7 @@ def command(
     fill: int,
     name: str,
     pre_copy: str,
+    data_window: str,
     load_arguments: dict[str, Any],
     faults: tuple[str, ...],
     traced: int,
@@ -250,6 +257,7 @@ def command(
                 trace,
                 access=where.access,
                 must_migrate=where.must_migrate,
+                data_window=data_window == "on",
             )
             try:
                 server.log_limit = log_limit

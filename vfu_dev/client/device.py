@@ -109,6 +109,7 @@ class VfioUserDevice(Closing):
             "max_data_xfer_size": self.dma.max_data_xfer_size,
             "migration": {"pgsize": 4096},
             "migration_precopy_info": True,
+            "migration_data_window": messages.MAX_WINDOW_BYTES,
         }
         # The newline is white space to JSON; a control socket, which reads lines, answers at once for it.
         text = json.dumps({"capabilities": capabilities}).encode() + b"\n\0"

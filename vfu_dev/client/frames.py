@@ -20,7 +20,7 @@ Buffer = bytes | bytearray | memoryview
 _COMMAND_NAMES = {
     value: name.removeprefix("VFIO_USER_")
     for name, value in vars(uapi).items()
-    if name.startswith("VFIO_USER_") and isinstance(value, int) and 0 < value <= 19 and name not in (
+    if name.startswith("VFIO_USER_") and isinstance(value, int) and 0 < value <= 27 and name not in (
         "VFIO_USER_REPLY", "VFIO_USER_TYPE", "VFIO_USER_NO_REPLY"
     )
 }  # fmt: skip

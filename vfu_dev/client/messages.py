@@ -28,6 +28,8 @@ REGION_ACCESS = struct.Struct("<QII")  # offset, region, count
 DMA_ACCESS = struct.Struct("<QQ")  # address, count
 FEATURE = struct.Struct("<II")  # argsz, flags
 MIG_DATA = struct.Struct("<II")  # argsz, size
+MIG_DATA_WINDOW = struct.Struct("<IIQ")  # argsz, flags, size
+MIG_DATA_IN_WINDOW = struct.Struct("<IIQ")  # argsz, size, offset
 PRECOPY_INFO = struct.Struct("<IIQQ")  # argsz, flags, initial_bytes, dirty_bytes
 LOGGING_CONTROL = struct.Struct("<QII")  # page_size, num_ranges, reserved
 LOGGING_RANGE = struct.Struct("<QQ")  # iova, length
@@ -38,6 +40,7 @@ MAX_REGION_INFO_BYTES = 64 << 10
 MAX_REGIONS = 100  # QEMU's VFIO_USER_MAX_REGIONS
 MAX_IRQ_TYPES = 50  # QEMU's VFIO_USER_MAX_IRQS
 MAX_XFER_BYTES = 64 << 20  # QEMU's VFIO_USER_MAX_MAX_XFER
+MAX_WINDOW_BYTES = 64 << 20  # of a window for migration data that we take part in
 # What a socket holds at once with room to spare (net.core.wmem_default is 208 KiB). Upstream's libvfio-user
 # of June 2026 receives the body of a message by one recv(), and is out of step after a longer one.
 ONE_RECEIVE_BYTES = 128 << 10
@@ -58,6 +61,7 @@ class Version:
     max_dma_maps: int
     pgsizes: int
     precopy_info: bool
+    data_window: int  # the largest window for migration data, bytes; 0: none
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,7 @@ def parse_version(payload: memoryview) -> Version:
         max_dma_maps=_limit(capabilities, "max_dma_maps", 65535),
         pgsizes=pgsizes,
         precopy_info=capabilities.get("migration_precopy_info") is True,
+        data_window=_limit(capabilities, "migration_data_window", 0, least=0),
     )
 
 
@@ -184,9 +189,9 @@ def _check_optional(capabilities: dict[str, Any]) -> None:
     require(isinstance(twin, dict) and not twin.get("supported"), "a twin socket, which was not proposed")
 
 
-def _limit(capabilities: dict[str, Any], name: str, default: int) -> int:
+def _limit(capabilities: dict[str, Any], name: str, default: int, least: int = 1) -> int:
     value = capabilities.get(name, default)
-    valid = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 64
+    valid = isinstance(value, int) and not isinstance(value, bool) and least <= value < 1 << 64
     require(valid, f"{name} {value!r}")
     return int(value)
 

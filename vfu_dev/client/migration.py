@@ -5,6 +5,7 @@ Sources: QEMU's docs/interop/vfio-user.rst for what is published; native/spec/ f
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 
 from vfu_dev import uapi
@@ -12,6 +13,7 @@ from vfu_dev.client import messages
 from vfu_dev.client.connection import Connection
 from vfu_dev.client.frames import Buffer, Call, ClientCommandError
 from vfu_dev.client.messages import ClientPrecopyInfo, Version
+from vfu_dev.client.window import DataWindow, Place
 from vfu_dev.errors import ProtocolError
 from vfu_dev.uapi import DeviceState, MigrationFlags
 
@@ -20,6 +22,8 @@ _GET, _SET, _PROBE = (
     uapi.VFIO_DEVICE_FEATURE_SET,
     uapi.VFIO_DEVICE_FEATURE_PROBE,
 )
+
+_PAGE = mmap.PAGESIZE
 
 
 class ClientMigration:
@@ -32,6 +36,9 @@ class ClientMigration:
         self._connection = connection
         self._version = version
         self.max_data_xfer_size = max_data_xfer_size
+        self.window: DataWindow | None = None  # where migration data is, instead of in messages
+        # Reads under way in it: what was asked for, and where the caller wants it if that is elsewhere.
+        self._asked: dict[int, tuple[Place, memoryview | None]] = {}
 
     # --- DEVICE_FEATURE -------------------------------------------------------------------------------------
 
@@ -126,8 +133,37 @@ class ClientMigration:
         )
         return messages.parse_precopy_info(reply.payload)
 
-    def submit_read(self, buffer: memoryview) -> Call:
+    def share(self, window: DataWindow) -> bool:
+        """Have migration data in `window` from now on; False if the server does not take it.
+
+        There can be one for each connection. A buffer that is not in it still works, one at a time: its
+        content is copied.
+        """
+        if self.window is not None or window.size_bytes > self._version.data_window:
+            return False
+        request = messages.MIG_DATA_WINDOW.pack(messages.MIG_DATA_WINDOW.size, 0, window.size_bytes)
+        try:
+            self._connection.call(uapi.VFIO_USER_MIG_DATA_WINDOW, request, fds=[window.fd])
+        except ClientCommandError:
+            return False
+        self.window = window
+        return True
+
+    def _in_window(self, command: int, place: Place) -> Call:
+        size = messages.MIG_DATA_IN_WINDOW.size
+        request = messages.MIG_DATA_IN_WINDOW.pack(size, len(place), place.offset)
+        is_read = command == uapi.VFIO_USER_MIG_DATA_READ
+        return self._connection.submit(command, request, reply_bytes=size if is_read else 0)
+
+    def submit_read(self, buffer: memoryview | Place) -> Call:
         """Ask for up to len(buffer) bytes of the stream; `finish_read` says how many came."""
+        place = buffer if isinstance(buffer, Place) else Place(buffer)
+        if self.window is not None:
+            there = place if place.window is self.window else self.window.place(0, len(place))
+            call = self._in_window(uapi.VFIO_USER_MIG_DATA_READ, there)
+            self._asked[call.id] = there, None if there is place else place.view
+            return call
+        buffer = place.view
         request = messages.MIG_DATA.pack(messages.MIG_DATA.size + len(buffer), len(buffer))
         return self._connection.submit(
             uapi.VFIO_USER_MIG_DATA_READ, request, reply_bytes=messages.MIG_DATA.size, into=buffer
@@ -135,6 +171,8 @@ class ClientMigration:
 
     def finish_read(self, call: Call) -> int:
         """Return how many bytes of the buffer were filled; 0: nothing now (PRE_COPY), the end (STOP_COPY)."""
+        if (asked := self._asked.pop(call.id, None)) is not None:
+            return self._finish_in_window(call, *asked)
         reply = self._connection.wait(call)
         argsz, size = messages.unpack(messages.MIG_DATA, reply.payload, "migration data head")
         # Upstream's libvfio-user pads a reply to the size that was asked for.
@@ -143,6 +181,17 @@ class ClientMigration:
             (size == reply.into_bytes or padded) and argsz == messages.MIG_DATA.size + size,
             f"migration data of size {size}, argsz {argsz} with {reply.into_bytes} bytes of it",
         )
+        return int(size)
+
+    def _finish_in_window(self, call: Call, place: Place, wanted: memoryview | None) -> int:
+        reply = self._connection.wait(call)
+        argsz, size, offset = messages.unpack(messages.MIG_DATA_IN_WINDOW, reply.payload, "migration data")
+        messages.require(
+            size <= len(place) and offset == place.offset and argsz == messages.MIG_DATA_IN_WINDOW.size,
+            f"migration data of size {size} at {offset}, argsz {argsz}, {len(place)} at {place.offset} asked",
+        )
+        if wanted is not None:
+            wanted[:size] = place.view[:size]
         return int(size)
 
     def read_into(self, buffer: bytearray | memoryview) -> int:
@@ -155,8 +204,16 @@ class ClientMigration:
         data = bytearray(min(count, self.max_data_xfer_size))
         return bytes(data[: self.read_into(data)])
 
-    def submit_write(self, data: Buffer) -> Call:
+    def submit_write(self, data: Buffer | Place) -> Call:
         """Send a slice of the stream, at most the transfer limit; `finish_write` waits for the answer."""
+        place = data if isinstance(data, Place) else Place(memoryview(data))
+        if self.window is not None:
+            there = place
+            if place.window is not self.window:
+                there = self.window.place(0, len(place))
+                there.view[:] = place.view
+            return self._in_window(uapi.VFIO_USER_MIG_DATA_WRITE, there)
+        data = place.view
         head = messages.MIG_DATA.pack(messages.MIG_DATA.size + len(data), len(data))
         return self._connection.submit(uapi.VFIO_USER_MIG_DATA_WRITE, head, data)
 
@@ -207,3 +264,12 @@ class ClientMigration:
             int.from_bytes(bitmap, "little") >> pages == 0, "dirty bits outside of the range asked for"
         )
         return bitmap
+
+
+def two_buffers(source: ClientMigration, destination: ClientMigration, size_bytes: int) -> list[Place]:
+    """Return two buffers for a move, in a window of both servers if they take it: nothing is copied then."""
+    window = source.window or destination.window or DataWindow(-(-2 * size_bytes // _PAGE) * _PAGE)
+    taken = [side.window is window or side.share(window) for side in (source, destination)]
+    if not any(taken) or window.size_bytes < 2 * size_bytes:
+        return [Place(memoryview(bytearray(size_bytes))) for _ in range(2)]
+    return [window.place(0, size_bytes), window.place(size_bytes, size_bytes)]

@@ -16,7 +16,7 @@ from typing import Any
 
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.frames import Call, ClientCommandError
-from vfu_dev.client.migration import ClientMigration
+from vfu_dev.client.migration import ClientMigration, two_buffers
 from vfu_dev.convergence import (
     DOWNTIME_LIMIT_SECONDS,
     WINDOW_SECONDS,
@@ -134,7 +134,7 @@ class Migrator:
         self._reporter = reporter or (lambda _: None)
         self._verify = verify
         size = min(source.max_data_xfer_size, destination.max_data_xfer_size)
-        self._buffers = [memoryview(bytearray(size)), memoryview(bytearray(size))]
+        self._buffers = two_buffers(source.migration, destination.migration, size)
         # A read is at most one window's worth: an excess in one window is not made up for in the next.
         self._slice = size
         if self.options.max_bandwidth is not None:
@@ -286,7 +286,7 @@ class Migrator:
 
     def _submit_read(self) -> Call:
         """Ask for the next slice, into the buffer that no write is using."""
-        self._read = self.source.submit_read(self._buffers[self._turn][: self._slice])
+        self._read = self.source.submit_read(self._buffers[self._turn].first(self._slice))
         return self._read
 
     def _take(self, call: Call, *, again: bool = True) -> tuple[int, Call | None]:
@@ -300,7 +300,7 @@ class Migrator:
         self._read = None
         count = self.source.finish_read(call)
         self._finish_write()  # its buffer takes the next read
-        data = self._buffers[self._turn][:count]
+        data = self._buffers[self._turn].first(count)
         self._turn ^= 1
         following = self._submit_read() if count and again else None
         if count:

@@ -173,6 +173,8 @@ SETUP_MIGRATION_EXT = (c_int, (c_void_p, POINTER(MigrationExtStruct)))
 EXT_PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "vfu_setup_device_migration_ext": SETUP_MIGRATION_EXT,
     "vfu_setup_migration_gather": (c_int, (c_void_p, GatherCallback)),
+    "vfu_setup_migration_window": (c_int, (c_void_p, c_size_t)),
+    "vfu_serve_accesses": (c_int, (c_void_p,)),
     "vfu_migration_get_state": (c_int, (c_void_p,)),
     "vfu_migration_fail": (c_int, (c_void_p,)),
     "vfu_reset_device": (c_int, (c_void_p, c_int)),

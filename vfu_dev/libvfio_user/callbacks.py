@@ -33,7 +33,10 @@ class DeviceCallbacks(Protocol):
         """Go along one arc."""
 
     def read_into(self, buffer: memoryview) -> int:
-        """Fill `buffer` with migration data; returns the bytes stored."""
+        """Fill `buffer` with migration data; returns the bytes stored.
+
+        The client may write to it meanwhile.
+        """
 
     def gather(self, count: int) -> Vectors | None:
         """Return where the next migration data is, at most `count` bytes.
@@ -42,7 +45,7 @@ class DeviceCallbacks(Protocol):
         """
 
     def write(self, data: memoryview) -> None:
-        """Take all of `data`."""
+        """Take all of `data`, which the client may change meanwhile."""
 
     def precopy_sizes(self) -> tuple[int, int, int]:
         """Return initial_bytes, dirty_bytes, flags."""

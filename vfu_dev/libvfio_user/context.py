@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from vfu_dev.errors import LibraryError
+from vfu_dev.errors import LibraryError, StateError
 from vfu_dev.libvfio_user import _ffi
 from vfu_dev.libvfio_user.callbacks import DeviceCallbacks, ResetKind, Vectors
 from vfu_dev.libvfio_user.dma import DmaMemory
@@ -86,6 +86,7 @@ class Context:
         self._run = library.function("vfu_run_ctx")
         self.irqs = Irqs(library, ctx)
         if library.is_ours:
+            self._serve_accesses = library.function("vfu_serve_accesses")
             self._poll_events = library.function("vfu_get_poll_events")
             self._milliseconds = _ffi.signed_count()
         self._complaints: list[str] | None = None  # the library's log lines about a client that it checks
@@ -209,8 +210,11 @@ class Context:
         ambiguous = self._guard(_ffi.DmaCallback, "dma_register", second, None)
         self._check("vfu_setup_device_dma", register, ambiguous, unregister)
 
-    def setup_migration(self, flags: MigrationFlags) -> None:
-        """Make the device migratable; with a foreign library in reduced form, and a warning that says so."""
+    def setup_migration(self, flags: MigrationFlags, max_window_bytes: int = 0) -> None:
+        """Make the device migratable; with a foreign library in reduced form, and a warning that says so.
+
+        Args:    max_window_bytes: of the memory that a client may have migration data in; 0: in none.
+        """
 
         def transition(state: int) -> int:
             self._callbacks.arc(_STATES[state])
@@ -234,6 +238,7 @@ class Context:
         self._check("vfu_setup_device_migration_callbacks", struct)
         if self._library.is_ours:
             self._setup_migration_ext(flags)
+            self._check("vfu_setup_migration_window", max_window_bytes)
         else:
             logger.warning(
                 "%s: %s is not vfu-dev's libvfio-user; the device lacks: %s",
@@ -321,6 +326,14 @@ class Context:
             self._lost()
             raise ConnectionResetError(number, os.strerror(number))
         raise failed("vfu_run_ctx")
+
+    def serve_accesses(self) -> None:
+        """In the middle of a request: serve the accesses to regions that have come meanwhile.
+
+        Raises:  StateError: the client is gone; `DeviceCallbacks.reset` was called.
+        """
+        if self._library.is_ours and self._serve_accesses(self._ctx) < 0:
+            raise StateError("the client left in the middle of its request")
 
     def take(self, connection: socket.socket, version: bytes) -> None:
         """Attach to a client that has connected, and has sent its whole VERSION message.

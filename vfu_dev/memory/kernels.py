@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from ctypes import c_int, c_size_t, c_uint8, c_uint64, c_void_p
+from ctypes import c_bool, c_int, c_size_t, c_ssize_t, c_uint8, c_uint64, c_void_p
 from functools import cache, lru_cache
 from typing import Any
 
@@ -34,11 +34,11 @@ Vectors = npt.NDArray[np.uint64]
 
 _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "vfu_copy_pages": (
-        c_int,
+        c_ssize_t,
         (
             *(c_void_p, c_void_p, c_size_t),
-            *(c_void_p, c_void_p, c_size_t),
-            *(c_size_t, c_size_t, c_uint64, c_void_p),
+            *(c_void_p, c_void_p, c_size_t, c_bool),
+            *(c_size_t, c_size_t, c_uint64, c_void_p, c_int),
         ),
     ),
     "vfu_zero_pages": (c_int, (c_void_p, c_size_t, c_size_t, c_void_p, c_size_t, c_void_p)),
@@ -53,6 +53,9 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "vfu_populate_pages": (c_int, (c_void_p, c_size_t, c_size_t, c_size_t, c_void_p, c_size_t)),
     "vfu_join_vectors": (None, (c_void_p, c_size_t, c_void_p)),
 }
+
+
+_byte_of = ctypes.c_char.from_buffer
 
 
 @cache
@@ -77,6 +80,8 @@ def load() -> None:
 
 def _address(array: npt.NDArray[Any]) -> int:
     assert array.flags.c_contiguous
+    if array.flags.writeable and array.size:
+        return ctypes.addressof(_byte_of(array.data))  # a microsecond less than what numpy offers
     return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
 
 
@@ -101,23 +106,28 @@ def _copy(
     target: Pages | None,
     to_list: PageIndices | None,
     count: int,
+    *,
+    as_is: bool = False,
+    fd: int = -1,
 ) -> Hashes:
     hashes = np.empty(count, dtype=np.uint64)
     size = source.shape[1]
-    status = _library().vfu_copy_pages(
+    done = _library().vfu_copy_pages(
         _address(source),
         None if from_list is None else _address(from_list),
         len(source),
         None if target is None else _address(target),
         None if to_list is None else _address(to_list),
         0 if target is None else len(target),
+        as_is,
         size,
         count,
         _zero_page_xxh3(size),
         _address(hashes),
+        fd,
     )
-    _outside(status)
-    return hashes
+    _outside(done)
+    return hashes if done == count else hashes[:done]
 
 
 def hash_pages(pages: Pages, indices: PageIndices) -> Hashes:
@@ -140,6 +150,16 @@ def store_pages(pages: Pages, indices: PageIndices, payload: Pages) -> Hashes:
     Raises:  IndexError: a page is not there; nothing was stored.
     """
     return _copy(payload, None, pages, _indices(indices), len(indices))
+
+
+def send_pages(pages: Pages, indices: PageIndices, out: Pages, fd: int = -1) -> Hashes:
+    """Copy the pages `indices` to the rows of `out`; return their hashes, whatever is in `out` by then.
+
+    Args:    fd: where something to be read ends it early, but not before the first page; -1: nowhere.
+    Returns: the hashes of those that were copied, shape (k,), k <= n.
+    Raises:  IndexError: a page is not there; nothing was copied.
+    """
+    return _copy(pages, _indices(indices), out, None, len(indices), as_is=True, fd=fd)
 
 
 def zero_pages(pages: Pages, indices: PageIndices) -> npt.NDArray[np.bool_]:

@@ -79,8 +79,12 @@ class PageMap:
 
     def collect(self) -> PageIndices:
         """Return the dirty pages, shape (n,), ascending; they stay dirty."""
-        codes = self.codes
-        return np.flatnonzero((codes != CODE_NEVER) & (codes < CODE_CLEAN))
+        return np.flatnonzero(self.dirty())
+
+    def dirty(self) -> npt.NDArray[np.bool_]:
+        """Return for each page whether it is dirty, shape (page_count,)."""
+        found: npt.NDArray[np.bool_] = (self.codes != CODE_NEVER) & (self.codes < CODE_CLEAN)
+        return found
 
     def unclassified(self) -> PageIndices:
         """Return the dirty pages whose content was not scanned since they were written, ascending."""

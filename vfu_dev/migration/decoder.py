@@ -154,12 +154,17 @@ class StreamDecoder:
             missing = self._need - len(self._buffer)
             taken = min(missing, end - position)
             if not self._buffer and taken == missing:
-                # The whole piece lies in the caller's buffer: judge it there, copy nothing.
+                piece = data[position : position + taken]
                 if self._arriving is not None and self._arriving.left:
+                    # Pages are stored from where they lie. Their hashes are of what was stored.
                     size = self._arriving.page_bytes
                     taken = min(self._arriving.left, (end - position) // size) * size
+                    piece = data[position : position + taken]
+                else:
+                    # The client may still write to the slice: judge a copy.
+                    piece = memoryview(bytes(piece))
                 self.received_bytes += taken
-                self._accept(data[position : position + taken])
+                self._accept(piece)
             else:
                 self._buffer += data[position : position + taken]
                 self.received_bytes += taken

@@ -7,11 +7,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import TypeVar
 
 from vfu_dev.errors import StateError, VfuDevError
 from vfu_dev.figures.totals import interruption
 from vfu_dev.memory import DeviceMemory
-from vfu_dev.memory.kernels import Vectors, join_vectors
+from vfu_dev.memory.kernels import Vectors
 from vfu_dev.memory.pages import PageIndices
 from vfu_dev.migration.audit import Audit
 from vfu_dev.migration.fsm import PRE_COPY_GROUP, RUNNING_GROUP, SAVING_GROUP, Action, StateMachine
@@ -19,7 +20,7 @@ from vfu_dev.migration.observer import Observer
 from vfu_dev.migration.plan import whole_state_bytes
 from vfu_dev.migration.records import SaveRecord, Transition, log_state_change
 from vfu_dev.migration.resuming import Resuming
-from vfu_dev.migration.save import PrecopyInfo, SaveSession
+from vfu_dev.migration.save import NO_OTHERS, Others, PrecopyInfo, SaveSession
 from vfu_dev.migration.schema import MigratableState
 from vfu_dev.uapi import DeviceState, MigrationFlags
 
@@ -31,6 +32,7 @@ ALL_FLAGS = (
     | MigrationFlags.VFIO_MIGRATION_PRE_COPY
 )
 _TRANSITIONS_KEPT = 1000
+T = TypeVar("T")
 
 
 class Migration:
@@ -235,41 +237,43 @@ class Migration:
         if came_back and record.status == "completed":
             record.status, record.error = "aborted", "the client went back to RUNNING"
 
-    def read_into(self, buffer: memoryview) -> int:
-        """Serve MIG_DATA_READ: fill `buffer` unless the data ends; returns the bytes stored. See `read`."""
-        return join_vectors(self.read(len(buffer)), buffer)
+    def read_into(self, buffer: memoryview, others: Others = NO_OTHERS) -> int:
+        """Serve MIG_DATA_READ: fill `buffer` unless the data ends; returns the bytes stored.
+
+        Raises:  StateError: outside the saving group, or the session ended by what `others` did.
+        """
+        return self._read(len(buffer), lambda save: (None, save.read_into(buffer, others)))[1]
 
     def read(self, count: int) -> Vectors:
         """Serve MIG_DATA_READ: return where the next `count` bytes are, or fewer when the data ends.
 
         Raises:  StateError: outside the saving group.
         """
+        return self._read(count, lambda save: save.read(count))[0]
+
+    def _read(self, count: int, take: Callable[[SaveSession], tuple[T, int]]) -> tuple[T, int]:
         save, record = self._save, self._save_record
         if save is None or record is None:
             raise StateError(f"no migration data to read in {self.state.name}")
         began_ns = time.perf_counter_ns()
         initial_before = save.sent_initial_bytes
         try:
-            vectors, stored = save.read(count)
+            found, stored = take(save)
+            if self._save is not save:
+                raise StateError("the migration ended while its data was read")
         except Exception as err:
             # A stream with a hole must not be completed by a client that tries again.
-            self._end_save("failed", f"{type(err).__name__}: {err}", "failed")
+            if self._save is save:
+                self._end_save("failed", f"{type(err).__name__}: {err}", "failed")
             raise
-        totals = self.observer.totals
-        if save.stopped:
-            record.stop_copy_bytes += stored
-            totals.sent_bytes["stop_copy"] += stored
-        else:
-            record.precopy_bytes += stored
-            initial = save.sent_initial_bytes - initial_before
-            totals.sent_bytes["pre_copy_initial"] += initial
-            totals.sent_bytes["pre_copy_dirty"] += stored - initial
-        self.observer.read(count, stored, began_ns)
+        record.count_read(stored, stopped=save.stopped)
+        initial = save.sent_initial_bytes - initial_before
+        self.observer.read(count, stored, began_ns, initial_bytes=None if save.stopped else initial)
         if save.ended and record.status == "active":
             record.status, record.digest, record.ended = "sent", save.digest, time.time()
             self.observer.all_read()
             self._audit = Audit(self.contents, save.block_contents, record)
-        return vectors
+        return found, stored
 
     @property
     def has_precopy_info(self) -> bool:

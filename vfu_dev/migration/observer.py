@@ -82,9 +82,18 @@ class Observer:
         self._stop_copy_seconds = None
         self.forecaster.begin()
 
-    def read(self, asked: int, stored: int, began_ns: int) -> None:
-        """Count a read of the stream that began at `began_ns`, of the clock `time.perf_counter_ns`."""
+    def read(self, asked: int, stored: int, began_ns: int, initial_bytes: int | None) -> None:
+        """Count a read of the stream that began at `began_ns`, of the clock `time.perf_counter_ns`.
+
+        Args:    initial_bytes: of what was stored, in PRE_COPY; None: it was in STOP_COPY.
+        """
         now = time.perf_counter_ns()
+        sent = self.totals.sent_bytes
+        if initial_bytes is None:
+            sent["stop_copy"] += stored
+        else:
+            sent["pre_copy_initial"] += initial_bytes
+            sent["pre_copy_dirty"] += stored - initial_bytes
         self.read_seconds.observe_ns(now - began_ns)
         self.forecaster.read(asked, stored, began_ns, now)
 

@@ -51,6 +51,12 @@ class PagesRecord:
         """How many pages were not handed out."""
         return len(self._plan.pending)
 
+    def copy_out(self, out: Pages, fd: int) -> int:
+        """Copy the next pages as they are now to the rows of `out`, see `PassPlan`; return how many."""
+        hashes = self._plan.copy_out(out, fd)
+        self._encoder.cover_pages(hashes)
+        return len(hashes)
+
     def hand_out(self, count: int) -> tuple[Pages, PageIndices]:
         """Hand out the next pages as they are now: rows, and which of them."""
         rows, indices, hashes = self._plan.hand_out(count)
@@ -110,27 +116,57 @@ class Outgoing:
         self.taken_bytes += count
         return count
 
+    def fill(self, out: memoryview, fd: int = -1) -> int:
+        """Copy the next bytes to `out`, at least one; return how many. There has to be one.
+
+        Somebody else may write to `out`: nothing is read back from there.
+
+        Args:    fd: where something to be read ends it early; -1: nowhere.
+        """
+        if record := self._whole_pages(len(out)):
+            size = record.page_bytes
+            count = min(record.left, len(out) // size)
+            target: Pages = np.frombuffer(out[: count * size], dtype=np.uint8).reshape(count, -1)
+            stored = record.copy_out(target, fd) * size
+            self.left_bytes -= stored
+            return stored
+        part = self._part(len(out))
+        out[: len(part)] = part
+        return len(part)
+
     def _next(self, room: int) -> tuple[Vectors, int]:
-        if not self._parts and self._record is not None:
-            record = self._record
+        if record := self._whole_pages(room):
             count = min(record.left, room // record.page_bytes)
-            if count:
-                vectors = self._pages(*record.hand_out(count))
-                self.left_bytes -= count * record.page_bytes
-                return vectors, count * record.page_bytes
-            if record.left:  # of which a part is read now, and the rest later
-                rows, indices = record.hand_out(1)
-                self._parts.append(memoryview(rows[indices].tobytes()))
-            else:
-                self._record = None
-                self._parts.append(memoryview(self._encoder.end()))
+            vectors = self._pages(*record.hand_out(count))
+            self.left_bytes -= count * record.page_bytes
+            return vectors, count * record.page_bytes
+        part = self._part(room)
+        self._alive.append(part)
+        return bytes_vector(part), len(part)
+
+    def _whole_pages(self, room: int) -> PagesRecord | None:
+        """Return the record whose pages come next, if there is `room` for one; None: a part does."""
+        record = self._record
+        if self._parts or record is None:
+            return None
+        if record.left and room >= record.page_bytes:
+            return record
+        if record.left:  # of which a part is read now, and the rest later
+            rows, indices = record.hand_out(1)
+            self._parts.append(memoryview(rows[indices].tobytes()))
+        else:
+            self._record = None
+            self._parts.append(memoryview(self._encoder.end()))
+        return None
+
+    def _part(self, room: int) -> memoryview:
+        """Take up to `room` bytes off the first part."""
         part = self._parts.popleft()
         if len(part) > room:
             self._parts.appendleft(part[room:])
             part = part[:room]
         self.left_bytes -= len(part)
-        self._alive.append(part)
-        return bytes_vector(part), len(part)
+        return part
 
     def _pages(self, rows: Pages, indices: PageIndices) -> Vectors:
         vectors = page_vectors(rows, indices)

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vfu_dev.memory import DeviceMemory, Shadow
-from vfu_dev.memory.kernels import Hashes, Pages, hash_pages, span
+from vfu_dev.memory.kernels import Hashes, Pages, hash_pages, join_vectors, page_vectors, send_pages, span
 from vfu_dev.memory.pages import CODE_CLEAN, CODE_DATA, CODE_DIRTY, CODE_ZERO, PageIndices
 from vfu_dev.migration.schema import MigratableState
 from vfu_dev.migration.stream import (
@@ -52,6 +52,8 @@ PASS_SCAN_SECONDS = 0.01
 FINAL_SCAN_SECONDS = 1.5
 
 _WINDOW_PAGES = 4096
+# How much of a mapped memory is copied while somebody may want something of the device.
+KEPT_BYTES = 256 << 10
 _NO_PAGES: PageIndices = np.empty(0, dtype=np.intp)
 
 
@@ -134,11 +136,34 @@ class PassPlan:
         Returns: where the pages of this memory are to be sent from, which
             of them, and their hashes. What is sent of a mapped memory is a copy, which no guest can reach.
         """
-        indices, self.pending = self.pending[:count], self.pending[count:]
+        indices = self.pending[:count]
         hashes = self._hash(indices)
+        self._handed_out(indices, hashes)
+        return self._sent_from, indices, hashes
+
+    def copy_out(self, out: Pages, fd: int) -> Hashes:
+        """Copy the next pending pages as they are now to the rows of `out`; return their hashes.
+
+        Somebody else may write to `out`: nothing is read back from there.
+
+        Args:    fd: where something to be read ends it early; -1: nowhere.
+        """
+        indices = self.pending[: len(out)]
+        if self._shadow is None:
+            hashes = send_pages(self.memory.rows, indices, out, fd)
+            indices = indices[: len(hashes)]
+        else:
+            if fd >= 0:
+                indices = indices[: max(1, KEPT_BYTES // self.memory.page_size_bytes)]
+            hashes = self._shadow.keep(indices)
+            join_vectors(page_vectors(self._shadow.rows, indices), out.reshape(-1).data)
+        self._handed_out(indices, hashes)
+        return hashes
+
+    def _handed_out(self, indices: PageIndices, hashes: Hashes) -> None:
+        self.pending = self.pending[len(indices) :]
         self.hashes[span(indices)] = hashes
         self._claim_pending(indices)
-        return self._sent_from, indices, hashes
 
     @property
     def _sent_from(self) -> Pages:
@@ -172,19 +197,24 @@ class PassPlan:
             return self._start_pass(initial_only)
 
     def _start_pass(self, initial_only: bool) -> bool:
-        pages = self.memory.pages
-        chosen = pages.collect()
+        # Masks all the way: an index for each page takes five times as long, in which the guest waits.
+        is_zero = self.memory.pages.codes == CODE_ZERO
+        chosen = self.memory.pages.dirty()
         if initial_only:
-            chosen = chosen[self.initial[chosen]]
-        self._in_pass[:] = False
-        self._in_pass[chosen] = True
-        if self._cold_first and len(chosen):
-            self._usual_sends = float(self.sends[chosen].mean())
-            chosen = chosen[np.argsort(self.sends[chosen], kind="stable")]
-        is_zero = pages.codes[chosen] == CODE_ZERO
-        self._zeros, self._data = chosen[is_zero], chosen[~is_zero]
+            chosen &= self.initial
+        self._in_pass[:] = chosen
+        self._zeros, self._data = np.flatnonzero(chosen & is_zero), np.flatnonzero(chosen & ~is_zero)
         self._zeros_at = self._data_at = 0
-        return len(chosen) > 0
+        count = len(self._zeros) + len(self._data)
+        if self._cold_first and count:
+            sends = self.sends[chosen]
+            self._usual_sends = int(sends.sum()) / count
+            if sends.min() != sends.max():
+                self._zeros, self._data = self._coldest_first(self._zeros), self._coldest_first(self._data)
+        return count > 0
+
+    def _coldest_first(self, pages: PageIndices) -> PageIndices:
+        return pages[np.argsort(self.sends[pages], kind="stable")]
 
     def take_zeros(self) -> PageIndices:
         """Claim the pages of the next record of zero pages, ascending; empty when the pass has no more."""

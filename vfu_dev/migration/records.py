@@ -57,6 +57,13 @@ class SaveRecord(SaveCounters):
     predicted_downtime_seconds: float | None = None  # when the device stopped
     pass_list: list[PassRecord] = field(default_factory=list)  # the session's own, the most recent passes
 
+    def count_read(self, stored: int, *, stopped: bool) -> None:
+        """Count the bytes of a read."""
+        if stopped:
+            self.stop_copy_bytes += stored
+        else:
+            self.precopy_bytes += stored
+
     def as_dict(self) -> dict[str, object]:
         """Return it as the control socket shows it; `asdict` takes 20 times as long for 200 passes."""
         first = {"status": self.status, "error": self.error}  # first, for people

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 import numpy as np
 
 from vfu_dev.memory import fold_hashes
-from vfu_dev.memory.kernels import Vectors, join_vectors
+from vfu_dev.memory.kernels import Vectors
 from vfu_dev.memory.pages import PageIndices
 from vfu_dev.migration.outgoing import Outgoing, PagesRecord
 from vfu_dev.migration.plan import FINAL_SCAN_SECONDS, PASS_SCAN_SECONDS, PassPlan
@@ -31,8 +33,26 @@ from vfu_dev.migration.stream import (
 # Bytes that are sent whether they changed or not, while it is not known which did.
 _FILL_BYTES = 1 << 20
 
+# Between two looks, in the middle of a read, whether somebody wants something.
+BETWEEN_SECONDS = 10e-6
+
 # Keep the most recent passes of a session; every `status` reply includes them.
 PASSES_KEPT = 200
+
+
+class Others(NamedTuple):
+    """Those who want something in the middle of a read, such as a vCPU that waits for its access.
+
+    Attributes:
+        fd: readable when there is something to serve; -1: never.
+        serve: serves what there is.
+    """
+
+    fd: int
+    serve: Callable[[], None]
+
+
+NO_OTHERS = Others(-1, lambda: None)
 
 
 @dataclass(frozen=True)
@@ -179,9 +199,25 @@ class SaveSession:
         """Bytes that only STOP_COPY can carry and that were not read yet."""
         return self._tail_bytes + (self._outgoing.left_bytes if self._kind is _Kind.TAIL else 0)
 
-    def read_into(self, buffer: memoryview) -> int:
-        """Fill `buffer` as far as there is anything to send; returns the bytes stored. See `read`."""
-        return join_vectors(self.read(len(buffer))[0], buffer)
+    def read_into(self, buffer: memoryview, others: Others = NO_OTHERS) -> int:
+        """Fill `buffer` as far as there is anything to send; returns the bytes stored.
+
+        Args:    buffer: may be memory that the client writes to, and is not read.
+                 others: those who want something of the device meanwhile, and may write to it.
+        """
+        self._deadline = time.monotonic() + FINAL_LOOK_SECONDS
+        outgoing = self._outgoing
+        outgoing.begin_read()
+        stored, due = 0, 0.0
+        while stored < len(buffer):
+            if time.perf_counter() >= due:
+                others.serve()
+                due = time.perf_counter() + BETWEEN_SECONDS
+            if outgoing.left_bytes:
+                stored += self._counted(outgoing.fill(buffer[stored:], others.fd))
+            elif not self._next_record():
+                break
+        return stored
 
     def read(self, max_bytes: int) -> tuple[Vectors, int]:
         """Return where the next stream bytes are, in order, and their number: `max_bytes` unless fewer are
@@ -195,10 +231,13 @@ class SaveSession:
         outgoing = self._outgoing
         outgoing.begin_read()
         while outgoing.taken_bytes < max_bytes and (outgoing.left_bytes or self._next_record()):
-            count = outgoing.take(max_bytes - outgoing.taken_bytes)
-            if self._kind is _Kind.INITIAL:
-                self.sent_initial_bytes += count
+            self._counted(outgoing.take(max_bytes - outgoing.taken_bytes))
         return np.concatenate(outgoing.taken), outgoing.taken_bytes
+
+    def _counted(self, count: int) -> int:
+        if self._kind is _Kind.INITIAL:
+            self.sent_initial_bytes += count
+        return count
 
     def _next_record(self) -> bool:
         """Make the next record; False when there is nothing to send now, or ever again."""

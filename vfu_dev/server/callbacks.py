@@ -8,6 +8,7 @@ from vfu_dev.device import Device
 from vfu_dev.errors import REFUSALS
 from vfu_dev.libvfio_user import Context, Library, ResetKind
 from vfu_dev.memory.kernels import Vectors
+from vfu_dev.migration.save import Others
 from vfu_dev.uapi import VFIO_PRECOPY_INFO_REINIT, DeviceState
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,9 @@ class ServedCallbacks:
 
     def read_into(self, buffer: memoryview) -> int:
         """Serve MIG_DATA_READ."""
-        return self._device.migration.read_into(buffer)
+        return self._device.migration.read_into(
+            buffer, Others(self._context.poll_fd, self._context.serve_accesses)
+        )
 
     def gather(self, count: int) -> Vectors | None:
         """Serve MIG_DATA_READ without a copy."""

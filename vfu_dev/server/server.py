@@ -65,6 +65,7 @@ class Server:
         control: where commands are served, in the same way, or None.
         access: who may connect to either.
         must_migrate: refuse a client that shows no sign that it can migrate the device.
+        data_window: let it have migration data in memory that it shares (native/spec).
 
     Raises:  ConfigError, LibraryError: the device cannot be served that way; nothing is left behind.
     """
@@ -79,6 +80,7 @@ class Server:
         *,
         access: Access = OWNER,
         must_migrate: bool = False,
+        data_window: bool = True,
     ) -> None:
         self.device = device
         self.register_trace = register_trace
@@ -120,7 +122,7 @@ class Server:
             undo.callback(self._context.destroy)
             self._watch = Watch(self._selector, lambda: self._context.poll_fd, self._serve)
             undo.callback(device.attach, device.bus)
-            callbacks, bus = set_up(device, library, self._context, register_trace)
+            callbacks, bus = set_up(device, library, self._context, register_trace, data_window=data_window)
             if self._context.dma is not None:
                 self._context.setup_wait(self._await_client)
             self.faults = fault_board(device, library, self._context, callbacks, bus, self._hold)

@@ -13,12 +13,21 @@ from vfu_dev.server.register_trace import RegisterTrace
 
 # The largest page of a client's kernel: arm64 and ppc64 have 64 KiB.
 _LARGEST_PAGE_BYTES = 64 << 10
+# The most memory that a client can have mapped here for its migration data (native/spec).
+MAX_WINDOW_BYTES = 16 << 20
 
 
 def set_up(
-    device: Device, library: Library, context: Context, trace: RegisterTrace | None
+    device: Device,
+    library: Library,
+    context: Context,
+    trace: RegisterTrace | None,
+    *,
+    data_window: bool = True,
 ) -> tuple[ServedCallbacks, ServedBus]:
     """Set `device` up in `context`, as far as there is anything to do before `realize`, and attach it.
+
+    Args:     data_window: a client may have migration data in memory that it shares.
 
     Returns:  what `context` calls, and what the device does.
     """
@@ -32,7 +41,7 @@ def set_up(
     if flags != device.flags:
         # The machine has to be the one that the library announces, or the arcs would not be the same.
         device.restrict_flags(flags)
-    context.setup_migration(flags)
+    context.setup_migration(flags, MAX_WINDOW_BYTES if data_window else 0)
     bus = ServedBus(context, device)
     device.attach(bus)
     return callbacks, bus

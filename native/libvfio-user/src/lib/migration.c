@@ -80,6 +80,13 @@ migration_get_state(const struct migration *migr)
     return migr->state;
 }
 
+bool
+migration_is_saving(const struct migration *migr)
+{
+    return migr_is_pre_copy(migr->state) ||
+           migr->state == VFIO_DEVICE_STATE_STOP_COPY;
+}
+
 static int
 take_arc(vfu_ctx_t *vfu_ctx, uint32_t next)
 {
@@ -174,6 +181,7 @@ migration_reset(vfu_ctx_t *vfu_ctx, vfu_reset_type_t reason)
     if (reason == VFU_RESET_LOST_CONN) {
         /* The next client has to opt in itself. */
         migr->precopy_info_v2 = false;
+        migration_drop_window(migr);
     }
 
     return old_state;
@@ -236,11 +244,14 @@ handle_mig_data_read(vfu_ctx_t *vfu_ctx, vfu_msg_t *msg)
         return ERROR_INT(EINVAL);
     }
 
-    if (!migr_is_pre_copy(migr->state) &&
-        migr->state != VFIO_DEVICE_STATE_STOP_COPY) {
+    if (!migration_is_saving(migr)) {
         vfu_log(vfu_ctx, LOG_ERR, "migration data read in state %s",
                 migr_state_names[migr->state]);
         return ERROR_INT(EINVAL);
+    }
+
+    if (migration_has_window(migr)) {
+        return migration_window_read(vfu_ctx, msg);
     }
 
     if (check_data_size(vfu_ctx, req->argsz, req->size) < 0) {
@@ -279,15 +290,47 @@ handle_mig_data_read(vfu_ctx_t *vfu_ctx, vfu_msg_t *msg)
 }
 
 int
+migration_write(vfu_ctx_t *vfu_ctx, void *data, uint32_t size)
+{
+    struct migration *migr = vfu_ctx->migration;
+    ssize_t ret;
+
+    if (migr->state != VFIO_DEVICE_STATE_RESUMING) {
+        vfu_log(vfu_ctx, LOG_ERR, "migration data write in state %s",
+                migr_state_names[migr->state]);
+        return ERROR_INT(EINVAL);
+    }
+
+    if (size == 0) {
+        return 0;
+    }
+
+    ret = migr->callbacks.write_data(vfu_ctx, data, size);
+    if (ret < 0) {
+        vfu_log(vfu_ctx, LOG_ERR, "writing migration data failed: %m");
+        return -1;
+    }
+    if ((uint64_t)ret != size) {
+        vfu_log(vfu_ctx, LOG_ERR, "device took %zd of %u bytes", ret, size);
+        return ERROR_INT(EIO);
+    }
+
+    return 0;
+}
+
+int
 handle_mig_data_write(vfu_ctx_t *vfu_ctx, vfu_msg_t *msg)
 {
     struct vfio_user_mig_data *req = msg->in.iov.iov_base;
     struct migration *migr = vfu_ctx->migration;
-    ssize_t ret;
 
     if (migr == NULL) {
         vfu_log(vfu_ctx, LOG_ERR, "migration not configured");
         return ERROR_INT(EINVAL);
+    }
+
+    if (migration_has_window(migr)) {
+        return migration_window_write(vfu_ctx, msg);
     }
 
     if (msg->in.iov.iov_len < sizeof(*req) ||
@@ -298,28 +341,7 @@ handle_mig_data_write(vfu_ctx_t *vfu_ctx, vfu_msg_t *msg)
         return ERROR_INT(EINVAL);
     }
 
-    if (migr->state != VFIO_DEVICE_STATE_RESUMING) {
-        vfu_log(vfu_ctx, LOG_ERR, "migration data write in state %s",
-                migr_state_names[migr->state]);
-        return ERROR_INT(EINVAL);
-    }
-
-    if (req->size == 0) {
-        return 0;
-    }
-
-    ret = migr->callbacks.write_data(vfu_ctx, req->data, req->size);
-    if (ret < 0) {
-        vfu_log(vfu_ctx, LOG_ERR, "writing migration data failed: %m");
-        return -1;
-    }
-    if ((uint64_t)ret != req->size) {
-        vfu_log(vfu_ctx, LOG_ERR, "device took %zd of %u bytes", ret,
-                req->size);
-        return ERROR_INT(EIO);
-    }
-
-    return 0;
+    return migration_write(vfu_ctx, req->data, req->size);
 }
 
 EXPORT int

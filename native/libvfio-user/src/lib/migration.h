@@ -83,6 +83,17 @@ handle_mig_data_write(vfu_ctx_t *vfu_ctx, vfu_msg_t *msg);
 int
 handle_mig_get_precopy_info(vfu_ctx_t *vfu_ctx, vfu_msg_t *msg);
 
+int
+handle_mig_data_window(vfu_ctx_t *vfu_ctx, vfu_msg_t *msg);
+
+/* The largest window for migration data that the device takes, or 0. */
+size_t
+migration_max_window(const struct migration *migr);
+
+/* The window is the client's that made it, and ends with the connection. */
+void
+migration_drop_window(struct migration *migr);
+
 /*
  * Have the device gather the reply to a MIG_DATA_READ of @size bytes.
  *
