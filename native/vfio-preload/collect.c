@@ -24,7 +24,8 @@ struct collector {
     pthread_t sender;
     pthread_mutex_t lock; /* what follows */
     pthread_cond_t changed;
-    char *filling, *sending;
+    char *filling, *sending; /* in the window, if there is one */
+    bool in_window;
     size_t filled;
     bool busy; /* a message is under way */
     bool closing;
@@ -36,14 +37,16 @@ static pthread_cond_t all_changed = PTHREAD_COND_INITIALIZER;
 static struct collector *all;
 static __thread bool wrote; /* this thread, since it last waited */
 
-static int send_data(struct device *device, const char *data, size_t size)
+static int send_data(const struct collector *collector, const char *data, size_t size)
 {
+    struct device *device = collector->device;
     struct vfio_user_mig_data head = { (uint32_t)(sizeof(head) + size), (uint32_t)size };
     struct wire_call call = {
         .command = VFIO_USER_MIG_DATA_WRITE,
         .request = { { &head, sizeof(head) }, { (void *)(uintptr_t)data, size } },
     };
-    int result = wire_call(device->wire, &call);
+    int result = collector->in_window ? (int)MIN(window_call(device, VFIO_USER_MIG_DATA_WRITE, data, size), 0)
+                                      : wire_call(device->wire, &call);
 
     trace("device %u: MIG_DATA_WRITE of %zu bytes: %s", device->number, size, errno_name(result));
     return result;
@@ -73,7 +76,7 @@ static void *sender(void *opaque)
         collector->busy = true;
         pthread_cond_broadcast(&collector->changed);
         pthread_mutex_unlock(&collector->lock);
-        error = send_data(collector->device, full, size);
+        error = send_data(collector, full, size);
         pthread_mutex_lock(&collector->lock);
         collector->busy = false;
         if (error != 0) {
@@ -161,8 +164,10 @@ ssize_t collector_write(struct collector *collector, uint64_t from, size_t count
 
 static void release(struct collector *collector)
 {
-    free(collector->filling);
-    free(collector->sending);
+    if (!collector->in_window) {
+        free(collector->filling);
+        free(collector->sending);
+    }
     pthread_cond_destroy(&collector->changed);
     pthread_mutex_destroy(&collector->lock);
     free(collector);
@@ -180,9 +185,21 @@ int collector_new(struct device *device, struct collector **result)
     pthread_mutex_init(&collector->lock, NULL);
     pthread_cond_init(&collector->changed, NULL);
     collector->device = device;
-    collector->room = wire_limits(device->wire)->max_xfer;
-    collector->filling = malloc(collector->room);
-    collector->sending = malloc(collector->room);
+    error = window_have(device);
+    if (error < 0) {
+        release(collector);
+        return error;
+    }
+    collector->in_window = error > 0;
+    if (collector->in_window) {
+        collector->room = device->migration.window.piece;
+        collector->filling = window_piece(device, WINDOW_WRITE);
+        collector->sending = window_piece(device, WINDOW_WRITE_NEXT);
+    } else {
+        collector->room = wire_limits(device->wire)->max_xfer;
+        collector->filling = malloc(collector->room);
+        collector->sending = malloc(collector->room);
+    }
     error = ENOMEM;
     if (collector->filling != NULL && collector->sending != NULL) {
         sigfillset(&every);

@@ -224,6 +224,7 @@ static void release(struct file *file)
         file_put(device->space);
     }
     dirty_destroy(&device->dma.log);
+    window_drop(device);
     pthread_mutex_destroy(&device->migration.lock);
     pthread_mutex_destroy(&device->irq_lock);
     free(device);

@@ -36,6 +36,13 @@ struct region {
     size_t area_count;
 };
 
+/* Migration data in memory that the server shares: window.c. */
+struct window {
+    char *base; /* NULL: there is none */
+    size_t piece; /* the size of each of its pieces */
+    bool tried;
+};
+
 /* A device's migration: migfile.c. */
 struct migration {
     pthread_mutex_t lock;
@@ -45,6 +52,7 @@ struct migration {
     uint32_t state; /* enum vfio_device_mig_state */
     struct migfile *session; /* the one that lasts; not a reference */
     bool collecting; /* there is, or was, a collector */
+    struct window window;
 };
 
 struct device {
@@ -107,6 +115,18 @@ long feature_ioctl(struct device *device, void *argument);
 long migration_get_state(struct device *device, struct vfio_device_feature_mig_state *state);
 long migration_set_state(struct device *device, struct vfio_device_feature_mig_state *state);
 void migration_after_reset(struct device *device);
+
+/* --- window.c: with migration.lock, but for window_call() about a piece that nobody else uses --- */
+
+enum { WINDOW_READ, WINDOW_WRITE, WINDOW_WRITE_NEXT };
+
+/* Have a window if the server takes one: 1 or 0, or -errno where it does not answer. */
+int window_have(struct device *device);
+char *window_piece(const struct device *device, unsigned int number);
+
+/* Ask for, or send, data that is at `data` in the window. Returns bytes or -errno. */
+ssize_t window_call(struct device *device, uint16_t command, const char *data, size_t size);
+void window_drop(struct device *device);
 
 /* --- collect.c --- */
 

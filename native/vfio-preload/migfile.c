@@ -45,6 +45,17 @@ static ssize_t write_data(struct file *file, const void *buffer, size_t count)
     return ended ? -ENODEV : collector_write(migfile->collector, ADDRESS(buffer), count);
 }
 
+static ssize_t read_window(struct device *device, void *buffer, size_t count)
+{
+    const char *data = window_piece(device, WINDOW_READ);
+    size_t size = MIN(count, device->migration.window.piece);
+    ssize_t found = window_call(device, VFIO_USER_MIG_DATA_READ, data, size);
+    /* The server may go on writing to it: it is read once. */
+    int error = found > 0 ? copy_to_user(ADDRESS(buffer), data, (size_t)found) : 0;
+
+    return error != 0 ? error : found;
+}
+
 static ssize_t read_some(struct device *device, void *buffer, size_t count)
 {
     size_t size = MIN(count, wire_limits(device->wire)->max_xfer);
@@ -83,7 +94,11 @@ static ssize_t read_data(struct file *file, void *buffer, size_t count)
     if (migfile->ended) {
         result = -ENODEV;
     } else if (count > 0) {
-        result = read_some(migfile->device, buffer, count);
+        int window = window_have(migfile->device);
+
+        result = window < 0    ? window
+                 : window == 0 ? read_some(migfile->device, buffer, count)
+                               : read_window(migfile->device, buffer, count);
         /* No data is the end in STOP_COPY, and not yet any in PRE_COPY. */
         if (result == 0 && migration->state != VFIO_DEVICE_STATE_STOP_COPY) {
             result = -ENOMSG;

@@ -39,6 +39,7 @@ enum vfio_user_command {
     VFIO_USER_MIG_DATA_READ = 17,
     VFIO_USER_MIG_DATA_WRITE = 18,
     VFIO_USER_MIG_GET_PRECOPY_INFO = 19,
+    VFIO_USER_MIG_DATA_WINDOW = 27,
 };
 
 #define VFIO_USER_FLAG_REPLY 0x1
@@ -90,6 +91,20 @@ struct vfio_user_dma_access {
 struct vfio_user_mig_data {
     uint32_t argsz;
     uint32_t size;
+};
+
+/* The memory's descriptor comes with it. */
+struct vfio_user_mig_data_window {
+    uint32_t argsz;
+    uint32_t flags;
+    uint64_t size;
+};
+
+/* What the structure above is while there is a window: the data is there. */
+struct vfio_user_mig_window_data {
+    uint32_t argsz;
+    uint32_t size;
+    uint64_t offset;
 };
 
 /* Unlike the kernel's structures of these names, the ranges and the bitmap follow inline. */

@@ -12,7 +12,8 @@
 #include "wire.h"
 
 const char version_proposal[] = "{\"capabilities\":{\"max_msg_fds\":16,\"max_data_xfer_size\":1048576,"
-                                "\"migration\":{\"pgsize\":4096},\"migration_precopy_info\":true}}";
+                                "\"migration\":{\"pgsize\":4096},\"migration_precopy_info\":true,"
+                                "\"migration_data_window\":3145728}}";
 
 #define MAX_DEPTH 16
 
@@ -113,6 +114,10 @@ static bool object(struct parser *p, int depth, const char *inside)
             if (!limit(p, &p->limits->max_fds)) {
                 return false;
             }
+        } else if (capabilities && strcmp(key, "migration_data_window") == 0) {
+            if (!limit(p, &p->limits->max_window)) {
+                return false;
+            }
         } else if (!value(p, depth + 1, key)) {
             return false;
         }
@@ -164,6 +169,7 @@ int version_parse(const char *data, size_t size, struct wire_limits *limits, con
 
     limits->max_xfer = WIRE_XFER_BYTES; /* these two are the specification's defaults */
     limits->max_fds = 1;
+    limits->max_window = 0;
     if (size < sizeof(version)) {
         *why = "no version";
         return -EPROTO;
@@ -188,6 +194,7 @@ int version_parse(const char *data, size_t size, struct wire_limits *limits, con
     }
     limits->max_xfer = MIN(limits->max_xfer, WIRE_XFER_BYTES);
     limits->max_fds = MIN(limits->max_fds, WIRE_MAX_FDS);
+    limits->max_window = MIN(limits->max_window, WIRE_WINDOW_BYTES);
     *why = p.why;
     return p.why == NULL ? 0 : -EPROTO;
 }

@@ -15,6 +15,7 @@
 /* What we accept of a server: QEMU's limits (hw/vfio-user/protocol.h). */
 #define WIRE_XFER_BYTES (1024 * 1024)
 #define WIRE_MAX_FDS 16
+#define WIRE_WINDOW_BYTES (3 * WIRE_XFER_BYTES) /* what version.c proposes */
 
 struct wire;
 
@@ -22,6 +23,7 @@ struct wire;
 struct wire_limits {
     size_t max_xfer; /* bytes of data in one message */
     size_t max_fds; /* that it accepts with one message */
+    size_t max_window; /* the largest window for migration data; 0: it takes none */
 };
 
 /*

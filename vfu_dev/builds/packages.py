@@ -83,6 +83,10 @@ GROUPS: dict[str, tuple[Need, ...]] = {
         Need("libglib2.0-dev", module="glib-2.0"),
         Need("libpixman-1-dev", module="pixman-1"),
         Need("libfdt-dev", files=("/usr/include/libfdt.h",)),
+        Need("libslirp-dev", module="slirp"),
+        Need("libseccomp-dev", module="libseccomp"),
+        Need("liburing-dev", module="liburing"),
+        Need("libgnutls28-dev", module="gnutls"),
     ),
     "guest-programs": (
         Need("gcc", program="cc"),

@@ -15,6 +15,7 @@ from vfu_dev.builds import fetch, patches, tools
 from vfu_dev.builds.cache import input_key, remove_tree
 from vfu_dev.builds.command import BuildContext, build_environment, compiler_version, output_of
 from vfu_dev.builds.native import native_dir
+from vfu_dev.builds.packages import FIRMWARE_DIRS
 from vfu_dev.builds.recipe import Facts, Recipe
 from vfu_dev.errors import BuildError
 
@@ -30,6 +31,17 @@ _FLAGS = (
     "--disable-docs",
     "--disable-install-blobs",
     "--enable-trace-backends=log",
+)
+# What libvirt's ordinary domains ask for, and where the firmware is without -L.
+_DOMAIN_FLAGS = (
+    *_FLAGS,
+    "--enable-slirp",
+    "--enable-seccomp",
+    "--enable-tpm",
+    "--enable-linux-io-uring",
+    "--enable-vhost-user",
+    "--enable-gnutls",
+    f"--firmwarepath={':'.join(map(str, FIRMWARE_DIRS))}",
 )
 _SANITIZED_FLAGS = (*_FLAGS, "--enable-asan")
 # Upstream's own server, `-object x-vfio-user-server`: a second server to run `vfu-dev check` against.
@@ -167,7 +179,7 @@ def _recipe(
 
 
 PATCHED = _recipe(
-    "qemu", "QEMU that migrates vfio-user devices", _FLAGS, patched=True, override="VFU_DEV_QEMU"
+    "qemu", "QEMU that migrates vfio-user devices", _DOMAIN_FLAGS, patched=True, override="VFU_DEV_QEMU"
 )
 UNPATCHED = _recipe(
     "qemu-unpatched",
