@@ -184,6 +184,12 @@ def second_of_an_id(liar: Liar, q: Request, r: Reply) -> None:
         liar.count += 1
 
 
+def second_read_unanswered(liar: Liar, q: Request, r: Reply) -> None:
+    if q.command == COMMANDS["mig-read"]:
+        r.silent = liar.count == 1
+        liar.count += 1
+
+
 def swapped(liar: Liar, q: Request, r: Reply) -> None:
     """Hold one answer back until the next is out."""
     if q.command == COMMANDS["get-info"]:
@@ -396,6 +402,19 @@ CASES: dict[str, Case] = {
     "data-size-in-each-state": lie(feature("data-size", GET, was(S.STOP)), refuse()),
     "data-size-is-what-is-read": lie(feature("data-size", GET), put("<Q", 8, 1 << 40)),
     "sizes-agree": lie(feature("data-size", GET), put("<Q", 8, 1)),
+    "window-size-is-a-number": version(migration_data_window="1M"),
+    "window-is-taken": lie(of("mig-window"), append(bytes(8))),
+    "window-has-to-be-sealed": lie(of("mig-window", failing), accept()),
+    "window-has-to-be-of-its-size": lie(of("mig-window", failing), accept()),
+    "window-needs-one-descriptor": lie(of("mig-window", failing), accept()),
+    "window-is-made-once": lie(of("mig-window", failing), refuse(errno.EINVAL)),
+    "window-has-the-data": lie(of("mig-read", fine), put("<Q", 8, 1)),
+    "window-range-is-checked": lie(of("mig-read", failing), accept(struct.pack("<IIQ", 16, 0, 0))),
+    "window-messages-have-no-data": lie(of("mig-read", failing), accept(struct.pack("<II", 8, 0))),
+    "window-requests-may-overlap": Case(second_read_unanswered, impatient=True),
+    "window-ends-with-its-connection": lie(
+        of("mig-read", lambda liar, q, r: liar.connections > 1), refuse(errno.EINVAL)
+    ),
     "logging-is-offered": lie(feature("log-start", PROBE), refuse(errno.ENOTTY)),
     "logging-start-repeats-its-request": lie(feature("log-start", SET), put("<Q", 24, 0)),
     "logging-of-everything": lie(feature("log-start", SET, word(16, 0)), refuse(errno.EINVAL)),
@@ -453,7 +472,7 @@ class LyingServer:
     def __init__(self, path: Path, case: Case | None) -> None:
         self.case = case
         self.errors: list[Exception] = []
-        self.liar = Liar(Device(p2p=True, sparse=True))
+        self.liar = Liar(Device(p2p=True, sparse=True, window=True))
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen(8)

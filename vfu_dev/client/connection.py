@@ -118,6 +118,9 @@ class Connection(Closing):
         """Close; calls still waiting fail with DisconnectedError. Closing twice is fine."""
         self._transport.fail(DisconnectedError("the connection was closed"))
         with self._state_lock:
+            for call in self._pending.values():
+                if not call.arriving:
+                    call.into = memoryview(b"")  # an error may keep the call, but not the caller's memory
             self._pending.clear()
 
     def call(self, command: int, *parts: Buffer, **options: Unpack[CallOptions]) -> Call:

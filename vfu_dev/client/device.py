@@ -101,6 +101,7 @@ class VfioUserDevice(Closing):
     def close(self) -> None:
         """Close the connection and drop the DMA memory."""
         self.connection.close()
+        self.migration.close()
         self.dma.close()
 
     def _negotiate(self) -> Version:

@@ -147,7 +147,14 @@ class ClientMigration:
         except ClientCommandError:
             return False
         self.window = window
+        window.users += 1
         return True
+
+    def close(self) -> None:
+        """Let go of the window; the connection has ended."""
+        window, self.window = self.window, None
+        if window is not None:
+            window.leave()
 
     def _in_window(self, command: int, place: Place) -> Call:
         size = messages.MIG_DATA_IN_WINDOW.size
@@ -157,7 +164,7 @@ class ClientMigration:
 
     def submit_read(self, buffer: memoryview | Place) -> Call:
         """Ask for up to len(buffer) bytes of the stream; `finish_read` says how many came."""
-        place = buffer if isinstance(buffer, Place) else Place(buffer)
+        place = buffer if isinstance(buffer, Place) else Place.of(buffer)
         if self.window is not None:
             there = place if place.window is self.window else self.window.place(0, len(place))
             call = self._in_window(uapi.VFIO_USER_MIG_DATA_READ, there)
@@ -181,6 +188,7 @@ class ClientMigration:
             (size == reply.into_bytes or padded) and argsz == messages.MIG_DATA.size + size,
             f"migration data of size {size}, argsz {argsz} with {reply.into_bytes} bytes of it",
         )
+        call.into = memoryview(b"")
         return int(size)
 
     def _finish_in_window(self, call: Call, place: Place, wanted: memoryview | None) -> int:
@@ -206,7 +214,7 @@ class ClientMigration:
 
     def submit_write(self, data: Buffer | Place) -> Call:
         """Send a slice of the stream, at most the transfer limit; `finish_write` waits for the answer."""
-        place = data if isinstance(data, Place) else Place(memoryview(data))
+        place = data if isinstance(data, Place) else Place.of(memoryview(data))
         if self.window is not None:
             there = place
             if place.window is not self.window:
@@ -269,7 +277,11 @@ class ClientMigration:
 def two_buffers(source: ClientMigration, destination: ClientMigration, size_bytes: int) -> list[Place]:
     """Return two buffers for a move, in a window of both servers if they take it: nothing is copied then."""
     window = source.window or destination.window or DataWindow(-(-2 * size_bytes // _PAGE) * _PAGE)
-    taken = [side.window is window or side.share(window) for side in (source, destination)]
+    try:
+        taken = [side.window is window or side.share(window) for side in (source, destination)]
+    finally:
+        if not window.users:
+            window.close()
     if not any(taken) or window.size_bytes < 2 * size_bytes:
-        return [Place(memoryview(bytearray(size_bytes))) for _ in range(2)]
+        return [Place.of(memoryview(bytearray(size_bytes))) for _ in range(2)]
     return [window.place(0, size_bytes), window.place(size_bytes, size_bytes)]

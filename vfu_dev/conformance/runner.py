@@ -28,6 +28,7 @@ from vfu_dev.conformance import (
     checks_sizes,
     checks_states,
     checks_stream,
+    checks_window,
 )
 from vfu_dev.conformance.checks_handshake import next_client_is_served
 from vfu_dev.conformance.model import (
@@ -55,6 +56,7 @@ _ORDER = (
     checks_states,
     checks_stream,
     checks_sizes,
+    checks_window,
     checks_logging,
     checks_resets,
     checks_handshake,

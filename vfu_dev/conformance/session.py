@@ -35,6 +35,7 @@ PROPOSED: dict[str, Any] = {
     "pgsizes": 4096,
     "migration": {"pgsize": 4096},
     "migration_precopy_info": True,
+    "migration_data_window": messages.MAX_WINDOW_BYTES,
     "write_multiple": True,
 }
 # 64 GiB: an address that every PC's device can reach, far from those that other programs map.

@@ -4,7 +4,7 @@
 `<linux/vfio.h>` requires to be refused, so that the lie is the only error. It shares no code with
 `vfu-dev serve` or libvfio-user: it is an independent third implementation.
 
-Layouts follow QEMU's docs/interop/vfio-user.rst; 19 (GET_PRECOPY_INFO) is native/spec/'s addition.
+Layouts follow QEMU's docs/interop/vfio-user.rst; 19 and 27 are native/spec/'s additions.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Callable
 from vfu_dev import uapi
 from vfu_dev.device.reference.layout import DEVICE_ID, VENDOR_ID
 from vfu_dev.hostile.message import COMMANDS, FEATURES, RefusedError, Request
+from vfu_dev.hostile.window import MAX_WINDOW, map_window, place_of
 from vfu_dev.uapi import DeviceState
 
 GET, SET, PROBE = (
@@ -66,9 +67,10 @@ class Device:
 
     Args:  p2p: whether it has the P2P states.
            sparse: whether it has a region of two pages, the second of which can be mapped.
+           window: whether it takes a window for migration data.
     """
 
-    def __init__(self, *, p2p: bool = False, sparse: bool = False) -> None:
+    def __init__(self, *, p2p: bool = False, sparse: bool = False, window: bool = False) -> None:
         pattern = bytes(range(256)) * (MEMORY_BYTES // 256)
         self.regions = {index: bytearray(size) for index, size in REGION_BYTES.items()}
         self.regions[2][:] = pattern
@@ -87,6 +89,8 @@ class Device:
         self.delay_seconds = DELAY_SECONDS
         self.has_precopy_info = True
         self.negotiated = False
+        self.offers_window = window
+        self.window: memoryview | None = None
         self.logging = False
         self.mappings: dict[int, int] = {}  # iova -> size
         self.eventfds: dict[tuple[int, int], int] = {}
@@ -99,6 +103,7 @@ class Device:
         self.eventfds.clear()
         self.mappings.clear()
         self.negotiated = self.logging = False
+        self.window = None
         self.state = S.RUNNING
 
     def answer(self, request: Request) -> tuple[bytes, list[int]]:
@@ -132,7 +137,7 @@ class Device:
             "migration": {"pgsize": 4096},
             "migration_precopy_info": True,
             "write_multiple": True,
-        }
+        } | ({"migration_data_window": MAX_WINDOW} if self.offers_window else {})
         self.negotiated = True
         offered = {name: value for name, value in capabilities.items() if name in proposed}
         return struct.pack("<HH", 0, 0) + json.dumps({"capabilities": offered}).encode() + b"\0"
@@ -326,7 +331,14 @@ class Device:
     def mig_read(self, payload: bytes) -> bytes:
         """Slices of the stream; empty when there is no more."""
         _, size = struct.unpack_from("<II", payload)
-        _require(self.state in _SAVING and size <= MAX_XFER)
+        _require(self.state in _SAVING)
+        if self.window is not None:
+            place, offset = place_of(self.window, payload)
+            data = bytes(self.pending[: len(place)])
+            place[: len(data)] = data
+            del self.pending[: len(data)]
+            return struct.pack("<IIQ", 16, len(data), offset)
+        _require(size <= MAX_XFER)
         data = bytes(self.pending[:size])
         del self.pending[: len(data)]
         return struct.pack("<II", 8 + len(data), len(data)) + data
@@ -334,9 +346,19 @@ class Device:
     def mig_write(self, payload: bytes) -> bytes:
         """Take what comes until it cannot be a stream of ours any more."""
         _, size = struct.unpack_from("<II", payload)
-        _require(self.state == S.RESUMING and size == len(payload) - 8)
+        data = payload[8:]
+        if self.window is not None:
+            data = bytes(place_of(self.window, payload)[0])
+        _require(self.state == S.RESUMING and size == len(data))
         _require(len(self.incoming) + size <= 2 * MAX_XFER, errno.ENOSPC)
-        self.incoming += payload[8:]
+        self.incoming += data
+        return b""
+
+    def mig_window(self, payload: bytes) -> bytes:
+        """Take the window, once."""
+        _require(self.offers_window)
+        _require(self.window is None, errno.EEXIST)
+        self.window = map_window(payload, self.fds)
         return b""
 
     def precopy_info(self, payload: bytes) -> bytes:

@@ -61,6 +61,8 @@ class Liar:
         arm_file: str | None = None,
     ) -> None:
         self.device = device
+        if lie is not None and lie.name.startswith("window-"):
+            device.offers_window = True
         self.lie = lie
         self.after = after
         self.times = times

@@ -25,6 +25,7 @@ COMMANDS = {
     "mig-read": uapi.VFIO_USER_MIG_DATA_READ,
     "mig-write": uapi.VFIO_USER_MIG_DATA_WRITE,
     "precopy-info": uapi.VFIO_USER_MIG_GET_PRECOPY_INFO,
+    "mig-window": uapi.VFIO_USER_MIG_DATA_WINDOW,
 }
 FEATURES = {
     "migration": uapi.VFIO_DEVICE_FEATURE_MIGRATION,
