@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 
 from vfu_dev.cli import EXIT_FAILED, EXIT_LESS
+from vfu_dev.cli.configfile import given
 from vfu_dev.cli.lab_host import host
 from vfu_dev.cli.lab_model import model
 from vfu_dev.cli.lab_run import compare, run, scenarios
@@ -73,12 +74,21 @@ command.add_command(host)
         "vfu-dev lab migrate --device docs/examples/kvstore.py:KeyValueStore --guest none",
         "vfu-dev lab migrate --destination ssh://b.example --memory 64M --max-bandwidth 1Gbit",
         "vfu-dev lab migrate --link 1Gbit,delay=5ms --json link.json",
+        "vfu-dev lab migrate --server './my-server --socket {socket}' --guest none",
         "vfu-dev lab migrate --fault-destination op=mig-write,delay=1.5,when=initial-received",
         "vfu-dev lab migrate --downtime-limit 150 --policy passes=3,seconds=10,downtime-limit=300",
     ],
 )
 @own_device_option(
     "Migrate this device class of yours; the device writes by itself, and digests compare its state"
+)
+@option(
+    "--server",
+    "server_command",
+    metavar="COMMAND",
+    help="Start this vfio-user server on each side in the place of ours; {socket} in it is where it listens, "
+    "{side} is source or destination. Nobody writes to its device, and what only our control socket tells "
+    "is not in the report.",
 )
 @option("--memory", type=SIZE, default="8M", show_default=True, help="Size of the device memory (BAR2).")
 @option("--devices", type=NumberType(1, 8), default=1, show_default=True, help="Number of devices in the VM.")
@@ -194,6 +204,7 @@ command.add_command(host)
 @option("--quiet", is_flag=True, help="Show no progress, only the summary.")
 def migrate(
     device_spec: str | None,
+    server_command: str | None,
     memory: int,
     devices: int,
     load_arguments: dict[str, Any],
@@ -239,8 +250,10 @@ def migrate(
     if memory < PAGE_BYTES or memory % PAGE_BYTES:
         raise ConfigError(f"--memory {memory}: must be a multiple of 4096 bytes, the page size")
     own_device = own_device_of(device_spec, {"memory": "memory", "access": "access"})
-    load_place = load_place or ("guest" if own_device is None else "device")
-    load = load_of(load_arguments)
+    server = _server_of(server_command, load_arguments)
+    ours = own_device is None and not server
+    load_place = load_place or ("guest" if ours else "device")
+    load = None if server else load_of(load_arguments)
     if load is None or load.is_idle:
         load = Workload("idle")
     faults = {side: of_side(sides, "fault", side) for side in ("source", "destination")}
@@ -256,6 +269,8 @@ def migrate(
     if destination is not None:
         if link_spec is not None:
             raise ConfigError("--link: is between namespaces of this machine, --destination another machine")
+        if server:
+            raise ConfigError("--server: is started on this machine, --destination is another one")
         far = replace(Destination.parse(destination), **sent_away(sides))
     options = MigrateOptions(
         **chosen_qemus(sides),
@@ -263,6 +278,7 @@ def migrate(
         guest_image=artifact("guest") if guest == "linux" else None,
         memory_bytes=memory,
         own_device=own_device,
+        server=server,
         devices=devices,
         load=load,
         load_place=load_place,
@@ -312,3 +328,17 @@ def migrate(
             log.unlink()
     if not load_kept_up(result):
         sys.exit(EXIT_LESS)
+
+
+def _server_of(command: str | None, load_arguments: dict[str, Any]) -> tuple[str, ...]:
+    """Return the words of --server. Raises: ConfigError: not a command, or with what only our server has."""
+    if command is None:
+        return ()
+    from vfu_dev.vm.any_server import split_command
+
+    chosen = given(click.get_current_context())
+    ours = ("memory", "access", "pre_copy", "device_spec", *load_arguments)
+    for name in (*ours, "fault", "fault_source", "fault_destination"):
+        if name in chosen:
+            raise ConfigError(f"--{name.replace('_', '-')}: is for our own server, not for that of --server")
+    return tuple(split_command(command))

@@ -14,6 +14,7 @@ from vfu_dev.errors import LabError
 from vfu_dev.figures import Sample, Snapshot
 from vfu_dev.lab.options import MigrateOptions, QemuChoice
 from vfu_dev.lab.result import QemuSide
+from vfu_dev.vm.any_server import AnyServer
 from vfu_dev.vm.qemu import Qemu, QemuOptions
 from vfu_dev.vm.servers import ControlledServer, DeviceServer, ServerOptions
 from vfu_dev.workload import Workload
@@ -51,6 +52,7 @@ class Host:
             extra=options.server_extra,
         )
         self._sockets, self._server_options = sockets, server
+        self._command, self._role = list(options.server), "destination" if incoming else "source"
         self.servers = [self._make_server(index) for index in range(options.devices)]
         machine = QemuOptions(
             binary=self.choice.binary,
@@ -74,8 +76,11 @@ class Host:
         devices = [server.socket for server in self.servers]
         self.qemu = Qemu(name, sockets, logs, machine, devices, spare)
 
-    def _make_server(self, index: int) -> DeviceServer:
-        return DeviceServer(f"{self.name}-vfu{index}", self._sockets, self.logs, self._server_options)
+    def _make_server(self, index: int) -> DeviceServer | AnyServer:
+        name = f"{self.name}-vfu{index}"
+        if self._command:
+            return AnyServer(name, self._sockets, self.logs, self._command, self._role)
+        return DeviceServer(name, self._sockets, self.logs, self._server_options)
 
     def require_migration(self) -> None:
         """Raise LabError, which says what to do, if its QEMU leaves the devices out of a migration."""
@@ -103,6 +108,8 @@ class Host:
         """
         without = []
         for index, server in enumerate(self.servers):
+            if not server.has_control:
+                continue
             if (await server.status())["memories"]:
                 await server.command("load", load=replace(load, seed=load.seed + index).to_dict())
             else:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.sizes import format_count
+from vfu_dev.vm.any_server import WITHOUT_CONTROL
 from vfu_dev.workload import Workload
 from vfu_dev.workload.figures import KEEPS_UP
 
@@ -16,6 +17,7 @@ def judge(
     verified: bool = True,
     load: Workload | None = None,
     digests: bool = True,
+    controlled: bool = True,
 ) -> None:
     """Fill `problems`, `warnings` and `status`.
 
@@ -23,11 +25,12 @@ def judge(
              verified: whether a guest should have read everything back. One that found something wrong is a
                  problem in any case.
              load: the load asked for, for messages about a rate that was not reached.
+             controlled: whether the servers have control sockets; without, only QEMU says what moved.
              digests: whether both servers must have reported a digest; two that differ are always a problem.
     """
     qemu, guest = result.qemu, result.guest
     if qemu.status == "completed":
-        _judge_moved(result, pre_copy, verified, digests)
+        _judge_moved(result, pre_copy, verified, digests, controlled)
     else:
         _judge_unmoved(result)
     if qemu.downtime_ms is not None and qemu.downtime_ms > qemu.downtime_limit_ms:
@@ -82,7 +85,9 @@ def _judge_unmoved(result: MigrationResult) -> None:
         problems.append(f"the VM on the source is {qemu.run_state_source or 'gone'}, not running")
 
 
-def _judge_moved(result: MigrationResult, pre_copy: bool | None, verified: bool, digests: bool) -> None:
+def _judge_moved(
+    result: MigrationResult, pre_copy: bool | None, verified: bool, digests: bool, controlled: bool
+) -> None:
     """Find every expectation that a completed migration did not meet."""
     problems, qemu = result.problems, result.qemu
     for device in result.devices:
@@ -110,7 +115,11 @@ def _judge_moved(result: MigrationResult, pre_copy: bool | None, verified: bool,
     more_is_right = "multifd" in qemu.capabilities
     # A source that its owner has ended cannot be queried any more.
     says = qemu.vfio_bytes is not None or qemu.run_state_source is not None
-    if says and qemu.vfio_bytes != sent and not (more_is_right and (qemu.vfio_bytes or 0) > sent):
+    if not controlled:
+        result.warnings.append(WITHOUT_CONTROL)
+        if not qemu.vfio_bytes:
+            problems.append("QEMU moved no device state")
+    elif says and qemu.vfio_bytes != sent and not (more_is_right and (qemu.vfio_bytes or 0) > sent):
         problems.append(f"QEMU moved {qemu.vfio_bytes} bytes of device state, the servers sent {sent}")
     guest = result.guest
     if guest is None and not verified:

@@ -66,7 +66,7 @@ class Lab(Observer):
             destination = self.route.place(options.qemu_incoming, True)
             self.destination = far or Host("destination", self.sockets, logs, options, True, destination)
             made.pop_all()
-        known = options.own_device is None
+        known = options.own_device is None and not options.server
         self.guest: Guest = QtestGuest(known) if options.guest_image is None else LinuxGuest(drives=known)
         # The hosts are numbered: source is 1, destination 2, and each that comes later has the next number.
         self.hosts = 2

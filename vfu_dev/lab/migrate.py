@@ -84,6 +84,7 @@ async def _run(
         verified=options.read_back is not None and not result.interrupted,
         load=options.load,
         digests=options.verify != "none",
+        controlled=not options.server,
     )
     return result
 
@@ -106,7 +107,7 @@ async def _run_steps(lab: Lab, result: MigrationResult) -> None:
     result.moved = True
     goes_on = "" if lab.options.load.is_idle else f"; {lab.options.writer} goes on writing on the destination"
     lab.reporter("phase", {"text": f"moved{goes_on}"})
-    if lab.options.load_place == "device":
+    if lab.options.load_place == "device" and not lab.options.server:
         result.load_status = [await server.command("load-status") for server in lab.source.servers]
     await lab.follow()
     await asyncio.sleep(lab.options.settle_seconds)

@@ -189,6 +189,8 @@ class Observer(ABC):
         for index, (source, destination) in enumerate(
             zip(self.source.servers, self.destination.servers, strict=True)
         ):
+            if not source.has_control:
+                continue
             device = DeviceResult(name=f"vfu{index}")
             for server, read in ((source, device.read_source), (destination, device.read_destination)):
                 try:

@@ -58,6 +58,7 @@ class MigrateOptions:
         preload_log: the preloaded library logs what it was asked and answered.
         own_device: a class of the user's own in place of the reference device. The lab does not know its
             registers: its own engine writes, and only digests compare its state.
+        server: the words of a command that serves a device in the place of ours (`vfu_dev.vm.any_server`).
         load_place: who writes: the guest, whose journal is compared with the device after the move, or the
             device's own engine, where only digests show that the state is equal.
         verify: how the content is compared; `auto` reads it back where the guest wrote it.
@@ -89,6 +90,7 @@ class MigrateOptions:
     page_size: int = 4096
     access: str = "trap"
     own_device: OwnDevice | None = None
+    server: tuple[str, ...] = ()
     devices: int = 1
     spare_ports: int = 0
     reboot: bool = False
@@ -121,6 +123,10 @@ class MigrateOptions:
             raise ConfigError(
                 "load place guest: a guest knows only the reference device; a class of your own writes by "
                 "itself: use place device"
+            )
+        if self.server and (self.load_place == "guest" or not self.load.is_idle):
+            raise ConfigError(
+                "server: nobody writes to a device that is not known: use load place device, idle"
             )
         if self.verify in ("dma", "mmio") and self.load_place == "device":
             raise ConfigError(

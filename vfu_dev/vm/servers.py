@@ -59,7 +59,12 @@ class ServerOptions:
 
 
 class ControlledServer:
-    """A server that somebody started, by its control socket."""
+    """A server that somebody started, by its control socket.
+
+    Attributes: has_control: there is one; without, every command fails.
+    """
+
+    has_control = True
 
     def __init__(self, name: str, control: Path) -> None:
         self.name = name
