@@ -1,4 +1,4 @@
-"""`lab migrate --server`: any vfio-user server in the place of ours, here the peer in C, through real QEMU."""
+"""`lab migrate --server`: any vfio-user server in place of ours, here the peer in C, through real QEMU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def migrate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_server_in_c_moves_its_state_through_qemu(tmp_path: Path) -> None:
-    """4 MiB of it, filled at the source alone; all that the servers started is ended, and their logs are kept."""
+    """4 MiB, filled at the source alone; all that the servers started is ended, and their logs are kept."""
     peer = artifact("bench-peer", build=True)
     # A shell that stays, and a child of its own: both have to go.
     fill = "$(test {side} = source && echo 7)"

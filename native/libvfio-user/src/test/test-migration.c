@@ -11,9 +11,12 @@
 #include <setjmp.h>
 #include <cmocka.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/param.h>
+#include <unistd.h>
 
 #include "common.h"
 #include "device_feature.h"
@@ -920,6 +923,163 @@ test_setup(void **state UNUSED)
     assert_int_equal(0, vfu_migration_fail(dev.ctx));
     assert_int_equal(VFU_MIGR_STATE_ERROR, vfu_migration_get_state(dev.ctx));
 }
+
+/* --- the window ---------------------------------------------------------- */
+
+#define WINDOW_SIZE (4 * 4096UL)
+#define ALL_SEALS (F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW)
+
+static int
+sealed(size_t size, int seals)
+{
+    int fd = memfd_create("test-window", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+    assert_true(fd >= 0);
+    assert_int_equal(0, ftruncate(fd, size));
+    assert_int_equal(0, fcntl(fd, F_ADD_SEALS, seals));
+    return fd;
+}
+
+/* Hand over a window with @nr_fds file descriptors, which are closed. */
+static int
+window(uint64_t size, uint32_t flags, int fd, size_t nr_fds)
+{
+    struct vfio_user_mig_data_window req = { sizeof(req), flags, size };
+    int fds[2] = { fd, nr_fds > 1 ? dup(fd) : -1 };
+    void *body = malloc(sizeof(req));
+    int ret, err;
+    size_t i;
+
+    assert_non_null(body);
+    memcpy(body, &req, sizeof(req));
+    free_reply();
+    msg.in.iov.iov_base = body;
+    msg.in.iov.iov_len = sizeof(req);
+    msg.in.fds = fds;
+    msg.in.nr_fds = nr_fds;
+    ret = handle_mig_data_window(dev.ctx, &msg);
+    err = errno;
+    for (i = 0; i < ARRAY_SIZE(fds); i++) {
+        if (fds[i] != -1) {
+            close(fds[i]);
+        }
+    }
+    free(body);
+    memset(&msg, 0, sizeof(msg));
+    errno = err;
+    return ret;
+}
+
+static void
+allow_window(void)
+{
+    dev.ctx->client_max_window = 1 << 20;
+    assert_int_equal(0, vfu_setup_migration_window(dev.ctx, 4 * WINDOW_SIZE));
+}
+
+static void
+test_window_is_judged(void **state UNUSED)
+{
+    static const int seals[] = {
+        0, ALL_SEALS & ~F_SEAL_SEAL, ALL_SEALS & ~F_SEAL_SHRINK,
+        ALL_SEALS & ~F_SEAL_GROW, ALL_SEALS | F_SEAL_WRITE,
+    };
+    size_t i;
+
+    assert_fails(EINVAL, window(WINDOW_SIZE, 0, sealed(WINDOW_SIZE, ALL_SEALS), 1));
+    allow_window();
+    assert_int_equal(4 * WINDOW_SIZE, migration_max_window(dev.ctx->migration));
+    for (i = 0; i < ARRAY_SIZE(seals); i++) {
+        assert_fails(EINVAL, window(WINDOW_SIZE, 0, sealed(WINDOW_SIZE, seals[i]), 1));
+    }
+    assert_fails(EINVAL, window(WINDOW_SIZE, 0, -1, 0));
+    assert_fails(EINVAL, window(WINDOW_SIZE, 0, sealed(WINDOW_SIZE, ALL_SEALS), 2));
+    assert_fails(EINVAL, window(WINDOW_SIZE, 1, sealed(WINDOW_SIZE, ALL_SEALS), 1));
+    assert_fails(EINVAL, window(WINDOW_SIZE, 0, sealed(4096, ALL_SEALS), 1));
+    assert_fails(EINVAL, window(4096, 0, sealed(WINDOW_SIZE, ALL_SEALS), 1));
+    assert_fails(EINVAL, window(0, 0, sealed(0, ALL_SEALS), 1));
+    assert_fails(EINVAL, window(100, 0, sealed(100, ALL_SEALS), 1));
+    assert_fails(EINVAL, window(8 * WINDOW_SIZE, 0, sealed(8 * WINDOW_SIZE, ALL_SEALS), 1));
+    assert_fails(EINVAL, window(1ULL << 63, 0, sealed(WINDOW_SIZE, ALL_SEALS), 1));
+    assert_false(migration_has_window(dev.ctx->migration));
+    assert_int_equal(0, window(WINDOW_SIZE, 0, sealed(WINDOW_SIZE, ALL_SEALS), 1));
+    assert_fails(EEXIST, window(WINDOW_SIZE, 0, sealed(WINDOW_SIZE, ALL_SEALS), 1));
+
+    /* It ends with the connection, and with it what the client may ask for. */
+    migration_reset(dev.ctx, VFU_RESET_DEVICE);
+    assert_true(migration_has_window(dev.ctx->migration));
+    migration_reset(dev.ctx, VFU_RESET_LOST_CONN);
+    assert_false(migration_has_window(dev.ctx->migration));
+    assert_int_equal(0, window(WINDOW_SIZE, 0, sealed(WINDOW_SIZE, ALL_SEALS), 1));
+}
+
+static int
+in_window(int (*handler)(vfu_ctx_t *, vfu_msg_t *), uint64_t offset,
+          uint32_t size)
+{
+    struct vfio_user_mig_window_data req = { sizeof(req), size, offset };
+
+    return request(handler, &req, sizeof(req));
+}
+
+static void
+test_window_has_the_data(void **state UNUSED)
+{
+    static const struct { uint64_t offset; uint32_t size; } outside[] = {
+        { WINDOW_SIZE, 1 }, { WINDOW_SIZE - 1, 2 }, { 0, WINDOW_SIZE + 1 },
+        { UINT64_MAX, 1 }, { UINT64_MAX, UINT32_MAX }, { 1, UINT32_MAX },
+        { 1ULL << 63, 1 },
+    };
+    const struct vfio_user_mig_window_data *reply;
+    int fd = sealed(WINDOW_SIZE, ALL_SEALS);
+    uint8_t *client;
+    size_t i;
+
+    client = mmap(NULL, WINDOW_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    assert_true(client != MAP_FAILED);
+    allow_window();
+    assert_int_equal(0, window(WINDOW_SIZE, 0, fd, 1));
+
+    assert_fails(EINVAL, in_window(handle_mig_data_read, 0, 1));
+    assert_fails(EINVAL, in_window(handle_mig_data_write, 0, 1));
+
+    force_state(ST(STOP_COPY));
+    for (i = 0; i < ARRAY_SIZE(outside); i++) {
+        assert_fails(EINVAL, in_window(handle_mig_data_read, outside[i].offset,
+                                       outside[i].size));
+    }
+    assert_fails(EINVAL, request(handle_mig_data_read, "12345678", 8));
+    dev.read_ret = 100;
+    assert_int_equal(0, in_window(handle_mig_data_read, 1000, 200));
+    reply = msg.out.iov.iov_base;
+    assert_int_equal(sizeof(*reply), msg.out.iov.iov_len);
+    assert_int_equal(sizeof(*reply), reply->argsz);
+    assert_int_equal(100, reply->size);
+    assert_int_equal(1000, reply->offset);
+    assert_int_equal(0, client[999]);
+    assert_int_equal(0x5a, client[1000]);
+    assert_int_equal(0x5a, client[1099]);
+    assert_int_equal(0, client[1100]);
+    assert_fails(EIO, in_window(handle_mig_data_read, 0, 99));
+    dev.read_ret = -1;
+    assert_fails(EIO, in_window(handle_mig_data_read, 0, 99));
+    dev.read_ret = 0;
+    assert_int_equal(0, in_window(handle_mig_data_read, WINDOW_SIZE, 0));
+
+    force_state(ST(RESUMING));
+    for (i = 0; i < ARRAY_SIZE(outside); i++) {
+        assert_fails(EINVAL, in_window(handle_mig_data_write, outside[i].offset,
+                                       outside[i].size));
+    }
+    memset(client + WINDOW_SIZE - 64, 0xa5, 64);
+    dev.write_ret = 64;
+    assert_int_equal(0, in_window(handle_mig_data_write, WINDOW_SIZE - 64, 64));
+    assert_int_equal(0, msg.out.iov.iov_len);
+    assert_int_equal(0, in_window(handle_mig_data_write, WINDOW_SIZE, 0));
+    dev.write_ret = -1;
+    assert_fails(EBADMSG, in_window(handle_mig_data_write, WINDOW_SIZE - 64, 64));
+    munmap(client, WINDOW_SIZE);
+}
 #endif
 
 int
@@ -939,6 +1099,8 @@ main(void)
         TEST(test_data_size),
         TEST(test_gather),
         TEST(test_setup),
+        TEST(test_window_is_judged),
+        TEST(test_window_has_the_data),
 #endif
     };
 
