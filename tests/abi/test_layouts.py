@@ -47,6 +47,8 @@ FUNCTIONS = {
     "vfu_setup_device_migration_callbacks": "int (*)(vfu_ctx_t *, const vfu_migration_callbacks_t *)",
     "vfu_setup_device_migration_ext": "int (*)(vfu_ctx_t *, const vfu_migration_ext_t *)",
     "vfu_setup_migration_gather": "int (*)(vfu_ctx_t *, vfu_migration_gather_cb_t *)",
+    "vfu_setup_migration_window": "int (*)(vfu_ctx_t *, size_t)",
+    "vfu_serve_accesses": "int (*)(vfu_ctx_t *)",
     "vfu_migration_get_state": "int (*)(vfu_ctx_t *)",
     "vfu_migration_fail": "int (*)(vfu_ctx_t *)",
     "vfu_reset_device": "int (*)(vfu_ctx_t *, vfu_reset_type_t)",
