@@ -66,6 +66,9 @@ LIMITS = {
     "front-end-writes/p50": Limit(1.1),
     "front-end-out/rate": Limit(0.9, "more"),
     "front-end-in/rate": Limit(0.9, "more"),
+    # Of what QEMU itself allows, which the peer shows.
+    "qemu-out/rate": Limit(0.9, "more"),
+    "qemu-in/rate": Limit(0.9, "more"),
     # The engine works in slices of 256 KiB, and an access waits for the rest of one.
     "mmio-dma/p50": Limit(3.0),
     "mmio-dma/p99": Limit(20.0),

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from vfu_dev import JSON_VERSION, __version__
-from vfu_dev.bench import dma, forecast, front_ends, mmio, start, stream, window
+from vfu_dev.bench import dma, forecast, front_ends, mmio, start, stream, through_qemu, window
 from vfu_dev.bench.figures import Effort, Figure
 from vfu_dev.bench.machine import MOST_OTHER_WORK, OtherWork, busy_core, machine
 from vfu_dev.bench.peers import Bench, bench
@@ -28,7 +28,9 @@ CASES: dict[str, Case] = {
     "start": start.serve,
     "forecast": forecast.downtimes,
     "front-ends": front_ends.mmio_and_state,
+    "qemu": through_qemu.state,
 }
+NEED_QEMU = ("front-ends", "qemu")
 
 # Number of figures of each, for the time left.
 FIGURES = {
@@ -43,15 +45,17 @@ FIGURES = {
     "start": 1,
     "forecast": 2,
     "front-ends": 4,
+    "qemu": 2,
 }
 
 
 def possible() -> tuple[list[str], str]:
-    """Return the cases that can be measured here, and why front-ends cannot: our QEMU is not built."""
+    """Return the cases that can be measured here, and why some cannot: our QEMU takes minutes to build."""
     try:
         find_qemu("patched")
     except BuildError as error:
-        return [name for name in CASES if name != "front-ends"], f"front-ends is left out: {error}"
+        left_out = " and ".join(NEED_QEMU)
+        return [name for name in CASES if name not in NEED_QEMU], f"{left_out} are left out: {error}"
     return list(CASES), ""
 
 
