@@ -30,7 +30,7 @@ def test_a_server_in_c_moves_its_state_through_qemu(tmp_path: Path) -> None:
     # A shell that stays, and a child of its own: both have to go.
     fill = "$(test {side} = source && echo 7)"
     script = f"sleep 1000 & echo $! >>{tmp_path}/{{side}}.pids; {peer} {{socket}} 4 {fill}"
-    done = migrate(tmp_path, "--server", f'sh -c "{script}"', "--downtime-limit", "10s")
+    done = migrate(tmp_path, "--server", f'sh -c "{script}"', "--downtime-limit", "10000")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["status"] == "completed"
