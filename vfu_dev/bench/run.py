@@ -40,6 +40,7 @@ FIGURES = {
     "precopy": 6,
     "stream-out": 2,
     "stream-in": 1,
+    "window": 3,
     "scan": 2,
     "dma": 4,
     "start": 1,
