@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,9 +98,78 @@ def test_a_mapped_region_is_not_the_devices_to_answer_for() -> None:
 
     device = Mapped()
     assert device.memories[0].mapped
+    assert device.notes.is_plain
     device.close()
     with pytest.raises(ConfigError, match="notes: a mapped region"):
         Asking()
+
+
+def test_a_write_reaches_each_register_that_it_touches_in_the_order_of_the_table() -> None:
+    """Wherever it begins and ends, and whatever lies between two of them."""
+    places = {"third": (24, 4), "first": (0, 8), "gap": (40, 1), "second": (8, 2)}
+    heard: list[str] = []
+
+    class Table(Device):
+        registers = Registers(
+            0, [Field(name, at, f"<u{size}", "rw", "a number") for name, (at, size) in places.items()]
+        )
+
+    device = Table()
+    for name in places:
+        device.registers.on_write(name, lambda _, name=name: heard.append(name))
+    with InMemoryClient(device) as client:
+        tried = 0
+        for begin in range(48):
+            for count in range(1, 48 - begin):
+                heard.clear()
+                client.region_write(0, begin, bytes(count))
+                touched = [
+                    name for name, (at, size) in places.items() if at < begin + count and begin < at + size
+                ]
+                assert heard == touched, (begin, count)
+                tried += len(touched) > 1
+        assert tried > 100
+
+
+def test_memory_that_somebody_has_a_say_in_is_not_plain() -> None:
+    """A server may serve plain memory without calling the device."""
+
+    class OddRegion(Region):
+        """Whatever it does."""
+
+    class Odd(Counter):
+        notes = OddRegion(2, size_bytes=4096)
+
+    class Reading(Counter):
+        def region_read(self, region: Region, offset: int, out: memoryview) -> None:
+            """Say in what is read alone."""
+
+    class Counting(Counter):
+        def region_handler(self, bar: Bar) -> Callable[[memoryview, int, bool], None]:
+            """Say in everything."""
+            return super().region_handler(bar)
+
+    for made, notes, cache in (
+        (Counter(), True, True),
+        (Odd(), False, True),
+        (Reading(), False, False),
+        (Counting(), False, False),
+    ):
+        assert (made.notes.is_plain, made.cache.is_plain) == (notes, cache), made.type_name
+        made.close()
+
+
+def test_a_window_begins_where_a_64_bit_register_says() -> None:
+    with InMemoryClient(Counter()) as client:
+        notes = client.device.notes
+        for base in (4096, 3 * 4096, (1 << 64) - 1):
+            notes.base_bytes = base
+            assert (notes.base_bytes, int(notes.window[0])) == (base, base)
+        assert client.region_read(2, 0, 4) == b"\xff" * 4
+        for base in (-1, 1 << 64):
+            with pytest.raises(OutsideRegionError):
+                notes.base_bytes = base
+        assert notes.base_bytes == (1 << 64) - 1
 
 
 def test_a_subclass_can_change_a_hook_and_replace_what_is_declared() -> None:

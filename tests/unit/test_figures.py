@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from test_metrics_scrape import example
 
@@ -18,6 +19,16 @@ def test_an_edge_belongs_to_the_bucket_below() -> None:
     assert histogram.counts == [1, 2, 1, 1]
     assert histogram.count == 5
     assert histogram.as_dict()["sum"] == pytest.approx(3.0001)
+
+
+def test_what_c_observes_is_in_every_total() -> None:
+    shared = np.zeros(1 + 3, np.uint64)
+    histogram = Histogram((0.1, 0.3), shared)
+    histogram.observe(0.2)
+    shared[:] = [2_500_000_000, 5, 0, 1]
+    assert histogram.totals() == ([5, 1, 1], 2_700_000_000)
+    assert histogram.count == 7
+    assert histogram.as_dict() == {"edges": [0.1, 0.3], "counts": [5, 1, 1], "sum": 2.7}
 
 
 def test_the_edges_that_decisions_hang_on_are_there() -> None:

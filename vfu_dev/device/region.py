@@ -47,14 +47,15 @@ class Region(Bar):
         bar_bytes: size of the BAR, a power of two; the memory's, rounded up, unless given.
 
     Attributes:
-        base_bytes: where in the memory a window begins.
         memory: the memory, page by page; of a device's own.
+        window: `base_bytes` for C to read, shape (1,) uint64; of a device's own.
 
     Raises:  ConfigError: an impossible BAR. The device itself checks the memory when it is made.
     """
 
     bar_flags = PCI_BASE_ADDRESS_MEM_TYPE_64 | PCI_BASE_ADDRESS_MEM_PREFETCH
     memory: DeviceMemory = cast(Any, Unmade())
+    window: npt.NDArray[np.uint64] = cast(Any, Unmade())
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class Region(Bar):
         self.page_size_bytes = page_size_bytes
         self.migrate = migrate
         self.mapped = mapped
-        self.base_bytes = 0
+        self._base_bytes = 0
 
     def with_bar(self, bar_bytes: int) -> Self:
         """See `Bar`. Raises: ConfigError: mapped memory too, whose BAR is as large as its file."""
@@ -89,8 +90,25 @@ class Region(Bar):
         self.memory = DeviceMemory(self.name, self.size_bytes, self.page_size_bytes, mapped=self.mapped)
         self._device = device
         self._raw, self._mark = self.memory.raw, self.memory.pages.mark
+        self.window = np.array([self._base_bytes], dtype=np.uint64)
 
     # --- for the device -------------------------------------------------------------------------------------
+
+    @property
+    def base_bytes(self) -> int:
+        """Where in the memory the BAR begins; at the end of the memory or behind it, nothing is there.
+
+        Setting it raises OutsideRegionError: an IndexError; it is no 64-bit number.
+        """
+        return self._base_bytes
+
+    @base_bytes.setter
+    def base_bytes(self, base: int) -> None:
+        if not 0 <= base < 1 << 64:
+            raise OutsideRegionError(self, base, 0)
+        self._base_bytes = base
+        if self.made:
+            self.window[0] = base
 
     @property
     def data(self) -> npt.NDArray[np.uint8]:
@@ -133,9 +151,18 @@ class Region(Bar):
             self._ask_write if device.overrides("region_write") else self._write,
         )
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a guest's access does nothing but read or write the memory, and mark what was written.
+
+        A class of an author's own may do more, whatever it is.
+        """
+        own = ("region_read", "region_write", "region_handler")
+        return type(self) is Region and not any(map(self._device.overrides, own))
+
     def _read(self, offset: int, out: memoryview) -> None:
         count = len(out)
-        offset += self.base_bytes
+        offset += self._base_bytes
         if offset + count <= self.size_bytes:
             out[:] = self._raw[offset : offset + count]
             return
@@ -145,7 +172,7 @@ class Region(Bar):
 
     def _write(self, offset: int, data: memoryview) -> None:
         count = len(data)
-        offset += self.base_bytes
+        offset += self._base_bytes
         if offset + count > self.size_bytes:
             count = max(0, self.size_bytes - offset)
             data = data[:count]
@@ -154,14 +181,14 @@ class Region(Bar):
             self._mark(offset, count)
 
     def _ask_read(self, offset: int, out: memoryview) -> None:
-        offset += self.base_bytes
+        offset += self._base_bytes
         inside = max(0, min(len(out), self.size_bytes - offset))
         out[inside:] = b"\xff" * (len(out) - inside)
         if inside:
             self._device.region_read(self, offset, out[:inside])
 
     def _ask_write(self, offset: int, data: memoryview) -> None:
-        offset += self.base_bytes
+        offset += self._base_bytes
         inside = max(0, min(len(data), self.size_bytes - offset))
         if inside:
             self._device.region_write(self, offset, data[:inside])

@@ -6,13 +6,14 @@ Only `_ffi` knows ctypes; nothing above this package does.
 from vfu_dev.libvfio_user.callbacks import DeviceCallbacks, ResetKind
 from vfu_dev.libvfio_user.context import Context
 from vfu_dev.libvfio_user.library import EXTENSION_VERSION, Library, describe, open_library
-from vfu_dev.libvfio_user.regions import RegionSetup
+from vfu_dev.libvfio_user.regions import RegionMemory, RegionSetup
 
 __all__ = [
     "EXTENSION_VERSION",
     "Context",
     "DeviceCallbacks",
     "Library",
+    "RegionMemory",
     "RegionSetup",
     "ResetKind",
     "describe",

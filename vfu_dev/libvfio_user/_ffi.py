@@ -21,6 +21,7 @@ from ctypes import (
     c_size_t,
     c_ssize_t,
     c_uint8,
+    c_uint16,
     c_uint32,
     c_uint64,
     c_void_p,
@@ -28,6 +29,7 @@ from ctypes import (
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from vfu_dev.errors import REFUSALS, LibraryError, errno_of
 
@@ -125,6 +127,25 @@ class MigrationExtStruct(Structure):
     ]
 
 
+class RegionMemoryStruct(Structure):
+    """vfu_region_memory_t."""
+
+    _fields_ = [
+        ("data", c_void_p),
+        ("size", c_uint64),
+        ("marks", c_void_p),
+        ("page_shift", c_uint32),
+        ("mark", c_uint8),
+        ("enabled", c_uint8),
+        ("nr_edges", c_uint16),
+        ("edges", c_void_p),
+        ("window", c_void_p),
+        ("running", c_void_p),
+        ("reads", c_void_p),
+        ("writes", c_void_p),
+    ]
+
+
 class PrecopyInfoStruct(Structure):
     """struct vfio_precopy_info, <linux/vfio.h>."""
 
@@ -172,6 +193,8 @@ SETUP_MIGRATION_V2 = (c_int, (c_void_p, POINTER(MigrationCallbacksStruct)))
 SETUP_MIGRATION_EXT = (c_int, (c_void_p, POINTER(MigrationExtStruct)))
 EXT_PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "vfu_setup_device_migration_ext": SETUP_MIGRATION_EXT,
+    "vfu_setup_region_memory": (c_int, (c_void_p, c_int, POINTER(RegionMemoryStruct))),
+    "vfu_serve_ctx": (c_int, (c_void_p, c_int, c_int, c_int, POINTER(c_int))),
     "vfu_setup_migration_gather": (c_int, (c_void_p, GatherCallback)),
     "vfu_setup_migration_window": (c_int, (c_void_p, c_size_t)),
     "vfu_serve_accesses": (c_int, (c_void_p,)),
@@ -180,7 +203,6 @@ EXT_PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "vfu_reset_device": (c_int, (c_void_p, c_int)),
     "vfu_ext_api_version": (c_uint32, ()),
     "vfu_attach_fd": (c_int, (c_void_p, c_int, c_char_p, c_size_t)),
-    "vfu_get_poll_events": (c_int, (c_void_p, POINTER(c_int))),
     "vfu_setup_wait_cb": (None, (c_void_p, WaitCallback)),
     "vfu_dma_access": (c_int, (c_void_p, c_void_p, c_void_p, c_size_t, c_int)),
     "vfu_irq_get_type": (c_int, (c_void_p, POINTER(c_uint32))),
@@ -230,7 +252,7 @@ def view(address: int, count: int) -> memoryview:
     return memoryview((c_uint8 * count).from_address(address)).cast("B")
 
 
-def address_of(buffer: memoryview | bytes) -> int:
+def address_of(buffer: memoryview | bytes | npt.NDArray[Any]) -> int:
     """Return where the bytes of `buffer` are; the caller keeps it alive."""
     # By way of numpy, because ctypes refuses what may only be read.
     return np.frombuffer(buffer, np.uint8).__array_interface__["data"][0]  # type: ignore[no-any-return]
@@ -263,16 +285,27 @@ def dma_info(address: int) -> tuple[int, int, int, bool]:
     return info.iova.iov_base or 0, info.iova.iov_len, info.prot, info.vaddr is not None
 
 
-def guard(callback_type: Any, device: str, name: str, function: Callable[..., Any], failure: Any = -1) -> Any:
+def guard(
+    callback_type: Any,
+    device: str,
+    name: str,
+    leave: Any,
+    function: Callable[..., Any],
+    failure: Any = -1,
+) -> Any:
     """Return `function` as a C callback from which nothing escapes.
 
     An exception that leaves a ctypes callback is printed, and C receives an undefined value. Here it is
     logged with the device and the callback's name, errno says what went wrong, and C receives `failure`.
 
-    Args:    function: called without the context argument. failure: None for a callback that returns nothing.
+    Args:
+        leave: a `signed_count` that each call sets: see vfu_serve_ctx.
+        function: called without the context argument.
+        failure: None for a callback that returns nothing.
     """
 
     def guarded(_ctx: int, *arguments: Any) -> Any:
+        leave.value = 1
         try:
             return function(*arguments)
         except BaseException as error:  # the boundary to C: nothing may pass
@@ -287,12 +320,14 @@ RegionHandler = Callable[[memoryview, int, bool], None]
 
 
 def guard_region(
-    device: str, name: str, handler: RegionHandler
+    device: str, name: str, leave: Any, handler: RegionHandler, has_work: Callable[[], bool]
 ) -> tuple[Any, Callable[[RegionHandler], None]]:
     """Return the callback of one region; `handler` gets (data, offset, is_write) and fills or takes `data`.
 
     The same as `guard`, written out because every MMIO access comes through here. Also returned is what puts
     another handler in the place of this one, which costs accesses nothing.
+
+    Args:    has_work: called after a write that succeeded, which sets `leave` only if it returns True.
     """
     array_of = c_uint8.__mul__
     set_errno = ctypes.set_errno
@@ -300,8 +335,11 @@ def guard_region(
     def guarded(_ctx: int, buffer: int, count: int, offset: int, is_write: bool) -> int:
         try:
             handler(memoryview(array_of(count).from_address(buffer)).cast("B"), offset, is_write)
+            if is_write and has_work():
+                leave.value = 1
             return count
         except BaseException as error:  # the boundary to C: nothing may pass
+            leave.value = 1
             report(device, name, error)
             set_errno(errno_of(error))
             return -1

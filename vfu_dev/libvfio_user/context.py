@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
-import select
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,13 @@ from vfu_dev.libvfio_user.callbacks import DeviceCallbacks, ResetKind, Vectors
 from vfu_dev.libvfio_user.dma import DmaMemory
 from vfu_dev.libvfio_user.irqs import Irqs
 from vfu_dev.libvfio_user.library import Library, failed
-from vfu_dev.libvfio_user.regions import Gate, RegionHandler, RegionSetup
+from vfu_dev.libvfio_user.regions import (
+    Gate,
+    RegionHandler,
+    RegionSetup,
+    region_memory_struct,
+    switched,
+)
 from vfu_dev.uapi import VFIO_PCI_CONFIG_REGION_INDEX, DeviceState, MigrationFlags
 
 logger = logging.getLogger(__name__)
@@ -67,6 +73,7 @@ class Context:
     def __init__(self, library: Library, socket_path: str | None, name: str) -> None:
         self._library = library
         self._name = name
+        self._leave = _ffi.signed_count()  # set by callbacks after which the loop has to look around
         self._alive: list[Any] = []  # callbacks and structs that C points to
         self.attached = False
         self.dma: DmaMemory | None = None
@@ -87,8 +94,7 @@ class Context:
         self.irqs = Irqs(library, ctx)
         if library.is_ours:
             self._serve_accesses = library.function("vfu_serve_accesses")
-            self._poll_events = library.function("vfu_get_poll_events")
-            self._milliseconds = _ffi.signed_count()
+            self._serve = library.function("vfu_serve_ctx")
         self._complaints: list[str] | None = None  # the library's log lines about a client that it checks
         self._setup_log()
 
@@ -96,7 +102,7 @@ class Context:
         return self._library.check(function, self._ctx, *arguments)
 
     def _guard(self, callback_type: Any, name: str, function: Callable[..., Any], failure: Any = -1) -> Any:
-        callback = _ffi.guard(callback_type, self._name, name, function, failure)
+        callback = _ffi.guard(callback_type, self._name, name, self._leave, function, failure)
         self._alive.append(callback)
         return callback
 
@@ -121,10 +127,11 @@ class Context:
         self._check("vfu_pci_init", kind, 0, 0)
 
     def setup_region(self, region: RegionSetup) -> None:
-        """Set up a memory region; accesses to what is not mapped go to its handler."""
-        callback, exchange = _ffi.guard_region(self._name, region.name, region.handler)
+        """Set up a memory region; accesses to what is not mapped go to its handler, or its memory."""
+        callback, exchange = _ffi.guard_region(
+            self._name, region.name, self._leave, region.handler, region.has_work
+        )
         self._alive.append(callback)
-        self.gates.append(Gate(region.index, region.handler, exchange))
         flags = _ffi.VFU_REGION_FLAG_RW | _ffi.VFU_REGION_FLAG_MEM
         areas = None if region.fd < 0 else _ffi.io_vectors([(0, region.mapped_bytes)])
         self._check(
@@ -138,13 +145,19 @@ class Context:
             region.fd,
             0,
         )
+        if region.memory is not None and self._library.is_ours:
+            struct, others = region_memory_struct(region.memory)
+            self._alive += [struct, region.memory, others]
+            self._check("vfu_setup_region_memory", region.index, struct)
+            exchange = switched(struct, region.handler, exchange)
+        self.gates.append(Gate(region.index, region.handler, exchange))
 
     def setup_config_region(self, size_bytes: int, handler: RegionHandler) -> None:
         """Have `handler` serve all of the configuration space, after `setup_pci`.
 
         The library's own idea of it knows few capabilities, and writes only as wide as a register.
         """
-        callback, _ = _ffi.guard_region(self._name, "config", handler)
+        callback, _ = _ffi.guard_region(self._name, "config", self._leave, handler, lambda: True)
         self._alive.append(callback)
         flags = _ffi.VFU_REGION_FLAG_RW | _ffi.VFU_REGION_FLAG_ALWAYS_CB
         self._check(
@@ -316,7 +329,25 @@ class Context:
         Raises:  ConnectionResetError: the client is gone; `DeviceCallbacks.reset` was called.
                  LibraryError: something else, and the connection may live on.
         """
-        served: int = self._run(self._ctx)
+        return self._served(self._run(self._ctx), "vfu_run_ctx")
+
+    def serve(self, others_fd: int, turn_seconds: float, wait_seconds: float | None) -> None:
+        """Serve requests, and wait for the next ones, until there is something else to do.
+
+        Args:
+            others_fd: return when it is readable and no request waits.
+            turn_seconds: return that long after the first request, whether more come or not.
+            wait_seconds: return after that time when no request waits then; None: wait for the first one.
+
+        Raises:  see `run`. A foreign library cannot do it.
+        """
+        self._leave.value = 0
+        turn_ms, wait_ms = math.ceil(turn_seconds * 1000), -1
+        if wait_seconds is not None:
+            wait_ms = math.ceil(wait_seconds * 1000)
+        self._served(self._serve(self._ctx, others_fd, turn_ms, wait_ms, self._leave), "vfu_serve_ctx")
+
+    def _served(self, served: int, function: str) -> int:
         if served >= 0:
             return served
         number = _ffi.last_errno()
@@ -325,7 +356,7 @@ class Context:
         if number in (errno.ENOTCONN, errno.ECONNRESET, errno.EPIPE, errno.ESHUTDOWN):
             self._lost()
             raise ConnectionResetError(number, os.strerror(number))
-        raise failed("vfu_run_ctx")
+        raise failed(function)
 
     def serve_accesses(self) -> None:
         """In the middle of a request: serve the accesses to regions that have come meanwhile.
@@ -354,19 +385,6 @@ class Context:
                 _ffi.WaitCallback, "wait", lambda _, events, ms: int(wait(events, ms / 1000)), 0
             )
             self._library.function("vfu_setup_wait_cb")(self._ctx, callback)
-
-    def wanted(self) -> tuple[int, float | None]:
-        """Return what to wait for on `poll_fd` before `run`, and how many seconds at most (None: no limit).
-
-        It is select.POLLIN, or POLLOUT while the client does not read its replies, or 0 for nothing at all: a
-        request is here already, which came while DMA by message was under way. There is a limit while a
-        message is under way, after which `run` drops the client.
-        """
-        if not self._library.is_ours:
-            return select.POLLIN, None
-        events: int = self._poll_events(self._ctx, self._milliseconds)
-        left: int = self._milliseconds.value
-        return events, None if left < 0 else left / 1000
 
     @property
     def poll_fd(self) -> int:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import asdict
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -152,7 +151,7 @@ class Commands:
             "resume": migration.resume_status(),
             "transitions": [transition.as_dict() for transition in migration.transitions],
             "interrupts": device.interrupts.as_dict(),
-            "counters": asdict(device.counters),
+            "counters": device.counters.as_dict(),
         }
 
     def _figures(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -120,7 +120,9 @@ class Server:
                 give_to_group(path, access)
                 path.chmod(access.mode)
             undo.callback(self._context.destroy)
-            self._watch = Watch(self._selector, lambda: self._context.poll_fd, self._serve)
+            # Ours waits for its client in C; what is registered here too would wake two.
+            serve = None if library.is_ours else self._serve
+            self._watch = Watch(self._selector, lambda: self._context.poll_fd, serve)
             undo.callback(device.attach, device.bus)
             callbacks, bus = set_up(device, library, self._context, register_trace, data_window=data_window)
             if self._context.dma is not None:
@@ -155,7 +157,11 @@ class Server:
         on_ready()
         try:
             while not self._stopping and not self._is_over:
-                for key, _ in self._selector.select(self._timeout()):
+                timeout = self._timeout()
+                if self.library.is_ours and self.connected:
+                    self._serve_requests(timeout)
+                    timeout = 0
+                for key, _ in self._selector.select(timeout):
                     key.data()
                 self._idle()
             if self._signalled is not None:
@@ -201,13 +207,9 @@ class Server:
 
     def _timeout(self) -> float | None:
         """Return how long the loop may sleep: no time when there is idle work, else until the next sample."""
-        events, patience = self._context.wanted()
-        self._watch.want(events)
         if self.device.migration.audit_pending or (self._control is not None and self._control.busy):
             return 0
-        if events == 0:
-            return 0
-        timeouts = [self._sampler.timeout(), self.device.work_due(), patience]
+        timeouts = [self._sampler.timeout(), self.device.work_due()]
         if self._listener is not None:
             timeouts.append(self._listener.timeout())
         if self.log_limit is not None:
@@ -218,9 +220,6 @@ class Server:
         self._sampler.poll()
         if self.device.work_due() == 0:
             self._work()
-        events, patience = self._context.wanted()
-        if events == 0 or patience == 0:
-            self._serve_requests()
         if self._listener is not None:
             self._listener.advance()
         if self.log_limit is not None:
@@ -258,11 +257,11 @@ class Server:
         return self._watch.wait(seconds, lambda: self._stopping or over(), turn, events)
 
     def _serve(self) -> None:
-        """Do what the vfio-user socket asks for: a new client, or the next requests of the present one."""
+        """Do what a foreign library's socket asks for: a new client, or the present one's next requests."""
         if not self.connected:
             self._attach()
         else:
-            self._serve_requests()
+            self._serve_requests(0)
 
     def _attach(self) -> None:
         """Take a client from a foreign library, which listens itself."""
@@ -298,11 +297,14 @@ class Server:
         self.device.counters.connections += 1
         logger.info("%s: a client is connected", self.device.name)
 
-    def _serve_requests(self) -> None:
-        run, clock = self._context.run, time.monotonic
-        deadline = clock() + _TURN_SECONDS
+    def _serve_requests(self, timeout: float | None) -> None:
+        """Serve the client; ours waits for it, and for all others, until `timeout` (None: no limit)."""
         try:
-            while run() and clock() < deadline:
+            if self.library.is_ours:
+                self._context.serve(self._selector.fileno(), _TURN_SECONDS, timeout)
+                return
+            deadline = time.monotonic() + _TURN_SECONDS
+            while self._context.run() and time.monotonic() < deadline:
                 pass
         except ConnectionResetError:
             self._watch.renew()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vfu_dev.device import Bar, Device, Region, Registers
-from vfu_dev.libvfio_user import Context, Library, RegionSetup
+from vfu_dev.libvfio_user import Context, Library, RegionMemory, RegionSetup
+from vfu_dev.memory.pages import CODE_DIRTY
 from vfu_dev.server import pci
 from vfu_dev.server.bus import ServedBus
 from vfu_dev.server.callbacks import ServedCallbacks
@@ -47,11 +48,30 @@ def set_up(
     return callbacks, bus
 
 
+def _memory(device: Device, region: Region) -> RegionMemory:
+    memory, counters = region.memory, device.counters
+    return RegionMemory(
+        data=memory.data,
+        codes=memory.pages.codes,
+        page_size_bytes=memory.page_size_bytes,
+        written=CODE_DIRTY,
+        window=region.window,
+        running=device.serves_writes,
+        edges_ns=counters.reads.seconds.edges_ns,
+        reads=counters.reads.shared,
+        writes=counters.writes.shared,
+    )
+
+
 def _region(device: Device, bar: Bar, trace: RegisterTrace | None) -> RegionSetup:
     handler = device.region_handler(bar)
     if trace is not None and isinstance(bar, Registers):
         handler = trace.wrap(bar, handler)
-    region = RegionSetup(bar.index, bar.bar_bytes, handler, bar.name)
+    region = RegionSetup(
+        bar.index, bar.bar_bytes, handler, bar.name, has_work=lambda: device.work_due() is not None
+    )
+    if isinstance(bar, Region) and bar.is_plain:
+        region = replace(region, memory=_memory(device, bar))
     if isinstance(bar, Region) and bar.mapped:
         # What is left of the last 64 KiB is trapped: a client with pages of that size cannot map it.
         whole = bar.memory.size_bytes // _LARGEST_PAGE_BYTES * _LARGEST_PAGE_BYTES

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import time
-from dataclasses import asdict
 
 from vfu_dev import __version__
 from vfu_dev.device import Device
@@ -66,7 +65,7 @@ class SnapshotMaker:
             state=migration.state.name,
             state_entered=observer.entered,
             connected=connected,
-            counters=asdict(counters),
+            counters=counters.as_dict(),
             refused={
                 "bounds": counters.refused_accesses - counters.refused_by_state,
                 "state": counters.refused_by_state,
@@ -89,8 +88,8 @@ class SnapshotMaker:
                 "seconds": sum(scan.ns for scan in scans) / 1e9,
             },
             histograms={
-                "region_read": device.read_seconds.as_dict(),
-                "region_write": device.write_seconds.as_dict(),
+                "region_read": counters.reads.seconds.as_dict(),
+                "region_write": counters.writes.seconds.as_dict(),
                 "migration_read": observer.read_seconds.as_dict(),
                 "stop_copy": observer.stop_copy_seconds.as_dict(),
                 "downtime": observer.downtime_seconds.as_dict(),

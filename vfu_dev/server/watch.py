@@ -18,17 +18,16 @@ class Watch:
     Args:
         selector: the loop's; its data for our sockets is a callable without arguments.
         fd: returns what to wait on now, negative for nothing.
-        serve: called when it is ready.
+        serve: called when it is ready; None where somebody else waits for it: nothing is registered then.
     """
 
     def __init__(
-        self, selector: selectors.BaseSelector, fd: Callable[[], int], serve: Callable[[], None]
+        self, selector: selectors.BaseSelector, fd: Callable[[], int], serve: Callable[[], None] | None
     ) -> None:
         self._selector = selector
         self._fd = fd
         self._serve = serve
         self._registered = -1
-        self._events = 0
         self._set_aside = 0  # how many wait for the client in the middle of its requests
 
     def renew(self) -> None:
@@ -38,16 +37,9 @@ class Watch:
         library closed the old connection.
         """
         self._forget()
-        if not self._set_aside and (fd := self._fd()) >= 0:
-            self._registered, self._events = fd, selectors.EVENT_READ
+        if self._serve is not None and not self._set_aside and (fd := self._fd()) >= 0:
+            self._registered = fd
             self._selector.register(fd, selectors.EVENT_READ, self._serve)
-
-    def want(self, events: int) -> None:
-        """Wait for POLLIN, or for POLLOUT while the client does not read its replies."""
-        wanted = selectors.EVENT_WRITE if events == select.POLLOUT else selectors.EVENT_READ
-        if self._registered >= 0 and self._events != wanted:
-            self._events = wanted
-            self._selector.modify(self._registered, wanted, self._serve)
 
     def wait(
         self,
