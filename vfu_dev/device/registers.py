@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import struct
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -29,6 +31,10 @@ class _Slot:
     stores: bool
     hook: Hook | None
     codec: struct.Struct
+    number: int  # in the table
+
+
+_number = attrgetter("number")
 
 
 class Registers(Bar):
@@ -119,10 +125,14 @@ class Registers(Bar):
         self.values = np.zeros(1, dtype=self.dtype)
         self._bytes = self.values.view(np.uint8).data
         self._slots = {
-            field.name: _Slot(field.offset, field.end, field.access == Access.READ_WRITE, None, field.codec)
-            for field in fields
+            field.name: _Slot(
+                field.offset, field.end, field.access == Access.READ_WRITE, None, field.codec, number
+            )
+            for number, field in enumerate(fields)
         }
         self._exact = {(slot.start, slot.stop - slot.start): slot for slot in self._slots.values()}
+        self._by_start = sorted(self._slots.values(), key=lambda slot: slot.start)
+        self._starts = [slot.start for slot in self._by_start]
         for name, value in self.initial.items():
             self[name] = value
         self._initial = bytes(self._bytes)
@@ -168,7 +178,11 @@ class Registers(Bar):
             self._write_slot(slot, 0, data)
             return
         end = offset + len(data)
-        for slot in self._slots.values():
+        # Registers do not overlap: the first one touched is the last to begin at `offset` or before.
+        first = bisect_right(self._starts, offset) - 1
+        touched = self._by_start[max(0, first) : bisect_left(self._starts, end)]
+        touched.sort(key=_number)
+        for slot in touched:
             start = max(offset, slot.start)
             stop = min(end, slot.stop)
             if start < stop:
