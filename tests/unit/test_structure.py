@@ -28,6 +28,7 @@ GROUND = {
     "qemu_events",
     "logs",
     "sizes",
+    "toml_source",
     "uapi",
     "whole",
 }

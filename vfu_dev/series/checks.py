@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from vfu_dev.series.keys import Source
 from vfu_dev.series.rows import METRICS, Row, values_of
+from vfu_dev.toml_source import Source
 
 KNOWN = ("metric", "variant", "against", "percentile", "min-ratio", "max-ratio", "min", "max")
 

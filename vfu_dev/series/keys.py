@@ -1,20 +1,19 @@
-"""The keys of a scenario file: allowed values, defaults, and the line of a wrong one."""
+"""The keys of a scenario file: allowed values and defaults."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vfu_dev.convergence import DOWNTIME_LIMIT_SECONDS, MAX_BANDWIDTH
-from vfu_dev.errors import ConfigError
 from vfu_dev.lab.options import VERIFY
 from vfu_dev.lab.policy import Rule, RuleError
 from vfu_dev.sizes import parse_bandwidth, parse_size
+from vfu_dev.toml_source import Source
 
 # A move on a machine with two cores takes a second or two; more than this is a mistake in the file.
 MAX_MOVES = 10_000
@@ -197,45 +196,6 @@ def names() -> list[str]:
     """Return every `table.key` there is."""
     found = [f"{table}.{key}" for table, keys in KEYS.items() for key in keys]
     return [*found, "load.place"]
-
-
-class Source:
-    """A scenario's text, for messages with line numbers."""
-
-    def __init__(self, name: str, text: str) -> None:
-        self.name = name
-        self._lines = text.splitlines()
-
-    def line_of(self, key: str) -> int | None:
-        """Return the number of the line that sets `key` (dotted), or its table's, or None."""
-        best: tuple[int, int] | None = None
-        table = ""
-        for number, line in enumerate(self._lines, 1):
-            if header := re.match(r"\s*\[+\s*([^\]]+?)\s*\]", line):
-                table = _bare(header[1])
-                if (key + ".").startswith(table + ".") and (best is None or best[0] < 1):
-                    best = (0, number)
-                continue
-            assigned = re.match(r"\s*([\w.\"'-]+(?:\s*\.\s*[\w\"'-]+)*)\s*=", line)
-            if assigned:
-                full = ".".join(part for part in (table, _bare(assigned[1])) if part)
-                if full == key:
-                    return number
-                if key.startswith(full + ".") and (best is None or len(full) > best[0]):
-                    best = (len(full), number)
-        return best[1] if best else None
-
-    def error(self, key: str, text: str, element: str | None = None) -> ConfigError:
-        """Return an error about `key`, with file and line; of a list's `element` where that is found."""
-        line = self.line_of(key)
-        if line is not None and element is not None:
-            here = enumerate(self._lines[line - 1 :], line)
-            line = next((number for number, content in here if element in content), line)
-        return ConfigError(f"{self.name}{f':{line}' if line else ''}: {key}: {text}")
-
-
-def _bare(key: str) -> str:
-    return re.sub(r"[\"'\s]", "", key)
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,7 +18,8 @@ from vfu_dev.errors import ConfigError
 from vfu_dev.faults.spec import Fault
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.series.checks import Check, parse_check
-from vfu_dev.series.keys import KEYS, LOAD_PLACE, Source, flatten, judge_value
+from vfu_dev.series.keys import KEYS, LOAD_PLACE, flatten, judge_value
+from vfu_dev.toml_source import Source
 from vfu_dev.vm.own_device import SERVE_OPTIONS, OwnDevice, ask_own_device
 from vfu_dev.workload import Workload
 from vfu_dev.workload.spec import RATE_KEYS, WRITE_SIZE_KEYS
