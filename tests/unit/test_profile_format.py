@@ -1,0 +1,243 @@
+"""A profile's file: what is written is read as the same, and what is wrong is named by line and key."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vfu_dev.errors import ConfigError
+from vfu_dev.profile import Distribution, Profile, Value, parse_profile, profile_text, read_profile
+from vfu_dev.profile.kinds import (
+    MAX_BYTES,
+    CurveKind,
+    Flag,
+    Kind,
+    Number,
+    Spread,
+    Text,
+    WordList,
+    Words,
+    keys_of,
+)
+from vfu_dev.profile.model import DIRTY_KINDS, LENGTH_KINDS, Calls, Reinit
+from vfu_dev.profile.reading import _DIRTY_NEEDS, _LENGTH_NEEDS, MAX_FILE_BYTES, PHASES, TABLES
+from vfu_dev.profile.table import with_table
+
+PAGE = Path(__file__).parents[2] / "docs" / "profiles.md"
+SIZE = 'bytes = { assumed = "16M" }'
+EXAMPLE = re.search(r"^```toml\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)[1]  # type: ignore[index]
+
+
+# --- any profile there is -----------------------------------------------------------------------------------
+
+
+def _numbers(kind: Number) -> st.SearchStrategy[Any]:
+    if kind.whole:
+        return st.integers(0, int(kind.highest))
+    return st.floats(0, kind.highest, allow_nan=False).map(abs)
+
+
+def of_kind(kind: Kind) -> st.SearchStrategy[Any]:
+    """Return a strategy for the values of a kind."""
+    match kind:
+        case Flag():
+            return st.booleans()
+        case Number():
+            return _numbers(kind)
+        case Words():
+            return st.sampled_from(kind.words)
+        case WordList():
+            return st.lists(st.sampled_from(kind.words), unique=True).map(tuple)
+        case Text():
+            return st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
+        case Spread():
+            values = st.lists(_numbers(kind.each), min_size=1, max_size=5, unique=True).map(sorted)
+            return values.map(lambda found: Distribution(tuple((one, 1 + n) for n, one in enumerate(found))))
+        case CurveKind():
+            times = st.lists(st.floats(0, 86400).map(abs), min_size=1, max_size=5).map(sorted)
+            return times.flatmap(
+                lambda found: st.tuples(*(st.tuples(st.just(at), _numbers(kind.each)) for at in found))
+            )
+    raise AssertionError(kind)
+
+
+@st.composite
+def marked_values(draw: st.DrawFn, kind: Kind) -> Value[Any]:
+    value = draw(of_kind(kind))
+    ways = [Value.measured, Value.assumed]
+    if kind.ordered:
+        ways += [lambda one: Value.bounded(at_most=one), lambda one: Value.bounded(at_least=one)]
+        ways.append(lambda one: Value.bounded(at_least=one, at_most=one))
+    return draw(st.sampled_from(ways))(value)
+
+
+@st.composite
+def members(
+    draw: st.DrawFn, cls: Any, need: tuple[str, ...] = (), leave: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    found = {}
+    for name, key in keys_of(cls).items():
+        if name not in leave and (name in need or draw(st.booleans())):
+            found[name] = draw(marked_values(key.kind) if key.marked else of_kind(key.kind))
+    return found
+
+
+@st.composite
+def profiles(draw: st.DrawFn) -> Profile:
+    tables = {}
+    for name, cls in TABLES.items():
+        more, need, leave = {}, (), ()
+        for table, kinds, needs in (
+            ("dirty", DIRTY_KINDS, _DIRTY_NEEDS),
+            ("stop_copy", LENGTH_KINDS, _LENGTH_NEEDS),
+        ):
+            if name == table:
+                kind = draw(st.sampled_from(kinds.words))
+                every = {one for found in needs.values() for one in found}
+                more, need, leave = {"kind": kind}, needs[kind], ("kind", *(every - set(needs[kind])))
+        if name in ("reads", "writes"):
+            more = {phase: Calls(**draw(members(Calls))) for phase in PHASES}
+        tables[name] = cls(**{**draw(members(cls, need, leave)), **more})
+    key = keys_of(Calls)["seconds"].kind
+    arcs = st.dictionaries(st.sampled_from(["RUNNING->PRE_COPY", "RESUMING->RUNNING"]), marked_values(key))
+    reinit = members(Reinit, ("seconds", "bytes")).map(lambda found: Reinit(**found))
+    return Profile(
+        **draw(members(Profile)),
+        **tables,
+        source_arcs=draw(arcs),
+        destination_arcs=draw(arcs),
+        reinits=tuple(draw(st.lists(reinit, max_size=3))),
+    )
+
+
+@given(profiles())
+def test_what_is_written_is_read_as_the_same(profile: Profile) -> None:
+    text = profile_text(profile)
+    assert parse_profile(text, "written") == profile
+    assert profile_text(parse_profile(text, "written")) == text
+
+
+def test_every_member_of_the_classes_is_a_key_or_a_table() -> None:
+    """So nothing that a class has is lost in a file."""
+    names = {field.name for field in dataclasses.fields(Profile)}
+    assert names == {*keys_of(Profile), *TABLES, "source_arcs", "destination_arcs", "reinits"}
+    for cls in (*TABLES.values(), Calls, Reinit):
+        assert {field.name for field in dataclasses.fields(cls)} - set(PHASES) == set(keys_of(cls))
+
+
+# --- what is wrong ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "said"),
+    [
+        ("version = 1", "version = 2", ":1: version: expected version = 1"),
+        ("version = 1\n", "", "version: expected version = 1"),
+        (SIZE, "bytes = 5", ":6: initial.bytes: expected { measured"),
+        (SIZE, "bytes = { assumed = -1 }", ":6: initial.bytes.assumed: -1: expected bytes"),
+        (SIZE, "bytes = { assumed = nan }", ":6: initial.bytes.assumed: NaN: expected"),
+        (SIZE, "bytes = { assumed = 1, measured = 1 }", ":6: initial.bytes: has"),
+        (SIZE, "bytes = { at_least = 2, at_most = 1 }", "at_least is more than at_most"),
+        (SIZE, "byte = { assumed = 1 }", ":6: initial.byte: no such key; did you mean bytes"),
+        ("[initial]", "[inital]", ":5: inital: no such key; did you mean initial?"),
+        ('kind = "rate"', 'kind = "fast"', ':9: dirty.kind: "fast": expected one of none, rate'),
+        ('kind = "rate"', 'kind = "steps"', ":9: dirty.kind: steps needs dirty.steps"),
+        ('kind = "rate"\n', "", ":9: dirty.bytes_per_second: needs dirty.kind, one of"),
+        ("extra_bytes", "bytes", ":14: stop_copy.kind: following needs stop_copy.extra_bytes"),
+        ("extra_bytes =", "bytes = { assumed = 1 }\nextra_bytes =", ":15: stop_copy.bytes: does not go with"),
+        ("[[4096, 1], [1048576, 63]]", "[[4096, 1], [4096, 63]]", ":18: reads.dirty.bytes.assumed"),
+        ("[[4096, 1], [1048576, 63]]", "[[4096, 0]]", ":18: reads.dirty.bytes.assumed"),
+        ("[[4096, 1], [1048576, 63]]", "[]", ":18: reads.dirty.bytes.assumed"),
+        ("[[4096, 1], [1048576, 63]]", "[4096]", ":18: reads.dirty.bytes.assumed"),
+        ("RUNNING->PRE_COPY", "RUNING->PRE_COPY", ':22: arcs.source.RUNING->PRE_COPY: expected "FROM->TO"'),
+        ("0.05", "86401.0", "PRE_COPY.assumed: 86401.0: expected seconds from 0 to 86400"),
+        ("[arcs.source]", "[arcs.sauce]", ":21: arcs.sauce: no such key; did you mean source?"),
+        (
+            "[initial]",
+            "[[reinit]]\nseconds={measured=1}\nbytes={measured=1}\n[[reinit]]\n[initial]",
+            ":8: reinit[2]",
+        ),
+        ("[initial]", "[initial", "is not TOML"),
+    ],
+)
+def test_an_error_names_line_and_key(was: str, now: str, said: str) -> None:
+    assert was in EXAMPLE
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        parse_profile(EXAMPLE.replace(was, now), "device.toml")
+
+
+def test_hostile_files_are_refused(tmp_path: Path) -> None:
+    """Deep nesting, numbers without end, a file without end, bytes that are no text."""
+    for text in (
+        "a = " + "[" * 100_000,
+        "version = 1\nx = " + "9" * 10_000,
+        "version = " + "[" * 500 + "]" * 500,
+    ):
+        with pytest.raises(ConfigError):
+            parse_profile(text, "hostile")
+    path = tmp_path / "profile.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        read_profile(path)
+    path.write_bytes(b"#" * (MAX_FILE_BYTES + 1))
+    with pytest.raises(ConfigError, match="at most 8 MiB"):
+        read_profile(path)
+    for missing in ("/dev/zero", tmp_path, tmp_path / "none"):
+        with pytest.raises(ConfigError):
+            read_profile(missing)
+
+
+def test_a_line_without_end_does_not_hold_up_its_error() -> None:
+    """The search for a key's line looks at the beginning of each line."""
+    with pytest.raises(ConfigError, match="no such key"):
+        parse_profile("version = 1\nnot_a_key = 1\n# " + "a." * 4_000_000, "hostile")
+
+
+# --- values -------------------------------------------------------------------------------------------------
+
+
+def test_a_distribution_has_exact_sums_and_quantiles() -> None:
+    spread = Distribution.of([0.001] * 99 + [1.5])
+    assert spread.points == ((0.001, 99), (1.5, 1))
+    assert spread.count == 100
+    assert spread.total == pytest.approx(1.599)
+    assert [spread.quantile(part) for part in (0.0, 0.5, 0.99, 0.991, 1.0)] == [0.001, 0.001, 0.001, 1.5, 1.5]
+    assert Distribution.always(3).quantile(0.2) == 3
+
+
+@given(st.lists(st.integers(0, 50), min_size=1), st.floats(0, 1))
+def test_a_quantile_is_the_value_that_enough_do_not_exceed(values: list[int], part: float) -> None:
+    found = Distribution.of(values).quantile(part)
+    below = sum(1 for one in values if one < found)
+    within = sum(1 for one in values if one <= found)
+    assert within >= part * len(values) - 1e-6
+    assert below <= part * len(values) + 1e-6
+
+
+def test_sizes_may_be_text_and_the_largest_is_exact() -> None:
+    assert parse_profile(EXAMPLE, "x").initial.bytes == Value.assumed(16 << 20)
+    text = f'version = 1\n[stop_copy]\nkind = "constant"\nbytes = {{ measured = {MAX_BYTES} }}\n'
+    found = parse_profile(text, "x")
+    assert found.stop_copy.bytes == Value.measured(MAX_BYTES)
+    assert parse_profile(profile_text(found), "x") == found
+
+
+# --- the page -----------------------------------------------------------------------------------------------
+
+
+def test_the_table_is_the_present_one() -> None:
+    """`python -m vfu_dev.profile.table docs/profiles.md` makes it so."""
+    text = PAGE.read_text()
+    assert with_table(text) == text
+
+
+def test_the_page_explains_every_kind() -> None:
+    text = PAGE.read_text().partition("## What the kinds mean")[2]
+    for kind in (*DIRTY_KINDS.words, *LENGTH_KINDS.words):
+        assert f"| `{kind}`" in text, kind
