@@ -55,7 +55,7 @@ def test_their_texts_are_those_of_the_table(binary: QemuBinary, names: set[str],
     """With the conversions of an x86-64 build, as its log backend prints them."""
     for event in EVENTS:
         if event.name in names:
-            line = f"{event.name}  (%s) {event.text}".rstrip()
+            line = f"{event.name} {' (%s) ' * event.named}{event.text}".rstrip()
             assert f"{line}\n".encode() in program, event.name
 
 
@@ -67,6 +67,6 @@ def test_its_event_has_the_states_of_the_table(binary: QemuBinary, program: byte
 
 def test_no_event_of_the_table_is_left_out_of_what_the_lab_traces(names: set[str]) -> None:
     for event in EVENTS:
-        assert any(fnmatch.fnmatchcase(event.name, pattern) for pattern in TRACE_PATTERNS)
+        assert event.lab == any(fnmatch.fnmatchcase(event.name, pattern) for pattern in TRACE_PATTERNS)
     for pattern in ("vfio_save_*", "vfio_load_*", "vfio_state_pending*", "vfio_migration_*"):
         assert fnmatch.filter(names, pattern), pattern

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -71,6 +72,11 @@ def test_every_event_of_the_table_is_read_from_a_line_of_its_own() -> None:
         assert kind in (event.kind, Kind.PENDING_EXACT), event.name
         assert set(values) == set(event.fields) - {""}, event.name
         assert all(value in ("7", "0000:00:04.0/finish-migrate") for value in values.values())
+        for earlier in event.earlier:
+            form = re.sub(r"%lx|%lu|%u|%d", "7", earlier.text).replace("%s", "RUNNING")
+            kind, values = read(event.name, form)
+            assert (kind, set(values)) == (earlier.kind, set(earlier.fields) - {""}), earlier.text
+            assert set(values.values()) <= {"7", "RUNNING"}, "a number is decimal"
 
 
 def test_reports_without_kinds_are_read_by_name() -> None:

@@ -26,6 +26,7 @@ GROUND = {
     "exports",
     "machine",
     "qemu_events",
+    "qemu_trace",
     "logs",
     "sizes",
     "toml_source",

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from vfu_dev.qemu_events import Kind, read
-
-# `-msg timestamp=on` makes the log backend write `2026-01-02T03:04:05.678901Z event (device) text`, and QEMU
-# 10.0 `PID@1767323045.678901:event  (device) text`.
-_LINE = re.compile(
-    r"^(?:(?P<time>\d{4}-\S+Z)\s+|\d+@(?P<seconds>\d+\.\d+):)?(?P<event>vfio_\w+)\s+(?P<text>.*)$"
-)
-_DEVICE = re.compile(r"^\((?P<device>[^)]*)\)\s*(?P<rest>.*)$")
+from vfu_dev.qemu_trace import split_line
 
 
 @dataclass(frozen=True)
@@ -50,32 +42,23 @@ def parse_trace(path: Path) -> list[TraceEvent]:
         return []
     events = []
     for line in lines:
-        match = _LINE.match(line)
-        if match is None:
+        found = split_line(line)
+        if found is None:
             continue
-        name, text = match["event"], match["text"].strip()
-        device = _DEVICE.match(text)
-        rest = device["rest"] if device else text
-        kind, values = read(name, rest)
+        kind, values = read(found.event, found.text)
         state = values.pop("state", None)
         events.append(
             TraceEvent(
-                time=_time(match),
-                event=name,
-                device=device["device"] if device else "",
-                text=rest,
+                time=found.time,
+                event=found.event,
+                device=found.device,
+                text=found.text,
                 values={key: int(value) for key, value in values.items()},
                 state=state if kind is Kind.STATE else None,
                 kind=kind,
             )
         )
     return events
-
-
-def _time(match: re.Match[str]) -> float | None:
-    if match["time"]:
-        return datetime.fromisoformat(match["time"]).timestamp()
-    return float(match["seconds"]) if match["seconds"] else None
 
 
 def states_set(events: list[TraceEvent], device: str | None = None) -> list[str]:
