@@ -73,6 +73,9 @@ void log_line(const char *format, ...) __attribute__((format(printf, 1, 2)));
 #define trace(...) (__builtin_expect(log_fd >= 0, 0) ? log_line(__VA_ARGS__) : (void)0)
 
 void log_open(void);
+
+/* The file that an environment variable names, to append to: a descriptor, or -1, which is said with `otherwise`. */
+int append_to(const char *variable, const char *otherwise);
 const char *errno_name(long result);
 
 /* --- user.c: memory of the caller's, which may not be there --- */

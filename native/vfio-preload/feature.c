@@ -270,14 +270,6 @@ static uint32_t methods(const struct device *device, uint32_t feature, size_t *s
     return 0;
 }
 
-union feature_data {
-    struct vfio_device_feature_migration migration;
-    struct vfio_device_feature_mig_state state;
-    struct vfio_device_feature_mig_data_size data_size;
-    struct vfio_device_feature_dma_logging_control control;
-    struct vfio_device_feature_dma_logging_report report;
-};
-
 static long carry_out(struct device *device, uint32_t feature, bool get, union feature_data *data)
 {
     switch (feature) {

@@ -15,6 +15,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "calls.h"
 #include "device.h"
 #include "symbols.h"
 
@@ -67,16 +68,11 @@ static bool about_others(unsigned long request)
     return request == VFIO_DEVICE_BIND_IOMMUFD || request == VFIO_GROUP_SET_CONTAINER || request == KVM_SET_DEVICE_ATTR;
 }
 
-EXPORT int ioctl(int fd, unsigned long request, ...)
+static int any_ioctl(int fd, unsigned long request, void *argument)
 {
     int saved = errno, error;
     struct file *file;
-    va_list arguments;
-    void *argument;
 
-    va_start(arguments, request);
-    argument = va_arg(arguments, void *);
-    va_end(arguments);
     if (ours(fd) && ((file = symbol_take(SYM_ioctl, fd, &error)) != NULL || error != 0)) {
         long result = file == NULL ? error : file->ops->ioctl(file, request & UINT32_MAX, argument);
 
@@ -92,6 +88,18 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
         }
     }
     return NEXT(ioctl, int, int, unsigned long, ...)(fd, request, argument);
+}
+
+EXPORT int ioctl(int fd, unsigned long request, ...)
+{
+    va_list arguments;
+    void *argument;
+
+    va_start(arguments, request);
+    argument = va_arg(arguments, void *);
+    va_end(arguments);
+    return calls_have_ioctl(request) ? calls_ioctl(any_ioctl, fd, request, argument)
+                                     : any_ioctl(fd, request, argument);
 }
 
 /* --- reading and writing ------------------------------------------------------------------------------------------ */
@@ -112,14 +120,19 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
         __VA_ARGS__; \
     }
 
-EXPORT ssize_t read(int fd, void *buffer, size_t size)
+static ssize_t any_read(int fd, void *buffer, size_t size)
     READ(read, return NEXT(read, ssize_t, int, void *, size_t)(fd, buffer, size))
+
+EXPORT ssize_t read(int fd, void *buffer, size_t size)
+{
+    return calls_have_data(fd) ? calls_read(any_read, fd, buffer, size) : any_read(fd, buffer, size);
+}
 
 EXPORT ssize_t __read_chk(int fd, void *buffer, size_t size, size_t room);
 EXPORT ssize_t __read_chk(int fd, void *buffer, size_t size, size_t room)
     READ(__read_chk, return NEXT(__read_chk, ssize_t, int, void *, size_t, size_t)(fd, buffer, size, room))
 
-EXPORT ssize_t write(int fd, const void *buffer, size_t size)
+static ssize_t any_write(int fd, const void *buffer, size_t size)
 {
     int saved = errno, error;
     struct file *file;
@@ -128,6 +141,11 @@ EXPORT ssize_t write(int fd, const void *buffer, size_t size)
         return symbol_finish(file, CALL(write, buffer, size), saved);
     }
     return NEXT(write, ssize_t, int, const void *, size_t)(fd, buffer, size);
+}
+
+EXPORT ssize_t write(int fd, const void *buffer, size_t size)
+{
+    return calls_have_data(fd) ? calls_write(any_write, fd, buffer, size) : any_write(fd, buffer, size);
 }
 
 #define PREAD(name, prototype, ...) \
@@ -336,11 +354,13 @@ static void adopt(int fd, struct file *file)
 __attribute__((constructor)) static void begin(void)
 {
     log_open();
+    calls_open();
     config_read();
     if (config.devices == 0) {
         return;
     }
     internal_open(log_fd);
+    internal_open(calls_fd);
     table_open();
     trace("process %d: %u devices", (int)getpid(), config.devices);
     if (config.iommufd >= 0) {

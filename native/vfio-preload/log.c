@@ -66,26 +66,31 @@ void say(const char *format, ...)
     errno = saved;
 }
 
-void log_open(void)
+int append_to(const char *variable, const char *otherwise)
 {
-    const char *path = getenv("VFU_DEV_PRELOAD_LOG");
-    int fd;
+    const char *path = getenv(variable);
+    int fd, high;
 
     if (path == NULL || *path == '\0') {
-        return;
+        return -1;
     }
     fd = (int)syscall(SYS_openat, AT_FDCWD, path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     if (fd < 0) {
-        say("VFU_DEV_PRELOAD_LOG=%s: %s; there is no log", path, strerror(errno));
-        return;
+        say("%s=%s: %s; %s", variable, path, strerror(errno), otherwise);
+        return -1;
     }
     /* Out of the way of programs that expect their descriptors from 3 on. */
-    log_fd = (int)syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 500);
-    if (log_fd < 0) {
-        log_fd = fd;
-    } else {
-        syscall(SYS_close, fd);
+    high = (int)syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 500);
+    if (high < 0) {
+        return fd;
     }
+    syscall(SYS_close, fd);
+    return high;
+}
+
+void log_open(void)
+{
+    log_fd = append_to("VFU_DEV_PRELOAD_LOG", "there is no log");
 }
 
 /* "ok", or the name of the error; strerrorname_np() is younger than the C libraries to run with. */

@@ -20,6 +20,15 @@
 #define VFIO_PRECOPY_INFO_REINIT (1 << 0)
 #endif
 
+/* What follows struct vfio_device_feature, of the features of migration. */
+union feature_data {
+    struct vfio_device_feature_migration migration;
+    struct vfio_device_feature_mig_state state;
+    struct vfio_device_feature_mig_data_size data_size;
+    struct vfio_device_feature_dma_logging_control control;
+    struct vfio_device_feature_dma_logging_report report;
+};
+
 /* vfio-user: QEMU's docs/interop/vfio-user.rst, and native/spec/ for command 19. */
 
 enum vfio_user_command {
