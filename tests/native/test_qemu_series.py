@@ -10,19 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from vfu_dev.builds import Cache, native_dir
-from vfu_dev.builds.command import BuildContext
-from vfu_dev.builds.fetch import unpacked
-from vfu_dev.builds.progress import Reporter
+from vfu_dev.builds import native_dir
 
 SERIES = sorted((native_dir() / "qemu").glob("*.patch"))
-
-
-@pytest.fixture(scope="session")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the pinned QEMU source, Debian's patches applied; not to be written to."""
-    log = tmp_path_factory.mktemp("sources") / "log"
-    return unpacked(BuildContext(Cache(), Reporter(), log, jobs=1))
 
 
 def git(repository: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:

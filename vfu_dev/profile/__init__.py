@@ -2,7 +2,10 @@
 
 model.py      the classes, `Profile` first; values.py: marks, distributions; kinds.py: kinds of values
 reading.py    from a TOML file, with line and key in errors; writing.py: into one
-docs/profiles.md describes the format.
+importing.py  from traces: from_qemu.py and from_calls.py tell a History (history.py, session.py, tally.py)
+              what happened, build.py makes the profile of it
+compare.py    where two differ; fit.py: parameters for what was recorded; show.py: for people; keys.py: by key
+docs/profiles.md describes the format, docs/recording.md what is imported.
 """
 
 from vfu_dev.profile.model import FORMAT_VERSION, Profile

@@ -12,8 +12,8 @@ from typing import Any, get_type_hints
 from vfu_dev.profile.values import Curve, Distribution
 from vfu_dev.sizes import parse_size
 
-MAX_BYTES = (1 << 63) - 1  # QEMU 11 takes no larger size
-MAX_SECONDS = 86400.0
+MAX_BYTES = (1 << 64) - 1  # a device may say anything that its field can hold
+MAX_SECONDS = 1e7
 MAX_RATE = float(1 << 50)
 MAX_COUNT = (1 << 31) - 1
 MAX_POINTS = 10_000

@@ -59,14 +59,14 @@ TABLES: dict[str, Any] = {
 SIDES = ("source", "destination")
 
 # What a kind needs; a profile that has the kind and not this says nothing that could be replayed.
-_DIRTY_NEEDS = {
+DIRTY_NEEDS = {
     "none": (),
     "rate": ("bytes_per_second",),
     "steps": ("steps",),
     "curve": ("curve",),
     "refill": ("refill_bytes", "refill_seconds"),
 }
-_LENGTH_NEEDS = {
+LENGTH_NEEDS = {
     "constant": ("bytes",),
     "following": ("extra_bytes",),
     "growing": ("bytes", "bytes_per_second"),
@@ -119,8 +119,8 @@ def parse_profile(text: str, name: str) -> Profile:
         members[f"{side}_arcs"] = _arcs(source, f"arcs.{side}", arcs.get(side, {}))
     members["reinits"] = _reinits(source, raw.get("reinit", []))
     profile = Profile(**members)
-    _whole(source, "dirty", profile.dirty, _DIRTY_NEEDS)
-    _whole(source, "stop_copy", profile.stop_copy, _LENGTH_NEEDS)
+    _whole(source, "dirty", profile.dirty, DIRTY_NEEDS)
+    _whole(source, "stop_copy", profile.stop_copy, LENGTH_NEEDS)
     return profile
 
 
