@@ -24,6 +24,8 @@ from vfu_dev.workload import Workload
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "tests/unit/data/lab-not-converging.json"
 EXAMPLES = ROOT / "docs/examples"
+TRACE = ROOT / "tests/data/traces/10.2-source.log.xz"
+PROFILE = ROOT / "tests/unit/data/nic.toml"
 RESULT = ROOT / "docs/results/idle"
 NOWHERE = "/nowhere/x.sock"
 
@@ -138,6 +140,11 @@ FAILURES: dict[tuple[str, ...], list[str] | None] = {
         f"--{socket}-{side}={NOWHERE}" for socket in ("qmp", "control") for side in ("source", "destination")
     ],
     ("lab", "host"): [],
+    ("profile", "import"): [str(TRACE), "-o", "/dev/full", "--device", "1"],
+    ("profile", "show"): [str(PROFILE), "--json=/dev/full"],
+    ("profile", "diff"): [str(PROFILE), "TMP/other.toml"],
+    ("profile", "fit"): [str(PROFILE), "-o", "/dev/full"],
+    ("profile", "record"): ["-o", "TMP/calls", "--", "qemu-system-x86_64"],
     ("report",): [str(FIGURES), "--out", "/proc/nowhere/page.html"],
     ("bench",): ["mmio", "--quick"],
     ("build",): ["libvfio-user", "--sources", "TMP"],
@@ -167,6 +174,7 @@ def test_what_fails_is_status_1(
     for cells in slower:
         cells[column] = str(float(cells[column] or 0) * 10 + 50)
     moves.write_text("\n".join([head, *(",".join(cells) for cells in slower)]) + "\n")
+    (tmp_path / "other.toml").write_text(PROFILE.read_text().replace("4000000.0", "5000000.0"))
     # Nothing is built here, and nothing can be.
     monkeypatch.setenv("VFU_DEV_CACHE", str(tmp_path / "cache"))
     for name in ("QEMU", "LIBVFIO_USER", "GUEST", "VFIO_PRELOAD"):
@@ -239,6 +247,13 @@ USAGE_ERRORS = [
     "lab model --memory 5000",
     "lab model --map x.png",
     "lab model --max-bandwidth 0",
+    "profile import",
+    "profile import nosuch.log -o /dev/null",
+    "profile import README.md -o /dev/null",
+    "profile import README.md -o /dev/null --with speed=1",
+    "profile show README.md",
+    "profile diff nosuch.toml README.md",
+    "profile record -o /dev/null --",
     "report nosuch.json",
     "report README.md",
     "bench foo",
@@ -318,7 +333,7 @@ def test_json_is_the_same_option_everywhere(words: tuple[str, ...]) -> None:
     """All that show figures have it; where a word behind it may be an argument, it takes none by chance."""
     command = LEAVES[words]
     options = [option for option in command.params if "--json" in option.opts]
-    if words in (("serve",), ("attach",), ("report",), ("lab", "host")):
+    if words in (("serve",), ("attach",), ("report",), ("lab", "host"), ("profile", "record")):
         assert not options
         return
     (option,) = options

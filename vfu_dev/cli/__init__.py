@@ -28,6 +28,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "ctl": ("vfu_dev.cli.ctl", "Command a running server: status, load, faults, digests."),
     "top": ("vfu_dev.cli.top", "Watch servers in the terminal: state, rates, predicted downtime."),
     "lab": ("vfu_dev.cli.lab", "Moves with real QEMU, one or a series, checked."),
+    "profile": ("vfu_dev.cli.profile", "A device's behaviour in migration: from a trace, shown, compared."),
     "report": ("vfu_dev.cli.report", "Rebuild the page of a lab run from its JSON."),
     "bench": ("vfu_dev.cli.bench", "Measure the device against one in C, and check the limits."),
     "build": ("vfu_dev.cli.build", "Fetch, check, patch and build libvfio-user, QEMU and the guest."),

@@ -11,24 +11,33 @@ from vfu_dev.attach.front_end import IOMMU_PATHS
 from vfu_dev.cli.shape import Command
 from vfu_dev.client.control import device_path
 
-_COMMAND = "vfu_dev.attach.command"
+# Where a context keeps the command line behind `--`.
+COMMAND_LINE = "vfu_dev.attach.command"
 
 
-class _WithCommand(Command):
-    """A command whose arguments end at `--`; what follows is a command line that click does not parse."""
+class WithCommand(Command):
+    """A command whose arguments end at `--`; what follows is a command line that click does not parse.
+
+    Args:    behind: how the arguments look, for a message.
+    """
+
+    def __init__(self, *args: Any, behind: str = "-- COMMAND [ARG]...", **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.behind = behind
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Set the command line aside, and parse what is before it."""
         at = args.index("--") if "--" in args else len(args)
-        ctx.meta[_COMMAND] = args[at + 1 :]
+        ctx.meta[COMMAND_LINE] = args[at + 1 :]
         rest = super().parse_args(ctx, args[:at])
-        if not ctx.meta[_COMMAND] and not ctx.resilient_parsing:
-            raise click.UsageError("what to start is missing: SOCKET... -- COMMAND [ARG]...", ctx)
+        if not ctx.meta[COMMAND_LINE] and not ctx.resilient_parsing:
+            raise click.UsageError(f"what to start is missing: {self.behind}", ctx)
         return rest
 
 
 @click.command(
-    cls=_WithCommand,
+    cls=WithCommand,
+    behind="SOCKET... -- COMMAND [ARG]...",
     options_metavar="[OPTIONS]",
     examples=[
         "vfu-dev attach /run/vfu/dev0.sock -- qemu-system-x86_64 -m 512M -display none",
@@ -67,7 +76,7 @@ def command(ctx: click.Context, sockets: tuple[Path, ...], iommu: str | None, on
     from vfu_dev.attach.preload import Preload
     from vfu_dev.builds import artifact
 
-    argv: list[Any] = ctx.meta[_COMMAND]
+    argv: list[Any] = ctx.meta[COMMAND_LINE]
     preload = Preload(artifact("vfio-preload"))
     attached = attach([device_path(socket) for socket in sockets], argv, preload, iommu)
     for note in attached.notes:
