@@ -16,6 +16,7 @@ import click
 import pytest
 
 from vfu_dev.cli import cli, main
+from vfu_dev.cli.extras import missing_text
 from vfu_dev.cli.load_options import load_of, load_options
 from vfu_dev.cli.params import for_each_side, of_side
 from vfu_dev.cli.shape import Command, Group, JsonOption, Option
@@ -133,6 +134,7 @@ FAILURES: dict[tuple[str, ...], list[str] | None] = {
     ("top",): ["--once", NOWHERE],
     ("lab", "migrate"): ["--out", "TMP/out"],
     ("lab", "run"): ["idle", "--short", "--out", "TMP/out"],
+    ("lab", "merge"): ["TMP/part", "--out", "TMP/out"],
     ("lab", "scenarios"): None,
     ("lab", "compare"): [str(RESULT), "TMP/slower", "--max-regression", "10"],
     ("lab", "model"): None,
@@ -175,6 +177,11 @@ def test_what_fails_is_status_1(
         cells[column] = str(float(cells[column] or 0) * 10 + 50)
     moves.write_text("\n".join([head, *(",".join(cells) for cells in slower)]) + "\n")
     (tmp_path / "other.toml").write_text(PROFILE.read_text().replace("4000000.0", "5000000.0"))
+    # A shard that has no point yet.
+    (tmp_path / "part").mkdir()
+    form = {"scenario": "x", "short": False, "changes": {}, "versions": {}, "qemus": {}, "started": 1.0}
+    (tmp_path / "part" / "form.json").write_text(json.dumps(form))
+    (tmp_path / "part" / "scenario.toml").write_text("")
     # Nothing is built here, and nothing can be.
     monkeypatch.setenv("VFU_DEV_CACHE", str(tmp_path / "cache"))
     for name in ("QEMU", "LIBVFIO_USER", "GUEST", "VFIO_PRELOAD"):
@@ -238,6 +245,11 @@ USAGE_ERRORS = [
     "lab run no-such-scenario",
     "lab run idle --set nothing",
     "lab run idle --resume --force",
+    "lab run idle --shard 3/2",
+    "lab run idle --shard 1/2 --dask tcp://127.0.0.1:1",
+    "lab run idle --dask nonsense://x",
+    "lab merge",
+    "lab merge docs",
     "lab migrate --memory 1000",
     "lab migrate --downtime-limit 0",
     "lab migrate --guest none --accel kvm",
@@ -450,3 +462,11 @@ def test_an_option_for_each_side_is_one_line() -> None:
 
     line = "--front-end a --front-end-destination b --fault x --fault-source y"
     assert migrates.main(line.split(), standalone_mode=False) == ["a", "b", ("x", "y"), ("x",)]
+
+
+def test_a_missing_package_is_named_with_what_installs_it() -> None:
+    """Each with the extra that brings it, and by the name that pip knows."""
+    assert re.search(r"package qemu\.qmp is missing; run: pip install .*'jinja2", missing_text("qemu.qmp"))
+    assert re.search(
+        r"package distributed is missing; run: pip install 'distributed\S*' \(", missing_text("distributed")
+    )

@@ -17,12 +17,13 @@ from serverkit import run_vfu_dev
 from vfu_dev.cli.lab import command
 from vfu_dev.errors import ConfigError
 from vfu_dev.report.series import markdown, write_series
+from vfu_dev.series.artifacts import own_versions
 from vfu_dev.series.checks import Check
 from vfu_dev.series.compare import compare
 from vfu_dev.series.rows import Row, read_rows, values_of, write_rows
 from vfu_dev.series.scenario import parse
 from vfu_dev.series.statistics import difference, percentiles
-from vfu_dev.series.summary import machine, point_summary, reached, summarise, versions, write_json
+from vfu_dev.series.summary import machine, point_summary, reached, summarise, write_json
 
 SCENARIO = parse('title = "T"\nabout = "A"\n[variants.a]\n[variants.b]\nqemu.pre-copy = false\n', "t")
 
@@ -46,7 +47,12 @@ def result(folder: Path, factor: float, count: int = 70) -> Path:
         for point in SCENARIO.points
     ]
     folder.mkdir()
-    facts = {"versions": versions("10.2.2"), "machine": machine(), "command": ["x"], "changes": {}}
+    facts = {
+        "versions": {**own_versions(), "qemu": "10.2.2"},
+        "machine": machine(),
+        "command": ["x"],
+        "changes": {},
+    }
     facts |= {"started": 1.0, "ended": 2.0}
     write_rows(folder / "moves.csv", rows)
     write_json(folder / "summary.json", summarise(SCENARIO, False, points, rows, facts))

@@ -42,8 +42,9 @@ def names(command: click.Command = cli, path: tuple[str, ...] = ()) -> list[str]
     return ["-".join(path)] if any(isinstance(option, JsonOption) for option in command.params) else []
 
 
-# Commands of `ctl` that answer nothing, or whatever was asked; `lab watch` writes what `lab migrate` does.
-NOTHING = {"lab-watch", "ctl-reinit", "ctl-dma-log", "ctl-quit", "ctl-send"}
+# Commands of `ctl` that answer nothing, or whatever was asked; `lab watch` writes what `lab migrate` does,
+# and `lab merge` what `lab run` does.
+NOTHING = {"lab-watch", "lab-merge", "ctl-reinit", "ctl-dma-log", "ctl-quit", "ctl-send"}
 # More than one form, and what is no command.
 MORE = {"lab-model-against", "log-line"}
 

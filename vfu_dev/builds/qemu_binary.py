@@ -14,10 +14,11 @@ import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from vfu_dev.builds import qemu, qemu_packages
 from vfu_dev.builds.cache import Cache
@@ -137,6 +138,22 @@ def find_qemu(choice: str, build: bool = False, cache: Cache | None = None) -> Q
         names = "" if os.sep in choice else f"; as a name: {', '.join(NAMES)}"
         raise QemuBinaryError(f"{choice}: no such QEMU: neither file nor folder{names}")
     return probe_qemu(qemu.executable_in(path))
+
+
+def qemu_path(choice: str | None) -> Path:
+    """Return the program that `choice` means; None: ours, or what VFU_DEV_QEMU names in its place.
+
+    Raises: BuildError: it is not there or does not run; says what to do.
+    """
+    return qemu.PATCHED.find(Cache()) if choice is None else find_qemu(choice).path
+
+
+def with_paths(asked: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return `asked` with the program of each choice in place of it: of the keys that begin with `qemu`.
+
+    Raises: BuildError: one is not there or does not run; says what to do.
+    """
+    return {name: qemu_path(one) if name.startswith("qemu") else one for name, one in asked.items()}
 
 
 def common_machine(one: QemuBinary, other: QemuBinary) -> str:

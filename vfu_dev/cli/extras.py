@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib.metadata
 import re
 
-LAB = "lab"
+LAB, DASK = "lab", "dask"
+# Where an extra of this package brings it: all others are the lab's.
+_EXTRAS = {"distributed": DASK}
 # Where the name to import is not that of the package.
 _PACKAGES = {"qemu": "qemu.qmp"}
 
@@ -29,11 +31,13 @@ def packages_of(extra: str) -> list[str]:
 
 def missing_text(module: str) -> str:
     """Return what to say, and to do, when `module` of another package cannot be imported."""
-    package = _PACKAGES.get(module.partition(".")[0], module.partition(".")[0])
-    return f"the Python package {package} is missing; run: {install_line()} (see vfu-dev doctor)"
+    name = module.partition(".")[0]
+    line, package = install_line(_EXTRAS.get(name, LAB)), _PACKAGES.get(name, name)
+    return f"the Python package {package} is missing; run: {line} (see vfu-dev doctor)"
 
 
-def install_line() -> str:
-    """Return the command that installs what the lab needs."""
-    wanted = packages_of(LAB) or ["qemu.qmp", "matplotlib", "jinja2", "scipy"]
+def install_line(extra: str = LAB) -> str:
+    """Return the command that installs what the lab, or another extra, needs."""
+    known = {LAB: ["qemu.qmp", "matplotlib", "jinja2", "scipy"], DASK: ["distributed"]}
+    wanted = packages_of(extra) or known[extra]
     return "pip install " + " ".join(f"'{name}'" for name in wanted)

@@ -14,9 +14,11 @@ from rich.console import Console
 
 from vfu_dev.cli import EXIT_FAILED, EXIT_LESS
 from vfu_dev.cli.configfile import given
+from vfu_dev.cli.lab_compare import compare
 from vfu_dev.cli.lab_host import host
+from vfu_dev.cli.lab_merge import merge
 from vfu_dev.cli.lab_model import model
-from vfu_dev.cli.lab_run import compare, run, scenarios
+from vfu_dev.cli.lab_run import run, scenarios
 from vfu_dev.cli.lab_summary import summary
 from vfu_dev.cli.lab_watch import watch
 from vfu_dev.cli.load_options import load_of, load_options
@@ -59,6 +61,7 @@ def command() -> None:
 
 command.add_command(run)
 command.add_command(scenarios)
+command.add_command(merge)
 command.add_command(compare)
 command.add_command(model)
 command.add_command(watch)

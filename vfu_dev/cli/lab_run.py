@@ -1,13 +1,13 @@
-"""`vfu-dev lab run`, `scenarios` and `compare`: series of moves, with statistics."""
+"""`vfu-dev lab run` and `scenarios`: series of moves, with statistics."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -15,12 +15,15 @@ from rich.table import Table
 
 from vfu_dev.cli import EXIT_FAILED, EXIT_LESS
 from vfu_dev.cli.output import announced, json_option, write_json
-from vfu_dev.cli.params import DecimalType
-from vfu_dev.cli.qemu_options import chosen_qemus, qemu_options
+from vfu_dev.cli.qemu_options import asked_qemus, qemu_options
 from vfu_dev.cli.shape import TO_STDOUT, Command
 from vfu_dev.cli.signals import interrupted_status
 from vfu_dev.errors import ConfigError, LabError
 from vfu_dev.sizes import format_count
+
+if TYPE_CHECKING:
+    from vfu_dev.series.progress import RunProgress
+    from vfu_dev.series.scenario import Scenario
 
 DEFAULT_OUT = Path("out/series")
 
@@ -44,6 +47,8 @@ def _changes(texts: tuple[str, ...]) -> dict[str, Any]:
     examples=[
         "vfu-dev lab run steady --out out/series",
         "vfu-dev lab run my.toml --set run.moves=10 --set load.dirty-rate=4M --force",
+        "vfu-dev lab run steady --shard 1/4 --out out/shard-1",
+        "vfu-dev lab run steady --dask tcp://scheduler:8786 --resume",
     ],
 )
 @click.argument("names", metavar="[NAME|FILE.toml]...", nargs=-1)
@@ -66,6 +71,17 @@ def _changes(texts: tuple[str, ...]) -> dict[str, Any]:
     metavar="KEY=VALUE",
     help="Change a key of the scenario (run.moves=10, load.dirty-rate=4M); repeatable.",
 )
+@click.option(
+    "--shard",
+    "shard_text",
+    metavar="I/N",
+    help="Make part I of N (1/4 to 4/4), on this machine; `lab merge` joins them.",
+)
+@click.option(
+    "--dask",
+    metavar="ADDRESS",
+    help="Make the points on the workers of this Dask cluster: tcp://HOST:PORT, or a scheduler file.",
+)
 @json_option("Also write the summaries as JSON", any_word=False)
 @click.option("--quiet", is_flag=True, help="Show no progress, only the table.")
 def run(
@@ -76,6 +92,8 @@ def run(
     resume: bool,
     force: bool,
     settings: tuple[str, ...],
+    shard_text: str | None,
+    dask: str | None,
     json_path: str | None,
     quiet: bool,
     **sides: Any,
@@ -86,41 +104,41 @@ def run(
     (vfu-dev docs series). The folder gets scenario.toml, moves.csv (a row for each move), summary.json,
     report.html, table.md and plots. Logs are kept of the first 5 moves that went wrong, 1 MiB of each file.
 
+    The points of a sweep can be made on many machines: --shard and --dask (vfu-dev docs many-machines).
+
     Exit status 0 only when every move did what the scenario expects and all its checks hold, 1 when not, 3
     when they hold but a load reached less than its rate.
     """
     # Imported here: `--help` must not pay for numpy, matplotlib and QMP.
-    from vfu_dev.report.series import write_series
-    from vfu_dev.series.prediction import annotation
+    from vfu_dev.series.parts import Shard, groups_of
     from vfu_dev.series.progress import RunProgress
-    from vfu_dev.series.run import Artifacts, run_scenario
     from vfu_dev.series.scenario import read_scenario, shipped
-    from vfu_dev.series.summary import load_kept_up
 
     chosen = [*names, *(shipped() if everything else ())]
     if not chosen:
         raise ConfigError(f"which scenario? A file, --all, or one of {', '.join(shipped())}")
     if resume and force:
         raise ConfigError("--resume and --force: one keeps the run that is there, the other deletes it")
-    changes = _changes(settings)
+    if shard_text and dask:
+        raise ConfigError("--shard and --dask: each of them divides the points")
+    shard = Shard.parse(shard_text) if shard_text else None
+    changes, asked = _changes(settings), asked_qemus(sides)
     # All files are judged before the first VM starts.
     scenarios = [read_scenario(name, changes) for name in chosen]
-    summaries, failed = [], False
+    summaries, failed, dealt = [], False, 0
     for scenario in scenarios:
+        how: dict[str, Any] = {"resume": resume, "force": force, "command": ["vfu-dev", *sys.argv[1:]]}
+        groups = groups_of(scenario.chosen(short))
+        if shard is not None:
+            how |= {"shard": shard, "groups": shard.take(groups, dealt)}
+            dealt += len(groups)
+            if not how["groups"]:
+                click.echo(f"{scenario.name}: nothing for shard {shard}", err=True)
+                continue
         folder = out / scenario.name
         with RunProgress(Console(stderr=True), scenario.name, quiet) as progress:
             try:
-                summary = run_scenario(
-                    scenario,
-                    folder,
-                    progress,
-                    short=short,
-                    resume=resume,
-                    force=force,
-                    command=["vfu-dev", *sys.argv[1:]],
-                    artifacts=Artifacts.find(scenario.chosen(short), chosen_qemus(sides)),
-                    annotate=annotation,
-                )
+                summary = _run(scenario, folder, progress, short, asked, dask, how)
             except KeyboardInterrupt:
                 words = [word for word in sys.argv[1:] if word != "--force"]
                 again = shlex.join(["vfu-dev", *words, *(() if resume else ("--resume",))])
@@ -133,15 +151,61 @@ def run(
                 failed = True
                 continue
         summaries.append(summary)
-        _show(summary)
-        with announced("drawing the report"):
-            page = write_series(folder)
-        click.echo(f"report: {page}", err=True)
+        show_result(summary, folder)
+    end_with(summaries, failed, json_path)
+
+
+def _run(
+    scenario: Scenario,
+    folder: Path,
+    progress: RunProgress,
+    short: bool,
+    asked: dict[str, str | None],
+    dask: str | None,
+    how: dict[str, Any],
+) -> dict[str, Any]:
+    """Run one scenario here, or on a cluster; `how`: arguments that both have in common, and the shard's."""
+    if dask is not None:
+        from vfu_dev.series.cluster import run_on_dask
+        from vfu_dev.series.work import Work
+
+        work = Work(scenario.name, scenario.text, short, scenario.changes, asked)
+        return run_on_dask(work, dask, folder, progress, **how)
+    from vfu_dev.series.artifacts import Artifacts
+    from vfu_dev.series.prediction import annotation
+    from vfu_dev.series.run import run_scenario
+
+    artifacts = Artifacts.find(scenario.chosen(short), asked)
+    return run_scenario(
+        scenario, folder, progress, short=short, artifacts=artifacts, annotate=annotation, **how
+    )
+
+
+def end_with(summaries: Sequence[dict[str, Any]], failed: bool, json_path: str | None) -> None:
+    """Write the summaries as JSON, and end with the exit status that they make.
+
+    Args:    failed: one more scenario has no summary.
+    """
+    from vfu_dev.series.summary import load_kept_up
+
     write_json(summaries[0] if len(summaries) == 1 else summaries, json_path)
     if failed or not all(summary["ok"] for summary in summaries):
         sys.exit(EXIT_FAILED)
     if not all(load_kept_up(summary) for summary in summaries):
         sys.exit(EXIT_LESS)
+
+
+def show_result(summary: Mapping[str, Any], folder: Path) -> None:
+    """Show a finished run's table, and write its page and pictures; those of a shard come with the merge."""
+    _show(summary)
+    if summary["shard"]:
+        click.echo(f"shard {summary['shard']}: {folder}  (join them: vfu-dev lab merge)", err=True)
+        return
+    from vfu_dev.report.series import write_series
+
+    with announced("drawing the report"):
+        page = write_series(folder)
+    click.echo(f"report: {page}", err=True)
 
 
 def _show(summary: Mapping[str, Any]) -> None:
@@ -203,83 +267,3 @@ def scenarios(json_path: str | None) -> None:
         takes = [text(row[key]) for key in ("expected_seconds", "short_expected_seconds")]
         table.add_row(one.name, str(len(one.points)), str(row["moves"]), *takes, one.title)
     Console().print(table)
-
-
-@click.command(
-    cls=Command, examples=["vfu-dev lab compare out/before/steady out/after/steady --max-regression 20"]
-)
-@click.argument("first", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("second", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--metric", "metrics", multiple=True, help="Compare this column of moves.csv; repeatable.")
-@click.option(
-    "--max-regression",
-    type=DecimalType(0),
-    metavar="PERCENT",
-    help="Exit status 1 when a median of SECOND is worse by more than this, significantly, or is missing.",
-)
-@click.option(
-    "--plot",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Draw both into this file (.png or .svg).",
-)
-@json_option("Also write the comparison as JSON", any_word=False)
-def compare(
-    first: Path,
-    second: Path,
-    metrics: tuple[str, ...],
-    max_regression: float | None,
-    plot: Path | None,
-    json_path: str | None,
-) -> None:
-    """Compare two result folders of `vfu-dev lab run`: ratios of percentiles, and whether they differ.
-
-    Ratios are SECOND over FIRST, with a 95 % interval of the medians' ratio (bootstrap). The sets differ
-    where the Mann-Whitney U test gives p < 0.05. Points are matched by name.
-    """
-    from vfu_dev.series.compare import compare as compare_folders
-
-    found = compare_folders(first, second, metrics)
-    table = Table(box=None, header_style="bold")
-    for heading in (
-        "point",
-        "metric",
-        "first 25/50/95",
-        "second 25/50/95",
-        "ratio 25/50/95",
-        "95 % of median",
-    ):
-        table.add_column(heading, justify="left" if heading in ("point", "metric") else "right")
-    table.add_column("statement")
-    for entry in found["entries"]:
-        interval = "-" if entry["low"] is None else f"{entry['low']:.2f}..{entry['high']:.2f}"
-        ratios = " / ".join("-" if one is None else f"{one:.2f}" for one in entry["ratios"].values())
-        sides = (_percentiles(entry[side]) for side in ("first", "second"))
-        table.add_row(entry["point"], entry["metric"], *sides, ratios, interval, entry["text"])
-    Console(stderr=json_path == TO_STDOUT, width=None if sys.stdout.isatty() else 200).print(table)
-    for point, changed in found["settings"].items():
-        for key, values in changed.items():
-            click.echo(
-                f"note: {point}: {key} is {values[0]} in the first, {values[1]} in the second", err=True
-            )
-    for side, names in zip((first, second), found["only"], strict=True):
-        if names:
-            click.echo(f"only in {side}: {', '.join(names)}", err=True)
-    if plot is not None:
-        from vfu_dev.report.series import write_comparison
-
-        write_comparison(first, second, found, plot)
-    write_json(found, json_path)
-    if max_regression is not None:
-        worse = [e for e in found["entries"] if (e["regression"] or 0) > max_regression]
-        for entry in worse:
-            where = f"{entry['point']}: {entry['metric']}"
-            text = f"{where} is {entry['regression']:.0f} % worse, {max_regression:g} % allowed"
-            click.echo(f"REGRESSION: {text}", err=True)
-        for text in found["missing"]:
-            click.echo(f"MISSING: {text}", err=True)
-        if worse or found["missing"]:
-            sys.exit(EXIT_FAILED)
-
-
-def _percentiles(figures: Mapping[str, Any]) -> str:
-    return " / ".join(f"{figures[name]:.4g}" for name in ("p25", "p50", "p95"))

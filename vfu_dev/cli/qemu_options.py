@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from vfu_dev.attach.front_end import FRONT_ENDS, IOMMU_PATHS
-from vfu_dev.builds import artifact
-from vfu_dev.builds.qemu_binary import NAMES, VFIO_USER_PCI, find_qemu
+from vfu_dev.builds.qemu_binary import NAMES, VFIO_USER_PCI, with_paths
 from vfu_dev.cli.params import for_each_side, of_side
 from vfu_dev.errors import ConfigError
 
@@ -38,20 +37,26 @@ def qemu_options(command: _Command) -> _Command:
     )(command)
 
 
-def chosen_qemus(sides: dict[str, Any]) -> dict[str, Any]:
-    """Return what the options say, as fields of MigrateOptions. Raises: ConfigError, BuildError."""
+def asked_qemus(sides: dict[str, Any]) -> dict[str, str | None]:
+    """Return what the options say, as `Artifacts.find` takes it. Raises: ConfigError."""
     source, destination = (
-        {name: of_side(sides, name, side) for name in _OPTIONS} for side in ("source", "destination")
+        {name.replace("-", "_"): of_side(sides, name, side) for name in _OPTIONS}
+        for side in ("source", "destination")
     )
     for one in (source, destination):
-        if one["iommu"] and one["front-end"] == VFIO_USER_PCI:
+        if one["iommu"] and one["front_end"] == VFIO_USER_PCI:
             raise ConfigError(f"--iommu {one['iommu']}: is for --front-end vfio-pci")
-    chosen = {"qemu": _path(source["qemu"]), "front_end": source["front-end"], "iommu": source["iommu"]}
-    if source != destination:
-        chosen["qemu_destination"] = _path(destination["qemu"])
-        chosen["front_end_destination"] = destination["front-end"]
-        chosen["iommu_destination"] = destination["iommu"]
-    return chosen
+        path = Path(one["qemu"] or "").expanduser()
+        if one["qemu"] not in (None, *NAMES) and path.exists():
+            one["qemu"] = str(path.absolute())  # another folder, and another machine, mean the same by it
+    if source == destination:
+        return source
+    return source | {f"{name}_destination": value for name, value in destination.items()}
+
+
+def chosen_qemus(sides: dict[str, Any]) -> dict[str, Any]:
+    """Return what the options say, as fields of MigrateOptions. Raises: ConfigError, BuildError."""
+    return with_paths(asked_qemus(sides))
 
 
 def sent_away(sides: dict[str, Any]) -> dict[str, Any]:
@@ -63,8 +68,3 @@ def sent_away(sides: dict[str, Any]) -> dict[str, Any]:
     for name in found:
         sides[f"{name}_destination"] = of_side(sides, name, "source")
     return found
-
-
-def _path(choice: str | None) -> Path:
-    # What VFU_DEV_QEMU names goes for the default alone.
-    return artifact("qemu") if choice is None else find_qemu(choice).path

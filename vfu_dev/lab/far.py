@@ -23,7 +23,7 @@ from typing import Any
 from vfu_dev import JSON_VERSION, __version__
 from vfu_dev.attach.front_end import choose_front_end, choose_iommu
 from vfu_dev.builds import artifact
-from vfu_dev.builds.qemu_binary import VFIO_PCI, find_qemu, machine_versions, probe_qemu
+from vfu_dev.builds.qemu_binary import VFIO_PCI, machine_versions, probe_qemu, qemu_path
 from vfu_dev.client.listening import remove_socket_folder, socket_folder
 from vfu_dev.errors import ConfigError, VfuDevError, shown
 from vfu_dev.lab.host import Host, require_migration
@@ -65,7 +65,7 @@ def settings_of(options: MigrateOptions, machine: str) -> dict[str, Any]:
 
 
 def _describe(asked: dict[str, Any]) -> tuple[QemuChoice, dict[str, Any]]:
-    path = artifact("qemu") if asked["qemu"] is None else find_qemu(asked["qemu"]).path
+    path = qemu_path(asked["qemu"])
     binary = probe_qemu(path)
     front_end, iommu = choose_front_end(binary, asked["front_end"]), asked["iommu"]
     choice = QemuChoice(path, front_end, choose_iommu(binary, iommu) if front_end == VFIO_PCI else iommu)

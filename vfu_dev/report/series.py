@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vfu_dev.machine import describe_machine
 from vfu_dev.report.distributions import comparison_figure, course_figure, downtime_figure, sweep_figure
 from vfu_dev.report.drawing import svg_text, themed, write_png
 from vfu_dev.report.template import render_template
 from vfu_dev.series.rows import METRICS, Row, read_rows
 from vfu_dev.series.summary import read_summary
-from vfu_dev.sizes import format_size
+from vfu_dev.sizes import format_count, format_size
 from vfu_dev.whole import write_whole
 
 NOTHING = "-"
@@ -69,11 +71,10 @@ def markdown(summary: Mapping[str, Any]) -> str:
     machine, versions = summary["machine"], summary["versions"]
     lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
     lines += ["| " + " | ".join(row) + " |" for row in table_rows(summary)]
-    load = machine["load_average"][0]
     lines += [
         "",
         "Three figures are the 25th, 50th and 95th percentile of n completed moves of one running VM. "
-        f"{machine['processor']}, {machine['cores']} cores, load average {load:.1f} when it began; "
+        f"{machines_text(summary)}; "
         f"QEMU {versions['qemu']}, Linux {machine['kernel']}.",
     ]
     told = [f"{point}, given up: {text}" for point, text in (summary.get("stood") or {}).items()]
@@ -83,6 +84,21 @@ def markdown(summary: Mapping[str, Any]) -> str:
     lines += [f"- {line}" for line in told]
     lines += [f"- {'holds' if check['ok'] else 'FAILS'}: {check['text']}" for check in summary["checks"]]
     return "\n".join(lines) + "\n"
+
+
+def machines_text(summary: Mapping[str, Any]) -> str:
+    """Return which machine made the points, and how busy it was; or which machines did, and how many points.
+
+    Results of before November 2026 have the one `machine` alone.
+    """
+    machines = summary.get("machines") or [summary["machine"]]
+    if len(machines) == 1:
+        one = machines[0]
+        load = one["load_average"][0]
+        return f"{one['processor']}, {one['cores']} cores, load average {load:.1f} when it began"
+    counts = Counter(point["machine"]["id"] for point in summary["points"])
+    texts = (f"{describe_machine(one)}: {format_count(counts[one['id']], 'point')}" for one in machines)
+    return f"{len(machines)} machines: {', '.join(texts)}"
 
 
 def comparison_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -131,6 +147,7 @@ def write_series(folder: Path) -> Path:
         render_template(
             "series.html.j2",
             s=summary,
+            machines=machines_text(summary),
             headings=HEADINGS,
             rows=table_rows(summary),
             comparisons=comparison_lines(summary),

@@ -8,6 +8,7 @@ from typing import Any
 
 from vfu_dev import JSON_VERSION
 from vfu_dev.errors import ConfigError, LabError
+from vfu_dev.machine import describe_machine, same_machine
 from vfu_dev.series.rows import METRICS, Row, read_rows, values_of
 from vfu_dev.series.statistics import difference, percentiles
 from vfu_dev.series.summary import read_summary
@@ -16,16 +17,21 @@ KIND = "lab-compare"
 DEFAULT_METRICS = ("downtime_ms", "outage_ms", "total_ms", "stop_copy_bytes", "vfio_bytes", "passes")
 
 
-def compare(first: Path, second: Path, metrics: Sequence[str] = ()) -> dict[str, Any]:
+def compare(
+    first: Path, second: Path, metrics: Sequence[str] = (), across_machines: bool = False
+) -> dict[str, Any]:
     """Return the comparison of two result folders.
 
     Points are matched by name; where both folders have a single point each, those two are matched. `entries`
     has one object for each point and metric that both sides measured; `settings` lists for each point the
     settings that differ between the sides; `only` names the points without a partner.
 
-    `missing` lists points and metrics that only one side measured.
+    `missing` lists points and metrics that only one side measured; `machines` has for each point that two
+    machines made both of them, in words.
 
-    Raises:  ConfigError: a folder holds no result, nothing matches, or a metric is unknown.
+    Args:    across_machines: compare such points too; a difference may then be the machines'.
+    Raises:  ConfigError: a folder holds no result, nothing matches, a metric is unknown, or two machines made
+             a point.
              LabError: there is nothing to compare: no completed move, or none with a metric asked for.
     """
     for metric in metrics:
@@ -38,6 +44,17 @@ def compare(first: Path, second: Path, metrics: Sequence[str] = ()) -> dict[str,
         pairs = [(names[0][0], names[1][0])]
     if not pairs:
         raise ConfigError(f"{first} and {second}: no point in common: {names[0]} and {names[1]}")
+    machines = {
+        mine: [describe_machine(one), describe_machine(two)]
+        for mine, other in pairs
+        if not same_machine(one := sides[0]["machines"][mine], two := sides[1]["machines"][other])
+    }
+    if machines and not across_machines:
+        point, both = next(iter(machines.items()))
+        raise ConfigError(
+            f"{point} was made by {both[0]} in {first} and by {both[1]} in {second}: a difference may be the "
+            "machines'; --across-machines compares them all the same"
+        )
     entries, missing = [], []
     for mine, other in pairs:
         for metric in metrics or DEFAULT_METRICS:
@@ -73,6 +90,7 @@ def compare(first: Path, second: Path, metrics: Sequence[str] = ()) -> dict[str,
         "second": sides[1]["about"],
         "entries": entries,
         "missing": missing,
+        "machines": machines,
         "settings": {
             mine: told for mine, other in pairs if (told := _changed(settings[0][mine], settings[1][other]))
         },
@@ -102,4 +120,7 @@ def _side(folder: Path) -> dict[str, Any]:
         rows.setdefault(row.point, []).append(row)
     about = {key: summary[key] for key in ("scenario", "short", "versions", "machine", "started")}
     settings = {point["name"]: {**point["settings"], "load": point["load"]} for point in summary["points"]}
-    return {"rows": rows, "settings": settings, "about": {"folder": str(folder), **about}}
+    # Results of before November 2026 name one machine, for all of their points.
+    machines = {point["name"]: point.get("machine", summary["machine"]) for point in summary["points"]}
+    found = {"rows": rows, "settings": settings, "machines": machines}
+    return {**found, "about": {"folder": str(folder), **about}}

@@ -96,8 +96,17 @@ class RunProgress:
             if self._bar is not None:
                 self._bar.update(self._task, advance=1, last=text)
             self._line(f"  {text}{self._far()}")
+        elif what == "again":
+            self._done -= data["moves"]
+            if self._bar is not None:
+                self._bar.update(self._task, completed=self._done)
+            self._line(f"{self._name} {data['point']}: once more from its beginning")
         elif what == "convergence":
             self._stands(str(data["text"]))
+        elif what == "note" and not self._quiet:
+            self._console.print(
+                f"{self._name}: {data['text']}", markup=False, highlight=False, soft_wrap=True
+            )
 
     def _far(self) -> str:
         """Return how far the run is, when a line is due about it: each tenth of the way."""

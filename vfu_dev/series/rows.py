@@ -52,13 +52,18 @@ METRICS: dict[str, MoveMetric] = {
     "policy_steps": MoveMetric("", "rules of the policy that acted", False),
 }
 TEXTS = ("point", "move", "started", "status", "digest_match", "digests", "text")
-COLUMNS = (*TEXTS, *METRICS)
+# Last, since results of before November 2026 lack it.
+MACHINE = "machine"
+COLUMNS = (*TEXTS, *METRICS, MACHINE)
 COMPLETED, NOT_CONVERGED, FAILED = "completed", "not-converged", "failed"
 
 
 @dataclass
 class Row:
-    """One move of one point. `metrics` lacks unknown figures; `text` is the error or the reason."""
+    """One move of one point. `metrics` lacks unknown figures; `text` is the error or the reason.
+
+    `machine` is the `machine_id` of where it was made.
+    """
 
     point: str
     move: int
@@ -68,13 +73,14 @@ class Row:
     digest_match: bool = False
     digests: str = ""
     text: str = ""
+    machine: str = ""
 
     def cells(self) -> list[str]:
         """Return the row's cells in the order of `COLUMNS`."""
         texts = [self.point, str(self.move), f"{self.started:.6f}", self.status]
         texts += [str(int(self.digest_match)), self.digests, self.text]
         figures = (self.metrics.get(name) for name in METRICS)
-        return [*texts, *("" if value is None else f"{value:.10g}" for value in figures)]
+        return [*texts, *("" if value is None else f"{value:.10g}" for value in figures), self.machine]
 
     @classmethod
     def from_cells(cls, cells: Mapping[str, str]) -> Row:
@@ -90,6 +96,7 @@ class Row:
             digests=cells["digests"],
             text=cells["text"],
             metrics={name: _finite(name, cells[name]) for name in METRICS if cells.get(name)},
+            machine=cells.get(MACHINE, ""),
         )
 
 

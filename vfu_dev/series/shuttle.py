@@ -17,13 +17,13 @@ from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.observer import MoveReporter, TimeLimitError
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import MigrationResult
+from vfu_dev.series.folder import KEPT_FAILURES
 from vfu_dev.series.rows import COMPLETED, FAILED, NOT_CONVERGED, Row, row_of
 from vfu_dev.series.scenario import Point
 
 # A log line for each size query of QEMU would be a large part of the cost of 70 moves; states suffice.
 TRACES = ("vfio_migration_set_state",)
-# Number of failed moves whose logs are kept, and bytes kept of the end of each file.
-KEPT_FAILURES = 5
+# Bytes kept of the end of each file.
 KEPT_LOG_BYTES = 1 << 20
 # Number of times that a lost VM is restarted before the point is given up.
 RESTARTS = 2

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vfu_dev import JSON_VERSION, __version__
+from vfu_dev import JSON_VERSION
 from vfu_dev.errors import ConfigError
-from vfu_dev.machine import processor
+from vfu_dev.machine import machine_id, processor
 from vfu_dev.series.rows import METRICS, NOT_CONVERGED, Row, values_of
 from vfu_dev.series.scenario import METHOD_MOVES, Scenario
 from vfu_dev.series.statistics import difference, percentiles
@@ -27,23 +27,19 @@ COMPARED = ("downtime_ms", "total_ms")
 
 
 def machine() -> dict[str, Any]:
-    """Return the machine's facts: processor, cores, memory, kernel, and its load."""
+    """Return the machine's facts: identity, processor, cores, memory, kernel, and its load."""
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
         memory = 0
     return {
+        "id": machine_id(),
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": memory,
         "kernel": platform.release(),
         "load_average": list(os.getloadavg()),
     }
-
-
-def versions(qemu: str) -> dict[str, str]:
-    """Return the versions of the parts of a run; `libvfio-user` is added by the run."""
-    return {"vfu-dev": __version__, "python": platform.python_version(), "qemu": qemu}
 
 
 def point_summary(rows: Sequence[Row]) -> dict[str, Any]:
@@ -80,7 +76,8 @@ def summarise(
     """Return the summary of a finished run.
 
     Args:    points: what was written of each point (`Point.to_dict`, `point_summary`, problems).
-             facts: versions, machine, command, times.
+             facts: versions, machines, command, times; `shard`, where these are not all points: then the
+             scenario's checks, which are of all of them, are left to the whole.
     """
     names = {str(point["name"]): point["variant"] for point in points}
     by_variant: dict[str | None, list[Row]] = {name: [] for name in scenario.variants}
@@ -101,7 +98,7 @@ def summarise(
         for other in others
         for metric in COMPARED
     ]
-    checks = [check.judge(by_variant) for check in scenario.checks]
+    checks = [check.judge(by_variant) for check in scenario.checks if not facts.get("shard")]
     problems = [f"{point['name']}: {text}" for point in points for text in point["problems"]]
     problems += [f"check: {check['text']}" for check in checks if not check["ok"]]
     # The last migration that was given up: the figures that decide convergence.
@@ -111,6 +108,10 @@ def summarise(
         for point in points
         if (rate := point.get("rate")) and rate["carried"] < KEEPS_UP
     ]
+    if len(machines := facts.get("machines", ())) > 1:
+        warnings.append(
+            f"{len(machines)} machines made these points: times of different machines do not compare"
+        )
     expected = [point for point in points if point["settings"]["run.expect"] != "not-converged"]
     fewest = min((point["statuses"].get("completed", 0) for point in expected), default=None)
     return {
