@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -159,3 +160,71 @@ def test_the_vm_attaches_to_the_device_beside_it() -> None:
 def test_no_unknown_kind() -> None:
     kinds = {resource["kind"] for resource in resources().values()}
     assert kinds - OF_THE_OPERATOR == {"Pod", "DaemonSet", "Service", "Kustomization"}
+
+
+# --- the sweep
+
+
+def sweep(name: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((KUBERNETES / "sweep" / f"{name}.yaml").read_text()))
+
+
+def container_of(job: dict[str, Any]) -> dict[str, Any]:
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    return dict(container)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", ["job", "merge", "results"])
+def test_the_api_would_take_the_sweep(name: str, version: str) -> None:
+    kubernetes_validate.validate(sweep(name), version, strict=True)
+
+
+def test_the_sweep_is_whole() -> None:
+    """There are as many shards as completions; pods of both jobs mount the claim where they write."""
+    job, merge, claim = sweep("job"), sweep("merge"), sweep("results")
+    environment = {one["name"]: one.get("value") for one in container_of(job)["env"]}
+    assert int(environment["SHARDS"]) == job["spec"]["completions"]
+    assert job["spec"]["completionMode"] == "Indexed"
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    for one in (job, merge):
+        mounts = {mount["name"]: mount["mountPath"] for mount in container_of(one)["volumeMounts"]}
+        assert mounts["results"] == environment["RESULTS"]
+        volumes = {volume["name"]: volume for volume in one["spec"]["template"]["spec"]["volumes"]}
+        assert volumes["results"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    terms = job["spec"]["template"]["spec"]["affinity"]["podAntiAffinity"]
+    (term,) = terms["requiredDuringSchedulingIgnoredDuringExecution"]
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    assert term["labelSelector"]["matchLabels"].items() <= labels.items()
+
+
+def test_the_commands_of_the_sweep_make_a_result(library: Path, tmp_path: Path) -> None:
+    """Both command lines, run here: the second of two pods keeps its shard when restarted; both are all."""
+    scenario = tmp_path / "two.toml"
+    scenario.write_text(
+        '[device]\nmemory = "256K"\n[run]\nmoves = 1\nwarmup = 0.1\nverify = "digests"\n'
+        '[sweep]\n"qemu.downtime-limit" = [200, 300]\n'
+    )
+    (tmp_path / "bin").mkdir()
+    shim = tmp_path / "bin" / "vfu-dev"
+    shim.write_text(f'#!/bin/sh\nexec {sys.executable} -m vfu_dev "$@"\n')
+    shim.chmod(0o755)
+
+    def run(name: str, **environment: str) -> int:
+        container = container_of(sweep(name))
+        given = {one["name"]: one["value"] for one in container["env"] if "value" in one}
+        given |= {"SCENARIO": str(scenario), "SHARDS": "2", "RESULTS": str(tmp_path), **environment}
+        path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        command = [*container["command"], *container["args"]]
+        return subprocess.run(
+            command, env={**os.environ, **given, "PATH": path}, timeout=PATIENCE_SECONDS, check=False
+        ).returncode
+
+    assert run("job", JOB_COMPLETION_INDEX="1", VFU_DEV_MACHINE="node-b") == 0
+    made = (tmp_path / "shard-1/two/points/downtime-limit=300.json").read_text()
+    assert run("job", JOB_COMPLETION_INDEX="1", VFU_DEV_MACHINE="node-b") == 0
+    assert (tmp_path / "shard-1/two/points/downtime-limit=300.json").read_text() == made
+    assert run("job", JOB_COMPLETION_INDEX="0", VFU_DEV_MACHINE="node-a") == 0
+    assert run("merge") == 0
+    rows = (tmp_path / "series/two/moves.csv").read_text().splitlines()[1:]
+    assert [row.rpartition(",")[2] for row in rows] == ["node-a", "node-b"]
