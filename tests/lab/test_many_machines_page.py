@@ -40,7 +40,7 @@ def check_result(folder: Path) -> dict[str, Any]:
     conforms("lab-run", summary)
     assert summary["problems"] == []
     rows = read_rows(folder / "moves.csv")
-    assert [row.point for row in rows] == ["dirty-rate=50p", "dirty-rate=100p"]
+    assert [row.point for row in rows] == ["memory=256K", "memory=512K"]
     for row, point in zip(rows, summary["points"], strict=True):
         assert row.status == COMPLETED
         assert row.digest_match
@@ -55,9 +55,9 @@ def test_the_page_word_for_word(qemu: Path, library: Path, tmp_path: Path) -> No
     (tmp_path / "run").mkdir()
     said = run_script("\n".join(blocks("sh")), tmp_path, tmp_path / "run", 2 * PATIENCE_SECONDS)
     out = tmp_path / "run"
-    done = run_vfu_dev("lab", "run", out / "rates.toml", "--out", out / "local", "--quiet")
+    done = run_vfu_dev("lab", "run", out / "sizes.toml", "--out", out / "local", "--quiet")
     assert done.returncode == 0, done.stderr
-    merged, dask, local = (check_result(out / name / "rates") for name in ("merged", "dask", "local"))
+    merged, dask, local = (check_result(out / name / "sizes") for name in ("merged", "dask", "local"))
     assert [machine["id"] for machine in merged["machines"]] == ["left", "right"]
     assert "2 machines made these points" in merged["warnings"][0]
     assert dask["machines"][0]["id"] == local["machines"][0]["id"]
@@ -65,7 +65,7 @@ def test_the_page_word_for_word(qemu: Path, library: Path, tmp_path: Path) -> No
     assert form_of(merged | {"machines": merged["machines"][:1], "warnings": []}) == form_of(local)
     (refusal,) = re.findall(r"^vfu-dev: .*--across-machines.*$", said, re.MULTILINE)
     assert "made by left" in refusal
-    assert "note: dirty-rate=100p: made by right" in said
+    assert "note: memory=512K: made by right" in said
 
 
 @pytest.fixture
