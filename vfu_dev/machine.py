@@ -47,6 +47,16 @@ def machine_id() -> str:
     return hmac.new(key.encode(), message.encode(), hashlib.sha256).hexdigest()[:_ID_DIGITS]
 
 
+def peak_resident_bytes() -> int:
+    """Return the most memory that this process had resident so far: private, shared and of files; 0: unknown.
+
+    getrusage(2) would count what the parent had when it started this process.
+    """
+    lines = _text(Path("/proc/self/status")).splitlines()
+    sizes = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return int(next(sizes, "0")) * 1024
+
+
 def describe_machine(machine: Mapping[str, Any]) -> str:
     """Return a machine of a result in words; results of before November 2026 have no `id`."""
     what = f"{machine['processor']}, {machine['cores']} cores"

@@ -9,7 +9,7 @@ from hypothesis import given
 
 from vfu_dev.errors import ConfigError
 from vfu_dev.memory import DeviceMemory, PageMap, device_memory
-from vfu_dev.memory.pages import CODE_DATA, CODE_ZERO
+from vfu_dev.memory.pages import CODE_CLEAN, CODE_DATA, CODE_DIRTY, CODE_NEVER, CODE_ZERO
 
 PAGE = 64
 
@@ -99,3 +99,33 @@ def test_old_store_in_too_many_pieces_is_given_back(monkeypatch: pytest.MonkeyPa
 def test_impossible_sizes_are_refused_in_words(size: int, page: int) -> None:
     with pytest.raises(ConfigError, match="memory m: "):
         DeviceMemory("m", size, page)
+
+
+def test_a_large_map_says_what_a_small_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In stretches, some never written; and what was never written is passed over by what changes a map."""
+    monkeypatch.setattr("vfu_dev.memory.pages.STRETCH_PAGES", 16)
+    monkeypatch.setattr("vfu_dev.memory.pages._EAGER_PAGES", 32)
+    large, small = PageMap(90, 4096), PageMap(30, 4096)
+    assert isinstance(small.marks, bytearray)
+    random = np.random.default_rng(7)
+    codes = random.choice([CODE_NEVER, *range(1, 8)], 90).astype(np.uint8)
+    codes[codes == CODE_CLEAN] = CODE_NEVER
+    codes[16:32] = codes[64:80] = CODE_NEVER
+    large.codes[:] = codes
+    found = [(where.start, where.stop) for where, _ in large.stretches()]
+    assert found == [(0, 16), (32, 48), (48, 64), (80, 90)]
+    dirty = (codes != CODE_NEVER) & (codes < CODE_CLEAN)
+    assert large.collect().tolist() == np.flatnonzero(dirty).tolist()
+    assert large.unclassified().tolist() == np.flatnonzero(codes == CODE_DIRTY).tolist()
+    assert large.with_code(CODE_ZERO).tolist() == np.flatnonzero(codes == CODE_ZERO).tolist()
+    assert (large.dirty_pages, large.written_pages) == (dirty.sum(), (codes != 0).sum())
+    large.looked_at(np.array([3, 70, 89]))
+    assert [large.take_recent(), large.take_recent()] == [3, 0]
+    large.mark(89 * 4096, 8)
+    assert large.codes[89] == CODE_DIRTY
+    large.rearm()
+    assert large.codes[:89].tolist() == (codes & 3)[:89].tolist()
+    large.forget()
+    assert not large.codes.any()
+    assert large.collect().tolist() == []
+    assert large.collect().dtype == np.intp

@@ -16,6 +16,8 @@ waits for is a single store whatever the migration state:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -26,6 +28,14 @@ CODE_ZERO = 3
 CODE_CLEAN = 4  # flag
 
 PageIndices = npt.NDArray[np.intp]
+Codes = npt.NDArray[np.uint8]
+
+# A map is looked at in stretches of this number of pages, and what was never written is passed over: a look
+# at 1 TiB of 4 KiB pages would else take half a GiB for its own results. Up to 1 GiB there is one stretch.
+STRETCH_PAGES = 1 << 18
+# Up to this number of pages a map is a bytearray, see `PageMap`; 4 MiB for 16 GiB.
+_EAGER_PAGES = 1 << 22
+_NO_PAGES: PageIndices = np.empty(0, dtype=np.intp)
 
 
 class PageMap:
@@ -36,16 +46,19 @@ class PageMap:
         page_size_bytes: a power of two.
 
     Attributes:
-        codes: of all pages, shape (page_count,) uint8.
+        codes: of all pages, shape (page_count,) uint8. A look at all of them goes through `stretches`.
         marks: the same memory for single stores.
     """
 
     def __init__(self, page_count: int, page_size_bytes: int) -> None:
         self.page_count = page_count
         self._shift = page_size_bytes.bit_length() - 1
-        # The bytearray takes the scalar stores, the array is the same memory for everything vectorised.
-        self.marks = bytearray(page_count)
-        self.codes: npt.NDArray[np.uint8] = np.frombuffer(self.marks, dtype=np.uint8)
+        # `marks` takes the scalar stores, the array is the same memory for everything vectorised. A bytearray
+        # is faster, and touches all of its memory when it is made: a large map is the kernel's zeros instead.
+        self.marks: bytearray | memoryview = (
+            bytearray(page_count) if page_count <= _EAGER_PAGES else np.zeros(page_count, np.uint8).data
+        )
+        self.codes: Codes = np.frombuffer(self.marks, dtype=np.uint8)
         # Found written by a scan since `take_recent`; a write alone does not change it.
         self._recent = np.zeros(page_count, dtype=np.bool_)
 
@@ -71,24 +84,34 @@ class PageMap:
 
         What was learnt about the content stays: a page not written since is still zero or not.
         """
-        np.bitwise_and(self.codes, CODE_CLEAN - 1, out=self.codes)
+        for _, codes in self.stretches():
+            np.bitwise_and(codes, CODE_CLEAN - 1, out=codes)
 
     def forget(self) -> None:
         """Return to the state of a new memory: nothing written."""
-        self.codes[:] = CODE_NEVER
+        for _, codes in self.stretches():
+            codes[:] = CODE_NEVER
+
+    def stretches(self) -> Iterator[tuple[slice, Codes]]:
+        """Yield where a stretch is, and its codes, of each stretch that has a page that was ever written."""
+        for start in range(0, self.page_count, STRETCH_PAGES):
+            where = slice(start, min(start + STRETCH_PAGES, self.page_count))
+            codes = self.codes[where]
+            if self.page_count <= STRETCH_PAGES or codes.max() != CODE_NEVER:
+                yield where, codes
+
+    def _where(self, test: Callable[[Codes], npt.NDArray[np.bool_]]) -> PageIndices:
+        """Return the pages whose codes pass `test`, which no page passes that was never written."""
+        found = [np.flatnonzero(test(codes)) + where.start for where, codes in self.stretches()]
+        return found[0] if len(found) == 1 else np.concatenate([_NO_PAGES, *found])
 
     def collect(self) -> PageIndices:
         """Return the dirty pages, shape (n,), ascending; they stay dirty."""
-        return np.flatnonzero(self.dirty())
-
-    def dirty(self) -> npt.NDArray[np.bool_]:
-        """Return for each page whether it is dirty, shape (page_count,)."""
-        found: npt.NDArray[np.bool_] = (self.codes != CODE_NEVER) & (self.codes < CODE_CLEAN)
-        return found
+        return self._where(is_dirty)
 
     def unclassified(self) -> PageIndices:
         """Return the dirty pages whose content was not scanned since they were written, ascending."""
-        return np.flatnonzero(self.codes == CODE_DIRTY)
+        return self.with_code(CODE_DIRTY)
 
     def found_written(self, indices: PageIndices) -> None:
         """Note that a scan found `indices` written since the previous scan."""
@@ -96,21 +119,30 @@ class PageMap:
 
     def take_recent(self) -> int:
         """Return the number of distinct pages that scans found written since the last call."""
-        count = int(np.count_nonzero(self._recent))
-        self._recent[:] = False
+        count = 0
+        for start in range(0, self.page_count, STRETCH_PAGES):
+            recent = self._recent[start : start + STRETCH_PAGES]
+            if found := int(np.count_nonzero(recent)):
+                count += found
+                recent[:] = False
         return count
 
     def with_code(self, code: int) -> PageIndices:
-        """Return the pages that have exactly `code`, ascending."""
-        return np.flatnonzero(self.codes == code)
+        """Return the pages that have exactly `code`, which is not CODE_NEVER, ascending."""
+        return self._where(lambda codes: codes == code)
 
     @property
     def dirty_pages(self) -> int:
         """Number of dirty pages."""
-        codes = self.codes
-        return int(np.count_nonzero((codes != CODE_NEVER) & (codes < CODE_CLEAN)))
+        return sum(int(np.count_nonzero(is_dirty(codes))) for _, codes in self.stretches())
 
     @property
     def written_pages(self) -> int:
         """Number of pages that were ever written."""
-        return int(np.count_nonzero(self.codes))
+        return sum(int(np.count_nonzero(codes)) for _, codes in self.stretches())
+
+
+def is_dirty(codes: Codes) -> npt.NDArray[np.bool_]:
+    """Return for each of `codes` whether its page is dirty."""
+    dirty: npt.NDArray[np.bool_] = (codes != CODE_NEVER) & (codes < CODE_CLEAN)
+    return dirty

@@ -83,14 +83,17 @@ class Shadow:
         skipped = -self.rows.__array_interface__["data"][0] % _HUGE_BYTES
         if page > _HUGE_BYTES or skipped % page:
             return
-        pages, first = _HUGE_BYTES // page, skipped // page
-        written = self._memory.pages.codes[first:] != CODE_NEVER
-        whole = written[: len(written) // pages * pages].reshape(-1, pages).all(axis=1)
-        edges = np.flatnonzero(np.diff(whole, prepend=False, append=False))
-        for start, end in edges.reshape(-1, 2)[:_MAX_HUGE_RUNS].tolist():
-            place, count = skipped + start * _HUGE_BYTES, (end - start) * _HUGE_BYTES
-            with contextlib.suppress(OSError):  # a kernel without them
-                self._map.madvise(mmap.MADV_HUGEPAGE, place, count)
+        pages, first, runs = _HUGE_BYTES // page, skipped // page, _MAX_HUGE_RUNS
+        for where, codes in self._memory.pages.stretches():
+            before = (first - where.start) % pages
+            written = codes[before:] != CODE_NEVER
+            whole = written[: len(written) // pages * pages].reshape(-1, pages).all(axis=1)
+            edges = np.flatnonzero(np.diff(whole, prepend=False, append=False)).reshape(-1, 2)[:runs]
+            runs -= len(edges)
+            for start, end in edges.tolist():
+                place = (where.start + before) * page + start * _HUGE_BYTES
+                with contextlib.suppress(OSError):  # a kernel without them
+                    self._map.madvise(mmap.MADV_HUGEPAGE, place, (end - start) * _HUGE_BYTES)
 
     def keep(self, indices: PageIndices) -> Hashes:
         """Take the pages `indices` over as they are now, to be sent from `rows`; returns their hashes."""
@@ -158,9 +161,14 @@ class Shadow:
         self._search_at = self._memory.mark_allocated(self._search_at, budget_seconds)
 
     def _chunks_with_clean_pages(self) -> PageIndices:
-        clean = self._memory.pages.codes >= CODE_CLEAN
-        starts = np.arange(0, len(clean), self._chunk_pages)
-        return np.flatnonzero(np.logical_or.reduceat(clean, starts))
+        found = [np.empty(0, dtype=np.intp)]
+        for where, codes in self._memory.pages.stretches():
+            clean = codes >= CODE_CLEAN
+            starts = np.arange(0, len(clean), self._chunk_pages)
+            found.append(
+                np.flatnonzero(np.logical_or.reduceat(clean, starts)) + where.start // self._chunk_pages
+            )
+        return np.concatenate(found)
 
     def _compare(self, chunk: int) -> tuple[PageIndices, int]:
         """Return the clean pages of `chunk` that changed, and how many clean pages it has; any thread."""

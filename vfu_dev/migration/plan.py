@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from vfu_dev.memory import DeviceMemory, Shadow
 from vfu_dev.memory.kernels import Hashes, Pages, hash_pages, join_vectors, page_vectors, send_pages, span
-from vfu_dev.memory.pages import CODE_CLEAN, CODE_DATA, CODE_DIRTY, CODE_ZERO, PageIndices
+from vfu_dev.memory.pages import CODE_CLEAN, CODE_DATA, CODE_DIRTY, CODE_ZERO, PageIndices, is_dirty
 from vfu_dev.migration.schema import MigratableState
 from vfu_dev.migration.stream import (
     INITIAL_END_BYTES,
@@ -127,8 +127,8 @@ class PassPlan:
 
     def drop_pass(self) -> None:
         """Give up the current pass; its remaining pages wait for the next one."""
+        self._in_pass[self._data] = self._in_pass[self._zeros] = False
         self._data = self._zeros = _NO_PAGES
-        self._in_pass[:] = False
 
     def hand_out(self, count: int) -> tuple[Pages, PageIndices, Hashes]:
         """Send the next `count` pending pages as they are now.
@@ -198,18 +198,24 @@ class PassPlan:
 
     def _start_pass(self, initial_only: bool) -> bool:
         # Masks all the way: an index for each page takes five times as long, in which the guest waits.
-        is_zero = self.memory.pages.codes == CODE_ZERO
-        chosen = self.memory.pages.dirty()
-        if initial_only:
-            chosen &= self.initial
-        self._in_pass[:] = chosen
-        self._zeros, self._data = np.flatnonzero(chosen & is_zero), np.flatnonzero(chosen & ~is_zero)
+        zeros, data, sends = [_NO_PAGES], [_NO_PAGES], [self.sends[:0]]
+        for where, codes in self.memory.pages.stretches():
+            chosen = is_dirty(codes)
+            if initial_only:
+                chosen &= self.initial[where]
+            self._in_pass[where] = chosen
+            is_zero = codes == CODE_ZERO
+            zeros.append(np.flatnonzero(chosen & is_zero) + where.start)
+            data.append(np.flatnonzero(chosen & ~is_zero) + where.start)
+            if self._cold_first:
+                sends.append(self.sends[where][chosen])
+        self._zeros, self._data = np.concatenate(zeros), np.concatenate(data)
         self._zeros_at = self._data_at = 0
         count = len(self._zeros) + len(self._data)
         if self._cold_first and count:
-            sends = self.sends[chosen]
-            self._usual_sends = int(sends.sum()) / count
-            if sends.min() != sends.max():
+            each = np.concatenate(sends)
+            self._usual_sends = int(each.sum()) / count
+            if each.min() != each.max():
                 self._zeros, self._data = self._coldest_first(self._zeros), self._coldest_first(self._data)
         return count > 0
 
@@ -288,19 +294,21 @@ class PassPlan:
             return self._remaining()
 
     def _remaining(self) -> tuple[int, int]:
-        size = self.memory.page_size_bytes
-        codes = self.memory.pages.codes
+        size, pages = self.memory.page_size_bytes, self.memory.pages
         initial = dirty = 0
         for code, queue in (
             (CODE_DATA, self._data[self._data_at :]),
             (CODE_ZERO, self._zeros[self._zeros_at :]),
         ):
-            has_code = codes == code
-            queue = queue[has_code[queue] & self._in_pass[queue]]
+            queue = queue[(pages.codes[queue] == code) & self._in_pass[queue]]
             now_initial = int(np.count_nonzero(self.initial[queue]))
             now_dirty = len(queue) - now_initial
-            later_initial = int(np.count_nonzero(has_code & self.initial)) - now_initial
-            later_dirty = int(np.count_nonzero(has_code)) - now_initial - now_dirty - later_initial
+            later_initial, later_dirty = -now_initial, -now_dirty
+            for where, codes in pages.stretches():
+                has_code = codes == code
+                as_initial = int(np.count_nonzero(has_code & self.initial[where]))
+                later_initial += as_initial
+                later_dirty += int(np.count_nonzero(has_code)) - as_initial
             if code == CODE_DATA:
                 if self._shadow is not None:
                     later_dirty += self._shadow.expected_pages
@@ -320,7 +328,10 @@ def whole_state_bytes(contents: MigratableState) -> int:
         if memory.mapped:
             memory.relearn(budget_seconds)
         memory.classify(budget_seconds)
-        content = memory.pages.codes & 3  # with or without CODE_CLEAN of a session that is over
-        total += pages_bytes(int(np.count_nonzero(content == CODE_DATA)), memory.page_size_bytes)
-        total += zeros_bytes(int(np.count_nonzero(content == CODE_ZERO)))
+        data = zeros = 0
+        for _, codes in memory.pages.stretches():
+            content = codes & 3  # with or without CODE_CLEAN of a session that is over
+            data += int(np.count_nonzero(content == CODE_DATA))
+            zeros += int(np.count_nonzero(content == CODE_ZERO))
+        total += pages_bytes(data, memory.page_size_bytes) + zeros_bytes(zeros)
     return total

@@ -205,7 +205,7 @@ class SaveSession:
         Args:    buffer: may be memory that the client writes to, and is not read.
                  others: those who want something of the device meanwhile, and may write to it.
         """
-        self._deadline = time.monotonic() + FINAL_LOOK_SECONDS
+        self._deadline = time.monotonic() + FINAL_SCAN_SECONDS
         outgoing = self._outgoing
         outgoing.begin_read()
         stored, due = 0, 0.0

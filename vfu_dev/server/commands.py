@@ -18,6 +18,7 @@ from vfu_dev.device import Registers
 from vfu_dev.errors import ConfigError, StateError, shown
 from vfu_dev.faults import Fault
 from vfu_dev.logs import LOG_LEVELS
+from vfu_dev.machine import peak_resident_bytes
 from vfu_dev.memory import fold_hashes
 from vfu_dev.migration import StateHasher
 from vfu_dev.migration.fsm import RUNNING_GROUP
@@ -144,6 +145,7 @@ class Commands:
                 }
                 for memory in device.memories
             ],
+            "peak_resident_bytes": peak_resident_bytes(),
             "initial_bytes": None if seen is None else seen.initial_bytes,
             "dirty_bytes": None if seen is None else seen.dirty_bytes,
             "load": self._server.load.status(),

@@ -1,0 +1,75 @@
+"""What memory costs: a server has its device's written pages resident, a copy of them where it has to
+compare, some bytes for each page, and a constant; whatever the size of the memory.
+"""
+
+from __future__ import annotations
+
+import pytest
+from serverkit import RunningServer, ServerFactory, run_vfu_dev
+
+MIB = 1 << 20
+# An interpreter with numpy, and the buffers of a migration.
+CONSTANT = 80 * MIB
+BAR2 = 2
+
+
+def moved(source: RunningServer, destination: RunningServer) -> tuple[int, int]:
+    """Migrate device to device; return the most memory that each server had resident."""
+    # The default limit assumes more than the few KiB of a nearly empty device, read slowly on a busy machine.
+    line = ("migrate", source.socket, destination.socket, "--max-bandwidth", "0", "--downtime-limit", "60000")
+    done = run_vfu_dev(*line)
+    assert done.returncode == 0, done.stderr
+    for server in (source, destination):
+        with server.control() as control:
+            control.command("digest")  # of all memory, as it is
+    first, second = source.audited(), destination.status()
+    assert first["save"]["status"] == second["resume"]["status"] == "completed"
+    assert first["save"]["digest"] == second["resume"]["digest"]
+    return first["peak_resident_bytes"], second["peak_resident_bytes"]
+
+
+@pytest.mark.parametrize("access", ["trap", "mmap"])
+def test_memory_is_the_state_and_its_copy_and_a_constant(access: str, serve: ServerFactory) -> None:
+    """Of a full memory, four times as large: the difference is the state's, twice where a copy is kept."""
+    small, large = 16 * MIB, 64 * MIB
+    peaks = {}
+    for size in (small, large):
+        options = ("--access", access)
+        source = serve(*options, "--fill", "5", memory=str(size))
+        peaks[size] = moved(source, serve(*options, memory=str(size)))
+        assert source.status()["memories"][0]["written_bytes"] == size
+    for side, copies in ((0, 2 if access == "mmap" else 1), (1, 1)):
+        grown = peaks[large][side] - peaks[small][side]
+        # Page map, hashes and what else is kept of each page: 13 of its 4096 bytes. Buffers differ a little.
+        assert 0.9 < grown / (copies * (large - small)) < 1.15
+        assert copies * small < peaks[small][side] < copies * small + CONSTANT
+
+
+@pytest.mark.parametrize("access", ["trap", "mmap"])
+def test_a_tebibyte_that_nobody_touched_costs_nothing(access: str, serve: ServerFactory) -> None:
+    """Not when it is served, not when it is migrated, and not when its digest is taken."""
+    source, destination = (serve("--access", access, memory="1T") for _ in range(2))
+    for peak in moved(source, destination):
+        assert peak < 100 * MIB
+    assert (
+        source.status()["memories"][0] | {"size_bytes": 1 << 40, "written_bytes": 0}
+        == (source.status()["memories"][0])
+    )
+
+
+def test_a_sparse_memory_costs_what_was_written(serve: ServerFactory) -> None:
+    """Of 16 GiB a page in each 256 MiB arrives, and only those."""
+    source, destination = (serve(memory="16G") for _ in range(2))
+    places = [number << 28 for number in range(64)]
+    with source.connect() as device:
+        for place in places:
+            device.region_write(BAR2, place, (place + 1).to_bytes(8, "little"))
+    peaks = moved(source, destination)
+    save = source.status()["save"]
+    assert save["pages_sent"] == len(places)
+    assert save["precopy_bytes"] + save["stop_copy_bytes"] < 2 * len(places) * 4096
+    # Of the 13 bytes for each page, all may be resident: huge pages have 2 MiB of them.
+    assert max(peaks) < CONSTANT + 13 * (16 << 30) // 4096
+    with destination.connect() as device:
+        for place in places:
+            assert device.region_read(BAR2, place, 8) == (place + 1).to_bytes(8, "little")
