@@ -29,6 +29,7 @@ ORDER = [
     "one-large",
 ]
 ORDER += ["non-convergent", "rescued"]
+ORDER += ["scale-devices", "scale-trapped", "scale-mapped", "scale-sparse"]
 KEPT = ("scenario.toml", "summary.json", "moves.csv", "table.md")
 
 
@@ -38,7 +39,7 @@ def take(folder: Path) -> None:
     target.mkdir(exist_ok=True)
     for name in KEPT:
         shutil.copy(folder / name, target / name)
-    for picture in ("downtime.png", "sweep.png"):
+    for picture in ("downtime.png", "sweep.png", "scale.png"):
         (target / picture).unlink(missing_ok=True)
         if (folder / "plots" / picture).exists():
             shutil.copy(folder / "plots" / picture, target / picture)
@@ -55,6 +56,7 @@ def section(name: str) -> str:
     for picture, what in (
         ("downtime.png", "downtime and total time of every move"),
         ("sweep.png", "the sweep"),
+        ("scale.png", "time, downtime and memory over the size"),
     ):
         if (folder / picture).exists():
             lines += [f"![{scenario.title}: {what}](results/{name}/{picture})", ""]

@@ -42,6 +42,7 @@ from vfu_dev.cli.qemu_options import chosen_qemus, qemu_options, sent_away
 from vfu_dev.cli.shape import Command, Group
 from vfu_dev.cli.signals import interrupted_status
 from vfu_dev.errors import ConfigError
+from vfu_dev.vm import MAX_DEVICES
 from vfu_dev.vm.network import LinkSpec
 from vfu_dev.workload import Workload
 
@@ -94,7 +95,13 @@ command.add_command(host)
     "is not in the report.",
 )
 @option("--memory", type=SIZE, default="8M", show_default=True, help="Size of the device memory (BAR2).")
-@option("--devices", type=NumberType(1, 8), default=1, show_default=True, help="Number of devices in the VM.")
+@option(
+    "--devices",
+    type=NumberType(1, MAX_DEVICES),
+    default=1,
+    show_default=True,
+    help="Number of devices in the VM.",
+)
 @load_options(dirty_rate="2M")
 @option(
     "--load-place",

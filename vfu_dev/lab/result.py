@@ -39,6 +39,9 @@ class DeviceResult:
     predicted_downtime_seconds: float | None = None  # by the source's server, when the device stopped
     downtime_seconds: float | None = None  # as that server measured it
     stop_copy_seconds: float | None = None
+    # The most memory that each server had resident since it was started, the device's included; 0: unknown.
+    resident_source_bytes: int = 0
+    resident_destination_bytes: int = 0
     state_source: str | None = None
     state_destination: str | None = None
     error_source: str | None = None
@@ -63,6 +66,7 @@ class DeviceResult:
         self.faults_source = status.get("faults", {})
         self.size_bytes = sum(memory["size_bytes"] for memory in status.get("memories", []))
         self.state_source = status.get("state")
+        self.resident_source_bytes = status.get("peak_resident_bytes") or 0
         self.transitions_source = status.get("transitions", [])
         save = self.save = status.get("save")
         if save:
@@ -86,6 +90,7 @@ class DeviceResult:
         """Take the destination server's status, `faults` included."""
         self.faults_destination = status.get("faults", {})
         self.state_destination = status.get("state")
+        self.resident_destination_bytes = status.get("peak_resident_bytes") or 0
         self.transitions_destination = status.get("transitions", [])
         resume = self.resume = status.get("resume")
         if resume:

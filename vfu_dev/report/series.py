@@ -10,6 +10,7 @@ from typing import Any
 from vfu_dev.machine import describe_machine
 from vfu_dev.report.distributions import comparison_figure, course_figure, downtime_figure, sweep_figure
 from vfu_dev.report.drawing import svg_text, themed, write_png
+from vfu_dev.report.scale import scale_figure
 from vfu_dev.report.template import render_template
 from vfu_dev.series.rows import METRICS, Row, read_rows
 from vfu_dev.series.summary import read_summary
@@ -21,6 +22,7 @@ CAPTIONS = {
     "downtime": "Downtime and total time of every completed move, by point",
     "course": "Every move, in order",
     "sweep": "What the sweep changed",
+    "scale": "Time, downtime and memory over the size",
 }
 # Id -> heading, in the order of the page.
 PARTS = {
@@ -122,6 +124,7 @@ def figures_of(summary: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any
         "downtime": downtime_figure(summary, rows),
         "course": course_figure(summary, rows),
         "sweep": sweep_figure(summary),
+        "scale": scale_figure(summary),
     }
     return {name: figure for name, figure in figures.items() if figure is not None}
 

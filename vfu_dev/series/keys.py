@@ -14,6 +14,7 @@ from vfu_dev.lab.options import VERIFY
 from vfu_dev.lab.policy import Rule, RuleError
 from vfu_dev.sizes import parse_bandwidth, parse_size
 from vfu_dev.toml_source import Source
+from vfu_dev.vm import MAX_DEVICES
 
 # A move on a machine with two cores takes a second or two; more than this is a mistake in the file.
 MAX_MOVES = 10_000
@@ -139,7 +140,7 @@ KEYS: dict[str, dict[str, Key]] = {
     "device": {
         "class": _class(),
         "memory": _size(4096, 8 << 20),
-        "devices": _int(1, 8, 1),
+        "devices": _int(1, MAX_DEVICES, 1),
         "access": _choice("trap", "mmap"),
         "page-size": _size(4096, 4096),
         "serve": _texts('further arguments of `vfu-dev serve`, such as ["--initial", "1M"]'),

@@ -46,6 +46,10 @@ METRICS: dict[str, MoveMetric] = {
     "transferred_bytes": MoveMetric("bytes", "all bytes that QEMU sent, RAM included"),
     "pages_sent": MoveMetric("pages", "pages in the stream, all devices"),
     "pages_resent": MoveMetric("pages", "of these, pages that had been sent before"),
+    "resident_source_bytes": MoveMetric(
+        "bytes", "memory: the most that the source's servers had resident, all devices"
+    ),
+    "resident_destination_bytes": MoveMetric("bytes", "the same of the destination's servers"),
     "dirty_rate": MoveMetric("bytes/s", "dirty rate when PRE_COPY ended, all devices", False),
     "transfer_rate": MoveMetric("bytes/s", "transfer rate when PRE_COPY ended, all devices", False),
     "downtime_limit_ms": MoveMetric("ms", "QEMU's downtime limit at the end, as the policy left it", False),
@@ -130,6 +134,9 @@ def row_of(point: str, move: int, status: str, result: MigrationResult, text: st
     }
     for name in ("initial_bytes", "precopy_bytes", "stop_copy_bytes", "pages_sent", "pages_resent"):
         figures[name] = sum(getattr(device, name) for device in devices) if devices else None
+    for name in ("resident_source_bytes", "resident_destination_bytes"):
+        sizes = [getattr(device, name) for device in devices]
+        figures[name] = sum(sizes) if sizes and all(sizes) else None
     if status != COMPLETED:
         # Figures that an earlier migration left in a server do not belong to this one.
         for name in ("outage_ms", "device_downtime_ms", "stop_copy_ms", "predicted_ms"):
