@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from vfu_dev.lab.result import DeviceResult, MigrationResult
 from vfu_dev.report.plots import migration_figure
+from vfu_dev.report.scale import scale_figure
 from vfu_dev.report.timeline import Timeline
 from vfu_dev.vm.trace import parse_trace, states_set
 
@@ -95,3 +97,19 @@ def test_curves_are_in_mib() -> None:
     assert lines["initial_bytes"].tolist() == [8.0, 4.0]
     assert lines["QEMU switches over\nbelow 3 MiB"].tolist() == [3.0, 3.0]
     assert axes.get_ylabel() == "MiB"
+
+
+def test_a_sweep_over_sizes_is_drawn_with_straight_lines() -> None:
+    """Time, downtime and both sides' memory; not where no size is swept, or memory is not known."""
+    results = Path(__file__).parents[2] / "docs" / "results"
+    summary = json.loads((results / "scale-devices" / "summary.json").read_text())
+    figure = scale_figure(summary)
+    assert figure is not None
+    lines = [len(axes.get_lines()) for axes in figure.axes]
+    assert lines == [2, 2, 4]  # dots and a line, of source and destination
+    dots = figure.axes[2].get_lines()[0].get_xdata()
+    assert list(dots) == [1, 2, 4, 8, 16]
+    assert scale_figure(json.loads((results / "steady" / "summary.json").read_text())) is None
+    for point in summary["points"]:
+        del point["metrics"]["resident_source_bytes"]
+    assert scale_figure(summary) is None

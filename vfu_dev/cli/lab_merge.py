@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from vfu_dev.cli.lab_run import DEFAULT_OUT, end_with, show_result
+from vfu_dev.cli.lab_run import end_with, force_option, out_option, show_result
 from vfu_dev.cli.output import json_option
 from vfu_dev.cli.shape import Command
 from vfu_dev.errors import ConfigError, LabError
@@ -23,14 +23,8 @@ from vfu_dev.errors import ConfigError, LabError
 @click.argument(
     "parts", metavar="PART...", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path)
 )
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=DEFAULT_OUT,
-    show_default=True,
-    help="Each scenario's results go into a folder of its name below this one.",
-)
-@click.option("--force", is_flag=True, help="Delete the run that the folder holds, and start anew.")
+@out_option
+@force_option
 @json_option("Also write the summaries as JSON", any_word=False)
 def merge(parts: tuple[Path, ...], out: Path, force: bool, json_path: str | None) -> None:
     """Join the results of `vfu-dev lab run --shard I/N`, made on one machine or many, into one.

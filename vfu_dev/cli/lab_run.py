@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     from vfu_dev.series.progress import RunProgress
     from vfu_dev.series.scenario import Scenario
 
-DEFAULT_OUT = Path("out/series")
+out_option = click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("out/series"),
+    show_default=True,
+    help="Each scenario's results go into a folder of its name below this one.",
+)
+force_option = click.option(
+    "--force", is_flag=True, help="Delete the run that the folder holds, and start anew."
+)
 
 
 def _changes(texts: tuple[str, ...]) -> dict[str, Any]:
@@ -54,16 +63,10 @@ def _changes(texts: tuple[str, ...]) -> dict[str, Any]:
 @click.argument("names", metavar="[NAME|FILE.toml]...", nargs=-1)
 @qemu_options
 @click.option("--all", "everything", is_flag=True, help="Run every shipped scenario.")
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=DEFAULT_OUT,
-    show_default=True,
-    help="Each scenario's results go into a folder of its name below this one.",
-)
+@out_option
 @click.option("--short", is_flag=True, help="Run the short form: a few moves, to see that it works.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run; finished points are kept.")
-@click.option("--force", is_flag=True, help="Delete the run that the folder holds, and start anew.")
+@force_option
 @click.option(
     "--set",
     "settings",
