@@ -1,7 +1,7 @@
 """Copy results of `vfu-dev lab run` into the documentation: python docs/results/collect.py FOLDER.
 
 FOLDER is the run's --out. Tables, pictures and CSV files are copied beside this file, and
-docs/results.md is written again.
+docs/results.md and docs/scale.md are written again.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from vfu_dev.series.scenario import read_scenario, shipped
 from vfu_dev.series.summary import read_summary
 
 HERE = Path(__file__).resolve().parent
-PAGE = HERE.parent / "results.md"
 HEADING = "# Results of the shipped scenarios\n"
+SCALE_HEADING = "# Scale: what more devices, and larger ones, cost\n"
 # The order of the page.
 ORDER = [
     "idle",
@@ -29,7 +29,7 @@ ORDER = [
     "one-large",
 ]
 ORDER += ["non-convergent", "rescued"]
-ORDER += ["scale-devices", "scale-trapped", "scale-mapped", "scale-sparse"]
+SCALE_ORDER = ["scale-devices", "scale-trapped", "scale-mapped", "scale-sparse"]
 KEPT = ("scenario.toml", "summary.json", "moves.csv", "table.md")
 
 
@@ -41,8 +41,14 @@ def take(folder: Path) -> None:
         shutil.copy(folder / name, target / name)
     for picture in ("downtime.png", "sweep.png", "scale.png"):
         (target / picture).unlink(missing_ok=True)
-        if (folder / "plots" / picture).exists():
+        if picture in shown(folder / "plots"):
             shutil.copy(folder / "plots" / picture, target / picture)
+
+
+def shown(folder: Path) -> set[str]:
+    """Return the pictures there are; over a size that of the sweep says the same once more."""
+    there = {path.name for path in folder.glob("*.png")}
+    return there - {"sweep.png"} if "scale.png" in there else there
 
 
 def section(name: str) -> str:
@@ -58,7 +64,7 @@ def section(name: str) -> str:
         ("sweep.png", "the sweep"),
         ("scale.png", "time, downtime and memory over the size"),
     ):
-        if (folder / picture).exists():
+        if picture in shown(folder):
             lines += [f"![{scenario.title}: {what}](results/{name}/{picture})", ""]
     return "\n".join(lines)
 
@@ -69,9 +75,15 @@ def main() -> None:
     for name in shipped():
         if (source / name / "summary.json").exists():
             take(source / name)
-    names = [name for name in ORDER if (HERE / name / "summary.json").exists()]
-    intro = (HERE / "intro.md").read_text().strip()
-    PAGE.write_text("\n".join([HEADING, intro, "", *(section(name) for name in names)]).rstrip() + "\n")
+    write_page("results.md", HEADING, "intro.md", ORDER)
+    write_page("scale.md", SCALE_HEADING, "scale-intro.md", SCALE_ORDER)
+
+
+def write_page(page: str, heading: str, intro: str, order: list[str]) -> None:
+    """Write a page of the scenarios in `order` whose results are here."""
+    names = [name for name in order if (HERE / name / "summary.json").exists()]
+    text = "\n".join([heading, (HERE / intro).read_text().strip(), "", *(section(name) for name in names)])
+    (HERE.parent / page).write_text(text.rstrip() + "\n")
 
 
 if __name__ == "__main__":

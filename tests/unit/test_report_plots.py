@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from vfu_dev.lab.result import DeviceResult, MigrationResult
 from vfu_dev.report.plots import migration_figure
-from vfu_dev.report.scale import scale_figure
+from vfu_dev.report.scale import memory_lines, scale_figure
 from vfu_dev.report.timeline import Timeline
 from vfu_dev.vm.trace import parse_trace, states_set
 
@@ -110,6 +111,8 @@ def test_a_sweep_over_sizes_is_drawn_with_straight_lines() -> None:
     dots = figure.axes[2].get_lines()[0].get_xdata()
     assert list(dots) == [1, 2, 4, 8, 16]
     assert scale_figure(json.loads((results / "steady" / "summary.json").read_text())) is None
+    (line,) = (text for text in memory_lines(summary) if text.startswith("devices=16: "))
+    assert re.fullmatch(r"devices=16: resident at most, source 9\d\d MiB, destination 9\d\d MiB", line)
     for point in summary["points"]:
         del point["metrics"]["resident_source_bytes"]
     assert scale_figure(summary) is None

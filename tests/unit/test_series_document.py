@@ -19,7 +19,7 @@ from vfu_dev.series.scenario import parse, read_scenario, shipped
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "series.md").read_text()
-RESULTS_PAGE = (DOCS / "results.md").read_text()
+RESULTS_PAGE = (DOCS / "results.md").read_text() + (DOCS / "scale.md").read_text()
 RESULTS = DOCS / "results"
 FILES = (".csv", ".json", ".toml", ".html")
 

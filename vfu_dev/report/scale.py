@@ -20,7 +20,29 @@ _PANELS = (
     ("downtime", ("downtime_ms",), 1, "ms"),
     ("memory of the servers", ("resident_source_bytes", "resident_destination_bytes"), _GIB, "GiB"),
 )
-_LABELS = {"resident_source_bytes": "source", "resident_destination_bytes": "destination"}
+_MEMORY = {"resident_source_bytes": "source", "resident_destination_bytes": "destination"}
+
+
+def is_of_sizes(summary: Mapping[str, Any]) -> bool:
+    """Return whether one size, and nothing else, is what differs between the points."""
+    return list(summary["sweep"]) in [[key] for key in _SIZES] and not summary["variants"]
+
+
+def memory_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Return for each point of a sweep over sizes what both sides' servers had resident, in words."""
+    if not is_of_sizes(summary):
+        return []
+    return [
+        f"{point['name']}: resident at most, "
+        + ", ".join(f"{side} {_mib(point['metrics'][name]['max'])}" for name, side in _MEMORY.items())
+        for point in summary["points"]
+        if _MEMORY.keys() <= point["metrics"].keys()
+    ]
+
+
+def _mib(count: float) -> str:
+    """Return a size in MiB: of GiB, what comes on top of the state would be rounded away."""
+    return f"{count / (1 << 20):.0f} MiB"
 
 
 def scale_figure(summary: Mapping[str, Any]) -> Figure | None:
@@ -28,10 +50,10 @@ def scale_figure(summary: Mapping[str, Any]) -> Figure | None:
 
     None where it is not a size that is swept, or memory was not measured.
     """
-    key = next(iter(summary["sweep"]), "")
-    points = [point for point in summary["points"] if _LABELS.keys() <= point["metrics"].keys()]
-    if key not in _SIZES or summary["variants"] or len(summary["sweep"]) > 1 or len(points) < 2:
+    points = [point for point in summary["points"] if _MEMORY.keys() <= point["metrics"].keys()]
+    if not is_of_sizes(summary) or len(points) < 2:
         return None
+    key = summary["sweep"][0]
     heading, unit = _SIZES[key]
     sizes = np.array([point["settings"][key] for point in points], dtype=float) / unit
     figure = Figure(figsize=(WIDTH_INCHES, 6.4), layout="constrained")
@@ -40,7 +62,7 @@ def scale_figure(summary: Mapping[str, Any]) -> Figure | None:
             figures = [point["metrics"].get(metric) for point in points]
             known = np.array([one is not None for one in figures])
             values = np.array([one["p50"] for one in figures if one is not None], dtype=float) / divisor
-            _draw(axes, sizes[known], values, colour, _LABELS.get(metric, METRICS[metric].about))
+            _draw(axes, sizes[known], values, colour, _MEMORY.get(metric, METRICS[metric].about))
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         title(axes, name, of)

@@ -10,7 +10,7 @@ from typing import Any
 from vfu_dev.machine import describe_machine
 from vfu_dev.report.distributions import comparison_figure, course_figure, downtime_figure, sweep_figure
 from vfu_dev.report.drawing import svg_text, themed, write_png
-from vfu_dev.report.scale import scale_figure
+from vfu_dev.report.scale import memory_lines, scale_figure
 from vfu_dev.report.template import render_template
 from vfu_dev.series.rows import METRICS, Row, read_rows
 from vfu_dev.series.summary import read_summary
@@ -80,7 +80,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
         f"QEMU {versions['qemu']}, Linux {machine['kernel']}.",
     ]
     told = [f"{point}, given up: {text}" for point, text in (summary.get("stood") or {}).items()]
-    told += comparison_lines(summary)
+    told += comparison_lines(summary) + memory_lines(summary)
     if told or summary["checks"]:
         lines.append("")
     lines += [f"- {line}" for line in told]
