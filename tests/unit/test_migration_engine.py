@@ -9,6 +9,7 @@ from migrationkit import PAGE, Box, filled
 
 from vfu_dev.errors import StateError
 from vfu_dev.migration import TransitionError
+from vfu_dev.migration.records import ADVICE
 from vfu_dev.uapi import DeviceState as S
 
 pytestmark = pytest.mark.usefixtures("small_records")
@@ -247,3 +248,18 @@ def test_a_read_that_fails_in_pre_copy_refuses_stop_copy() -> None:
     target = Box()
     target.resume(box.save())
     assert target.snapshot() == box.snapshot()
+
+
+@pytest.mark.parametrize("status", ADVICE)
+def test_the_log_warns_of_what_a_client_leaves_behind(status: str, caplog: pytest.LogCaptureFixture) -> None:
+    """And only then: a client that goes back by itself knows what it does."""
+    caplog.set_level("INFO")
+    box = sent() if status == "sent" else filled()
+    if status == "aborted":
+        box.migration.set_state(S.PRE_COPY)
+        box.migration.set_state(S.RUNNING)
+        box.migration.set_state(S.PRE_COPY)
+    assert not any(record.levelname == "WARNING" for record in caplog.records)
+    lose(box)
+    (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert warning.getMessage().endswith(f", {status}; {ADVICE[status]}")

@@ -11,6 +11,12 @@ from vfu_dev.migration.save import PassRecord, SaveCounters
 from vfu_dev.sizes import format_count, format_size
 from vfu_dev.uapi import DeviceState
 
+# Of a save that its client did not end itself, by its status: what is left of it here.
+ADVICE = {
+    "aborted": "the migration is lost; this device's memory is whole, and the next client gets it",
+    "sent": "a destination may be running this state: use only one of the two",
+}
+
 
 @dataclass
 class Transition:
@@ -91,7 +97,7 @@ def log_state_change(
     observer: Observer,
 ) -> None:
     """Log one line with why the state changed and the figures that matter then."""
-    origin, target = change.origin, change.target
+    origin, target, level = change.origin, change.target, logging.INFO
     text = "" if change.reason == "requested" else f" ({change.reason})"
     fields: dict[str, object] = {
         "event": "state",
@@ -127,7 +133,9 @@ def log_state_change(
                 assert measured is not None
                 fields["downtime_seconds"] = round(measured, 6)
                 text += f", measured {measured * 1000:.0f} ms"
+        if target not in SAVING_GROUP and change.reason != "requested" and save.status in ADVICE:
+            level, text = logging.WARNING, f"{text}; {ADVICE[save.status]}"
     if resume is not None and origin is DeviceState.RESUMING:
         text += f": {format_size(resume.received_bytes)} received, {resume.status}"
         fields |= {"resume_status": resume.status, "received_bytes": resume.received_bytes}
-    logger.info("%s: %s -> %s%s", device, origin.name, target.name, text, extra={"fields": fields})
+    logger.log(level, "%s: %s -> %s%s", device, origin.name, target.name, text, extra={"fields": fields})
