@@ -7,6 +7,8 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 
+import numpy as np
+
 from vfu_dev.lab.lab import Lab
 from vfu_dev.vm.qtest import QtestClient
 from vfu_dev.vm.qtest_guest import QtestGuest
@@ -14,6 +16,8 @@ from vfu_dev.vm.qtest_guest import QtestGuest
 # Of the machine's 32 MiB: what no firmware uses.
 RAM_FROM, RAM_BYTES = 1 << 20, 28 << 20
 RAM_BLOCK = 256 << 10
+# Blocks with a content that no other has; they end below the buffer of a read-back (qtest_readback.py).
+BLOCKS, BLOCK_BYTES, BLOCK_STEP = 12, 64 << 10, 1 << 20
 
 
 def qtest_of(lab: Lab) -> QtestClient:
@@ -26,6 +30,27 @@ def qtest_of(lab: Lab) -> QtestClient:
 async def fill_ram(lab: Lab) -> None:
     """Give the RAM a content, so that QEMU has to send it."""
     await qtest_of(lab).batch([f"memset {RAM_FROM:#x} {RAM_BYTES:#x} 0x5a"])
+
+
+def _block(number: int) -> tuple[int, bytes]:
+    """Return where a block lies, and what it holds."""
+    return RAM_FROM + number * BLOCK_STEP, np.random.default_rng(number).bytes(BLOCK_BYTES)
+
+
+async def scatter_ram(lab: Lab) -> None:
+    """Write blocks all over the RAM, each with a content of its own."""
+    for number in range(BLOCKS):
+        await qtest_of(lab).write_block(*_block(number))
+
+
+async def wrong_blocks(lab: Lab) -> list[int]:
+    """Return which of those blocks do not hold what was written."""
+    found = []
+    for number in range(BLOCKS):
+        address, content = _block(number)
+        if await qtest_of(lab).read_block(address, BLOCK_BYTES) != content:
+            found.append(number)
+    return found
 
 
 @contextlib.asynccontextmanager
