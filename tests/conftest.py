@@ -66,6 +66,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{item.nodeid}: shows(...) needs the fixture `evidence`")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def optimized() -> None:
+    """Have the servers and commands that tests start run under `python -O`, if VFU_DEV_TEST_OPTIMIZED is set.
+
+    The tests themselves have begun by now, with their assertions; xdist's processes too.
+    """
+    if os.environ.get("VFU_DEV_TEST_OPTIMIZED"):
+        os.environ["PYTHONOPTIMIZE"] = "1"
+
+
 @pytest.fixture(scope="session")
 def library() -> Path:
     """Return our libvfio-user.so.0, built if need be; a test without it is skipped, and says so."""
