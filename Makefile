@@ -23,13 +23,15 @@ TEST_WORKERS ?= 2
 
 TEST_PACKAGES := $(shell sed '/^\#/d' tests/packages.txt)
 
-.PHONY: help demo demo-says demo-stock test soak test-packages packages-newest lint format clean distclean build venv venv-lab wheel docs images
+.PHONY: help demo demo-says demo-stock test test-optimized soak crash-matrix test-packages packages-newest lint format clean distclean build venv venv-lab wheel docs images
 
 help:
 	@echo "make demo-stock live-migrate a Linux guest and its device with Debian's QEMU as it is; report in $(OUT)/demo-stock"
 	@echo "make demo       the same with our QEMU, which has vfio-user-pci and is compiled first; report in $(OUT)/demo"
 	@echo "make test       all tests, end to end included (PYTEST_ARGS=... to choose, TEST_WORKERS=0 for one process)"
-	@echo "make soak       the tests that are too long for that, fifty moves over all versions of QEMU among them"
+	@echo "make soak       the tests that are too long for that: a thousand moves, fifty over all versions of QEMU, ..."
+	@echo "make crash-matrix   kill or stop each process of a move at each moment of it; the table, and $(OUT)/crash-matrix.json"
+	@echo "make test-optimized tests/unit and tests/wire with servers and commands under python -O"
 	@echo "make lint       ruff and mypy"
 	@echo "make build      libvfio-user, QEMU and the guest, built or found in the cache"
 	@echo "make wheel      a wheel with libvfio-user, the preload library and the guest program inside, in dist"
@@ -106,10 +108,21 @@ test: venv test-packages
 	$(BIN)/vfu-dev build $(TEST_ARTIFACTS)
 	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
-# The long run: what `make test` leaves out.
+# The long run: what `make test` leaves out. The samples of memory, descriptors and so on go to $(OUT)/soak.
 soak: venv test-packages
 	$(BIN)/vfu-dev build $(TEST_ARTIFACTS)
-	$(BIN)/pytest -m soak -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	mkdir -p $(OUT)/soak
+	VFU_DEV_SOAK_FIGURES=$(abspath $(OUT)/soak) $(BIN)/pytest -m soak -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+# All cells of docs/crash-matrix.md, of which `make test` runs some.
+crash-matrix: venv test-packages
+	$(BIN)/vfu-dev build libvfio-user vfu-kernels qemu
+	$(BIN)/python tests/crash_page.py run $(OUT)/crash-matrix.json -n $(TEST_WORKERS) -q $(PYTEST_ARGS)
+
+# Servers and commands without their assertions; pytest keeps its own.
+test-optimized: venv test-packages
+	$(BIN)/vfu-dev build $(TEST_ARTIFACTS)
+	VFU_DEV_TEST_OPTIMIZED=1 $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile tests/unit tests/wire $(PYTEST_ARGS)
 
 # What tests need from Debian beyond what builds bring; without root, a test that misses one is skipped.
 test-packages:
