@@ -193,7 +193,9 @@ int ioas_unmap(struct ioas *ioas, uint64_t iova, uint64_t last, uint64_t *unmapp
         }
         *unmapped += ioas->mappings[i].size;
     }
-    take_out(ioas, first, count);
+    if (count > 0) {
+        take_out(ioas, first, count);
+    }
 out:
     pthread_mutex_unlock(&ioas->change);
     return result;
