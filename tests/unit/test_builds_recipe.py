@@ -227,7 +227,7 @@ def test_the_patches_of_one_artifact_do_not_touch_the_others(
 ) -> None:
     for folder in ("libvfio-user", "qemu", "guest"):
         (tmp_path / folder).mkdir()
-    for module in ("libvfio_user", "qemu", "guest"):
+    for module in ("libvfio_user", "fuzz", "qemu", "guest"):
         monkeypatch.setattr(f"vfu_dev.builds.{module}.native_dir", lambda: tmp_path)
 
     def keys() -> dict[str, str]:
@@ -245,7 +245,7 @@ def test_the_patches_of_one_artifact_do_not_touch_the_others(
     before = keys()
     (tmp_path / "libvfio-user" / "src").mkdir()
     (tmp_path / "libvfio-user" / "src" / "new.c").write_text("int x;\n")
-    assert changed(before) == {name for name in RECIPES if name.startswith("libvfio-user")}
+    assert changed(before) == {"fuzz-targets", *(name for name in RECIPES if name.startswith("libvfio-user"))}
 
 
 # Looks for an artifact with no descriptor free for the compiler that is asked for its version.

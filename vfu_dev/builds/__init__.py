@@ -9,7 +9,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vfu_dev.builds import bench, guest, kernels, libvfio_user, pciutils, qemu, qemu_packages, vfio_preload
+from vfu_dev.builds import (
+    bench,
+    fuzz,
+    guest,
+    kernels,
+    libvfio_user,
+    pciutils,
+    qemu,
+    qemu_packages,
+    vfio_preload,
+)
 from vfu_dev.builds.cache import Cache
 from vfu_dev.builds.native import native_dir
 from vfu_dev.builds.packages import FIRMWARE_DIRS
@@ -48,6 +58,7 @@ RECIPES: dict[str, Recipe] = {
         vfio_preload.LIBRARY,
         vfio_preload.ADDRESS_SANITIZED,
         vfio_preload.THREAD_SANITIZED,
+        fuzz.TARGETS,
         guest.BASE,
         pciutils.PCIUTILS,
         guest.PROGRAMS,

@@ -39,6 +39,17 @@ def _inputs(options: tuple[str, ...], defines: tuple[str, ...]) -> Facts:
     }
 
 
+def patched_source(context: BuildContext, work: Path, title: str, folder: str = "libvfio-user") -> Path:
+    """Copy the sources to `work`/source, apply the changes of native/`folder`, and return that folder."""
+    native = native_dir() / folder
+    source = work / "source"
+    shutil.copytree(fetch.unpacked(context) / _SUBPROJECT, source, symlinks=True)
+    patches.apply_series(context, patches.read_series(native), source, title)
+    if (native / "src").is_dir():
+        shutil.copytree(native / "src", source, dirs_exist_ok=True)
+    return source
+
+
 def compile_tree(
     context: BuildContext,
     work: Path,
@@ -48,18 +59,13 @@ def compile_tree(
     *targets: str,
     folder: str = "libvfio-user",
 ) -> Path:
-    """Copy the sources to `work`, apply the changes of native/`folder`, and build `targets`.
+    """Build `targets` of `patched_source` under `work`.
 
     Returns: the build folder.
     """
     tree = fetch.unpacked(context)
     python = tools.meson_python(context)
-    native = native_dir() / folder
-    source = work / "source"
-    shutil.copytree(tree / _SUBPROJECT, source, symlinks=True)
-    patches.apply_series(context, patches.read_series(native), source, title)
-    if (native / "src").is_dir():
-        shutil.copytree(native / "src", source, dirs_exist_ok=True)
+    source = patched_source(context, work, title, folder)
     # Debian 12's own <linux/vfio.h> predates VFIO_MIGRATION_PRE_COPY; the pinned tree brings a current one.
     arguments = " ".join(["-isystem", str(tree / "linux-headers"), *defines])
     environment = build_environment(python.parent)

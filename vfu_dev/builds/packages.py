@@ -75,6 +75,17 @@ GROUPS: dict[str, tuple[Need, ...]] = {
         Need("binutils", program="strip"),
         Need("dpkg-dev", program="dpkg-source"),
     ),
+    "fuzz": (
+        Need("clang", program="clang"),
+        # Named after clang's version in Debian 12; elsewhere it is part of clang, or libclang-rt-NN-dev.
+        Need(
+            "libclang-rt-14-dev",
+            files=(
+                "/usr/lib/llvm-*/lib/clang/*/lib/*/libclang_rt.fuzzer*.a",
+                "/usr/lib*/clang/*/lib/*/libclang_rt.fuzzer*.a",
+            ),
+        ),
+    ),
     "qemu": (
         *_COMPILER,
         Need("make", program="make"),
