@@ -16,14 +16,15 @@ DEMO_QEMU ?= bookworm-backports
 
 # What the tests drive: the patched QEMU, the same with ASan (hostile servers), one without our patches, Debian's, the peer in C.
 TEST_ARTIFACTS := libvfio-user libvfio-user-tests libvfio-user-reduced vfu-kernels bench-peer bench-client vfio-preload guest \
-    $(STOCK_QEMUS) qemu qemu-unpatched qemu-asan
+    fuzz-targets $(STOCK_QEMUS) qemu qemu-unpatched qemu-asan
 
 # A file's tests stay together: many share one booted guest. 0 runs all of them in one process.
 TEST_WORKERS ?= 2
 
 TEST_PACKAGES := $(shell sed '/^\#/d' tests/packages.txt)
 
-.PHONY: help demo demo-says demo-stock test test-optimized soak crash-matrix test-packages packages-newest lint format clean distclean build venv venv-lab wheel docs images
+.PHONY: help demo demo-says demo-stock test test-optimized soak crash-matrix fuzz fuzz-repro fuzz-corpus test-packages \
+        packages-newest lint format clean distclean build venv venv-lab wheel docs images
 
 help:
 	@echo "make demo-stock live-migrate a Linux guest and its device with Debian's QEMU as it is; report in $(OUT)/demo-stock"
@@ -32,6 +33,7 @@ help:
 	@echo "make soak       the tests that are too long for that: a thousand moves, fifty over all versions of QEMU, ..."
 	@echo "make crash-matrix   kill or stop each process of a move at each moment of it; the table, and $(OUT)/crash-matrix.json"
 	@echo "make test-optimized tests/unit and tests/wire with servers and commands under python -O"
+	@echo "make fuzz       an hour of fuzzing (FUZZ_SECONDS=N, FUZZ_JOBS=N); docs/fuzzing.md"
 	@echo "make lint       ruff and mypy"
 	@echo "make build      libvfio-user, QEMU and the guest, built or found in the cache"
 	@echo "make wheel      a wheel with libvfio-user, the preload library and the guest program inside, in dist"
@@ -123,6 +125,24 @@ crash-matrix: venv test-packages
 test-optimized: venv test-packages
 	$(BIN)/vfu-dev build $(TEST_ARTIFACTS)
 	VFU_DEV_TEST_OPTIMIZED=1 $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile tests/unit tests/wire $(PYTEST_ARGS)
+
+# For all targets together; status 1 if something was found. FUZZ_ARGS=... for more, such as --json FILE.
+FUZZ_SECONDS ?= 3600
+FUZZ_JOBS ?= 1
+
+fuzz: venv
+	$(BIN)/vfu-dev build fuzz-targets
+	$(BIN)/python tests/fuzz/fuzz.py run --seconds $(FUZZ_SECONDS) --jobs $(FUZZ_JOBS) $(FUZZ_ARGS)
+
+# FILE=out/fuzz/findings/TARGET/crash-...: give that input to its target again.
+fuzz-repro: venv
+	$(BIN)/vfu-dev build fuzz-targets
+	$(BIN)/python tests/fuzz/fuzz.py repro $(FILE)
+
+# tests/fuzz/corpus from recordings of today, and what out/fuzz has beyond them.
+fuzz-corpus: venv
+	$(BIN)/vfu-dev build fuzz-targets libvfio-user
+	$(BIN)/python tests/fuzz/fuzz.py corpus
 
 # What tests need from Debian beyond what builds bring; without root, a test that misses one is skipped.
 test-packages:

@@ -179,7 +179,7 @@ def _make(context: BuildContext, out: Path) -> Facts:
 
 TARGETS = Recipe(
     name="fuzz-targets",
-    summary="libvfio-user and vfio-preload under libFuzzer (docs/fuzzing.md)",
+    summary="libvfio-user and vfio-preload under libFuzzer, with sanitizers",
     product="",
     inputs=_inputs,
     make=_make,
