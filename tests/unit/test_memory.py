@@ -119,7 +119,7 @@ def test_a_large_map_says_what_a_small_one_says(monkeypatch: pytest.MonkeyPatch)
     assert large.unclassified().tolist() == np.flatnonzero(codes == CODE_DIRTY).tolist()
     assert large.with_code(CODE_ZERO).tolist() == np.flatnonzero(codes == CODE_ZERO).tolist()
     assert (large.dirty_pages, large.written_pages) == (dirty.sum(), (codes != 0).sum())
-    large.looked_at(np.array([3, 70, 89]))
+    large.found_written(np.array([3, 70, 89]))
     assert [large.take_recent(), large.take_recent()] == [3, 0]
     large.mark(89 * 4096, 8)
     assert large.codes[89] == CODE_DIRTY
