@@ -38,6 +38,7 @@ from vfu_dev.cli.params import (
     switchover_bandwidth_option,
     whole_milliseconds,
 )
+from vfu_dev.cli.profile_options import profile_options, replayed
 from vfu_dev.cli.qemu_options import chosen_qemus, qemu_options, sent_away
 from vfu_dev.cli.shape import Command, Group
 from vfu_dev.cli.signals import interrupted_status
@@ -116,6 +117,7 @@ command.add_command(host)
     show_default=True,
     help="How the guest reaches the memory, as in `vfu-dev serve`.",
 )
+@profile_options
 @qemu_options
 @for_each_side(
     "fault",
@@ -220,6 +222,8 @@ def migrate(
     load_arguments: dict[str, Any],
     load_place: LoadPlace | None,
     access: str,
+    profile: str | None,
+    scale: int,
     guest: str,
     pre_copy: str,
     switchover_ack: bool,
@@ -242,12 +246,12 @@ def migrate(
     """Live-migrate the device under load from one QEMU to another, and check everything.
 
     Exit status 0 only when every check holds, 1 when one fails, 3 when the checks hold but the load reached
-    less than 95 % of its rate.
+    less than 95 % of its rate, or a device did not keep to its --profile.
     """
     # Imported here: `vfu-dev lab --help` must not pay for matplotlib and QMP.
     from vfu_dev.builds import artifact
     from vfu_dev.faults.spec import Fault
-    from vfu_dev.lab.judge import load_kept_up
+    from vfu_dev.lab.judge import load_kept_up, profile_kept
     from vfu_dev.lab.migrate import run as run_migration
     from vfu_dev.lab.options import MigrateOptions
     from vfu_dev.lab.pausing import CAPABILITY
@@ -295,6 +299,8 @@ def migrate(
         access=access,
         faults_source=faults["source"],
         faults_destination=faults["destination"],
+        server_extra=replayed(profile, scale),
+        replays=profile is not None,
         pre_copy=pre_copy == "on",
         switchover_ack=switchover_ack,
         capabilities=((CAPABILITY, True),) if pause_before_switchover else (),
@@ -336,7 +342,7 @@ def migrate(
     if not keep:
         for log in logs.glob("*.log"):
             log.unlink()
-    if not load_kept_up(result):
+    if not load_kept_up(result) or not profile_kept(result):
         sys.exit(EXIT_LESS)
 
 

@@ -16,6 +16,7 @@ from vfu_dev.cli.configfile import as_toml, blaming, config_options, given, orig
 from vfu_dev.cli.identity import decided, identity_options, settle
 from vfu_dev.cli.load_options import load_of, load_options
 from vfu_dev.cli.params import LEVEL, ON_OFF, SIZE, NumberType
+from vfu_dev.cli.profile_options import checked, profile_options
 from vfu_dev.cli.shape import Command
 from vfu_dev.cli.socket_options import socket_options, sockets_of
 from vfu_dev.errors import ConfigError, judge_name
@@ -129,6 +130,7 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
     "error=EIO, delay=1.5, corrupt, truncate=1M, disconnect, and when: rate=10%, count=1, after=3, "
     "trigger=FILE, state=STOP_COPY. Example: op=mig-write,delay=1.5,when=initial-received",
 )
+@profile_options
 @click.option(
     "--trace-registers",
     "traced",
@@ -183,6 +185,8 @@ def command(
     data_window: str,
     load_arguments: dict[str, Any],
     faults: tuple[str, ...],
+    profile: str | None,
+    scale: int,
     traced: int,
     metrics_port: int,
     metrics_addr: str,
@@ -247,6 +251,12 @@ def command(
         with blaming(ctx, load_arguments):
             load = load_of(load_arguments)
         library = libvfio_user.open_library(find_library(library_path))
+        replay = None
+        if (path := checked(profile, scale)) is not None:
+            from vfu_dev.profile import read_profile
+            from vfu_dev.replay.replay import Replay
+
+            replay = Replay(device, read_profile(path), scale)
         with _exporter(metrics_addr, metrics_port) as exporter:
             trace = RegisterTrace(name, traced) if traced else None
             server = Server(
@@ -258,6 +268,7 @@ def command(
                 access=where.access,
                 must_migrate=where.must_migrate,
                 data_window=data_window == "on",
+                replay=replay,
             )
             try:
                 server.log_limit = log_limit

@@ -43,6 +43,7 @@ def judge(
     for device, status in zip(result.devices, result.load_status, strict=False):
         if not status.get("keeps_up", True):
             result.warnings.append(f"{device.name} wrote {spec.reached_text(status)}")
+    result.warnings += _broken_replays(result)
     result.status = "completed" if not result.problems else "failed"
 
 
@@ -54,6 +55,32 @@ def _struck(result: MigrationResult) -> str:
         for side, counts in (("source", device.faults_source), ("destination", device.faults_destination))
         for op, count in counts.items()
     )
+
+
+def _broken_replays(result: MigrationResult) -> list[str]:
+    """Return a sentence for each replay that could not keep to its profile."""
+    found = []
+    for device in result.devices:
+        for side, replay in (("source", device.replay_source), ("destination", device.replay_destination)):
+            if replay is None or replay["kept"]:
+                continue
+            why = []
+            if replay["late_calls"]:
+                calls, late = format_count(replay["calls"], "call"), replay["late_seconds"] * 1e3
+                why.append(f"{replay['late_calls']} of {calls} took {late:.0f} ms more in all")
+            if replay["overshoot_bytes"]:
+                why.append(
+                    f"the device's own state needed {format_count(replay['overshoot_bytes'], 'byte')} more"
+                )
+            found.append(
+                f"{device.name}'s {side} did not keep the profile {replay['profile']}: {'; '.join(why)}"
+            )
+    return found
+
+
+def profile_kept(result: MigrationResult) -> bool:
+    """Return whether every device that replays a profile kept to its sizes and times."""
+    return not _broken_replays(result)
 
 
 def load_kept_up(result: MigrationResult) -> bool:

@@ -80,7 +80,7 @@ async def _run(
     result.ended = time.time()
     judge(
         result,
-        options.pre_copy,
+        None if options.replays else options.pre_copy,
         verified=options.read_back is not None and not result.interrupted,
         load=options.load,
         digests=options.verify != "none",

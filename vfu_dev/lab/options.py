@@ -67,6 +67,8 @@ class MigrateOptions:
         policy: rules that change QEMU's parameters in the course of the move (docs/policies.md).
         parameters, capabilities: more of QEMU's migration parameters (`migrate-set-parameters`, hyphens or
             underscores) and capabilities, for both sides.
+        server_extra: further arguments of `serve`, for both sides.
+        replays: the devices behave as a profile says, which may have no pre-copy.
         spare_ports: root ports of a Linux guest that are free for hot-plug (`Lab.plug`).
         reboot: a guest that reboots does, instead of ending the move.
         machine: of both QEMUs; None: the newest q35 that both have.
@@ -115,6 +117,7 @@ class MigrateOptions:
     timeout_seconds: float = 180.0
     fill: int = SOURCE_FILL
     server_extra: tuple[str, ...] = ()
+    replays: bool = False
     faults_source: tuple[str, ...] = ()
     faults_destination: tuple[str, ...] = ()
 

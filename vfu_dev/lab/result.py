@@ -51,6 +51,9 @@ class DeviceResult:
     faults_destination: dict[str, int] = field(default_factory=dict)
     transitions_source: list[dict[str, Any]] = field(default_factory=list)
     transitions_destination: list[dict[str, Any]] = field(default_factory=list)
+    # What `status` says of the replay of a profile; None without one.
+    replay_source: dict[str, Any] | None = None
+    replay_destination: dict[str, Any] | None = None
     save: dict[str, Any] | None = None
     resume: dict[str, Any] | None = None
     # What the source's server sampled, ten times a second: names of the fields, and rows of values.
@@ -64,6 +67,7 @@ class DeviceResult:
     def read_source(self, status: dict[str, Any]) -> None:
         """Take the source server's status, `faults` included."""
         self.faults_source = status.get("faults", {})
+        self.replay_source = status.get("replay")
         self.size_bytes = sum(memory["size_bytes"] for memory in status.get("memories", []))
         self.state_source = status.get("state")
         self.resident_source_bytes = status.get("peak_resident_bytes") or 0
@@ -89,6 +93,7 @@ class DeviceResult:
     def read_destination(self, status: dict[str, Any]) -> None:
         """Take the destination server's status, `faults` included."""
         self.faults_destination = status.get("faults", {})
+        self.replay_destination = status.get("replay")
         self.state_destination = status.get("state")
         self.resident_destination_bytes = status.get("peak_resident_bytes") or 0
         self.transitions_destination = status.get("transitions", [])

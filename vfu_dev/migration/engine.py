@@ -17,11 +17,11 @@ from vfu_dev.memory.pages import PageIndices
 from vfu_dev.migration.audit import Audit
 from vfu_dev.migration.fsm import PRE_COPY_GROUP, RUNNING_GROUP, SAVING_GROUP, Action, StateMachine
 from vfu_dev.migration.observer import Observer
-from vfu_dev.migration.plan import whole_state_bytes
 from vfu_dev.migration.records import SaveRecord, Transition, log_state_change
 from vfu_dev.migration.resuming import Resuming
-from vfu_dev.migration.save import NO_OTHERS, Others, PrecopyInfo, SaveSession
+from vfu_dev.migration.save import NO_OTHERS, Others, PrecopyInfo
 from vfu_dev.migration.schema import MigratableState
+from vfu_dev.migration.sessions import Saving, Sessions
 from vfu_dev.uapi import DeviceState, MigrationFlags
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,9 @@ T = TypeVar("T")
 
 class Migration:
     """Migration of one device. Everything here runs in the one thread that touches the device.
+
+    Attributes:
+        sessions: who makes the sessions; replaced while none is under way.
 
     Args:
         name: the device, for logs.
@@ -66,12 +69,13 @@ class Migration:
         self.state = DeviceState.RUNNING  # "initial device state … RUNNING", vfio-user.rst
         self.transitions: deque[Transition] = deque(maxlen=_TRANSITIONS_KEPT)
         self.observer = Observer()
+        self.sessions = Sessions()
         # VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2, see <linux/vfio.h> of Linux 7.1.
         self.client_knows_reinit = False
         self._reinit_untold = False
         self._initial_limit_bytes = initial_limit_bytes
         self._on_state, self._on_resumed, self._on_unverified = on_state, on_resumed, on_unverified
-        self._save: SaveSession | None = None
+        self._save: Saving | None = None
         self._resuming = Resuming(name, contents, self.observer)
         self._seen: PrecopyInfo | None = None  # by the last scan of the current session
         self._audit: Audit | None = None
@@ -106,7 +110,7 @@ class Migration:
             case Action.END_SAVE:
                 self._end_save("aborted", None, "cancelled")
             case Action.BEGIN_RESUME:
-                self._resuming.begin()
+                self._resuming.begin(self.sessions)
             case Action.END_RESUME:
                 self._resuming.finish()
                 self._on_resumed()
@@ -168,11 +172,15 @@ class Migration:
         if self._save is None or self.state not in PRE_COPY_GROUP:
             memory.pages.mark_pages(pages)
             return
-        assert self._save_record is not None
         index = self.contents.memories.index(memory)
-        self._save.reinit(index, pages, as_initial=self.client_knows_reinit)
+        self._save.reinit(index, pages, as_initial=self.announce_reinit())
+
+    def announce_reinit(self) -> bool:
+        """Note a REINIT; returns whether the client will learn of it."""
+        assert self._save_record is not None
         self._save_record.reinits += 1
         self._reinit_untold = self.client_knows_reinit
+        return self.client_knows_reinit
 
     def take_reinit(self) -> bool:
         """Return whether there was a `reinit` since this was last asked."""
@@ -186,7 +194,7 @@ class Migration:
         # records.
         limit = None if stopped else self._initial_limit_bytes
         record = SaveRecord()
-        self._save = SaveSession(self.contents, initial_limit_bytes=limit, stopped=stopped, counters=record)
+        self._save = self.sessions.save(self.contents, limit, stopped, record)
         self.observer.save_began(record)
         record.started = time.time()
         record.stopped = record.started if stopped else None
@@ -315,7 +323,7 @@ class Migration:
         if self._save is not None:
             info = self._fresh_info()
             return info.initial_bytes + info.dirty_bytes + self._save.tail_bytes
-        return whole_state_bytes(self.contents)
+        return self.sessions.whole_bytes(self.contents)
 
     @property
     def audit_pending(self) -> bool:

@@ -8,14 +8,14 @@ import time
 from vfu_dev.errors import StreamError
 from vfu_dev.migration.observer import Observer
 from vfu_dev.migration.records import ResumeRecord
-from vfu_dev.migration.resume import ResumeSession
 from vfu_dev.migration.schema import MigratableState
+from vfu_dev.migration.sessions import Receiving, Sessions
 
 logger = logging.getLogger(__name__)
 
 
 class Resuming:
-    """Counts and records what `ResumeSession` does, one after the other.
+    """Counts and records what sessions do, one after the other.
 
     Args:    name: the device, for logs.
 
@@ -25,17 +25,17 @@ class Resuming:
     """
 
     def __init__(self, name: str, contents: MigratableState, observer: Observer) -> None:
-        self.session: ResumeSession | None = None
+        self.session: Receiving | None = None
         self.record: ResumeRecord | None = None
         self._name = name
         self._contents = contents
         self._observer = observer
 
-    def begin(self) -> None:
+    def begin(self, sessions: Sessions) -> None:
         """Begin one, which clears memory."""
         self._observer.totals.resumes_started += 1
         self.record = ResumeRecord(started=time.time())
-        self.session = ResumeSession(self._contents)
+        self.session = sessions.resume(self._contents)
 
     def write(self, data: memoryview) -> None:
         """Take a slice of the stream, in a session. Raises: StreamError: now and from now on."""
@@ -83,7 +83,7 @@ class Resuming:
             self._observer.resume_ended(result)
         logger.warning("%s: incoming state given up (%s), memory is cleared", self._name, reason)
 
-    def _under_way(self) -> tuple[ResumeSession, ResumeRecord]:
+    def _under_way(self) -> tuple[Receiving, ResumeRecord]:
         assert self.session is not None
         assert self.record is not None
         return self.session, self.record

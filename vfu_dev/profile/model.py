@@ -172,7 +172,11 @@ class Loading:
 
     initial_seconds: Annotated[
         Value[float] | None,
-        marked(SECONDS, "how long the write takes that has the last byte of the initial data"),
+        marked(
+            SECONDS,
+            "how long the write takes that has the last byte of the initial data; a replay pays for it with the "
+            "first write of STOP_COPY where that byte did not come before",
+        ),
     ] = None
 
 

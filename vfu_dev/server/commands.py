@@ -151,6 +151,7 @@ class Commands:
             "load": self._server.load.status(),
             "save": migration.save_status(),
             "resume": migration.resume_status(),
+            "replay": None if self._server.replay is None else self._server.replay.status(),
             "transitions": [transition.as_dict() for transition in migration.transitions],
             "interrupts": device.interrupts.as_dict(),
             "counters": device.counters.as_dict(),

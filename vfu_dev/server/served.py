@@ -9,6 +9,7 @@ from vfu_dev.device.reference.workload import OperatorWorkload
 from vfu_dev.faults import FaultBoard
 from vfu_dev.figures import Figures
 from vfu_dev.libvfio_user import Library
+from vfu_dev.replay.replay import Replay
 from vfu_dev.server.register_trace import RegisterTrace
 
 
@@ -18,6 +19,7 @@ class Served(Protocol):
     Attributes:
         load: the generator of an operator.
         register_trace: what a driver does to registers, where that is traced.
+        replay: of a profile, where the device behaves as one.
     """
 
     device: Device
@@ -25,6 +27,7 @@ class Served(Protocol):
     load: OperatorWorkload
     faults: FaultBoard
     register_trace: RegisterTrace | None
+    replay: Replay | None
 
     @property
     def connected(self) -> bool:

@@ -19,10 +19,11 @@ from vfu_dev.device import Device
 from vfu_dev.device.reference.workload import OperatorWorkload
 from vfu_dev.errors import LibraryError
 from vfu_dev.figures import Figures
-from vfu_dev.libvfio_user import Context, Library
+from vfu_dev.libvfio_user import Context, DeviceCallbacks, Library
 from vfu_dev.logs import RateLimit
 from vfu_dev.memory import kernels
 from vfu_dev.migration.sampler import Sampler
+from vfu_dev.replay.replay import Replay
 from vfu_dev.server.commands import HIDDEN, Commands
 from vfu_dev.server.control import MAX_CLIENTS, ControlSocket
 from vfu_dev.server.door import (
@@ -66,6 +67,7 @@ class Server:
         access: who may connect to either.
         must_migrate: refuse a client that shows no sign that it can migrate the device.
         data_window: let it have migration data in memory that it shares (native/spec).
+        replay: of `device`: makes it behave in migration as a profile says.
 
     Raises:  ConfigError, LibraryError: the device cannot be served that way; nothing is left behind.
     """
@@ -81,8 +83,10 @@ class Server:
         access: Access = OWNER,
         must_migrate: bool = False,
         data_window: bool = True,
+        replay: Replay | None = None,
     ) -> None:
         self.device = device
+        self.replay = replay
         self.register_trace = register_trace
         self.library = library
         self.log_limit: RateLimit | None = None  # set by who set up logging
@@ -124,7 +128,11 @@ class Server:
             serve = None if library.is_ours else self._serve
             self._watch = Watch(self._selector, lambda: self._context.poll_fd, serve)
             undo.callback(device.attach, device.bus)
-            callbacks, bus = set_up(device, library, self._context, register_trace, data_window=data_window)
+            served, bus = set_up(device, library, self._context, register_trace, data_window=data_window)
+            callbacks: DeviceCallbacks = served
+            if replay is not None:
+                callbacks = replay.around(callbacks, self._hold)
+                self._context.exchange_callbacks(callbacks)
             if self._context.dma is not None:
                 self._context.setup_wait(self._await_client)
             self.faults = fault_board(device, library, self._context, callbacks, bus, self._hold)

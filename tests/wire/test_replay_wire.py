@@ -1,0 +1,179 @@
+"""`serve --profile`: what a client sees of it, over a socket."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from serverkit import RunningServer, ServerFactory, run_vfu_dev
+
+from vfu_dev.client import VfioUserDevice
+from vfu_dev.client.frames import ClientCommandError
+from vfu_dev.profile import read_profile
+from vfu_dev.profile.shipped import FOLDER, shipped
+from vfu_dev.uapi import DeviceState, MigrationFlags
+
+HEAD = 'version = 1\nname = "test"\norigin = "made-up"\n'
+
+
+@pytest.fixture
+def served(serve: ServerFactory, tmp_path: Path) -> Callable[..., RunningServer]:
+    """Return a function that serves a profile, given as text."""
+
+    def start(text: str, *options: str, name: str = "a") -> RunningServer:
+        path = tmp_path / f"{name}.toml"
+        path.write_text(HEAD + text)
+        return serve("--profile", str(path), *options)
+
+    return start
+
+
+def seconds(function: Callable[..., object], *arguments: object) -> float:
+    """Return how long a call takes."""
+    begin = time.monotonic()
+    function(*arguments)
+    return time.monotonic() - begin
+
+
+def read_all(device: VfioUserDevice) -> list[int]:
+    """Read until there is no more; return the sizes."""
+    return [len(data) for data in iter(lambda: device.migration.read(1 << 20), b"")]
+
+
+TIMED = """
+[initial]
+bytes = { assumed = "100K" }
+[stop_copy]
+kind = "following"
+extra_bytes = { assumed = "32K" }
+running_bytes = { assumed = "200K" }
+[reads.initial]
+bytes = { assumed = [[20480, 5]] }
+seconds = { assumed = 0.01 }
+first_seconds = { assumed = 0.05 }
+[reads.stop_copy]
+bytes = { assumed = 16384 }
+seconds = { assumed = 0.02 }
+[arcs.source]
+"RUNNING->PRE_COPY" = { assumed = 0.06 }
+"PRE_COPY->STOP_COPY" = { assumed = 0.07 }
+[arcs.destination]
+"RESUMING->RUNNING" = { assumed = 0.08 }
+[loading]
+initial_seconds = { assumed = 0.09 }
+"""
+
+
+def test_a_move_takes_at_least_what_the_profile_says(served: Callable[..., RunningServer]) -> None:
+    """More than that is the machine's, and counted as late; sizes are exact."""
+    servers = [served(TIMED, name=name) for name in ("source", "destination")]
+    source, destination = (one.connect() for one in servers)
+    with source, destination:
+        assert source.migration.data_size() == 200 << 10
+        assert seconds(source.migration.set_state, DeviceState.PRE_COPY) >= 0.06
+        destination.migration.set_state(DeviceState.RESUMING)
+        info = source.migration.precopy_info()
+        assert (info.initial_bytes, info.dirty_bytes) == (100 << 10, 0)
+        assert source.migration.data_size() == 132 << 10
+        reads, writes = [], []
+        for _ in range(5):
+            began = time.monotonic()
+            data = source.migration.read(1 << 20)
+            reads.append(time.monotonic() - began)
+            assert len(data) == 20480
+            writes.append(seconds(destination.migration.write, data))
+        assert reads[0] >= 0.05
+        assert min(reads) >= 0.01
+        assert writes[-1] >= 0.09
+        assert seconds(source.migration.set_state, DeviceState.STOP_COPY) >= 0.07
+        began = time.monotonic()
+        sizes = []
+        for chunk in iter(lambda: source.migration.read(1 << 20), b""):
+            sizes.append(len(chunk))
+            destination.migration.write(chunk)
+        assert time.monotonic() - began >= 0.02 * len(sizes)
+        assert sum(sizes) == 32 << 10
+        source.migration.set_state(DeviceState.STOP)
+        assert seconds(destination.migration.set_state, DeviceState.RUNNING) >= 0.08
+        replays = [one.status()["replay"] for one in servers]
+        assert [one["profile"] for one in replays] == ["test", "test"]
+        assert [one["overshoot_bytes"] for one in replays] == [0, 0]
+        assert replays[0]["calls"] == 5 + 2 + len(sizes)
+
+
+def refused(function: Callable[[], object]) -> int:
+    """Return the errno with which a call is refused."""
+    with pytest.raises(ClientCommandError) as caught:
+        function()
+    return caught.value.errno
+
+
+def test_features_that_the_profiles_device_lacks(served: Callable[..., RunningServer]) -> None:
+    server = served(
+        "[features]\npre_copy = { measured = false }\np2p = { measured = false }\n"
+        "data_size = { measured = false }\nprecopy_info_v2 = { measured = false }\n"
+    )
+    with server.connect() as device:
+        assert device.migration.flags() == MigrationFlags.VFIO_MIGRATION_STOP_COPY
+        assert refused(device.migration.data_size) == errno.ENOTTY
+        assert refused(device.migration.enable_precopy_info_v2) == errno.ENOTTY
+
+
+def test_a_read_before_initial_data_is_ready(served: Callable[..., RunningServer]) -> None:
+    """ENOMSG, and the migration goes on."""
+    server = served('[initial]\nbytes = { assumed = "4K" }\nready_seconds = { assumed = 0.5 }\n')
+    with server.connect() as device:
+        device.migration.set_state(DeviceState.PRE_COPY)
+        began = time.monotonic()
+        assert refused(lambda: device.migration.read(4096)) == errno.ENOMSG
+        while time.monotonic() < began + 0.6:
+            time.sleep(0.05)
+        assert len(device.migration.read(4096)) == 4096
+
+
+def test_devices_of_one_resource_wait_for_each_other(served: Callable[..., RunningServer]) -> None:
+    """Two arcs of 0.3 s that need the whole of it take 0.6 s together."""
+    text = (
+        f'[contention]\nresource = "test {os.getpid()}"\npart = {{ assumed = 1.0 }}\n'
+        '[arcs.source]\n"RUNNING->PRE_COPY" = { assumed = 0.3 }\n'
+    )
+    servers = [served(text, name=name) for name in ("one", "two")]
+    devices = [server.connect() for server in servers]
+    began = time.monotonic()
+    threads = [
+        threading.Thread(target=device.migration.set_state, args=(DeviceState.PRE_COPY,))
+        for device in devices
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert time.monotonic() - began >= 0.6
+    for device in devices:
+        device.close()
+    assert sum(server.status()["replay"]["waited_seconds"] for server in servers) > 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--scale", "2"), "--scale divides what a --profile says"),
+        (("--profile", "nobody's"), "no shipped profile"),
+    ],
+)
+def test_what_is_wrong_is_said(options: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    done = run_vfu_dev("serve", "--socket", tmp_path / "s", *options)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_profiles_are_right(name: str) -> None:
+    profile = read_profile(FOLDER / f"{name}.toml")
+    assert profile.name == name
+    assert profile.source

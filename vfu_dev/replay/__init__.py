@@ -1,0 +1,1 @@
+"""Replay of a profile: a served device that behaves in migration as the profile says (docs/profiles.md)."""
