@@ -174,8 +174,8 @@ class Loading:
         Value[float] | None,
         marked(
             SECONDS,
-            "how long the write takes that has the last byte of the initial data; a replay pays for it with the "
-            "first write of STOP_COPY where that byte did not come before",
+            "how long the write takes that has the last byte of the initial data; a replay pays for it with "
+            "the first write of STOP_COPY where that byte did not come before",
         ),
     ] = None
 

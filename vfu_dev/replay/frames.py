@@ -4,8 +4,8 @@
     header = tag 0x50, kind, version (1), 0: a byte each; length of the payload: u32; checksum: u64
     pad    = a byte 0: for what is too small for a header
 
-All integers are little endian. The checksum is the XXH3 hash of a made-up payload; the device's own state is
-the stream of docs/state-stream.md, which has checksums of its own.
+All integers are little endian. The checksum is the XXH3 hash of the header before it and of a made-up payload.
+The device's own state is the stream of docs/state-stream.md, which has checksums of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import xxhash
 from vfu_dev.errors import StreamError
 
 HEADER = struct.Struct("<BBBBIQ")
+_CHECKED = struct.Struct("<BBBBI")  # of the header, before its checksum
 _TAG = 0x50
 _VERSION = 1
 _PAGE_BYTES = 4096
@@ -69,12 +70,12 @@ class Content:
 
 def header(kind: FrameKind, pieces: list[memoryview], length: int | None = None) -> bytes:
     """Return the header of a made-up payload, or of `length` bytes of state."""
-    if length is not None:
-        return HEADER.pack(_TAG, kind, _VERSION, 0, length, 0)
-    hashed = xxhash.xxh3_64()
+    count = sum(map(len, pieces)) if length is None else length
+    checked = _CHECKED.pack(_TAG, kind, _VERSION, 0, count)
+    hashed = xxhash.xxh3_64(checked)
     for piece in pieces:
         hashed.update(piece)
-    return HEADER.pack(_TAG, kind, _VERSION, 0, sum(map(len, pieces)), hashed.intdigest())
+    return HEADER.pack(_TAG, kind, _VERSION, 0, count, hashed.intdigest())
 
 
 class FrameReader:
@@ -123,9 +124,12 @@ class FrameReader:
             raise StreamError(f"a replay's stream of version {version}; this vfu-dev reads {_VERSION}")
         if kind not in iter(FrameKind):
             raise StreamError(f"the replay's stream has a frame of unknown kind {kind}")
-        self._header.clear()
         self._kind, self._left, self._checksum = FrameKind(kind), length, checksum
         self._hashed.reset()
+        self._hashed.update(self._header[: _CHECKED.size])
+        self._header.clear()
+        if self._kind not in MADE_UP and self._hashed.intdigest() != checksum:
+            raise StreamError("the checksum of a header does not fit: it changed on its way")
         if not length:
             self._end()
 
