@@ -52,6 +52,7 @@ def example() -> Snapshot:
         identity={
             "type": "vfu-dev reference 1",
             "pci_id": "4656:4455",
+            "profile": "",
             "migration": "stop_copy,p2p,pre_copy",
         },
         states=[

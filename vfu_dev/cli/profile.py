@@ -21,7 +21,21 @@ if TYPE_CHECKING:
     from vfu_dev.profile.model import Migration
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+class _ProfileType(click.ParamType):
+    """A file, or the name of a shipped profile."""
+
+    name = "profile"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return its path; fail if there is none."""
+        from vfu_dev.profile.shipped import profile_path
+
+        return value if isinstance(value, Path) else profile_path(value)
+
+
+_PROFILE = _ProfileType()
 _PARTS = click.FloatRange(0, 100)
 
 
@@ -164,14 +178,24 @@ def _value(key: str, text: str) -> Any:
     return text
 
 
+@command.command("list", cls=Command, examples=["vfu-dev profile list"])
+def list_() -> None:
+    """Print the name of each shipped profile, and what it is."""
+    from vfu_dev.profile import read_profile
+    from vfu_dev.profile.shipped import profile_path, shipped
+
+    for name in shipped():
+        click.echo(f"{name}: {read_profile(profile_path(name)).about}")
+
+
 @command.command(
     cls=Command,
     examples=[
-        "vfu-dev profile show nic.toml",
+        "vfu-dev profile show mlx5-300mb",
         "vfu-dev profile show nic.toml --plot nic.png --json nic.json",
     ],
 )
-@click.argument("file", type=_FILE)
+@click.argument("file", type=_PROFILE, metavar="NAME|FILE")
 @click.option(
     "--plot",
     metavar="FILE.png|FILE.svg",
@@ -228,8 +252,8 @@ def _print(profile: Any) -> None:
     cls=Command,
     examples=["vfu-dev profile diff old.toml new.toml", "vfu-dev profile diff a.toml b.toml --sizes 5"],
 )
-@click.argument("first", type=_FILE)
-@click.argument("second", type=_FILE)
+@click.argument("first", type=_PROFILE, metavar="NAME|FILE")
+@click.argument("second", type=_PROFILE, metavar="NAME|FILE")
 @click.option(
     "--sizes",
     type=_PARTS,
@@ -285,7 +309,7 @@ def diff(
 
 
 @command.command(cls=Command, examples=["vfu-dev profile fit nic.toml -o nic-fitted.toml"])
-@click.argument("file", type=_FILE)
+@click.argument("file", type=_PROFILE, metavar="NAME|FILE")
 @_output_option("Write the parametric profile")
 @json_option("Write what was fitted as JSON", any_word=False)
 def fit(file: Path, output: str, json_path: str | None) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from vfu_dev.cli.params import NumberType
 from vfu_dev.errors import ConfigError
 
 
@@ -16,7 +17,7 @@ def profile_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--scale",
         default=1,
         show_default=True,
-        type=click.IntRange(min=1),
+        type=NumberType(low=1),
         help="Divide the profile's sizes and rates by this number; times stay.",
     )(command)
     return click.option(

@@ -21,8 +21,9 @@ LIBRARY = Metric(
 DEVICE = Metric(
     "vfu_device_info",
     "info",
-    "The device: its type, PCI vendor:device, and the VFIO_MIGRATION_* capabilities it announces.",
-    ("type", "pci_id", "migration"),
+    "The device: its type, PCI vendor:device, the VFIO_MIGRATION_* capabilities it announces, "
+    "and the profile it replays, empty if none.",
+    ("type", "pci_id", "migration", "profile"),
 )
 CONNECTED = Metric("vfu_client_connected", "gauge", "1 while a vfio-user client is connected, else 0.")
 CONNECTIONS = Metric(

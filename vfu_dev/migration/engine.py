@@ -38,9 +38,6 @@ T = TypeVar("T")
 class Migration:
     """Migration of one device. Everything here runs in the one thread that touches the device.
 
-    Attributes:
-        sessions: who makes the sessions; replaced while none is under way.
-
     Args:
         name: the device, for logs.
         contents: what migrates.
@@ -69,7 +66,7 @@ class Migration:
         self.state = DeviceState.RUNNING  # "initial device state … RUNNING", vfio-user.rst
         self.transitions: deque[Transition] = deque(maxlen=_TRANSITIONS_KEPT)
         self.observer = Observer()
-        self.sessions = Sessions()
+        self.sessions = Sessions()  # may be replaced while none is under way
         # VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2, see <linux/vfio.h> of Linux 7.1.
         self.client_knows_reinit = False
         self._reinit_untold = False
@@ -389,9 +386,8 @@ class Migration:
     def saved(self) -> dict[str, int] | None:
         """Return the numbers of the most recent outgoing migration so far that change from read to read."""
         record = self._save_record
-        if record is None:
-            return None
-        return {name: getattr(record, name) for name in ("precopy_bytes", "stop_copy_bytes", "passes")}
+        names = ("precopy_bytes", "stop_copy_bytes", "passes")
+        return None if record is None else {name: getattr(record, name) for name in names}
 
     def sent(self) -> tuple[int, int]:
         """Return the stream bytes and passes of the most recent outgoing migration so far."""

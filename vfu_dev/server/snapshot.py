@@ -25,9 +25,12 @@ _FLAG_NAMES = {
 
 
 class SnapshotMaker:
-    """Reads the counters of `device` and its migration. It scans no page and changes nothing."""
+    """Reads the counters of `device` and its migration. It scans no page and changes nothing.
 
-    def __init__(self, device: Device, library: Library) -> None:
+    Args:    profile: name of the one that the device replays.
+    """
+
+    def __init__(self, device: Device, library: Library, profile: str = "") -> None:
         self.faults: dict[str, int] = dict.fromkeys(OPERATIONS, 0)  # the server puts its board's there
         self._device = device
         identity = device.identity
@@ -37,6 +40,7 @@ class SnapshotMaker:
             "type": device.type_name,
             "pci_id": f"{identity.vendor:04x}:{identity.device:04x}",
             "migration": ",".join(name for flag, name in _FLAG_NAMES.items() if flag in device.flags),
+            "profile": profile,
         }
         self._seconds = 0.0
 
