@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-class _ProfileType(click.ParamType):
+class _ProfileType(click.Path):
     """A file, or the name of a shipped profile."""
 
     name = "profile"
@@ -176,16 +176,6 @@ def _value(key: str, text: str) -> Any:
         case "switchover-ack" if text in ("on", "off"):
             return text == "on"
     return text
-
-
-@command.command("list", cls=Command, examples=["vfu-dev profile list"])
-def list_() -> None:
-    """Print the name of each shipped profile, and what it is."""
-    from vfu_dev.profile import read_profile
-    from vfu_dev.profile.shipped import profile_path, shipped
-
-    for name in shipped():
-        click.echo(f"{name}: {read_profile(profile_path(name)).about}")
 
 
 @command.command(

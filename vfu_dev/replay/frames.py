@@ -4,7 +4,7 @@
     header = tag 0x50, kind, version (1), 0: a byte each; length of the payload: u32; checksum: u64
     pad    = a byte 0: for what is too small for a header
 
-All integers are little endian. The checksum is the XXH3 hash of the header before it and of a made-up payload.
+All integers are little endian. The checksum is the XXH3 of the header before it and of a made-up payload.
 The device's own state is the stream of docs/state-stream.md, which has checksums of its own.
 """
 

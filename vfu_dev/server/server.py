@@ -93,9 +93,7 @@ class Server:
         self._stopping = False
         self._signalled: signal.Signals | None = None  # by which one it is stopping
         self._sampler = Sampler(device.migration)
-        self._snapshots = SnapshotMaker(
-            device, library, "" if replay is None else replay.profile.name or ""
-        )
+        self._snapshots = SnapshotMaker(device, library, "" if replay is None else replay.profile.name or "")
         self._feeds: list[Feed] = []
         self.load = OperatorWorkload(lambda: [*device.memories, *device.unmigrated], device.migration)
         self._control: ControlSocket | None = None
