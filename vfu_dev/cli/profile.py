@@ -21,21 +21,6 @@ if TYPE_CHECKING:
     from vfu_dev.profile.model import Migration
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-class _ProfileType(click.Path):
-    """A file, or the name of a shipped profile."""
-
-    name = "profile"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Return its path; fail if there is none."""
-        from vfu_dev.profile.shipped import profile_path
-
-        return value if isinstance(value, Path) else profile_path(value)
-
-
-_PROFILE = _ProfileType()
 _PARTS = click.FloatRange(0, 100)
 
 
@@ -185,7 +170,7 @@ def _value(key: str, text: str) -> Any:
         "vfu-dev profile show nic.toml --plot nic.png --json nic.json",
     ],
 )
-@click.argument("file", type=_PROFILE, metavar="NAME|FILE")
+@click.argument("file", metavar="NAME|FILE")
 @click.option(
     "--plot",
     metavar="FILE.png|FILE.svg",
@@ -193,12 +178,13 @@ def _value(key: str, text: str) -> Any:
     help="Also draw it into this file: sizes over time, calls, changes of state.",
 )
 @json_option("Write sentence and profile as JSON", any_word=False)
-def show(file: Path, plot: str | None, json_path: str | None) -> None:
+def show(file: str, plot: str | None, json_path: str | None) -> None:
     """Show a profile: a sentence, a table of its values with their marks, its curves."""
     from vfu_dev.profile import profile_text, read_profile
+    from vfu_dev.profile.shipped import profile_path
     from vfu_dev.profile.show import sentence
 
-    profile = read_profile(file)
+    profile = read_profile(profile_path(file))
     if plot is not None:
         if not plot.endswith((".png", ".svg")):
             raise ConfigError(f"--plot {plot}: expected a name that ends in .png or .svg")
@@ -242,8 +228,8 @@ def _print(profile: Any) -> None:
     cls=Command,
     examples=["vfu-dev profile diff old.toml new.toml", "vfu-dev profile diff a.toml b.toml --sizes 5"],
 )
-@click.argument("first", type=_PROFILE, metavar="NAME|FILE")
-@click.argument("second", type=_PROFILE, metavar="NAME|FILE")
+@click.argument("first", metavar="NAME|FILE")
+@click.argument("second", metavar="NAME|FILE")
 @click.option(
     "--sizes",
     type=_PARTS,
@@ -271,8 +257,8 @@ def _print(profile: Any) -> None:
 @click.option("--measured", is_flag=True, help="Compare only what is measured in both.")
 @json_option("Write the differences as JSON", any_word=False)
 def diff(
-    first: Path,
-    second: Path,
+    first: str,
+    second: str,
     sizes: float,
     times: float,
     least: float,
@@ -285,9 +271,11 @@ def diff(
     """
     from vfu_dev.profile import read_profile
     from vfu_dev.profile.compare import Tolerance, differences
+    from vfu_dev.profile.shipped import profile_path
 
     tolerance = Tolerance(sizes / 100, times / 100, least / 1000)
-    found = differences(read_profile(first), read_profile(second), tolerance, measured=measured)
+    a, b = (read_profile(profile_path(one)) for one in (first, second))
+    found = differences(a, b, tolerance, measured=measured)
     show_or_write(
         {"same": not found, "differences": [one.to_json() for one in found]},
         json_path,
@@ -299,10 +287,10 @@ def diff(
 
 
 @command.command(cls=Command, examples=["vfu-dev profile fit nic.toml -o nic-fitted.toml"])
-@click.argument("file", type=_PROFILE, metavar="NAME|FILE")
+@click.argument("file", metavar="NAME|FILE")
 @_output_option("Write the parametric profile")
 @json_option("Write what was fitted as JSON", any_word=False)
-def fit(file: Path, output: str, json_path: str | None) -> None:
+def fit(file: str, output: str, json_path: str | None) -> None:
     """Make a parametric profile from a recorded one: a rate for a curve, a constant for steps, fewer groups.
 
     What is fitted is marked as assumed, and by how much it misses what was recorded is printed. A curve that
@@ -312,8 +300,9 @@ def fit(file: Path, output: str, json_path: str | None) -> None:
 
     from vfu_dev.profile import profile_text, read_profile
     from vfu_dev.profile.fit import fit as fitted_of
+    from vfu_dev.profile.shipped import profile_path
 
-    profile, fitted = fitted_of(read_profile(file))
+    profile, fitted = fitted_of(read_profile(profile_path(file)))
     Path(output).write_text(profile_text(profile), encoding="utf-8")
     lines = [f"{one.key}: {one.was} -> {one.now}, {one.error_part:.1%} off at most" for one in fitted]
     show_or_write(
