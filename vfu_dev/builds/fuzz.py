@@ -38,7 +38,9 @@ _LIBRARY = ("-Dpoll=fuzz_poll", "-Dclock_gettime=fuzz_clock_gettime", "-Wno-poin
 # The server is in the same process, and no symbol is interposed: native/fuzz/vfio-preload/program.c.
 _PRELOAD = ("-Dconnect=fuzz_connect", "-Dclose=fuzz_close", "-Wno-macro-redefined")
 # What the targets have instead.
-_NOT_LINKED = frozenset({"config.c", "descriptors.c", "interpose.c", "log.c", "open.c", "symbols.c"})
+_NOT_LINKED = frozenset(
+    {"calls.c", "config.c", "descriptors.c", "interpose.c", "log.c", "open.c", "symbols.c"}
+)
 
 # Name -> its own file below native/fuzz/, and whether its input consists of records (mutate.c).
 _TARGETS = {

@@ -16,6 +16,7 @@ from vfu_dev.libvfio_user.callbacks import DeviceCallbacks, ResetKind, Vectors
 from vfu_dev.libvfio_user.dma import DmaMemory
 from vfu_dev.libvfio_user.irqs import Irqs
 from vfu_dev.libvfio_user.library import Library, failed
+from vfu_dev.libvfio_user.log import LibraryLog
 from vfu_dev.libvfio_user.regions import (
     Gate,
     RegionHandler,
@@ -38,18 +39,6 @@ _STATES = {
     _ffi.VFU_MIGR_STATE_PRE_COPY_P2P: DeviceState.PRE_COPY_P2P,
     _ffi.VFU_MIGR_STATE_ERROR: DeviceState.ERROR,
 }
-
-# syslog(3) levels, as vfu_log uses them, to Python's. The library's LOG_INFO is a narration with errno texts
-# ("vfu_reset_ctx: No message of desired type" is a client that left); the server logs the same in words.
-_LOG_LEVELS = [logging.CRITICAL] * 3 + [
-    logging.ERROR,
-    logging.WARNING,
-    logging.INFO,
-    logging.DEBUG,
-    logging.DEBUG,
-]
-_SYSLOG_DEBUG = 7
-_SYSLOG_NOTICE = 5
 
 
 class Context:
@@ -95,8 +84,8 @@ class Context:
         if library.is_ours:
             self._serve_accesses = library.function("vfu_serve_accesses")
             self._serve = library.function("vfu_serve_ctx")
-        self._complaints: list[str] | None = None  # the library's log lines about a client that it checks
-        self._setup_log()
+        self._log = LibraryLog(name)
+        self._check("vfu_setup_log", self._guard(_ffi.LogCallback, "log", self._log, None), self._log.level)
 
     def _check(self, function: str, *arguments: Any) -> int:
         return self._library.check(function, self._ctx, *arguments)
@@ -105,19 +94,6 @@ class Context:
         callback = _ffi.guard(callback_type, self._name, name, self._leave, function, failure)
         self._alive.append(callback)
         return callback
-
-    def _setup_log(self) -> None:
-        def log(level: int, text: bytes | None) -> None:
-            level = _LOG_LEVELS[level] if 0 <= level < len(_LOG_LEVELS) else logging.INFO
-            line = (text or b"").decode(errors="replace").rstrip()
-            if self._complaints is not None and level >= logging.WARNING:
-                self._complaints.append(line)
-                return
-            # What a misbehaving client makes the library say is no error of ours.
-            logger.log(level, "%s: %s", self._name, line)
-
-        level = _SYSLOG_DEBUG if logger.isEnabledFor(logging.DEBUG) else _SYSLOG_NOTICE
-        self._check("vfu_setup_log", self._guard(_ffi.LogCallback, "log", log, None), level)
 
     # --- set up -------------------------------------------------------------------------------------------
 
@@ -309,13 +285,13 @@ class Context:
                  may be. ENOMSG: it left without a word.
         """
         complaints: list[str] = []
-        self._complaints = complaints
+        self._log.complaints = complaints
         try:
             if self._library.function("vfu_attach_ctx")(self._ctx) == 0:
                 self.attached = True
                 return True
         finally:
-            self._complaints = None
+            self._log.complaints = None
         number = _ffi.last_errno()
         if number in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR):
             return False

@@ -45,8 +45,7 @@ class Migration:
         initial_limit_bytes: see `SaveSession`.
         on_state: called after each change with the new state.
         on_resumed: called when a resume was completed, before the device may run.
-        on_unverified: called when a resume was given up: memory holds unverified content and is to be
-            cleared.
+        on_unverified: called when a resume was given up: memory holds unverified content, to be cleared.
     """
 
     def __init__(
@@ -173,7 +172,7 @@ class Migration:
         self._save.reinit(index, pages, as_initial=self.announce_reinit())
 
     def announce_reinit(self) -> bool:
-        """Note a REINIT; returns whether the client will learn of it."""
+        """Note a REINIT; returns whether the client learns of it."""
         assert self._save_record is not None
         self._save_record.reinits += 1
         self._reinit_untold = self.client_knows_reinit
@@ -243,20 +242,17 @@ class Migration:
             record.status, record.error = "aborted", "the client went back to RUNNING"
 
     def read_into(self, buffer: memoryview, others: Others = NO_OTHERS) -> int:
-        """Serve MIG_DATA_READ: fill `buffer` unless the data ends; returns the bytes stored.
-
-        Raises:  StateError: outside the saving group, or the session ended by what `others` did.
-        """
+        """Serve MIG_DATA_READ: fill `buffer` unless the data ends; returns the bytes stored. See `read`."""
         return self._read(len(buffer), lambda save: (None, save.read_into(buffer, others)))[1]
 
     def read(self, count: int) -> Vectors:
         """Serve MIG_DATA_READ: return where the next `count` bytes are, or fewer when the data ends.
 
-        Raises:  StateError: outside the saving group.
+        Raises:  StateError: outside the saving group, or the session ended by what `others` did.
         """
         return self._read(count, lambda save: save.read(count))[0]
 
-    def _read(self, count: int, take: Callable[[SaveSession], tuple[T, int]]) -> tuple[T, int]:
+    def _read(self, count: int, take: Callable[[Saving], tuple[T, int]]) -> tuple[T, int]:
         save, record = self._save, self._save_record
         if save is None or record is None:
             raise StateError(f"no migration data to read in {self.state.name}")

@@ -114,18 +114,18 @@ static void set_irqs(struct input *input)
     device_ioctl(VFIO_DEVICE_SET_IRQS, &request);
 }
 
-union feature_data {
+union any_feature {
     struct vfio_device_feature_mig_state state;
     struct vfio_device_feature_dma_logging_control control;
     struct vfio_device_feature_dma_logging_report report;
     uint64_t words[4];
 };
 
-static long feature(uint32_t flags, union feature_data *data)
+static long feature(uint32_t flags, union any_feature *data)
 {
     struct {
         struct vfio_device_feature head;
-        union feature_data data;
+        union any_feature data;
     } request = { .head = { sizeof(request), flags }, .data = *data };
     long result = device_ioctl(VFIO_DEVICE_FEATURE, &request);
 
@@ -135,7 +135,7 @@ static long feature(uint32_t flags, union feature_data *data)
 
 static void set_state(struct input *input)
 {
-    union feature_data data = { .state = { (uint32_t)take(input, 1) % 9, -1 } };
+    union any_feature data = { .state = { (uint32_t)take(input, 1) % 9, -1 } };
     long result = feature(VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, &data);
 
     if (data.state.data_fd >= 0 && result == 0) {
@@ -173,7 +173,7 @@ static void log_dma(struct input *input, unsigned int what)
 {
     static uint64_t bitmap[SLOTS * SLOT_BYTES / PAGE_BYTES / 64 + 64];
     struct vfio_device_feature_dma_logging_range range = { 0, SLOTS * SLOT_BYTES };
-    union feature_data data = { .words = { 0 } };
+    union any_feature data = { .words = { 0 } };
     uint32_t flags = VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP;
 
     if (what == 0) {
@@ -259,7 +259,7 @@ static void ask_iommufd(struct input *input)
 
 static void plain_feature(uint32_t flags)
 {
-    union feature_data data = { .words = { 0 } };
+    union any_feature data = { .words = { 0 } };
 
     feature(flags, &data);
 }
