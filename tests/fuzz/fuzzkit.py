@@ -91,6 +91,8 @@ def run(
     """Run `target` to its end, with libFuzzer's `arguments`; `follow` gets each step of it."""
     found = Run()
     command = [*command_of(target, planted=planted), "-print_final_stats=1", f"-timeout={_HANG_SECONDS}"]
+    # The peak that the kernel knows includes the parent's before exec; one allocation has a limit.
+    command += ["-rss_limit_mb=0", "-malloc_limit_mb=2048"]
     with subprocess.Popen(
         [*command, *map(str, arguments)],
         stdin=subprocess.DEVNULL,

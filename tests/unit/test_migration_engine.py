@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
 from migrationkit import PAGE, Box, filled
 
 from vfu_dev.errors import StateError
-from vfu_dev.migration import TransitionError
+from vfu_dev.migration import Migration, TransitionError
+from vfu_dev.migration.engine import ALL_FLAGS
 from vfu_dev.migration.records import ADVICE
+from vfu_dev.migration.save import SaveSession
 from vfu_dev.uapi import DeviceState as S
+from vfu_dev.uapi import MigrationFlags
 
 pytestmark = pytest.mark.usefixtures("small_records")
 
@@ -56,6 +60,38 @@ def test_a_register_block_that_cannot_be_packed_fails_the_save_and_not_the_devic
     target = Box()
     target.resume(box.save())
     assert target.snapshot() == box.snapshot()
+
+
+def test_the_last_scan_is_part_of_the_downtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is stopped when the client asks for it, not when what it takes is done."""
+    box = filled()
+    box.migration = Migration("box", box.contents, flags=ALL_FLAGS & ~MigrationFlags.VFIO_MIGRATION_P2P)
+    box.migration.set_state(S.PRE_COPY)
+    box.read(100)
+    took = 0.05
+    stop = SaveSession.stop
+
+    def slowly(session: SaveSession) -> None:
+        time.sleep(took)
+        stop(session)
+
+    monkeypatch.setattr(SaveSession, "stop", slowly)
+    before = time.time()
+    box.migration.set_state(S.STOP_COPY)
+    after = time.time()
+    assert before <= box.migration.transitions[-1].time <= after - took
+    record = box.migration.save_status()
+    assert record is not None
+    assert before <= record["stopped"] <= after - took  # type: ignore[operator]
+    while box.read(1 << 20):
+        pass
+    box.migration.set_state(S.STOP)
+    for seconds in (
+        box.migration.observer.last_downtime_seconds,
+        box.migration.observer.last_stop_copy_seconds,
+    ):
+        assert seconds is not None
+        assert seconds >= took
 
 
 def test_transitions_are_recorded_with_their_reason() -> None:

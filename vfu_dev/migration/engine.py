@@ -26,11 +26,8 @@ from vfu_dev.uapi import DeviceState, MigrationFlags
 
 logger = logging.getLogger(__name__)
 
-ALL_FLAGS = (
-    MigrationFlags.VFIO_MIGRATION_STOP_COPY
-    | MigrationFlags.VFIO_MIGRATION_P2P
-    | MigrationFlags.VFIO_MIGRATION_PRE_COPY
-)
+_F = MigrationFlags
+ALL_FLAGS = _F.VFIO_MIGRATION_STOP_COPY | _F.VFIO_MIGRATION_P2P | _F.VFIO_MIGRATION_PRE_COPY
 _TRANSITIONS_KEPT = 1000
 T = TypeVar("T")
 
@@ -94,7 +91,7 @@ class Migration:
         Raises:  TransitionError: no such arc. StreamError: leaving RESUMING with a state that is not
         verified.
         """
-        action = self.machine.action(self.state, target)
+        action, began_ns = self.machine.action(self.state, target), time.perf_counter_ns()
         self._conclude(came_back=target in RUNNING_GROUP)
         match action:
             case Action.BEGIN_SAVE:
@@ -114,7 +111,7 @@ class Migration:
                 pass
         if self.state is not DeviceState.STOP_COPY:
             self.give_up_audit()
-        self._enter(target, "requested")
+        self._enter(target, "requested", time.perf_counter_ns() - began_ns)
 
     def reset(self, state: DeviceState, reason: str) -> None:
         """Follow a reset or lost connection, after which the migration state is `state`.
@@ -145,12 +142,15 @@ class Migration:
             self._abandon_resume(reason, "failed")
         self._enter(DeviceState.ERROR, reason)
 
-    def _enter(self, target: DeviceState, reason: str) -> None:
+    def _enter(self, target: DeviceState, reason: str, took_ns: int = 0) -> None:
         origin, self.state = self.state, target
-        self.observer.state_changed(origin, target)
+        # An arc that stops the device does so at its beginning: the last scan is part of the downtime.
+        stops = origin in RUNNING_GROUP and target not in RUNNING_GROUP
+        ago_ns = took_ns if stops or target is DeviceState.STOP_COPY else 0
+        self.observer.state_changed(origin, target, ago_ns)
         if target is DeviceState.STOP_COPY and self._save_record is not None:
             self._save_record.predicted_downtime_seconds = self.observer.predicted_seconds
-        self.transitions.append(Transition(time.time(), origin, target, reason))
+        self.transitions.append(Transition(time.time() - ago_ns / 1e9, origin, target, reason))
         log_state_change(
             logger, self.name, self.transitions[-1], self._save_record, self._resuming.record, self.observer
         )
@@ -173,7 +173,7 @@ class Migration:
 
     def announce_reinit(self) -> bool:
         """Note a REINIT; returns whether the client learns of it."""
-        assert self._save_record is not None
+        assert self._save_record
         self._save_record.reinits += 1
         self._reinit_untold = self.client_knows_reinit
         return self.client_knows_reinit
@@ -204,8 +204,8 @@ class Migration:
         if self._save is None:
             # A read failed in PRE_COPY: what was sent has a hole, so there is nothing to complete.
             raise StateError(f"this migration failed already: {record.error}")
-        self._save.stop()
         record.stopped = time.time()
+        self._save.stop()
 
     def _end_save(self, status: str, error: str | None, result: str) -> None:
         record = self._save_record
@@ -219,7 +219,6 @@ class Migration:
 
     @property
     def _all_sent(self) -> bool:
-        """Whether the save under way was read to its end."""
         return self._save is not None and self._save.ended
 
     def _go_on(self) -> None:
@@ -381,8 +380,7 @@ class Migration:
 
     def saved(self) -> dict[str, int] | None:
         """Return the numbers of the most recent outgoing migration so far that change from read to read."""
-        record = self._save_record
-        names = ("precopy_bytes", "stop_copy_bytes", "passes")
+        record, names = self._save_record, ("precopy_bytes", "stop_copy_bytes", "passes")
         return None if record is None else {name: getattr(record, name) for name in names}
 
     def sent(self) -> tuple[int, int]:

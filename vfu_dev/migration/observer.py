@@ -48,11 +48,14 @@ class Observer:
         self._stop_copy_ns = 0  # STOP_COPY since
         self._stop_copy_seconds: float | None = None
 
-    def state_changed(self, origin: DeviceState, target: DeviceState) -> None:
-        """Count an arc, or the jump of a reset."""
+    def state_changed(self, origin: DeviceState, target: DeviceState, ago_ns: int = 0) -> None:
+        """Count an arc, or the jump of a reset.
+
+        Args:    ago_ns: how long ago that was; longer than no time for an arc that stopped the device.
+        """
         self.arcs[origin, target] = self.arcs.get((origin, target), 0) + 1
-        self.entered = time.time()
-        now = time.perf_counter_ns()
+        self.entered = time.time() - ago_ns / 1e9
+        now = time.perf_counter_ns() - ago_ns
         if origin in _RUNNING and target not in _RUNNING:
             # PRE_COPY_P2P and RUNNING_P2P are where a client with several devices begins to stop them.
             self.forecaster.stop(now)
