@@ -39,7 +39,7 @@ class Outcome:
         migration: QEMU's word for it at the source.
         source_vm, destination_vm: run states; `exit N` of a QEMU that ended.
         source_device, destination_device: state, what `status` says of the session, what was counted.
-        says: texts that have to be in QEMU's reason or in a log.
+        says: texts that have to be in QEMU's reason or in a log; ` or ` as in states.
         then: what the survivors do after that.
     """
 
@@ -61,6 +61,11 @@ class Outcome:
             self.source_device,
             self.destination_device,
         )
+
+    def unsaid(self, found: Outcome) -> list[str]:
+        """Return the texts that `found` lacks."""
+        said = "\n".join(found.says)
+        return [text for text in self.says if not any(one in said for one in text.split(" or "))]
 
     def agrees(self, found: Outcome) -> bool:
         """Whether `found` is in the same states; ` or ` stands between two that depend on who is first."""
@@ -120,6 +125,9 @@ GIVEN_UP = "incoming state given up (connection lost), memory is cleared"
 MIGRATION_LOST = "the migration is lost; this device's memory is whole, and the next client gets it"
 ONE_OF_TWO = "a destination may be running this state: use only one of the two"
 SIBLING = "Sibling indicated error 1"
+NEITHER = f"{ONE_OF_TWO} or {MIGRATION_LOST}"
+# QEMU's migration thread reads the device, its main thread asks for the log of DMA.
+NOT_READ = "Failed to read migration data or Failed to get DMA logging report"
 
 
 def _failed(
@@ -162,15 +170,16 @@ _KILLED = {
         _failed(CANCELLED, LOST, GIVEN_UP, vm=GONE, then=_STAYED_AND_SERVES),
     ),
     "PRE_COPY": (
-        _failed(GONE, LOST, "Failed to read migration data", NO_CONNECTION, GIVEN_UP, then=DEVICE_LOST),
-        _failed(CANCELLED, GONE, SIBLING, NO_CONNECTION, "Failed to write migration data"),
+        _failed(GONE, LOST, NOT_READ, NO_CONNECTION, GIVEN_UP, then=DEVICE_LOST),
+        _failed(CANCELLED, GONE, SIBLING, f"{NO_CONNECTION} or Failed to write migration data"),
         _orphaned(LOST, LOST, MIGRATION_LOST, GIVEN_UP, "load of migration failed", then=_SERVE_ANOTHER),
         _failed(CANCELLED, LOST, GIVEN_UP, vm=GONE, then=_STAYED_AND_SERVES),
     ),
     "STOP_COPY": (
-        _failed(GONE, LOST, "Failed to read migration data", NO_CONNECTION, GIVEN_UP, then=DEVICE_LOST),
-        _failed(CANCELLED, GONE, SIBLING, NO_CONNECTION, "Failed to write migration data"),
-        _orphaned("RUNNING, sent (sent)", LOST, ONE_OF_TWO, GIVEN_UP, then=_SERVE_ANOTHER),
+        _failed(GONE, LOST, NOT_READ, NO_CONNECTION, GIVEN_UP, then=DEVICE_LOST),
+        _failed(CANCELLED, GONE, SIBLING, f"{NO_CONNECTION} or Failed to write migration data"),
+        # Whether the QEMU had read all when it was killed.
+        _orphaned(f"RUNNING, sent (sent) or {LOST}", LOST, NEITHER, GIVEN_UP, then=_SERVE_ANOTHER),
         _failed(CANCELLED, LOST, GIVEN_UP, vm=GONE, then=_STAYED_AND_SERVES),
     ),
     "accepting": (

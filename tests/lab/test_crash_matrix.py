@@ -34,8 +34,7 @@ def test_survivors_say_and_do_what_the_table_says(
             found = await crash.settle()
             seen.states = list(found.states)
             assert expected.agrees(found), (expected.states, found.states, found.says)
-            unsaid = [text for text in expected.says if not any(text in said for said in found.says)]
-            assert unsaid == [], found.says
+            assert expected.unsaid(found) == [], found.says
             await crash.go_on()
             await crash.leave()
             seen.verdict = "as it should be"

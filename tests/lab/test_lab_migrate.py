@@ -82,7 +82,7 @@ def test_source_goes_through_precopy(converged: MigrationResult) -> None:
     assert asked[-1] == "PRE_COPY"
     rows = [event["values"] for event in trace if event["event"] == "vfio_save_iterate"]
     initial = [row["initial"] for row in rows]
-    assert len(rows) >= 3
+    assert len(rows) >= 2
     assert any(initial)
     assert all(later <= earlier for earlier, later in itertools.pairwise(initial))
     assert initial[-1] == 0

@@ -26,6 +26,8 @@ from vfu_dev.lab.result import MigrationResult
 from vfu_dev.lab.watch import Watcher, WatchOptions, watch
 
 Options = Callable[..., MigrateOptions]
+# A read that takes this long: nobody who looks ten times a second misses the migration.
+LONG_READ = ("op=mig-read,delay=1,count=1",)
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]
 
 
@@ -94,7 +96,7 @@ def test_it_begins_the_migration(options: Options, in_lab: InLab, tmp_path: Path
         assert process.returncode == 0, err.decode()
         return json.loads(out), err.decode()
 
-    report, said = in_lab(options(devices=2, load=dirtying(0)), scenario)
+    report, said = in_lab(options(devices=2, load=dirtying(0), faults_source=LONG_READ), scenario)
     judge_report(report, 2)
     assert report["qemu"]["parameters"]["downtime_limit"] == 100
     assert "digests equal" in said
@@ -108,7 +110,7 @@ def test_it_only_looks(options: Options, tmp_path: Path) -> None:
     """Without, it waits for a migration that somebody begins, and is no part of it."""
 
     async def scenario() -> dict[str, Any]:
-        async with Lab(options(load=dirtying(256 * KIB)), tmp_path / "logs") as lab:
+        async with Lab(options(load=dirtying(256 * KIB), faults_source=LONG_READ), tmp_path / "logs") as lab:
             monitors = second_monitors(lab)
             await lab.start()
             process = await command(*arguments(lab, *monitors), "--out", str(tmp_path / "out"), "--json", "-")

@@ -152,5 +152,7 @@ def test_a_console_without_linux_s_first_line_is_silent_under_kvm_only(qemu: Pat
     assert not under_kvm.is_silent_under_kvm()
 
 
-def test_ours_has_no_firmware_and_is_given_the_systems(qemu: Path) -> None:
-    assert list(find_qemu(str(qemu)).firmware) == firmware_dirs()
+def test_ours_finds_the_systems_firmware(qemu: Path, unpatched: Path) -> None:
+    """It is built with these folders; the unpatched one has none of its own, and is given them."""
+    assert find_qemu(str(qemu)).firmware == ()
+    assert list(find_qemu(str(unpatched)).firmware) == firmware_dirs()
