@@ -124,7 +124,8 @@ TIMED_OUT = "timed out waiting for reply"
 GIVEN_UP = "incoming state given up (connection lost), memory is cleared"
 MIGRATION_LOST = "the migration is lost; this device's memory is whole, and the next client gets it"
 ONE_OF_TWO = "a destination may be running this state: use only one of the two"
-SIBLING = "Sibling indicated error 1"
+# The source learns of it by the return path, or finds the connection closed while it sends.
+SIBLING = "Sibling indicated error 1 or Unable to write to socket"
 NEITHER = f"{ONE_OF_TWO} or {MIGRATION_LOST}"
 # QEMU's migration thread reads the device, its main thread asks for the log of DMA.
 NOT_READ = "Failed to read migration data or Failed to get DMA logging report"
