@@ -210,7 +210,7 @@ _STOPPED = {
         _completed(LEFT, ARRIVED),
     ),
     "PRE_COPY": (
-        _failed(CANCELLED, LOST, "Failed to read migration data: Connection timed out", TIMED_OUT),
+        _failed(CANCELLED, LOST, NOT_READ, TIMED_OUT),
         _failed(CANCELLED, LOST, SIBLING, TIMED_OUT),
         _completed(LEFT, ARRIVED),
         _completed(LEFT, ARRIVED),
