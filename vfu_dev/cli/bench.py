@@ -48,8 +48,8 @@ def command(
     meets both. A line gives both sides, the median of the rounds' ratios with their quartiles, and the limit;
     a median beyond it is BROKEN. If the machine did other work meanwhile, figures are reported, not judged.
 
-    CASEs: mmio, scraped, polled, precopy, stream-out, stream-in, scan, dma, start, forecast, front-ends. The
-    last compares QEMU's two front ends and needs this project's QEMU (vfu-dev build qemu).
+    CASEs: mmio, scraped, polled, precopy, stream-out, stream-in, window, scan, dma, start, forecast,
+    front-ends, qemu. The last two go through this project's QEMU (vfu-dev build qemu).
     """
     console = Console(stderr=json_path == TO_STDOUT, highlight=False)
 
