@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import warnings
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,10 @@ GROUP = 64246
 def test_the_servers_image_serves(short_tmp: Path) -> None:
     """By its entry point, as a user without rights: the socket is the group's, and the device answers on it.
 
-    Where containers do not work at all, hadolint is what remains.
+    Where buildah cannot enter a root at all, hadolint is what remains, with a warning.
     """
     if not containers_work():
+        warnings.warn("buildah does not work here: the image was not built", stacklevel=1)
         assert hadolint(DEPLOY / "container/Containerfile") == ""
         return
     build("vfu-dev")
