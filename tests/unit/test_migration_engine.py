@@ -10,7 +10,7 @@ from migrationkit import PAGE, Box, filled
 
 from vfu_dev.errors import StateError
 from vfu_dev.migration import Migration, TransitionError
-from vfu_dev.migration.engine import ALL_FLAGS
+from vfu_dev.migration.fsm import ALL_FLAGS
 from vfu_dev.migration.records import ADVICE
 from vfu_dev.migration.save import SaveSession
 from vfu_dev.uapi import DeviceState as S

@@ -21,7 +21,7 @@ from vfu_dev.cli.shape import Command
 from vfu_dev.cli.socket_options import socket_options, sockets_of
 from vfu_dev.errors import ConfigError, judge_name
 from vfu_dev.logs import set_up_logging
-from vfu_dev.migration.engine import ALL_FLAGS
+from vfu_dev.migration.fsm import ALL_FLAGS
 from vfu_dev.server.register_trace import DEFAULT_ACCESSES, MAX_ACCESSES
 from vfu_dev.sizes import parse_size
 from vfu_dev.uapi import MigrationFlags

@@ -28,8 +28,7 @@ from vfu_dev.device.registers import Registers
 from vfu_dev.errors import AccessError, ConfigError, judge_name
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import MigratableState, Migration, RegisterBlock, StateMachine, StateObject
-from vfu_dev.migration.engine import ALL_FLAGS
-from vfu_dev.migration.fsm import P2P_STATES, RUNNING_GROUP
+from vfu_dev.migration.fsm import ALL_FLAGS, P2P_STATES, RUNNING_GROUP
 from vfu_dev.uapi import MAX_MSI_MESSAGES, DeviceState, MigrationFlags
 
 logger = logging.getLogger(__name__)

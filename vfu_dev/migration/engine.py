@@ -15,7 +15,7 @@ from vfu_dev.memory import DeviceMemory
 from vfu_dev.memory.kernels import Vectors
 from vfu_dev.memory.pages import PageIndices
 from vfu_dev.migration.audit import Audit
-from vfu_dev.migration.fsm import PRE_COPY_GROUP, RUNNING_GROUP, SAVING_GROUP, Action, StateMachine
+from vfu_dev.migration.fsm import ALL_FLAGS, PRE_COPY_GROUP, RUNNING_GROUP, SAVING_GROUP, Action, StateMachine
 from vfu_dev.migration.observer import Observer
 from vfu_dev.migration.records import SaveRecord, Transition, log_state_change
 from vfu_dev.migration.resuming import Resuming
@@ -26,8 +26,6 @@ from vfu_dev.uapi import DeviceState, MigrationFlags
 
 logger = logging.getLogger(__name__)
 
-_F = MigrationFlags
-ALL_FLAGS = _F.VFIO_MIGRATION_STOP_COPY | _F.VFIO_MIGRATION_P2P | _F.VFIO_MIGRATION_PRE_COPY
 _TRANSITIONS_KEPT = 1000
 T = TypeVar("T")
 
@@ -91,7 +89,8 @@ class Migration:
         Raises:  TransitionError: no such arc. StreamError: leaving RESUMING with a state that is not
         verified.
         """
-        action, began_ns = self.machine.action(self.state, target), time.perf_counter_ns()
+        began_ns = time.perf_counter_ns()
+        action = self.machine.action(self.state, target)
         self._conclude(came_back=target in RUNNING_GROUP)
         match action:
             case Action.BEGIN_SAVE:
@@ -173,7 +172,7 @@ class Migration:
 
     def announce_reinit(self) -> bool:
         """Note a REINIT; returns whether the client learns of it."""
-        assert self._save_record
+        assert self._save_record is not None
         self._save_record.reinits += 1
         self._reinit_untold = self.client_knows_reinit
         return self.client_knows_reinit
@@ -219,6 +218,7 @@ class Migration:
 
     @property
     def _all_sent(self) -> bool:
+        """Whether the save under way was read to its end."""
         return self._save is not None and self._save.ended
 
     def _go_on(self) -> None:

@@ -24,6 +24,13 @@ P2P_STATES = frozenset({S.RUNNING_P2P, S.PRE_COPY_P2P})
 RUNNING_GROUP = frozenset({S.RUNNING, S.RUNNING_P2P, S.PRE_COPY, S.PRE_COPY_P2P})
 
 
+ALL_FLAGS = (
+    MigrationFlags.VFIO_MIGRATION_STOP_COPY
+    | MigrationFlags.VFIO_MIGRATION_P2P
+    | MigrationFlags.VFIO_MIGRATION_PRE_COPY
+)
+
+
 class Action(Enum):
     """What an arc does to the data transfer session."""
 
