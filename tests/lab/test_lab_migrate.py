@@ -32,12 +32,13 @@ def migrate(options: MigrateOptions, folder: Path) -> MigrationResult:
 @pytest.fixture(scope="module")
 def converged(qemu: Path, library: Path, tmp_path_factory: pytest.TempPathFactory) -> MigrationResult:
     """One migration under load, looked at by several tests."""
+    # QEMU reads 1 MiB at a time: 4 MiB of initial data take more than three reads, however fast they are.
     # 2 MiB/s against 1 MiB/s of dirtying: several passes, each shorter than the one before it.
     # Switched over below 64 KiB, less than is dirtied between two looks of QEMU: there is a dirty pass.
     options = small(
         qemu,
         library,
-        memory_bytes=2 * MIB,
+        memory_bytes=4 * MIB,
         max_bandwidth=2 * MIB,
         switchover_bandwidth=640 * KIB,
         load=dirtying(MIB),
@@ -52,11 +53,11 @@ def test_device_under_load_moves_whole(converged: MigrationResult) -> None:
     device = converged.devices[0]
     assert device.digest_match
     assert device.digest_source
-    assert device.initial_bytes > 2 * MIB  # content and framing
+    assert device.initial_bytes > 4 * MIB  # content and framing
     assert device.precopy_bytes > device.stop_copy_bytes > 0
     assert converged.qemu.vfio_bytes == device.precopy_bytes + device.stop_copy_bytes
     assert converged.guest is not None
-    assert converged.guest.compared_bytes == 2 * MIB
+    assert converged.guest.compared_bytes == 4 * MIB
     assert converged.guest.mismatched_bytes == 0
     assert converged.guest.writes > 0
     assert converged.guest.generation == 1
@@ -82,7 +83,7 @@ def test_source_goes_through_precopy(converged: MigrationResult) -> None:
     assert asked[-1] == "PRE_COPY"
     rows = [event["values"] for event in trace if event["event"] == "vfio_save_iterate"]
     initial = [row["initial"] for row in rows]
-    assert len(rows) >= 2
+    assert len(rows) >= 3
     assert any(initial)
     assert all(later <= earlier for earlier, later in itertools.pairwise(initial))
     assert initial[-1] == 0
