@@ -20,7 +20,7 @@ NOTHING_FITS = 100
 
 
 def dirtying(rate_bytes: int, pattern: str = "uniform") -> Workload:
-    """Return a load that dirties so many bytes of pages a second, by writes of 8 bytes; 0 writes nothing."""
+    """Return a load that dirties `rate_bytes` of pages a second, by writes of 8 bytes; 0 writes nothing."""
     return Workload(pattern, rate_pages=rate_bytes / 4096) if rate_bytes else Workload("idle")
 
 

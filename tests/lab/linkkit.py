@@ -1,4 +1,4 @@
-"""A link between two QEMUs that carries so much a second and no more, whatever the processors could do."""
+"""A link between two QEMUs with a fixed limit in bytes a second, whatever the processors could do."""
 
 from __future__ import annotations
 

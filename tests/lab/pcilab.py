@@ -74,7 +74,7 @@ def distrust(text: str) -> list[str]:
 
 
 async def wait_devices(guest: LinuxGuest, count: int) -> None:
-    """Wait until the guest has so many devices and can use them.
+    """Wait until the guest has that number of devices and can use them.
 
     It is asked without a pause, also while its kernel is still taking a device up.
     """

@@ -46,7 +46,7 @@ def guest_of(lab: Lab) -> LinuxGuest:
 
 
 async def until_written(guest: LinuxGuest, writes: int) -> dict[str, Any]:
-    """Wait until the running load has made so many writes."""
+    """Wait until the running load has made that number of writes."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while (status := await guest.command("status"))["writes"] < writes:
             await asyncio.sleep(0.01)
@@ -54,7 +54,7 @@ async def until_written(guest: LinuxGuest, writes: int) -> dict[str, Any]:
 
 
 async def until_batches(guest: LinuxGuest, batches: int) -> None:
-    """Wait until the DMA load has completed so many batches."""
+    """Wait until the DMA load has completed that number of batches."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while (await guest.command("dma-status"))["batches"] < batches:
             await asyncio.sleep(0.01)

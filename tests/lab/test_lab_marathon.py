@@ -27,7 +27,7 @@ Options = Callable[..., MigrateOptions]
 InLab = Callable[[MigrateOptions, Callable[[Lab], Coroutine[Any, Any, Any]]], Any]
 
 MOVES, LONG_RUN_MOVES = 50, 100
-# The driver changes from one kind of interrupt to the next after so many moves.
+# The driver changes from one kind of interrupt to the next after this number of moves.
 MODES, MOVES_EACH = ("msix", "msi", "intx"), 17
 
 

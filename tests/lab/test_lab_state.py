@@ -246,7 +246,7 @@ def test_a_linux_guest_writes_to_mapped_memory(options: Options, in_lab: InLab, 
 
 
 def test_initial_is_what_the_operator_says(options: Options, in_lab: InLab) -> None:
-    """`--initial 1M` of 4 MiB: QEMU's trace starts with so much initial, and the rest dirty."""
+    """`--initial 1M` of 4 MiB: QEMU's trace starts with 1 MiB initial, and the rest dirty."""
 
     async def scenario(lab: Lab) -> MigrationResult:
         assert (await lab.migrate())["status"] == "completed"

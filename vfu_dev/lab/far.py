@@ -30,7 +30,7 @@ from vfu_dev.lab.host import Host, require_migration
 from vfu_dev.lab.options import MigrateOptions, QemuChoice
 from vfu_dev.vm.own_device import ask_own_device
 
-# The near side sends an empty line after each of the first, and is gone after the second without one.
+# The near side sends an empty line every ALIVE_SECONDS. After SILENCE_SECONDS without one it is gone.
 ALIVE_SECONDS = 15.0
 SILENCE_SECONDS = 60.0
 

@@ -84,10 +84,10 @@ class Rule:
     """One rule.
 
     Attributes:
-        passes: of QEMU, its dirty-sync-count, which is 1 in the first pass; None: from the beginning.
-        seconds: how long after that.
-        stall: seconds of the stall detector's window; None: no matter whether it stalls.
-        margin: of the detector, percent.
+        passes: from this pass on (QEMU's dirty-sync-count, 1 in the first); None: from the start.
+        seconds: time after the beginning of that pass, or of the migration.
+        stall: the stall detector's window in seconds; None: the rule does not wait for a stall.
+        margin: the detector's margin, percent.
         remaining: what the detector looks at, one of `REMAINING`.
         parameters: name in QMP -> value.
     """

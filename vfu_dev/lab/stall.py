@@ -6,7 +6,7 @@ it finds that they do not fall any more, it waits for a pass that has about as f
 
 from __future__ import annotations
 
-# After a window without such a pass the next best will do, and the next window is shorter by this.
+# After a window without such a pass the detector accepts the next best, and multiplies the window by this.
 PATIENCE_DECAY = 0.5
 
 
@@ -27,7 +27,7 @@ class StallDetector:
         self._deadline_seconds = 0.0
 
     def begin_pass(self, seconds: float, remaining_bytes: float) -> bool:
-        """Take the beginning of a pass; return whether it is a stall's moment to stop the VM.
+        """Take the beginning of a pass; return whether to stop the VM now, because of a stall.
 
         Args:    seconds: since the migration began.
         """
