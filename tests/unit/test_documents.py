@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from vfu_dev.cli import cli, configfile
+from vfu_dev.cli.manual import manuals
 from vfu_dev.cli.serve import command as serve
 from vfu_dev.testing import check_device
 
@@ -155,16 +156,26 @@ def text_of(page: Path) -> str:
     return text
 
 
+EXAMPLES = [(manual.title, line) for manual in manuals(cli) for line in manual.examples]
 LINES = [
-    pytest.param(line, id=f"{page.relative_to(ROOT)}: {line}")
-    for page in (*PAGES, ROOT / "Makefile")
-    for line in shown_commands(text_of(page))
+    *(
+        pytest.param(line, id=f"{page.relative_to(ROOT)}: {line}")
+        for page in (*PAGES, ROOT / "Makefile")
+        for line in shown_commands(text_of(page))
+    ),
+    *(pytest.param(line, id=f"{title} --help: {line}") for title, line in EXAMPLES),
 ]
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_every_command_line_that_a_page_shows_parses(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each command exists, with the options and the values that it is shown with; its files need not."""
+def test_every_command_line_that_a_page_shows_parses(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each command exists, with the options and the values that it is shown with; its files need not.
+
+    So do the examples of `--help`. Options that write a file make its folder, `$RUN/…` and `out/…` included.
+    """
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(click.Path, "convert", lambda self, value, param, ctx: Path(value))
     monkeypatch.setattr(configfile, "_text_of", lambda path: "")
     command: click.Command = cli
@@ -188,6 +199,7 @@ def test_every_command_line_that_a_page_shows_parses(line: str, monkeypatch: pyt
 def test_the_pages_show_commands() -> None:
     """So many that nothing hides from the test above."""
     assert len(LINES) > 80
+    assert len(EXAMPLES) > 40
     assert {page.name for page in PAGES} >= {"README.md", "cookbook.md", "load.md", "commands.md"}
 
 

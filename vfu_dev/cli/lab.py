@@ -81,6 +81,7 @@ command.add_command(host)
         "vfu-dev lab migrate --link 1Gbit,delay=5ms --json link.json",
         "vfu-dev lab migrate --server './my-server --socket {socket}' --guest none",
         "vfu-dev lab migrate --fault-destination op=mig-write,delay=1.5,when=initial-received",
+        "vfu-dev lab migrate --profile igb-4k --guest none --memory 64K",
         "vfu-dev lab migrate --downtime-limit 150 --policy passes=3,seconds=10,downtime-limit=300",
     ],
 )

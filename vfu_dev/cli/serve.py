@@ -60,6 +60,8 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
     examples=[
         "vfu-dev serve --socket /tmp/vfu.sock --memory 64M --fill 1",
         "vfu-dev serve --socket /tmp/vfu.sock --memory 64M --dirty-rate 2000p --metrics-port 9470",
+        "vfu-dev serve --socket /tmp/vfu.sock --memory 64K --profile mlx5-300mb --scale 20",
+        "vfu-dev serve --socket /tmp/vfu.sock --memory 64M --fill 1 --data-window off",
         "vfu-dev serve --device docs/examples/kvstore.py:KeyValueStore --socket /tmp/kv.sock",
     ],
     context_settings={"show_default": True},
