@@ -88,6 +88,32 @@ def test_a_device_that_does_not_copy_says_so(
     in_lab(options(memory_bytes=ODD_BYTES, load=dirtying(0)), scenario)
 
 
+def test_a_second_load_takes_the_first_ones_place(options: Options, in_lab: InLab) -> None:
+    """Of two writers one would go on behind `stop`, and what it writes would be taken for a lost write."""
+
+    async def scenario(lab: Lab) -> None:
+        server = lab.source.servers[0]
+
+        async def writes() -> int:
+            return int((await server.status())["counters"]["region_writes"])
+
+        for seed in (1, 2):
+            before = await writes()
+            await lab.guest.start(Workload(rate_pages=500, seed=seed))
+            while await writes() < before + 64:
+                await asyncio.sleep(0.01)
+        others = [task for task in asyncio.all_tasks() if "QtestGuest._run" in repr(task.get_coro())]
+        assert len(others) == 1
+        await lab.guest.stop()
+        stopped = await writes()
+        found = await lab.guest.verify()
+        assert found.verified
+        assert found.mismatched_bytes == 0
+        assert stopped >= 128
+
+    in_lab(options(), scenario)
+
+
 @pytest.mark.parametrize("verify", ["digests", "none"])
 def test_nothing_is_read_back_where_nobody_asks(options: Options, tmp_path: Path, verify: Verify) -> None:
     """`verified` is null, the load's figures are there, and all is as it should be."""

@@ -99,9 +99,13 @@ class QtestGuest(Guest):
         device.page_bytes = await self.client.read(4, device.register("page_size"))
 
     async def start(self, load: Workload) -> None:
-        """Write in a task of its own until `stop`, or until the VM is stopped by a migration."""
+        """Write in a task of its own until `stop`, or until the VM is stopped by a migration.
+
+        A load that runs ends first: two writers would share a journal, and `stop` would end one of them.
+        """
         if not self.drives:
             return
+        await self._join()
         for index, device in enumerate(self.devices):
             device.program = Program(with_seed(load, index), device.size_bytes, device.page_bytes)
             device.scratch = load.seed % (1 << 32) << 32 | device.slot
