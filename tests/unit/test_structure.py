@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import functools
 import re
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise, product
@@ -212,3 +214,12 @@ def test_no_module_has_more_than_400_lines() -> None:
     assert len(sources) > 250
     long = {path.relative_to(root).as_posix() for path in sources if path.read_text().count("\n") > 400}
     assert long == set()
+
+
+def test_a_server_without_a_profile_loads_nothing_of_the_replay() -> None:
+    """Its imports took a fourteenth of the start."""
+    program = "import sys, vfu_dev.cli.serve, vfu_dev.server; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "vfu_dev.server.server" in loaded
+    assert not [name for name in loaded if name.startswith(("vfu_dev.replay", "vfu_dev.profile"))]

@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vfu_dev.device import Device
 from vfu_dev.device.reference.workload import OperatorWorkload
@@ -23,7 +23,6 @@ from vfu_dev.libvfio_user import Context, DeviceCallbacks, Library
 from vfu_dev.logs import RateLimit
 from vfu_dev.memory import kernels
 from vfu_dev.migration.sampler import Sampler
-from vfu_dev.replay.replay import Replay
 from vfu_dev.server.commands import HIDDEN, Commands
 from vfu_dev.server.control import MAX_CLIENTS, ControlSocket
 from vfu_dev.server.door import (
@@ -43,6 +42,9 @@ from vfu_dev.server.setup import set_up
 from vfu_dev.server.snapshot import SnapshotMaker
 from vfu_dev.server.sockets import OwnedPath
 from vfu_dev.server.watch import Watch
+
+if TYPE_CHECKING:
+    from vfu_dev.replay.replay import Replay
 
 logger = logging.getLogger(__name__)
 
