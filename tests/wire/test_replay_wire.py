@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from serverkit import RunningServer, ServerFactory, run_vfu_dev
+from serverkit import RunningServer, ServerFactory, run_vfu_dev, wait_until
 
 from vfu_dev.client import VfioUserDevice
 from vfu_dev.client.frames import ClientCommandError
@@ -157,6 +158,76 @@ def test_devices_of_one_resource_wait_for_each_other(served: Callable[..., Runni
     for device in devices:
         device.close()
     assert sum(server.status()["replay"]["waited_seconds"] for server in servers) > 0.0
+
+
+NO_P2P = "[features]\np2p = { assumed = false }\n"
+
+
+def test_a_call_of_which_the_server_is_relieved_does_not_hold_it_up(
+    served: Callable[..., RunningServer],
+) -> None:
+    """An arc of hours, and one that waits for the first one's resource: both servers answer, and end."""
+    text = (
+        f'{NO_P2P}[contention]\nresource = "long {os.getpid()}"\npart = {{ assumed = 1.0 }}\n'
+        '[arcs.source]\n"RUNNING->PRE_COPY" = { assumed = 10000.0 }\n'
+    )
+    servers = [served(text, name=name) for name in ("one", "two")]
+    devices = [server.connect() for server in servers]
+    threads = []
+    for server, device in zip(servers, devices, strict=True):
+
+        def ask(device: VfioUserDevice = device) -> None:
+            with contextlib.suppress(Exception):  # its server ends meanwhile
+                device.migration.set_state(DeviceState.PRE_COPY)
+
+        threads.append(threading.Thread(target=ask))
+        threads[-1].start()
+        wait_until(lambda server=server: server.status()["state"] == "PRE_COPY", "the arc is under way")
+    for server in reversed(servers):
+        server.stop()
+    for thread in threads:
+        thread.join()
+    for device in devices:
+        device.close()
+
+
+def test_a_way_back_within_pre_copy_begins_no_session(served: Callable[..., RunningServer]) -> None:
+    """The first read of a session has a time of its own: there is one."""
+    server = served(
+        '[initial]\nbytes = { assumed = "8K" }\n[reads.initial]\nfirst_seconds = { assumed = 0.001 }\n'
+    )
+    with server.connect() as device:
+        calls = device.migration
+        calls.set_state(DeviceState.PRE_COPY)
+        assert len(calls.read(4096)) == 4096
+        calls.set_state(DeviceState.PRE_COPY_P2P)
+        calls.set_state(DeviceState.PRE_COPY)
+        assert len(calls.read(4096)) == 4096
+        assert server.status()["replay"]["calls"] == 1
+        calls.set_state(DeviceState.RUNNING)
+        calls.set_state(DeviceState.PRE_COPY)
+        assert len(calls.read(4096)) == 4096
+        assert server.status()["replay"]["calls"] == 2
+
+
+def test_a_device_that_was_a_source_may_become_a_destination(served: Callable[..., RunningServer]) -> None:
+    """Its arcs are then the destination's, also where the source has one of the same name."""
+    text = (
+        f'{NO_P2P}[arcs.source]\n"STOP->RUNNING" = {{ assumed = 0.0 }}\n'
+        '[arcs.destination]\n"STOP->RUNNING" = { assumed = 0.001 }\n'
+    )
+    source, turned = (served(text, name=name) for name in ("source", "turned"))
+    with source.connect() as one, turned.connect() as other:
+        other.migration.set_state(DeviceState.PRE_COPY)
+        other.migration.set_state(DeviceState.RUNNING)
+        one.migration.set_state(DeviceState.STOP_COPY)
+        other.migration.set_state(DeviceState.RESUMING)
+        for data in iter(lambda: one.migration.read(1 << 20), b""):
+            other.migration.write(data)
+        other.migration.set_state(DeviceState.STOP)
+        assert turned.status()["replay"]["calls"] == 0
+        other.migration.set_state(DeviceState.RUNNING)
+        assert turned.status()["replay"]["calls"] == 1
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from vfu_dev.profile.kinds import SECONDS_SPREAD, Kind, keys_of
 from vfu_dev.profile.model import Profile
-from vfu_dev.profile.reading import PHASES, SIDES, TABLES
+from vfu_dev.profile.reading import SIDES, TABLES
+from vfu_dev.profile.session import PHASES
 from vfu_dev.profile.values import Value
 
 # Tables that are no part of the device.

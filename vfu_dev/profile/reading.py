@@ -31,6 +31,7 @@ from vfu_dev.profile.model import (
     Reinit,
     StopCopy,
 )
+from vfu_dev.profile.session import PHASES
 from vfu_dev.profile.values import Distribution, Mark, Value
 from vfu_dev.toml_source import Source
 from vfu_dev.uapi import DeviceState
@@ -40,7 +41,6 @@ T = TypeVar("T")
 MAX_FILE_BYTES = 8 << 20
 MAX_REINITS = 1000
 
-PHASES = ("initial", "dirty", "stop_copy")
 # Tables of one class each; `arcs` and `reinit` have forms of their own.
 TABLES: dict[str, Any] = {
     "features": Features,

@@ -8,7 +8,8 @@ from typing import Any
 
 from vfu_dev.profile.kinds import SECONDS_SPREAD, Kind, keys_of
 from vfu_dev.profile.model import FORMAT_VERSION, Profile
-from vfu_dev.profile.reading import PHASES, SIDES, TABLES
+from vfu_dev.profile.reading import SIDES, TABLES
+from vfu_dev.profile.session import PHASES
 from vfu_dev.profile.values import Mark, Value
 
 

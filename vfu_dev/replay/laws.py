@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Callable
 
 from vfu_dev.profile import Curve, Profile, Value
 
@@ -62,18 +63,17 @@ class DirtyLaw:
             case _:
                 return 0.0
 
-    def _onwards(self, last: float, seconds: float, law: object) -> float:
+    def _onwards(self, last: float, seconds: float, law: Callable[[float], float]) -> float:
         """Return `law(seconds)`, after its last point as `after` says."""
-        assert callable(law)
         if seconds <= last:
-            return float(law(seconds))
+            return law(seconds)
         after = "rate" if self._dirty.after is None else self._dirty.after.value
-        whole = float(law(last))
+        whole = law(last)
         if after == "stop" or last <= 0:
             return whole
         if after == "repeat":
             rounds, rest = divmod(seconds, last)
-            return whole * rounds + float(law(rest))
+            return whole * rounds + law(rest)
         return whole + whole / last * (seconds - last)
 
     def pending(self, seconds: float, *, all_read: bool) -> int:

@@ -15,12 +15,13 @@ from vfu_dev.errors import StateError
 from vfu_dev.libvfio_user import DeviceCallbacks
 from vfu_dev.memory.kernels import Vectors
 from vfu_dev.migration.engine import Migration
-from vfu_dev.migration.fsm import TransitionError
+from vfu_dev.migration.fsm import SAVING_GROUP, Action, TransitionError
 from vfu_dev.profile import Distribution, Profile, Value
+from vfu_dev.profile.session import PHASES, Phase
 from vfu_dev.replay.contention import SharedResource, lock_path
 from vfu_dev.replay.draw import Draw, draw_of
 from vfu_dev.replay.laws import known
-from vfu_dev.replay.session import PHASES, ReplaySessions
+from vfu_dev.replay.session import ReplaySessions
 from vfu_dev.uapi import DeviceState
 
 # A wait's last part sleeps in this thread: the loop's own waits are as coarse as a millisecond.
@@ -94,6 +95,7 @@ class PacedCallbacks:
             side: [_Arc(text, value) for text, value in arcs.items()]
             for side, arcs in (("source", profile.source_arcs), ("destination", profile.destination_arcs))
         }
+        self._sides = ("source", "destination")  # the likelier one first
         self._route: list[DeviceState] = []  # the rest of the arcs whose time has passed already
         self._reads = {phase: draw_of(getattr(profile.reads, phase).seconds) for phase in PHASES}
         self._writes = {phase: draw_of(getattr(profile.writes, phase).seconds) for phase in PHASES}
@@ -114,8 +116,7 @@ class PacedCallbacks:
         self.pace.calls += 1
         if self._resource is not None and operation in self._profile.contention.operations:
             asked = time.monotonic()
-            while not self._resource.take():
-                self._wait(_TRY_SECONDS)
+            self._await(self._resource)
             waited = time.monotonic() - asked
             self.pace.waited_seconds += waited
             began += waited
@@ -133,10 +134,25 @@ class PacedCallbacks:
         until = time.monotonic() + seconds
         if seconds > 2 * _FINE_SECONDS:
             self._hold(seconds - _FINE_SECONDS, lambda: False)
-        if (left := until - time.monotonic()) > 0:
+        # More than the last part is left where nobody waits: the client hung up, or the server is to end.
+        if 0 < (left := until - time.monotonic()) <= 2 * _FINE_SECONDS:
             time.sleep(left)
 
-    def _call_seconds(self, operation: str, phase: str, calls: Any, draw: Draw | None) -> float:
+    def _await(self, resource: SharedResource) -> None:
+        """Take the resource, or return without it where nobody waits for this call any more."""
+        taken = False
+
+        def over() -> bool:
+            nonlocal taken
+            taken = taken or resource.take()
+            return taken
+
+        until = 0.0
+        while not over() and time.monotonic() >= until:
+            until = time.monotonic() + _TRY_SECONDS  # `hold` returns before it if nobody waits
+            self._hold(_TRY_SECONDS, over)
+
+    def _call_seconds(self, operation: str, phase: Phase, calls: Any, draw: Draw | None) -> float:
         """Return how long this call takes; the first one of a phase may have a time of its own."""
         first = (operation, phase) not in self._first
         self._first.add((operation, phase))
@@ -150,24 +166,24 @@ class PacedCallbacks:
         """Go along an arc in its time. A path of several arcs takes it on the first one."""
         began, origin = time.monotonic(), self._migration.state
         self.next.arc(target)
-        if target in (DeviceState.PRE_COPY, DeviceState.RESUMING) or (
-            target is DeviceState.STOP_COPY and origin is DeviceState.STOP
-        ):
-            self._first.clear()  # a session begins
+        action = self._migration.machine.action(origin, target)
+        if action in (Action.BEGIN_SAVE, Action.BEGIN_RESUME):
+            self._first.clear()
         if self._route and self._route[0] is target:
             del self._route[0]
             return
         self._route = []
-        seconds = self._arc_seconds(origin, target)
-        self._paced("arc", began, seconds)
-        if target is DeviceState.PRE_COPY and self._sessions.saving is not None:
+        self._paced("arc", began, self._arc_seconds(origin, target))
+        if action is Action.BEGIN_SAVE and self._sessions.saving is not None:
             self._sessions.saving.began = time.monotonic()
 
     def _arc_seconds(self, origin: DeviceState, target: DeviceState) -> float:
-        saving = self._migration.save_status() is not None
-        resuming = DeviceState.RESUMING in (origin, target) or self._sessions.receiving is not None
-        sides = ["destination", "source"] if resuming and not saving else ["source", "destination"]
-        for side in sides:
+        """Return an arc's time; of the side that this device was last on, if the profile has it there."""
+        if DeviceState.RESUMING in (origin, target):
+            self._sides = ("destination", "source")
+        elif SAVING_GROUP & {origin, target}:
+            self._sides = ("source", "destination")
+        for side in self._sides:
             for one in self._arcs[side]:
                 if one.origin is not origin:
                     continue
@@ -180,7 +196,7 @@ class PacedCallbacks:
                     return one.draw()
         return 0.0
 
-    def _before_read(self) -> tuple[float, str]:
+    def _before_read(self) -> tuple[float, Phase]:
         saving = self._sessions.saving
         if saving is None:
             return time.monotonic(), "dirty"
@@ -188,7 +204,7 @@ class PacedCallbacks:
             raise UnavailableError("has no initial data yet", errno.ENOMSG)
         return time.monotonic(), saving.phase
 
-    def _after_read(self, began: float, phase: str, stored: int) -> None:
+    def _after_read(self, began: float, phase: Phase, stored: int) -> None:
         if stored:
             calls = getattr(self._profile.reads, phase)
             self._paced("read", began, self._call_seconds("read", phase, calls, self._reads[phase]))

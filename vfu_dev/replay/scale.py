@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from vfu_dev.errors import ConfigError
 from vfu_dev.profile import Distribution, Profile, Value
 from vfu_dev.profile.kinds import BYTES, BYTES_CURVE, BYTES_SPREAD, RATE, RATE_CURVE, Kind, keys_of
+from vfu_dev.profile.session import PHASES
 
 _SIZES: tuple[Kind, ...] = (BYTES, BYTES_CURVE, BYTES_SPREAD)
 _RATES: tuple[Kind, ...] = (RATE, RATE_CURVE)
@@ -24,22 +25,17 @@ def scaled(profile: Profile, scale: int) -> Profile:
         raise ConfigError(f"scale {scale}: at least 1")
     if scale == 1:
         return profile
-    changed: dict[str, Any] = {}
-    for field in dataclasses.fields(profile):
-        value = getattr(profile, field.name)
-        if field.name == "reads":
-            phases = {one: _scaled(getattr(value, one), scale) for one in ("initial", "dirty", "stop_copy")}
-            changed["reads"] = dataclasses.replace(_scaled(value, scale), **phases)
-        elif field.name == "writes":
-            phases = {one: _scaled(getattr(value, one), scale) for one in ("initial", "dirty", "stop_copy")}
-            changed["writes"] = dataclasses.replace(value, **phases)
-        elif field.name == "reinits":
-            changed["reinits"] = tuple(_scaled(event, scale) for event in value)
-        elif field.name == "migration" and value.max_bandwidth is not None:
-            bandwidth = -(-value.max_bandwidth // scale)
-            changed["migration"] = dataclasses.replace(value, max_bandwidth=bandwidth)
-        elif field.name in ("initial", "dirty", "stop_copy"):
-            changed[field.name] = _scaled(value, scale)
+    changed: dict[str, Any] = {
+        name: _scaled(getattr(profile, name), scale)
+        for name in ("initial", "dirty", "stop_copy", "reads", "writes")
+    }
+    for name in ("reads", "writes"):
+        calls = getattr(profile, name)
+        phases = {phase: _scaled(getattr(calls, phase), scale) for phase in PHASES}
+        changed[name] = dataclasses.replace(changed[name], **phases)
+    changed["reinits"] = tuple(_scaled(event, scale) for event in profile.reinits)
+    if (bandwidth := profile.migration.max_bandwidth) is not None:
+        changed["migration"] = dataclasses.replace(profile.migration, max_bandwidth=-(-bandwidth // scale))
     return dataclasses.replace(profile, **changed)
 
 

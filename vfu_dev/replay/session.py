@@ -20,13 +20,13 @@ from vfu_dev.migration.save import NO_OTHERS, Others, PassRecord, PrecopyInfo, S
 from vfu_dev.migration.schema import MigratableState
 from vfu_dev.migration.sessions import Sessions
 from vfu_dev.profile import Profile
+from vfu_dev.profile.session import PHASES, Phase
 from vfu_dev.replay.draw import draw_of
 from vfu_dev.replay.frames import HEADER, Content, FrameKind, FrameReader, header
 from vfu_dev.replay.laws import DirtyLaw, known, stop_copy_length
 
 # Of the state's stream, kept back for the last frame: a stream without it is not whole.
 _KEPT_BACK_BYTES = 16
-PHASES = ("initial", "dirty", "stop_copy")
 
 
 def whole_bytes(profile: Profile) -> int:
@@ -100,7 +100,7 @@ class ReplaySave:
         return self.stopped or self.seconds >= known(self._profile.initial.ready_seconds)
 
     @property
-    def phase(self) -> str:
+    def phase(self) -> Phase:
         """What the next read belongs to, one of PHASES."""
         return "stop_copy" if self.stopped else "initial" if self._initial else "dirty"
 
@@ -183,7 +183,7 @@ class ReplaySave:
         """Store the next bytes, and return their number."""
         return join_vectors(self.read(len(buffer))[0], buffer)
 
-    def _want(self, phase: str, max_bytes: int) -> int:
+    def _want(self, phase: Phase, max_bytes: int) -> int:
         draw = self._sizes[phase]
         if draw is None:
             return max_bytes
@@ -257,7 +257,7 @@ class ReplayResume:
 
     def __init__(self, contents: MigratableState) -> None:
         self.initial_ends = 0
-        self.phase = "initial"  # of the last frame, one of PHASES
+        self.phase: Phase = "initial"  # of the last frame, one of PHASES
         self.loaded = False  # whether the time for loading initial data has passed
         self.received_bytes = 0
         self._state = ResumeSession(contents)

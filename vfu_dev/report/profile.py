@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vfu_dev.profile.model import Profile
-from vfu_dev.profile.reading import PHASES
+from vfu_dev.profile.session import PHASES
 from vfu_dev.profile.show import sentence
 from vfu_dev.profile.values import Curve, Distribution, Mark, Value
 from vfu_dev.report.drawing import BLUE, GREEN, GREY, MIB, ORANGE, RED, WIDTH_INCHES, legend, title, write_png
