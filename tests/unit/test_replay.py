@@ -216,6 +216,20 @@ def test_no_part_is_taken(left: int) -> None:
         resumed(stream[:left])
 
 
+@pytest.mark.parametrize("count", [1, HEADER.size, HEADER.size + 1])
+def test_a_read_never_has_more_than_the_client_asked_for(count: int) -> None:
+    """Reads that are too small for a frame's header carry the stream, too."""
+    pair = Pair(SMALL, 4096)
+    pair.enter(pair.source, DeviceState.PRE_COPY)
+    stream = pair.all(count)
+    pair.enter(pair.source, DeviceState.STOP_COPY)
+    stream += pair.all(count)
+    assert max(pair.read) <= count
+    assert pair.source.migration.stop_copy_length() == 0
+    pair.close()
+    resumed(stream)
+
+
 def test_nothing_is_taken_behind_the_end() -> None:
     with pytest.raises(StreamError, match="goes on"):
         resumed(stream_of(SMALL) + b"P")

@@ -27,6 +27,8 @@ from vfu_dev.replay.laws import DirtyLaw, known, stop_copy_length
 
 # Of the state's stream, kept back for the last frame: a stream without it is not whole.
 _KEPT_BACK_BYTES = 16
+# A header, and a byte behind it.
+_LEAST_READ_BYTES = HEADER.size + 1
 
 
 def whole_bytes(profile: Profile) -> int:
@@ -83,6 +85,7 @@ class ReplaySave:
         self._state: SaveSession | None = None
         self._own_left = 0  # bytes of its stream
         self._left = 0  # of the made-up bytes of STOP_COPY, frames of the state included
+        self._carried = bytearray()  # the rest of a frame for which a read was too small
         self._alive: list[object] = []  # what the last read returned
         if stopped:
             self._settle(whole_bytes(profile))
@@ -120,7 +123,7 @@ class ReplaySave:
     def tail_bytes(self) -> int:
         """By how much stop_copy_length exceeds initial_bytes and dirty_bytes; negative where it is less."""
         if self.stopped:
-            return self._left
+            return self._left + len(self._carried)
         info = self.info()
         left = info.initial_bytes + info.dirty_bytes
         return stop_copy_length(self._profile, self.seconds, left) - left
@@ -146,7 +149,7 @@ class ReplaySave:
     @property
     def ended(self) -> bool:
         """Whether all was read."""
-        return self._state is not None and self._state.ended
+        return self._state is not None and self._state.ended and not self._carried
 
     @property
     def digest(self) -> str | None:
@@ -165,7 +168,7 @@ class ReplaySave:
         info = self.info()
         want = self._want(phase, max_bytes)
         if phase == "stop_copy":
-            return self._read_stopped(want, max_bytes)
+            return self._read_carried(max_bytes) or self._read_stopped(want, max_bytes)
         left = info.initial_bytes if phase == "initial" else info.dirty_bytes
         count = min(want, left)
         if not count:
@@ -207,6 +210,18 @@ class ReplaySave:
     def _done(self, vectors: list[Vectors]) -> tuple[Vectors, int]:
         whole = np.concatenate(vectors) if vectors else np.empty((0, 2), dtype=np.uint64)
         return whole, int(whole[:, 1].sum())
+
+    def _read_carried(self, max_bytes: int) -> tuple[Vectors, int] | None:
+        """Return a part of a frame that a client's reads are too small for; None where a read has room."""
+        if not self._carried:
+            if max_bytes > HEADER.size or self.ended:
+                return None
+            frame, count = self._read_stopped(_LEAST_READ_BYTES, _LEAST_READ_BYTES)
+            self._carried = bytearray(count)
+            join_vectors(frame, memoryview(self._carried))
+        part = bytes(self._carried[:max_bytes])
+        del self._carried[:max_bytes]
+        return self._done([self._keep(part)])
 
     def _read_stopped(self, want: int, max_bytes: int) -> tuple[Vectors, int]:
         """Return the next bytes of STOP_COPY: its last frame is the end of the device's own state."""
