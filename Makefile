@@ -38,7 +38,7 @@ help:
 	@echo "make build      libvfio-user, QEMU and the guest, built or found in the cache"
 	@echo "make wheel      a wheel with libvfio-user, the preload library and the guest program inside, in dist"
 	@echo "make images     container images vfu-dev and vfu-dev-lab, by podman or buildah (docs/images.md)"
-	@echo "make test-images    build the image vfu-dev-lab, and run a pod pair that migrates from it"
+	@echo "make test-images    build the image vfu-dev-lab; move in one container of it, and between two pods"
 	@echo "make docs       the documentation as a site, in $(OUT)/site"
 	@echo "make packages-newest   Debian's own QEMUs anew, in the versions that the mirror has today"
 	@echo "make clean      what this checkout made; distclean: the virtual environment too"
@@ -104,10 +104,10 @@ images: venv-lab
 	$(BIN)/vfu-dev build libvfio-user vfu-kernels vfio-preload guest qemu qemu-bookworm-backports
 	$(BIN)/python deploy/container/images.py $(IMAGE_OPTIONS)
 
-# The pod pair of deploy/kubernetes/migrate, as containers on this machine; root, buildah.
+# The moves of docs/images.md, in containers on this machine; root, buildah.
 test-images: venv test-packages
 	$(BIN)/vfu-dev build libvfio-user vfu-kernels vfio-preload guest qemu qemu-bookworm-backports
-	$(BIN)/pytest -m images tests/deploy/test_images.py $(PYTEST_ARGS)
+	$(BIN)/pytest -m images tests/deploy $(PYTEST_ARGS)
 
 packages-newest: venv-lab
 	VFU_DEV_PACKAGES= $(BIN)/vfu-dev build --again $(STOCK_QEMUS)

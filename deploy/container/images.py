@@ -101,8 +101,8 @@ def build_image(tool: list[str], name: str, isolation: str) -> None:
     )
 
 
-def main() -> int:
-    """Build what the command line names; returns the exit status."""
+def command_line() -> argparse.ArgumentParser:
+    """Return what parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -115,6 +115,12 @@ def main() -> int:
         help="where debian:12-slim comes from",
     )
     parser.add_argument("--isolation", default="", help="chroot, where containers cannot be nested")
+    return parser
+
+
+def main() -> int:
+    """Build what the command line names; returns the exit status."""
+    parser = command_line()
     given = parser.parse_args()
     if unknown := set(given.names) - set(IMAGES):
         parser.error(f"no such image: {', '.join(sorted(unknown))} (there are {', '.join(IMAGES)})")
