@@ -23,8 +23,8 @@ TEST_WORKERS ?= 2
 
 TEST_PACKAGES := $(shell sed '/^\#/d' tests/packages.txt)
 
-.PHONY: help demo demo-says demo-stock test test-optimized soak crash-matrix fuzz fuzz-repro fuzz-corpus test-packages \
-        packages-newest lint format clean distclean build venv venv-lab wheel docs images test-images
+.PHONY: help demo demo-says demo-stock test test-optimized soak crash-matrix profile-results fuzz fuzz-repro fuzz-corpus \
+        test-packages packages-newest lint format clean distclean build venv venv-lab wheel docs images test-images
 
 help:
 	@echo "make demo-stock live-migrate a Linux guest and its device with Debian's QEMU as it is; report in $(OUT)/demo-stock"
@@ -32,6 +32,7 @@ help:
 	@echo "make test       all tests, end to end included (PYTEST_ARGS=... to choose, TEST_WORKERS=0 for one process)"
 	@echo "make soak       the tests that are too long for that: a thousand moves, fifty over all versions of QEMU, ..."
 	@echo "make crash-matrix   kill or stop each process of a move at each moment of it; the table, and $(OUT)/crash-matrix.json"
+	@echo "make profile-results   each shipped profile in three QEMUs, docs/profile-results.md anew; 15 minutes"
 	@echo "make test-optimized tests/unit and tests/wire with servers and commands under python -O"
 	@echo "make fuzz       an hour of fuzzing (FUZZ_SECONDS=N, FUZZ_JOBS=N); docs/fuzzing.md"
 	@echo "make lint       ruff and mypy"
@@ -126,6 +127,11 @@ soak: venv test-packages
 crash-matrix: venv test-packages
 	$(BIN)/vfu-dev build libvfio-user vfu-kernels qemu
 	$(BIN)/python tests/crash_page.py run $(OUT)/crash-matrix.json -n $(TEST_WORKERS) -q $(PYTEST_ARGS)
+
+# The tables of docs/profile-results.md, from migrations with the three QEMUs. PROFILE_RESULTS_ARGS="--set run.moves=1": fewer.
+profile-results: venv-lab
+	$(BIN)/vfu-dev build libvfio-user vfu-kernels vfio-preload guest qemu $(STOCK_QEMUS)
+	$(BIN)/python docs/profile-results/collect.py run $(OUT)/profile-results $(PROFILE_RESULTS_ARGS)
 
 # Servers and commands without their assertions; pytest keeps its own.
 test-optimized: venv test-packages

@@ -62,12 +62,14 @@ def predict_point(settings: Mapping[str, Any], load: Workload, link: Link) -> Pr
     """Return the prediction for a point of a scenario with one device and without a guest.
 
     Raises:  ConfigError: a class of the user's own, several devices, a guest whose RAM shares the link, no
-                 pre-copy, a policy, or a trace.
+                 pre-copy, a policy, a replayed profile, or a trace.
     """
     if settings.get("qemu.policy"):
         raise ConfigError("the model covers parameters that stay as they are")
     if settings.get("device.class") is not None:
         raise ConfigError("the model covers the reference device only")
+    if any(word.partition("=")[0] == "--profile" for word in settings["device.serve"]):
+        raise ConfigError("the model covers a load on the device's memory: a profile is none")
     if settings["device.devices"] != 1 or settings["qemu.guest"] != "none" or not settings["qemu.pre-copy"]:
         raise ConfigError("the model covers one device, with pre-copy, alone on its link")
     page = settings["device.page-size"]
