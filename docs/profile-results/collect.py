@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -63,6 +64,7 @@ class Replayed:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Replayed:
+        """Return what these settings of a point replay."""
         words = dict(zip(settings["device.serve"][::2], settings["device.serve"][1::2], strict=True))
         named, scale = words["--profile"], int(words.get("--scale", 1))
         beside = HERE / named
@@ -70,7 +72,7 @@ class Replayed:
         return cls(scaled(read_profile(path), scale), scale)
 
     def predict(self, settings: Mapping[str, Any]) -> ReplayPrediction:
-        """Return what the profile's figures make of the point. Without a bandwidth to decide by: the maximum."""
+        """Return what the profile's figures make of the point. QEMU measures the maximum."""
         bandwidth = settings["qemu.max-bandwidth"] or math.inf
         decides = settings["qemu.avail-switchover-bandwidth"] or bandwidth
         return predict_replay(
@@ -178,9 +180,7 @@ def traced(report: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": exact[-1]["time"] - exact[0]["time"],
         "exact_questions": len(exact),
         "estimate_questions": len(estimates),
-        "gap_seconds": median(
-            after["time"] - before["time"] for before, after in zip(exact, exact[1:], strict=False)
-        ),
+        "gap_seconds": median(after["time"] - before["time"] for before, after in pairwise(exact)),
         "estimate_bytes": _told(estimates),
         "exact_bytes": _told(exact),
         "estimate_event": {"event": estimates[-1]["event"], "text": estimates[-1]["text"]},
@@ -193,8 +193,9 @@ def traced(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _told(events: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Return the totals that these events had: 11.1's have no sum, it counts what STOP_COPY has by itself."""
-    return sorted({int(one["values"].get("total", one["values"].get("stop_copy"))) for one in events[1:]})
+    """Return what these events had of the device. In an estimate of 10.x there is no size of STOP_COPY."""
+    values = [one["values"] for one in events[1:]]  # 11.1's first comes before it asked
+    return sorted({one["initial"] + one["dirty"] + one.get("stop_copy", 0) for one in values})
 
 
 # --- the page -----------------------------------------------------------------------------------------------
@@ -213,8 +214,8 @@ def _machine(columns: Sequence[Mapping[str, Any]]) -> str:
     loads = ", ".join(f"{column['machine']['load_average'][0]:.1f}" for column in columns)
     versions = "; ".join(f"**{_short(column)}** is {column['version']}" for column in columns)
     return (
-        f"{versions}. {machine['processor']}, {machine['cores']} cores; load average when each QEMU's runs began: "
-        f"{loads}."
+        f"{versions}. {machine['processor']}, {machine['cores']} cores; load average when each QEMU's runs "
+        f"began: {loads}."
     )
 
 

@@ -35,6 +35,7 @@ class Walked:
 
     @property
     def profile(self) -> Profile:
+        """What was made of the traces."""
         return read_profile(self.folder / "reported.toml")
 
     @property
@@ -83,9 +84,8 @@ def test_the_trace_measured_the_slow_arc_and_names_nobody(walked: Walked) -> Non
     said = r"its slowest change of state is RESUMING to RUNNING_P2P at the destination: 90\d ms"
     assert re.search(said, walked.said)
     names = (walked.folder / "names").read_text()
-    assert {name for name in ("rack7-a.corp", "rack7-b.corp", "3b:00.2", "5e:01.4", "alice") if name in names} == {
-        "rack7-a.corp", "rack7-b.corp", "3b:00.2", "5e:01.4", "alice"
-    }  # fmt: skip
+    for name in ("rack7-a.corp", "rack7-b.corp", "3b:00.2", "5e:01.4", "alice"):
+        assert name in names
     assert not re.search(r"corp|rack7|3b:00|5e:01|alice", (walked.folder / "reported.toml").read_text())
 
 

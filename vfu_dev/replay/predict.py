@@ -17,7 +17,7 @@ from vfu_dev.replay.laws import DirtyLaw, known, stop_copy_length
 
 # What QEMU reads at once where the profile does not say: VFIO_MIG_DEFAULT_DATA_BUFFER_SIZE.
 _BLOCK_BYTES = 1 << 20
-# Arcs with which the device enters PRE_COPY or RESUMING, and leaves STOP_COPY: the VM runs then, here or there.
+# The device enters PRE_COPY or RESUMING, or leaves STOP_COPY: no part of the downtime.
 _OUTSIDE = ("RUNNING->PRE_COPY", "STOP_COPY->STOP", "RUNNING->RESUMING")
 
 
