@@ -215,8 +215,13 @@ def _machine(columns: Sequence[Mapping[str, Any]]) -> str:
     versions = "; ".join(f"**{_short(column)}** is {column['version']}" for column in columns)
     return (
         f"{versions}. {machine['processor']}, {machine['cores']} cores; load average when each QEMU's runs "
-        f"began: {loads}."
+        f"began: {loads}. Completed moves of a cell: {_counts(columns)}."
     )
+
+
+def _counts(columns: Sequence[Mapping[str, Any]]) -> str:
+    counts = {one["downtime_ms"]["n"] for column in columns for one in column["points"] if one["downtime_ms"]}
+    return " to ".join(map(str, sorted({min(counts), max(counts)})))
 
 
 def _short(column: Mapping[str, Any]) -> str:
