@@ -32,6 +32,8 @@ from vfu_dev.uapi import DeviceState
 
 # native/fuzz/libvfio-user/server.c: SETUP_* and the kinds of its records.
 OWN_CONFIG, P2P, PRE_COPY, GATHER, QUIESCE, UNREAD, FAILURES, WAIT = 1, 2, 4, 8, 0x10, 0x100, 0x200, 0x800
+WINDOW, ACCESSES, MEMORY = 0x1000, 0x2000, 0x4000
+SECOND_FILE = 0x09  # one descriptor, of the client's second file
 MESSAGE, BYTES, DMA, ANSWER, DEVICE, FILES, PAUSE, HANG_UP = range(8)
 GUEST_BASE = 0x100000
 
@@ -216,6 +218,60 @@ def server_inputs(sent: Frames) -> Iterator[bytes]:
         MESSAGE, 0, uapi.VFIO_USER_REGION_WRITE, 0, struct.pack("<QII", 0, 0, 512) + bytes(8)
     )
     yield setup + record(BYTES, 0, HEADER.pack(7, 9, 32, 0, 0)) + record(PAUSE, b"\xff\x7f") + read
+    yield (
+        struct.pack("<H", OWN_CONFIG)
+        + regions
+        + _dma(message, 100, 0)
+        + reset
+        + record(PAUSE, b"\xe8\x03")
+        + _dma(message, 100, 0)
+        + record(ANSWER, 0xF0, bytes(5000))
+        + record(ANSWER, 0, bytes(100))
+    )
+    # Interrupts by every action and kind of data: NONE, BOOL, EVENTFD by MASK, UNMASK, TRIGGER.
+    for index in range(5):
+        irqs = [
+            record(
+                MESSAGE,
+                0x11 if kind == 4 else 0,
+                uapi.VFIO_USER_DEVICE_SET_IRQS,
+                0,
+                struct.pack("<IIIII", 21, action | kind, index, 0, 1),
+                b"\1" if kind == 2 else b"",
+            )
+            for action, kind in [(0x20, 4), *((a, k) for a in (0x08, 0x10, 0x20) for k in (1, 2)), (0x08, 4)]
+        ]
+        raised = record(DEVICE, 1, b"\1\0")
+        yield setup + irqs[0] + raised + raised.join(irqs[1:]) + record(DEVICE, 1, b"\0\0") + reset
+    # Configuration space beyond the registers: capabilities.
+    access = [
+        record(MESSAGE, 0, uapi.VFIO_USER_REGION_WRITE, 0, struct.pack("<QII", offset, 7, size), data[:size])
+        for offset in range(0x40, 0xC0, 2)
+        for size, data in ((2, b"\xff\x81"), (1, b"\1"))
+    ]
+    for at in range(0, len(access), 32):
+        yield struct.pack("<H", P2P) + b"".join(access[at : at + 32])
+    # Migration data in a window, accesses that come with a read of it, memory that the library serves.
+    window = record(
+        MESSAGE, SECOND_FILE, uapi.VFIO_USER_MIG_DATA_WINDOW, 0, struct.pack("<IIQ", 16, 0, 1 << 20)
+    )
+    accesses = b"".join(
+        record(MESSAGE, 0, command, 0, struct.pack("<QII", offset, 2, 16), data)
+        for offset in (0, 990, 4080)
+        for command, data in ((uapi.VFIO_USER_REGION_WRITE, bytes(16)), (uapi.VFIO_USER_REGION_READ, b""))
+    )
+    for bits in (WINDOW, WINDOW | GATHER | FAILURES, ACCESSES, WINDOW | ACCESSES, WINDOW | ACCESSES | UNREAD):
+        start = struct.pack("<H", OWN_CONFIG | P2P | PRE_COPY | MEMORY | bits) + window + accesses
+        for first, second, command in (
+            (DeviceState.PRE_COPY, DeviceState.STOP_COPY, uapi.VFIO_USER_MIG_DATA_READ),
+            (DeviceState.STOP, DeviceState.RESUMING, uapi.VFIO_USER_MIG_DATA_WRITE),
+        ):
+            data = [
+                record(MESSAGE, 0, command, 0, struct.pack("<IIQ", 16, size, offset))
+                for size, offset in ((100, 0), (1000, (1 << 20) - 1000), (1000, (1 << 20) - 999), (1, 1 << 63))
+            ]
+            yield start + _state(first) + data[0] + _state(second) + b"".join(data) + accesses
+            yield start + _state(first) + _state(second) + data[0] + record(HANG_UP) + _state(first) + data[0]
 
 
 def preload_inputs() -> Iterator[bytes]:
@@ -259,6 +315,15 @@ def preload_inputs() -> Iterator[bytes]:
     ask = record(2, 0, 0, struct.pack("<II", 0x9000, 64)) + record(
         2, 1, 0, struct.pack("<II", 0x9000, 4), b"abcd"
     )
+    # Migration data in a window, and what the server writes while DMA is logged.
+    window = bytes([7, 6, 10, 100, 1, 10, 0, 16, 12, 0, 0, 7, 3, 10, 100, 1, 7, 1, 7, 4, 11, 100, 0, 7, 2])
+    yield bytes([0x40]) + record(0, window)
+    for count in range(18, 24):
+        yield bytes([0x40]) + record(0, window) + honest * count + record(0, 0, struct.pack("<HB", 4, 0xFF))
+        yield bytes([0x40]) + record(0, window) + honest * count + record(1, 0, 0x20, struct.pack("<I", 22))
+    logged = bytes([16, 1, 13, 0, 0, 4, 0, 0, 0, 0, 4, 0, 0, 15, 0, 255, 15, 1, 3, 15, 0, 255, 14])
+    for count in range(16, 24):
+        yield bytes([0]) + record(0, logged) + honest * count + ask + ask
     for count in range(0, 24, 3):
         steps = record(0, everything)
         yield bytes([0]) + steps + honest * count + ask + record(1, 0, 0x20, struct.pack("<I", 22))

@@ -170,11 +170,12 @@ static void on_irq_state(vfu_ctx_t *ctx, uint32_t start, uint32_t count, bool ma
 
 /* --- descriptors of the client's ---------------------------------------------------------------------------------- */
 
-static int a_file(void)
+static int a_file(bool sealed)
 {
-    int fd = memfd_create("fuzz", MFD_CLOEXEC);
+    int fd = memfd_create("fuzz", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
-    if (fd < 0 || ftruncate(fd, GUEST_FILE) != 0) {
+    if (fd < 0 || ftruncate(fd, GUEST_FILE) != 0 ||
+        (sealed && fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW) != 0)) {
         fault("no memfd");
     }
     return fd;
@@ -190,8 +191,10 @@ int client_fd(unsigned int kind)
     }
     switch (kind) {
     case FD_FILE:
+        fds[kind] = a_file(false);
+        break;
     case FD_SECOND_FILE:
-        fds[kind] = a_file();
+        fds[kind] = a_file(setup & SETUP_WINDOW);
         break;
     case FD_EVENT:
         fds[kind] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -236,6 +239,7 @@ static void set_up_pci(void)
         .hdr.id = PCI_CAP_ID_EXP, .pxcaps.ver = 2, .pxdcap.rer = 1, .pxdcap.flrc = 1
     };
     struct dsncap serial = { .hdr.id = PCI_EXT_CAP_ID_DSN };
+    uint8_t vendor[16] = { PCI_CAP_ID_VNDR, 0, sizeof(vendor) };
     const int flags = VFU_REGION_FLAG_RW | (setup & SETUP_OWN_CONFIG ? VFU_REGION_FLAG_ALWAYS_CB : 0);
 
     require(vfu_pci_init(device, VFU_PCI_TYPE_EXPRESS, PCI_HEADER_TYPE_NORMAL, 0) == 0, "PCI");
@@ -247,7 +251,24 @@ static void set_up_pci(void)
         require(vfu_pci_add_capability(device, 0, 0, &msix) >= 0, "MSI-X");
         require(vfu_pci_add_capability(device, 0, 0, &express) >= 0, "PCI Express");
         require(vfu_pci_add_capability(device, 0, VFU_CAP_FLAG_EXTENDED, &serial) >= 0, "serial number");
+        require(vfu_pci_add_capability(device, 0, 0, vendor) >= 0, "vendor's own");
     }
+}
+
+/* No callback of ours, so no check either: the sanitizer sees every step beyond the memory and its marks. */
+static void serve_in_library(void)
+{
+    static uint8_t marks[DEVICE_MEMORY / 4096];
+    static uint64_t reads[VFU_REGION_COUNTS_BUCKETS + 2], writes[VFU_REGION_COUNTS_BUCKETS + 2];
+    static const uint64_t edge = 1000, window = DEVICE_MEMORY - 1000;
+    static const uint8_t running = 1;
+    static vfu_region_memory_t served;
+
+    served = (vfu_region_memory_t){
+        .data = (char *)memory, .size = DEVICE_MEMORY, .marks = marks, .page_shift = 12, .mark = 1, .enabled = 1,
+        .nr_edges = 1, .edges = &edge, .window = &window, .running = &running, .reads = reads, .writes = writes,
+    };
+    require(vfu_setup_region_memory(device, VFU_PCI_DEV_BAR2_REGION_IDX, &served) == 0, "memory of BAR 2");
 }
 
 static void set_up_regions(void)
@@ -260,6 +281,9 @@ static void set_up_regions(void)
             "BAR 0");
     require(vfu_setup_region(device, VFU_PCI_DEV_BAR2_REGION_IDX, 4096, access_memory, flags, NULL, 0, -1, 0) == 0,
             "BAR 2");
+    if (setup & SETUP_MEMORY) {
+        serve_in_library();
+    }
     require(vfu_setup_region(device, VFU_PCI_DEV_ROM_REGION_IDX, 4096, NULL, VFU_REGION_FLAG_READ, NULL, 0, -1, 0) == 0,
             "ROM");
     for (uint32_t i = 0; i < 3; i++) {

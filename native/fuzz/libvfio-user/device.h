@@ -31,6 +31,9 @@
 #define SETUP_FAILURES 0x200 /* every third callback fails */
 #define SETUP_VERSION 0x400 /* the client's VERSION is in the input; see device_attach() */
 #define SETUP_WAIT 0x800 /* the device's program does the waiting for the client, as ours does */
+#define SETUP_WINDOW 0x1000 /* it takes a window for migration data: the client's second file, which is sealed */
+#define SETUP_ACCESSES 0x2000 /* it serves accesses while it reads migration data */
+#define SETUP_MEMORY 0x4000 /* BAR 2 is memory that the library serves: the end of it, and what is behind */
 
 #define DEVICE_MEMORY 65536
 #define GUEST_FILE (1 << 20) /* bytes of each file that the client has */
@@ -76,6 +79,7 @@ struct dma_request {
 };
 bool client_asked(struct dma_request *request);
 void client_answer(uint32_t flags, uint32_t error, const void *body, size_t size);
+bool client_answers_late(const void *body, size_t size); /* the request before that, if there was one */
 
 /* Time that passes; and the state of the device, by its own callbacks. */
 void time_passes(unsigned int ms);

@@ -37,6 +37,7 @@ void messages_sent(const uint8_t *bytes, size_t size);
 uint8_t *messages_room(size_t *room); /* where to receive to, and then how many bytes were received */
 void messages_received(size_t size);
 bool messages_asked(struct dma_request *request, bool answered);
+struct dma_request messages_asked_before(void);
 void messages_check_answered(void);
 
 /* The reply to the next message with this id goes to `data`; its error, -1 for none, and its size. */

@@ -32,7 +32,7 @@ static struct {
     size_t have;
 } coming;
 
-static struct dma_request asked;
+static struct dma_request asked, asked_before;
 static bool is_asked;
 
 /* What client_call() waits for. */
@@ -49,6 +49,7 @@ void messages_forget(void)
     sent_count = 0;
     memset(&going, 0, sizeof(going));
     coming.have = 0;
+    asked = asked_before = (struct dma_request){ 0 };
     is_asked = false;
     awaited.on = false;
 }
@@ -127,6 +128,7 @@ static void take_request(const struct vfio_user_header *header, const uint8_t *b
     if (!region_holds(access.addr, access.count)) {
         fault("DMA of %#lx bytes at %#lx, where the client has nothing", access.count, access.addr);
     }
+    asked_before = asked;
     asked = (struct dma_request){ header->msg_id, header->cmd, access.addr, access.count };
     is_asked = true;
 }
@@ -186,6 +188,11 @@ bool messages_asked(struct dma_request *request, bool answered)
     *request = asked;
     is_asked = is_asked && !answered;
     return is;
+}
+
+struct dma_request messages_asked_before(void)
+{
+    return asked_before;
 }
 
 void messages_check_answered(void)

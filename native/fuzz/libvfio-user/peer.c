@@ -198,7 +198,8 @@ bool device_attached(void)
 bool device_attach(const void *data, size_t size)
 {
     static const char good[] = "{\"capabilities\":{\"max_msg_fds\":8,\"max_data_xfer_size\":1048576,"
-                               "\"migration\":{\"pgsize\":4096},\"migration_precopy_info\":true}}";
+                               "\"migration\":{\"pgsize\":4096},\"migration_precopy_info\":true,"
+                               "\"migration_data_window\":1048576}}";
     static uint8_t message[sizeof(struct vfio_user_header) + sizeof(struct vfio_user_version) + (1 << 16)];
     struct vfio_user_header header = { .msg_id = next_id++, .cmd = VFIO_USER_VERSION };
     int ends[2];
@@ -295,6 +296,24 @@ bool client_asked(struct dma_request *request)
     return messages_asked(request, false);
 }
 
+bool client_answers_late(const void *body, size_t size)
+{
+    static uint8_t message[sizeof(struct vfio_user_header) + (1 << 17)];
+    const struct dma_request before = messages_asked_before();
+    const struct vfio_user_header header = {
+        .msg_id = before.id, .cmd = before.command, .flags.type = VFIO_USER_F_TYPE_REPLY,
+        .msg_size = (uint32_t)(sizeof(header) + size),
+    };
+
+    if (before.count == 0) {
+        return false;
+    }
+    memcpy(message, &header, sizeof(header));
+    memcpy(message + sizeof(header), body, size);
+    client_send(message, sizeof(header) + size, NULL, 0);
+    return true;
+}
+
 void client_answer(uint32_t flags, uint32_t error, const void *body, size_t size)
 {
     static uint8_t message[sizeof(struct vfio_user_header) + (1 << 17)];
@@ -325,8 +344,11 @@ void peer_open(void)
 
 void peer_settle(void)
 {
-    for (int i = 0; i < 64 && device_attached() && (i == 0 || has_work()); i++) {
-        drain();
+    for (int i = 0; i < 64 && device_attached(); i++) {
+        drain(); /* first: a server whose replies are not read has nothing else to do */
+        if (i > 0 && !has_work()) {
+            break;
+        }
         device_run();
     }
     drain();

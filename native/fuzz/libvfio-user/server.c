@@ -63,15 +63,18 @@ static void bytes(struct input *input)
     client_send(input->at, left(input), fds, fd_count);
 }
 
-/* What `how` says: 0 as it should be, 1 shorter or longer data, 2 an error, 3 with nothing, 4 about something else. */
+/*
+ * What `how` says: 0 as it should be, 1 shorter or longer data, 2 an error, 3 with nothing, 4 about something else.
+ * From 0xf0 on it is about the request before, which the server may have given up.
+ */
 static void answer(struct input *input)
 {
     static uint8_t body[sizeof(struct vfio_user_dma_region_access) + 0x10000];
-    uint8_t how = (uint8_t)take(input, 1) % 5;
+    uint8_t word = (uint8_t)take(input, 1), how = word % 5;
     struct dma_request request;
     size_t size = sizeof(struct vfio_user_dma_region_access);
 
-    if (!client_asked(&request)) {
+    if (!client_asked(&request) || (word >= 0xf0 && client_answers_late(input->at, left(input)))) {
         return;
     }
     memcpy(body, &request.address, 8);

@@ -130,9 +130,10 @@ static ssize_t on_read_data(vfu_ctx_t *ctx, void *buffer, uint64_t count)
 
     (void)ctx;
     needs(saving(), "a read of migration data");
-    if (callback_fails()) {
-        return -1;
+    if (callback_fails() || ((setup & SETUP_ACCESSES) && vfu_serve_accesses(device) < 0)) {
+        return -1; /* without the connection the buffer may be gone */
     }
+    part = part < unread ? part : unread; /* a reset may have come in between */
     memset(buffer, 0x5a, part);
     unread -= part;
     return (ssize_t)part;
@@ -214,4 +215,5 @@ void states_set_up(void)
     require(vfu_setup_device_migration_callbacks(device, &callbacks) == 0, "migration");
     require(vfu_setup_device_migration_ext(device, &ext) == 0, "its extensions");
     require(vfu_setup_migration_gather(device, setup & SETUP_GATHER ? on_gather : NULL) == 0, "gathering");
+    require(vfu_setup_migration_window(device, setup & SETUP_WINDOW ? GUEST_FILE : 0) == 0, "the window");
 }

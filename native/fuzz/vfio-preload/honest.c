@@ -9,10 +9,12 @@
 #include <string.h>
 
 static uint32_t state; /* enum vfio_device_mig_state */
-static bool maps;
+static bool maps, windows, window; /* it would take a window; it has one */
 
-void honest_open(bool region_0_is_mapped)
+void honest_open(bool region_0_is_mapped, bool has_window)
 {
+    windows = has_window;
+    window = false;
     maps = region_0_is_mapped;
     state = VFIO_DEVICE_STATE_RUNNING;
 }
@@ -93,6 +95,9 @@ size_t honest(size_t size, int *fds, size_t *fd_count)
 {
     static const char version[] = "\0\0\0\0{\"capabilities\":{\"max_msg_fds\":8,\"max_data_xfer_size\":65536,"
                                   "\"migration_precopy_info\":true}}";
+    static const char with_window[] = "\0\0\0\0{\"capabilities\":{\"max_msg_fds\":8,\"max_data_xfer_size\":65536,"
+                                      "\"migration_precopy_info\":true,\"migration_data_window\":1048576}}";
+    struct vfio_user_mig_window_data at;
     struct vfio_user_region_access access;
     struct vfio_user_mig_data data;
     struct vfio_irq_info irqs;
@@ -101,7 +106,11 @@ size_t honest(size_t size, int *fds, size_t *fd_count)
     *fd_count = 0;
     switch (request.header.command) {
     case VFIO_USER_VERSION:
-        put(&done, version, sizeof(version));
+        if (windows) {
+            put(&done, with_window, sizeof(with_window));
+        } else {
+            put(&done, version, sizeof(version));
+        }
         break;
     case VFIO_USER_DEVICE_GET_INFO:
         put(&done, (const uint32_t[]){ 16, VFIO_DEVICE_FLAGS_PCI | VFIO_DEVICE_FLAGS_RESET, 9, 5 }, 16);
@@ -128,7 +137,18 @@ size_t honest(size_t size, int *fds, size_t *fd_count)
         break;
     case VFIO_USER_DEVICE_FEATURE:
         return feature(size);
+    case VFIO_USER_MIG_DATA_WINDOW:
+        window = windows;
+        put(&done, request.data, size);
+        break;
     case VFIO_USER_MIG_DATA_READ:
+        if (window) {
+            memcpy(&at, request.data, sizeof(at));
+            at.argsz = sizeof(at);
+            at.size = MIN(at.size, 1000u);
+            put(&done, &at, sizeof(at));
+            break;
+        }
         memcpy(&data, request.data, sizeof(data));
         data.size = MIN(data.size, 1000u);
         data.argsz = (uint32_t)sizeof(data) + data.size;

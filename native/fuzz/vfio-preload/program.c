@@ -1,8 +1,9 @@
 /*
  * Target: the preloaded library as the client of a server that sends anything.
  *
- * The input: a byte for how DMA goes, with 0x80 for a server that lets nothing be mapped, then records. The first one is what the program does, a step after the other; all
- * others are what the server does, one or more for each request it gets. When they are used up it is honest.
+ * The input: a byte for how DMA goes, with 0x80 for a server that lets nothing be mapped and 0x40 for one that takes a
+ * window for migration data, then records. The first one is what the program does, a step after the other; all others
+ * are what the server does, one or more for each request it gets. When they are used up it is honest.
  *
  * The library runs as it does in a program, receiver thread and all; only that the server is a thread here. What is not
  * linked is the interposed symbols: steps call what they would call.
@@ -371,9 +372,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     descriptors_before();
     guest_fill();
     setup = (uint8_t)take(&input, 1);
-    config.dma = (enum dma_policy)((setup & 0x7f) % 3);
+    config.dma = (enum dma_policy)((setup & 0x3f) % 3);
     take_record(&input, &steps);
-    server_script(input, !(setup & 0x80));
+    server_script(input, !(setup & 0x80), setup & 0x40);
     data_fd = -1;
     iommu = iommufd_new(-1);
     device = device_new(0);

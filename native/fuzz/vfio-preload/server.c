@@ -278,11 +278,11 @@ static void *serve(void *opaque)
 
 /* --- its life ---------------------------------------------------------------------------------------------------- */
 
-void server_script(struct input records, bool maps)
+void server_script(struct input records, bool maps, bool has_window)
 {
     script = records;
     connected = silent = false;
-    honest_open(maps);
+    honest_open(maps, has_window);
     next_id = 0;
 }
 

@@ -13,8 +13,9 @@
 /* What guest memory holds where nothing is mapped: no reply may have it. */
 #define OUT_OF_BOUNDS 0xa5
 
-/* What it does, and whether its regions can be mapped where it is honest, from the next connection on; and the end of that: its thread has ended, its descriptors are closed. */
-void server_script(struct input records, bool maps);
+/* What it does, and whether its regions can be mapped and it takes a window for migration data where it is honest, from the next
+ * connection on; and the end of that: its thread has ended, its descriptors are closed. */
+void server_script(struct input records, bool maps, bool has_window);
 void server_end(void);
 
 /* An eventfd that lasts until then. */

@@ -23,7 +23,7 @@ struct message {
 extern struct message request, reply;
 extern int memory_fd; /* of region 0 */
 
-void honest_open(bool region_0_is_mapped);
+void honest_open(bool region_0_is_mapped, bool has_window);
 
 /* The right reply's data, to a request with data of `size` bytes, in `reply.data`; its size. */
 size_t honest(size_t size, int *fds, size_t *fd_count);
