@@ -311,7 +311,7 @@ static ssize_t access_all(struct device *device, bool write, char *buffer, size_
         result = 0;
     }
     if (log_fd >= 0) {
-        memcpy(&value, buffer, MIN(done, sizeof(value)));
+        (void)copy_from_user(&value, ADDRESS(buffer), MIN(done, sizeof(value))); /* nothing has checked the address */
     }
     trace("device %u: region %u %s %#llx, %zd bytes, value %#llx: %s", device->number, region,
           write ? "write" : "read", (unsigned long long)(offset & REGION_MASK), found, (unsigned long long)value,
