@@ -268,7 +268,12 @@ def server_inputs(sent: Frames) -> Iterator[bytes]:
         ):
             data = [
                 record(MESSAGE, 0, command, 0, struct.pack("<IIQ", 16, size, offset))
-                for size, offset in ((100, 0), (1000, (1 << 20) - 1000), (1000, (1 << 20) - 999), (1, 1 << 63))
+                for size, offset in (
+                    (100, 0),
+                    (1000, (1 << 20) - 1000),
+                    (1000, (1 << 20) - 999),
+                    (1, 1 << 63),
+                )
             ]
             yield start + _state(first) + data[0] + _state(second) + b"".join(data) + accesses
             yield start + _state(first) + _state(second) + data[0] + record(HANG_UP) + _state(first) + data[0]
