@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from vfu_dev.bench.limits import LIMITS
+from vfu_dev.bench.machine import touch_memory
 from vfu_dev.bench.raw import Nanoseconds
 
 T = TypeVar("T")
@@ -63,10 +64,17 @@ class Figure:
         return {**asdict(self), "limit": limit.ratio, "better": limit.better, "kept": self.kept}
 
 
-def in_turns(rounds: int, ours: Callable[[], T], peer: Callable[[], T]) -> list[tuple[T, T]]:
-    """Measure both sides `rounds` times; the side that goes first alternates."""
+def in_turns(
+    rounds: int, ours: Callable[[], T], peer: Callable[[], T], touched_bytes: int = 0
+) -> list[tuple[T, T]]:
+    """Measure both sides `rounds` times; the side that goes first alternates.
+
+    Args:    touched_bytes: memory that is touched before each round, if both sides then allocate some.
+    """
     found = []
     for number in range(rounds):
+        if touched_bytes:
+            touch_memory(touched_bytes)
         if number % 2:
             second = peer()
             found.append((ours(), second))

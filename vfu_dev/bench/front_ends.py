@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -91,6 +92,11 @@ class Machine:
     async def save(self, uri: str) -> float:
         """Migrate to `uri`, then run the VM; return MiB of device state per second. Raises: BenchError."""
         await self.qemu.execute("migrate", uri=uri)
+        reply = await self.saved()
+        return float(reply["vfio"]["transferred"] / MIB / (reply["total-time"] / 1000))
+
+    async def saved(self) -> dict[str, Any]:
+        """Wait until the VM is saved, and run it; return `query-migrate`. Raises: BenchError."""
         while (reply := await self.qemu.migration())["status"] in ("setup", "active", "device"):
             await asyncio.sleep(0.005)
         if reply["status"] != "completed":
@@ -99,7 +105,7 @@ class Machine:
         while (await self.qemu.execute("query-status"))["status"] == "finish-migrate":
             await asyncio.sleep(0.005)
         await self.qemu.execute("cont")
-        return float(reply["vfio"]["transferred"] / MIB / (reply["total-time"] / 1000))
+        return reply
 
     async def load(self, uri: str, state_bytes: int) -> float:
         """Resume the VM from `uri`; return MiB of device state per second."""

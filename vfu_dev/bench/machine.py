@@ -1,15 +1,18 @@
-"""The machine that figures come from: its description, and the processor time that others used."""
+"""The machine that figures come from: who runs where, memory that is there, and the work of others."""
 
 from __future__ import annotations
 
+import mmap
 import os
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+import numpy as np
 
 from vfu_dev.machine import processor
 
@@ -59,16 +62,96 @@ class OtherWork:
         return self.busy_seconds() / time_there if time_there > 0 else 0.0
 
 
+def _processors() -> tuple[int, int]:
+    """Return the client's processor and the server's: two cores, if this process may use two."""
+    allowed = sorted(os.sched_getaffinity(0))
+    client = allowed[0]
+    core = Path(f"/sys/devices/system/cpu/cpu{client}/topology/thread_siblings_list")
+    siblings = core.read_text().strip() if core.exists() else ""
+    for other in allowed[1:]:
+        its_core = Path(f"/sys/devices/system/cpu/cpu{other}/topology/thread_siblings_list")
+        if not siblings or its_core.read_text().strip() != siblings:
+            return client, other
+    return client, allowed[-1]
+
+
+def keep_client(pid: int) -> None:
+    """Keep the process `pid` on the client's processor."""
+    _keep(pid, _processors()[0])
+
+
+def keep_server(pid: int) -> None:
+    """Keep the process `pid`, all threads that it has now, on the server's processor."""
+    _keep(pid, _processors()[1])
+
+
+def _keep(pid: int, processor_number: int) -> None:
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {processor_number})
+
+
+# Ends with its parent, however that one ends. Children of `chrt -f` would be in its class, too.
+_SPIN = """import os
+os.sched_setaffinity(0, {{{cpu}}})
+os.sched_setscheduler(0, os.{policy}, os.sched_param(0))
+while os.getppid() == {parent}:
+    for _ in range(100000): pass
+"""
+
+
 @contextmanager
-def busy_core(wanted: bool) -> Iterator[None]:
-    """Keep one processor busy if `wanted`, as a guest's virtual CPU does."""
-    if not wanted:
-        yield
-        return
-    chosen = max(os.sched_getaffinity(0))
-    script = f"import os; os.sched_setaffinity(0, {{{chosen}}})\nwhile True: pass"
-    with subprocess.Popen([sys.executable, "-c", script]) as spinning:
+def _spinning(cpu: int, policy: str) -> Iterator[None]:
+    script = _SPIN.format(cpu=cpu, policy=policy, parent=os.getpid())
+    with subprocess.Popen([sys.executable, "-ISc", script]) as child:
         try:
             yield
         finally:
-            spinning.kill()
+            child.kill()
+
+
+@contextmanager
+def awake() -> Iterator[None]:
+    """Let no processor become idle: one process of the class SCHED_IDLE on each.
+
+    Everybody else preempts it at once. An idle virtual processor halts, and the host decides when it comes
+    back: up to some 35 us later, several times what an access takes.
+    """
+    with ExitStack() as stack:
+        for cpu in sorted(os.sched_getaffinity(0)):
+            stack.enter_context(_spinning(cpu, "SCHED_IDLE"))
+        yield
+
+
+@contextmanager
+def busy_core(wanted: bool) -> Iterator[None]:
+    """Keep one processor busy if `wanted`, as a guest's virtual CPU does; the rest uses the others."""
+    allowed = os.sched_getaffinity(0)
+    if not wanted:
+        yield
+        return
+    chosen = max(allowed)
+    with _spinning(chosen, "SCHED_OTHER"):
+        os.sched_setaffinity(0, (allowed - {chosen}) or allowed)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, allowed)
+
+
+def _available_bytes() -> int:
+    """Return MemAvailable of proc(5), /proc/meminfo."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) << 10
+
+
+def touch_memory(size_bytes: int) -> int:
+    """Write to `size_bytes` of memory, at most half of what is available, and give it back; return how much.
+
+    A host may take back what a virtual machine has freed. Whoever touches such memory first waits for the
+    host. A process that starts now gets memory that is there.
+    """
+    size_bytes = min(size_bytes, _available_bytes() // 2) // mmap.PAGESIZE * mmap.PAGESIZE
+    with mmap.mmap(-1, size_bytes) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        np.ndarray(size_bytes, np.uint8, memory)[:: mmap.PAGESIZE] = 1
+    return size_bytes

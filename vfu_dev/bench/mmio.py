@@ -146,7 +146,7 @@ def in_precopy(bench: Bench, effort: Effort) -> Iterator[Figure]:
             their_move = Moving(theirs, MEMORY, effort.calls)
             for move in (my_move, their_move):
                 move()
-            pairs = in_turns(effort.rounds, my_move, their_move)
+            pairs = in_turns(effort.rounds, my_move, their_move, touched_bytes=2 * effort.memory_mib << 20)
         bench.stop(ours)
         between = [(first[0], second[0]) for first, second in pairs]
         behind = [(first[1], second[1]) for first, second in pairs]

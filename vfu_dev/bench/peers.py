@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from vfu_dev.bench.machine import keep_server
 from vfu_dev.builds import artifact
 from vfu_dev.client.control import default_control
 from vfu_dev.client.listening import remove_socket_folder, socket_folder
@@ -47,6 +48,7 @@ class Bench:
         self._servers.append(server)
         for pause in starting:
             time.sleep(min(pause, POLL_SECONDS))
+        keep_server(server.process.pid)
         return server
 
     def ours(self, memory_mib: int, *options: str, fill: int = 1, metrics: bool = False) -> Served:

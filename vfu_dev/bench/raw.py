@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from vfu_dev.bench.machine import keep_client
 from vfu_dev.builds import artifact
 from vfu_dev.closing import Closing
 from vfu_dev.errors import VfuDevError
@@ -68,6 +69,7 @@ class RawClient(Closing):
         )
         try:
             self._answer()
+            keep_client(self._process.pid)
         except BaseException:
             self.close()
             raise

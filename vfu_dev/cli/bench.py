@@ -36,7 +36,8 @@ from vfu_dev.sizes import format_count, format_left
 @click.option(
     "--with-busy-core",
     is_flag=True,
-    help="Keep one processor busy meanwhile, as a guest's virtual CPU does; reported, not judged.",
+    help="Keep one processor busy meanwhile, as a guest's virtual CPU does, and have all else on the others; "
+    "reported, not judged.",
 )
 @json_option("Also write the figures as JSON", any_word=False)
 def command(
@@ -49,7 +50,9 @@ def command(
     a median beyond it is BROKEN. If the machine did other work meanwhile, figures are reported, not judged.
 
     CASEs: mmio, scraped, polled, precopy, stream-out, stream-in, window, scan, dma, start, forecast,
-    front-ends, qemu. The last two go through this project's QEMU (vfu-dev build qemu).
+    front-ends, qemu, qemu-downtime. The last three go through this project's QEMU (vfu-dev build qemu).
+
+    Client and server each have a processor, which is kept from halting. Memory is touched before each case.
     """
     console = Console(stderr=json_path == TO_STDOUT, highlight=False)
 
@@ -73,6 +76,11 @@ def command(
         result = run(names, effort, reporter, with_busy_core=with_busy_core)
     if console.is_terminal:
         console.print(_table(result))
+    console.print(
+        f"each case began with {result['touched_mib']} MiB or less of memory that the host had given already",
+        markup=False,
+        soft_wrap=True,
+    )
     write_json(result, json_path)
     if not result["judged"]:
         console.print(_not_judged(result), markup=False, soft_wrap=True)
