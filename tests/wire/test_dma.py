@@ -33,9 +33,9 @@ TOP = (1 << 64) - 1
 
 @pytest.fixture
 def driver(device: VfioUserDevice) -> Driver:
-    """Return a driver with 64 KiB for tables and 1 MiB of guest memory."""
+    """Return a driver with 64 KiB for tables and 2 MiB of guest memory."""
     device.dma_map(0x10000, 64 * KIB)
-    device.dma_map(RAM, MIB)
+    device.dma_map(RAM, 2 * MIB)
     return Driver(device)
 
 
@@ -492,7 +492,7 @@ def test_a_report_that_is_too_large_says_which_limit_it_is(
 def test_logging_starts_with_the_kernels_structure(device: VfioUserDevice) -> None:
     """24 bytes, the last 8 of which are a pointer to ranges in another process: everything is logged."""
     device.dma_map(0x10000, 64 * KIB)
-    device.dma_map(RAM, MIB)
+    device.dma_map(RAM, 2 * MIB)
     driver = Driver(device)
     control = messages.LOGGING_CONTROL.pack(4096, 3, 0) + struct.pack("<Q", 0x7FFF_1234_5000)
     answer = device.migration.set(uapi.VFIO_DEVICE_FEATURE_DMA_LOGGING_START, control)

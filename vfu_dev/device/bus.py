@@ -50,6 +50,9 @@ class Bus(GuestMemory, Protocol):
         Args:    pending: whether there is a cause, which the status register shows in any case.
         """
 
+    def request_waits(self) -> bool:
+        """Return whether a request of the client waits for the device to end its step of work."""
+
 
 class NoBus:
     """The bus of a device that is not attached: no guest memory, and interrupts reach nobody."""
@@ -86,3 +89,7 @@ class NoBus:
 
     def set_line(self, pending: bool, *, quiet: bool) -> None:
         """Do nothing."""
+
+    def request_waits(self) -> bool:
+        """Return False."""
+        return False

@@ -252,8 +252,13 @@ def view(address: int, count: int) -> memoryview:
     return memoryview((c_uint8 * count).from_address(address)).cast("B")
 
 
+_byte_of = ctypes.c_char.from_buffer
+
+
 def address_of(buffer: memoryview | bytes | npt.NDArray[Any]) -> int:
     """Return where the bytes of `buffer` are; the caller keeps it alive."""
+    if isinstance(buffer, memoryview) and not buffer.readonly and buffer:
+        return ctypes.addressof(_byte_of(buffer))
     # By way of numpy, because ctypes refuses what may only be read.
     return np.frombuffer(buffer, np.uint8).__array_interface__["data"][0]  # type: ignore[no-any-return]
 

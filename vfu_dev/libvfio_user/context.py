@@ -6,6 +6,7 @@ import errno
 import logging
 import math
 import os
+import select
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -80,6 +81,8 @@ class Context:
             raise failed("vfu_create_ctx")
         self._ctx: int | None = ctx
         self._run = library.function("vfu_run_ctx")
+        self._get_poll_fd = library.function("vfu_get_poll_fd")
+        self._poll, self._polled = select.poll(), -1  # see `request_waits`
         self.irqs = Irqs(library, ctx)
         if library.is_ours:
             self._serve_accesses = library.function("vfu_serve_accesses")
@@ -365,7 +368,15 @@ class Context:
     @property
     def poll_fd(self) -> int:
         """What to wait on: the connection, or the listening socket while there is none; -1 for neither."""
-        return int(self._library.function("vfu_get_poll_fd")(self._ctx))
+        return int(self._get_poll_fd(self._ctx))
+
+    def request_waits(self) -> bool:
+        """Return whether the client has sent something, or is gone."""
+        if (fd := self.poll_fd) != self._polled:
+            self._poll, self._polled = select.poll(), fd
+            if fd >= 0:
+                self._poll.register(fd, select.POLLIN)
+        return bool(self._poll.poll(0))
 
     def migration_state(self) -> DeviceState | None:
         """Return the library's migration state; None when it is a foreign one, which does not tell."""

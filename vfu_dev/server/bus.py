@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from vfu_dev.device import Device
 from vfu_dev.device.bus import GuestMemory, NoBus
 from vfu_dev.libvfio_user import Context
@@ -9,9 +11,13 @@ from vfu_dev.server import pci
 
 
 class ServedBus:
-    """The `Bus` of `device`, whose configuration space and DMA are set up in `context`."""
+    """The `Bus` of `device`, whose configuration space and DMA are set up in `context`.
 
-    def __init__(self, context: Context, device: Device) -> None:
+    Args:    request_waits: see `Bus`; the server's loop decides it.
+    """
+
+    def __init__(self, context: Context, device: Device, request_waits: Callable[[], bool]) -> None:
+        self.request_waits = request_waits
         self._config = device.config
         self._irqs = context.irqs
         self.irq_kind, self.raise_message = context.irqs.kind, context.irqs.trigger

@@ -93,6 +93,7 @@ class Server:
         self.library = library
         self.log_limit: RateLimit | None = None  # set by who set up logging
         self._stopping = False
+        self._turn_was_full = False  # the client sent requests all through it
         self._signalled: signal.Signals | None = None  # by which one it is stopping
         self._sampler = Sampler(device.migration)
         self._snapshots = SnapshotMaker(device, library, "" if replay is None else replay.profile.name or "")
@@ -130,7 +131,9 @@ class Server:
             serve = None if library.is_ours else self._serve
             self._watch = Watch(self._selector, lambda: self._context.poll_fd, serve)
             undo.callback(device.attach, device.bus)
-            served, bus = set_up(device, library, self._context, register_trace, data_window=data_window)
+            served, bus = set_up(
+                device, library, self._context, register_trace, self._request_waits, data_window=data_window
+            )
             callbacks: DeviceCallbacks = served
             if replay is not None:
                 callbacks = replay.around(callbacks, self._hold)
@@ -239,6 +242,14 @@ class Server:
         if self._control is not None and self._control.busy:
             self._control.advance()
 
+    def _request_waits(self) -> bool:
+        """Return whether the device's own work has to end its step for a request.
+
+        Not when requests took a whole turn of the loop: the client is not kept waiting then, and the work
+        would get no more than one piece a turn. It gets its whole step.
+        """
+        return not self._turn_was_full and self._context.request_waits()
+
     def _work(self) -> None:
         """Let the device go on with its own work for a moment; DMA by message may find the client gone."""
         was_connected = self.connected
@@ -309,13 +320,16 @@ class Server:
 
     def _serve_requests(self, timeout: float | None) -> None:
         """Serve the client; ours waits for it, and for all others, until `timeout` (None: no limit)."""
+        deadline = time.monotonic() + _TURN_SECONDS
+        self._turn_was_full = False
         try:
             if self.library.is_ours:
                 self._context.serve(self._selector.fileno(), _TURN_SECONDS, timeout)
-                return
-            deadline = time.monotonic() + _TURN_SECONDS
-            while self._context.run() and time.monotonic() < deadline:
-                pass
+            else:
+                while self._context.run() and time.monotonic() < deadline:
+                    pass
+            # One that could wait has waited for the first request.
+            self._turn_was_full = timeout == 0 and time.monotonic() >= deadline
         except ConnectionResetError:
             self._watch.renew()
         except LibraryError as err:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from vfu_dev.device import Bar, Device, Region, Registers
@@ -23,12 +24,15 @@ def set_up(
     library: Library,
     context: Context,
     trace: RegisterTrace | None,
+    request_waits: Callable[[], bool],
     *,
     data_window: bool = True,
 ) -> tuple[ServedCallbacks, ServedBus]:
     """Set `device` up in `context`, as far as there is anything to do before `realize`, and attach it.
 
-    Args:     data_window: a client may have migration data in memory that it shares.
+    Args:
+        request_waits: see `Bus`.
+        data_window: a client may have migration data in memory that it shares.
 
     Returns:  what `context` calls, and what the device does.
     """
@@ -43,7 +47,7 @@ def set_up(
         # The machine has to be the one that the library announces, or the arcs would not be the same.
         device.restrict_flags(flags)
     context.setup_migration(flags, MAX_WINDOW_BYTES if data_window else 0)
-    bus = ServedBus(context, device)
+    bus = ServedBus(context, device, request_waits)
     device.attach(bus)
     return callbacks, bus
 

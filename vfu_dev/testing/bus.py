@@ -27,6 +27,7 @@ class InMemoryBus:
         kind: which VFIO_PCI_*_IRQ_INDEX the client uses.
         unnoticed: vectors that the client has not noticed yet, so that the device may take them back.
         line: whether INTx is asserted.
+        waiting: whether a client waits for an access, so that work ends its step.
     """
 
     def __init__(self) -> None:
@@ -36,6 +37,7 @@ class InMemoryBus:
         self.kind: int | None = VFIO_PCI_MSIX_IRQ_INDEX
         self.unnoticed: set[int] = set()
         self.line = False
+        self.waiting = False
 
     def _find(self, address: int, count: int) -> memoryview:
         for region in self.regions:
@@ -82,3 +84,7 @@ class InMemoryBus:
     def set_line(self, pending: bool, *, quiet: bool) -> None:
         """Set `line`."""
         self.line = pending and not quiet
+
+    def request_waits(self) -> bool:
+        """Return `waiting`."""
+        return self.waiting
