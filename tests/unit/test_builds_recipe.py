@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from serverkit import PATIENCE_SECONDS
 
-from vfu_dev.builds import RECIPES, artifact, prebuilt, recipe_named
+from vfu_dev.builds import artifact, prebuilt, recipe_named
 from vfu_dev.builds.cache import Cache
 from vfu_dev.builds.command import BuildContext, CommandError
 from vfu_dev.builds.progress import Reporter
 from vfu_dev.builds.recipe import BuildOptions, Facts, NotBuiltError, Recipe, build, read_manifest
+from vfu_dev.builds.recipes import RECIPES
 from vfu_dev.errors import BuildError
 
 

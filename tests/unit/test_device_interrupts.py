@@ -311,6 +311,18 @@ def test_a_good_transfer_under_way_is_taken(machine: Machine) -> None:
     block.validate(block.pack())
 
 
+def test_the_engine_ends_its_step_when_a_guest_waits_for_its_access(machine: Machine) -> None:
+    """After a slice: there is progress each time, and none of it is more than that."""
+    machine.start_dma((Op.FILL_DEVICE, 0, 0, 0, 3 * 4096, 7, 0), *[(Op.FILL_DEVICE, 0, 0, 0, 4096, 7, 0)] * 9)
+    machine.bus.waiting = True
+    for done in range(1, 4):
+        machine.device.work(3600.0)
+        assert machine.device.registers["dma_done"] == done
+    machine.bus.waiting = False
+    machine.device.work(3600.0)
+    assert (machine.device.registers["dma_done"], machine.device.dma.busy) == (10, False)
+
+
 def test_the_writer_stamps_what_it_says(machine: Machine) -> None:
     """On its way round and round a buffer that is no multiple of what it does at once."""
     registers, pages = machine.device.registers, 70

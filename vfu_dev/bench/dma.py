@@ -130,7 +130,7 @@ def _prepare(device: VfioUserDevice, descriptors: int) -> None:
 
 
 def _run(device: VfioUserDevice, table: memoryview, done: int, op: Op, size: int) -> Callable[[], float]:
-    """Return a function that has `COPIES` descriptors done; the last one's interrupt, on `done`, ends the time.
+    """Return a function that has `COPIES` descriptors done; the last one's interrupt, `done`, ends the time.
 
     A client that polled instead would take the engine's time.
     """

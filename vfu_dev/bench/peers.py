@@ -11,9 +11,9 @@ from pathlib import Path
 
 from vfu_dev.bench.machine import keep_server
 from vfu_dev.builds import artifact
-from vfu_dev.client.control import default_control
 from vfu_dev.client.listening import remove_socket_folder, socket_folder
 from vfu_dev.errors import VfuDevError
+from vfu_dev.socket_paths import default_control
 from vfu_dev.vm.process import Child, until_listening
 from vfu_dev.vm.servers import DeviceServer, ServerOptions
 

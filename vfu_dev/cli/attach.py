@@ -9,7 +9,7 @@ import click
 
 from vfu_dev.attach.front_end import IOMMU_PATHS
 from vfu_dev.cli.shape import Command
-from vfu_dev.client.control import device_path
+from vfu_dev.socket_paths import device_path
 
 # Where a context keeps the command line behind `--`.
 COMMAND_LINE = "vfu_dev.attach.command"

@@ -13,8 +13,8 @@ from vfu_dev.cli import EXIT_FAILED
 from vfu_dev.cli.output import json_option, possible, show_or_write, write_json, write_text
 from vfu_dev.cli.params import SECONDS, SIZE
 from vfu_dev.cli.shape import TO_STDOUT, Command
-from vfu_dev.client.control import device_path
 from vfu_dev.logs import SlowWork
+from vfu_dev.socket_paths import device_path
 
 if TYPE_CHECKING:
     from vfu_dev.conformance import Check, Result

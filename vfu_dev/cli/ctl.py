@@ -16,8 +16,9 @@ from vfu_dev.cli.load_options import load_of, load_options
 from vfu_dev.cli.output import json_option, show_or_write
 from vfu_dev.cli.params import LEVEL, NUMBER, ON_OFF, SECONDS, NumberType, option
 from vfu_dev.cli.shape import Command, Group
-from vfu_dev.client.control import ControlClient, ControlError, control_path
+from vfu_dev.client.control import ControlClient, ControlError
 from vfu_dev.errors import ConfigError
+from vfu_dev.socket_paths import control_path
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 
 LAB, DASK = "lab", "dask"
@@ -17,9 +16,11 @@ _PACKAGES = {"qemu": "qemu.qmp"}
 
 def packages_of(extra: str) -> list[str]:
     """Return the requirements of `extra` as pip takes them; empty where this package is not installed."""
+    from importlib import metadata  # takes as long as click, and few commands get here
+
     try:
-        required = importlib.metadata.requires("vfu-dev") or []
-    except importlib.metadata.PackageNotFoundError:
+        required = metadata.requires("vfu-dev") or []
+    except metadata.PackageNotFoundError:
         return []
     marked = (line.partition(";") for line in required)
     return [

@@ -11,11 +11,11 @@ from vfu_dev import uapi
 from vfu_dev.cli.output import json_option, show_or_write
 from vfu_dev.cli.params import SECONDS
 from vfu_dev.cli.shape import Command
-from vfu_dev.client.control import device_path
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.frames import ClientCommandError, DisconnectedError
 from vfu_dev.errors import ProtocolError
 from vfu_dev.sizes import format_size
+from vfu_dev.socket_paths import device_path
 from vfu_dev.uapi import MigrationFlags
 
 REGION_NAMES = ("BAR0", "BAR1", "BAR2", "BAR3", "BAR4", "BAR5", "ROM", "config", "VGA")

@@ -26,7 +26,7 @@ from vfu_dev.cli.params import (
     option,
 )
 from vfu_dev.cli.shape import TO_STDOUT, Command
-from vfu_dev.client.control import ControlClient, control_path, device_path
+from vfu_dev.client.control import ControlClient
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.migrator import ClientOptions, MigrationError
 from vfu_dev.client.moving import keep_writing, migrate
@@ -35,6 +35,7 @@ from vfu_dev.client.workload import ClientWorkload
 from vfu_dev.errors import ConfigError, VfuDevError
 from vfu_dev.model.presets import PRESETS
 from vfu_dev.sizes import format_count, format_size
+from vfu_dev.socket_paths import control_path, device_path
 from vfu_dev.workload import Workload, WorkloadFigures
 
 if TYPE_CHECKING:

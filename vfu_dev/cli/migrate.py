@@ -34,12 +34,13 @@ from vfu_dev.cli.params import (
 )
 from vfu_dev.cli.shape import TO_STDOUT, Command
 from vfu_dev.client import digest
-from vfu_dev.client.control import ControlClient, device_path
+from vfu_dev.client.control import ControlClient
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.client.migrator import ClientOptions, ClientProgress, MigrationError, Migrator
 from vfu_dev.errors import VfuDevError
 from vfu_dev.logs import SlowWork
 from vfu_dev.sizes import format_count, format_left, format_size
+from vfu_dev.socket_paths import device_path
 
 PLAIN_SECONDS = 1.0  # between lines where there is no terminal
 

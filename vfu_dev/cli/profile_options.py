@@ -30,13 +30,14 @@ def profile_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def checked(profile: str | None, scale: int) -> str | None:
     """Return the path of the profile. Raises: ConfigError: it is missing or wrong, or a scale is alone."""
-    from vfu_dev.profile import read_profile
-    from vfu_dev.profile.shipped import profile_path
-
     if profile is None:
         if scale != 1:
             raise ConfigError("--scale divides what a --profile says: give one")
         return None
+    # Imported here: a server without a profile does not wait for it.
+    from vfu_dev.profile import read_profile
+    from vfu_dev.profile.shipped import profile_path
+
     path = profile_path(profile)
     read_profile(path)
     return str(path)

@@ -15,8 +15,8 @@ import click
 
 from vfu_dev.cli.params import ON_OFF, NumberType, Quantity
 from vfu_dev.cli.shape import Option
-from vfu_dev.client.control import default_control
 from vfu_dev.errors import ConfigError
+from vfu_dev.socket_paths import default_control
 
 if TYPE_CHECKING:
     from vfu_dev.server.door import Access

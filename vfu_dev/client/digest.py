@@ -11,9 +11,10 @@ from typing import Any
 import xxhash
 
 from vfu_dev import uapi
-from vfu_dev.client.control import ControlClient, ControlError, control_path
+from vfu_dev.client.control import ControlClient, ControlError
 from vfu_dev.client.device import VfioUserDevice
 from vfu_dev.errors import ProtocolError
+from vfu_dev.socket_paths import control_path
 from vfu_dev.uapi import DeviceState
 
 AUDIT_POLL_SECONDS = 0.02

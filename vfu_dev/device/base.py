@@ -60,10 +60,7 @@ class Worker(Protocol):
         """Return the seconds until there is work: 0 for now, None for not before something asks for it."""
 
     def advance(self, budget_seconds: float) -> None:
-        """Work for about that long, and less when `Device.request_waits`: a guest's access comes first.
-
-        Some work has to be done each time. Guest memory may fail at any time, by AccessError.
-        """
+        """Work for about that long, or until `bus.request_waits`. Guest memory may fail, by AccessError."""
 
     def reset(self) -> None:
         """Drop the work in progress; registers were reset before."""
@@ -290,10 +287,6 @@ class Device:
     def bus_master(self) -> bool:
         """Return whether the guest lets the device do DMA; until then no address is reachable."""
         return self.bus.is_master()
-
-    def request_waits(self) -> bool:
-        """Return whether a request of the client waits, for which a worker ends its step; a microsecond."""
-        return self.bus.request_waits()
 
     @property
     def may_start(self) -> bool:

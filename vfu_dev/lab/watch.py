@@ -16,7 +16,6 @@ from typing import Any
 
 from vfu_dev import __version__
 from vfu_dev.builds.qemu_binary import VFIO_PCI, VFIO_USER_PCI
-from vfu_dev.client.control import control_path
 from vfu_dev.convergence import DOWNTIME_LIMIT_SECONDS
 from vfu_dev.errors import ConfigError, LabError
 from vfu_dev.lab.clocks import align, compare_clocks
@@ -25,6 +24,7 @@ from vfu_dev.lab.judge import judge
 from vfu_dev.lab.observer import MoveReporter, Observer, TimeLimitError
 from vfu_dev.lab.pausing import PAUSED
 from vfu_dev.lab.result import FINAL_STATES, MigrationResult, QemuSide
+from vfu_dev.socket_paths import control_path
 from vfu_dev.vm.monitor import Monitor, QmpError
 from vfu_dev.vm.process import PATIENCE_SECONDS
 from vfu_dev.vm.servers import ControlledServer

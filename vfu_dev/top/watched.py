@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vfu_dev.client import ControlClient
-from vfu_dev.client.control import CONTROL_SUFFIX, control_path
 from vfu_dev.errors import ProtocolError, VfuDevError
 from vfu_dev.figures import Figures, Sample, Snapshot, verdict
+from vfu_dev.socket_paths import CONTROL_SUFFIX, control_path
 
 SAMPLES_KEPT = 3000
 # Samples further apart than this belong to different migrations.

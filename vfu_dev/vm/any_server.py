@@ -11,9 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from vfu_dev.client.control import default_control
 from vfu_dev.errors import ConfigError, LabError
 from vfu_dev.figures import Sample, Snapshot
+from vfu_dev.socket_paths import default_control
 from vfu_dev.vm.process import STOP_SECONDS, Child, until_listening
 from vfu_dev.vm.servers import ControlledServer
 

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vfu_dev.client.control import ControlClient, ControlError, default_control
+from vfu_dev.client.control import ControlClient, ControlError
 from vfu_dev.client.listening import remove_socket_folder, socket_folder
 from vfu_dev.errors import LabError, ProtocolError
 from vfu_dev.figures import Figures, Sample, Snapshot
+from vfu_dev.socket_paths import default_control
 from vfu_dev.vm.own_device import OwnDevice, package_environment
 from vfu_dev.vm.process import PATIENCE_SECONDS, Child, ProcessError, last_lines, until_listening
 

@@ -31,8 +31,8 @@ from vfu_dev.device.registers import Registers
 from vfu_dev.errors import AccessError, StreamError, VfuDevError, errno_of
 from vfu_dev.migration import RegisterBlock
 
-# The copy of one is what MMIO may have to wait for: 25 us at 20 GiB/s, and 4 us of Python are around it. Larger
-# ones are no faster: what a slice copies fits into the level 2 cache.
+# The copy of one is what MMIO may have to wait for: 25 us at 20 GiB/s, and 4 us of Python are around it.
+# Larger ones are no faster: what a slice copies fits into the level 2 cache.
 SLICE_BYTES = 512 << 10
 
 READS_GUEST = frozenset({Op.TO_DEVICE, Op.CHECKSUM_GUEST})
@@ -145,7 +145,7 @@ class DmaEngine:
                 self._end(Status.NO_BUS_MASTER)
                 return
             self._step()
-            if time.monotonic() >= deadline or self._device.request_waits():
+            if time.monotonic() >= deadline or self._device.bus.request_waits():
                 return
 
     def _step(self) -> None:
