@@ -23,7 +23,7 @@ class Tally:
         self._whole = whole
         self._exact: dict[float, int] = {}
         # group -> how often, sum
-        self._groups: dict[int, list[float]] = {}
+        self._groups: dict[int, tuple[int, float]] = {}
         self.count = 0
         self.total: float = 0
 
@@ -42,20 +42,27 @@ class Tally:
 
     def _to_group(self, value: float, times: int) -> None:
         number = math.floor(math.log(value, _GROUP_RATIO)) if value > 0 else -1000
-        group = self._groups.setdefault(number, [0, 0.0])
-        group[0] += times
-        group[1] += value * times
+        count, total = self._groups.get(number, (0, 0))
+        self._groups[number] = (count + times, total + value * times)
 
     def distribution(self) -> Distribution | None:
-        """Return what was counted: a group by its mean; None of nothing."""
-        if self._groups:
-            means = {total / count: int(count) for count, total in self._groups.values()}
-        else:
-            means = dict(self._exact)
+        """Return what was counted: a group by its mean, None of nothing; a sum of whole numbers is exact."""
         points: dict[float, int] = {}
-        for value, count in means.items():
-            rounded: float = round(value) if self._whole else round(value, 9)
-            points[rounded] = points.get(rounded, 0) + count
+
+        def add(value: float, times: int) -> None:
+            if times:
+                points[value] = points.get(value, 0) + times
+
+        for value, times in self._exact.items():
+            add(value if self._whole else round(value, 9), times)
+        for count, total in self._groups.values():
+            if self._whole:
+                # The two whole numbers around the mean, so that their sum is the group's.
+                low, more = divmod(int(total), count)
+                add(low, count - more)
+                add(low + 1, more)
+            else:
+                add(round(total / count, 9), count)
         return Distribution(tuple(sorted(points.items()))) if points else None
 
 
