@@ -45,6 +45,20 @@ def small(qemu: Path, library: Path, **changes: Any) -> MigrateOptions:
     return MigrateOptions(**{**values, **changes})
 
 
+def halting_guest(folder: Path) -> Path:
+    """Return the folder of a guest that does nothing: a kernel whose first instruction is HLT."""
+    image = bytearray(1536)
+    image[0x1F1] = 1  # setup sectors
+    image[0x1FE:0x200] = b"\x55\xaa"
+    image[0x200:0x202] = b"\xeb\x66"  # jmp 0x268
+    image[0x202:0x208] = b"HdrS\x02\x02"
+    image[0x268:0x26B] = b"\xf4\xeb\xfd"  # hlt; jmp back to it
+    folder.mkdir(parents=True)
+    (folder / "vmlinuz").write_bytes(image)
+    (folder / "initramfs.cpio.gz").write_bytes(b"\0")
+    return folder
+
+
 async def begin_and_stay(lab: Lab) -> None:
     """Begin a migration that stays in PRE_COPY until `let_go`, however long that is; return when it is there.
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from labkit import halting_guest
 
 from vfu_dev.builds import firmware_dirs, recipe_named
 from vfu_dev.builds.cache import Cache
@@ -124,18 +125,12 @@ def test_boots_linux_with_its_own_firmware(stock: QemuBinary, guest_image: Path)
 
 def test_a_guest_that_prints_nothing_does_not_run(qemu: Path, tmp_path: Path) -> None:
     """A kernel whose first instruction is HLT stands in for one that KVM does not run."""
-    image = bytearray(1536)
-    image[0x1F1] = 1  # setup sectors
-    image[0x1FE:0x200] = b"\x55\xaa"
-    image[0x200:0x202] = b"\xeb\x66"  # jmp 0x268
-    image[0x202:0x208] = b"HdrS\x02\x02"
-    image[0x268:0x26B] = b"\xf4\xeb\xfd"  # hlt; jmp back to it
-    (tmp_path / "vmlinuz").write_bytes(image)
-    silent = try_kvm(find_qemu(str(qemu)), tmp_path, accel="tcg", limit_seconds=2.0)
+    guest = halting_guest(tmp_path / "guest")
+    silent = try_kvm(find_qemu(str(qemu)), guest, accel="tcg", limit_seconds=2.0)
     assert (silent.runs, silent.said) == (False, "")
     assert silent.seconds >= 2.0
-    (tmp_path / "vmlinuz").unlink()
-    refused = try_kvm(find_qemu(str(qemu)), tmp_path, accel="tcg", limit_seconds=BOOT_SECONDS)
+    (guest / "vmlinuz").unlink()
+    refused = try_kvm(find_qemu(str(qemu)), guest, accel="tcg", limit_seconds=BOOT_SECONDS)
     assert not refused.runs
     assert "vmlinuz" in refused.said
 

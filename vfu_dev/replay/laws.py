@@ -44,11 +44,11 @@ class DirtyLaw:
         self._dirty = profile.dirty
         limit = profile.dirty.limit_bytes
         self._limit = math.inf if limit is None else limit.value
-        self._became = self._total(0.0)
+        self._became = self.total(0.0)
         self._pending = min(self._limit, self._became)
         self._refilled = 0.0  # when
 
-    def _total(self, seconds: float) -> float:
+    def total(self, seconds: float) -> float:
         """Return the bytes that became dirty until then, nothing read or limited."""
         dirty = self._dirty
         match dirty.kind:
@@ -87,7 +87,7 @@ class DirtyLaw:
                 self._pending = min(self._limit, known(self._dirty.refill_bytes))
                 self._refilled = seconds
         else:
-            became = self._total(seconds)
+            became = self.total(seconds)
             self._pending = min(self._limit, self._pending + became - self._became)
             self._became = became
         return int(self._pending)
