@@ -183,9 +183,11 @@ def _extra(one: Outgoing, low: int, high: int) -> Value[int] | None:
     the time nothing does, or the differences are small.
     """
     extra, times = max(one.extras.items(), key=lambda item: item[1])
-    if extra >= 0 and times > one.lengths_seen / 2:
-        return Value.measured(extra)
     least, most = min(one.extras), max(one.extras)
+    # Whatever else makes a difference is a length that goes its own way, such as one that jumps.
+    explained = most == extra and extra - least <= one.dirtied_most + one.reinit_bytes
+    if extra >= 0 and times > one.lengths_seen / 2 and explained:
+        return Value.measured(extra)
     end = one.dirtied.end_seconds
     between = one.dirtied_last / end * BETWEEN_SECONDS if end else 0.0
     allowed = max(FOLLOWS_PART * high, MOVES_PART * (high - low), between)

@@ -173,7 +173,7 @@ class CallReader:
             return
         initial, dirty, flags = call.answered
         reinit = bool(flags & VFIO_PRECOPY_INFO_REINIT)
-        history.sizes(call.end, initial, dirty, reinit=reinit)
+        history.sizes(call.end, initial, dirty, reinit=reinit, asked_at=call.begin)
         # A client that decides asks for both, one right after the other.
         if (length := self._lengths.pop(call.device, None)) is not None:
             history.length(length[0], length[1], initial + dirty)

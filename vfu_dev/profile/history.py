@@ -148,8 +148,16 @@ class History:
         if self._counts_outgoing:
             self.buffer_bytes = max(self.buffer_bytes, buffer_bytes)
 
-    def sizes(self, at: float | None, initial: int, dirty: int, *, reinit: bool = False) -> None:
-        """The device says what is left in PRE_COPY."""
+    def sizes(
+        self,
+        at: float | None,
+        initial: int,
+        dirty: int,
+        *,
+        reinit: bool = False,
+        asked_at: float | None = None,
+    ) -> None:
+        """The device says what is left in PRE_COPY; `asked_at`: when it was asked, if that is known."""
         one = self._now()
         if one is None or self.state not in PRE_COPY:
             return
@@ -164,7 +172,8 @@ class History:
                 most = initial + one.precopy_bytes - one.read_when_asked
                 one.reinits.append(Reinited(one.asked_at, at, initial, most))
         one.initial_left = initial
-        one.asked_at, one.read_when_asked = at, one.precopy_bytes
+        # What appears while the answer is on its way is not in it.
+        one.asked_at, one.read_when_asked = at if asked_at is None else asked_at, one.precopy_bytes
         self._dirtied(one, at, initial + dirty)
 
     def _dirtied(self, one: Outgoing, at: float | None, left: int) -> None:

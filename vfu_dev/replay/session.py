@@ -79,6 +79,7 @@ class ReplaySave:
         self.began = clock()
         self._content = content
         self._initial = 0 if stopped else int(known(profile.initial.bytes))
+        self._said = PrecopyInfo(self._initial, 0)
         self._law = DirtyLaw(profile)
         self._reinits = list(profile.reinits)
         self._sizes = {phase: draw_of(getattr(profile.reads, phase).bytes) for phase in PHASES}
@@ -117,15 +118,16 @@ class ReplaySave:
                 self._initial = count
             else:
                 self._law.add(count)
-        return PrecopyInfo(self._initial, self._law.pending(self.seconds, all_read=not self._initial))
+        # Their sum with `tail_bytes` is to be the length: what becomes dirty meanwhile is in neither.
+        self._said = PrecopyInfo(self._initial, self._law.pending(self.seconds, all_read=not self._initial))
+        return self._said
 
     @property
     def tail_bytes(self) -> int:
-        """By how much stop_copy_length exceeds initial_bytes and dirty_bytes; negative where it is less."""
+        """By how much stop_copy_length exceeds what `info` said last; negative where it is less."""
         if self.stopped:
             return self._left + len(self._carried)
-        info = self.info()
-        left = info.initial_bytes + info.dirty_bytes
+        left = self._said.initial_bytes + self._said.dirty_bytes
         return stop_copy_length(self._profile, self.seconds, left) - left
 
     def reinit(self, memory: int, pages: PageIndices, *, as_initial: bool) -> None:
