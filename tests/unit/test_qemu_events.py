@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vfu_dev.qemu_events import EVENTS, OLDEST, Kind, kind_of, read
-from vfu_dev.vm.trace import parse_trace, states_set
+from vfu_dev.vm.trace import KEPT_REPEATS, parse_trace, states_set
 
 # Lines as each version's log backend wrote them here, with `-msg timestamp=on`.
 LINES = {
@@ -42,6 +42,73 @@ def test_both_forms_of_a_line_are_read_as_the_same(version: str, tmp_path: Path)
     )
     sizes = {key: events[2].values[key] for key in ("stop_copy", "initial", "dirty")}
     assert sizes == {"stop_copy": 1163517, "initial": 1059912, "dirty": 102532}
+
+
+SPINS = {
+    "10.0": """\
+7@{seconds:.6f}:vfio_state_pending_estimate  ({device}) precopy 0 postcopy 0 precopy initial size 0 \
+precopy dirty size {left}
+7@{seconds:.6f}:vfio_state_pending_exact  ({device}) precopy {left} postcopy 0 stopcopy size {left} \
+precopy initial size 0 precopy dirty size 0
+7@{seconds:.6f}:vfio_save_iterate  ({device}) precopy initial size 0 precopy dirty size {left}
+""",
+    "11.1": """\
+{stamp} vfio_query_stop_copy_size  ({device}) stopcopy size {left} ret 0
+{stamp} vfio_state_pending  ({device}) stopcopy size {left}, precopy initial size 0, precopy dirty size 0, \
+request switchover ack 0, exact 0, final 0
+{stamp} vfio_state_pending  ({device}) stopcopy size {left}, precopy initial size 0, precopy dirty size 0, \
+request switchover ack 0, exact 1, final 0
+""",
+}
+LATER = {
+    "10.0": "7@1800000000.000000:vfio_migration_set_state  (a) new state STOP_COPY, recover state RUNNING\n",
+    "11.1": "2027-01-15T08:00:00.000000Z vfio_migration_set_state (a) new state STOP_COPY, recover state RUNNING\n",
+}
+
+
+@pytest.mark.parametrize("version", SPINS)
+def test_a_qemu_that_waits_leaves_few_events(version: str, tmp_path: Path) -> None:
+    """Of 10 000 equal answers of two devices the first and the last stand, and how many are left out."""
+
+    def turn(number: int, left: int) -> str:
+        stamp = datetime.fromtimestamp(1700000000 + number / 100, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        return "".join(
+            SPINS[version].format(seconds=1700000000 + number / 100, stamp=stamp, device=device, left=left)
+            for device in ("a", "b")
+        )
+
+    log = tmp_path / "trace.log"
+    log.write_text(
+        "".join(turn(number, 700) for number in range(10_000))
+        + "".join(turn(number, 800) for number in range(10_000, 10_003))
+        + LATER[version]
+    )
+    events = parse_trace(log)
+    lines = log.read_text().count("\n")
+    assert len(events) + sum(event.repeated for event in events) == lines
+    assert len(events) == 6 * (1 + KEPT_REPEATS + 1) + 6 * 3 + 1
+    times = [event.time or 0.0 for event in events]
+    assert times == sorted(times)
+    for device in ("a", "b"):
+        exact = [one for one in events if one.kind is Kind.PENDING_EXACT and one.device == device]
+        assert [one.values["stop_copy"] for one in exact] == [700] * (2 + KEPT_REPEATS) + [800] * 3
+        last = exact[1 + KEPT_REPEATS]
+        assert last.repeated == 10_000 - 2 - KEPT_REPEATS
+        assert last.time == pytest.approx(1700000099.99)
+        assert last.to_json()["repeated"] == last.repeated
+    assert "repeated" not in events[0].to_json()
+    assert states_set(events) == ["STOP_COPY"]
+
+
+def test_what_is_moved_is_never_left_out(tmp_path: Path) -> None:
+    """Reads of one size are each a read, and end a row of equal answers."""
+    answer = "2026-11-26T16:32:22.700000Z vfio_save_iterate (a) precopy initial size 0 precopy dirty size 9\n"
+    block = "2026-11-26T16:32:22.700000Z vfio_save_block (a) data_size 4096\n"
+    log = tmp_path / "trace.log"
+    log.write_text((block + answer) * 100)
+    events = parse_trace(log)
+    assert [event.kind for event in events] == [Kind.BLOCK, Kind.ITERATE] * 100
+    assert not any(event.repeated for event in events)
 
 
 @pytest.mark.parametrize(("exact", "kind"), [(0, Kind.PENDING_ESTIMATE), (1, Kind.PENDING_EXACT)])
