@@ -41,6 +41,7 @@ def sentence(
     remaining: float | None = None,
     threshold: float | None = None,
     *,
+    all_read: bool = False,
     unless: str = "",
     transfer_note: str = "",
     threshold_note: str = "",
@@ -50,10 +51,14 @@ def sentence(
     not converging: dirty rate 4 MiB/s > transfer rate 1 MiB/s (ratio 0.25), remaining 4 MiB > threshold 2 MiB
 
     Args:    dirty, transfer: bytes a second. remaining, threshold: bytes. What is None is not known.
+             all_read: nothing is left that can be sent in PRE_COPY.
              unless: why it is too early for a verdict, if known.
              transfer_note, threshold_note: what follows these numbers, in brackets.
     """
-    if dirty is None or transfer is None:
+    if all_read and remaining is not None and threshold is not None and remaining > threshold:
+        # QEMU sends nothing any more, and so measures no bandwidth; only the downtime limit is left.
+        text = "waiting: nothing is left for PRE_COPY, and STOP_COPY has too much"
+    elif dirty is None or transfer is None:
         text = "measuring rates"
     else:
         text = _VERDICTS[converging]

@@ -66,6 +66,25 @@ def test_converging_says_whether_it_fits() -> None:
     assert near.text.endswith("remaining 1 MiB <= threshold 2 MiB")
 
 
+def test_nothing_left_to_send_and_too_much_to_stop_with_is_said() -> None:
+    """A device whose stop_copy_length is above the threshold with all read: QEMU measures next to nothing."""
+    left = forecast(None, None, 14 * MIB) | {"initial_bytes": 0, "dirty_bytes": 0}
+    limits = Limits.of({}, 2000)
+    found = assess([left], {"ram": {"remaining": 0}}, 322 << 10, limits)
+    assert found.converging is None
+    assert found.precopy_bytes == 0
+    assert found.text == (
+        "waiting: nothing is left for PRE_COPY, and STOP_COPY has too much, "
+        "remaining 14 MiB > threshold 322 KiB (measured 161 KiB/s x 2000 ms)"
+    )
+    busy = assess([left, left | {"dirty_bytes": 4096}], {"ram": {"remaining": 0}}, 322 << 10, limits)
+    assert busy.text.startswith("measuring rates")
+    ram = assess([left], {"ram": {"remaining": 4096}}, 322 << 10, limits)
+    assert (ram.precopy_bytes, ram.text.startswith("measuring rates")) == (4096, True)
+    near = assess([left], {"ram": {"remaining": 0}}, 15 * MIB, limits)
+    assert near.text.startswith("measuring rates, remaining 14 MiB <= threshold")
+
+
 def test_devices_share_the_link() -> None:
     """Rates and remains of two devices are added; one device without rates leaves the question open."""
     both = assess([forecast(6 * MIB, 5 * MIB, MIB), forecast(2 * MIB, 5 * MIB, MIB)], {}, None)

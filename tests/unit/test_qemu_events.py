@@ -61,8 +61,8 @@ request switchover ack 0, exact 1, final 0
 """,
 }
 LATER = {
-    "10.0": "7@1800000000.000000:vfio_migration_set_state  (a) new state STOP_COPY, recover state RUNNING\n",
-    "11.1": "2027-01-15T08:00:00.000000Z vfio_migration_set_state (a) new state STOP_COPY, recover state RUNNING\n",
+    "10.0": "7@1800000000.000000:vfio_migration_set_state  (a) new state STOP_COPY, recover state STOP\n",
+    "11.1": "2027-01-15T08:00:00.000000Z vfio_migration_set_state (a) new state STOP_COPY, recover state X\n",
 }
 
 

@@ -64,6 +64,7 @@ class Convergence:
         remaining_bytes: device state, and the guest's RAM.
         ram_bytes: the part that is RAM. While much of it is left, QEMU reads little from devices.
         predicted_downtime_seconds: if the devices stopped now; their reads share the link.
+        precopy_bytes: what is left that can be sent before the stop, RAM included.
         limits: QEMU's limits that the figures are compared with.
     """
 
@@ -75,6 +76,7 @@ class Convergence:
     ram_bytes: int
     threshold_bytes: float | None
     predicted_downtime_seconds: float | None
+    precopy_bytes: int | None = None
     limits: Limits | None = None
 
     @property
@@ -87,6 +89,7 @@ class Convergence:
             self.transfer_rate_bytes_per_second,
             self.remaining_bytes,
             threshold,
+            all_read=self.precopy_bytes == 0,
             unless="QEMU sends RAM" if self.ram_bytes > (threshold or 0) else "",
             transfer_note=steps_note(limits.max_bandwidth) if limits else "",
             threshold_note=limits.threshold_note(threshold) if limits and threshold is not None else "",
@@ -120,6 +123,7 @@ def assess(
     transfer = _sum(forecasts, "transfer_rate_bytes_per_second")
     length = _sum(forecasts, "stop_copy_length_bytes")
     ram = reply.get("ram", {}).get("remaining", 0)
+    initial, pending = _sum(forecasts, "initial_bytes"), _sum(forecasts, "dirty_bytes")
     # One of several devices may be read slowly while the others are read; only the sum is meaningful.
     stuck = any(forecast["converging"] is False for forecast in forecasts)
     return Convergence(
@@ -131,5 +135,6 @@ def assess(
         ram_bytes=ram,
         threshold_bytes=threshold,
         predicted_downtime_seconds=_sum(forecasts, "predicted_downtime_seconds"),
+        precopy_bytes=None if initial is None or pending is None else initial + pending + ram,
         limits=limits,
     )
