@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
+from qemu.qmp import ConnectError, EventListener, ExecuteError, QMPClient, QMPError
+from qemu.qmp.qmp_client import GreetingError
 
 from vfu_dev.errors import LabError
 from vfu_dev.vm.process import PATIENCE_SECONDS
@@ -37,6 +38,8 @@ class Monitor:
         self.qmp_socket = qmp_socket
         self.events: list[dict[str, Any]] = []
         self._qmp = QMPClient(name)
+        # Its own negotiation takes an event that comes first for the answer (see `_connect`).
+        self._qmp.negotiate = False
         self._listener = EventListener()
         self._collector: asyncio.Task[None] | None = None
         self._changed = asyncio.Condition()
@@ -65,7 +68,28 @@ class Monitor:
         self._collector = asyncio.create_task(self._collect())
 
     async def _connect(self) -> None:
-        await self._qmp.connect(str(self.qmp_socket))
+        """Get the greeting, and leave QMP's mode of negotiation.
+
+        An event may come before the greeting, or between that and the answer to the first command: any
+        thread of QEMU sends events, and the monitor's own thread greets. QEMU 10.2, monitor/monitor.c,
+        monitor_qapi_event_emit: it reads `commands` without a lock, which until the greeting is not set, or
+        is that of the client before.
+        """
+        while True:
+            try:
+                await self._qmp.connect(str(self.qmp_socket))
+                break
+            except ConnectError as error:
+                if not self._is_early(error):
+                    raise
+            await asyncio.sleep(0.01)
+        greeting = self._qmp.greeting
+        oob = greeting is not None and "oob" in greeting.QMP.capabilities
+        await self._qmp.execute("qmp_capabilities", {"enable": ["oob"]} if oob else None)
+
+    def _is_early(self, error: ConnectError) -> bool:
+        """Say whether the same connection may succeed a moment later: another message came first."""
+        return isinstance(error.exc, GreetingError) and isinstance(error.exc.exc, KeyError)
 
     async def disconnect(self) -> None:
         """Hang up; QEMU goes on."""

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qemu.qmp import ConnectError, QMPError
-from qemu.qmp.qmp_client import GreetingError
 
 from vfu_dev.attach import make_front_end
 from vfu_dev.attach.preload import inherited_environment
@@ -215,19 +214,11 @@ class Qemu(Monitor):
         with contextlib.suppress(TimeoutError):
             await self.process.wait(0.5 if isinstance(error, TimeoutError) else STOP_SECONDS)
 
-    async def _connect(self) -> None:
-        # The socket exists before devices are realized; QEMU greets only afterwards, or dies trying.
-        while True:
-            try:
-                await self._qmp.connect(str(self.qmp_socket))
-                return
-            except ConnectError as error:
-                # Bound, but not listening yet: the window between two system calls of QEMU. Or an event of
-                # the VM's start came first: QEMU sends events to a monitor that it has not greeted yet.
-                early = isinstance(error.exc, ConnectionRefusedError | GreetingError)
-                if not early or not self.process.running:
-                    raise
-            await asyncio.sleep(0.01)
+    def _is_early(self, error: ConnectError) -> bool:
+        # The socket exists before devices are realized; QEMU greets only afterwards, or dies trying. Refused:
+        # bound, but not listening yet, the window between two system calls of QEMU.
+        early = isinstance(error.exc, ConnectionRefusedError) or super()._is_early(error)
+        return early and self.process.running
 
     def is_silent_under_kvm(self) -> bool:
         """Say whether KVM should run the guest and its kernel has not printed its first line."""

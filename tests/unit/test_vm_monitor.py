@@ -1,0 +1,94 @@
+"""A QEMU's monitor whose events come at the wrong moment, played by a server with that order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vfu_dev.vm.monitor import Monitor, QmpError
+
+VERSION = {"qemu": {"micro": 2, "minor": 2, "major": 10}, "package": ""}
+GREETING = {"QMP": {"version": VERSION, "capabilities": ["oob"]}}
+EVENT = {"timestamp": {"seconds": 1, "microseconds": 0}, "event": "RESUME"}
+
+
+class Server:
+    """A QMP server; `asked` are the commands that it got, of all its connections.
+
+    Args:    before: of each connection, what is sent before the greeting. after: what is sent after it.
+    """
+
+    def __init__(self, before: list[list[Any]], after: list[Any]) -> None:
+        self.before = before
+        self.after = after
+        self.connections = 0
+        self.asked: list[dict[str, Any]] = []
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection."""
+        early = self.before[min(self.connections, len(self.before) - 1)]
+        self.connections += 1
+        for message in [*early, GREETING, *self.after]:
+            writer.write(message if isinstance(message, bytes) else json.dumps(message).encode() + b"\n")
+        while command := await _command(reader):
+            self.asked.append(command)
+            answer: dict[str, Any] = {"return": {}}
+            if command["execute"] == "query-status":
+                answer = {"return": {"status": "running"}}
+            writer.write(json.dumps({**answer, "id": command["id"]}).encode() + b"\n")
+        writer.close()
+
+
+async def _command(reader: asyncio.StreamReader) -> dict[str, Any]:
+    """Return the next command, which no line ends; empty at the end."""
+    text = b""
+    while part := await reader.read(1):
+        text += part
+        if part == b"}" and text.count(b"{") == text.count(b"}"):
+            command: dict[str, Any] = json.loads(text)
+            return command
+    return {}
+
+
+async def talk(server: Server, folder: Path) -> Monitor:
+    """Connect to it, ask for the run state, and hang up."""
+    listening = await asyncio.start_unix_server(server.serve, folder / "qmp")
+    monitor = Monitor("source", folder / "qmp")
+    try:
+        await monitor.connect()
+        assert await monitor.run_state() == "running"
+        if server.after:
+            await monitor.wait_event("RESUME")
+    finally:
+        await monitor.disconnect()
+        listening.close()
+    return monitor
+
+
+def test_an_event_between_greeting_and_answer_is_an_event(tmp_path: Path) -> None:
+    """The negotiation ends well, and nothing is lost."""
+    server = Server([[]], [EVENT])
+    monitor = asyncio.run(talk(server, tmp_path))
+    assert [event["event"] for event in monitor.events] == ["RESUME"]
+    assert [command["execute"] for command in server.asked] == ["qmp_capabilities", "query-status"]
+    assert server.asked[0]["arguments"] == {"enable": ["oob"]}
+
+
+def test_an_event_before_the_greeting_means_once_more(tmp_path: Path) -> None:
+    """Of three connections the first two have an event first; the third one stays."""
+    server = Server([[EVENT], [EVENT], []], [])
+    asyncio.run(talk(server, tmp_path))
+    assert server.connections == 3
+    assert [command["execute"] for command in server.asked] == ["qmp_capabilities", "query-status"]
+
+
+def test_what_is_no_monitor_is_said_at_once(tmp_path: Path) -> None:
+    """Another protocol on the socket: an error that says so, after one connection."""
+    server = Server([[b"SSH-2.0-OpenSSH\r\n"]], [])
+    with pytest.raises(QmpError, match=r"source: QMP connect: .*Greeting"):
+        asyncio.run(talk(server, tmp_path))
+    assert server.connections == 1
