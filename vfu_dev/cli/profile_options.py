@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from vfu_dev.cli.completing import offer, profiles
 from vfu_dev.cli.params import NumberType
 from vfu_dev.errors import ConfigError
 
@@ -24,6 +25,7 @@ def profile_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--profile",
         default=None,
         metavar="NAME|FILE",
+        shell_complete=offer(profiles),
         help="Behave in migration as this profile says: sizes, times, features (vfu-dev docs replay).",
     )(command)
 
