@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,8 @@ from vfu_dev.cli.lab_run import run
 from vfu_dev.series.parts import Shard
 from vfu_dev.series.rows import COMPLETED, read_rows
 
-PAGE = (Path(__file__).parents[2] / "docs" / "many-machines.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "many-machines.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -66,6 +70,31 @@ def test_the_page_word_for_word(qemu: Path, library: Path, tmp_path: Path) -> No
     (refusal,) = re.findall(r"^vfu-dev: .*--across-machines.*$", said, re.MULTILINE)
     assert "made by left" in refusal
     assert "note: memory=512K: made by right" in said
+
+
+def test_without_dask_the_block_ends(tmp_path: Path) -> None:
+    """It shows what the scheduler said, and `lab run` says what it lacks; nothing waits for a file."""
+    (block,) = (one for one in blocks("sh") if "dask scheduler" in one)
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    program = bin_ / "vfu-dev"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m vfu_dev "$@"\n')
+    program.chmod(0o755)
+    (tmp_path / "sizes.toml").write_text(blocks("sh")[0].partition("EOF'\n")[2].partition("EOF\n")[0])
+    environment = os.environ | {"PATH": f"{bin_}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+    assert shutil.which("dask", path=environment["PATH"]) is None
+    done = subprocess.run(
+        ["bash", "-c", block.partition("kill $(jobs -p)")[0]],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert done.returncode not in (0, 127), done.stderr
+    assert "dask: command not found" in done.stdout
+    assert "cluster.json" in done.stderr
 
 
 @pytest.fixture
