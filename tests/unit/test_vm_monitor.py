@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vfu_dev.vm.monitor import Monitor, QmpError
+from vfu_dev.vm.monitor import KEPT_PASSES, PASS, Monitor, QmpError
 
 VERSION = {"qemu": {"micro": 2, "minor": 2, "major": 10}, "package": ""}
 GREETING = {"QMP": {"version": VERSION, "capabilities": ["oob"]}}
@@ -92,3 +92,12 @@ def test_what_is_no_monitor_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(QmpError, match=r"source: QMP connect: .*Greeting"):
         asyncio.run(talk(server, tmp_path))
     assert server.connections == 1
+
+
+def test_passes_without_end_leave_the_last(tmp_path: Path) -> None:
+    """Of 5000 passes in a row 1000 and the last stay, and what is no pass always."""
+    stamp = {"seconds": 1, "microseconds": 0}
+    passes = [{"timestamp": stamp, "event": PASS, "data": {"pass": number}} for number in range(1, 5001)]
+    monitor = asyncio.run(talk(Server([[]], [*passes, EVENT, passes[0]]), tmp_path))
+    found = [event["data"].get("pass") for event in monitor.events]
+    assert found[: KEPT_PASSES + 2] == [*range(1, KEPT_PASSES), 5000, None, 1][: KEPT_PASSES + 2]

@@ -16,6 +16,10 @@ from vfu_dev.errors import LabError
 from vfu_dev.vm.process import PATIENCE_SECONDS
 from vfu_dev.vm.trace import TraceEvent
 
+# A QEMU with nothing to send makes thousands of passes a second. Of those in a row the last stands for what
+# is beyond this number.
+PASS, KEPT_PASSES = "MIGRATION_PASS", 1000
+
 
 class QmpError(LabError):
     """QEMU refused a QMP command or is gone. Attributes: `command`, `reason`."""
@@ -30,7 +34,7 @@ class Monitor:
     """A connection to a QEMU's QMP socket.
 
     Attributes:
-        events: all QMP events since the connection, with Unix time.
+        events: all QMP events since the connection, with Unix time; see KEPT_PASSES.
     """
 
     def __init__(self, name: str, qmp_socket: Path) -> None:
@@ -41,6 +45,7 @@ class Monitor:
         # Its own negotiation takes an event that comes first for the answer (see `_connect`).
         self._qmp.negotiate = False
         self._listener = EventListener()
+        self._passes = 0  # in a row
         self._collector: asyncio.Task[None] | None = None
         self._changed = asyncio.Condition()
 
@@ -108,9 +113,17 @@ class Monitor:
                 "event": event["event"],
                 "data": event.get("data", {}),
             }
-            self.events.append(record)
+            self._keep(record)
             async with self._changed:
                 self._changed.notify_all()
+
+    def _keep(self, record: dict[str, Any]) -> None:
+        """Keep an event; of passes without end, with no other event between them, only the last one."""
+        self._passes = self._passes + 1 if record["event"] == PASS else 0
+        if self._passes > KEPT_PASSES:
+            self.events[-1] = record
+        else:
+            self.events.append(record)
 
     async def execute(self, command: str, **arguments: Any) -> Any:
         """Run a QMP command; underscores in argument names stand for hyphens.
