@@ -30,22 +30,15 @@ def offer(names: Callable[[], Iterable[str]], *, files: bool = True) -> Complete
     return complete
 
 
-def profiles() -> list[str]:
+def shipped_profiles() -> list[str]:
     """Return the names of the shipped profiles."""
     from vfu_dev.profile.shipped import shipped
 
     return shipped()
 
 
-def scenarios() -> list[str]:
+def shipped_scenarios() -> list[str]:
     """Return the names of the shipped scenarios."""
     from vfu_dev.series.scenario import shipped
 
     return shipped()
-
-
-def pages() -> list[str]:
-    """Return the names of the pages of the documentation."""
-    from vfu_dev.cli.docs import titles
-
-    return list(titles())

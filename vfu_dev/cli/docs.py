@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 import vfu_dev
-from vfu_dev.cli.completing import offer, pages
+from vfu_dev.cli.completing import offer
 from vfu_dev.cli.output import json_option, show_or_write
 from vfu_dev.cli.shape import Command
 from vfu_dev.errors import BuildError, ConfigError
@@ -41,7 +41,7 @@ def titles() -> dict[str, str]:
     help="Show PAGE of the documentation, or list the pages. Messages name them: `vfu-dev docs faults`.",
     examples=["vfu-dev docs", "vfu-dev docs faults"],
 )
-@click.argument("page", required=False, shell_complete=offer(pages, files=False))
+@click.argument("page", required=False, shell_complete=offer(titles, files=False))
 @click.option("--path", "only_path", is_flag=True, help="Print the path of the page, or of the folder.")
 @json_option("Write names, titles and paths of the pages as JSON", any_word=False)
 def command(page: str | None, only_path: bool, json_path: str | None) -> None:

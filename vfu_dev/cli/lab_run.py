@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vfu_dev.cli import EXIT_FAILED, EXIT_LESS
-from vfu_dev.cli.completing import offer, scenarios
+from vfu_dev.cli.completing import offer, shipped_scenarios
 from vfu_dev.cli.output import announced, json_option, write_json
 from vfu_dev.cli.qemu_options import asked_qemus, qemu_options
 from vfu_dev.cli.shape import TO_STDOUT, Command
@@ -61,7 +61,7 @@ def _changes(texts: tuple[str, ...]) -> dict[str, Any]:
         "vfu-dev lab run steady --dask tcp://scheduler:8786 --resume",
     ],
 )
-@click.argument("names", metavar="[NAME|FILE.toml]...", nargs=-1, shell_complete=offer(scenarios))
+@click.argument("names", metavar="[NAME|FILE.toml]...", nargs=-1, shell_complete=offer(shipped_scenarios))
 @qemu_options
 @click.option("--all", "everything", is_flag=True, help="Run every shipped scenario.")
 @out_option

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from vfu_dev.cli import EXIT_FAILED
-from vfu_dev.cli.completing import offer, profiles
+from vfu_dev.cli.completing import offer, shipped_profiles
 from vfu_dev.cli.output import json_option, possible, show_or_write, write_json
 from vfu_dev.cli.params import SECONDS_OR_ZERO
 from vfu_dev.cli.profile_record import record
@@ -171,7 +171,7 @@ def _value(key: str, text: str) -> Any:
         "vfu-dev profile show nic.toml --plot nic.png --json nic.json",
     ],
 )
-@click.argument("file", metavar="NAME|FILE", shell_complete=offer(profiles))
+@click.argument("file", metavar="NAME|FILE", shell_complete=offer(shipped_profiles))
 @click.option(
     "--plot",
     metavar="FILE.png|FILE.svg",
@@ -229,8 +229,8 @@ def _print(profile: Any) -> None:
     cls=Command,
     examples=["vfu-dev profile diff old.toml new.toml", "vfu-dev profile diff a.toml b.toml --sizes 5"],
 )
-@click.argument("first", metavar="NAME|FILE", shell_complete=offer(profiles))
-@click.argument("second", metavar="NAME|FILE", shell_complete=offer(profiles))
+@click.argument("first", metavar="NAME|FILE", shell_complete=offer(shipped_profiles))
+@click.argument("second", metavar="NAME|FILE", shell_complete=offer(shipped_profiles))
 @click.option(
     "--sizes",
     type=_PARTS,
@@ -288,7 +288,7 @@ def diff(
 
 
 @command.command(cls=Command, examples=["vfu-dev profile fit nic.toml -o nic-fitted.toml"])
-@click.argument("file", metavar="NAME|FILE", shell_complete=offer(profiles))
+@click.argument("file", metavar="NAME|FILE", shell_complete=offer(shipped_profiles))
 @_output_option("Write the parametric profile")
 @json_option("Write what was fitted as JSON", any_word=False)
 def fit(file: str, output: str, json_path: str | None) -> None:

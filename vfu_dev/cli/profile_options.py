@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vfu_dev.cli.completing import offer, profiles
+from vfu_dev.cli.completing import offer, shipped_profiles
 from vfu_dev.cli.params import NumberType
 from vfu_dev.errors import ConfigError
 
@@ -25,7 +25,7 @@ def profile_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--profile",
         default=None,
         metavar="NAME|FILE",
-        shell_complete=offer(profiles),
+        shell_complete=offer(shipped_profiles),
         help="Behave in migration as this profile says: sizes, times, features (vfu-dev docs replay).",
     )(command)
 
