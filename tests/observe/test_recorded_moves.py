@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -88,14 +89,26 @@ def test_predictions_are_right_in_the_middle(group: str) -> None:
     ("choice", "share"),
     [
         pytest.param(has_two_cores, 0.85, id="two cores, undisturbed"),
-        pytest.param(undisturbed, 0.75, id="undisturbed"),
-        pytest.param(lambda move: True, 0.6, id="everything, a busy machine included"),
+        pytest.param(undisturbed, 0.8, id="undisturbed"),
+        pytest.param(lambda move: undisturbed(move) and move.cores == 1, 0.65, id="one core, undisturbed"),
+        pytest.param(lambda move: True, 0.7, id="everything, a busy machine included"),
     ],
 )
 def test_most_predictions_are_close(choice: Choice, share: float) -> None:
     """Within a fifth of what was measured or 5 ms, whichever is more."""
     found = chosen(choice)
     assert share_close(found) >= share, far(found)
+
+
+def test_a_busy_machine_is_predicted_as_well_as_by_another_move_of_the_scene() -> None:
+    """Two moves of one scene agree in half of the cases there: no estimator can be asked for more."""
+    found = chosen(lambda move: not undisturbed(move))
+    agree = []
+    for one in found:
+        others = [two.measured for two in found if two.move.kind == one.move.kind and two is not one]
+        agree.append(replace(one, predicted=statistics.median(others)).close)
+    assert 0.4 < statistics.fmean(agree) < 0.6
+    assert share_close(found) >= statistics.fmean(agree), far(found)
 
 
 @pytest.mark.parametrize("kind", SCENES)

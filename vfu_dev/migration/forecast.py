@@ -14,10 +14,11 @@ order.
 stop-copy rate: what the client reads when it does nothing else. Before the stop QEMU sends RAM between two
 reads, and sleeps to keep its bandwidth limit; both are pauses, and they end with the stop. The time between
 reads without such pauses is the pace: it holds the link, the other end, and the other work of both machines.
+The work of the guest and of QEMU's other threads is part of it, and ends with the stop as well.
 If a pause follows every read, no pace can be measured. QEMU 10.2.2 (qemu_savevm_state_iterate) gives
 a device one read of 1 MiB for each turn over the RAM, and below 10 MiB/s one each 100 ms. The device's own
 share of a read, the time in the callback (`service`), can always be measured: the whole path takes
-PATH_FACTOR times that. `Forecaster.stop_copy_cost` combines the two.
+PATH_FACTOR times that. `Forecaster.stop_copy_cost` says which of the two counts.
 
 predicted downtime: the bytes left at that rate, a last scan of memory that the guest maps, and
 OVERHEAD_SECONDS for everything else. It covers this device alone: QEMU stops, saves and loads the devices of
@@ -34,9 +35,9 @@ measurements, over the moves in tests/data/moves.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 from vfu_dev.convergence import is_converging
 from vfu_dev.migration.meters import MIN_READ_BYTES, DirtyMeter, ReadMeter, Rounds
@@ -52,13 +53,16 @@ from vfu_dev.migration.stream import INDEX_BYTES
 OVERHEAD_SECONDS = 0.006
 # Time of the whole path per byte, as a multiple of the callback's (`ReadMeter.service_cost`): 6 to 8
 # on these 2 cores, 4.6 to 5.7 on one of them, 2.8 to 3.4 for mapped memory, which the callback also copies.
-PATH_FACTOR = 7.0
-# A pace up to this factor slower than the path measures the same thing on a busy machine. A slower pace means
-# a slow link, or pauses after most reads.
+PATH_FACTOR = 6.0
+# A steady pace slower than this multiple of the path is that of a link. The guest's own work made a steady pace
+# up to 1.65 times as slow as the path, on one core.
+_SLOW_LINK = 1.7
+# An irregular pace up to this factor slower than the path measures the same thing on a busy machine. A slower
+# one has pauses after most reads. A path this factor slower than the pace is wrong: the callback does other work.
 _CONTRADICTION = 2.0
-# Pace over path measures how crowded the machine is, and what delays reads delays the rest: with other work
-# on these two cores both took 2 to 2.5 times as long. The overhead is scaled by a factor within these bounds.
-_CROWDED = (0.9, 2.0)
+# What delays reads irregularly delays the rest of a stop. The overhead is scaled by pace over path up to this
+# factor: with other work on these two cores both took 2 to 2.5 times as long.
+_MOST_CROWDED = 2.0
 
 # Number of earlier migrations kept; a stop-copy shorter than this teaches nothing about the path.
 _REMEMBERED, _LEARNT_BYTES = 5, 8 << 20
@@ -90,6 +94,23 @@ def page_stream_bytes(pages: int, page_size_bytes: int) -> int:
     return pages * (page_size_bytes + INDEX_BYTES)
 
 
+class _Cost(NamedTuple):
+    """What a byte takes in STOP_COPY, and what is known of the machine and the link.
+
+    Attributes:
+        nanoseconds: None before the first read.
+        crowded: factor by which other work delays the rest of the stop; 1 if that is not known.
+        of_link: whether it is the pace of a link, or of a client that keeps a limit.
+    """
+
+    nanoseconds: float | None
+    crowded: float = 1.0
+    of_link: bool = False
+
+
+_UNKNOWN = _Cost(None)
+
+
 @dataclass
 class _Stop:
     """A device that stands still: since when, what was predicted, and how it has been read since."""
@@ -97,8 +118,7 @@ class _Stop:
     stopped_ns: int
     predicted_seconds: float | None = None
     service_cost: float | None = None
-    cost: float | None = None
-    crowded: float = 1.0
+    cost: _Cost = _UNKNOWN
     first_ns: int = 0  # when the first read of STOP_COPY began
     last_ns: int = 0  # when the last read ended, one without data included
     read_bytes: int = 0
@@ -197,7 +217,7 @@ class Forecaster:
     def stop(self, now_ns: int) -> None:
         """Note that the device stopped: the prediction of now is compared with the measurement later."""
         _, predicted = self.estimate(surely=False)
-        self._stop = _Stop(now_ns, predicted, self.reads.service_cost, *self._costs())
+        self._stop = _Stop(now_ns, predicted, self.reads.service_cost, self._cost())
 
     @property
     def predicted_seconds(self) -> float | None:
@@ -210,10 +230,11 @@ class Forecaster:
         assert stop is not None, "it was not stopped"
         downtime_seconds = (now_ns - stop.stopped_ns) / 1e9
         reading_ns = stop.last_ns - stop.first_ns
-        # A client that keeps a bandwidth limit pauses after the last read, too.
-        foreseen_ns = stop.read_bytes * (stop.cost or 0.0)
+        # A client that keeps a bandwidth limit pauses after the last read, too. A path that was taken for
+        # slower than it is must not shorten the rest.
+        foreseen_ns = stop.read_bytes * (stop.cost.nanoseconds or 0.0) if stop.cost.of_link else 0.0
         rest_seconds = downtime_seconds - max(reading_ns, foreseen_ns) / 1e9 - self._scan_seconds
-        self.overhead_seconds.add(max(0.0, rest_seconds) / stop.crowded)
+        self.overhead_seconds.add(max(0.0, rest_seconds) / stop.cost.crowded)
         if stop.service_cost is not None and stop.read_bytes >= _LEARNT_BYTES:
             self.path_factor.add(reading_ns / stop.read_bytes / stop.service_cost)
         return downtime_seconds
@@ -222,35 +243,43 @@ class Forecaster:
     def stop_copy_cost(self) -> float | None:
         """Nanoseconds per byte once the client does nothing but read; None before its first read.
 
-        It is the geometric mean of pace and path: the pace includes the guest's own work, the path ignores a
-        crowded machine. If a link is slower than both, its cost counts instead.
+        A link slower than the path counts alone, and so does a pace that varies from read to read: other work
+        goes on after the stop. A steady pace that is not a link's holds the guest's own work, which ends with
+        the stop. There, and without a pace, the path counts.
         """
-        return self._costs()[0]
+        return self._cost().nanoseconds
 
-    def _costs(self) -> tuple[float | None, float]:
-        """Return `stop_copy_cost`, and how crowded the machine is: 1 if that is not known."""
+    def _cost(self) -> _Cost:
         reads = self.reads
         service, pace = reads.service_cost, reads.pace
-        if service is None or pace is None:
-            return pace if service is None else self.path_factor.value * service, 1.0
+        if service is None:
+            return _Cost(pace, of_link=True)
         path = self.path_factor.value * service
-        if pace > _CONTRADICTION * path:
-            # Unless earlier stops showed how fast the link is: then there is RAM between all reads.
-            if self.path_factor.is_measured:
-                return path, 1.0
-            # A link, or the quickest reads: on a crowded machine a link is not steady.
-            pace = reads.link_cost or reads.quick_cost
+        if pace is None:
+            return _Cost(path)
+        is_slow = pace > _CONTRADICTION * path
+        # Unless earlier stops showed how fast the link is: then there is RAM between all reads.
+        if is_slow and self.path_factor.is_measured:
+            return _Cost(path)
+        link = reads.link_cost
+        if link is not None:
+            if link > _SLOW_LINK * path:
+                return _Cost(link, of_link=True)
+            return _Cost(min(path, _CONTRADICTION * link))
+        # Without a steady link it is the quickest reads: on a crowded machine a link is not steady.
+        if is_slow:
+            pace = reads.quick_cost
             if pace > _CONTRADICTION * path:
-                return pace, 1.0
-        least, most = _CROWDED
-        return math.sqrt(pace * path), min(most, max(least, pace / path))
+                return _Cost(pace, of_link=True)
+        crowded = min(_MOST_CROWDED, max(1.0, pace / path))
+        return _Cost(min(_CONTRADICTION * pace, max(pace, path)), crowded)
 
     def estimate(self, *, surely: bool = True) -> tuple[float | None, float | None]:
         """Return the estimated seconds in STOP_COPY and the predicted downtime, for a stop now.
 
         Args:    surely: return None for a figure that further reads may well change.
         """
-        (cost, crowded), length = self._costs(), self.length_bytes
+        (cost, crowded, _), length = self._cost(), self.length_bytes
         over = self.overhead_seconds.value * crowded + self._scan_seconds
         if length is None:
             return None, None
