@@ -85,8 +85,8 @@ def now(page: Layout) -> None:
     page.add(
         stat(
             "Converges",
-            "NO: the client read as much as was left, asked again, and there was no less. Nothing: it cannot"
-            " be told, as while QEMU sends RAM first.",
+            "NO: the client read as much as was left, asked again, and there was no less. Empty: not"
+            " known, as while QEMU sends RAM first.",
             f"vfu_migration_converging{D}",
             "short",
             [("red", None), ("green", 1)],
@@ -392,7 +392,7 @@ def outcomes(page: Layout) -> None:
     page.add(
         bars(
             "Downtime",
-            "How many outgoing migrations took up to so many seconds.",
+            "Outgoing migrations by duration: each bucket counts those that took at most its seconds.",
             "{{le}}",
             ended("vfu_migration_downtime_seconds_bucket", "le"),
             buckets=True,

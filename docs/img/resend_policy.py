@@ -3,7 +3,7 @@
     python docs/img/resend_policy.py [FILE.png]
 
 Nothing is modelled but the writer: a real `SaveSession` over a real `DeviceMemory` is read in steps of
-256 KiB, and between two steps the writer writes to so many pages. Time is therefore counted in what the link
+256 KiB, and between two steps the writer writes pages. Time is therefore counted in what the link
 carried. The link's share that the writer needs is given as `LOAD`: below 1 it converges in the end.
 """
 
@@ -31,7 +31,7 @@ STEP_BYTES = 256 * 1024
 # Writes a step, as a share of the pages that a step carries.
 LOADS = (0.75, 3.0)
 HOT_SHARE, HOT_PAGES = 0.9, PAGES // 20
-ROUNDS = 4.0  # the memory's size is sent so many times at most
+ROUNDS = 4.0  # at most this multiple of the memory's size is sent
 
 Writer = Callable[[int], npt.NDArray[np.intp]]
 

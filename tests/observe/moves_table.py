@@ -15,8 +15,9 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
 from movekit import MOVES, Replayed, read_moves, replay  # noqa: E402
 
-BEGIN = "<!-- begin: python tests/observe/moves_table.py docs/predictions.md -->\n"
-END = "<!-- end of moves -->\n"
+from vfu_dev.generated import renewed  # noqa: E402
+
+COMMAND = "python tests/observe/moves_table.py docs/predictions.md"
 # File of moves -> what to call it.
 MACHINES = {
     "two-cores": "2 cores, undisturbed",
@@ -90,12 +91,15 @@ def tables() -> str:
     return text
 
 
+def with_tables(document: str) -> str:
+    """Return `document` with both tables renewed."""
+    return renewed(document, COMMAND, tables())
+
+
 def main() -> None:
     """Write the tables into the files named as arguments."""
     for path in map(Path, sys.argv[1:]):
-        before, begin, rest = path.read_text().partition(BEGIN)
-        _, end, after = rest.partition(END)
-        path.write_text(before + begin + tables() + end + after)
+        path.write_text(with_tables(path.read_text()))
 
 
 if __name__ == "__main__":

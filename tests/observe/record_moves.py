@@ -38,7 +38,7 @@ DEVICE = ("--device", f"{HERE / 'recorded_device.py'}:RecordedDevice")
 
 
 def pages(rate: float) -> Workload:
-    """Return a load that writes so many pages a second, anywhere."""
+    """Return a load that writes `rate` pages a second, anywhere."""
     return Workload("uniform", rate_pages=rate) if rate else Workload("idle")
 
 

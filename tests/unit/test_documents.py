@@ -197,7 +197,7 @@ def test_every_command_line_that_a_page_shows_parses(
 
 
 def test_the_pages_show_commands() -> None:
-    """So many that nothing hides from the test above."""
+    """Enough that nothing hides from the test above."""
     assert len(LINES) > 80
     assert len(EXAMPLES) > 40
     assert {page.name for page in PAGES} >= {"README.md", "cookbook.md", "load.md", "commands.md"}

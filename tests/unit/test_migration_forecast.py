@@ -245,7 +245,7 @@ class Mover:
         monkeypatch.setattr(time, "perf_counter_ns", lambda: round(self.now_ms * MS))
 
     def read(self, interval_ms: float, stored: int = MIB, service_ms: float = 0.4) -> None:
-        """Read 1 MiB, so long after the read before."""
+        """Read 1 MiB, `interval_ms` after the read before."""
         self.now_ms += interval_ms
         self.observer.read(MIB, stored, round((self.now_ms - service_ms) * MS), 0)
 
@@ -346,7 +346,7 @@ def at_rates(transfer_ms: float, dirty_bytes: int) -> Forecaster:
 
 
 def round_of(forecaster: Forecaster, read_bytes: int, left_bytes: int) -> None:
-    """Have the client read so much and ask what is left."""
+    """Have the client read `read_bytes` and ask what is left."""
     forecaster.rounds.read(read_bytes)
     forecaster.rounds.ask(left_bytes)
 

@@ -239,7 +239,7 @@ TestOldStreamMachine = OldStreamMachine.TestCase
 
 
 def test_initial_falls_to_zero_before_dirty_does() -> None:
-    """`initial_limit_bytes` splits what was written: so much initial, the rest dirty from the start."""
+    """`initial_limit_bytes` splits what was written: that part is initial, the rest dirty from the start."""
     box = filled(initial_limit_bytes=10 * PAGE)
     box.migration.set_state(S.PRE_COPY)
     info = box.migration.precopy_info()

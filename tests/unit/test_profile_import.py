@@ -500,7 +500,7 @@ def test_no_pattern_can_look_at_a_text_twice() -> None:
 
 
 class _Endless(io.RawIOBase):
-    """A log of so many bytes that is made while it is read."""
+    """A log of `size` bytes that is made while it is read."""
 
     def __init__(self, size: int) -> None:
         self.left = size

@@ -39,7 +39,7 @@ def sizes(*points: tuple[int, int]) -> Value[Distribution]:
 
 
 class Clock:
-    """Seconds that go on when they are told."""
+    """A clock that stands still until `advance` moves it."""
 
     def __init__(self) -> None:
         self.now = 0.0

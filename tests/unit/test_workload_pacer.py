@@ -76,7 +76,7 @@ def test_slices_do_not_matter(spec: Workload, times: list[int]) -> None:
 
 
 def expected(spec: Workload, elapsed_ns: int) -> list[int]:
-    """Writes of each phase after so long, by walking through the phases one after the other."""
+    """Writes of each phase after `elapsed_ns`, by walking through the phases one after the other."""
     if not spec.phases:
         return [schedule_of(spec).count(elapsed_ns)]
     active = [0] * len(spec.phases)

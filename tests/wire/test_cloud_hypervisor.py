@@ -59,7 +59,7 @@ class CloudHypervisor:
         socket.send_fds(self.socket, [message], list(fds)) if fds else self.socket.sendall(message)
 
     def read(self, count: int) -> bytes:
-        """Read exactly so many bytes. Raises: EOFError, with what came."""
+        """Read exactly `count` bytes. Raises: EOFError, with what came."""
         data = b""
         while len(data) < count:
             piece = self.socket.recv(count - len(data))

@@ -84,7 +84,7 @@ def lasting(library: Path) -> Iterator[dict[str, RunningServer]]:
 
 
 def watch_until(made: ClientWorkload, writes: int) -> None:
-    """Wait until a load has made so many writes, with `keep_writing`, which is asked to stop then."""
+    """Wait until a load has made `writes` writes, with `keep_writing`, which is asked to stop then."""
     stop = Stop()
     keep_writing(
         made, PATIENCE_SECONDS, stop, lambda found: found.writes >= writes and stop.ask(signal.SIGINT)

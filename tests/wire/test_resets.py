@@ -177,7 +177,7 @@ def test_a_failed_load_is_left_by_a_function_reset_too(other: RunningServer) -> 
 
 
 def test_a_function_reset_needs_no_library_of_ours(farm: ServerFactory) -> None:
-    """Upstream's version 2 is not told of it, and does not have to be: the device is reset."""
+    """Upstream's version 2 gets no notice, and needs none: the device is reset."""
     reduced = artifact("libvfio-user-reduced", build=True)
     with farm("--library", str(reduced), memory=str(MEMORY_BYTES)).connect() as device:
         device.region_write(BAR0, SCRATCH, NOTE)

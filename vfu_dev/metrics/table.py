@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from vfu_dev.generated import renewed
 from vfu_dev.metrics.collector import ALL_METRICS
 from vfu_dev.metrics.families import DEVICE_LABEL
 
-BEGIN = "<!-- begin: python -m vfu_dev.metrics.table docs/metrics.md -->\n"
-END = "<!-- end -->\n"
+COMMAND = "python -m vfu_dev.metrics.table docs/metrics.md"
 
 
 def table() -> str:
@@ -27,11 +27,7 @@ def table() -> str:
 
 def with_table(document: str) -> str:
     """Return `document` with the table between its two markers renewed."""
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError("the document lacks the markers of the table")
-    return before + begin + table() + end + after
+    return renewed(document, COMMAND, table())
 
 
 if __name__ == "__main__":

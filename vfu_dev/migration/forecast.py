@@ -54,11 +54,12 @@ OVERHEAD_SECONDS = 0.006
 # Time of the whole path per byte, as a multiple of the callback's (`ReadMeter.service_cost`): 6 to 8
 # on these 2 cores, 4.6 to 5.7 on one of them, 2.8 to 3.4 for mapped memory, which the callback also copies.
 PATH_FACTOR = 6.0
-# A steady pace slower than this multiple of the path is that of a link. The guest's own work made a steady pace
-# up to 1.65 times as slow as the path, on one core.
+# A steady pace slower than this multiple of the path is that of a link. The guest's own work made a steady
+# pace up to 1.65 times as slow as the path, on one core.
 _SLOW_LINK = 1.7
 # An irregular pace up to this factor slower than the path measures the same thing on a busy machine. A slower
-# one has pauses after most reads. A path this factor slower than the pace is wrong: the callback does other work.
+# one has pauses after most reads. A path this factor slower than the pace is wrong: the callback does other
+# work.
 _CONTRADICTION = 2.0
 # What delays reads irregularly delays the rest of a stop. The overhead is scaled by pace over path up to this
 # factor: with other work on these two cores both took 2 to 2.5 times as long.

@@ -25,7 +25,7 @@ class Tolerance:
 
     Attributes:
         size_part: of sizes and rates, a part of the larger one; 0: not at all.
-        time_part, time_least: of times, a part of the larger one, or so many seconds if that is more.
+        time_part, time_least: of times, a part of the larger one, or `time_least` seconds if that is more.
     """
 
     size_part: float = 0.0

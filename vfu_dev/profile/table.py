@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from vfu_dev.generated import renewed
 from vfu_dev.profile.kinds import Kind, keys_of
 from vfu_dev.profile.model import Calls, Profile, Reinit
 from vfu_dev.profile.reading import TABLES
 
-BEGIN = "<!-- begin: python -m vfu_dev.profile.table docs/profiles.md -->\n"
-END = "<!-- end -->\n"
+COMMAND = "python -m vfu_dev.profile.table docs/profiles.md"
 
 
 def _rows(prefix: str, cls: Any) -> Iterable[tuple[str, Kind, bool, str]]:
@@ -43,11 +43,7 @@ def table() -> str:
 
 def with_table(document: str) -> str:
     """Return `document` with the table between its two markers renewed."""
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError("the document lacks the markers of the table")
-    return before + begin + table() + end + after
+    return renewed(document, COMMAND, table())
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import math
 
 from vfu_dev.profile.values import Curve, Distribution
 
-# So many different values are kept as they are; of more, groups are, each a fifth wide.
+# Up to this number of different values are kept as they are; of more, groups are, each a fifth wide.
 EXACT_VALUES = 32
 _GROUP_RATIO = 2**0.25
 # A curve has at most twice this before every second point is dropped.

@@ -93,11 +93,11 @@ class DirtyLaw:
         return int(self._pending)
 
     def add(self, count: int) -> None:
-        """Make so many bytes dirty besides: a REINIT that the client does not know of."""
+        """Make `count` more bytes dirty: a REINIT that the client does not know of."""
         self._pending += count
 
     def took(self, count: int) -> None:
-        """Note that so many bytes were read."""
+        """Note that `count` bytes were read."""
         self._pending -= count
 
 

@@ -36,7 +36,7 @@ Hold = Callable[[float | None, Callable[[], bool]], None]
 
 
 class UnavailableError(StateError):
-    """The profile's device does not have this; `errno` is what the client is told."""
+    """The profile's device does not have this; `errno` is in the reply to the client."""
 
     def __init__(self, what: str, number: int) -> None:
         super().__init__(f"the profile's device {what}")

@@ -199,7 +199,7 @@ class ReplaySave:
         return max(1, min(drawn, max_bytes))
 
     def _made_up(self, kind: FrameKind, count: int) -> list[Vectors]:
-        """Return a frame of `count` bytes, header included, or so many pads."""
+        """Return a frame of `count` bytes, header included; without room for one, zero bytes."""
         if count < HEADER.size:
             return [self._keep(bytes(count))]
         pieces = self._content.pieces(count - HEADER.size)
