@@ -26,6 +26,9 @@ LIVE = (
     "live-page-phone.png",
     "live-page-destination.png",
     "live-page-stuck.png",
+    "report-page.png",
+    "report-page-dark.png",
+    "report-page-phone.png",
 )
 
 
@@ -63,11 +66,12 @@ def make_report(name: str, command: str) -> None:
 
 
 def make_live() -> None:
-    """Have the tests of the live page keep their screenshots."""
-    argv = [sys.executable, "-m", "pytest", "-q", "tests/observe/test_page.py", "-k", "picture"]
+    """Have the tests of the live page and of the report's page keep their screenshots."""
+    tests = [f"tests/observe/test_{name}.py" for name in ("page", "report_page")]
+    argv = [sys.executable, "-m", "pytest", "-q", *tests, "-k", "picture"]
     environment = os.environ | {"VFU_DEV_UPDATE_PICTURES": "1"}
     if subprocess.run(argv, cwd=ROOT, env=environment, check=False).returncode:
-        sys.exit("the live page's tests failed")
+        sys.exit("the tests of the pages failed")
 
 
 def main() -> None:

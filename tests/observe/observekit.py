@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import json
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from serverkit import RunningServer
 
 Browser = Callable[..., str]
+
+PICTURES = Path(__file__).parents[2] / "docs" / "img"
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+PHONE_WIDTH = 390
+# What the documents show, and what nobody has to look at in vain: dark, and as wide as a phone. The end of a
+# picture's name -> options of the browser.
+_DESK = "--window-size=1180,910"
+LOOKS = {
+    "": (_DESK,),
+    "-dark": (_DESK, "--blink-settings=preferredColorScheme=0"),
+    "-phone": (f"--window-size={PHONE_WIDTH},1580",),
+}
+
+
+def take_picture(address: str, browse: Browser, folder: Path, name: str, *options: str) -> None:
+    """Check a screenshot; VFU_DEV_UPDATE_PICTURES=1 puts it into docs/img."""
+    picture = (PICTURES if os.environ.get("VFU_DEV_UPDATE_PICTURES") else folder) / name
+    browse(address, f"--screenshot={picture}", *options)
+    assert picture.read_bytes().startswith(PNG_MAGIC)
+    assert picture.stat().st_size > 20_000  # an empty page is smaller
+    assert (PICTURES / name).exists()
 
 
 @dataclass

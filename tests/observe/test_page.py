@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 import pytest
 from contrastkit import contrast
 from moves import CONVERGES, CONVERGES_SLOWLY, DOES_NOT_CONVERGE, move, moving
-from observekit import Browser, Pair
+from observekit import LOOKS, Browser, Pair, take_picture
 from serverkit import wait_until
 
 import vfu_dev
 from vfu_dev.uapi import DeviceState
 
 PAGE = Path(vfu_dev.__file__).parent / "metrics" / "page.html"
-PICTURES = Path(__file__).parents[2] / "docs" / "img"
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
 def url(pair: Pair) -> str:
@@ -117,28 +114,11 @@ def test_contrast_of_the_page_is_enough(ground: str) -> None:
             assert contrast(colours[name], colours[under]) >= 3, (name, under)
 
 
-# What the documents show, and what nobody has to look at in vain: dark, and as wide as a phone.
-LOOKS = {
-    "live-page.png": ("--window-size=1180,910",),
-    "live-page-dark.png": ("--window-size=1180,910", "--blink-settings=preferredColorScheme=0"),
-    "live-page-phone.png": ("--window-size=390,1580",),
-}
-
-
-def take_picture(address: str, browse: Browser, folder: Path, name: str, *options: str) -> None:
-    """Check a screenshot; VFU_DEV_UPDATE_PICTURES=1 puts it into docs/img."""
-    picture = (PICTURES if os.environ.get("VFU_DEV_UPDATE_PICTURES") else folder) / name
-    browse(address, f"--screenshot={picture}", *options)
-    assert picture.read_bytes().startswith(PNG_MAGIC)
-    assert picture.stat().st_size > 20_000  # an empty page is smaller
-    assert (PICTURES / name).exists()
-
-
 def test_the_pictures_of_a_migration_that_converged(pair: Pair, browse: Browser, tmp_path: Path) -> None:
     """Light, dark and 390 pixels wide; and the destination's."""
     move(pair.source, pair.destination, CONVERGES_SLOWLY)
-    for name, options in LOOKS.items():
-        take_picture(url(pair), browse, tmp_path, name, *options)
+    for look, options in LOOKS.items():
+        take_picture(url(pair), browse, tmp_path, f"live-page{look}.png", *options)
     there = f"http://127.0.0.1:{pair.other_web.port}/"
     take_picture(there, browse, tmp_path, "live-page-destination.png", "--window-size=1180,570")
 
@@ -147,4 +127,4 @@ def test_the_picture_of_one_that_does_not(pair: Pair, browse: Browser, tmp_path:
     with moving(pair.source, pair.destination, DOES_NOT_CONVERGE):
         # Three times over all of the memory: what a pass leaves is what the next one finds.
         wait_until(lambda: pair.web.status()["sequence"] > 120, "twelve seconds of it", 60)
-        take_picture(url(pair), browse, tmp_path, "live-page-stuck.png", *LOOKS["live-page.png"])
+        take_picture(url(pair), browse, tmp_path, "live-page-stuck.png", *LOOKS[""])
