@@ -33,6 +33,7 @@ GROUND = {
     "logs",
     "sizes",
     "toml_source",
+    "generated",
     "uapi",
     "whole",
 }
