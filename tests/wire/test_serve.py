@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,36 @@ def test_impossible_options_are_one_line_and_leave_nothing(
     assert text in result.stderr
     assert "Traceback" not in result.stderr
     assert not path.exists()
+
+
+# `vfu-dev serve` with so many descriptors free, all modules loaded: imports fail in a way of Python's own.
+FEW_DESCRIPTORS = """
+import os, resource, sys
+import vfu_dev.cli.serve, vfu_dev.server
+free, socket = int(sys.argv[1]), sys.argv[2]
+first = os.dup(0)
+os.close(first)
+resource.setrlimit(resource.RLIMIT_NOFILE, (first + free, first + free))
+vfu_dev.cli.main(["serve", "--socket", socket, "--memory", "64K"])
+"""
+
+
+@pytest.mark.parametrize("free", range(4))
+def test_a_server_without_free_descriptors_says_so(library: Path, short_tmp: Path, free: int) -> None:
+    """Wherever it finds out: one line that names the limit, and never that something is not built."""
+    done = subprocess.run(
+        [sys.executable, "-c", FEW_DESCRIPTORS, str(free), str(short_tmp / "s")],
+        env=os.environ | {"VFU_DEV_LIBVFIO_USER": str(library)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert done.returncode in (1, 2), done.stderr
+    assert done.stderr.startswith("vfu-dev: ")
+    assert done.stderr.endswith("Too many open files (see ulimit -n)\n")
+    assert len(done.stderr.splitlines()) == 1
+    assert list(short_tmp.iterdir()) == []
 
 
 class Failing(ReferenceDevice):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -98,6 +99,9 @@ def _show_version(ctx: click.Context) -> None:
     ctx.exit()
 
 
+_DESCRIPTORS = "see ulimit -n"
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and end with its exit status (docs/commands.md); an error is one line on stderr.
 
@@ -125,5 +129,8 @@ def main(argv: list[str] | None = None) -> None:
         if error.name is None or error.name.partition(".")[0] == __name__.partition(".")[0]:
             raise
         text, status = missing_text(error.name), EXIT_FAILED
+    # Most say what could not be done and why; none knows that this cause has a remedy.
+    if os.strerror(errno.EMFILE) in text and _DESCRIPTORS not in text:
+        text += f" ({_DESCRIPTORS})"
     click.echo(f"vfu-dev: {text}", err=True)
     sys.exit(status)
