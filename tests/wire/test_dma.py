@@ -523,6 +523,31 @@ def test_logging_starts_with_the_kernels_structure(device: VfioUserDevice) -> No
     assert int.from_bytes(device.migration.dma_logging_report(RAM, MIB), "little") == 1 << 7
 
 
+def test_the_log_of_a_region_ends_with_the_region(device: VfioUserDevice) -> None:
+    """A report after DMA_UNMAP succeeds and has no bit, so a client asks before; other regions keep theirs."""
+    device.dma_map(0x10000, 64 * KIB)
+    kept, gone = RAM, RAM + MIB
+    device.dma_map(kept, MIB)
+    region = device.dma_map(gone, MIB)
+    driver = Driver(device)
+
+    def write_both() -> None:
+        for address in (kept, gone):
+            assert driver.one(Op.TO_GUEST, address=address, offset=0, length=64).status is Status.DONE
+
+    def pages(address: int) -> int:
+        return int.from_bytes(device.migration.dma_logging_report(address, MIB), "little")
+
+    device.migration.dma_logging_start([])
+    write_both()
+    assert (pages(kept), pages(gone)) == (1, 1)
+    write_both()
+    device.dma_unmap(region)
+    assert (pages(gone), pages(kept)) == (0, 1)
+    device.dma_map(gone, MIB)  # a region of that address that comes later has a log of its own
+    assert pages(gone) == 0
+
+
 @pytest.mark.parametrize("mode", [1 << 2, 1 << 3])
 def test_access_modes_of_the_specification_are_taken(device: VfioUserDevice, mode: int) -> None:
     """With a file the device reaches the memory; without one it is EINVAL."""
