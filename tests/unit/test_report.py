@@ -296,6 +296,7 @@ def test_other_files_are_refused_in_words(tmp_path: Path, content: str | None, w
         ({"devices": ...}, "the result has no 'devices'"),
         ({"qemu": ...}, "the result has no 'qemu'"),
         ({"devices": 7}, "the result holds something unexpected"),
+        ({"started": 1e308}, "the result holds something unexpected"),  # beyond every clock
     ],
 )
 def test_a_result_of_another_version_or_shape_is_one_line(

@@ -83,7 +83,7 @@ def blaming(path: Path) -> Iterator[None]:
         yield
     except KeyError as error:
         raise ConfigError(f"{path}: the result has no {error}") from error
-    except (TypeError, AttributeError, IndexError, ValueError) as error:
+    except (TypeError, AttributeError, IndexError, ValueError, ArithmeticError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path}: the result holds something unexpected: {error}") from error
