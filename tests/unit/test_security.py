@@ -22,7 +22,10 @@ def test_the_tables_are_read() -> None:
 
 def test_every_promise_and_every_limit_names_its_test() -> None:
     """A row without one is a promise that nothing checks."""
-    for heading, rows_at_least in (("What is promised", 19), ("What a peer can make the server allocate", 13)):
+    for heading, rows_at_least in (
+        ("What is promised", 19),
+        ("What a peer can make the server allocate", 13),
+    ):
         section = TEXT.split(f"\n## {heading}\n")[1].split("\n## ")[0]
         rows = [line for line in section.splitlines() if line.startswith("|")][2:]
         assert len(rows) >= rows_at_least

@@ -524,9 +524,9 @@ def test_logging_starts_with_the_kernels_structure(device: VfioUserDevice) -> No
 
 
 def test_the_log_of_a_region_ends_with_the_region(device: VfioUserDevice) -> None:
-    """A report after DMA_UNMAP succeeds and has no bit, so a client asks before; other regions keep theirs."""
+    """A report after DMA_UNMAP succeeds and has no bit, so a client asks before; others keep theirs."""
     device.dma_map(0x10000, 64 * KIB)
-    kept, gone = RAM, RAM + MIB
+    gone, kept = RAM + MIB, RAM
     device.dma_map(kept, MIB)
     region = device.dma_map(gone, MIB)
     driver = Driver(device)

@@ -18,6 +18,7 @@ import pytest
 from serverkit import PATIENCE_SECONDS, RunningServer, ServerFactory, run_vfu_dev, wait_until
 
 from vfu_dev import libvfio_user
+from vfu_dev.client import ClientCommandError
 from vfu_dev.device import Bar
 from vfu_dev.device.reference import ReferenceDevice
 from vfu_dev.errors import ConfigError, VfuDevError
@@ -260,24 +261,39 @@ def test_digest_of_a_quiet_device_is_stable(serve: ServerFactory) -> None:
     assert all(result["stable"] for result in results)
 
 
+def flood_is_summed_up(server: RunningServer, about: str, count: int) -> None:
+    """Wait until the log's few lines that hold `about` account for `count` of them, no more and no less."""
+
+    def told() -> list[dict[str, Any]]:
+        lines = server.log().splitlines()
+        entries = [json.loads(line) for line in lines if line.startswith("{")]
+        return [entry for entry in entries if about in entry["message"]]
+
+    def accounted() -> bool:
+        return sum(1 + entry.get("left_out", 0) for entry in told()) >= count
+
+    wait_until(accounted, "the flood is summed up")
+    assert sum(1 + entry.get("left_out", 0) for entry in told()) == count
+    assert len(told()) < count // 10
+
+
 def test_a_guest_that_hammers_on_a_register_does_not_fill_the_log(serve: ServerFactory) -> None:
     """MSI-X is off, so each write is an interrupt that gets nowhere; the log says how many there were."""
     server, count = serve("--log-format", "json"), 3000
     with server.connect() as device:
         for _ in range(count):
             device.region_write(VFIO_PCI_BAR0_REGION_INDEX, IRQ_RAISE, bytes(4))
+        flood_is_summed_up(server, "interrupt", count)
 
-        def told() -> list[dict[str, Any]]:
-            lines = server.log().splitlines()
-            entries = [json.loads(line) for line in lines if line.startswith("{")]
-            return [entry for entry in entries if "interrupt" in entry["message"]]
 
-        def accounted() -> bool:
-            return sum(1 + entry.get("left_out", 0) for entry in told()) >= count
-
-        wait_until(accounted, "the flood is summed up")
-        assert sum(1 + entry.get("left_out", 0) for entry in told()) == count
-        assert len(told()) < count // 10
+def test_a_client_that_sends_nonsense_does_not_fill_the_log(serve: ServerFactory) -> None:
+    """Each message of a command that does not exist is refused; the log says how many there were."""
+    server, count = serve("--log-format", "json"), 3000
+    with server.connect() as device:
+        for _ in range(count):
+            with pytest.raises(ClientCommandError):
+                device.connection.call(99)
+        flood_is_summed_up(server, "99", count)
 
 
 def test_the_server_takes_the_descriptors_that_it_may(serve: ServerFactory) -> None:
