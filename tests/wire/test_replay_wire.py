@@ -15,8 +15,10 @@ from serverkit import RunningServer, ServerFactory, run_vfu_dev, wait_until
 
 from vfu_dev.client import VfioUserDevice
 from vfu_dev.client.frames import ClientCommandError
-from vfu_dev.profile import read_profile
+from vfu_dev.profile import Distribution, Value, read_profile
+from vfu_dev.profile.model import Calls
 from vfu_dev.profile.shipped import FOLDER, shipped
+from vfu_dev.replay.pace import more_seconds
 from vfu_dev.uapi import DeviceState, MigrationFlags
 
 HEAD = 'version = 1\nname = "test"\norigin = "made-up"\n'
@@ -105,6 +107,49 @@ def test_a_move_takes_at_least_what_the_profile_says(served: Callable[..., Runni
         assert [one["profile"] for one in replays] == ["test", "test"]
         assert [one["overshoot_bytes"] for one in replays] == [0, 0]
         assert replays[0]["calls"] == 5 + 2 + len(sizes)
+
+
+SIZED = """
+[initial]
+bytes = { assumed = "80K" }
+[stop_copy]
+kind = "following"
+extra_bytes = { assumed = "32K" }
+[reads]
+buffer_bytes = { assumed = "16K" }
+[reads.initial]
+bytes = { assumed = "16K" }
+seconds = { assumed = 0.1 }
+[writes.initial]
+bytes = { assumed = "16K" }
+seconds = { assumed = 0.1 }
+"""
+
+
+def test_a_call_of_other_sizes_is_never_faster_than_the_recorded_ones(
+    served: Callable[..., RunningServer],
+) -> None:
+    """A quarter of a recorded call takes all of its time; four of them at once that of four."""
+    source, destination = (served(SIZED, name=name).connect() for name in ("source", "destination"))
+    with source, destination:
+        source.migration.set_state(DeviceState.PRE_COPY)
+        destination.migration.set_state(DeviceState.RESUMING)
+        for asked, least in ((4 << 10, 0.1), (16 << 10, 0.1), (60 << 10, 0.375)):
+            began = time.monotonic()
+            data = source.migration.read(asked)
+            assert time.monotonic() - began >= least
+            assert len(data) == asked
+            assert seconds(destination.migration.write, data) >= least
+
+
+@pytest.mark.parametrize(("count", "more"), [(0, 0.0), (100, 0.0), (1000, 0.0), (2500, 0.3), (4000, 0.6)])
+def test_a_larger_call_takes_further_recorded_ones(count: int, more: float) -> None:
+    """As many as the bytes beyond the largest one make; a smaller call takes no less."""
+    spread = Distribution(((10.0, 1), (1000.0, 3)))
+    times = Distribution(((0.1, 1), (0.3, 1)))
+    calls = Calls(Value.measured(spread), Value.measured(times))
+    assert more_seconds(calls, count) == pytest.approx(more)
+    assert more_seconds(Calls(seconds=Value.measured(times)), count) == 0.0
 
 
 def refused(function: Callable[[], object]) -> int:

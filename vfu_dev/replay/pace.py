@@ -1,5 +1,8 @@
 """The times of a replay: a layer around a device's callbacks, in which each call takes what the profile says.
 
+A recorded call limits the time of others. One of fewer bytes takes no longer: what part of its time each byte
+has is not known, so the whole is kept. One of more bytes takes no longer than several recorded ones.
+
 A call that took longer by itself is late: this machine cannot keep the profile. `Pace` counts such calls.
 """
 
@@ -17,6 +20,7 @@ from vfu_dev.memory.kernels import Vectors
 from vfu_dev.migration.engine import Migration
 from vfu_dev.migration.fsm import SAVING_GROUP, Action, TransitionError
 from vfu_dev.profile import Distribution, Profile, Value
+from vfu_dev.profile.model import Calls
 from vfu_dev.profile.session import PHASES, Phase
 from vfu_dev.replay.contention import SharedResource, lock_path
 from vfu_dev.replay.draw import Draw, draw_of
@@ -60,6 +64,13 @@ class Pace:
     waited_seconds: float = 0.0
 
 
+def more_seconds(calls: Calls, count: int) -> float:
+    """Return what a call of `count` bytes takes beyond one recorded call: what more of them for the rest take."""
+    if calls.bytes is None or calls.seconds is None:
+        return 0.0
+    return max(0.0, count / max(1.0, calls.bytes.value.highest) - 1.0) * calls.seconds.value.mean
+
+
 class _Arc:
     """An arc of a profile as this device goes along it."""
 
@@ -97,8 +108,11 @@ class PacedCallbacks:
         }
         self._sides = ("source", "destination")  # the likelier one first
         self._route: list[DeviceState] = []  # the rest of the arcs whose time has passed already
-        self._reads = {phase: draw_of(getattr(profile.reads, phase).seconds) for phase in PHASES}
-        self._writes = {phase: draw_of(getattr(profile.writes, phase).seconds) for phase in PHASES}
+        self._draws = {
+            (operation, phase): draw_of(getattr(phases, phase).seconds)
+            for operation, phases in (("read", profile.reads), ("write", profile.writes))
+            for phase in PHASES
+        }
         self._first: set[tuple[str, str]] = set()  # operations and phases of this session that had a call
         self._held = known(profile.contention.part)
         name = profile.contention.resource
@@ -152,13 +166,15 @@ class PacedCallbacks:
             until = time.monotonic() + _TRY_SECONDS  # `hold` returns before it if nobody waits
             self._hold(_TRY_SECONDS, over)
 
-    def _call_seconds(self, operation: str, phase: Phase, calls: Any, draw: Draw | None) -> float:
-        """Return how long this call takes; the first one of a phase may have a time of its own."""
+    def _call_seconds(self, operation: str, phase: Phase, count: int) -> float:
+        """Return how long a call of `count` bytes takes; the first of a phase may have a time of its own."""
+        calls: Calls = getattr(self._profile.reads if operation == "read" else self._profile.writes, phase)
+        draw = self._draws[operation, phase]
         first = (operation, phase) not in self._first
         self._first.add((operation, phase))
-        if first and calls.first_seconds is not None:
-            return known(calls.first_seconds)
-        return 0.0 if draw is None else draw()
+        own = first and calls.first_seconds is not None
+        seconds = known(calls.first_seconds) if own else draw() if draw is not None else 0.0
+        return seconds + more_seconds(calls, count)
 
     # --- callbacks ----------------------------------------------------------------------------------------
 
@@ -196,44 +212,46 @@ class PacedCallbacks:
                     return one.draw()
         return 0.0
 
-    def _before_read(self) -> tuple[float, Phase]:
-        saving = self._sessions.saving
+    def _before_read(self) -> tuple[float, Phase, int]:
+        saving, overshot = self._sessions.saving, self._sessions.overshoot_bytes
         if saving is None:
-            return time.monotonic(), "dirty"
+            return time.monotonic(), "dirty", overshot
         if not saving.ready:
             raise UnavailableError("has no initial data yet", errno.ENOMSG)
-        return time.monotonic(), saving.phase
+        return time.monotonic(), saving.phase, overshot
 
-    def _after_read(self, began: float, phase: Phase, stored: int) -> None:
+    def _after_read(self, before: tuple[float, Phase, int], stored: int) -> None:
+        began, phase, overshot = before
         if stored:
-            calls = getattr(self._profile.reads, phase)
-            self._paced("read", began, self._call_seconds("read", phase, calls, self._reads[phase]))
+            # The profile's device has no bytes beyond the profile's: they take no time.
+            count = stored - (self._sessions.overshoot_bytes - overshot)
+            self._paced("read", began, self._call_seconds("read", phase, count))
 
     def read_into(self, buffer: memoryview) -> int:
         """Serve MIG_DATA_READ in its time."""
-        began, phase = self._before_read()
+        before = self._before_read()
         stored = self.next.read_into(buffer)
-        self._after_read(began, phase, stored)
+        self._after_read(before, stored)
         return stored
 
     def gather(self, count: int) -> Vectors | None:
         """Serve MIG_DATA_READ in its time, without a copy."""
-        began, phase = self._before_read()
+        before = self._before_read()
         vectors = self.next.gather(count)
         if vectors is not None:
-            self._after_read(began, phase, int(vectors[:, 1].sum()))
+            self._after_read(before, int(vectors[:, 1].sum()))
         return vectors
 
     def write(self, data: memoryview) -> None:
         """Serve MIG_DATA_WRITE in its time."""
         began, receiving = time.monotonic(), self._sessions.receiving
-        ends = 0 if receiving is None else receiving.initial_ends
+        ends, own = (0, 0) if receiving is None else (receiving.initial_ends, receiving.own_bytes)
         self.next.write(data)
         if receiving is None:
             return
         phase = receiving.phase
-        calls = getattr(self._profile.writes, phase)
-        seconds = self._call_seconds("write", phase, calls, self._writes[phase])
+        # How much of the device's own state the profile has no room for is known at the source alone.
+        seconds = self._call_seconds("write", phase, len(data) - (receiving.own_bytes - own))
         # What did not arrive in PRE_COPY is loaded from what STOP_COPY has.
         if receiving.initial_ends > ends or (phase == "stop_copy" and not receiving.loaded):
             seconds += known(self._profile.loading.initial_seconds)

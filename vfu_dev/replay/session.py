@@ -277,14 +277,19 @@ class ReplayResume:
         self.phase: Phase = "initial"  # of the last frame, one of PHASES
         self.loaded = False  # whether the time for loading initial data has passed
         self.received_bytes = 0
+        self.own_bytes = 0  # of them: the device's own state
         self._state = ResumeSession(contents)
-        self._reader = FrameReader(self._state.write, self._framed)
+        self._reader = FrameReader(self._own, self._framed)
         self._failure: StreamError | None = None
 
     @property
     def digest(self) -> str | None:
         """Of the device's own state, once it was verified."""
         return self._state.digest
+
+    def _own(self, data: memoryview) -> None:
+        self.own_bytes += len(data)
+        self._state.write(data)
 
     def _framed(self, kind: FrameKind) -> None:
         match kind:
