@@ -175,9 +175,11 @@ def _length(found: Comparison, profile: Profile, again: Profile, entering: float
         if said is not None and said.mark is Mark.MEASURED:
             found.same(key, said.value, extra)
         elif said is not None:
-            # The length is asked for first: what becomes dirty until the other answer makes it less.
+            # The length is asked for first: what becomes dirty until the other answer is in that one alone.
             found.holds(
-                key, known(said) <= extra, f"exceeds what is left by {known(said)}, not {extra} bytes"
+                key,
+                (said.lowest or 0) <= extra <= (said.highest or 0),
+                f"exceeds what is left by {said.lowest} to {said.highest}, not {extra} bytes",
             )
     elif got.kind == "steps" and got.steps is not None:
         points = got.steps.value

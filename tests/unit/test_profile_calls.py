@@ -146,3 +146,35 @@ def test_any_lines_are_calls_or_errors(calls: list[str]) -> None:
                 reader.tell(call)
             except TraceError:
                 continue
+
+
+BUSY = [
+    (50, "set-state 6 = 0"),
+    (1, "precopy-info = 0 65536 0 0"),
+    (4, "read 1048576 = 65536"),
+    (1, "data-size = 0 5000"),
+    (1, "precopy-info = 0 0 4100 0"),
+    (1, "data-size = 0 9000"),
+    (1, "precopy-info = 0 0 8050 0"),
+    (1, "data-size = 0 12000"),
+    (1, "precopy-info = 0 0 11300 0"),
+]
+
+
+def test_what_becomes_dirty_between_two_answers_is_within_the_bounds(tmp_path: Path) -> None:
+    """A device whose length is what is left and 1000: each time, 50 to 300 bytes came between the answers.
+
+    A question just before the length's makes the bound narrower: less can have come since then.
+    """
+    wide = imported(tmp_path, text_of(BUSY)).stop_copy
+    assert (wide.kind, wide.extra_bytes) == ("following", Value.bounded(at_least=700, at_most=3950))
+    asked = [*BUSY[:-2], (1, "precopy-info = 0 0 10950 0"), *BUSY[-2:]]
+    narrow = imported(tmp_path, text_of(asked)).stop_copy
+    assert narrow.extra_bytes == Value.bounded(at_least=700, at_most=1050)
+
+
+def test_one_answer_is_no_measurement_where_data_became_dirty(tmp_path: Path) -> None:
+    busy = imported(tmp_path, text_of(BUSY[:5])).stop_copy
+    assert busy.extra_bytes == Value.bounded(at_least=900, at_most=5000)
+    quiet = [*BUSY[:2], (1, "data-size = 0 66536"), BUSY[1]]
+    assert imported(tmp_path, text_of(quiet)).stop_copy.extra_bytes == Value.measured(1000)

@@ -167,7 +167,7 @@ def _length(one: Outgoing, lengths: tuple[int, int]) -> StopCopy:
     low, high = lengths
     if low == high and one.lengths_seen > 1:
         return StopCopy(kind="constant", bytes=Value.measured(low))
-    if (extra := _extra(one, low, high)) is not None and (one.lengths_seen > 1 or extra.value < low):
+    if (extra := _extra(one, low, high)) is not None and (one.lengths_seen > 1 or min(one.extras) < low):
         return StopCopy(kind="following", extra_bytes=extra)
     if low == high:
         return StopCopy(kind="constant", bytes=Value.measured(low))
@@ -180,20 +180,22 @@ def _extra(one: Outgoing, low: int, high: int) -> Value[int] | None:
     """Return by how much the length exceeds what is left, if it follows it.
 
     The length is asked for first, and what becomes dirty until the other answer is in that one alone. Most of
-    the time nothing does, or the differences are small.
+    the time nothing does. Else each difference is too low, by no more than what became dirty.
     """
     extra, times = max(one.extras.items(), key=lambda item: item[1])
     least, most = min(one.extras), max(one.extras)
     # Whatever else makes a difference is a length that goes its own way, such as one that jumps.
     explained = most == extra and extra - least <= one.dirtied_most + one.reinit_bytes
-    if extra >= 0 and times > one.lengths_seen / 2 and explained:
+    highest = max(most, round(one.extra_most or 0))
+    sure = times > 1 or highest == extra
+    if extra >= 0 and times > one.lengths_seen / 2 and explained and sure:
         return Value.measured(extra)
     end = one.dirtied.end_seconds
     between = one.dirtied_last / end * BETWEEN_SECONDS if end else 0.0
     allowed = max(FOLLOWS_PART * high, MOVES_PART * (high - low), between)
     if most - least > allowed or most < -allowed or len(one.extras) >= MAX_EXTRAS:
         return None
-    return Value.bounded(at_least=max(0, least), at_most=max(0, most))
+    return Value.bounded(at_least=max(0, least), at_most=max(0, highest))
 
 
 def _reads(source: History | None) -> Reads:

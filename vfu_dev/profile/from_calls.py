@@ -165,6 +165,7 @@ class CallReader:
             return
         if history.state in PRE_COPY:
             self._lengths[call.device] = (call.end, call.answered[0])
+            history.length_asked()
         else:
             history.length_before(call.answered[0])
 

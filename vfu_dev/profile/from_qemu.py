@@ -111,6 +111,7 @@ class QemuReader:
                 device.asks_length = True
                 _says_size(history, numbers["ret"] == 0, measured=True)
                 device.length = numbers["stop_copy"] if numbers["ret"] == 0 else None
+                history.length_asked()
                 if history.state not in PRE_COPY:
                     history.length_before(device.length)
                     device.length = None

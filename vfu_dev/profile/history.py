@@ -189,8 +189,13 @@ class History:
         """The device says stop_copy_length outside PRE_COPY; it counts if a migration begins next."""
         self._length_before = length if self.state in (None, DeviceState.RUNNING) else None
 
+    def length_asked(self) -> None:
+        """The client asks for stop_copy_length next, and then for what is left."""
+        if (one := self._now()) is not None:
+            one.appeared_before = one.appeared
+
     def length(self, at: float | None, length: int, left: int) -> None:
-        """The device says stop_copy_length; `left` is initial_bytes + dirty_bytes at the same moment."""
+        """The device said stop_copy_length, and then `left`, which is initial_bytes + dirty_bytes."""
         one = self._now()
         if one is None or self.state not in PRE_COPY:
             return
@@ -199,6 +204,10 @@ class History:
         one.length_range = (min(low, length), max(high, length))
         if len(one.extras) < MAX_EXTRAS or length - left in one.extras:
             one.extras[length - left] = one.extras.get(length - left, 0) + 1
+        # What appeared between the two answers is in `left` alone. No more did than since the answer before.
+        most = length - left + max(0.0, one.appeared - one.appeared_before)
+        one.extra_most = most if one.extra_most is None else min(one.extra_most, most)
+        one.appeared_before = one.appeared
         if at is not None and one.precopy_at is not None:
             one.lengths.add(max(0.0, at - one.precopy_at), length)
 

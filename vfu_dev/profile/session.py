@@ -91,6 +91,8 @@ class Outgoing:
         initial_left: initial_bytes still to be read.
         dirtied: curve of bytes that became dirty, net.
         lengths: curve of stop_copy_length. extras: it less what was left then -> how often.
+        extra_most: what it can have exceeded what was left by, where that is always the same; None: not seen.
+        appeared_before: what had become dirty, or initial again, at the last answer before the length's.
     """
 
     whole: bool
@@ -111,12 +113,19 @@ class Outgoing:
     lengths: CurveKeeper = field(default_factory=CurveKeeper)
     length_range: tuple[int, int] | None = None
     extras: dict[int, int] = field(default_factory=dict)
+    extra_most: float | None = None
+    appeared_before: float = 0.0
     lengths_seen: int = 0
     empty_with_initial: bool = False
     first_read_at: float | None = None
     unseen: bool = False  # data of STOP_COPY went where it is not seen: multifd
     completed: bool = False
     ended: bool = False
+
+    @property
+    def appeared(self) -> float:
+        """Bytes that became dirty, or initial again, until the last answer."""
+        return self.dirtied_last + self.reinit_bytes
 
 
 @dataclass

@@ -65,7 +65,7 @@ class Pace:
 
 
 def more_seconds(calls: Calls, count: int) -> float:
-    """Return what a call of `count` bytes takes beyond one recorded call: what more of them for the rest take."""
+    """Return what a call of `count` bytes takes beyond one recorded call: further ones for the rest."""
     if calls.bytes is None or calls.seconds is None:
         return 0.0
     return max(0.0, count / max(1.0, calls.bytes.value.highest) - 1.0) * calls.seconds.value.mean
