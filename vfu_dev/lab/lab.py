@@ -88,7 +88,7 @@ class Lab(Observer):
         row.update(self.route.sample())
         for step in self.policy.due(row, remaining_bytes(row)):
             self.reporter("phase", {"text": f"the policy sets {step_text(step)}"})
-            await self.source.qemu.execute("migrate-set-parameters", **step["parameters"])
+            await self.in_time(self.source.qemu.execute("migrate-set-parameters", **step["parameters"]))
         return row
 
     async def collect(self, result: MigrationResult) -> None:

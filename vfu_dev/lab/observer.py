@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from vfu_dev.client.digest import AUDIT_POLL_SECONDS, audit_over
 from vfu_dev.errors import LabError
@@ -26,6 +26,10 @@ SAMPLE_SECONDS = 0.05
 # Samples grow fewer as a migration grows longer: about this many for each factor of e in time.
 SAMPLES_KEPT = 400
 
+# How long QEMU's answer is waited for at the end of a wait, so that the last sample is of the end.
+ANSWER_SECONDS = 1.0
+
+T = TypeVar("T")
 MoveReporter = Callable[[str, dict[str, Any]], None]
 
 
@@ -93,6 +97,7 @@ class Observer(ABC):
         self.snapshots: list[Snapshot | None] = [None] * devices
         self.server_samples: list[list[Sample]] = [[] for _ in range(devices)]
         self.reporter: MoveReporter = reporter or (lambda what, data: None)
+        self._deadline: float | None = None  # of the wait that samples
 
     @property
     @abstractmethod
@@ -107,7 +112,7 @@ class Observer(ABC):
     async def sample(self) -> dict[str, Any]:
         """Sample QEMU and all servers, and keep the sample."""
         now = time.time()
-        migration = await self.source.qemu.migration()
+        migration = await self.in_time(self.source.qemu.migration())
         row: dict[str, Any] = {"time": now, "status": migration.get("status", "none"), "qemu": migration}
         row["source"], destination = await asyncio.gather(
             self.fetch_figures(), self.destination.fetch_figures()
@@ -118,6 +123,19 @@ class Observer(ABC):
         self._assess(row)
         self.reporter("sample", row)
         return row
+
+    async def in_time(self, answer: Awaitable[T]) -> T:
+        """Return the source's answer.
+
+        It is behind all events that were not read yet. A QEMU that makes pass after pass sends them faster
+        than they are read, so an answer may come after the limit of a wait.
+
+        Raises: TimeoutError: it did not come before the limit, nor within ANSWER_SECONDS.
+        """
+        if self._deadline is None:
+            return await answer
+        async with asyncio.timeout(max(ANSWER_SECONDS, self._deadline - time.monotonic())):
+            return await answer
 
     async def fetch_figures(self) -> list[dict[str, Any]]:
         """Fetch what the source's servers measured since the last time; one that is gone stays as it was.
@@ -153,7 +171,13 @@ class Observer(ABC):
         began = time.monotonic()
         deadline = began + limit
         while True:
-            row = await self.sample()
+            self._deadline = deadline
+            try:
+                row = await self.sample()
+            except TimeoutError as error:
+                raise TimeLimitError(f"{what}: not within {limit:g} s; QEMU did not answer") from error
+            finally:
+                self._deadline = None
             if condition(row):
                 return row
             if time.monotonic() > deadline:

@@ -134,7 +134,7 @@ class Watcher(Observer):
     async def sample(self) -> dict[str, Any]:
         """Ask both sides. Of a source that its owner ended the events say how the migration did."""
         try:
-            found = await self.source.qemu.execute("query-migrate-parameters")
+            found = await self.in_time(self.source.qemu.execute("query-migrate-parameters"))
             self._parameters = {key.replace("-", "_"): value for key, value in found.items()}
             return await super().sample()
         except QmpError:

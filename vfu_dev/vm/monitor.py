@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,8 @@ class Monitor:
         self._qmp = QMPClient(name)
         # Its own negotiation takes an event that comes first for the answer (see `_connect`).
         self._qmp.negotiate = False
+        # It warns of an answer that nobody waits for any more: one that came after a time limit.
+        self._qmp.logger.setLevel(logging.ERROR)
         self._listener = EventListener()
         self._passes = 0  # in a row
         self._collector: asyncio.Task[None] | None = None

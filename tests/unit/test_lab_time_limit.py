@@ -1,0 +1,120 @@
+"""The time limit of a move whose QEMU sends more events than are read: answers come behind all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vfu_dev.lab.host import Fetched
+from vfu_dev.lab.observer import Observer, TimeLimitError
+from vfu_dev.vm.monitor import PASS, Monitor
+from vfu_dev.vm.servers import ControlledServer
+
+GREETING = {
+    "QMP": {"version": {"qemu": {"micro": 2, "minor": 2, "major": 10}, "package": ""}, "capabilities": []}
+}
+STAMP = {"seconds": 1, "microseconds": 0}
+
+
+class SpinningQemu:
+    """A QMP server that makes passes: what it answers stands behind them until the migration is cancelled.
+
+    Attributes: asked: the commands that it got. late: how many answers stood behind passes.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.late = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection."""
+        behind: list[dict[str, Any]] = []
+        writer.write(json.dumps(GREETING).encode() + b"\n")
+        text = b""
+        while part := await reader.read(1):
+            text += part
+            if part != b"}" or text.count(b"{") != text.count(b"}"):
+                continue
+            command, text = json.loads(text), b""
+            self.asked.append(command["execute"])
+            cancelled = "migrate_cancel" in self.asked
+            status = {"status": "cancelled" if cancelled else "active"}
+            behind.append({"return": status, "id": command["id"]})
+            if command["execute"] != "query-migrate" or cancelled:
+                self.late += len(behind) - 1
+                writer.writelines(json.dumps(one).encode() + b"\n" for one in behind)
+                behind.clear()
+                continue
+            for number in range(100):
+                event = {"event": PASS, "data": {"pass": number}, "timestamp": STAMP}
+                writer.write(json.dumps(event).encode() + b"\n")
+        writer.close()
+
+
+class Source:
+    """A side that has a monitor, and no devices."""
+
+    servers: Sequence[ControlledServer] = ()
+
+    def __init__(self, qemu: Monitor) -> None:
+        self.qemu = qemu
+
+    async def fetch_figures(self) -> list[Fetched]:
+        """Return nothing: there are no devices."""
+        return []
+
+
+class Spinning(Observer):
+    """Observes it."""
+
+    timeout_seconds = 0.05
+
+    def __init__(self, qemu: Monitor) -> None:
+        super().__init__(0, None)
+        self.source = self.destination = Source(qemu)
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """None is set."""
+        return {}
+
+    @property
+    def downtime_limit_ms(self) -> int:
+        """QEMU's default."""
+        return 300
+
+
+def test_a_limit_ends_a_wait_whose_answer_is_behind_events(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ends before the answer came; the cancel is then sent, and the answer that comes late is nobody's."""
+    qemu = SpinningQemu()
+
+    async def spin() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        listening = await asyncio.start_unix_server(qemu.serve, tmp_path / "qmp")
+        monitor = Monitor("source", tmp_path / "qmp")
+        await monitor.connect()
+        try:
+            observer = Spinning(monitor)
+            with pytest.raises(TimeLimitError, match=r"not within 0\.05 s; QEMU did not answer"):
+                await observer.wait_final()
+            seen = list(observer.samples)
+            await monitor.execute("migrate_cancel")
+            return seen, await observer.wait_final(100.0)
+        finally:
+            await monitor.disconnect()
+            listening.close()
+
+    with caplog.at_level(logging.WARNING):
+        seen, last = asyncio.run(spin())
+    assert seen == []
+    assert qemu.asked == ["qmp_capabilities", "query-migrate", "migrate_cancel", "query-migrate"]
+    assert qemu.late == 1
+    assert last["status"] == "cancelled"
+    assert not caplog.records
