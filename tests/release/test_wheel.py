@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import email
 import json
+import os
 import platform
 import re
+import signal
 import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -25,6 +28,8 @@ from vfu_dev.builds.qemu_packages import SUITES
 from vfu_dev.client import ControlClient
 from vfu_dev.client.digest import audit_over
 from vfu_dev.errors import VfuDevError
+
+PAGE = Path(__file__).parents[2] / "docs" / "install.md"
 
 
 class Server:
@@ -247,6 +252,57 @@ def test_an_unmodified_qemu_migrates_the_device(
     status = wait_until(lambda: audit_over(found := source.status()) and found, "the audit is over")
     assert status["save"]["precopy_bytes"] > 0
     assert status["save"]["digest"] == destination.status()["resume"]["digest"]  # type: ignore[index]
+
+
+def page_block() -> str:
+    """Return the commands that docs/install.md shows for a wheel, without their prompts."""
+    (block,) = re.findall(r"^```console\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    return "".join(line.removeprefix("$ ") + "\n" for line in block.splitlines())
+
+
+def test_what_the_page_shows_works(wheel: Path, installed: Installed, short_tmp: Path) -> None:
+    """Its own lines, in an environment that has nothing yet: at last a QEMU has the device that was moved."""
+    try:
+        program = find_qemu(SUITES[-1].name, build=True).path
+    except VfuDevError as error:
+        pytest.skip(f"no QEMU of Debian's: {error}")
+    fresh = short_tmp / "fresh"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", fresh], check=True)
+    pip = f"{sys.executable} -m pip --disable-pip-version-check --quiet --python {fresh}/bin/python"
+    (fresh / "bin" / "pip").write_text(f'#!/bin/sh\nexec {pip} "$@"\n')
+    (fresh / "bin" / "pip").chmod(0o755)
+    (fresh / "bin" / "qemu-system-x86_64").symlink_to(program)
+    text = page_block()
+    assert text.count("/tmp/") >= 2
+    # The page ends with a QEMU that runs on; the commands before it have to succeed.
+    script = "set -e\n" + text.replace("/tmp/", f"{short_tmp}/")
+    path = os.pathsep.join([str(fresh / "bin"), "/usr/bin", "/bin"])
+    log = short_tmp / "log"
+    with log.open("w") as out:
+        shell = subprocess.Popen(
+            ["bash", "-x", "-c", script],
+            cwd=wheel.parent,
+            env=installed.environment | {"PATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def attached() -> dict[str, object] | None:
+        assert shell.poll() is None, log.read_text()
+        if "vfu-dev attach" not in log.read_text():
+            return None
+        with ControlClient(short_tmp / "b.sock.ctl", timeout_seconds=PATIENCE_SECONDS) as control:
+            status: dict[str, object] = control.status()
+        return status if status["connected"] else None
+
+    try:
+        status = wait_until(attached, "QEMU has the device")
+    finally:
+        os.killpg(shell.pid, signal.SIGKILL)
+        shell.wait(PATIENCE_SECONDS)
+    assert status["resume"]["status"] == "completed"  # type: ignore[index]
 
 
 def test_an_older_qemu_is_refused_in_words(
