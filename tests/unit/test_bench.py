@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,15 @@ from click.testing import CliRunner
 from schemakit import conforms
 
 from vfu_dev.bench import limits
-from vfu_dev.bench.figures import figure, in_turns, percentiles
+from vfu_dev.bench.figures import Effort, Figure, figure, in_turns, percentiles
 from vfu_dev.bench.limits import LIMITS, Limit
 from vfu_dev.bench.machine import OtherWork
+from vfu_dev.bench.peers import ARTIFACTS, Bench
+from vfu_dev.bench.raw import RawClient
 from vfu_dev.bench.run import CASES, FIGURES
 from vfu_dev.builds import BuildError, artifact
 from vfu_dev.cli.bench import command
+from vfu_dev.uapi import DeviceState
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "bench.md"
 
@@ -76,9 +80,8 @@ def test_the_document_names_every_figure_with_its_limit() -> None:
 def servers() -> None:
     """Have what the cases start."""
     try:
-        artifact("libvfio-user", build=True)
-        artifact("bench-peer", build=True)
-        artifact("bench-client", build=True)
+        for name in ARTIFACTS:
+            artifact(name, build=True)
     except BuildError as error:
         pytest.skip(str(error))
 
@@ -93,9 +96,42 @@ def test_every_case_measures_what_has_a_limit(tmp_path: Path) -> None:
     conforms("bench", result)
     figures = {one["name"]: one for one in result["figures"]}
     assert set(figures) == set(LIMITS)
+    assert result["failures"] == []
     assert all(one["ours"] > 0 and one["peer"] > 0 and one["ratio"] > 0 for one in figures.values())
     assert result["machine"]["cpus"] >= 1
     assert all(name in done.output for name in LIMITS)
+
+
+@pytest.mark.usefixtures("servers")
+def test_a_case_that_fails_loses_nothing_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its server ends behind its first figure: that figure, the failure and the next case are reported."""
+
+    def killed(bench: Bench, effort: Effort) -> Iterator[Figure]:
+        yield figure("stream-out-trap/rate", "MiB/s", [(1.0, 1.0)] * effort.rounds, "nobody")
+        server = bench.ours(effort.memory_mib)
+        with RawClient(server.socket) as client:
+            server.process.end()
+            client.set_state(DeviceState.PRE_COPY)
+        yield figure("stream-out-mmap/rate", "MiB/s", [(1.0, 1.0)] * effort.rounds, "nobody")
+
+    monkeypatch.setitem(CASES, "stream-out", killed)
+    monkeypatch.setattr(OtherWork, "share", lambda _: 0.0)
+    file = tmp_path / "bench.json"
+    done = CliRunner().invoke(
+        command, ["stream-out", "scan", "--quick", "--json", str(file)], catch_exceptions=False
+    )
+    assert done.exit_code == 1, done.output
+    result = json.loads(file.read_text())
+    conforms("bench", result)
+    names = [one["name"] for one in result["figures"]]
+    assert names == ["stream-out-trap/rate", "scan-mmap/gib", "scan-trap/gib"]
+    (failure,) = result["failures"]
+    assert (failure["case"], failure["missing"]) == ("stream-out", 1)
+    assert "the measuring client ended" in failure["error"]
+    assert not result["kept"]
+    assert re.search(r"^stream-out +FAILED: the measuring client ended", done.output, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

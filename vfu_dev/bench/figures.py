@@ -64,6 +64,21 @@ class Figure:
         return {**asdict(self), "limit": limit.ratio, "better": limit.better, "kept": self.kept}
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A case that ended early.
+
+    Attributes:
+        case: the key in CASES.
+        error: what ended it, as text.
+        missing: number of its figures that were not measured.
+    """
+
+    case: str
+    error: str
+    missing: int
+
+
 def in_turns(
     rounds: int, ours: Callable[[], T], peer: Callable[[], T], touched_bytes: int = 0
 ) -> list[tuple[T, T]]:

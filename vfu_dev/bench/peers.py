@@ -21,6 +21,10 @@ from vfu_dev.vm.servers import DeviceServer, ServerOptions
 POLL_SECONDS = 0.001
 
 
+# What is started in every case.
+ARTIFACTS = ("libvfio-user", "bench-peer", "bench-client")
+
+
 class BenchError(VfuDevError):
     """A measured server ended, or does not answer."""
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 
 from vfu_dev import JSON_VERSION, __version__
 from vfu_dev.bench import dma, forecast, front_ends, mmio, start, stream, through_qemu, window
-from vfu_dev.bench.figures import Effort, Figure
+from vfu_dev.bench.figures import Effort, Failure, Figure
 from vfu_dev.bench.machine import MOST_OTHER_WORK, OtherWork, awake, busy_core, machine, touch_memory
-from vfu_dev.bench.peers import Bench, bench
+from vfu_dev.bench.peers import ARTIFACTS, Bench, bench
+from vfu_dev.builds import artifact
 from vfu_dev.builds.qemu_binary import find_qemu
-from vfu_dev.errors import BuildError
+from vfu_dev.errors import BuildError, VfuDevError
 
 Case = Callable[[Bench, Effort], Iterator[Figure]]
 
@@ -70,31 +73,41 @@ def possible() -> tuple[list[str], str]:
 def run(
     names: Sequence[str],
     effort: Effort,
-    reporter: Callable[[Figure], None] = lambda _: None,
+    reporter: Callable[[Figure | Failure], None] = lambda _: None,
     *,
     with_busy_core: bool = False,
 ) -> dict[str, object]:
     """Measure the cases `names`; return the JSON object.
 
     Figures are judged (`judged`) only if the machine did almost no other work. Otherwise the ratios depend on
-    that work.
+    that work. A case that fails ends alone: the figures that it had, and all other cases, are in the object.
 
     Args:
-        reporter: called with each figure as it comes.
+        reporter: called with each figure as it comes, and with each failure.
         with_busy_core: keep one processor busy; such figures are not judged either.
 
-    Raises:  BuildError, BenchError, OSError: something cannot be measured.
+    Raises:  BuildError: what every case starts cannot be built.
     """
+    for name in ARTIFACTS:
+        artifact(name, build=True)
     before, began, others = machine(), time.time(), OtherWork()
-    figures, touched = [], 0
+    figures: list[Figure] = []
+    failures: list[Failure] = []
+    touched = 0
     with busy_core(with_busy_core), awake():
         for name in names:
             times = TOUCHED_THROUGH_QEMU if name.startswith("qemu") else TOUCHED
             touched = max(touched, touch_memory(times * effort.memory_mib << 20))
-            with bench() as one:
-                for figure in CASES[name](one, effort):
-                    figures.append(figure)
-                    reporter(figure)
+            measured = len(figures)
+            try:
+                with bench() as one:
+                    for figure in CASES[name](one, effort):
+                        figures.append(figure)
+                        reporter(figure)
+            except (VfuDevError, OSError, subprocess.SubprocessError) as error:
+                missing = FIGURES[name] - (len(figures) - measured)
+                failures.append(Failure(name, str(error) or type(error).__name__, missing))
+                reporter(failures[-1])
     other_work = others.share()
     return {
         "version": JSON_VERSION,
@@ -109,6 +122,8 @@ def run(
         "seconds": time.time() - began,
         "rounds": effort.rounds,
         "figures": [figure.to_json() for figure in figures],
+        "failures": [asdict(failure) for failure in failures],
         "judged": other_work <= MOST_OTHER_WORK and not with_busy_core,
-        "kept": all(figure.kept for figure in figures),
+        # A figure that is missing keeps no limit.
+        "kept": not failures and all(figure.kept for figure in figures),
     }

@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from vfu_dev.bench.figures import FULL, QUICK, Figure
+from vfu_dev.bench.figures import FULL, QUICK, Failure, Figure
 from vfu_dev.bench.limits import LIMITS
 from vfu_dev.bench.run import CASES, FIGURES, possible, run
 from vfu_dev.cli import EXIT_FAILED, EXIT_LESS
@@ -48,6 +48,7 @@ def command(
     Nearly every figure is a ratio to a device in C, both taken in turns, so that other work on the machine
     meets both. A line gives both sides, the median of the rounds' ratios with their quartiles, and the limit;
     a median beyond it is BROKEN. If the machine did other work meanwhile, figures are reported, not judged.
+    A case that fails is a line of its own; the others are measured, and the exit status is 1.
 
     CASEs: mmio, scraped, polled, precopy, stream-out, stream-in, window, scan, dma, start, forecast,
     front-ends, qemu, qemu-downtime. The last three go through this project's QEMU (vfu-dev build qemu).
@@ -64,18 +65,27 @@ def command(
 
     with console.status("measuring") as status:
 
-        def reporter(figure: Figure) -> None:
-            nonlocal came
+        def reporter(one: Figure | Failure) -> None:
+            nonlocal came, total
+            if isinstance(one, Failure):
+                total -= one.missing
+                if not console.is_terminal:
+                    console.print(_failed(one.case, one.error), markup=False, soft_wrap=True)
+                return
             came += 1
             far = format_left(came, total, came / (time.monotonic() - began))
             status.update(f"measuring: {format_count(came, 'figure')}, {far}")
             if not console.is_terminal:
-                console.print(f"{_line(figure)}  ({far})", markup=False, soft_wrap=True)
+                console.print(f"{_line(one)}  ({far})", markup=False, soft_wrap=True)
 
         effort = QUICK if quick else FULL
         result = run(names, effort, reporter, with_busy_core=with_busy_core)
+    failures = result["failures"]
+    assert isinstance(failures, list)
     if console.is_terminal:
         console.print(_table(result))
+        for one in failures:
+            console.print(_failed(one["case"], one["error"]), markup=False, soft_wrap=True, style="bold red")
     console.print(
         f"each case began with {result['touched_mib']} MiB or less of memory that the host had given already",
         markup=False,
@@ -84,6 +94,8 @@ def command(
     write_json(result, json_path)
     if not result["judged"]:
         console.print(_not_judged(result), markup=False, soft_wrap=True)
+    if failures:
+        sys.exit(EXIT_FAILED)
     if check and not result["judged"]:
         sys.exit(EXIT_LESS)
     if check and not result["kept"]:
@@ -95,9 +107,15 @@ def _not_judged(result: dict[str, object]) -> str:
     if result["busy_core"]:
         return "reported, not judged: one processor was kept busy"
     assert isinstance(result["other_work"], float)
+    figures = result["figures"]
+    assert isinstance(figures, list)
     return f"reported, not judged: other work took {result['other_work']:.0%} of the processors' time" + (
-        "" if result["kept"] else "; BROKEN is no verdict on such a machine"
+        "" if all(one["kept"] for one in figures) else "; BROKEN is no verdict on such a machine"
     )
+
+
+def _failed(case: str, error: str) -> str:
+    return f"{case:28} FAILED: {error}"
 
 
 def _line(figure: Figure) -> str:
