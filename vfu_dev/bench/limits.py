@@ -71,7 +71,7 @@ LIMITS = {
     "qemu-in/rate": Limit(0.9, "more"),
     # A device of 1 GiB that QEMU moves without pre-copy.
     "qemu-downtime/all": Limit(1.0),
-    # The engine works in slices of 256 KiB, and an access waits for the rest of one.
+    # The engine works in slices of 512 KiB, and an access waits for the rest of one.
     "mmio-dma/p50": Limit(3.0),
     "mmio-dma/p99": Limit(20.0),
 }
