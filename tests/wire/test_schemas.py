@@ -46,7 +46,7 @@ def names(command: click.Command = cli, path: tuple[str, ...] = ()) -> list[str]
 # and `lab merge` what `lab run` does.
 NOTHING = {"lab-watch", "lab-merge", "ctl-reinit", "ctl-dma-log", "ctl-quit", "ctl-send"}
 # More than one form, and what is no command.
-MORE = {"lab-model-against", "log-line"}
+MORE = {"build-prune", "lab-model-against", "log-line"}
 
 
 def test_every_command_that_writes_json_has_a_schema() -> None:

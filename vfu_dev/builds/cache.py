@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,9 @@ _LOCK_POLL_SECONDS = 0.2
 
 # Ends the name, in tmp/, of an artifact that a new one has just replaced.
 _OLD = ".old"
+
+# The name of an artifact's folder, NAME-KEY.
+_ARTIFACT = re.compile(r".+-[0-9a-f]{16}")
 
 
 def input_key(inputs: Mapping[str, object]) -> str:
@@ -153,36 +157,76 @@ class Cache:
     def sweep(self) -> None:
         """Remove the folders in tmp/ that killed builds left: those whose lock is free."""
         for leftover in (self.root / "tmp").glob("*"):
-            lock = f"{leftover.name.removesuffix(_OLD)}.lock"
-            try:
-                fd = os.open(self.root / "locks" / lock, os.O_RDWR | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue  # not one of ours
+            with self._lock_if_free(leftover.name.removesuffix(_OLD)) as held:
+                if held:  # else it is being built right now, or is not one of ours
+                    shutil.rmtree(leftover, ignore_errors=True)
+
+    @contextmanager
+    def _lock_if_free(self, name: str, create: bool = False) -> Iterator[bool | None]:
+        """Hold the lock `name` if nobody does; yields whether it is held, None if there is no such file."""
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+        try:
+            fd = os.open(self.root / "locks" / f"{name}.lock", flags, 0o666)
+        except FileNotFoundError:
+            yield None
+            return
+        try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(leftover, ignore_errors=True)
+                held = True
             except BlockingIOError:
-                pass  # being built right now
-            finally:
-                os.close(fd)
+                held = False
+            yield held
+        finally:
+            os.close(fd)
+
+    def artifacts(self) -> list[Path]:
+        """Return the folders of all artifacts, by name; what has no such name is not ours."""
+        return sorted(path for path in (self.root / "artifacts").glob("*") if _ARTIFACT.fullmatch(path.name))
+
+    def is_locked(self, folder: Path) -> bool:
+        """Return whether a process builds or replaces the artifact in `folder` now."""
+        with self._lock_if_free(folder.name) as held:
+            return held is False
+
+    def remove(self, folder: Path) -> bool:
+        """Remove the artifact in `folder` whole; return False, with nothing done, if it is locked.
+
+        Raises: OSError: it cannot be removed.
+        """
+        old = self.root / "tmp" / f"{folder.name}{_OLD}"
+        for needed in (self.root / "locks", old.parent):
+            needed.mkdir(parents=True, exist_ok=True)
+        with self._lock_if_free(folder.name, create=True) as held:
+            if not held:
+                return False
+            remove_tree(old)
+            folder.rename(old)
+            remove_tree(old)
+            return True
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes on disk of each folder of the cache; a file with several links counts once."""
         result: dict[str, int] = {}
         seen: set[tuple[int, int]] = set()
         for top in sorted(self.root.glob("*")):
-            total = 0
-            for folder, _, names in os.walk(top):
-                for name in names:
-                    try:
-                        status = os.lstat(os.path.join(folder, name))
-                    except FileNotFoundError:
-                        continue  # a build removed it meanwhile
-                    if (status.st_dev, status.st_ino) not in seen:
-                        seen.add((status.st_dev, status.st_ino))
-                        total += status.st_blocks * 512
-            result[top.name] = total
+            result[top.name] = disk_bytes(top, seen)
         return result
+
+
+def disk_bytes(top: Path, seen: set[tuple[int, int]]) -> int:
+    """Return the bytes on disk of the files below `top` not yet in `seen`, (device, inode); adds them."""
+    total = 0
+    for folder, _, names in os.walk(top):
+        for name in names:
+            try:
+                status = os.lstat(os.path.join(folder, name))
+            except FileNotFoundError:
+                continue  # a build removed it meanwhile
+            if (status.st_dev, status.st_ino) not in seen:
+                seen.add((status.st_dev, status.st_ino))
+                total += status.st_blocks * 512
+    return total
 
 
 def _holder(fd: int) -> int | None:
