@@ -57,7 +57,7 @@ TRACED = ("--profile", "exact-21gb", "--memory", "4K", "--pattern", "idle", "--t
 
 @dataclass(frozen=True)
 class Replayed:
-    """The profile that a point's `device.serve` names, scaled."""
+    """The profile that a point names, scaled."""
 
     profile: Profile
     scale: int
@@ -65,8 +65,7 @@ class Replayed:
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Replayed:
         """Return what these settings of a point replay."""
-        words = dict(zip(settings["device.serve"][::2], settings["device.serve"][1::2], strict=True))
-        named, scale = words["--profile"], int(words.get("--scale", 1))
+        named, scale = settings["device.profile"], settings["device.scale"]
         beside = HERE / named
         path = beside if beside.is_file() else profile_path(named)
         return cls(scaled(read_profile(path), scale), scale)

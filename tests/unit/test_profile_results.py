@@ -46,7 +46,7 @@ def test_each_point_of_the_scenarios_has_a_result_and_each_profile_a_row() -> No
         for name in collect.SCENARIOS
         for point in read_scenario(collect.HERE / f"{name}.toml").points
     ]
-    replayed = {Path(point["device.serve"][1]).stem for _, point in points}
+    replayed = {Path(point["device.profile"]).stem for _, point in points}
     assert set(shipped()) <= replayed
     for column in COLUMNS:
         assert [(one["scenario"], one["variant"]) for one in column["points"]] == [

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from vfu_dev.errors import ConfigError
+from vfu_dev.series.artifacts import Artifacts
+from vfu_dev.series.prediction import link_of, predict_point
 from vfu_dev.series.scenario import METHOD_MOVES, Scenario, parse, read_scenario, shipped
 
 GOOD = """
@@ -82,6 +84,36 @@ def test_default_is_the_method() -> None:
     assert scenario.points[0].load.is_idle
 
 
+def test_a_profile_is_replayed_as_lab_migrate_does(tmp_path: Path) -> None:
+    """Both servers get profile and scale before their other arguments; the model says nothing of it."""
+    text = """
+        [device]
+        profile = "igb-4k"
+        serve = ["--initial", "1M"]
+        [sweep]
+        "device.scale" = [1, 4]
+        [variants.replayed]
+        [variants.other]
+        device.profile = "qat"
+    """
+    found = [point.options(tmp_path, None, None) for point in parse(text, "t").points]
+    replayed = [(Path(one.server_extra[1]).stem, one.server_extra[3]) for one in found]
+    assert replayed == [("igb-4k", "1"), ("qat", "1"), ("igb-4k", "4"), ("qat", "4")]
+    for one in found:
+        assert one.server_extra[0::2] == ("--profile", "--scale", "--initial")
+        assert one.replays
+    assert not parse(GOOD, "t").points[0].options(tmp_path, None, None).replays
+    point = parse(text, "t").points[0]
+    with pytest.raises(ConfigError, match="a profile is none"):
+        predict_point(point.settings, point.load, link_of(point.settings))
+
+
+def test_a_profile_that_is_missing_ends_the_run_before_it_begins() -> None:
+    points = parse('[device]\nprofile = "nobody\'s"', "t").points
+    with pytest.raises(ConfigError, match=r"nobody's: no such file, and no shipped profile: .*igb-4k"):
+        Artifacts.find(points)
+
+
 def test_set_is_over_everything() -> None:
     """What --set says holds in every point, over variants and sweeps."""
     scenario = parse(GOOD, "t", changes={"run.moves": 3, "load.rate": "7p", "qemu.pre-copy": "off"})
@@ -127,6 +159,16 @@ def test_set_is_over_everything() -> None:
         (
             ("pre-copy = false", 'policy = ["passes=0,downtime-limit=9"]'),
             ["t.toml:17: variants.off.qemu.policy", "from 1 to"],
+        ),
+        (("[load]", "scale = 4\n[load]"), ["t.toml:5: device.scale", "a device.profile"]),
+        (("[load]", "profile = 4\n[load]"), ["t.toml:5: device.profile", "the name of a shipped profile"]),
+        (
+            ("[load]", 'serve = ["--profile", "igb-4k"]\n[load]'),
+            ["t.toml:5: device.serve", "keys of its own: device.profile"],
+        ),
+        (
+            ("[load]", 'profile = "igb-4k"\nserve = ["--scale=4"]\n[load]'),
+            ["t.toml:6: device.serve", "device.scale"],
         ),
     ],
 )

@@ -48,4 +48,8 @@ def checked(profile: str | None, scale: int) -> str | None:
 def replayed(profile: str | None, scale: int) -> tuple[str, ...]:
     """Return the arguments of `serve` for them. Raises: ConfigError: as `checked`."""
     path = checked(profile, scale)
-    return () if path is None else ("--profile", path, "--scale", str(scale))
+    if path is None:
+        return ()
+    from vfu_dev.profile.shipped import serve_arguments
+
+    return serve_arguments(path, scale)

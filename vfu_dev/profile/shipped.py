@@ -26,3 +26,8 @@ def profile_path(text: str) -> Path:
     if not path.is_file():
         raise ConfigError(f"profile {text}: no such file, and no shipped profile: {', '.join(shipped())}")
     return path.resolve()
+
+
+def serve_arguments(text: str, scale: int) -> tuple[str, ...]:
+    """Return the arguments with which `serve` replays a profile. Raises: as `profile_path`."""
+    return ("--profile", str(profile_path(text)), "--scale", str(scale))

@@ -16,6 +16,8 @@ from vfu_dev.builds.cache import file_digest
 from vfu_dev.builds.qemu_binary import with_paths
 from vfu_dev.lab.host import require_migration
 from vfu_dev.lab.options import MigrateOptions
+from vfu_dev.profile import read_profile
+from vfu_dev.profile.shipped import profile_path
 from vfu_dev.series.scenario import Point
 
 _KEY_DIGITS = 16
@@ -35,11 +37,17 @@ class Artifacts:
 
     @classmethod
     def find(cls, points: Sequence[Point], asked: Mapping[str, str | None] | None = None) -> Artifacts:
-        """Return the artifacts that `points` need. Raises: BuildError: one is missing.
+        """Return the artifacts that `points` need.
+
+        Raises:  BuildError: one is missing. ConfigError: a profile is missing or wrong. A result of a run is
+                 read without it, so this is no part of the scenario's own checks.
 
         Args:    asked: the choices of `--qemu`, `--front-end` and `--iommu` (fields of MigrateOptions), as
                  `find_qemu` takes them; by default the built QEMU.
         """
+        for profile in dict.fromkeys(point["device.profile"] for point in points):
+            if profile is not None:
+                read_profile(profile_path(profile))
         linux = any(point["qemu.guest"] == "linux" for point in points)
         chosen: dict[str, Any] = with_paths(asked or {"qemu": None})
         return cls(chosen.pop("qemu"), artifact("libvfio-user"), artifact("guest") if linux else None, chosen)

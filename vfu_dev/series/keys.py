@@ -19,6 +19,8 @@ from vfu_dev.vm import MAX_DEVICES
 # A move on a machine with two cores takes a second or two; more than this is a mistake in the file.
 MAX_MOVES = 10_000
 MAX_SECONDS = 3600.0
+# Divides a terabyte to a kilobyte.
+MAX_SCALE = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,17 @@ def _class() -> Key:
     return Key("FILE.py:CLASS or MODULE:CLASS, as `vfu-dev serve --device` takes it", parse)
 
 
+def _profile() -> Key:
+    def parse(value: Any) -> str:
+        if not isinstance(value, str) or not value:
+            raise ValueError
+        return value
+
+    return Key(
+        "the name of a shipped profile or the path of a file, as `vfu-dev serve --profile` takes it", parse
+    )
+
+
 def _any() -> Key:
     def parse(value: Any) -> Any:
         if not isinstance(value, str | int | float):
@@ -143,6 +156,8 @@ KEYS: dict[str, dict[str, Key]] = {
         "devices": _int(1, MAX_DEVICES, 1),
         "access": _choice("trap", "mmap"),
         "page-size": _size(4096, 4096),
+        "profile": _profile(),
+        "scale": _int(1, MAX_SCALE, 1),
         "serve": _texts('further arguments of `vfu-dev serve`, such as ["--initial", "1M"]'),
     },
     "faults": {

@@ -68,7 +68,7 @@ def predict_point(settings: Mapping[str, Any], load: Workload, link: Link) -> Pr
         raise ConfigError("the model covers parameters that stay as they are")
     if settings.get("device.class") is not None:
         raise ConfigError("the model covers the reference device only")
-    if any(word.partition("=")[0] == "--profile" for word in settings["device.serve"]):
+    if settings.get("device.profile") is not None:
         raise ConfigError("the model covers a load on the device's memory: a profile is none")
     if settings["device.devices"] != 1 or settings["qemu.guest"] != "none" or not settings["qemu.pre-copy"]:
         raise ConfigError("the model covers one device, with pre-copy, alone on its link")

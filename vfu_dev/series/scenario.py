@@ -17,6 +17,7 @@ from typing import Any
 from vfu_dev.errors import ConfigError
 from vfu_dev.faults.spec import Fault
 from vfu_dev.lab.options import MigrateOptions
+from vfu_dev.profile.shipped import serve_arguments
 from vfu_dev.series.checks import Check, parse_check
 from vfu_dev.series.keys import KEYS, LOAD_PLACE, flatten, judge_value
 from vfu_dev.toml_source import Source
@@ -67,6 +68,8 @@ class Point:
             )
             for table in ("qemu.parameters", "qemu.capabilities")
         }
+        profile = self["device.profile"]
+        replay = () if profile is None else serve_arguments(profile, self["device.scale"])
         capabilities = more["qemu.capabilities"]
         if self["qemu.auto-converge"]:
             capabilities += (("auto-converge", True),)
@@ -94,7 +97,8 @@ class Point:
             warmup_seconds=self["run.warmup"],
             settle_seconds=self["run.settle"],
             timeout_seconds=self["run.timeout"],
-            server_extra=self["device.serve"],
+            server_extra=(*replay, *self["device.serve"]),
+            replays=profile is not None,
             faults_source=self["faults.source"],
             faults_destination=self["faults.destination"],
         )
@@ -345,6 +349,12 @@ def _agree(source: Source, point: Point) -> None:
         )
     if any(word.partition("=")[0] == "--device" for word in point["device.serve"]):
         raise source.error("device.serve", 'a class of your own is device.class = "FILE.py:CLASS"')
+    for word in point["device.serve"]:
+        if (option := word.partition("=")[0]) in ("--profile", "--scale"):
+            text = f"a replayed profile has keys of its own: device.{option[2:]}"
+            raise source.error("device.serve", text)
+    if point["device.profile"] is None and point["device.scale"] != 1:
+        raise source.error("device.scale", "divides what a device.profile says: give one")
     for side in ("source", "destination"):
         for text in point[f"faults.{side}"]:
             try:

@@ -103,7 +103,8 @@ class Shuttle:
         except (LabError, OSError) as error:
             text = str(error)
         if status == COMPLETED:
-            judge(result, None if self.options.pre_copy else False, verified=False)
+            either = self.options.replays or self.options.pre_copy
+            judge(result, None if either else False, verified=False)
             if result.problems:
                 status, text = FAILED, "; ".join(result.problems)
         self.libvfio_user = result.versions.get("libvfio-user", self.libvfio_user)
