@@ -129,9 +129,7 @@ class PacedCallbacks:
             return
         self.pace.calls += 1
         if self._resource is not None and operation in self._profile.contention.operations:
-            asked = time.monotonic()
-            self._await(self._resource)
-            waited = time.monotonic() - asked
+            waited = self._await(self._resource)
             self.pace.waited_seconds += waited
             began += waited
             try:
@@ -152,9 +150,14 @@ class PacedCallbacks:
         if 0 < (left := until - time.monotonic()) <= 2 * _FINE_SECONDS:
             time.sleep(left)
 
-    def _await(self, resource: SharedResource) -> None:
-        """Take the resource, or return without it where nobody waits for this call any more."""
-        taken = False
+    def _await(self, resource: SharedResource) -> float:
+        """Take the resource, or return without it where nobody waits for this call any more.
+
+        Returns the seconds for which somebody else had it: exactly 0 where it was free.
+        """
+        if resource.take():
+            return 0.0
+        asked, taken = time.monotonic(), False
 
         def over() -> bool:
             nonlocal taken
@@ -165,6 +168,7 @@ class PacedCallbacks:
         while not over() and time.monotonic() >= until:
             until = time.monotonic() + _TRY_SECONDS  # `hold` returns before it if nobody waits
             self._hold(_TRY_SECONDS, over)
+        return time.monotonic() - asked
 
     def _call_seconds(self, operation: str, phase: Phase, count: int) -> float:
         """Return how long a call of `count` bytes takes; the first of a phase may have a time of its own."""
