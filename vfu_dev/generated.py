@@ -1,17 +1,19 @@
-"""Parts of a Markdown page that a program writes, between two markers."""
+"""Parts of a Markdown page that a program writes, between two markers; the first one has the whole command."""
 
 from __future__ import annotations
+
+import re
 
 END = "<!-- end -->\n"
 
 
 def renewed(document: str, command: str, text: str) -> str:
-    """Return `document` with `text` as the part that `command` writes.
+    """Return `document` with `text` as the part that `command`, which gets the page's path, writes.
 
     Raises:    ValueError: the document has no such part.
     """
-    before, marker, rest = document.partition(f"<!-- begin: {command} -->\n")
-    _, last, after = rest.partition(END)
-    if not marker or not last:
+    begin = re.search(rf"^<!-- begin: {re.escape(command)} \S+ -->\n", document, re.MULTILINE)
+    end = document.find(END, begin.end()) if begin else -1
+    if begin is None or end < 0:
         raise ValueError(f"the document lacks the markers of the part that {command} writes")
-    return before + marker + text + last + after
+    return document[: begin.end()] + text + document[end:]

@@ -103,7 +103,7 @@ class Served:
         self.path = path
         opened = open_library(library)
         self.context = Context(opened, os.fspath(path), device.name)
-        callbacks, bus = set_up(device, opened, self.context, None)
+        callbacks, bus = set_up(device, opened, self.context, None, lambda: False)
         self.board = fault_board(device, opened, self.context, callbacks, bus, self._hold)
         self.context.realize()
         self.returns = 0  # of Context.serve

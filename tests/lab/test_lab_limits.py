@@ -30,7 +30,7 @@ from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.vm.guest import LinuxGuest
 
 VIOMMU = "intel-iommu,caching-mode=on"
-APPENDED = "console=ttyS0 quiet panic=-1 init_on_free=1"
+APPENDED = "console=ttyS0 quiet panic=-1 init_on_free=1 no_timer_check"
 
 
 def program(version: str) -> tuple[Path, list[str]]:

@@ -17,7 +17,7 @@ from movekit import MOVES, Replayed, read_moves, replay  # noqa: E402
 
 from vfu_dev.generated import renewed  # noqa: E402
 
-COMMAND = "python tests/observe/moves_table.py docs/predictions.md"
+COMMAND = "python tests/observe/moves_table.py"
 # File of moves -> what to call it.
 MACHINES = {
     "two-cores": "2 cores, undisturbed",

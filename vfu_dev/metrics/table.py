@@ -9,7 +9,7 @@ from vfu_dev.generated import renewed
 from vfu_dev.metrics.collector import ALL_METRICS
 from vfu_dev.metrics.families import DEVICE_LABEL
 
-COMMAND = "python -m vfu_dev.metrics.table docs/metrics.md"
+COMMAND = "python -m vfu_dev.metrics.table"
 
 
 def table() -> str:

@@ -12,7 +12,7 @@ from vfu_dev.profile.kinds import Kind, keys_of
 from vfu_dev.profile.model import Calls, Profile, Reinit
 from vfu_dev.profile.reading import TABLES
 
-COMMAND = "python -m vfu_dev.profile.table docs/profiles.md"
+COMMAND = "python -m vfu_dev.profile.table"
 
 
 def _rows(prefix: str, cls: Any) -> Iterable[tuple[str, Kind, bool, str]]:
