@@ -33,7 +33,7 @@ help:
 	@echo "make test       all tests, end to end included (PYTEST_ARGS=... to choose, TEST_WORKERS=0 for one process)"
 	@echo "make soak       the tests that are too long for that: a thousand moves, fifty over all versions of QEMU, ..."
 	@echo "make crash-matrix   kill or stop each process of a move at each moment of it; the table, and $(OUT)/crash-matrix.json"
-	@echo "make profile-results   each shipped profile in three QEMUs, docs/profile-results.md anew; 15 minutes"
+	@echo "make profile-results   each shipped profile in three QEMUs, docs/profile-results.md anew; 8 minutes"
 	@echo "make profile-loop   replay each shipped profile at full size with three QEMUs, and compare what is imported again"
 	@echo "make test-optimized tests/unit and tests/wire with servers and commands under python -O"
 	@echo "make fuzz       an hour of fuzzing (FUZZ_SECONDS=N, FUZZ_JOBS=N); docs/fuzzing.md"
@@ -134,6 +134,7 @@ crash-matrix: venv test-packages
 profile-results: venv-lab
 	$(BIN)/vfu-dev build libvfio-user vfu-kernels vfio-preload guest qemu $(STOCK_QEMUS)
 	$(BIN)/python docs/profile-results/collect.py run $(OUT)/profile-results $(PROFILE_RESULTS_ARGS)
+
 # Status 3: all is the same, but this machine could not keep every time. PROFILE_LOOP_ARGS=... such as --profile mlx5-300mb.
 profile-loop: venv
 	$(BIN)/vfu-dev build libvfio-user vfu-kernels vfio-preload qemu $(STOCK_QEMUS)
