@@ -1,4 +1,4 @@
-"""Parts of a Markdown page that a program writes, between two markers; the first one has the whole command."""
+"""Parts of a Markdown page that a program writes, between two markers; the first has the whole command."""
 
 from __future__ import annotations
 
