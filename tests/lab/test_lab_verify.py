@@ -114,6 +114,34 @@ def test_a_second_load_takes_the_first_ones_place(options: Options, in_lab: InLa
     in_lab(options(), scenario)
 
 
+def test_writes_into_a_stop_that_ends_at_once_are_not_taken_for_done(
+    options: Options, in_lab: InLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The VM is stopped before a batch begins, and runs before it is asked for: nothing has arrived."""
+
+    async def scenario(lab: Lab) -> None:
+        guest, qemu = await written(lab), lab.source.qemu
+        assert guest.client is not None
+        batch = guest.client.batch
+
+        async def stopped(commands: list[str]) -> list[str]:
+            replies = await batch(commands)
+            await qemu.execute("cont")
+            return replies
+
+        await qemu.execute("stop")
+        before = (await lab.source.servers[0].status())["counters"]["refused_by_state"]
+        monkeypatch.setattr(guest.client, "batch", stopped)
+        await guest.write_pages(8, Workload("sequential", rate_pages=1, seed=4))
+        monkeypatch.undo()
+        assert (await lab.source.servers[0].status())["counters"]["refused_by_state"] > before
+        found = await guest.verify()
+        assert found.verified
+        assert (found.mismatched_bytes, found.readback_errors) == (0, 0)
+
+    in_lab(options(), scenario)
+
+
 @pytest.mark.parametrize("verify", ["digests", "none"])
 def test_nothing_is_read_back_where_nobody_asks(options: Options, tmp_path: Path, verify: Verify) -> None:
     """`verified` is null, the load's figures are there, and all is as it should be."""

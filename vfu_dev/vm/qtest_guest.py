@@ -186,9 +186,11 @@ class QtestGuest(Guest):
         self._result.max_access_ms = max(self._result.max_access_ms, (after - before) * 1000 / (count + 1))
         self._last_write = after
         assert self._qemu is not None
-        # QEMU reports a stop before it answers what comes later, so one within the batch is known by now.
+        # QEMU reports a stop before it answers what comes later, so one within the batch is known by now. One
+        # that began before the batch ended within it, or has not ended.
         state = await self._qemu.run_state()
-        if state != "running" or any(e["event"] == "STOP" and e["time"] >= wall for e in self._qemu.events):
+        changes = [e for e in self._qemu.events if e["event"] in ("STOP", "RESUME") and e["time"] >= wall]
+        if state != "running" or changes:
             await self._take_stock(device, offsets, data)
             return state == "running"
         if base64.b64decode(replies[-1]) != data[-1][-tail:].tobytes():
