@@ -63,7 +63,8 @@ def test_impossible_options_are_one_line_and_leave_nothing(
     assert not path.exists()
 
 
-# `vfu-dev serve` with so many descriptors free, all modules loaded: imports fail in a way of Python's own.
+# `vfu-dev serve` with argv[1] free descriptors. Its modules are loaded before: an import without a
+# free descriptor fails with an error of Python's own.
 FEW_DESCRIPTORS = """
 import os, resource, sys
 import vfu_dev.cli.serve, vfu_dev.server
@@ -293,7 +294,7 @@ def test_a_client_that_sends_nonsense_does_not_fill_the_log(serve: ServerFactory
         for _ in range(count):
             with pytest.raises(ClientCommandError):
                 device.connection.call(99)
-        flood_is_summed_up(server, "99", count)
+        flood_is_summed_up(server, "cmd99", count)
 
 
 def test_the_server_takes_the_descriptors_that_it_may(serve: ServerFactory) -> None:
