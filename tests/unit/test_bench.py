@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from schemakit import conforms
 
-from vfu_dev.bench import limits
+from vfu_dev.bench import figures, limits
 from vfu_dev.bench.figures import Effort, Figure, figure, in_turns, percentiles
 from vfu_dev.bench.limits import LIMITS, Limit
 from vfu_dev.bench.machine import OtherWork
@@ -34,6 +34,13 @@ def test_both_sides_are_first_in_turns() -> None:
     pairs = in_turns(4, lambda: order.append("ours") or 1, lambda: order.append("peer") or 2)  # type: ignore[func-returns-value]
     assert pairs == [(1, 2)] * 4
     assert order == ["ours", "peer", "peer", "ours"] * 2
+
+
+def test_memory_is_touched_before_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[object] = []
+    monkeypatch.setattr(figures, "touch_memory", order.append)
+    in_turns(2, lambda: order.append("ours"), lambda: order.append("peer"), touched_bytes=4096)
+    assert order == [4096, "ours", "peer", 4096, "peer", "ours"]
 
 
 def test_a_ratio_is_that_of_rounds_not_of_medians() -> None:
