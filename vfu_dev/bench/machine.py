@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -62,17 +62,18 @@ class OtherWork:
         return self.busy_seconds() / time_there if time_there > 0 else 0.0
 
 
+def _core(cpu: int) -> str:
+    """Return the processors on the core of `cpu`, as sysfs lists them; that one alone if it does not say."""
+    siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    return siblings.read_text().strip() if siblings.exists() else str(cpu)
+
+
 def _processors() -> tuple[int, int]:
     """Return the client's processor and the server's: two cores, if this process may use two."""
     allowed = sorted(os.sched_getaffinity(0))
     client = allowed[0]
-    core = Path(f"/sys/devices/system/cpu/cpu{client}/topology/thread_siblings_list")
-    siblings = core.read_text().strip() if core.exists() else ""
-    for other in allowed[1:]:
-        its_core = Path(f"/sys/devices/system/cpu/cpu{other}/topology/thread_siblings_list")
-        if not siblings or its_core.read_text().strip() != siblings:
-            return client, other
-    return client, allowed[-1]
+    on_other_cores = (cpu for cpu in allowed if _core(cpu) != _core(client))
+    return client, next(on_other_cores, allowed[-1])
 
 
 def keep_client(pid: int) -> None:
@@ -152,6 +153,7 @@ def touch_memory(size_bytes: int) -> int:
     """
     size_bytes = min(size_bytes, _available_bytes() // 2) // mmap.PAGESIZE * mmap.PAGESIZE
     with mmap.mmap(-1, size_bytes) as memory:
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
         np.ndarray(size_bytes, np.uint8, memory)[:: mmap.PAGESIZE] = 1
     return size_bytes
