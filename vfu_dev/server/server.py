@@ -328,7 +328,7 @@ class Server:
             else:
                 while self._context.run() and time.monotonic() < deadline:
                     pass
-            # One that could wait has waited for the first request.
+            # With a timeout the time may have gone by in waiting for the first request.
             self._turn_was_full = timeout == 0 and time.monotonic() >= deadline
         except ConnectionResetError:
             self._watch.renew()
