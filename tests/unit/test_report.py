@@ -19,7 +19,7 @@ from vfu_dev.cli.report import command
 from vfu_dev.errors import ConfigError
 from vfu_dev.report.drawing import INK, NAMES
 from vfu_dev.report.excerpt import HEAD_ROWS, TAIL_ROWS, excerpt
-from vfu_dev.report.page import blaming, read_report, render
+from vfu_dev.report.page import LINES, blaming, read_report, render
 from vfu_dev.report.passes import passes_figure
 from vfu_dev.report.plots import LIGHT_STATES, STATE_COLOURS, migration_figure
 from vfu_dev.report.switchover import switchover
@@ -176,6 +176,21 @@ def test_long_run_stays_small() -> None:
         table["rows"].append([table["rows"][-1][0] + 0.1, *table["rows"][i][1:]])
         trace.append({**trace[i], "time": trace[i].get("time", 0) + 1})
     assert len(render(result).encode()) < MAX_BYTES
+
+
+def test_lines_left_out_of_the_trace_are_counted() -> None:
+    """An event that stands for equal ones before it says so, and they are among the lines of the trace."""
+    result = stored(COMPLETED)
+    trace = result["qemu"]["trace_source"]
+    before = render(result)
+    trace[3]["repeated"] = 9_990
+    page = render(result)
+    shown = min(len(trace), LINES)
+    assert f"({shown} of {len(trace)} lines)" in before
+    assert f"({shown} of {len(trace) + 9_990} lines)" in page
+    added = [line.strip() for line in page.splitlines() if "with the answer of the next line" in line]
+    assert added == ["… 9990 more with the answer of the next line"]
+    assert page.splitlines()[page.splitlines().index(" " * 11 + added[0]) + 1].endswith(trace[3]["text"])
 
 
 def test_downtimes_share_one_axis() -> None:

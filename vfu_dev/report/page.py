@@ -170,6 +170,7 @@ def render(result: dict[str, Any]) -> str:
             "excerpt": excerpt(trace, zero),
             "trace": trace[:LINES],
             "trace_left_out": max(0, len(trace) - LINES),
+            "trace_lines": sum(1 + event.get("repeated", 0) for event in trace),
             "events": qemu[f"events_{side}"][-LINES:],
             "states": qemu[f"states_{side}"],
             "vm": qemu.get(f"run_state_{side}"),
