@@ -116,8 +116,8 @@ async def _move(lab: Lab, cases: Sequence[Case]) -> None:
             return False
         if any(case.profile.dirty.kind == "rate" for case in cases):
             return True  # QEMU asks for the exact size only once little is left, which it may never be
-        asked = [event.device for event in lab.source.qemu.trace() if event.kind is Kind.PENDING_EXACT]
-        return len(asked) >= QUESTIONS * len(cases)
+        asked = [1 + one.repeated for one in lab.source.qemu.trace() if one.kind is Kind.PENDING_EXACT]
+        return sum(asked) >= QUESTIONS * len(cases)
 
     await lab.wait_for(shown, "all of PRE_COPY that the profiles have")
     await let_go(lab)
