@@ -95,9 +95,9 @@ def test_what_is_no_monitor_is_said_at_once(tmp_path: Path) -> None:
 
 
 def test_passes_without_end_leave_the_last(tmp_path: Path) -> None:
-    """Of 5000 passes in a row 1000 and the last stay, and what is no pass always."""
+    """Of 5000 passes in a row the first 999 and the last stay, and what is no pass always."""
     stamp = {"seconds": 1, "microseconds": 0}
     passes = [{"timestamp": stamp, "event": PASS, "data": {"pass": number}} for number in range(1, 5001)]
     monitor = asyncio.run(talk(Server([[]], [*passes, EVENT, passes[0]]), tmp_path))
     found = [event["data"].get("pass") for event in monitor.events]
-    assert found[: KEPT_PASSES + 2] == [*range(1, KEPT_PASSES), 5000, None, 1][: KEPT_PASSES + 2]
+    assert found == [*range(1, KEPT_PASSES), 5000, None, 1]
