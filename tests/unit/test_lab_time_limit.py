@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from qmpkit import commands, event_of, greeting, line_of
 
 from vfu_dev.lab.host import Fetched
 from vfu_dev.lab.observer import Observer, TimeLimitError
 from vfu_dev.vm.monitor import PASS, Monitor
 from vfu_dev.vm.servers import ControlledServer
-
-GREETING = {
-    "QMP": {"version": {"qemu": {"micro": 2, "minor": 2, "major": 10}, "package": ""}, "capabilities": []}
-}
-STAMP = {"seconds": 1, "microseconds": 0}
 
 
 class SpinningQemu:
@@ -35,25 +30,19 @@ class SpinningQemu:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
         behind: list[dict[str, Any]] = []
-        writer.write(json.dumps(GREETING).encode() + b"\n")
-        text = b""
-        while part := await reader.read(1):
-            text += part
-            if part != b"}" or text.count(b"{") != text.count(b"}"):
-                continue
-            command, text = json.loads(text), b""
+        writer.write(line_of(greeting()))
+        async for command in commands(reader):
             self.asked.append(command["execute"])
             cancelled = "migrate_cancel" in self.asked
             status = {"status": "cancelled" if cancelled else "active"}
             behind.append({"return": status, "id": command["id"]})
             if command["execute"] != "query-migrate" or cancelled:
                 self.late += len(behind) - 1
-                writer.writelines(json.dumps(one).encode() + b"\n" for one in behind)
+                writer.writelines(map(line_of, behind))
                 behind.clear()
                 continue
             for number in range(100):
-                event = {"event": PASS, "data": {"pass": number}, "timestamp": STAMP}
-                writer.write(json.dumps(event).encode() + b"\n")
+                writer.write(line_of(event_of(PASS, **{"pass": number})))
         writer.close()
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from qmpkit import commands, event_of, greeting, line_of
 
 from vfu_dev.vm.monitor import KEPT_PASSES, PASS, Monitor, QmpError
 
-VERSION = {"qemu": {"micro": 2, "minor": 2, "major": 10}, "package": ""}
-GREETING = {"QMP": {"version": VERSION, "capabilities": ["oob"]}}
-EVENT = {"timestamp": {"seconds": 1, "microseconds": 0}, "event": "RESUME"}
+GREETING = greeting("oob")
+EVENT = event_of("RESUME")
 
 
 class Server:
@@ -33,25 +32,14 @@ class Server:
         early = self.before[min(self.connections, len(self.before) - 1)]
         self.connections += 1
         for message in [*early, GREETING, *self.after]:
-            writer.write(message if isinstance(message, bytes) else json.dumps(message).encode() + b"\n")
-        while command := await _command(reader):
+            writer.write(message if isinstance(message, bytes) else line_of(message))
+        async for command in commands(reader):
             self.asked.append(command)
             answer: dict[str, Any] = {"return": {}}
             if command["execute"] == "query-status":
                 answer = {"return": {"status": "running"}}
-            writer.write(json.dumps({**answer, "id": command["id"]}).encode() + b"\n")
+            writer.write(line_of({**answer, "id": command["id"]}))
         writer.close()
-
-
-async def _command(reader: asyncio.StreamReader) -> dict[str, Any]:
-    """Return the next command, which no line ends; empty at the end."""
-    text = b""
-    while part := await reader.read(1):
-        text += part
-        if part == b"}" and text.count(b"{") == text.count(b"}"):
-            command: dict[str, Any] = json.loads(text)
-            return command
-    return {}
 
 
 async def talk(server: Server, folder: Path) -> Monitor:
@@ -96,8 +84,7 @@ def test_what_is_no_monitor_is_said_at_once(tmp_path: Path) -> None:
 
 def test_passes_without_end_leave_the_last(tmp_path: Path) -> None:
     """Of 5000 passes in a row the first 999 and the last stay, and what is no pass always."""
-    stamp = {"seconds": 1, "microseconds": 0}
-    passes = [{"timestamp": stamp, "event": PASS, "data": {"pass": number}} for number in range(1, 5001)]
+    passes = [event_of(PASS, **{"pass": number}) for number in range(1, 5001)]
     monitor = asyncio.run(talk(Server([[]], [*passes, EVENT, passes[0]]), tmp_path))
     found = [event["data"].get("pass") for event in monitor.events]
     assert found == [*range(1, KEPT_PASSES), 5000, None, 1]
