@@ -64,7 +64,8 @@ def predict_replay(
     pre_copy = profile.features.pre_copy is None or profile.features.pre_copy.value
     while True:
         dirty = law.pending(seconds, all_read=not initial)
-        left = devices * max(initial + dirty, stop_copy_length(profile, seconds, initial + dirty))
+        length = stop_copy_length(profile, seconds, initial + dirty)
+        left = devices * max(initial + dirty, length)
         least = min(least, left)
         if left <= threshold_bytes and (not switchover_ack or seconds >= loaded or not pre_copy):
             break
@@ -76,11 +77,10 @@ def predict_replay(
         seconds += WINDOW_SECONDS
         if not initial and loaded == math.inf:
             loaded = seconds + known(profile.loading.initial_seconds)
-    length = stop_copy_length(profile, seconds, initial + dirty)
     carried = length if profile.stop_copy.carried_bytes is None else profile.stop_copy.carried_bytes.value
     loading = known(profile.loading.initial_seconds)
     still = loading if loaded == math.inf else max(0.0, loaded - seconds)
-    reads = _reading_seconds(profile.reads.stop_copy, carried)
+    reads = carried * _seconds_per_byte(profile.reads.stop_copy)
     part = known(profile.contention.part) if profile.contention.resource else 0.0
     arcs = sum(
         value.value.mean
@@ -95,15 +95,13 @@ def predict_replay(
 
 def _read_in_a_window(calls: Calls, bandwidth: float) -> float:
     """Return the bytes that a client reads in 0.1 s: as the link allows, and as the device takes its time."""
-    block = calls.bytes.value.mean if calls.bytes is not None else _BLOCK_BYTES
-    pace = calls.seconds.value.mean / block if calls.seconds is not None else 0.0
-    cost = pace + (1 / bandwidth if bandwidth < math.inf else 0.0)
+    cost = _seconds_per_byte(calls) + 1 / bandwidth
     return WINDOW_SECONDS / cost if cost else 1e18
 
 
-def _reading_seconds(calls: Calls, length: int) -> float:
-    """Return how long the device takes to give that many bytes."""
+def _seconds_per_byte(calls: Calls) -> float:
+    """Return how long the device takes to give a byte, on average."""
     if calls.seconds is None:
         return 0.0
     block = calls.bytes.value.mean if calls.bytes is not None else _BLOCK_BYTES
-    return length / block * calls.seconds.value.mean
+    return calls.seconds.value.mean / block
