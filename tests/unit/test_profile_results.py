@@ -28,10 +28,11 @@ COLUMNS = RESULTS["columns"]
 
 
 def test_the_page_is_the_results() -> None:
-    assert collect.read_part() == collect.render(RESULTS), "python docs/profile-results/collect.py"
+    page = collect.PAGE.read_text()
+    assert collect.with_results(page, RESULTS) == page, f"{collect.COMMAND} docs/profile-results.md"
     changed = copy.deepcopy(RESULTS)
     changed["columns"][0]["points"][0]["downtime_ms"]["p50"] += 1
-    assert collect.read_part() != collect.render(changed)
+    assert collect.with_results(page, changed) != page
 
 
 def test_three_releases_were_run() -> None:
