@@ -18,7 +18,7 @@ from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.profile import Profile, read_profile
 from vfu_dev.profile.importing import Wanted, import_profile
 from vfu_dev.profile.model import Migration
-from vfu_dev.profile.shipped import FOLDER
+from vfu_dev.profile.shipped import profile_path, serve_arguments
 from vfu_dev.qemu_events import TRACE_PATTERNS, Kind
 from vfu_dev.replay.laws import known
 from vfu_dev.replay.scale import scaled
@@ -40,12 +40,12 @@ class Case:
     @property
     def profile(self) -> Profile:
         """As replayed."""
-        return scaled(read_profile(FOLDER / f"{self.name}.toml"), self.scale)
+        return scaled(read_profile(profile_path(self.name)), self.scale)
 
     @property
     def arguments(self) -> tuple[str, ...]:
         """Those of `serve`."""
-        return ("--profile", self.name, "--scale", str(self.scale))
+        return serve_arguments(self.name, self.scale)
 
 
 # So small that all of them move in seconds. What is smaller than the device's own state is not divided.

@@ -14,7 +14,7 @@ from loopkit import compare
 from replaykit import SCALED, Looped, loop, looping, together
 
 from vfu_dev.builds.qemu_binary import QemuBinary
-from vfu_dev.profile import Value
+from vfu_dev.profile import Distribution, Value
 from vfu_dev.profile.shipped import shipped
 from vfu_dev.replay.laws import known
 
@@ -55,12 +55,12 @@ def test_every_profile_was_moved_and_seen(looped: list[Looped]) -> None:
         assert found.precopy_bytes >= known(one.profile.initial.bytes)
         assert found.stop_copy_bytes
         profile = one.profile
-        asked = {f"arcs.source.{name}" for name in profile.source_arcs}
-        asked |= {f"arcs.destination.{name}" for name in profile.destination_arcs}
-        asked |= {"features.p2p", "initial.bytes", "dirty", "stop_copy", "reads.stop_copy.bytes"}
-        assert asked <= set(one.comparison.compared), one.case.name
-        # Each of these calls took its time in the servers, too.
-        assert sum(replay["calls"] for replay in one.replays) >= len(asked) - 5
+        arcs = {f"arcs.source.{name}" for name in profile.source_arcs}
+        arcs |= {f"arcs.destination.{name}" for name in profile.destination_arcs}
+        values = {"features.p2p", "initial.bytes", "dirty", "stop_copy", "reads.stop_copy.bytes"}
+        assert arcs | values <= set(one.comparison.compared), one.case.name
+        # Each arc took its time in the servers, too.
+        assert sum(replay["calls"] for replay in one.replays) >= len(arcs)
 
 
 def test_another_profile_is_not_the_same(looped: list[Looped]) -> None:
@@ -68,8 +68,8 @@ def test_another_profile_is_not_the_same(looped: list[Looped]) -> None:
     found = {one.case.name: one for one in looped}
     mlx5, vgpu = found["mlx5-300mb"], found["vgpu-24gib"]
     initial = int(known(mlx5.profile.initial.bytes))
-    slower = Value.measured(mlx5.again.source_arcs["PRE_COPY_P2P->STOP_COPY"].value)
-    slower = replace(slower, value=type(slower.value).always(10 * slower.value.highest))
+    took = mlx5.again.source_arcs["PRE_COPY_P2P->STOP_COPY"].value
+    slower = Value.measured(Distribution.always(10 * took.highest))
     changed = {
         "initial.bytes": replace(
             mlx5.profile, initial=replace(mlx5.profile.initial, bytes=Value.assumed(initial + 1))

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 from pagekit import run_script
+from replaykit import Case
 from serverkit import PATIENCE_SECONDS
 
-from vfu_dev.profile import Profile, read_profile
-from vfu_dev.profile.shipped import FOLDER, shipped
-from vfu_dev.replay.scale import scaled
+from vfu_dev.profile import Profile
+from vfu_dev.profile.shipped import shipped
 
 PAGE = (Path(__file__).parents[2] / "docs" / "replay.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 # What each run of the page replays: the folder of its report, the profile, and its --scale.
-RUNS = {"igb": ("igb-4k", 1), "mlx5": ("mlx5-300mb", 20)}
+RUNS = {"igb": Case("igb-4k", 1), "mlx5": Case("mlx5-300mb", 20)}
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,17 @@ def page(qemu: Path, library: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(params=RUNS)
 def run(request: pytest.FixtureRequest, page: tuple[str, Path]) -> Run:
     """Each run of the page."""
-    name, scale = RUNS[request.param]
     report = json.loads((page[1] / request.param / "report.json").read_text())
-    return Run(scaled(read_profile(FOLDER / f"{name}.toml"), scale), report)
+    return Run(RUNS[request.param].profile, report)
 
 
 def test_the_page_has_these_runs() -> None:
     """A guard against a change of the page that would test nothing."""
     text = " ".join("\n".join(BLOCKS).replace("\\\n", " ").split())
     assert text.count("vfu-dev lab migrate --profile") == len(RUNS)
-    for folder, (name, scale) in RUNS.items():
-        option = f" --scale {scale}" if scale > 1 else ""
-        assert re.search(rf'--profile {name}{option} .*--out "\$RUN/{folder}"', text)
+    for folder, case in RUNS.items():
+        option = f" --scale {case.scale}" if case.scale > 1 else ""
+        assert re.search(rf'--profile {case.name}{option} .*--out "\$RUN/{folder}"', text)
 
 
 def test_the_profiles_bytes_arrive(run: Run) -> None:

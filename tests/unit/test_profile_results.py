@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,8 @@ def test_the_page_is_the_results() -> None:
 
 def test_three_releases_were_run() -> None:
     assert [column["qemu"] for column in COLUMNS] == list(collect.QEMUS)
-    assert [re.match(r"\d+\.\d+", column["version"])[0] for column in COLUMNS] == ["10.0", "10.2", "11.1"]  # type: ignore[index]
+    versions = [column["version"].split(".")[:2] for column in COLUMNS]
+    assert versions == [["10", "0"], ["10", "2"], ["11", "1"]]
 
 
 def test_each_point_of_the_scenarios_has_a_result_and_each_profile_a_row() -> None:
@@ -82,7 +82,7 @@ def test_the_traces_say_what_the_page_says_of_11_1() -> None:
         assert found["exact_bytes"] == [size.value]
         assert found["estimate_bytes"] == [size.value if new else 0]
         # RAM is in it as well.
-        assert [each >= size.value for each in found["remaining_bytes"][:1]] == ([True] if new else [])
+        assert min(found["remaining_bytes"]) >= size.value if new else found["remaining_bytes"] == []
         assert (max(found["expected_downtime_ms"]) > 60_000) == new
         assert found["exact_questions"] > 10 * found["seconds"]
         assert found["dirty_sync_count"] > 10

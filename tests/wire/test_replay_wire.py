@@ -43,11 +43,6 @@ def seconds(function: Callable[..., object], *arguments: object) -> float:
     return time.monotonic() - begin
 
 
-def read_all(device: VfioUserDevice) -> list[int]:
-    """Read until there is no more; return the sizes."""
-    return [len(data) for data in iter(lambda: device.migration.read(1 << 20), b"")]
-
-
 TIMED = """
 [initial]
 bytes = { assumed = "100K" }
