@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -37,6 +38,17 @@ class Part:
         before, _, rest = self.page.read_text().partition(begin)
         after = rest.partition(end)[2]
         self.page.write_text(f"{before}{begin}{content}{end}{after}")
+
+
+def shell_blocks(page: Path) -> list[str]:
+    """Return the `sh` blocks of a page in order."""
+    return re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def made_folder(said: str) -> Path:
+    """Return the one folder that a page's commands made with `mktemp -d`, from what `run_script` returned."""
+    (made,) = set(re.findall(r"/tmp/tmp\.\w+", said))
+    return Path(made)
 
 
 def run_script(text: str, folder: Path, cwd: Path, seconds: float, **environment: str) -> str:

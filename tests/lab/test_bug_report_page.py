@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pagekit import ROOT, run_script
+from pagekit import ROOT, made_folder, run_script, shell_blocks
 from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.builds.qemu_binary import QemuBinary
 from vfu_dev.profile import Mark, Profile, read_profile
 from vfu_dev.series.rows import Row, read_rows
 
-PAGE = (ROOT / "docs" / "bug-report.md").read_text()
-BLOCKS = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+BLOCKS = shell_blocks(ROOT / "docs" / "bug-report.md")
 TRACES = ROOT / "docs" / "examples" / "bug-report"
 # The page's names of the QEMUs, and what each says of itself.
 QEMUS = {"patched": "10.2", "trixie-backports": "11.1"}
@@ -64,8 +63,8 @@ def walked(
     stock_qemu("trixie-backports")
     folder = tmp_path_factory.mktemp("page")
     said = run_script("\n".join(BLOCKS), folder, folder, 4 * PATIENCE_SECONDS, TRACES=str(TRACES))
-    (made,) = set(re.findall(r"/tmp/tmp\.\w+", said))
-    yield Walked(said, Path(made))
+    made = made_folder(said)
+    yield Walked(said, made)
     shutil.rmtree(made, ignore_errors=True)
 
 

@@ -7,20 +7,15 @@ import re
 import shutil
 from pathlib import Path
 
-from pagekit import run_script
+from pagekit import run_script, shell_blocks
 from serverkit import PATIENCE_SECONDS
 
 COOKBOOK = Path(__file__).parents[2] / "docs" / "cookbook.md"
 
 
-def blocks() -> list[str]:
-    """Return the `sh` blocks of the page in order."""
-    return re.findall(r"^```sh\n(.*?)^```$", COOKBOOK.read_text(), re.MULTILINE | re.DOTALL)
-
-
 def test_cookbook_word_for_word(qemu: Path, library: Path, guest_image: Path, tmp_path: Path) -> None:
     """All `sh` blocks, in order, in one shell, end without an error."""
-    output = run_script("\n".join(blocks()), tmp_path, tmp_path, 2 * PATIENCE_SECONDS)
+    output = run_script("\n".join(shell_blocks(COOKBOOK)), tmp_path, tmp_path, 2 * PATIENCE_SECONDS)
     assert len(re.findall(r'^\{.*"verified":true', output, re.MULTILINE)) == 1
     # What the page says about dirty pages, which a guest that refuses its load would leave untested.
     assert '"ok":false' not in output, output[-3000:]
@@ -44,7 +39,7 @@ def test_cookbook_word_for_word(qemu: Path, library: Path, guest_image: Path, tm
 
 def test_cookbook_has_both_halves() -> None:
     """The page has blocks to run: a guard against a change of its format that would test nothing."""
-    text = "\n".join(blocks())
+    text = "\n".join(shell_blocks(COOKBOOK))
     for needed in (
         "vfu-dev serve",
         "-incoming defer",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from pagekit import run_script
+from pagekit import made_folder, run_script, shell_blocks
 from serverkit import PATIENCE_SECONDS, short_folder
 
 from vfu_dev.builds.qemu_binary import QemuBinary, find_qemu
@@ -21,7 +21,7 @@ from vfu_dev.profile.model import Migration
 from vfu_dev.profile.session import PHASES
 
 PAGE = Path(__file__).parents[2] / "docs" / "recording.md"
-BLOCKS = re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+BLOCKS = shell_blocks(PAGE)
 # The traces of 10.2 are read in tests/unit too; its run of the page is left to the long run.
 RELEASES = ("10.0", pytest.param("10.2", marks=pytest.mark.soak), "11.1")
 
@@ -51,13 +51,12 @@ def recorded(
     command = " ".join([str(binary.path), *(f"-L {folder}" for folder in binary.firmware)])
     with short_folder() as folder:
         said = run_script("\n".join(BLOCKS), folder, folder, 2 * PATIENCE_SECONDS, QEMU=command)
-        (made,) = set(re.findall(r"/tmp/tmp\.\w+", said))
+        run = made_folder(said)
         try:
-            run = Path(made)
             trace, calls = (read_profile(run / f"{name}.toml") for name in ("device", "calls"))
             yield Recorded(request.param, run, said, trace, calls)
         finally:
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(run, ignore_errors=True)
 
 
 def test_the_page_has_commands() -> None:

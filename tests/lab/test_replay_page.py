@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pagekit import run_script
+from pagekit import ROOT, made_folder, run_script, shell_blocks
 from replaykit import Case
 from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.profile import Profile
 from vfu_dev.profile.shipped import shipped
 
-PAGE = (Path(__file__).parents[2] / "docs" / "replay.md").read_text()
-BLOCKS = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+PAGE = ROOT / "docs" / "replay.md"
+BLOCKS = shell_blocks(PAGE)
 # What each run of the page replays: the folder of its report, the profile, and its --scale.
 RUNS = {"igb": Case("igb-4k", 1), "mlx5": Case("mlx5-300mb", 20)}
 
@@ -44,8 +44,8 @@ def page(qemu: Path, library: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """What the page's commands said, and the folder that they made."""
     folder = tmp_path_factory.mktemp("page")
     said = run_script("\n".join(BLOCKS), folder, folder, 2 * PATIENCE_SECONDS)
-    (made,) = set(re.findall(r"/tmp/tmp\.\w+", said))
-    yield said, Path(made)
+    made = made_folder(said)
+    yield said, made
     shutil.rmtree(made, ignore_errors=True)
 
 
@@ -134,5 +134,5 @@ def test_the_profiles_times_pass(run: Run) -> None:
 
 
 def test_the_page_names_all_shipped_profiles() -> None:
-    rows = re.findall(r"^\| (`.*`) \|", PAGE.partition("## Shipped profiles")[2], re.MULTILINE)
+    rows = re.findall(r"^\| (`.*`) \|", PAGE.read_text().partition("## Shipped profiles")[2], re.MULTILINE)
     assert sorted(re.findall(r"`([\w-]+)`", " ".join(rows))) == sorted(shipped())

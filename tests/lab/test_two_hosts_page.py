@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pagekit import shell_blocks
 from serverkit import PATIENCE_SECONDS
 from sshkit import far_machine
 
@@ -17,7 +18,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "two-hosts.md"
 
 def test_the_page_word_for_word(qemu: Path, library: Path, guest_image: Path, tmp_path: Path) -> None:
     """Each of its three ways moved a device whose content both sides agree on."""
-    blocks = re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    blocks = shell_blocks(PAGE)
     assert len(blocks) >= 5
     script = tmp_path / "page.sh"
     script.write_text("set -e\n" + "\n".join(blocks))
