@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from vfu_dev.migration.forecast import OVERHEAD_SECONDS
 from vfu_dev.profile import read_profile
 from vfu_dev.profile.shipped import profile_path, shipped
 from vfu_dev.replay.predict import predict_replay
@@ -69,7 +70,7 @@ def test_qemu_and_the_predictions_agree_about_convergence() -> None:
             if converged:
                 # The machine's and QEMU's own work come on top. Loading may begin some turns before the stop.
                 assert predicted.downtime_seconds is not None
-                own = 0.006 * point["settings"]["device.devices"]
+                own = OVERHEAD_SECONDS * point["settings"]["device.devices"]
                 assert point["downtime_ms"]["p50"] >= 1000 * (predicted.downtime_seconds - own) * 0.85
 
 
