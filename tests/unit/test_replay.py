@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,12 +16,14 @@ from hypothesis import strategies as st
 from vfu_dev.device import Device
 from vfu_dev.device.reference import ReferenceDevice
 from vfu_dev.errors import ConfigError, StreamError
+from vfu_dev.libvfio_user import DeviceCallbacks
 from vfu_dev.memory.kernels import join_vectors
 from vfu_dev.profile import Distribution, Profile, Value
-from vfu_dev.profile.model import Calls, Dirty, Initial, Reads, Reinit, StopCopy
+from vfu_dev.profile.model import Calls, Dirty, Initial, Phases, Reads, Reinit, StopCopy
 from vfu_dev.replay.draw import Draw
 from vfu_dev.replay.frames import HEADER
 from vfu_dev.replay.laws import DirtyLaw, stop_copy_length
+from vfu_dev.replay.pace import PacedCallbacks
 from vfu_dev.replay.scale import scaled
 from vfu_dev.replay.session import ReplaySave, ReplaySessions
 from vfu_dev.uapi import DeviceState
@@ -389,4 +394,47 @@ def test_reads_wait_for_initial_data_that_is_not_ready() -> None:
     assert not saving.ready
     pair.clock.now = 1.0
     assert saving.ready
+    pair.close()
+
+
+def straight(device: Device) -> DeviceCallbacks:
+    """The two callbacks of data, as a server has them."""
+    return cast(DeviceCallbacks, SimpleNamespace(gather=device.migration.read, write=device.migration.write))
+
+
+@pytest.mark.parametrize("buffer", [None, size(100)], ids=["reads of 100 bytes", "reads fill a buffer"])
+def test_bytes_that_the_profile_does_not_have_take_no_time(buffer: Value[int] | None) -> None:
+    """The device's own state has no room in 100 bytes. One read takes 1000 s, those of the rest nothing."""
+    calls = Calls(bytes=sizes((100, 1)), seconds=Value.assumed(Distribution.always(1000.0)))
+    profile = Profile(
+        name="small",
+        stop_copy=StopCopy(kind="constant", bytes=size(100)),
+        reads=Reads(buffer_bytes=buffer, stop_copy=calls),
+        writes=Phases(stop_copy=calls),
+    )
+    pair, held = Pair(profile), list[float]()
+
+    def hold(seconds: float | None, over: Callable[[], bool]) -> None:
+        assert seconds is not None
+        held.append(seconds)
+
+    source, destination = (
+        PacedCallbacks(profile, sessions, device.migration, hold, straight(device))
+        for sessions, device in zip(pair.sessions, (pair.source, pair.destination), strict=True)
+    )
+    pair.enter(pair.source, DeviceState.STOP_COPY)
+    pair.enter(pair.destination, DeviceState.RESUMING)
+    stream = []
+    while (vectors := source.gather(MIB)) is not None and len(vectors):
+        stream.append(bytearray(int(vectors[:, 1].sum())))
+        join_vectors(vectors, memoryview(stream[-1]))
+    assert pair.sessions[0].overshoot_bytes > 1000
+    assert len(stream) == 1 if buffer else len(stream) > 10
+    (read,) = held
+    assert 500 < read <= 1000
+    for data in stream:
+        destination.write(memoryview(data))
+    assert all(500 < seconds <= 1000 for seconds in held)
+    assert len(held) == 1 + len(stream)
+    pair.enter(pair.destination, DeviceState.RUNNING)
     pair.close()

@@ -226,9 +226,9 @@ class PacedCallbacks:
 
     def _after_read(self, before: tuple[float, Phase, int], stored: int) -> None:
         began, phase, overshot = before
-        if stored:
-            # The profile's device has no bytes beyond the profile's: they take no time.
-            count = stored - (self._sessions.overshoot_bytes - overshot)
+        # The profile's device has no bytes beyond the profile's: they take no time, nor does a read of them.
+        count = stored - (self._sessions.overshoot_bytes - overshot)
+        if count:
             self._paced("read", began, self._call_seconds("read", phase, count))
 
     def read_into(self, buffer: memoryview) -> int:
