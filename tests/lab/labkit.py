@@ -17,6 +17,9 @@ PATIENT = ("-global", f"vfio-user-pci.x-msg-timeout={round(PATIENCE_SECONDS * 10
 # Bytes that may be left when the VM stops: fewer than the device's registers, but not none. QEMU counts bytes
 # for each millisecond, and where that is 0 it does not look for dirty memory again.
 NOTHING_FITS = 100
+# What QEMU may call a migration that was cancelled. `migration_cancel()` shuts the return path's socket
+# down before it sets the state to "cancelling"; a migration thread that finds it shut calls it "failed".
+CANCELLED = ("cancelled", "failed")
 
 
 def dirtying(rate_bytes: int, pattern: str = "uniform") -> Workload:

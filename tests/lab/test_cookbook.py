@@ -25,10 +25,7 @@ def test_cookbook_word_for_word(qemu: Path, library: Path, guest_image: Path, tm
     assert started["writes_per_second"] == 256
     assert stopped["writes"] > 0
     initial, dirty = (
-        [
-            int(size)
-            for size in re.findall(rf"vfio_state_pending_estimate .*precopy {kind} size (\d+)", output)
-        ]
+        [int(size) for size in re.findall(rf"vfio_state_pending_\w+ .*precopy {kind} size (\d+)", output)]
         for kind in ("initial", "dirty")
     )
     assert max(initial) > 0
