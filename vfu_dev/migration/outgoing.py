@@ -136,10 +136,15 @@ class Outgoing:
 
     def _next(self, room: int) -> tuple[Vectors, int]:
         if record := self._whole_pages(room):
-            count = min(record.left, room // record.page_bytes)
-            vectors = self._pages(*record.hand_out(count))
-            self.left_bytes -= count * record.page_bytes
-            return vectors, count * record.page_bytes
+            size = record.page_bytes
+            count, split = min(record.left, room // size), 0
+            if record.left > count and room > count * size:
+                split = 1  # hashed with the others: a part of it comes next, and the rest with the next read
+            rows, indices = record.hand_out(count + split)
+            if split:
+                self._parts.append(memoryview(rows[indices[count]].tobytes()))
+            self.left_bytes -= count * size
+            return self._pages(rows, indices[:count]), count * size
         part = self._part(room)
         self._alive.append(part)
         return bytes_vector(part), len(part)
