@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import queue
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -22,7 +24,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as run_machine
-from serverkit import PATIENCE_SECONDS, short_folder
+from serverkit import PATIENCE_SECONDS, short_folder, wait_until
 
 from vfu_dev.builds import artifact
 from vfu_dev.client import ClientCommandError, VfioUserDevice
@@ -121,6 +123,12 @@ class Served:
         self._jobs.put(lambda: answers.put(function()))
         os.eventfd_write(self._wake, 1)
         return answers.get(timeout=PATIENCE_SECONDS)
+
+    @property
+    def thread_id(self) -> int:
+        """The kernel's number of the thread that serves."""
+        assert self._thread.native_id is not None
+        return self._thread.native_id
 
     def connect(self) -> VfioUserDevice:
         """Connect, once the client before is gone."""
@@ -467,6 +475,59 @@ def test_a_stopped_device_is_asked_before_the_reply(card: Served) -> None:
         assert card.device.counters.refused_by_state == 50
 
 
+# <asm/unistd.h>
+RECVFROM = {"x86_64": 45, "aarch64": 207}
+POLL = {"x86_64": 7, "aarch64": 73}
+
+
+def waits_in(card: Served, number: int) -> None:
+    """Wait until the thread that serves waits in the system call of that number."""
+    where = Path(f"/proc/self/task/{card.thread_id}/syscall")
+    wait_until(lambda: where.read_text().split()[0] == str(number), f"system call {number}")
+
+
+def test_the_wait_for_a_request_ends_for_everything_else(card: Served) -> None:
+    """It is in recv(), which a signal interrupts, as often as there is something else."""
+    with card.connect() as device:
+        for count in range(200):
+            assert device.region_read(2, 0, 4) == bytes(4)
+            assert card.call(lambda count=count: count) == count
+        waits_in(card, RECVFROM[platform.machine()])
+        assert card.call(lambda: "woken") == "woken"
+
+
+def test_a_program_keeps_its_own_signal(library: Path, folder: Path) -> None:
+    """The library waits in poll() as long as the program has a handler of its own."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGURG, lambda number, _: came.append(number))
+    card = Served(library, folder / "own", Card("card"))
+    try:
+        with card.connect() as device:
+            assert device.region_read(2, 0, 4) == bytes(4)
+            waits_in(card, POLL[platform.machine()])
+            assert card.call(lambda: "woken") == "woken"
+            assert came == []
+            signal.raise_signal(signal.SIGURG)
+            assert came == [signal.SIGURG]
+            signal.signal(signal.SIGURG, signal.SIG_DFL)
+            assert card.call(lambda: "woken") == "woken"
+            waits_in(card, RECVFROM[platform.machine()])
+    finally:
+        card.close()
+        signal.signal(signal.SIGURG, before or signal.SIG_DFL)
+
+
+def test_a_thread_that_blocks_the_signal_is_served(card: Served) -> None:
+    """It waits in poll() from the next turn on, and in recv() again when it no longer blocks it."""
+    with card.connect() as device:
+        for how, number in ((signal.SIG_BLOCK, POLL), (signal.SIG_UNBLOCK, RECVFROM)):
+            card.call(lambda how=how: signal.pthread_sigmask(how, [signal.SIGURG]))
+            waits_in(card, number[platform.machine()])
+            assert device.region_read(2, 0, 4) == bytes(4)
+            assert card.call(lambda: "woken") == "woken"
+            waits_in(card, number[platform.machine()])
+
+
 def test_with_sanitizers() -> None:
     """The tests above once more, with a library that ends the process for a step beyond, or an overflow."""
     if os.environ.get(SANITIZED):
@@ -491,4 +552,4 @@ def test_with_sanitizers() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 passed" in done.stdout
+    assert "7 passed" in done.stdout

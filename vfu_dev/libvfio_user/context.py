@@ -350,6 +350,7 @@ class Context:
 
         Raises:  LibraryError: the client was not acceptable; it got an error reply if possible.
         """
+        connection.setblocking(True)  # ours waits in recv(), and says MSG_DONTWAIT where it does not
         self._check("vfu_attach_fd", connection.fileno(), version, len(version))
         connection.detach()
         self.attached = True
