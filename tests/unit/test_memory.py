@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -54,7 +56,44 @@ def test_clear_gives_memory_back() -> None:
 def test_untouched_memory_is_not_allocated_by_looking_for_what_is() -> None:
     memory = DeviceMemory("m", 1 << 30)
     memory.store(1 << 29, b"x")
-    assert [pages.tolist() for pages in memory.allocated_pages()] == [[1 << 17]]
+    assert np.concatenate(list(memory.allocated_pages())).tolist() == [1 << 17]
+    assert kept(memory)["Rss"] == 4 << 10
+
+
+@pytest.mark.parametrize("way", ["memfd", "pagemap scan", "pagemap"])
+@pytest.mark.parametrize("page", [64, 4096, 16384, 4 << 20])
+def test_backing_store_is_found_in_pages_of_any_size(
+    page: int, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on a kernel before 6.7, which has no PAGEMAP_SCAN; by that, a page only read is not among them."""
+    if way == "pagemap":
+        monkeypatch.setattr(device_memory, "_PAGEMAP_SCAN", 0)
+    memory = DeviceMemory("m", 8 << 20, page, mapped=way == "memfd")
+    assert way != "pagemap scan" or memory.raw[6 << 20] == 0
+    for offset in (5000, (4 << 20) - 1, (8 << 20) - 1):
+        memory.raw[offset] = 1
+    least = max(page, 4096)  # the kernel has no smaller ones
+    expected = {
+        number
+        for offset in (5000, (4 << 20) - 1, (8 << 20) - 1)
+        for number in range(offset // least * least // page, (offset // least + 1) * least // page)
+    }
+    assert set(np.concatenate(list(memory.allocated_pages())).tolist()) == expected
+
+
+def kept(memory: DeviceMemory) -> dict[str, int]:
+    """Return what the kernel says of the mapping of `memory`, in bytes, and that its flags are `dc`."""
+    where, found, inside = memory.data.__array_interface__["data"][0], {}, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        key, *fields = line.split()
+        if not key.endswith(":"):
+            start, end = (int(place, 16) for place in key.split("-"))
+            inside = start <= where < end
+        elif inside and fields[1:] == ["kB"]:
+            found[key[:-1]] = int(fields[0]) << 10
+        elif inside and key == "VmFlags:":
+            assert "dc" in fields  # no fork has a copy
+    return found
 
 
 def test_classify_tells_data_from_zeros_and_gives_up_on_time() -> None:
@@ -77,7 +116,7 @@ def test_a_refilled_memory_keeps_its_store_and_knows_what_is_old() -> None:
     old = memory.begin_refill()
     assert np.flatnonzero(old).tolist() == [1, 2, 3, 100]
     assert memory.pages.written_pages == 0
-    assert memory.allocated_blocks() == 4 * 8
+    assert np.concatenate(list(memory.allocated_pages())).tolist() == [1, 2, 3, 100]
     memory.clear_pages(np.array([1, 2, 100]))
     assert np.concatenate(list(memory.allocated_pages())).tolist() == [3]
     assert not memory.rows[[1, 2, 100]].any()
@@ -89,7 +128,7 @@ def test_old_store_in_too_many_pieces_is_given_back(monkeypatch: pytest.MonkeyPa
     memory = DeviceMemory("m", 1 << 20)
     memory.store(0, b"x" * 4096)
     assert not memory.begin_refill().any()
-    assert memory.allocated_blocks() == 0
+    assert sum(map(len, memory.allocated_pages())) == 0
     assert not memory.data.any()
 
 

@@ -1,4 +1,4 @@
-"""The bytes of one device memory: a memfd, mapped once, seen as numpy arrays."""
+"""The bytes of one device memory, seen as numpy arrays: of a memfd if clients map it, else anonymous."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import contextlib
 import fcntl
 import mmap
 import os
+import struct
 import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import RawIOBase
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +30,19 @@ _CLASSIFY_BATCH_PAGES = 16384
 # How long to search for backing store that can be used again; each piece of it takes 3 us to find.
 _REFILL_SEARCH_SECONDS = 0.05
 
+# <asm-generic/mman.h>; Python's own name for it is newer than 3.11.
+_MAP_NORESERVE = 0x4000
+
+# <linux/fs.h> of Linux 6.7: PAGEMAP_SCAN, struct pm_scan_arg, struct page_region, and the PAGE_IS_* bits.
+_PAGEMAP_SCAN = 0xC0606610
+_PM_SCAN_ARG = struct.Struct("=12Q")
+_PM_WALK_END = 4  # which field says where a scan has ended
+_PAGE_IS_PRESENT, _PAGE_IS_SWAPPED, _PAGE_IS_PFNZERO = 1 << 3, 1 << 4, 1 << 5
+_SCAN_REGIONS = 1024
+# proc(5), /proc/pid/pagemap: 64 bits for each page, of which these say that it is present, or swapped out.
+_PAGEMAP_ENTRY_BYTES = 8
+_PAGEMAP_HELD = np.uint64(1 << 63 | 1 << 62)
+
 
 @dataclass
 class ScanCounters:
@@ -39,7 +55,10 @@ class ScanCounters:
 
 
 class DeviceMemory:
-    """Memory of a device: zero at first, backed by a memfd, with a map of its pages.
+    """Memory of a device: zero at first, with a map of its pages.
+
+    One that clients map is a memfd. Any other is anonymous: the kernel provides a page of that in half the
+    time (docs/bench.md).
 
     Args:
         name: the name under which it migrates.
@@ -49,14 +68,14 @@ class DeviceMemory:
             correct after a scan (`Shadow`).
 
     Attributes:
-        backing_bytes: size of the memfd; of a mapped memory a power of two, as its BAR.
+        backing_bytes: size of the backing store; of a mapped memory a power of two, as its BAR.
         raw: the bytes, for single accesses. After a store through it, call `pages.mark`.
         data: the same as an array, shape (size_bytes,) uint8.
         rows: the same as pages, shape (page_count, page_size_bytes) uint8.
         words: the same as pages of 64-bit words, shape (page_count, page_size_bytes / 8).
         pages: what is known about each page.
         scans: cost of the scans so far.
-        fd: the memfd, owned by this object.
+        fd: the memfd of a mapped memory, owned by this object; -1 if there is none.
 
     Raises:  ConfigError: an impossible size.
     """
@@ -88,26 +107,38 @@ class DeviceMemory:
         self.page_count = size_bytes // page_size_bytes
         if self.page_count >= MAX_PAGES:
             raise ConfigError(f"memory {name}: {self.page_count} pages, the limit is {MAX_PAGES - 1}")
-        self.fd = os.memfd_create(f"vfu-dev:{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.fd, self._closed = -1, False
         try:
-            os.ftruncate(self.fd, self.backing_bytes)
-            # A client that has the file must not be able to truncate it: the server's next access would be a
-            # SIGBUS.
-            fcntl.fcntl(
-                self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-            )
-            self._map = mmap.mmap(self.fd, size_bytes)
+            self._map = self._map_file() if mapped else self._map_anonymous()
         except (OSError, ValueError, OverflowError) as err:
-            os.close(self.fd)
+            if self.fd >= 0:
+                os.close(self.fd)
             raise ConfigError(f"memory {name}: cannot provide {size_bytes} bytes: {err}") from err
         # A memory that nobody closed, after a failed start or in a test, gives its descriptor back as well.
-        self._close_fd = weakref.finalize(self, os.close, self.fd)
+        self._close_fd = weakref.finalize(self, os.close, self.fd) if mapped else None
         self.raw = memoryview(self._map)
         self.data: npt.NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)
         self.rows = self.data.reshape(self.page_count, page_size_bytes)
         self.words: npt.NDArray[np.uint64] = self.data.view(np.uint64).reshape(self.page_count, -1)
         self.pages = PageMap(self.page_count, page_size_bytes)
         self.scans = ScanCounters()
+
+    def _map_file(self) -> mmap.mmap:
+        self.fd = os.memfd_create(f"vfu-dev:{self.name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.fd, self.backing_bytes)
+        # A client that has the file must not be able to truncate it: the server's next access would be a
+        # SIGBUS.
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return mmap.mmap(self.fd, self.size_bytes)
+
+    def _map_anonymous(self) -> mmap.mmap:
+        found = mmap.mmap(-1, self.size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+        # A process that is forked would keep what is written from then on twice.
+        found.madvise(mmap.MADV_DONTFORK)
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            # Where they are the default, one written byte would cost 2 MiB.
+            found.madvise(mmap.MADV_NOHUGEPAGE)
+        return found
 
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write `data` at `offset` and mark its pages; the caller has checked the bounds."""
@@ -155,8 +186,12 @@ class DeviceMemory:
 
     def clear(self) -> None:
         """Make every byte zero and every page unwritten, by giving the backing store back to the kernel."""
-        self._map.madvise(mmap.MADV_REMOVE)
+        self._give_back(0, self.size_bytes)
         self.pages.forget()
+
+    def _give_back(self, start: int, length: int) -> None:
+        """Give backing store back to the kernel."""
+        self._map.madvise(mmap.MADV_REMOVE if self.mapped else mmap.MADV_DONTNEED, start, length)
 
     def begin_refill(self) -> npt.NDArray[np.bool_]:
         """Make every page unwritten, because a whole state is about to be stored.
@@ -167,16 +202,16 @@ class DeviceMemory:
         Returns: which pages have old content, shape (page_count,).
         """
         old = np.zeros(self.page_count, dtype=np.bool_)
-        if self.allocated_blocks() * 512 >= self.backing_bytes:
+        if self.mapped and self.allocated_blocks() * 512 >= self.backing_bytes:
             old[:] = True
             self.pages.forget()
             return old
         deadline = time.monotonic() + _REFILL_SEARCH_SECONDS
         for pages in self.allocated_pages():
             old[pages] = True
-            if time.monotonic() > deadline:  # in pieces too small to be worth it
+            if time.monotonic() > deadline:  # in pieces too small, or a memory too large, to be worth it
                 self.clear()
-                old[:] = False
+                old = np.zeros(self.page_count, dtype=np.bool_)  # to write zeros would allocate all of it
                 break
         self.pages.forget()
         return old
@@ -193,7 +228,7 @@ class DeviceMemory:
         ends = np.append(starts[1:], len(indices))
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             first = int(indices[start]) * self.page_size_bytes
-            self._map.madvise(mmap.MADV_REMOVE, first, (end - start) * self.page_size_bytes)
+            self._give_back(first, (end - start) * self.page_size_bytes)
 
     def populate(self, indices: PageIndices) -> None:
         """Have the kernel provide the pages `indices`, ascending, at once: all of them are stored to next."""
@@ -204,6 +239,12 @@ class DeviceMemory:
 
         This asks the kernel, not the page map, so it also finds what was written behind the map's back.
         """
+        for first, end in self._file_extents() if self.mapped else self._held_extents():
+            for batch in range(first, end, _CLASSIFY_BATCH_PAGES):
+                yield np.arange(batch, min(batch + _CLASSIFY_BATCH_PAGES, end), dtype=np.intp)
+
+    def _file_extents(self) -> Iterator[tuple[int, int]]:
+        """Yield where pages with backing store begin and end, of a memfd."""
         position = 0
         while position < self.size_bytes:
             try:
@@ -211,13 +252,30 @@ class DeviceMemory:
             except OSError:  # ENXIO: no data at or after `position`
                 return
             position = os.lseek(self.fd, start, os.SEEK_HOLE)
-            first = start // self.page_size_bytes
-            last = min(-(-position // self.page_size_bytes), self.page_count)
-            for batch in range(first, last, _CLASSIFY_BATCH_PAGES):
-                yield np.arange(batch, min(batch + _CLASSIFY_BATCH_PAGES, last), dtype=np.intp)
+            yield self._pages_of(start, position)
+
+    def _held_extents(self) -> Iterator[tuple[int, int]]:
+        """Yield the same of anonymous memory."""
+        base = self.data.__array_interface__["data"][0]
+        end = base + -(-self.size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+            try:
+                found = _scanned(pagemap.fileno(), base, end)
+                first = next(found, None)
+            except OSError:  # before Linux 6.7
+                found = _looked_up(pagemap, base, end)
+                first = next(found, None)
+            if first is not None:
+                for start, stop in chain((first,), found):
+                    yield self._pages_of(start - base, stop - base)
+
+    def _pages_of(self, start: int, end: int) -> tuple[int, int]:
+        """Return the pages, first and behind the last, that the bytes from `start` to `end` lie in."""
+        size = self.page_size_bytes
+        return start // size, min(-(-end // size), self.page_count)
 
     def allocated_blocks(self) -> int:
-        """Return the backing store in use, in 512-byte blocks; it changes when the first page is written."""
+        """Return the backing store of a mapped memory in use, in blocks of 512 bytes; a first write adds."""
         return os.fstat(self.fd).st_blocks
 
     def mark_allocated(self, position: int = 0, budget_seconds: float = float("inf")) -> int | None:
@@ -268,11 +326,40 @@ class DeviceMemory:
 
     def close(self) -> None:
         """Give the memory back. The object, and every view somebody kept of it, is dead."""
-        if self.fd < 0:
+        if self._closed:
             return
-        self._close_fd()
+        self._closed = True
+        if self._close_fd is not None:
+            self._close_fd()
         self.fd = -1
         with contextlib.suppress(BufferError):  # somebody kept a view: the mapping lives as long as that
             self.raw.release()
         # numpy arrays over the mapping keep it alive; it goes when the last of them does.
         del self.data, self.rows, self.words
+
+
+def _scanned(pagemap_fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the addresses between which pages are held, as PAGEMAP_SCAN finds them. Raises: OSError."""
+    regions = np.zeros((_SCAN_REGIONS, 3), dtype=np.uint64)  # start, end, categories
+    held, zero = _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED, _PAGE_IS_PFNZERO
+    while start < end:
+        where = (regions.__array_interface__["data"][0], _SCAN_REGIONS)
+        scan = bytearray(
+            _PM_SCAN_ARG.pack(_PM_SCAN_ARG.size, 0, start, end, 0, *where, 0, zero, zero, held, held)
+        )
+        count = fcntl.ioctl(pagemap_fd, _PAGEMAP_SCAN, scan)
+        for first, last, _ in regions[:count].tolist():
+            yield first, last
+        start = _PM_SCAN_ARG.unpack(scan)[_PM_WALK_END]
+
+
+def _looked_up(pagemap: RawIOBase, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the same page by page, a second for each TiB; pages that were only read are among them."""
+    step = _CLASSIFY_BATCH_PAGES * mmap.PAGESIZE
+    for place in range(start, end, step):
+        pagemap.seek(place // mmap.PAGESIZE * _PAGEMAP_ENTRY_BYTES)
+        count = (min(step, end - place)) // mmap.PAGESIZE
+        entries = np.frombuffer(pagemap.read(count * _PAGEMAP_ENTRY_BYTES) or b"", dtype=np.uint64)
+        held = (entries & _PAGEMAP_HELD) != 0
+        for first, last in np.flatnonzero(np.diff(held, prepend=False, append=False)).reshape(-1, 2).tolist():
+            yield place + first * mmap.PAGESIZE, place + last * mmap.PAGESIZE
