@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from qmpkit import commands, event_of, greeting, line_of
 
+from vfu_dev.errors import LabError
 from vfu_dev.vm.monitor import KEPT_PASSES, PASS, Monitor, QmpError
 
 GREETING = greeting("oob")
@@ -88,3 +89,14 @@ def test_passes_without_end_leave_the_last(tmp_path: Path) -> None:
     monitor = asyncio.run(talk(Server([[]], [*passes, EVENT, passes[0]]), tmp_path))
     found = [event["data"].get("pass") for event in monitor.events]
     assert found == [*range(1, KEPT_PASSES), 5000, None, 1]
+
+
+def test_events_are_told_apart_by_their_order_whatever_the_clock_did(tmp_path: Path) -> None:
+    """A clock that is set back makes the event that is waited for older than the moment it is waited from."""
+    monitor = Monitor("source", tmp_path / "qmp")
+    for number, moment in enumerate((100.0, 50.0)):
+        monitor._keep({"time": moment, "event": "MIGRATION", "data": {"number": number}})
+    found = asyncio.run(monitor.wait_event("MIGRATION", 1.0, first=1))
+    assert found["data"] == {"number": 1}
+    with pytest.raises(LabError, match="no MIGRATION event"):
+        asyncio.run(monitor.wait_event("MIGRATION", 0.0, first=2))

@@ -18,6 +18,8 @@ from vfu_dev.bench.figures import Effort, Figure, figure, in_turns
 from vfu_dev.bench.peers import Bench, BenchError, Served
 from vfu_dev.bench.raw import Nanoseconds
 from vfu_dev.builds.qemu_binary import VFIO_PCI, VFIO_USER_PCI, QemuBinary, find_qemu
+from vfu_dev.errors import LabError
+from vfu_dev.vm.process import ProcessError
 from vfu_dev.vm.qemu import Qemu, QemuOptions
 from vfu_dev.vm.qtest import QtestClient
 from vfu_dev.vm.qtest_guest import QtestGuest
@@ -107,11 +109,25 @@ class Machine:
         await self.qemu.execute("cont")
         return reply
 
+    async def arrived(self, seen: int) -> dict[str, Any]:
+        """Return the event that an incoming migration has completed, not among the first `seen` events.
+
+        Raises:  BenchError: it has not in time; says how far it is. ProcessError: QEMU ended.
+        """
+        try:
+            return await self.qemu.wait_event("MIGRATION", first=seen, status="completed")
+        except ProcessError:
+            raise
+        except LabError as error:
+            heard = [event["data"].get("status") for event in self.qemu.events[seen:]]
+            now = (await self.qemu.migration()).get("status")
+            raise BenchError(f"{error}; its events say {heard}, query-migrate says {now}") from error
+
     async def load(self, uri: str, state_bytes: int) -> float:
         """Resume the VM from `uri`; return MiB of device state per second."""
-        began = time.time()
+        seen, began = len(self.qemu.events), time.time()
         await self.qemu.execute("migrate-incoming", uri=uri)
-        event = await self.qemu.wait_event("MIGRATION", after=began, status="completed")
+        event = await self.arrived(seen)
         return float(state_bytes / MIB / (event["time"] - began))
 
 

@@ -145,22 +145,29 @@ class Monitor:
             self._check(f"ended during QMP {command}")
             raise QmpError(self.name, command, str(error) or "no answer") from error
 
-    def _matching(self, name: str, after: float, **data: Any) -> Iterator[dict[str, Any]]:
-        for event in self.events:
+    def _matching(self, name: str, after: float, first: int, **data: Any) -> Iterator[dict[str, Any]]:
+        for event in self.events[first:]:
             wanted = event["event"] == name and event["time"] >= after
             if wanted and all(event["data"].get(key) == value for key, value in data.items()):
                 yield event
 
     async def wait_event(
-        self, name: str, timeout_seconds: float = PATIENCE_SECONDS, after: float = 0.0, **data: Any
+        self,
+        name: str,
+        timeout_seconds: float = PATIENCE_SECONDS,
+        after: float = 0.0,
+        first: int = 0,
+        **data: Any,
     ) -> dict[str, Any]:
         """Return the first event `name` not before `after` (unix seconds) whose data contain `data`.
+
+        With `first` the events before that place of `events` do not count, whatever the clock did meanwhile.
 
         Raises: LabError: it does not come in time. ProcessError: QEMU ended, if it is ours.
         """
         deadline = time.monotonic() + timeout_seconds
         while True:
-            found = next(self._matching(name, after, **data), None)
+            found = next(self._matching(name, after, first, **data), None)
             if found is not None:
                 return found
             self._check()
