@@ -5,6 +5,7 @@ A trace may be somebody else's: nothing in it is trusted, and it is never in mem
 
 from __future__ import annotations
 
+import codecs
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ _STRING = struct.Struct("<I")
 _MAX_RECORD_BYTES = 64 << 10
 _MAX_EVENTS = 100_000
 SIMPLE_MAGIC = _HEADER.pack(_HEADER_ID, _MAGIC, _VERSION)[:16]
+# QEMU writes in the byte order of its machine.
+BIG_ENDIAN_MAGIC = struct.pack(">QQ", _HEADER_ID, _MAGIC)
 
 
 class TraceError(ConfigError):
@@ -145,6 +148,8 @@ def read_log(file: BinaryIO, name: str) -> Iterator[Traced | TraceError]:
             number += whole
             continue
         number += 1
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)  # of an editor
         if not whole or not (b"vfio_" in line or b"savevm_section_start" in line):  # _BEGINNINGS
             continue
         found = split_line(line.decode("utf-8", "replace"))
@@ -192,6 +197,11 @@ def read_simple(file: BinaryIO, name: str) -> Iterator[Traced | TraceError]:
         return data
 
     header = take(_HEADER.size)
+    if header.startswith(BIG_ENDIAN_MAGIC):
+        yield TraceError(
+            name, "is a big-endian machine's simple trace and cannot be read; record a log there"
+        )
+        return
     if len(header) < _HEADER.size or _HEADER.unpack(header)[:2] != (_HEADER_ID, _MAGIC):
         yield TraceError(name, "is no simple trace of QEMU")
         return

@@ -7,17 +7,18 @@ import gzip
 import io
 import lzma
 import re
+import struct
 import tempfile
 import threading
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tracekit import DEVICE, HEADER, lines, move, recorded, simple
+from tracekit import DEVICE, HEADER, Event, lines, move, recorded, simple
 
 from vfu_dev.errors import ConfigError
 from vfu_dev.profile import Distribution, Mark, Profile, Value, profile_text
@@ -25,6 +26,7 @@ from vfu_dev.profile.compare import Tolerance, differences
 from vfu_dev.profile.from_qemu import MAX_DEVICES
 from vfu_dev.profile.importing import Wanted, import_profile
 from vfu_dev.profile.model import Migration
+from vfu_dev.profile.session import PHASES
 from vfu_dev.qemu_events import EVENTS
 from vfu_dev.qemu_trace import read_log, read_simple, split_line
 
@@ -247,6 +249,43 @@ def test_lines_of_others_make_no_difference(imported: Import, release: str) -> N
     assert imported(text.replace("\n", "\r\n"), device="1") == plain
 
 
+def test_a_byte_order_mark_hides_no_event(imported: Import) -> None:
+    text = lines(move())
+    assert imported("\ufeff" + text) == imported(text)
+
+
+def times_of(profile: Profile) -> dict[str, set[float]]:
+    """Return the seconds of each kind of call and change of state."""
+    found = {arc: value.value for arc, value in profile.source_arcs.items()}
+    for phase in PHASES:
+        calls = getattr(profile.reads, phase)
+        found |= {phase: calls.seconds.value} if calls.seconds is not None else {}
+        if calls.first_seconds is not None:
+            found[f"{phase} first"] = Distribution.always(calls.first_seconds.value)
+    return {name: {value for value, _ in spread.points} for name, spread in found.items()}
+
+
+@pytest.mark.parametrize("seconds", [0.5, 3600.0])
+def test_a_clock_that_is_set_back_makes_no_time(imported: Import, seconds: float) -> None:
+    """Wherever it was: no time is shorter than it was, and none of a step is taken for 0 s."""
+    events = [(at + 5000.0, name, fields) for at, name, fields in move()]
+    plain = imported(lines(iter(events)))
+    spans = (plain.recorded.precopy_seconds, plain.recorded.stop_seconds)
+    for step in range(2, len(events)):
+        notes: list[str] = []
+        back = [(at - seconds, name, fields) for at, name, fields in events[step:]]
+        profile = imported(lines(iter(events[:step] + back)), notes=notes)
+        assert [note for note in notes if f"trace0:{step + 1}: " in note], step
+        for name, found in times_of(profile).items():
+            assert found <= times_of(plain)[name], (step, name)
+        for found, whole in zip(
+            (profile.recorded.precopy_seconds, profile.recorded.stop_seconds), spans, strict=True
+        ):
+            assert found in (None, whole), step
+        assert profile.recorded.precopy_bytes == plain.recorded.precopy_bytes
+        assert profile.recorded.stop_copy_bytes == plain.recorded.stop_copy_bytes
+
+
 @pytest.mark.parametrize("pack", [gzip.compress, lzma.compress], ids=["gzip", "xz"])
 def test_a_compressed_trace_is_read(imported: Import, pack: Callable[[bytes], bytes]) -> None:
     assert imported(pack(lines(move()).encode())) == imported(lines(move()))
@@ -446,6 +485,47 @@ def test_events_that_qemu_dropped_are_an_error(imported: Import) -> None:
 def test_what_is_no_trace_is_refused(imported: Import, trace: str) -> None:
     with pytest.raises(ConfigError, match="no event of QEMU's VFIO migration code"):
         imported(trace.encode("latin-1"))
+
+
+def test_a_big_endian_machines_trace_is_called_that(imported: Import) -> None:
+    with pytest.raises(ConfigError, match="big-endian"):
+        imported(struct.pack(">QQQ", *struct.unpack("<QQQ", HEADER)) + b"\0" * 100)
+
+
+@pytest.mark.parametrize("source_first", [True, False])
+def test_two_qemus_with_one_device_name_in_a_log_are_refused(imported: Import, source_first: bool) -> None:
+    """What one of them does next would be taken for a change of state of the other."""
+    sides = [recorded("10.2", "source").replace("a0.sock", "x"), recorded("10.2", "destination")]
+    logs = [
+        re.sub(
+            r"\([\w.]+\.vfio\)", "(x.vfio)", "".join(line for line in log.splitlines(True) if device in line)
+        )
+        for log, device in zip(sides, ("(x.vfio)", "(b0.sock.vfio)"), strict=True)
+    ]
+    if not source_first:
+        logs.reverse()
+    for log in logs:
+        imported(log)
+    mixed = sorted("".join(logs).splitlines(keepends=True), key=lambda line: line.split()[0])
+    with pytest.raises(ConfigError, match=r"trace0:\d+: 'x.vfio' sends and receives at once: two QEMUs"):
+        imported("".join(mixed))
+
+
+def test_a_log_that_goes_on_with_the_next_qemu_keeps_the_sides_apart(imported: Import) -> None:
+    """libvirt appends: the VM left, and later came back with a device of the same name."""
+    away = lines(move(), form="11.1")
+    arriving: Iterator[Event] = iter(
+        [
+            (3000.0, "vfio_migration_set_state", ("RESUMING", "RUNNING")),
+            (3000.003, "vfio_migration_set_device_state", ("RESUMING",)),
+        ]
+    )
+    back = lines(arriving, form="11.1")
+    for whole in (away, away[: away.index("vfio_save_complete_precopy_start")].rpartition("\n")[0] + "\n"):
+        profile = imported(whole + back)
+        assert profile.recorded.migrations == 1
+        assert list(profile.destination_arcs) == ["RUNNING->RESUMING"]
+        assert "RUNNING->PRE_COPY" in profile.source_arcs
 
 
 def test_more_devices_than_a_machine_has_are_refused(imported: Import) -> None:

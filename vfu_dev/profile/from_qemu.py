@@ -33,6 +33,11 @@ _IN_ORDER = (
 )
 # Between these and a block there is the read and its sending alone; elsewhere RAM may be sent too.
 _JUST_BEFORE = (Kind.SECTION, Kind.ITERATE_START, Kind.COMPLETE_START, Kind.STATE, Kind.DEVICE_STATE)
+# What a device that is the source has, and what one that is the destination has.
+_SENDING = (Kind.ITERATE_START, Kind.ITERATE, Kind.EMPTY, Kind.BLOCK, Kind.COMPLETE_START, Kind.COMPLETE)
+_RECEIVING = (Kind.LOAD_RECORD, Kind.LOAD, Kind.BUFFER_LOAD_START, Kind.BUFFER_LOAD_END, Kind.LOAD_CONFIG)
+# Threads may write their events in another order than that of their times, by less than this.
+_DISORDER_SECONDS = 0.1
 _UNKNOWN = Duration(None)
 
 
@@ -50,6 +55,13 @@ class _Device:
     asks_length: bool = False  # 11.1 has an event for each query
     asks_sizes: bool = False
 
+    def forget_times(self) -> None:
+        """No time of before says how long something takes that is not over."""
+        self.last_at = self.record_at = None
+        self.loading_at.clear()
+        if self.asked is not None:
+            self.asked = (self.asked[0], None)
+
 
 class QemuReader:
     """Follows the devices of one trace, which may have several processes.
@@ -62,6 +74,8 @@ class QemuReader:
         self._devices: dict[tuple[int, str], _Device] = {}
         # process -> the last event of its migration thread, and when
         self._order: dict[int, tuple[float | None, Kind]] = {}
+        # process -> the time of its last event
+        self._clocks: dict[int, float] = {}
         self.ranges = 0
         self.timed: bool | None = None
 
@@ -75,6 +89,7 @@ class QemuReader:
         if event.kind is Kind.DMA_LOGGING:
             self.ranges = max(self.ranges, event.numbers["ranges"])
             return
+        self._follow_clock(event)
         if event.kind is Kind.SECTION:
             if event.process in self._order or len(self._order) < MAX_DEVICES:
                 self._order[event.process] = (event.time, event.kind)
@@ -93,11 +108,34 @@ class QemuReader:
         if event.kind in _IN_ORDER:
             self._order[event.process] = (event.time, event.kind)
 
+    def _follow_clock(self, event: Traced) -> None:
+        """Notice where the clock was set back, which a log's may be."""
+        before = self._clocks.get(event.process)
+        if event.time is None or (before is None and len(self._clocks) >= MAX_DEVICES):
+            return
+        self._clocks[event.process] = event.time
+        if before is None or before - event.time < _DISORDER_SECONDS:
+            return
+        self._order.pop(event.process, None)
+        for (process, _), device in self._devices.items():
+            if process == event.process:
+                device.forget_times()
+                device.history.set_clock_back(f"{event.place}: {before - event.time:.6g} s")
+
     def _take(self, device: _Device, event: Traced) -> None:
         history, at, numbers = device.history, event.time, event.numbers
+        if (history.is_receiving and event.kind in _SENDING) or (
+            history.is_sending and event.kind in _RECEIVING
+        ):
+            raise TraceError(
+                event.place,
+                f"{shown(event.device)} sends and receives at once: two QEMUs wrote this; take it apart",
+            )
         match event.kind:
             case Kind.STATE:
                 target = _state(event)
+                if target is DeviceState.RESUMING:
+                    history.state = None  # QEMU has just started: what a log has of one before is over
                 device.asked = (target, at)
                 history.asked(target, at)
             case Kind.DEVICE_STATE:
@@ -198,9 +236,9 @@ def _says_size(history: History, says: bool, *, measured: bool) -> None:
 
 def _between(begin: float | None, end: float | None, *, exact: bool = False, alone: bool = False) -> Duration:
     """Return the time between two events, in the microseconds that a log has."""
-    if begin is None or end is None:
+    if begin is None or end is None or end < begin:
         return _UNKNOWN
-    return Duration(max(0.0, round(end - begin, 6)), exact, alone)
+    return Duration(round(end - begin, 6), exact, alone)
 
 
 def _state(event: Traced) -> DeviceState:

@@ -45,6 +45,7 @@ class History:
 
     Attributes:
         state: None: not known.
+        clock_set_back: where the trace's clock went back within a migration, in words; empty: nowhere.
         marks: of each outgoing migration.
         outgoing, incoming: the migration that is under way, or was the last.
         kept: the outgoing migration that sizes and curves are of: the last that completed, else the last.
@@ -78,6 +79,7 @@ class History:
         self.reinit_told = False
         self.marks: list[Marks] = []
         self.cut_off = False
+        self.clock_set_back = ""  # within a migration: where first, in words
         self.last_read_at: float | None = None
         self.found_end = False  # by the last read
 
@@ -128,6 +130,7 @@ class History:
     def begin_outgoing(self, *, whole: bool) -> Outgoing:
         """A migration begins here."""
         self.end_outgoing()
+        self.end_incoming()
         self._side = "source"
         self.counts["outgoing"] += 1
         self.outgoing = Outgoing(whole)
@@ -256,13 +259,32 @@ class History:
             one.read_out_at = at
 
     @property
+    def is_sending(self) -> bool:
+        """Whether an outgoing migration is under way."""
+        return self._now() is not None
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether an incoming migration is under way."""
+        return self.incoming is not None and not self.incoming.ended
+
+    def set_clock_back(self, where: str) -> None:
+        """The clock of `at` was set back: no time before it says how long something took that ends later."""
+        if not self.is_sending and not self.is_receiving:
+            return
+        self.clock_set_back = self.clock_set_back or where
+        self.set_up_at = None
+        if (one := self._now()) is not None:
+            one.precopy_at = one.stopping_at = one.asked_at = None
+
+    @property
     def migrations(self) -> int:
         """How many, in or out."""
         return self.counts["outgoing"] + self.counts["incoming"]
 
     def finish(self) -> None:
         """There is no more: what is under way is cut off."""
-        self.cut_off = self._now() is not None or (self.incoming is not None and not self.incoming.ended)
+        self.cut_off = self.is_sending or self.is_receiving
         self.end_outgoing()
         self.end_incoming()
 
@@ -294,6 +316,7 @@ class History:
     def begin_incoming(self) -> None:
         """A migration comes in."""
         self.end_incoming()
+        self.end_outgoing()
         self._side = "destination"
         self.counts["incoming"] += 1
         self.incoming = Incoming()

@@ -21,7 +21,7 @@ from vfu_dev.profile.model import Migration, Profile
 from vfu_dev.profile.reading import parse_profile
 from vfu_dev.profile.session import Marks
 from vfu_dev.profile.writing import profile_text
-from vfu_dev.qemu_trace import SIMPLE_MAGIC, Traced, TraceError, read_log, read_simple
+from vfu_dev.qemu_trace import BIG_ENDIAN_MAGIC, SIMPLE_MAGIC, Traced, TraceError, read_log, read_simple
 from vfu_dev.sizes import format_count
 
 _GZIP, _XZ = b"\x1f\x8b", b"\xfd7zXZ\x00"
@@ -133,7 +133,7 @@ def _read(file: BinaryIO, name: str) -> tuple[str, Iterator[Traced | TraceError 
     begin = cast(io.BufferedReader, file).peek(len(SIMPLE_MAGIC))
     if begin.startswith(MAGIC):
         return "calls", read_calls(file, name)
-    if begin.startswith(SIMPLE_MAGIC):
+    if begin.startswith((SIMPLE_MAGIC, BIG_ENDIAN_MAGIC)):
         return "simple", read_simple(file, name)
     return "log", read_log(file, name)
 
@@ -187,6 +187,11 @@ def _judge(observed: Observed, traces: Sequence[_Trace], wanted: Wanted) -> None
             continue
         if wanted.migration is not None and wanted.migration > side.counts[way]:
             raise ConfigError(f"migration {wanted.migration}: there are {side.counts[way]} {way} ones")
+        if side.clock_set_back:
+            observed.notes.append(
+                f"the clock was set back within a migration ({side.clock_set_back}); "
+                "times across that are left out"
+            )
     source = observed.source
     if not observed.timed:
         observed.notes.append("there are no timestamps, so no times; record with -msg timestamp=on")
