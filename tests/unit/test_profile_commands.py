@@ -88,6 +88,26 @@ def test_the_sentence_says_what_is_not_known() -> None:
     assert text == "x: 8 MiB became dirty in 2 s."
 
 
+def test_the_sentence_says_what_is_a_limit() -> None:
+    bounded = Profile(
+        name="x",
+        stop_copy=StopCopy(kind="following", extra_bytes=Value.bounded(at_most=4096)),
+        source_arcs={"RUNNING->PRE_COPY": Value.bounded(at_most=Distribution.always(0.5))},
+    )
+    assert "what is left and at most 4 KiB" in sentence(bounded)
+    assert "at the source: at most 500 ms" in sentence(bounded)
+    sizes = StopCopy(kind="constant", bytes=Value.bounded(at_least=4096, at_most=8192))
+    assert "stop_copy_length is at most 8 KiB" in sentence(Profile(name="x", stop_copy=sizes))
+
+
+def test_how_the_migration_was_set_up_has_its_units(tmp_path: Path) -> None:
+    made = tmp_path / "nic.toml"
+    made.write_text(MADE_UP + "\n[migration]\nmax_bandwidth = 1048576\ndowntime_limit_ms = 2000\n")
+    shown = " ".join(run("show", made).output.split())
+    assert "migration.max_bandwidth 1 MiB/s (1048576)" in shown
+    assert "migration.downtime_limit_ms 2 s" in shown
+
+
 def test_a_curve_is_drawn_from_begin_to_end() -> None:
     assert drawn(((0.0, 0), (1.0, 8)), steps=False, columns=4) == "▁▃▆█"
     assert drawn(((0.0, 0), (0.5, 8), (1.0, 8)), steps=True, columns=4) == "  ██"

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from vfu_dev.profile.kinds import (
+    BANDWIDTH,
     BYTES,
     BYTES_CURVE,
     BYTES_SPREAD,
     COUNT,
     FLAG,
+    MILLISECONDS,
     PART,
     RATE,
     RATE_CURVE,
@@ -233,8 +235,8 @@ class Migration:
     """QEMU's settings when it was recorded; no part of the device. A replay may take them as its own."""
 
     qemu: Annotated[str | None, plain(TEXT, "its version")] = None
-    max_bandwidth: Annotated[int | None, plain(BYTES, "bytes a second")] = None
-    downtime_limit_ms: Annotated[float | None, plain(RATE, "milliseconds")] = None
+    max_bandwidth: Annotated[int | None, plain(BANDWIDTH, "bytes a second")] = None
+    downtime_limit_ms: Annotated[float | None, plain(MILLISECONDS, "milliseconds")] = None
     multifd_channels: Annotated[int | None, plain(COUNT, "0: no multifd")] = None
     switchover_ack: Annotated[bool | None, plain(FLAG, "whether it was on")] = None
     guest: Annotated[str | None, plain(TEXT, "what the guest did")] = None

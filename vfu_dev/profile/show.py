@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vfu_dev.profile.compare import value_at
-from vfu_dev.profile.kinds import BYTES, RATE, SECONDS, CurveKind, Number, Spread
+from vfu_dev.profile.kinds import BANDWIDTH, BYTES, MILLISECONDS, RATE, SECONDS, CurveKind, Number, Spread
 from vfu_dev.profile.model import Profile
 from vfu_dev.profile.values import Curve, Distribution, Mark, Value
 from vfu_dev.sizes import format_size
@@ -23,16 +23,16 @@ def sentence(profile: Profile) -> str:
         parts.append(f"{format_size(profile.initial.bytes.value)} of initial data")
     parts.append(_dirty(profile))
     parts.append(_length(profile))
-    slow = slowest_arc(profile)
+    slow = _slowest_arc(profile)
     if slow is not None:
-        side, arc, seconds = slow
+        side, arc, value = slow
         parts.append(
-            f"its slowest change of state is {arc.replace('->', ' to ')} at the {side}: {_time(seconds)}"
+            f"its slowest change of state is {arc.replace('->', ' to ')} at the {side}: "
+            f"{_limit(value)}{_time(value.value.mean)}"
         )
     if profile.loading.initial_seconds is not None:
         loading = profile.loading.initial_seconds
-        most = "at most " * (loading.mark is Mark.BOUNDED)
-        parts.append(f"loading the initial data takes {most}{_time(loading.value)}")
+        parts.append(f"loading the initial data takes {_limit(loading)}{_time(loading.value)}")
     if profile.reinits:
         parts.append(f"initial data appears {len(profile.reinits)} more times")
     return f"{profile.name or 'This device'}: {'; '.join(filter(None, parts))}."
@@ -69,10 +69,12 @@ def _length(profile: Profile) -> str:
             return ""
         case "constant":
             assert stop_copy.bytes is not None
-            return f"stop_copy_length is {format_size(stop_copy.bytes.value)}, whatever was read"
+            size = stop_copy.bytes
+            return f"stop_copy_length is {_limit(size)}{format_size(size.value)}, whatever was read"
         case "following":
             assert stop_copy.extra_bytes is not None
-            return f"stop_copy_length is what is left and {format_size(stop_copy.extra_bytes.value)}"
+            extra = stop_copy.extra_bytes
+            return f"stop_copy_length is what is left and {_limit(extra)}{format_size(extra.value)}"
         case "growing":
             assert stop_copy.bytes is not None
             assert stop_copy.bytes_per_second is not None
@@ -83,14 +85,21 @@ def _length(profile: Profile) -> str:
     return f"stop_copy_length is between {format_size(min(sizes))} and {format_size(max(sizes))}"
 
 
-def slowest_arc(profile: Profile) -> tuple[str, str, float] | None:
-    """Return side, FROM->TO and mean seconds of the change of state that takes longest."""
+def _limit(value: Value[Any]) -> str:
+    """Return what a bounded value is, in words before it; nothing of others."""
+    if value.mark is not Mark.BOUNDED:
+        return ""
+    return "at least " if value.highest is None else "at most "
+
+
+def _slowest_arc(profile: Profile) -> tuple[str, str, Value[Distribution]] | None:
+    """Return side, FROM->TO and seconds of the change of state that takes longest, by the mean."""
     found = [
-        (side, arc, value.value.mean)
+        (side, arc, value)
         for side, arcs in (("source", profile.source_arcs), ("destination", profile.destination_arcs))
         for arc, value in arcs.items()
     ]
-    return max(found, key=lambda one: one[2], default=None)
+    return max(found, key=lambda one: one[2].value.mean, default=None)
 
 
 def shown(kind: Any, value: Any) -> str:
@@ -129,7 +138,11 @@ def _number(kind: Number, value: float) -> str:
     if kind is SECONDS:
         return _time(value)
     if kind is RATE:
-        return f"{format_size(value)}/s" if value >= 1024 else f"{value:g}"
+        return f"{format_size(value)}/s"
+    if kind is BANDWIDTH:
+        return f"{format_size(value)}/s ({value})"
+    if kind is MILLISECONDS:
+        return _time(value / 1000)
     return f"{value:g}"
 
 
