@@ -175,6 +175,42 @@ def test_curves_are_compared_where_they_are_apart() -> None:
     assert value_at(((0.0, 0.0), (1.0, 10.0), (1.0, 20.0)), 1.0, steps=False) == 20.0
 
 
+FLAT = ((0.0, 5), (60.0, 5))
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        (((0.0, 5),), True),
+        (((0.0, 5), (1.0, 5000), (2.0, 5)), False),
+        (((0.0, 5), (31.001, 900_000), (31.011, 5), (60.0, 5)), False),  # between any hundred times
+        (((0.0, 5), (61.0, 5000)), False),
+        (((0.0, 5), (31.0, 900_000), (31.0, 5)), True),
+    ],
+)
+def test_every_step_is_compared(other: Any, same: bool) -> None:
+    a, b = (Profile(stop_copy=StopCopy(kind="steps", steps=Value.measured(steps))) for steps in (FLAT, other))
+    assert differences(a, a, Tolerance()) == []
+    for found in (differences(a, b, Tolerance()), differences(b, a, Tolerance())):
+        assert [one.key for one in found] == ([] if same else ["stop_copy.steps"])
+
+
+def test_a_step_may_come_a_moment_later() -> None:
+    a, b = (
+        Profile(stop_copy=StopCopy(kind="steps", steps=Value.measured(((0.0, 5), (at, 7), (at + 0.001, 9)))))
+        for at in (1.0, 1.0015)
+    )
+    assert differences(a, b, Tolerance(time_least=0.002)) == []
+    assert differences(a, b, Tolerance(time_least=0.0002)) != []
+
+
+def test_before_the_first_rate_nothing_becomes_dirty() -> None:
+    first, later = (
+        Profile(dirty=Dirty(kind="steps", steps=Value.measured(((at, 5.0),)))) for at in (0.0, 1.0)
+    )
+    assert [one.key for one in differences(first, later, Tolerance())] == ["dirty.steps"]
+
+
 # --- fit ----------------------------------------------------------------------------------------------------
 
 

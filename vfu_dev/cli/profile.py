@@ -201,6 +201,7 @@ def _print(profile: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from vfu_dev.profile.compare import from_beginning
     from vfu_dev.profile.keys import entries
     from vfu_dev.profile.kinds import CurveKind
     from vfu_dev.profile.show import drawn, mark_of, sentence, shown
@@ -222,7 +223,8 @@ def _print(profile: Any) -> None:
         if isinstance(entry.kind, CurveKind):
             end = entry.plain[-1][0]
             console.print(f"\n{entry.key}, 0 to {end:.3g} s", markup=False)
-            console.print(drawn(entry.plain, steps=entry.key.endswith(".steps")), markup=False)
+            curve = from_beginning(entry.key, entry.plain)
+            console.print(drawn(curve, steps=entry.key.endswith(".steps")), markup=False)
 
 
 @command.command(

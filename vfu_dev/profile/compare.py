@@ -93,7 +93,8 @@ def _words(key: str, kind: Kind, a: Any, b: Any, tolerance: Tolerance) -> Iterat
     if isinstance(kind, Spread):
         yield from _spreads(kind.each, a, b, tolerance)
     elif isinstance(kind, CurveKind):
-        yield from _curves(a, b, tolerance, steps=key.endswith(".steps"))
+        a, b = (from_beginning(key, curve) for curve in (a, b))
+        yield from (_steps if key.endswith(".steps") else _curves)(a, b, tolerance)
     elif isinstance(kind, Number):
         if not tolerance.allows(a, b, time=kind is SECONDS):
             yield f"{kind.text(a)} and {kind.text(b)}{_part(a, b)}"
@@ -109,36 +110,48 @@ def _spreads(each: Number, a: Distribution, b: Distribution, tolerance: Toleranc
             yield f"{name} {one:.6g} and {other:.6g}{_part(one, other)}"
 
 
-def _curves(a: Curve, b: Curve, tolerance: Tolerance, *, steps: bool) -> Iterator[str]:
-    """Compare in the time that both have, and the time that one of them has more."""
+def _curves(a: Curve, b: Curve, tolerance: Tolerance) -> Iterator[str]:
+    """Compare in the time that both have, and the end of the one that has more."""
     ends = a[-1][0], b[-1][0]
     most = max(value for _, value in (*a, *b))
-    worst, when = 0.0, 0.0
-    for number in range(_CURVE_TIMES + 1):
-        at = min(ends) * number / _CURVE_TIMES
-        # A step may come a moment earlier or later.
-        moments = (at, at - tolerance.time_least, at + tolerance.time_least) if steps else (at,)
-        apart = min(
-            abs(value_at(a, one, steps=steps) - value_at(b, other, steps=steps))
-            for one, other in ((at, moment) for moment in moments)
-        )
-        if steps:
-            back = (value_at(b, at, steps=steps) - value_at(a, moment, steps=steps) for moment in moments)
-            apart = min(apart, *map(abs, back))
-        if apart > worst:
-            worst, when = apart, at
+    times = [min(ends) * number / _CURVE_TIMES for number in range(_CURVE_TIMES + 1)]
+    worst, when = max((abs(value_at(a, at, steps=False) - value_at(b, at, steps=False)), -at) for at in times)
     # What is a moment earlier or later in a steep place is no other curve.
-    if worst > tolerance.size_part * most + tolerance.time_least * _steepest(a, b, steps=steps):
-        yield f"{worst:.6g} apart at {when:.3f} s, of {most:.6g} at most"
-    if not tolerance.allows(*ends, time=True) and value_at(a, ends[0], steps=steps) != value_at(
-        b, ends[1], steps=steps
-    ):
+    if worst > tolerance.size_part * most + tolerance.time_least * _steepest(a, b):
+        yield f"{worst:.6g} apart at {-when:.3f} s, of {most:.6g} at most"
+    if not tolerance.allows(*ends, time=True) and a[-1][1] != b[-1][1]:
         yield f"end at {ends[0]:.3f} s and {ends[1]:.3f} s"
 
 
-def _steepest(a: Curve, b: Curve, *, steps: bool) -> float:
-    if steps:
-        return 0.0
+def _steps(a: Curve, b: Curve, tolerance: Tolerance) -> Iterator[str]:
+    """Compare each step with what the other profile has at its time, or a moment earlier or later."""
+    most = max(value for _, value in (*a, *b))
+    found = (
+        (_apart(value, other, at, tolerance.time_least), -at)
+        for one, other in ((a, b), (b, a))
+        for at, value in _each_step(one)
+    )
+    worst, when = max(found)
+    if worst > tolerance.size_part * most:
+        yield f"{worst:.6g} apart at {-when:.3f} s, of {most:.6g} at most"
+
+
+def _each_step(curve: Curve) -> Iterator[tuple[float, float]]:
+    """Yield a time within each step of a curve, and its value; what is over at once is none."""
+    for (begin, value), (end, _) in itertools.pairwise(curve):
+        if end > begin:
+            yield begin, value
+            yield (begin + end) / 2, value
+    yield curve[-1]
+
+
+def _apart(value: float, curve: Curve, at: float, least: float) -> float:
+    """Return how far a value is from the nearest that a curve of steps has within `least` of a time."""
+    begin, end = (bisect_right(curve, one, key=lambda point: point[0]) for one in (at - least, at + least))
+    return min(abs(value - other) for _, other in curve[max(0, begin - 1) : max(1, end)])
+
+
+def _steepest(a: Curve, b: Curve) -> float:
     return max(
         (
             abs(after[1] - before[1]) / (after[0] - before[0])
@@ -148,6 +161,11 @@ def _steepest(a: Curve, b: Curve, *, steps: bool) -> float:
         ),
         default=0.0,
     )
+
+
+def from_beginning(key: str, curve: Curve) -> Curve:
+    """Return a curve with what it says of the time before its first point, where that is another value."""
+    return ((0.0, 0.0), *curve) if key == "dirty.steps" and curve[0][0] > 0 else curve
 
 
 def value_at(curve: Curve, at: float, *, steps: bool) -> float:
