@@ -371,8 +371,9 @@ def test_a_scale_divides_sizes_and_rates_and_no_times() -> None:
     assert small.reads.initial.bytes == sizes((100, 3), (-(-MIB // 10), 3))
     assert small.reinits == (Reinit(seconds=given_of(2.0), bytes=size(410)),)
     assert scaled(profile, 1) is profile
-    with pytest.raises(ConfigError):
-        scaled(profile, 0)
+    for impossible in (0, -1, 10**400):
+        with pytest.raises(ConfigError, match="expected 1 to"):
+            scaled(profile, impossible)
 
 
 def test_content_is_as_compressible_as_the_profile_says() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, TypeVar
 
-from vfu_dev.errors import ConfigError
+from vfu_dev.errors import ConfigError, shown
 from vfu_dev.profile import Distribution, Profile, Value
-from vfu_dev.profile.kinds import BYTES, BYTES_CURVE, BYTES_SPREAD, RATE, RATE_CURVE, Kind, keys_of
+from vfu_dev.profile.kinds import BYTES, BYTES_CURVE, BYTES_SPREAD, MAX_BYTES, RATE, RATE_CURVE, Kind, keys_of
 from vfu_dev.profile.session import PHASES
 
 _SIZES: tuple[Kind, ...] = (BYTES, BYTES_CURVE, BYTES_SPREAD)
@@ -19,10 +19,10 @@ def scaled(profile: Profile, scale: int) -> Profile:
     """Return the profile with sizes and rates divided by `scale`; bytes are rounded up.
 
     What is 0 stays 0. `[recorded]` stays as it is, and of `[migration]` the bandwidth is divided.
-    Raises: ConfigError: `scale` is below 1.
+    Raises: ConfigError: `scale` is below 1, or more than any size.
     """
-    if scale < 1:
-        raise ConfigError(f"scale {scale}: at least 1")
+    if not 1 <= scale <= MAX_BYTES:
+        raise ConfigError(f"scale {shown(str(scale))}: expected 1 to {MAX_BYTES}")
     if scale == 1:
         return profile
     changed: dict[str, Any] = {
