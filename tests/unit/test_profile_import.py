@@ -528,6 +528,22 @@ def test_a_log_that_goes_on_with_the_next_qemu_keeps_the_sides_apart(imported: I
         assert "RUNNING->PRE_COPY" in profile.source_arcs
 
 
+def test_that_no_migration_completed_is_noted(imported: Import) -> None:
+    begun = list(move())
+    begun = begun[: next(at for at, event in enumerate(begun) if event[2] == ("PRE_COPY_P2P", "ERROR"))]
+    back: list[Event] = [
+        (150.0, "vfio_migration_set_state", ("RUNNING", "ERROR")),
+        (150.002, "vfio_migration_set_device_state", ("RUNNING",)),
+        (150.003, "vfio_save_cleanup", ()),
+    ]
+    notes: list[str] = []
+    assert imported(lines(iter(begun + back)), notes=notes).recorded.completed == 0
+    assert any("no migration completed" in note for note in notes)
+    notes.clear()
+    imported(lines(iter(begun + back)) + lines(move()), notes=notes)
+    assert not any("no migration completed" in note for note in notes)
+
+
 def test_more_devices_than_a_machine_has_are_refused(imported: Import) -> None:
     """Memory is bounded by that too."""
     text = "".join(f"vfio_save_cleanup  (device{number})\n" for number in range(MAX_DEVICES + 1))

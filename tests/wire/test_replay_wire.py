@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from serverkit import RunningServer, ServerFactory, run_vfu_dev, wait_until
 
-from vfu_dev.client import VfioUserDevice
+from vfu_dev.client import ClientOptions, MigrationError, Migrator, VfioUserDevice
 from vfu_dev.client.frames import ClientCommandError
 from vfu_dev.profile import Distribution, Value, read_profile
 from vfu_dev.profile.model import Calls
@@ -175,6 +175,16 @@ def test_a_read_before_initial_data_is_ready(served: Callable[..., RunningServer
         while time.monotonic() < began + 0.6:
             time.sleep(0.05)
         assert len(device.migration.read(4096)) == 4096
+
+
+def test_a_client_says_that_initial_data_is_what_it_waits_for(served: Callable[..., RunningServer]) -> None:
+    """What is left is below the threshold, and no reason to go on by itself."""
+    late = '[initial]\nbytes = { assumed = "4K" }\nready_seconds = { assumed = 1000 }\n'
+    source, destination = served(late), served(late, name="b")
+    with source.connect() as device, destination.connect() as other:
+        said = r"3 passes: remaining 4 KiB .*; 4 KiB of it is initial data, which is read first"
+        with pytest.raises(MigrationError, match=said):
+            Migrator(device, other, ClientOptions(max_passes=3)).run()
 
 
 def test_devices_of_one_resource_wait_for_each_other(served: Callable[..., RunningServer]) -> None:

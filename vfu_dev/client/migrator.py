@@ -9,6 +9,7 @@ goes first: `<linux/vfio.h>` says that leaving earlier makes the stop phase slow
 from __future__ import annotations
 
 import contextlib
+import errno
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from vfu_dev.convergence import (
     threshold_note,
 )
 from vfu_dev.errors import StateError, VfuDevError
+from vfu_dev.sizes import format_size
 from vfu_dev.uapi import DeviceState, MigrationFlags
 
 MIN_SLICE_BYTES = 4096
@@ -298,7 +300,12 @@ class Migrator:
         Returns: bytes read, and the read that is under way now; None after an empty one, or if not `again`.
         """
         self._read = None
-        count = self.source.finish_read(call)
+        try:
+            count = self.source.finish_read(call)
+        except ClientCommandError as error:
+            if error.errno != errno.ENOMSG or self.progress.phase != "pre-copy":
+                raise
+            count = 0  # nothing now, in the kernel's words
         self._finish_write()  # its buffer takes the next read
         data = self._buffers[self._turn].first(count)
         self._turn ^= 1
@@ -326,8 +333,7 @@ class Migrator:
     def _data_size(self) -> int | None:
         """Return stop_copy_length, None if the server does not report it."""
         try:
-            length: int = self.source.data_size()
-            return length
+            return int(self.source.data_size())
         except ClientCommandError:
             return None
 
@@ -379,7 +385,9 @@ class Migrator:
         state = self.progress
         left = max(state.remaining_bytes, state.stop_copy_length or 0)
         note = threshold_note("measured", state.bandwidth, self.options.downtime_limit_seconds)
-        return remaining_text(left, state.threshold_bytes, note)
+        initial = state.remaining_initial_bytes
+        before = f"; {format_size(initial)} of it is initial data, which is read first" if initial else ""
+        return remaining_text(left, state.threshold_bytes, note) + before
 
     def _idle(self) -> None:
         """PRE_COPY has nothing now: finish what is under way and let the device work."""

@@ -207,3 +207,5 @@ def _judge(observed: Observed, traces: Sequence[_Trace], wanted: Wanted) -> None
             observed.notes.append("the trace begins in the middle of the migration")
         elif source.cut_off:
             observed.notes.append("the trace is cut off in the middle of the migration")
+        elif not source.kept.completed:
+            observed.notes.append("no migration completed, so what STOP_COPY has is not known")
