@@ -1,4 +1,8 @@
-"""The generated part of docs/crash-matrix.md: `python tests/crash_page.py`; `... run FILE` runs all cells."""
+"""The generated part of docs/crash-matrix.md, and the run of all cells.
+
+python tests/crash_page.py docs/crash-matrix.md
+python tests/crash_page.py run FILE
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,12 @@ import tempfile
 from pathlib import Path
 
 from crashtable import BLOWS, CELLS, FOLDER, MOMENTS, STEPS, TABLE, Cell, Outcome
-from pagekit import Part
+
+from vfu_dev.generated import renewed
 
 TESTS = Path(__file__).parent
-PART = Part(TESTS.parent / "docs" / "crash-matrix.md", "tests/crash_page.py")
+PAGE = TESTS.parent / "docs" / "crash-matrix.md"
+COMMAND = "python tests/crash_page.py"
 HEAD = (
     "Moment", "Victim", "Migration", "VM at the source", "VM at the destination",
     "Source's device", "Destination's device", "Then",
@@ -33,7 +39,12 @@ def render(table: dict[tuple[str, str, str], Outcome]) -> str:
     lines += ["", "### What has to be said, in QEMU's `error-desc` or in a log", ""]
     for text, cells in _said(table).items():
         lines.append(f"- `{text}`: {'; '.join(cells)}.")
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
+
+
+def with_tables(document: str) -> str:
+    """Return `document` with its generated part renewed."""
+    return renewed(document, COMMAND, render(TABLE))
 
 
 def _row(columns: tuple[str, ...]) -> str:
@@ -92,4 +103,5 @@ WIDTHS = (18, 9, 7, 8, 9, 10, 13, 44, 44)
 if __name__ == "__main__":
     if sys.argv[1:2] == ["run"]:
         sys.exit(run(Path(sys.argv[2]), sys.argv[3:]))
-    PART.write(render(TABLE))
+    for path in map(Path, sys.argv[1:]):
+        path.write_text(with_tables(path.read_text()))

@@ -1,6 +1,6 @@
 """The crash matrix: what has to be seen of every cell; tests/lab/test_crash_matrix.py compares.
 
-`python tests/crash_page.py` writes docs/crash-matrix.md from it.
+`crash_page.py` writes docs/crash-matrix.md from it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The generated part of docs/qemu-versions.md, from what tests claim: `python tests/versions_page.py`."""
+"""The generated part of docs/qemu-versions.md, from what tests claim.
+
+python tests/versions_page.py docs/qemu-versions.md
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pagekit import Part
 from versionkit import CLAIMS_FILE, FEATURES, ROWS, Cell, Row
 
+from vfu_dev.generated import renewed
+
 TESTS = Path(__file__).parent
-PART = Part(TESTS.parent / "docs" / "qemu-versions.md", "tests/versions_page.py")
+PAGE = TESTS.parent / "docs" / "qemu-versions.md"
+COMMAND = "python tests/versions_page.py"
 DEFAULT, LONG, ABSENT, MISSING = "test", "long run", "no", "MISSING"
 
 # Who claims a cell: the test without its parameters, and whether it is of the long run.
@@ -55,7 +60,7 @@ def render(claims: Claims) -> str:
         tests = sorted({test for cell, who in claims.items() if cell[1] == feature for test, _ in who})
         lines.append(f"- **{feature}**: {meaning}.")
         lines += [f"  - `{test}`" for test in tests]
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 def _cell(claims: Claims, row: Row, feature: str) -> str:
@@ -84,5 +89,16 @@ def _reasons() -> list[str]:
     return lines
 
 
+def with_table(document: str, claims: Claims) -> str:
+    """Return `document` with its generated part renewed."""
+    return renewed(document, COMMAND, render(claims))
+
+
+def main() -> None:
+    """Write the table into the files named as arguments."""
+    for path in map(Path, sys.argv[1:]):
+        path.write_text(with_table(path.read_text(), collect()))
+
+
 if __name__ == "__main__":
-    PART.write(render(collect()))
+    main()
