@@ -13,12 +13,15 @@
 /* What guest memory holds where nothing is mapped: no reply may have it. */
 #define OUT_OF_BOUNDS 0xa5
 
-/* What it does, and whether its regions can be mapped and it takes a window for migration data where it is honest, from the next
- * connection on; and the end of that: its thread has ended, its descriptors are closed. */
+/*
+ * From the next connection on: what the server does, and where it is honest whether its regions can be mapped and whether
+ * it takes a window for migration data.
+ */
 void server_script(struct input records, bool maps, bool has_window);
+/* Returns when the server's thread has ended and its descriptors are closed. */
 void server_end(void);
 
-/* An eventfd that lasts until then. */
+/* An eventfd that lasts until server_end(). */
 int event_fd(void);
 
 #endif
