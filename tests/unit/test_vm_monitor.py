@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from qmpkit import commands, event_of, greeting, line_of
 
+import vfu_dev
 from vfu_dev.errors import LabError
 from vfu_dev.vm.monitor import KEPT_PASSES, PASS, Monitor, QmpError
 
+ROOT = Path(vfu_dev.__file__).parent
 GREETING = greeting("oob")
 EVENT = event_of("RESUME")
 
@@ -100,3 +102,9 @@ def test_events_are_told_apart_by_their_order_whatever_the_clock_did(tmp_path: P
     assert found["data"] == {"number": 1}
     with pytest.raises(LabError, match="no MIGRATION event"):
         asyncio.run(monitor.wait_event("MIGRATION", 0.0, first=2))
+
+
+def test_nobody_else_connects_to_a_qmp_socket() -> None:
+    """What this monitor survives, every part of vfu-dev does."""
+    modules = {path for path in ROOT.rglob("*.py") if "QMPClient" in path.read_text()}
+    assert modules == {ROOT / "vm" / "monitor.py"}
