@@ -24,7 +24,6 @@ from vfu_dev.lab.remote import FarHost, FarRoute
 from vfu_dev.lab.result import MigrationResult, QemuResult
 from vfu_dev.lab.route import make_route
 from vfu_dev.vm.guest import Guest, LinuxGuest
-from vfu_dev.vm.process import PATIENCE_SECONDS
 from vfu_dev.vm.qemu import Qemu
 from vfu_dev.vm.qtest_guest import QtestGuest
 from vfu_dev.workload import Workload
@@ -285,5 +284,4 @@ class Lab(Observer):
     async def give_up(self) -> None:
         """Cancel the migration, so that the VM goes on at the source. Raises: LabError."""
         self.reporter("phase", {"text": "giving up: cancelling the migration"})
-        await self.source.qemu.execute("migrate_cancel")
-        await self.wait_final(PATIENCE_SECONDS)
+        await self.cancel()

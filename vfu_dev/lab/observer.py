@@ -6,6 +6,7 @@ An `Observer` starts nothing. `vfu_dev.lab.lab.Lab` is one that owns what it obs
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -192,6 +193,19 @@ class Observer(ABC):
         )
         reply: dict[str, Any] = row["qemu"]
         return reply
+
+    async def cancel(self) -> None:
+        """Cancel the migration and wait for its end, which may be another: it may just be completing.
+
+        QEMU's answer to the cancel may come late, as every answer (`in_time`). The end is what counts, so
+        after ANSWER_SECONDS nobody waits for the answer any more.
+
+        Raises: TimeLimitError: it does not end. LabError: QEMU refused, or ended.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self.source.qemu.execute("migrate_cancel")
+        await self.wait_final(PATIENCE_SECONDS)
 
     async def wait_running(self, qemu: Monitor, timeout_seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until the VM of `qemu` runs. Raises: LabError, ProcessError."""

@@ -26,7 +26,6 @@ from vfu_dev.lab.pausing import PAUSED
 from vfu_dev.lab.result import FINAL_STATES, MigrationResult, QemuSide
 from vfu_dev.socket_paths import control_path
 from vfu_dev.vm.monitor import Monitor, QmpError
-from vfu_dev.vm.process import PATIENCE_SECONDS
 from vfu_dev.vm.servers import ControlledServer
 
 
@@ -227,8 +226,7 @@ async def _watch(watcher: Watcher, options: WatchOptions, result: MigrationResul
         if options.migrate is None:
             raise
         result.problems.append(str(error))
-        await watcher.source.qemu.execute("migrate_cancel")
-        await watcher.wait_final(PATIENCE_SECONDS)
+        await watcher.cancel()
         return
     if row["status"] == "completed":
         result.moved = True
