@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vfu_dev.bench.cgroup import memory_left_bytes
 from vfu_dev.machine import processor
 
 # Share of all processors' time. Above it, other work affects figures too much to judge them.
@@ -156,9 +157,11 @@ def busy_core(wanted: bool) -> Iterator[None]:
 
 
 def _available_bytes() -> int:
-    """Return MemAvailable of proc(5), /proc/meminfo."""
+    """Return MemAvailable of proc(5), /proc/meminfo, or what the limit of a container leaves of it."""
     lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) << 10
+    host = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) << 10
+    own = memory_left_bytes()
+    return host if own is None else min(host, own)
 
 
 def touch_memory(size_bytes: int) -> int:
