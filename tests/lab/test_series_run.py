@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from schemakit import conforms
+from serverkit import run_vfu_dev
 
 from vfu_dev.errors import ConfigError
 from vfu_dev.report.series import write_series
@@ -163,3 +164,26 @@ def test_moves_that_fail_are_told_and_their_logs_bounded(artifacts: Artifacts, t
     )
     assert not (tmp_path / "out" / "logs").exists()
     json.dumps(summary)
+
+
+def test_moves_that_do_not_keep_to_their_profile_are_named(artifacts: Artifacts, tmp_path: Path) -> None:
+    """The device's own state needs more than the profile has, in each move: exit status 3."""
+    name, scenario = tmp_path / "small.toml", tmp_path / "kept.toml"
+    name.write_text(
+        'version = 1\nname = "small"\norigin = "made-up"\n[initial]\nbytes = { assumed = 64 }\n'
+        '[stop_copy]\nkind = "constant"\nbytes = { assumed = 128 }\n'
+    )
+    scenario.write_text(
+        f'title = "kept"\n[device]\nmemory = "64K"\nprofile = "{name}"\n[load]\npattern = "idle"\n'
+        '[run]\nmoves = 2\nwarmup = 0.0\nverify = "digests"\n'
+    )
+    out = tmp_path / "out"
+    done = run_vfu_dev("lab", "run", str(scenario), "--out", str(out), "--quiet")
+    summary = json.loads((out / "kept" / "summary.json").read_text())
+    conforms("lab-run", summary)
+    assert (summary["ok"], done.returncode) == (True, 3), done.stderr
+    (point,) = summary["points"]
+    assert [one["move"] for one in point["not_kept"]] == [1, 2]
+    for one in point["not_kept"]:
+        assert "source did not keep the profile small: the device's own state needed" in one["text"]
+    assert f"warning: {point['name']}: move 1: vfu0's source did not keep" in done.stderr

@@ -111,7 +111,8 @@ def run(
     The points of a sweep can be made on many machines: --shard and --dask (vfu-dev docs many-machines).
 
     Exit status 0 only when every move did what the scenario expects and all its checks hold, 1 when not, 3
-    when they hold but a load reached less than its rate.
+    when they hold but a load reached less than its rate, or a device did not keep to its profile: a warning
+    names the move, and what took more.
     """
     # Imported here: `--help` must not pay for numpy, matplotlib and QMP.
     from vfu_dev.series.parts import Shard, groups_of
@@ -190,12 +191,12 @@ def end_with(summaries: Sequence[dict[str, Any]], failed: bool, json_path: str |
 
     Args:    failed: one more scenario has no summary.
     """
-    from vfu_dev.series.summary import load_kept_up
+    from vfu_dev.series.summary import load_kept_up, profile_kept
 
     write_json(summaries[0] if len(summaries) == 1 else summaries, json_path)
     if failed or not all(summary["ok"] for summary in summaries):
         sys.exit(EXIT_FAILED)
-    if not all(load_kept_up(summary) for summary in summaries):
+    if not all(load_kept_up(summary) and profile_kept(summary) for summary in summaries):
         sys.exit(EXIT_LESS)
 
 

@@ -43,7 +43,7 @@ def judge(
     for device, status in zip(result.devices, result.load_status, strict=False):
         if not status.get("keeps_up", True):
             result.warnings.append(f"{device.name} wrote {spec.reached_text(status)}")
-    result.warnings += _broken_replays(result)
+    result.warnings += broken_replays(result)
     result.status = "completed" if not result.problems else "failed"
 
 
@@ -57,7 +57,7 @@ def _struck(result: MigrationResult) -> str:
     )
 
 
-def _broken_replays(result: MigrationResult) -> list[str]:
+def broken_replays(result: MigrationResult) -> list[str]:
     """Return a sentence for each replay that could not keep to its profile."""
     found = []
     for device in result.devices:
@@ -80,7 +80,7 @@ def _broken_replays(result: MigrationResult) -> list[str]:
 
 def profile_kept(result: MigrationResult) -> bool:
     """Return whether every device that replays a profile kept to its sizes and times."""
-    return not _broken_replays(result)
+    return not broken_replays(result)
 
 
 def load_kept_up(result: MigrationResult) -> bool:

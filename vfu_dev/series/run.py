@@ -145,6 +145,7 @@ class _Group:
             await vm.stop()
         entry = {**vm.point.to_dict(), **point_summary(rows)}
         entry |= {"problems": vm.problems, "guest": vm.guest, "load_status": vm.load, "policy": vm.policy}
+        entry["not_kept"] = vm.replays.not_kept
         entry["libvfio_user"] = vm.libvfio_user
         entry["rate"] = reached(vm.guest, vm.load)
         entry |= {"machine": self.machine, "started": self.started, "ended": time.time()}

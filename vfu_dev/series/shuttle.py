@@ -18,6 +18,7 @@ from vfu_dev.lab.observer import MoveReporter, TimeLimitError
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.series.folder import KEPT_FAILURES
+from vfu_dev.series.replays import Replays
 from vfu_dev.series.rows import COMPLETED, FAILED, NOT_CONVERGED, Row, row_of
 from vfu_dev.series.scenario import Point
 
@@ -49,6 +50,7 @@ class Shuttle:
         self.load: dict[str, Any] | None = None
         self.policy: list[dict[str, Any]] = []  # what its rules did in the last move
         self.libvfio_user = ""
+        self.replays = Replays()
         self._logs = logs
         self._failures = failures
         self._reporter = reporter
@@ -112,6 +114,7 @@ class Shuttle:
             await self._after(lab, status, result)
         except (LabError, OSError) as error:
             status, text = FAILED, f"{text}; {error}" if text else str(error)
+        self.replays.take(number, result, status == COMPLETED)
         row = row_of(self.point.name, number, status, result, text)
         self.policy = result.policy
         if status == FAILED:
@@ -142,6 +145,7 @@ class Shuttle:
             self.problems.append(f"given up after {RESTARTS + 1} moves that failed")
             return
         self._restarts += 1
+        self.replays.forget()
         self._reporter("phase", {"text": f"{self.point.name}: starting the VM anew"})
         await self.start()
 

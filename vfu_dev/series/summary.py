@@ -24,6 +24,8 @@ KIND = "lab-run"
 SUMMARY = "summary.json"
 # What the variants of a scenario are compared by, each with the first one.
 COMPARED = ("downtime_ms", "total_ms")
+# Moves of a point that a warning names.
+NAMED_MOVES = 3
 
 
 def machine() -> dict[str, Any]:
@@ -108,6 +110,7 @@ def summarise(
         for point in points
         if (rate := point.get("rate")) and rate["carried"] < KEEPS_UP
     ]
+    warnings += [text for point in points if (text := _not_kept_text(point))]
     if len(machines := facts.get("machines", ())) > 1:
         warnings.append(
             f"{len(machines)} machines made these points: times of different machines do not compare"
@@ -140,6 +143,19 @@ def load_kept_up(summary: Mapping[str, Any]) -> bool:
     """Return whether the load of each point reached at least 95 % of the rate that was asked for."""
     rates = [rate for point in summary["points"] if (rate := point.get("rate"))]
     return all(rate["carried"] >= KEEPS_UP for rate in rates)
+
+
+def profile_kept(summary: Mapping[str, Any]) -> bool:
+    """Return whether the devices kept to the profile that they replay, its sizes and times, in every move."""
+    return not any(point.get("not_kept") for point in summary["points"])
+
+
+def _not_kept_text(point: Mapping[str, Any]) -> str:
+    """Say which moves of a point could not keep to its profile; empty if there are none."""
+    moves = point.get("not_kept", ())
+    text = "; ".join(f"move {one['move']}: {one['text']}" for one in moves[:NAMED_MOVES])
+    more = len(moves) - NAMED_MOVES
+    return f"{point['name']}: {text}{f'; and {more} more' if more > 0 else ''}" if text else ""
 
 
 def write_json(path: Path, value: Any) -> None:
