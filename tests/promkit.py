@@ -1,4 +1,4 @@
-"""Debian's Prometheus for tests: programs from its package, unpacked in the cache; a running server."""
+"""Prometheus and kubectl for tests: programs of Debian's packages, unpacked in the cache; a server."""
 
 from __future__ import annotations
 
@@ -24,37 +24,43 @@ from vfu_dev.builds.command import BuildContext
 DEPLOY = Path(__file__).parents[1] / "deploy"
 
 
-def _inputs() -> dict[str, object]:
-    release = platform.freedesktop_os_release()
-    return {"package": "prometheus", "release": f"{release.get('ID')} {release.get('VERSION_ID', '')}"}
+def _recipe(package: str, programs: tuple[str, ...]) -> Recipe:
+    """Return the recipe of some programs of a Debian package."""
+
+    def inputs() -> dict[str, object]:
+        release = platform.freedesktop_os_release()
+        return {"package": package, "release": f"{release.get('ID')} {release.get('VERSION_ID', '')}"}
+
+    def make(context: BuildContext, out: Path) -> dict[str, object]:
+        """Unpack the package. Installing Prometheus would start a daemon on this machine."""
+        if not apt.available():
+            raise BuildError(f"there is neither {programs[0]} nor an apt to fetch it with ({package})")
+        private = apt.PrivateApt(context.cache.root / "apt" / "machine")
+        private.update(context, "fetch package lists")
+        private.download(context, [package], out)
+        (file,) = out.glob("*.deb")
+        root = out / "root"
+        context.run(["dpkg-deb", "-x", file, root], title=f"unpack {package}", cwd=out)
+        for program in programs:
+            shutil.move(root / "usr/bin" / program, out / program)
+        shutil.rmtree(root)
+        file.unlink()
+        return {"package": file.name}
+
+    return Recipe(
+        name=package, summary=f"{' and '.join(programs)} for tests", product="", inputs=inputs, make=make
+    )
 
 
-def _make(context: BuildContext, out: Path) -> dict[str, object]:
-    """Unpack the package. Installing it would start a daemon on the machine that runs the tests."""
-    if not apt.available():
-        raise BuildError("there is neither Prometheus nor an apt to fetch it with")
-    private = apt.PrivateApt(context.cache.root / "apt" / "machine")
-    private.update(context, "fetch package lists")
-    private.download(context, ["prometheus"], out)
-    (package,) = out.glob("*.deb")
-    root = out / "root"
-    context.run(["dpkg-deb", "-x", package, root], title="unpack prometheus", cwd=out)
-    for program in ("prometheus", "promtool"):
-        shutil.move(root / "usr/bin" / program, out / program)
-    shutil.rmtree(root)
-    package.unlink()
-    return {"package": package.name}
+PACKAGES = {"prometheus": ("prometheus", "promtool"), "kubernetes-client": ("kubectl",)}
 
 
-PACKAGE = Recipe(
-    name="prometheus", summary="Prometheus and promtool for tests", product="", inputs=_inputs, make=_make
-)
-
-
-def program(name: str) -> Path:
-    """Return `prometheus` or `promtool`: the machine's own, else Debian's. Raises: BuildError: neither."""
-    found = shutil.which(name)
-    return Path(found) if found else build(PACKAGE, Cache()).path / name
+def program(name: str, *, own: bool = True) -> Path:
+    """Return a program of PACKAGES: the machine's, if `own`, else Debian's. Raises: BuildError: neither."""
+    if own and (found := shutil.which(name)):
+        return Path(found)
+    (package,) = (package for package, programs in PACKAGES.items() if name in programs)
+    return build(_recipe(package, PACKAGES[package]), Cache()).path / name
 
 
 def _write_limits(home: Path, limits: dict[str, float]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from promkit import DEPLOY
+from promkit import DEPLOY, program
 from serverkit import PATIENCE_SECONDS
 
+from vfu_dev.builds import BuildError
 from vfu_dev.cli.lab import migrate as migrate_command
 
 KUBERNETES = DEPLOY / "kubernetes"
@@ -228,3 +230,31 @@ def test_the_commands_of_the_sweep_make_a_result(library: Path, tmp_path: Path) 
     assert run("merge") == 0
     rows = (tmp_path / "series/two/moves.csv").read_text().splitlines()[1:]
     assert [row.rpartition(",")[2] for row in rows] == ["node-a", "node-b"]
+
+
+@pytest.fixture(scope="session", params=[True, False], ids=["the machine's", "Debian's"])
+def kubectl(request: pytest.FixtureRequest) -> Path:
+    """Return kubectl; the machine's own may be years younger than Debian's."""
+    try:
+        return program("kubectl", own=request.param)
+    except BuildError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("folder", [".", "migrate", "sweep"])
+def test_kubectl_renders_what_the_kustomization_lists(folder: str, kubectl: Path, tmp_path: Path) -> None:
+    """Every resource once; and of the pair the secrets, by the names under which the pods mount them."""
+    place = shutil.copytree(KUBERNETES, tmp_path / "kubernetes") / folder
+    if folder == "migrate":
+        for name in ("id", "known_hosts", "config", "host_key", "authorized_keys"):
+            (place / "ssh" / name).write_text(f"a {name} of the test")
+    command = [kubectl, "kustomize", place]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True)
+    rendered = list(yaml.safe_load_all(done.stdout))
+    listed = yaml.safe_load((place / "kustomization.yaml").read_text())
+    files = [one for name in listed["resources"] for one in yaml.safe_load_all((place / name).read_text())]
+    secrets = [one["metadata"]["name"] for one in rendered if one["kind"] == "Secret"]
+    kinds = sorted(one["kind"] for one in rendered if one["kind"] != "Secret")
+    assert kinds == sorted(one["kind"] for one in files)
+    assert len(secrets) == len(listed.get("secretGenerator", ()))
+    assert all(f"secretName: {name}" in done.stdout for name in secrets)
