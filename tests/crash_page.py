@@ -34,6 +34,10 @@ def render(table: dict[tuple[str, str, str], Outcome]) -> str:
         lines += [f"### {TITLES[blow]}", "", _row(HEAD), f"|{'---|' * len(HEAD)}"]
         lines += [_line(cell, table) for cell in CELLS if cell.blow == blow]
         lines.append("")
+    if whys := [(cell, outcome.why) for cell in CELLS if (outcome := table.get(_key(cell))) and outcome.why]:
+        lines += ["### Which of two states it is", ""]
+        lines += [f"- **{cell.victim}, {cell.moment}, {cell.blow}**: {why}." for cell, why in whys]
+        lines.append("")
     lines += ["### What each does then", ""]
     lines += [f"- **{step}**: {meaning}." for step, meaning in STEPS.items()]
     lines += ["", "### What has to be said, in QEMU's `error-desc` or in a log", ""]
@@ -47,12 +51,16 @@ def with_tables(document: str) -> str:
     return renewed(document, COMMAND, render(TABLE))
 
 
+def _key(cell: Cell) -> tuple[str, str, str]:
+    return cell.victim, cell.moment, cell.blow
+
+
 def _row(columns: tuple[str, ...]) -> str:
     return f"| {' | '.join(columns)} |"
 
 
 def _line(cell: Cell, table: dict[tuple[str, str, str], Outcome]) -> str:
-    outcome = table.get((cell.victim, cell.moment, cell.blow))
+    outcome = table.get(_key(cell))
     if outcome is None:
         return _row((cell.moment, cell.victim, *["MISSING"] * (len(HEAD) - 2)))
     return _row((cell.moment, cell.victim, *outcome.states, ", ".join(outcome.then)))
@@ -62,7 +70,7 @@ def _said(table: dict[tuple[str, str, str], Outcome]) -> dict[str, list[str]]:
     """Return where each text is said: by blow and victim, the moments."""
     found: dict[str, dict[tuple[str, str], list[str]]] = {}
     for cell in CELLS:
-        outcome = table.get((cell.victim, cell.moment, cell.blow))
+        outcome = table.get(_key(cell))
         for text in outcome.says if outcome else ():
             moments = found.setdefault(text, {}).setdefault((cell.victim, cell.blow), [])
             moments.append(cell.moment)

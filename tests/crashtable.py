@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 VICTIMS = ("source server", "destination server", "source QEMU", "destination QEMU")
 MOMENTS = ("before", "set-up", "PRE_COPY", "STOP_COPY", "accepting", "after")
@@ -41,6 +41,7 @@ class Outcome:
         source_device, destination_device: state, what `status` says of the session, what was counted.
         says: texts that have to be in QEMU's reason or in a log; ` or ` as in states.
         then: what the survivors do after that.
+        why: what decides between states with ` or `.
     """
 
     migration: str
@@ -50,6 +51,7 @@ class Outcome:
     destination_device: str
     says: tuple[str, ...] = ()
     then: tuple[str, ...] = ()
+    why: str = ""
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -158,8 +160,11 @@ _REFUSED = "RUNNING, failed (refused)"
 _KILLED = {
     "before": (
         _failed(GONE, LOST, "Failed to start DMA logging", NO_CONNECTION, GIVEN_UP, then=DEVICE_LOST),
-        # Whether the source's device was asked for PRE_COPY depends on which QEMU is faster.
-        _failed(f"RUNNING or {CANCELLED}", GONE, NO_CONNECTION, "load of migration failed"),
+        replace(
+            _failed(f"RUNNING or {CANCELLED}", GONE, NO_CONNECTION, "load of migration failed"),
+            why="the destination's QEMU finds its server gone and closes the connection. RUNNING: the "
+            "source's QEMU learns of it before it asks its device for PRE_COPY; aborted: after that",
+        ),
         _orphaned("RUNNING", "RUNNING", vm="inmigrate", then=("source serves another", "takes another")),
         _failed("RUNNING", "RUNNING", "Connection refused", vm=GONE, then=_STAYED_AND_SERVES),
     ),

@@ -32,6 +32,7 @@ def test_there_is_a_row_for_every_cell() -> None:
         assert (places.pop(cell.victim) == GONE) == (cell.blow == "killed"), cell
         assert GONE not in places.values(), cell
         assert outcome.then, cell
+        assert any(" or " in state for state in outcome.states) == bool(outcome.why), cell
         assert set(outcome.then) <= STEPS.keys(), cell
 
 
