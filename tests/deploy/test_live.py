@@ -8,7 +8,7 @@ change.
 
 from __future__ import annotations
 
-import os
+import re
 import resource
 import threading
 import time
@@ -98,10 +98,10 @@ def be_a_victim(server: RunningServer) -> None:
         device.migration.set_state(DeviceState.PRE_COPY)
         while device.migration.read(1 << 20):
             pass
-        memory = memory_file(server.process.pid, parse_size(MEMORY["victim"]))
-        with memory.open("r+b") as file:
-            file.seek(50 * PAGE)
-            file.write(b"not tracked")
+        start = memory_address(server.process.pid, parse_size(MEMORY["victim"]))
+        with open(f"/proc/{server.process.pid}/mem", "r+b", buffering=0) as memory:
+            memory.seek(start + 50 * PAGE)
+            memory.write(b"not tracked")
         device.migration.set_state(DeviceState.STOP_COPY)
         while device.migration.read(1 << 20):
             pass
@@ -119,15 +119,19 @@ def leave_after_the_last_byte(server: RunningServer) -> None:
     assert server.audited()["save"]["status"] == "sent"
 
 
-def memory_file(pid: int, size_bytes: int) -> Path:
-    """Return the device's memory as a file, from the server's open ones (it may be there twice)."""
-    found = {
-        fd.stat().st_ino: fd
-        for fd in Path(f"/proc/{pid}/fd").iterdir()
-        if os.readlink(fd).startswith("/memfd:") and fd.stat().st_size == size_bytes
-    }
+def memory_address(pid: int, size_bytes: int) -> int:
+    """Return where the server has its device's memory: a mapping of that size that no fork copies."""
+    found = [
+        int(start, 16)
+        for start, end, flags in re.findall(
+            r"^([0-9a-f]+)-([0-9a-f]+) .*\n(?:[A-Z].*\n)*?VmFlags:(.*)$",
+            Path(f"/proc/{pid}/smaps").read_text(),
+            re.MULTILINE,
+        )
+        if int(end, 16) - int(start, 16) == size_bytes and "dc" in flags.split()
+    ]
     assert len(found) == 1, found
-    return found.popitem()[1]
+    return found[0]
 
 
 def break_down(server: RunningServer, device: VfioUserDevice) -> None:

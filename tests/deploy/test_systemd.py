@@ -131,7 +131,9 @@ def _calls_of(name: str) -> set[str]:
     return set().union(*(_calls_of(one) for one in names if one and not one.startswith("#")))
 
 
-def live(prefix: list[str], library: Path, destination: RunningServer, folder: Path) -> None:
+def live(
+    prefix: list[str], library: Path, destination: RunningServer, folder: Path, access: str = "trap"
+) -> None:
     """Run a server that `prefix` starts: start, scrape, migration and stop have to work."""
     path, control, log = (folder / name for name in ("confined", "confined.ctl", "confined.log"))
     port = free_port()
@@ -142,6 +144,8 @@ def live(prefix: list[str], library: Path, destination: RunningServer, folder: P
         control,
         "--memory",
         "4M",
+        "--access",
+        access,
         "--fill",
         "1",
         "--metrics-port",
@@ -181,17 +185,24 @@ def live(prefix: list[str], library: Path, destination: RunningServer, folder: P
         process.wait()
 
 
-def test_the_server_lives_within_its_filter(library: Path, serve: ServerFactory, short_tmp: Path) -> None:
+@pytest.mark.parametrize(
+    ("access", "calls"),
+    [("trap", {"accept4", "recvmsg"}), ("mmap", {"memfd_create", "accept4", "recvmsg"})],
+)
+def test_the_server_lives_within_its_filter(
+    access: str, calls: set[str], library: Path, serve: ServerFactory, short_tmp: Path
+) -> None:
     """Start, scrape, migration and stop need no call and no address family that the unit denies."""
     tracer = shutil.which("strace")
     if tracer is None:
         pytest.skip("strace is not installed: apt-get install strace")
     trace = short_tmp / "trace"
     refuse = f"--inject={','.join(REFUSED)}:error=EPERM"
-    live([tracer, "-f", "-qq", refuse, "-o", str(trace)], library, serve(memory="4M"), short_tmp)
+    destination = serve("--access", access, memory="4M")
+    live([tracer, "-f", "-qq", refuse, "-o", str(trace)], library, destination, short_tmp, access)
     text = trace.read_text()
     used = set(re.findall(r"^\d+ +(\w+)\(", text, re.MULTILINE))
-    assert {"memfd_create", "accept4", "recvmsg"} <= used  # the trace is of the whole life
+    assert calls <= used  # the trace is of the whole life
     assert used - allowed_calls() <= REFUSED
     families = set(re.findall(r"\bsocket(?:pair)?\((AF_\w+)", text))
     assert families <= set(directives("RestrictAddressFamilies")[0].split())
