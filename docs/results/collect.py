@@ -58,7 +58,8 @@ def section(name: str) -> str:
     changes = "".join(f" --set {key}={value}" for key, value in summary["changes"].items())
     lines = [f"## {scenario.title}", "", scenario.about, "", f"    vfu-dev lab run {name}{changes}", ""]
     lines += [(folder / "table.md").read_text().strip(), ""]
-    lines += [f"PROBLEM: {text}" for text in summary["problems"]]
+    if summary["problems"]:
+        lines += [*(f"- PROBLEM: {text}" for text in summary["problems"]), ""]
     for picture, what in (
         ("downtime.png", "downtime and total time of every move"),
         ("sweep.png", "the sweep"),

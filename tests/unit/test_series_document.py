@@ -93,10 +93,12 @@ def test_a_result_older_than_a_key_can_be_compared(tmp_path: Path, policy: list[
     """It is as if the key was empty: nothing differs, unless the newer run used it."""
     for name in ("older", "newer"):
         shutil.copytree(RESULTS / "idle", tmp_path / name)
-    summary = json.loads((tmp_path / "newer" / "summary.json").read_text())
-    assert "qemu.policy" not in summary["points"][0]["settings"]
-    summary["points"][0]["settings"]["qemu.policy"] = policy
-    (tmp_path / "newer" / "summary.json").write_text(json.dumps(summary))
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        settings = summary["points"][0]["settings"]
+        assert settings.pop("qemu.policy") == []
+        if name == "newer":
+            settings["qemu.policy"] = policy
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
     found = compare(tmp_path / "older", tmp_path / "newer")
     assert found["settings"] == ({"all": {"qemu.policy": [None, policy]}} if differs else {})
 
