@@ -16,6 +16,7 @@ from vfu_dev.bench import machine
 from vfu_dev.bench.machine import awake, busy_core, keep_server, touch_memory
 from vfu_dev.bench.peers import Bench, bench
 from vfu_dev.bench.raw import RawClient
+from vfu_dev.bench.start import bytecode_kept
 from vfu_dev.builds import BuildError
 
 ALLOWED = sorted(os.sched_getaffinity(0))
@@ -223,3 +224,20 @@ def test_touched_memory_was_there_and_is_given_back() -> None:
 def test_half_of_the_available_memory_is_touched_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_available_bytes", lambda: 8 * MIB)
     assert touch_memory(64 * MIB) == 4 * MIB
+
+
+def test_children_keep_compiled_modules_where_that_is_forbidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a child compiles is kept in the folder; nothing is left beside the module or in os.environ."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some_module.py").write_text("")
+    before = dict(os.environ)
+    with bytecode_kept():
+        subprocess.run([sys.executable, "-c", "import some_module"], check=True)
+        kept = [path.name for path in Path(os.environ["PYTHONPYCACHEPREFIX"]).rglob("some_module*.pyc")]
+    assert len(kept) == 1
+    assert dict(os.environ) == before
+    assert [path.name for path in tmp_path.rglob("*")] == ["some_module.py"]
