@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from qmpkit import commands, event_of, greeting, line_of
 
 import vfu_dev
 from vfu_dev.errors import LabError
+from vfu_dev.lab.pausing import PAUSED, going_on
 from vfu_dev.vm.monitor import KEPT_PASSES, PASS, Monitor, QmpError
 
 ROOT = Path(vfu_dev.__file__).parent
@@ -102,6 +104,33 @@ def test_events_are_told_apart_by_their_order_whatever_the_clock_did(tmp_path: P
     assert found["data"] == {"number": 1}
     with pytest.raises(LabError, match="no MIGRATION event"):
         asyncio.run(monitor.wait_event("MIGRATION", 0.0, first=2))
+
+
+def test_a_pause_before_the_switchover_is_answered_whatever_the_clock_did(tmp_path: Path) -> None:
+    """That of an earlier migration is not, be its time the later one."""
+
+    asked: list[str] = []
+
+    class Asked(Monitor):
+        async def execute(self, command: str, **arguments: Any) -> Any:
+            asked.append(command)
+
+    def pause(seconds: float) -> dict[str, Any]:
+        return {"time": seconds, "event": "MIGRATION", "data": {"status": PAUSED}}
+
+    async def migrate() -> None:
+        monitor = Asked("source", tmp_path / "qmp")
+        monitor._keep(pause(time.time() + 1000))
+        async with going_on(monitor, 100.0):
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert asked == []
+            monitor._keep(pause(0.0))
+            while not asked:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(migrate(), 60.0))
+    assert asked == ["migrate-continue"]
 
 
 def test_nobody_else_connects_to_a_qmp_socket() -> None:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator
 
 from vfu_dev.errors import LabError
 from vfu_dev.lab.options import MigrateOptions
-from vfu_dev.vm.qemu import Qemu
+from vfu_dev.vm.monitor import Monitor
 
 CAPABILITY = "pause-before-switchover"
 PAUSED = "pre-switchover"
@@ -26,9 +25,9 @@ def pauses(options: MigrateOptions) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def going_on(source: Qemu, timeout_seconds: float) -> AsyncIterator[None]:
+async def going_on(source: Monitor, timeout_seconds: float) -> AsyncIterator[None]:
     """Answer the pause of a migration that begins within the block."""
-    task = asyncio.create_task(_answer(source, time.time(), timeout_seconds))
+    task = asyncio.create_task(_answer(source, len(source.events), timeout_seconds))
     try:
         yield
     finally:
@@ -38,6 +37,6 @@ async def going_on(source: Qemu, timeout_seconds: float) -> AsyncIterator[None]:
             await task
 
 
-async def _answer(source: Qemu, since: float, timeout_seconds: float) -> None:
-    await source.wait_event("MIGRATION", timeout_seconds, after=since, status=PAUSED)
+async def _answer(source: Monitor, seen: int, timeout_seconds: float) -> None:
+    await source.wait_event("MIGRATION", timeout_seconds, first=seen, status=PAUSED)
     await source.execute("migrate-continue", state=PAUSED)

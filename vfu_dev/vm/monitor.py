@@ -145,29 +145,23 @@ class Monitor:
             self._check(f"ended during QMP {command}")
             raise QmpError(self.name, command, str(error) or "no answer") from error
 
-    def _matching(self, name: str, after: float, first: int, **data: Any) -> Iterator[dict[str, Any]]:
+    def _matching(self, name: str, first: int, **data: Any) -> Iterator[dict[str, Any]]:
         for event in self.events[first:]:
-            wanted = event["event"] == name and event["time"] >= after
-            if wanted and all(event["data"].get(key) == value for key, value in data.items()):
+            if event["event"] == name and all(event["data"].get(key) == data[key] for key in data):
                 yield event
 
     async def wait_event(
-        self,
-        name: str,
-        timeout_seconds: float = PATIENCE_SECONDS,
-        after: float = 0.0,
-        first: int = 0,
-        **data: Any,
+        self, name: str, timeout_seconds: float = PATIENCE_SECONDS, first: int = 0, **data: Any
     ) -> dict[str, Any]:
-        """Return the first event `name` not before `after` (unix seconds) whose data contain `data`.
+        """Return the first event `name` from place `first` of `events` on whose data contain `data`.
 
-        With `first` the events before that place of `events` do not count, whatever the clock did meanwhile.
+        Their order tells what came later, not their times: somebody may set the clock back meanwhile.
 
         Raises: LabError: it does not come in time. ProcessError: QEMU ended, if it is ours.
         """
         deadline = time.monotonic() + timeout_seconds
         while True:
-            found = next(self._matching(name, after, first, **data), None)
+            found = next(self._matching(name, first, **data), None)
             if found is not None:
                 return found
             self._check()

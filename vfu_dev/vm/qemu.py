@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,10 +187,10 @@ class Qemu(Monitor):
 
         Raises:  QmpError: there is none. LabError: the guest keeps it.
         """
-        began = time.time()
+        seen = len(self.events)
         await self.execute("device_del", id=f"vfu{index}")
         # A guest may take its time: pciehp waits five seconds, in case the button is pressed again.
-        await self.wait_event("DEVICE_DELETED", after=began, device=f"vfu{index}")
+        await self.wait_event("DEVICE_DELETED", first=seen, device=f"vfu{index}")
 
     async def start(self) -> None:
         """Start QEMU and connect to its monitor.
