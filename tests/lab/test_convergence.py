@@ -46,6 +46,7 @@ def test_dirtying_above_the_link_ends_in_time_and_says_why(qemu: Path, library: 
     assert result["status"] == "failed"
     assert result["qemu"]["status"] in CANCELLED
     assert len(others) == (result["qemu"]["status"] == "failed"), others
+    assert all(text.startswith("QEMU calls the migration that was cancelled 'failed': ") for text in others)
     assert stood["converging"] is False
     assert stood["ratio"] < 1
     assert stood["remaining_bytes"] > stood["threshold_bytes"]

@@ -107,7 +107,9 @@ def test_a_limit_ends_a_wait_whose_answer_is_behind_events(
             with pytest.raises(TimeLimitError, match=r"not within 0\.05 s; QEMU did not answer"):
                 await observer.wait_final()
             seen = list(observer.samples)
+            assert not observer.cancelled
             await observer.cancel()
+            assert observer.cancelled
             return seen, observer.samples[-1]
 
     with caplog.at_level(logging.WARNING):

@@ -18,6 +18,7 @@ def judge(
     load: Workload | None = None,
     digests: bool = True,
     controlled: bool = True,
+    cancelled: bool = False,
 ) -> None:
     """Fill `problems`, `warnings` and `status`.
 
@@ -27,12 +28,13 @@ def judge(
              load: the load asked for, for messages about a rate that was not reached.
              controlled: whether the servers have control sockets; without, only QEMU says what moved.
              digests: whether both servers must have reported a digest; two that differ are always a problem.
+             cancelled: whether the migration was cancelled here, which QEMU may call "failed".
     """
     qemu, guest = result.qemu, result.guest
     if qemu.status == "completed":
         _judge_moved(result, pre_copy, verified, digests, controlled)
     else:
-        _judge_unmoved(result)
+        _judge_unmoved(result, cancelled)
     if qemu.downtime_ms is not None and qemu.downtime_ms > qemu.downtime_limit_ms:
         struck = _struck(result)
         why = f"faults that were asked for happened: {struck}" if struck else "is the machine busy?"
@@ -95,15 +97,17 @@ def _guest_kept_up(result: MigrationResult) -> bool:
     return guest.reached_rate_bytes >= KEEPS_UP * guest.asked_rate_bytes
 
 
-def _judge_unmoved(result: MigrationResult) -> None:
+def _judge_unmoved(result: MigrationResult, cancelled: bool) -> None:
     """Say why a migration did not complete, and whether the source goes on as it should."""
     problems, qemu = result.problems, result.qemu
+    failed = qemu.status == "failed" and not cancelled
     if qemu.status not in ("cancelled", "none") or not problems:
-        problems.append(f"QEMU says {qemu.status!r}: {qemu.error or 'no reason given'}")
+        says = "calls the migration that was cancelled" if cancelled else "says"
+        problems.append(f"QEMU {says} {qemu.status!r}: {qemu.error or 'no reason given'}")
     for device in result.devices:
         for side, session in (("source", device.save), ("destination", device.resume)):
             # Sessions that a cancelled migration aborted say nothing new.
-            telling = session and (session.get("status") == "failed" or qemu.status == "failed")
+            telling = session and (session.get("status") == "failed" or failed)
             if session and telling and session.get("error"):
                 problems.append(f"{device.name}: {side}'s server: {session['error']}")
         if device.state_source not in ("RUNNING", None):

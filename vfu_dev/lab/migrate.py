@@ -85,6 +85,7 @@ async def _run(
         load=options.load,
         digests=options.verify != "none",
         controlled=not options.server,
+        cancelled=lab.cancelled,
     )
     return result
 

@@ -82,6 +82,7 @@ class Observer(ABC):
 
     Attributes:
         samples: in order; see `sample`.
+        cancelled: whether `cancel` was called for this move.
         snapshots, server_samples: of each of the source's servers: its figures, and all samples of this move.
         timeout_seconds: limit of a wait, unless the call gives another.
     """
@@ -92,6 +93,7 @@ class Observer(ABC):
 
     def __init__(self, devices: int, reporter: MoveReporter | None) -> None:
         self.samples: list[dict[str, Any]] = []
+        self.cancelled = False
         self.convergence: Convergence | None = None
         # When the sides got their roles (Unix time); 0.0: they never had others.
         self.roles_since = 0.0
@@ -202,6 +204,7 @@ class Observer(ABC):
 
         Raises: TimeLimitError: it does not end. LabError: QEMU refused, or ended.
         """
+        self.cancelled = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ANSWER_SECONDS):
                 await self.source.qemu.execute("migrate_cancel")
@@ -217,7 +220,7 @@ class Observer(ABC):
 
     async def forget(self) -> None:
         """Drop what was sampled so far, here and on the source's servers: it is not of the next move."""
-        self.samples, self.convergence = [], None
+        self.samples, self.convergence, self.cancelled = [], None, False
         await self.fetch_figures()
         self.server_samples = [[] for _ in self.source.servers]
 

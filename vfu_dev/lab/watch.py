@@ -200,7 +200,7 @@ async def watch(
         if clocks.differ:
             align(result, clocks)
     result.ended = time.time()
-    judge(result, None, verified=False)
+    judge(result, None, verified=False, cancelled=watcher.cancelled)
     return result
 
 
