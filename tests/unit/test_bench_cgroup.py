@@ -29,6 +29,7 @@ def made(folder: Path, cgroup: str, root: str, groups: dict[str, dict[str, objec
     (proc / "cgroup").write_text(f"3:cpu,cpuacct:/elsewhere\n{cgroup}\n")
     (proc / "mountinfo").write_text(
         "30 29 0:26 / / rw - ext4 /dev/vda rw\n"
+        "29 29 0:25 / /empty rw shared:3 - tmpfs  rw\n"  # mounted with a source of no letters
         "31 30 0:27 / /sys/fs/cgroup/cpu rw shared:4 - cgroup cgroup rw,cpu,cpuacct\n"
         f"32 30 0:28 {root} {point} rw,nosuid shared:5 master:2 - {kind}\n"
     )

@@ -57,7 +57,7 @@ def _mounts(proc: Path) -> Iterator[tuple[_Files, str, Path]]:
     for line in _lines(proc / "mountinfo"):
         mount, _, kind = line.partition(" - ")
         _, _, _, root, point, *_ = mount.split()
-        name, _, options = kind.split(maxsplit=2)
+        name, _, options = kind.split(" ", 2)  # the source may be empty
         if name == "cgroup2":
             yield _VERSION_2, root, Path(point)
         elif name == "cgroup" and "memory" in options.split(","):
