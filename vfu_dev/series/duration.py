@@ -1,6 +1,7 @@
 """Estimates how long a scenario takes on an idle machine of two cores, by arithmetic.
 
-A busy machine takes two to four times as long (docs/results.md states the load of its machine).
+The scenarios of docs/results.md took 60 minutes there; 66 were estimated. A busy machine takes two to four
+times as long.
 """
 
 from __future__ import annotations
