@@ -15,7 +15,7 @@ from pathlib import Path
 
 from crashtable import BLOWS, CELLS, FOLDER, MOMENTS, STEPS, TABLE, Cell, Outcome
 
-from vfu_dev.generated import renewed
+from vfu_dev.generated import renew, renewed
 
 TESTS = Path(__file__).parent
 PAGE = TESTS.parent / "docs" / "crash-matrix.md"
@@ -111,5 +111,4 @@ WIDTHS = (18, 9, 7, 8, 9, 10, 13, 44, 44)
 if __name__ == "__main__":
     if sys.argv[1:2] == ["run"]:
         sys.exit(run(Path(sys.argv[2]), sys.argv[3:]))
-    for path in map(Path, sys.argv[1:]):
-        path.write_text(with_tables(path.read_text()))
+    renew(sys.argv[1:], with_tables)

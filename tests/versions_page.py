@@ -14,7 +14,7 @@ from pathlib import Path
 
 from versionkit import CLAIMS_FILE, FEATURES, ROWS, Cell, Row
 
-from vfu_dev.generated import renewed
+from vfu_dev.generated import renew, renewed
 
 TESTS = Path(__file__).parent
 PAGE = TESTS.parent / "docs" / "qemu-versions.md"
@@ -94,11 +94,5 @@ def with_table(document: str, claims: Claims) -> str:
     return renewed(document, COMMAND, render(claims))
 
 
-def main() -> None:
-    """Write the table into the files named as arguments."""
-    for path in map(Path, sys.argv[1:]):
-        path.write_text(with_table(path.read_text(), collect()))
-
-
 if __name__ == "__main__":
-    main()
+    renew(sys.argv[1:], lambda page: with_table(page, collect()))

@@ -15,7 +15,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
 from movekit import MOVES, Replayed, read_moves, replay  # noqa: E402
 
-from vfu_dev.generated import renewed  # noqa: E402
+from vfu_dev.generated import renew, renewed  # noqa: E402
 
 COMMAND = "python tests/observe/moves_table.py"
 # File of moves -> what to call it.
@@ -96,11 +96,5 @@ def with_tables(document: str) -> str:
     return renewed(document, COMMAND, tables())
 
 
-def main() -> None:
-    """Write the tables into the files named as arguments."""
-    for path in map(Path, sys.argv[1:]):
-        path.write_text(with_tables(path.read_text()))
-
-
 if __name__ == "__main__":
-    main()
+    renew(sys.argv[1:], with_tables)

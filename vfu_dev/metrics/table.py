@@ -1,11 +1,13 @@
-"""The table of all metrics, in Markdown: `python -m vfu_dev.metrics.table` writes it into docs/metrics.md."""
+"""The table of all metrics, in Markdown.
+
+`python -m vfu_dev.metrics.table docs/metrics.md` writes it into the page.
+"""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-from vfu_dev.generated import renewed
+from vfu_dev.generated import renew, renewed
 from vfu_dev.metrics.collector import ALL_METRICS
 from vfu_dev.metrics.families import DEVICE_LABEL
 
@@ -31,5 +33,4 @@ def with_table(document: str) -> str:
 
 
 if __name__ == "__main__":
-    path = Path(sys.argv[1])
-    path.write_text(with_table(path.read_text()))
+    renew(sys.argv[1:], with_table)

@@ -1,13 +1,15 @@
-"""The table of all keys, in Markdown: `python -m vfu_dev.profile.table` writes it into docs/profiles.md."""
+"""The table of all keys, in Markdown.
+
+`python -m vfu_dev.profile.table docs/profiles.md` writes it into the page.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from vfu_dev.generated import renewed
+from vfu_dev.generated import renew, renewed
 from vfu_dev.profile.kinds import Kind, keys_of
 from vfu_dev.profile.model import Calls, Profile, Reinit
 from vfu_dev.profile.reading import TABLES
@@ -47,5 +49,4 @@ def with_table(document: str) -> str:
 
 
 if __name__ == "__main__":
-    path = Path(sys.argv[1])
-    path.write_text(with_table(path.read_text()))
+    renew(sys.argv[1:], with_table)
