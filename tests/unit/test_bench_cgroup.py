@@ -108,6 +108,11 @@ def test_half_of_what_the_group_leaves_is_touched_at_most(monkeypatch: pytest.Mo
     assert touch_memory(64 * MIB) == 4 * MIB
 
 
+def test_a_full_group_has_nothing_that_could_be_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "memory_left_bytes", lambda: 0)
+    assert touch_memory(64 * MIB) == 0
+
+
 @pytest.fixture
 def group() -> Iterator[Path]:
     """A real control group of 128 MiB, of whichever version this machine lets us make one."""

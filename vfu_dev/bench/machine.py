@@ -171,6 +171,8 @@ def touch_memory(size_bytes: int) -> int:
     host. A process that starts now gets memory that is there.
     """
     size_bytes = min(size_bytes, _available_bytes() // 2) // mmap.PAGESIZE * mmap.PAGESIZE
+    if not size_bytes:
+        return 0  # a control group may be full, and mmap() refuses a size of 0
     with mmap.mmap(-1, size_bytes) as memory:
         with suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
