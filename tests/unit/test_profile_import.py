@@ -11,7 +11,7 @@ import struct
 import tempfile
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 
@@ -268,12 +268,12 @@ def times_of(profile: Profile) -> dict[str, set[float]]:
 @pytest.mark.parametrize("seconds", [0.5, 3600.0])
 def test_a_clock_that_is_set_back_makes_no_time(imported: Import, seconds: float) -> None:
     """Wherever it was: no time is shorter than it was, and none of a step is taken for 0 s."""
-    events = [(at + 5000.0, name, fields) for at, name, fields in move()]
+    events = later(move(), 5000.0)
     plain = imported(lines(iter(events)))
     spans = (plain.recorded.precopy_seconds, plain.recorded.stop_seconds)
     for step in range(2, len(events)):
         notes: list[str] = []
-        back = [(at - seconds, name, fields) for at, name, fields in events[step:]]
+        back = later(events[step:], -seconds)
         profile = imported(lines(iter(events[:step] + back)), notes=notes)
         assert [note for note in notes if f"trace0:{step + 1}: " in note], step
         for name, found in times_of(profile).items():
@@ -511,21 +511,47 @@ def test_two_qemus_with_one_device_name_in_a_log_are_refused(imported: Import, s
         imported("".join(mixed))
 
 
+ARRIVING: list[Event] = [
+    (90.0, "vfio_migration_set_state", ("RESUMING", "RUNNING")),
+    (90.003, "vfio_migration_set_device_state", ("RESUMING",)),
+]
+
+
+def later(events: Iterable[Event], seconds: float) -> list[Event]:
+    """Return events at later times."""
+    return [(at + seconds, name, fields) for at, name, fields in events]
+
+
 def test_a_log_that_goes_on_with_the_next_qemu_keeps_the_sides_apart(imported: Import) -> None:
     """libvirt appends: the VM left, and later came back with a device of the same name."""
     away = lines(move(), form="11.1")
-    arriving: Iterator[Event] = iter(
-        [
-            (3000.0, "vfio_migration_set_state", ("RESUMING", "RUNNING")),
-            (3000.003, "vfio_migration_set_device_state", ("RESUMING",)),
-        ]
-    )
-    back = lines(arriving, form="11.1")
+    back = lines(iter(later(ARRIVING, 3000.0)), form="11.1")
     for whole in (away, away[: away.index("vfio_save_complete_precopy_start")].rpartition("\n")[0] + "\n"):
         profile = imported(whole + back)
         assert profile.recorded.migrations == 1
         assert list(profile.destination_arcs) == ["RUNNING->RESUMING"]
         assert "RUNNING->PRE_COPY" in profile.source_arcs
+
+
+@pytest.mark.parametrize("form", ["8.2", "10.0", "11.1"])
+def test_a_log_that_goes_on_with_the_next_qemu_has_no_arc_from_one_to_the_other(
+    imported: Import, form: str
+) -> None:
+    """The first left, was ended while it migrated, or was ended while it received; the next one leaves."""
+    first, ended = list(move()), list(move())
+    del ended[next(at for at, event in enumerate(ended) if event[1] == "vfio_save_complete_precopy_start") :]
+    plain = imported(lines(iter(first), form=form))
+    following = lines(iter(later(first, 1000.0)), form=form)
+    for before in (first, ended, ARRIVING):
+        notes: list[str] = []
+        profile = imported(lines(iter(before), form=form) + following, notes=notes)
+        assert list(profile.source_arcs) == list(plain.source_arcs)
+        assert set(profile.destination_arcs) <= {"RUNNING->RESUMING"}
+        assert profile.initial == plain.initial
+        assert profile.recorded.migrations == 1 + (before is not ARRIVING)
+        assert profile.recorded.completed == 1 + (before is first)
+        assert profile.recorded.precopy_bytes == plain.recorded.precopy_bytes
+        assert notes == []
 
 
 def test_that_no_migration_completed_is_noted(imported: Import) -> None:

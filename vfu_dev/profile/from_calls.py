@@ -155,9 +155,7 @@ class CallReader:
                 history.end_incoming()
 
     def _reset(self, history: History, call: Call) -> None:
-        history.end_outgoing()
-        history.end_incoming()
-        history.state = DeviceState.RUNNING
+        history.start()
 
     def _data_size(self, history: History, call: Call) -> None:
         history.says_size, history.says_size_measured = call.result == 0, True

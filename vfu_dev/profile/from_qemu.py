@@ -134,10 +134,8 @@ class QemuReader:
         match event.kind:
             case Kind.STATE:
                 target = _state(event)
-                if target is DeviceState.RESUMING:
-                    history.state = None  # QEMU has just started: what a log has of one before is over
+                _asked(device, target, at)
                 device.asked = (target, at)
-                history.asked(target, at)
             case Kind.DEVICE_STATE:
                 self._reached(device, _state(event), at)
             case Kind.FEATURES:
@@ -193,7 +191,7 @@ class QemuReader:
 
     def _reached(self, device: _Device, state: DeviceState, at: float | None) -> None:
         if device.asked is None:
-            device.history.asked(state, device.last_at)
+            _asked(device, state, device.last_at)
             took = _between(device.last_at, at)
         elif device.asked[0] is not state:
             # The way back from a change that failed.
@@ -225,6 +223,15 @@ class QemuReader:
         if order_at is not None and (begin is None or order_at >= begin):
             begin, kind = order_at, order_kind
         return _between(begin, event.time, alone=kind in _JUST_BEFORE)
+
+
+def _asked(device: _Device, target: DeviceState, at: float | None) -> None:
+    """QEMU asks for a state."""
+    if target in (DeviceState.PRE_COPY, DeviceState.RESUMING):
+        # It does so in RUNNING alone, and begins a migration. What the log has before may be another QEMU's.
+        device.forget_times()
+        device.history.start()
+    device.history.asked(target, at)
 
 
 def _says_size(history: History, says: bool, *, measured: bool) -> None:

@@ -102,6 +102,12 @@ class History:
         ):
             self.outgoing.stopping_at = at
 
+    def start(self) -> None:
+        """The device is as it is at the start of a client, or after a reset: what was under way is over."""
+        self.end_outgoing()
+        self.end_incoming()
+        self.state = DeviceState.RUNNING
+
     def reached(self, target: DeviceState, at: float | None, took: Duration) -> None:
         """The device is there."""
         origin, self.state = self.state, target
