@@ -554,6 +554,12 @@ def test_a_log_that_goes_on_with_the_next_qemu_has_no_arc_from_one_to_the_other(
         assert notes == []
 
 
+def test_a_clock_that_was_set_back_is_noted_once(imported: Import) -> None:
+    notes: list[str] = []
+    imported(lines(iter(later(ARRIVING, 50.0))) + lines(move()), notes=notes)
+    assert [note.partition(" (")[0] for note in notes] == ["the clock was set back within a migration"]
+
+
 def test_that_no_migration_completed_is_noted(imported: Import) -> None:
     begun = list(move())
     begun = begun[: next(at for at, event in enumerate(begun) if event[2] == ("PRE_COPY_P2P", "ERROR"))]

@@ -160,6 +160,11 @@ def _together(traces: Sequence[_Trace], wanted: Wanted) -> Observed:
         if trace.problems:
             left_out = format_count(trace.problems, "event")
             observed.notes.append(f"{left_out} left out; the first: {trace.first_problem}")
+        if history.clock_set_back:
+            observed.notes.append(
+                f"the clock was set back within a migration ({history.clock_set_back}); "
+                "times across that are left out"
+            )
     _judge(observed, traces, wanted)
     return observed
 
@@ -187,11 +192,6 @@ def _judge(observed: Observed, traces: Sequence[_Trace], wanted: Wanted) -> None
             continue
         if wanted.migration is not None and wanted.migration > side.counts[way]:
             raise ConfigError(f"migration {wanted.migration}: there are {side.counts[way]} {way} ones")
-        if side.clock_set_back:
-            observed.notes.append(
-                f"the clock was set back within a migration ({side.clock_set_back}); "
-                "times across that are left out"
-            )
     source = observed.source
     if not observed.timed:
         observed.notes.append("there are no timestamps, so no times; record with -msg timestamp=on")
