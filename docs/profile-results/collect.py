@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vfu_dev.cli import EXIT_LESS
 from vfu_dev.convergence import DOWNTIME_LIMIT_SECONDS, MAX_BANDWIDTH
 from vfu_dev.generated import renewed
 from vfu_dev.profile import Profile, read_profile
@@ -96,7 +97,8 @@ def run(out: Path, scenarios: Sequence[str], qemus: Sequence[str], options: Sequ
     for qemu in qemus:
         which = ("--qemu", qemu, "--front-end", "vfio-pci", "--quiet")
         files = [f"{name}.toml" for name in scenarios]
-        _vfu_dev("lab", "run", *files, *which, "--out", str(out / qemu), "--force", *options)
+        # Status 3: some devices do not keep to their profile. Two have no room for the device's own state.
+        _vfu_dev("lab", "run", *files, *which, "--out", str(out / qemu), "--force", *options, also=EXIT_LESS)
         if "exact" in scenarios:
             folder = out / qemu / "exact-traced"
             said = folder.with_suffix(".json")
