@@ -22,7 +22,7 @@ def scaled(profile: Profile, scale: int) -> Profile:
     Raises: ConfigError: `scale` is below 1, or more than any size.
     """
     if not 1 <= scale <= MAX_BYTES:
-        raise ConfigError(f"scale {shown(str(scale))}: expected 1 to {MAX_BYTES}")
+        raise ConfigError(f"scale {shown(scale)}: expected 1 to {MAX_BYTES}")
     if scale == 1:
         return profile
     changed: dict[str, Any] = {
