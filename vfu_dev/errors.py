@@ -17,6 +17,7 @@ reach a vfio-user peer, the errno that peer is told.
 from __future__ import annotations
 
 import errno
+import json
 import unicodedata
 
 
@@ -91,6 +92,15 @@ def shown(value: object) -> str:
         return "(huge)"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def written(value: object) -> str:
+    """Return a value that a TOML or JSON file has, for an error message: as JSON, and short."""
+    try:
+        text = json.dumps(value, default=str)
+    except ValueError:  # an integer of more digits than Python prints; TOML has hexadecimal ones
+        return "(huge)"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def judge_name(what: str, name: str) -> None:

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import re
+import tomllib
+from typing import Any
 
 from vfu_dev.errors import ConfigError
 
 # A key stands at the beginning of its line; what follows, however long, is not looked at.
 _LOOKED_AT = 500
+
+
+def parse_toml(name: str, text: str) -> dict[str, Any]:
+    """Return the tables of a file. Raises: ConfigError: it has none; `name` is what errors call it."""
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:  # also of an integer of more digits than Python reads
+        raise ConfigError(f"{name}: is not TOML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{name}: is nested too deeply") from None
 
 
 class Source:

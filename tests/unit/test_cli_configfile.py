@@ -153,6 +153,8 @@ def test_several_memories_are_a_list(file: Path) -> None:
         ('memory = "=64K"', "--memory =64K: memory: a name is missing"),
         ("fill = -1", "fill -1: expected a seed from 0 to 0xffffffffffffffff"),
         ('fill = "0x10000000000000000"', "fill 18446744073709551616: expected a seed"),
+        (f"vendor-id = 0x{'f' * 5000}", ":1: vendor-id = (huge): expected a number from 0 to 65535"),
+        (f"vendor-id = {'9' * 5000}", "is not TOML"),
         ("name = " + "[" * 100_000, "is nested too deeply"),
         ("[ids]\nvendor = 1", ":1: ids: no such key"),
         ("[name]\nx = 1", ":1: name = "),

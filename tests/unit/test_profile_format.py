@@ -48,6 +48,7 @@ def test_every_member_of_the_classes_is_a_key_or_a_table() -> None:
         ("version = 1\n", "", "version: expected version = 1"),
         (SIZE, "bytes = 5", ":6: initial.bytes: expected { measured"),
         (SIZE, "bytes = { assumed = -1 }", ":6: initial.bytes.assumed: -1: expected bytes"),
+        (SIZE, f"bytes = {{ assumed = 0x{'f' * 5000} }}", ":6: initial.bytes.assumed: (huge): expected"),
         (SIZE, "bytes = { assumed = nan }", ":6: initial.bytes.assumed: NaN: expected"),
         (SIZE, "bytes = { assumed = 1, measured = 1 }", ":6: initial.bytes: has"),
         (SIZE, "bytes = { at_least = 2, at_most = 1 }", "at_least is more than at_most"),

@@ -160,6 +160,8 @@ def test_set_is_over_everything() -> None:
             ("pre-copy = false", 'policy = ["passes=0,downtime-limit=9"]'),
             ["t.toml:17: variants.off.qemu.policy", "from 1 to"],
         ),
+        (("[load]", f"scale = 0x{'f' * 5000}\n[load]"), ["t.toml:5: device.scale: (huge): expected a whole"]),
+        (("[load]", f"scale = {'9' * 5000}\n[load]"), ["t.toml: is not TOML"]),
         (("[load]", "scale = 4\n[load]"), ["t.toml:5: device.scale", "a device.profile"]),
         (("[load]", "profile = 4\n[load]"), ["t.toml:5: device.profile", "the name of a shipped profile"]),
         (

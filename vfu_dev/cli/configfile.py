@@ -12,7 +12,6 @@ import os
 import re
 import stat
 import textwrap
-import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,8 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from vfu_dev.errors import ConfigError
+from vfu_dev.errors import ConfigError, written
+from vfu_dev.toml_source import parse_toml
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -73,12 +73,7 @@ def _load(ctx: click.Context, _param: click.Parameter, path: Path | None) -> Non
     if path is None:
         return
     content = _text_of(path)
-    try:
-        table = tomllib.loads(content)
-    except tomllib.TOMLDecodeError as err:
-        raise ConfigError(f"{path}: is not TOML: {err}") from err
-    except RecursionError:
-        raise ConfigError(f"{path}: is nested too deeply") from None
+    table = parse_toml(str(path), content)
     known = _options(ctx.command)
     defaults: dict[str, Any] = {}
     origins = ctx.meta.setdefault(_ORIGINS, {})
@@ -87,7 +82,7 @@ def _load(ctx: click.Context, _param: click.Parameter, path: Path | None) -> Non
         if key not in known:
             raise ConfigError(f"{where}: no such key{_hint(key, list(known))}")
         option = known[key]
-        where += f" = {_brief(value)}"
+        where += f" = {written(value)}"
         assert option.name is not None
         defaults[option.name] = _judged(ctx, option, value, where)
         origins[option.name] = where
@@ -140,7 +135,10 @@ def _word(value: Any) -> str:
     if isinstance(value, str) and "\0" in value:
         raise TypeError("this has a NUL character")
     if isinstance(value, (str, int)):
-        return str(value)
+        try:
+            return str(value)
+        except ValueError:  # more digits than Python prints
+            raise TypeError("this is huge") from None
     raise TypeError(f"this is {_KINDS.get(type(value), 'a date or time')}")
 
 
@@ -165,11 +163,6 @@ def allowed_values(option: click.Option) -> str:
 def _hint(key: str, known: list[str]) -> str:
     near = difflib.get_close_matches(key.replace("_", "-"), known, n=1)
     return f"; did you mean {near[0]}?" if near else f"; the keys are: {', '.join(known)}"
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _line_of(content: str, key: str) -> int:

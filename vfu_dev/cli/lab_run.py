@@ -47,7 +47,7 @@ def _changes(texts: tuple[str, ...]) -> dict[str, Any]:
             raise ConfigError(f"--set {text}: expected KEY=VALUE, such as run.moves=10")
         try:
             changes[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except ValueError:
             changes[key.strip()] = value.strip()
     return changes
 

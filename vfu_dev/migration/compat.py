@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vfu_dev.errors import StreamError
+from vfu_dev.errors import StreamError, written
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.memory.device_memory import MAX_PAGE_SIZE_BYTES, MIN_PAGE_SIZE_BYTES
 from vfu_dev.migration.objects import StateObject
@@ -96,7 +96,7 @@ class _Judge:
     def incoming(self) -> Incoming:
         memories, blocks = self._found["memories"], self._found["registers"]
         if set(self._found) != {"device", "memories", "registers"}:
-            self._wrong.append(f"unknown parts: {_brief(sorted(self._found))}")
+            self._wrong.append(f"unknown parts: {written(sorted(self._found))}")
         if len(memories) > MAX_MEMORIES or len(blocks) > MAX_BLOCKS:
             self._wrong.append(f"{len(memories)} memories and {len(blocks)} blocks")
             raise self._error()
@@ -125,7 +125,7 @@ class _Judge:
         return StreamError(f"the stream comes from a device of another shape: {text}")
 
     def _differ(self, what: str, here: Any, there: Any) -> None:
-        self._wrong.append(f"{what}: here {_brief(here)}, in the stream {_brief(there)}")
+        self._wrong.append(f"{what}: here {written(here)}, in the stream {written(there)}")
 
     def _memory(self, one: dict[str, Any]) -> IncomingMemory:
         name, size, page = str(one["name"]), _natural(one["size_bytes"]), _natural(one["page_size_bytes"])
@@ -134,9 +134,9 @@ class _Judge:
         target = next((memory for memory in self._contents.memories if memory.name == name), None)
         if target is None:
             if name not in self._contents.dropped:
-                self._wrong.append(f"memory {_brief(name)}: not here any more")
+                self._wrong.append(f"memory {written(name)}: not here any more")
             elif size // page > MAX_DROPPED_PAGES:
-                self._wrong.append(f"memory {_brief(name)}: {size} bytes are too many to be dropped")
+                self._wrong.append(f"memory {written(name)}: {size} bytes are too many to be dropped")
         else:
             if target.size_bytes != size:
                 self._differ(f"memory {name}: size_bytes", target.size_bytes, size)
@@ -152,7 +152,7 @@ class _Judge:
         convert: Callable[[bytes], bytes] = _same
         if target is None:
             if name not in self._contents.dropped:
-                self._wrong.append(f"registers {_brief(name)}: not here any more")
+                self._wrong.append(f"registers {written(name)}: not here any more")
         elif isinstance(target, StateObject):
             if "object" not in one:
                 self._differ(f"object {name}", "an object", "registers")
@@ -193,7 +193,7 @@ class _Judge:
         known = {name for name, _, _ in ours}
         for name in there:
             if name not in known and f"{target.name}.{name}" not in self._contents.dropped:
-                self._wrong.append(f"registers {target.name}: field {_brief(name)}: not here any more")
+                self._wrong.append(f"registers {target.name}: field {written(name)}: not here any more")
         base = target.default_content()
 
         def convert(content: bytes) -> bytes:
@@ -220,10 +220,5 @@ def _same(content: bytes) -> bytes:
 
 def _natural(value: Any) -> int:
     if type(value) is not int or value < 0:
-        raise StreamError(f"the stream's schema has {_brief(value)} for a number")
+        raise StreamError(f"the stream's schema has {written(value)} for a number")
     return value
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -6,12 +6,11 @@ import difflib
 import json
 import os
 import stat
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vfu_dev.errors import ConfigError
+from vfu_dev.errors import ConfigError, written
 from vfu_dev.profile.kinds import SECONDS_SPREAD, Key, keys_of, marked
 from vfu_dev.profile.model import (
     FORMAT_VERSION,
@@ -33,7 +32,7 @@ from vfu_dev.profile.model import (
 )
 from vfu_dev.profile.session import PHASES
 from vfu_dev.profile.values import Distribution, Mark, Value
-from vfu_dev.toml_source import Source
+from vfu_dev.toml_source import Source, parse_toml
 from vfu_dev.uapi import DeviceState
 
 T = TypeVar("T")
@@ -99,12 +98,7 @@ def parse_profile(text: str, name: str) -> Profile:
     Raises:  ConfigError: line, key, and what is allowed there.
     """
     source = Source(name, text)
-    try:
-        raw = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, ValueError) as error:
-        raise ConfigError(f"{name}: is not TOML: {error}") from error
-    except RecursionError:
-        raise ConfigError(f"{name}: is nested too deeply") from None
+    raw = parse_toml(name, text)
     version = raw.pop("version", None)
     if version != FORMAT_VERSION or isinstance(version, bool):
         raise source.error("version", f"expected version = {FORMAT_VERSION}, the only one so far")
@@ -172,8 +166,7 @@ def _parsed(source: Source, at: str, value: Any, key: Key) -> Any:
     try:
         return key.kind.parse(value)
     except (ValueError, TypeError, OverflowError):
-        shown = json.dumps(value, default=str)
-        raise source.error(at, f"{shown[:60]}: expected {key.kind.allowed}") from None
+        raise source.error(at, f"{written(value)}: expected {key.kind.allowed}") from None
 
 
 def _arcs(source: Source, at: str, value: Any) -> dict[str, Value[Distribution]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vfu_dev.convergence import DOWNTIME_LIMIT_SECONDS, MAX_BANDWIDTH
+from vfu_dev.errors import written
 from vfu_dev.lab.options import VERIFY
 from vfu_dev.lab.policy import Rule, RuleError
 from vfu_dev.sizes import parse_bandwidth, parse_size
@@ -245,5 +245,4 @@ def judge_value(source: Source, at: str, name: str, value: Any) -> Any:
     except RuleError as error:
         raise source.error(at, str(error), error.rule) from None
     except (ValueError, TypeError):
-        shown = json.dumps(value, default=str)
-        raise source.error(at, f"{shown[:80]}: expected {key.allowed}") from None
+        raise source.error(at, f"{written(value)}: expected {key.allowed}") from None

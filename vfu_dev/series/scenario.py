@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.profile.shipped import serve_arguments
 from vfu_dev.series.checks import Check, parse_check
 from vfu_dev.series.keys import KEYS, LOAD_PLACE, flatten, judge_value
-from vfu_dev.toml_source import Source
+from vfu_dev.toml_source import Source, parse_toml
 from vfu_dev.vm.own_device import SERVE_OPTIONS, OwnDevice, ask_own_device
 from vfu_dev.workload import Workload
 from vfu_dev.workload.spec import RATE_KEYS, WRITE_SIZE_KEYS
@@ -155,12 +154,7 @@ def parse(
     Raises:  ConfigError: file, line, key and what is allowed there.
     """
     source = Source(source_name or name, text)
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source.name}: is not TOML: {error}") from error
-    except RecursionError:
-        raise ConfigError(f"{source.name}: is nested too deeply") from None
+    raw = parse_toml(source.name, text)
     for key in raw:
         if key not in TOP:
             raise source.error(key, f"no such table or key; there are {', '.join(TOP)}")
