@@ -554,6 +554,47 @@ def test_a_log_that_goes_on_with_the_next_qemu_has_no_arc_from_one_to_the_other(
         assert notes == []
 
 
+def test_a_call_in_which_the_clock_is_set_back_has_no_time(imported: Import) -> None:
+    """It takes 0.2 s, and by the clock, which another device's event shows to be set back, 0.05 s."""
+    events = list(move())
+    plain = imported(lines(iter(events)))
+    for step in range(1, len(events)):
+        back: Event = (events[step - 1][0] - 0.15, "vfio_migration_set_device_state", ("RUNNING",))
+        text = lines(iter([back]), device="another") + lines(iter(later(events[step:], 0.05)))
+        profile = imported(lines(iter(events[:step])) + text)
+        for name, found in times_of(profile).items():
+            assert found <= times_of(plain)[name], (step, name)
+        assert profile.recorded.precopy_seconds in (None, plain.recorded.precopy_seconds), step
+        assert profile.recorded.stop_seconds in (None, plain.recorded.stop_seconds), step
+
+
+def test_a_write_in_which_the_clock_is_set_back_has_no_time(imported: Import) -> None:
+    def written(*between: Event) -> Distribution | None:
+        begun: Event = (100.0, "vfio_load_state", (0xFFFFFFFFEF100004,))
+        ended: Event = (100.3, "vfio_load_state_device_data", (4096, 0))
+        text = lines(iter([*later(ARRIVING, 0.0), begun]))
+        text += lines(iter(between), device="another") + lines(iter([ended]))
+        seconds = imported(text).writes.dirty.seconds
+        return None if seconds is None else seconds.value
+
+    assert written() == Distribution.always(0.3)
+    assert written((99.8, "vfio_migration_set_device_state", ("RUNNING",))) is None
+
+
+def test_a_clock_that_was_set_back_between_migrations_changes_nothing(imported: Import) -> None:
+    notes: list[str] = []
+    twice = imported(lines(move()) + lines(iter(later(move(), 500.0))))
+    assert imported(lines(iter(later(move(), 500.0))) + lines(move()), notes=notes) == twice
+    assert notes == []
+
+
+def test_of_two_times_that_the_clock_was_set_back_the_first_is_noted(imported: Import) -> None:
+    events, notes = list(move()), list[str]()
+    imported(lines(iter([*events[:5], *later(events[5:9], -50.0), *later(events[9:], -90.0)])), notes=notes)
+    (note,) = (one for one in notes if "clock" in one)
+    assert "trace0:6: " in note
+
+
 def test_a_clock_that_was_set_back_is_noted_once(imported: Import) -> None:
     notes: list[str] = []
     imported(lines(iter(later(ARRIVING, 50.0))) + lines(move()), notes=notes)

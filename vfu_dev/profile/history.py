@@ -279,9 +279,8 @@ class History:
         if not self.is_sending and not self.is_receiving:
             return
         self.clock_set_back = self.clock_set_back or where
-        self.set_up_at = None
         if (one := self._now()) is not None:
-            one.precopy_at = one.stopping_at = one.asked_at = None
+            one.precopy_at = one.stopping_at = None
 
     @property
     def migrations(self) -> int:
@@ -322,7 +321,6 @@ class History:
     def begin_incoming(self) -> None:
         """A migration comes in."""
         self.end_incoming()
-        self.end_outgoing()
         self._side = "destination"
         self.counts["incoming"] += 1
         self.incoming = Incoming()
