@@ -101,6 +101,19 @@ def test_a_load_that_fell_short_is_a_warning(tmp_path: Path) -> None:
     assert reached(None, None) is None
 
 
+@pytest.mark.parametrize(("late", "more"), [(0, None), (3, ""), (5, "; and 2 more")])
+def test_moves_that_did_not_keep_to_their_profile_are_a_warning(late: int, more: str | None) -> None:
+    """Three of a point are named, of the others the number is said."""
+    lapses = [{"move": number, "text": f"text {number}"} for number in range(1, late + 1)]
+    points = [
+        {**point.to_dict(), **point_summary([]), "problems": [], "rate": None, "not_kept": not_kept}
+        for point, not_kept in zip(SCENARIO.points, (lapses, []), strict=True)
+    ]
+    named = "a: move 1: text 1; move 2: text 2; move 3: text 3"
+    warnings = summarise(SCENARIO, False, points, [], {})["warnings"]
+    assert warnings == ([] if more is None else [named + more])
+
+
 def test_rows_survive_the_file(tmp_path: Path) -> None:
     """A row read back is the row written; unknown figures stay unknown; only completed moves count."""
     rows = [

@@ -35,8 +35,7 @@ class Replays:
             device.replay_source = _since(device.replay_source, before)
         if texts := broken_replays(result):
             self.not_kept.append({"move": number, "text": "; ".join(texts)})
-        if result.devices:
-            self._before = after
+        self._before = after
 
     def forget(self) -> None:
         """All servers are new."""
