@@ -388,8 +388,8 @@ def test_content_is_as_compressible_as_the_profile_says() -> None:
 
 def test_what_is_made_up_is_there_once() -> None:
     """Closed devices wait for the garbage collector; hundreds of them, with a pool each, were 3 GB."""
-    pools = {id(Content(0.5).pieces(4096)[0].obj) for _ in range(3)}
-    assert len(pools) == 1
+    contents = [Content(0.5) for _ in range(3)]
+    assert len({id(one.pieces(4096)[0].obj) for one in contents}) == 1
     assert Content(0.5).pieces(4096) != Content(0.25).pieces(4096)
 
 
