@@ -186,6 +186,18 @@ def test_a_client_says_that_initial_data_is_what_it_waits_for(served: Callable[.
             Migrator(device, other, ClientOptions(max_passes=3)).run()
 
 
+def test_a_client_takes_no_error_in_stop_copy_for_the_end(serve: ServerFactory) -> None:
+    """ENOMSG is nothing for now in PRE_COPY alone: there is more of a device that has stopped."""
+    source = serve("--fault", "op=mig-read,error=ENOMSG,state=STOP_COPY")
+    with source.connect() as device, serve().connect() as other:
+        with pytest.raises(MigrationError) as caught:
+            Migrator(device, other).run()
+        assert caught.value.phase == "stop-copy"
+        assert isinstance(caught.value.__cause__, ClientCommandError)
+        assert caught.value.__cause__.errno == errno.ENOMSG
+        assert device.migration.get_state() is DeviceState.RUNNING
+
+
 def test_devices_of_one_resource_wait_for_each_other(served: Callable[..., RunningServer]) -> None:
     """Two arcs of 0.3 s that need the whole of it take 0.6 s together."""
     text = (
