@@ -96,6 +96,8 @@ def test_the_sentence_says_what_is_a_limit() -> None:
     )
     assert "what is left and at most 4 KiB" in sentence(bounded)
     assert "at the source: at most 500 ms" in sentence(bounded)
+    least = StopCopy(kind="following", extra_bytes=Value.bounded(at_least=4096))
+    assert "what is left and at least 4 KiB" in sentence(Profile(name="x", stop_copy=least))
     sizes = StopCopy(kind="constant", bytes=Value.bounded(at_least=4096, at_most=8192))
     assert "stop_copy_length is at most 8 KiB" in sentence(Profile(name="x", stop_copy=sizes))
 
@@ -106,6 +108,12 @@ def test_how_the_migration_was_set_up_has_its_units(tmp_path: Path) -> None:
     shown = " ".join(run("show", made).output.split())
     assert "migration.max_bandwidth 1 MiB/s (1048576)" in shown
     assert "migration.downtime_limit_ms 2 s" in shown
+
+
+def test_the_time_before_the_first_rate_is_drawn(tmp_path: Path) -> None:
+    made = tmp_path / "later.toml"
+    made.write_text('version = 1\n[dirty]\nkind = "steps"\nsteps = { assumed = [[1.0, 5.0], [2.0, 5.0]] }\n')
+    assert f"\n{' ' * 30}{'█' * 30}\n" in run("show", made).output
 
 
 def test_a_curve_is_drawn_from_begin_to_end() -> None:
@@ -193,6 +201,29 @@ def test_every_step_is_compared(other: Any, same: bool) -> None:
     assert differences(a, a, Tolerance()) == []
     for found in (differences(a, b, Tolerance()), differences(b, a, Tolerance())):
         assert [one.key for one in found] == ([] if same else ["stop_copy.steps"])
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        (((0.0, 5), (10.0, 7), (20.0, 5)), ((0.0, 5), (10.5, 7), (20.0, 5)), False),
+        (((0.0, 5), (10.0, 7), (20.0, 5)), ((0.0, 5), (10.0, 7), (10.001, 5)), False),
+        (FLAT, ((1.0, 5), (60.0, 5)), True),
+        (((0.0, 100),), ((0.0, 109),), True),
+        (((0.0, 100),), ((0.0, 120),), False),
+    ],
+)
+def test_steps_are_compared_where_they_begin_and_within_and_by_size(a: Any, b: Any, same: bool) -> None:
+    one, other = (Profile(stop_copy=StopCopy(kind="steps", steps=Value.measured(steps))) for steps in (a, b))
+    assert (differences(one, other, Tolerance(size_part=0.1)) == []) is same
+    assert (differences(other, one, Tolerance(size_part=0.1)) == []) is same
+
+
+@pytest.mark.parametrize(("last", "same"), [(8, True), (9, False)])
+def test_a_curve_that_ends_later_is_the_same_if_nothing_more_came(last: float, same: bool) -> None:
+    short, long = ((0.0, 0), (1.0, 8)), ((0.0, 0), (1.0, 8), (2.0, last))
+    a, b = (Profile(dirty=Dirty(kind="curve", curve=Value.measured(one))) for one in (short, long))
+    assert (differences(a, b, Tolerance()) == []) is same
 
 
 def test_a_step_may_come_a_moment_later() -> None:
