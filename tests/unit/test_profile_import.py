@@ -581,6 +581,36 @@ def test_a_write_in_which_the_clock_is_set_back_has_no_time(imported: Import) ->
     assert written((99.8, "vfio_migration_set_device_state", ("RUNNING",))) is None
 
 
+def test_a_buffer_in_whose_load_the_clock_is_set_back_has_no_time(imported: Import) -> None:
+    def loaded(*between: Event) -> Distribution | None:
+        begun: Event = (100.0, "vfio_load_state_device_buffer_load_start", (7,))
+        ended: Event = (100.3, "vfio_load_state_device_buffer_load_end", (7,))
+        text = lines(iter([*ARRIVING, begun]))
+        text += lines(iter(between), device="another") + lines(iter([ended]))
+        seconds = imported(text).writes.stop_copy.seconds
+        return None if seconds is None else seconds.value
+
+    assert loaded() == Distribution.always(0.3)
+    assert loaded((99.8, "vfio_migration_set_device_state", ("RUNNING",))) is None
+
+
+def test_events_of_two_threads_in_another_order_than_their_times_make_no_time(imported: Import) -> None:
+    """That is no clock that was set back, and nothing takes less than 0 s."""
+    events, notes = list(move()), list[str]()
+    events[1] = (events[0][0] - 0.05, *events[1][1:])
+    assert "RUNNING->PRE_COPY" not in imported(lines(iter(events)), notes=notes).source_arcs
+    assert not [note for note in notes if "clock" in note]
+
+
+def test_a_device_without_pre_copy_leaves_after_a_qemu_that_was_ended_while_it_received(
+    imported: Import,
+) -> None:
+    leaving = [event for event in move() if event[1] not in ("vfio_save_iterate_start", "vfio_save_iterate")]
+    begin = next(at for at, event in enumerate(leaving) if event[2] == ("STOP_COPY", "ERROR"))
+    text = lines(iter(ARRIVING)) + lines(iter([leaving[2], *leaving[begin:]]))
+    assert imported(text).recorded.completed == 1
+
+
 def test_a_clock_that_was_set_back_between_migrations_changes_nothing(imported: Import) -> None:
     notes: list[str] = []
     twice = imported(lines(move()) + lines(iter(later(move(), 500.0))))
