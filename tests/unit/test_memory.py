@@ -66,23 +66,42 @@ def test_backing_store_is_found_in_pages_of_any_size(
     page: int, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also on a kernel before 6.7, which has no PAGEMAP_SCAN; by that, a page only read is not among them."""
+    monkeypatch.setattr(device_memory, "_SCAN_BYTES", 1 << 20)
+    monkeypatch.setattr(device_memory, "_SCAN_REGIONS", 2)
     if way == "pagemap":
         monkeypatch.setattr(device_memory, "_PAGEMAP_SCAN", 0)
     memory = DeviceMemory("m", 8 << 20, page, mapped=way == "memfd")
     assert way != "pagemap scan" or memory.raw[6 << 20] == 0
-    for offset in (5000, (4 << 20) - 1, (8 << 20) - 1):
+    written = (5000, 20000, 40000, 60000, (4 << 20) - 1, (8 << 20) - 1)
+    for offset in written:
         memory.raw[offset] = 1
     least = max(page, 4096)  # the kernel has no smaller ones
     expected = {
         number
-        for offset in (5000, (4 << 20) - 1, (8 << 20) - 1)
+        for offset in written
         for number in range(offset // least * least // page, (offset // least + 1) * least // page)
     }
-    assert set(np.concatenate(list(memory.allocated_pages())).tolist()) == expected
+    assert np.concatenate(list(memory.allocated_pages())).tolist() == sorted(expected)  # each once
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_kernel_that_does_not_tell_costs_time_only(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without /proc, or with a pagemap that is empty, all pages count, and to read them allocates none."""
+    pagemap = tmp_path / "pagemap"
+    if there:
+        pagemap.touch()
+    monkeypatch.setattr(device_memory, "_PAGEMAP", str(pagemap))
+    memory = DeviceMemory("m", 1 << 20)
+    memory.store(4096, b"x")
+    assert np.concatenate(list(memory.allocated_pages())).tolist() == list(range(256))
+    assert memory.data.sum() == ord("x")
+    assert kept(memory)["Rss"] == 4 << 10
 
 
 def kept(memory: DeviceMemory) -> dict[str, int]:
-    """Return what the kernel says of the mapping of `memory`, in bytes, and that its flags are `dc`."""
+    """Return what the kernel says of the mapping of `memory`, in bytes, and see that its flags are right."""
     where, found, inside = memory.data.__array_interface__["data"][0], {}, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         key, *fields = line.split()
@@ -93,6 +112,7 @@ def kept(memory: DeviceMemory) -> dict[str, int]:
             found[key[:-1]] = int(fields[0]) << 10
         elif inside and key == "VmFlags:":
             assert "dc" in fields  # no fork has a copy
+            assert "nh" in fields or not Path("/sys/kernel/mm/transparent_hugepage").exists()
     return found
 
 

@@ -14,7 +14,7 @@ from numpykit import use_numpy
 from oldstream import version_1
 
 from vfu_dev.errors import StateError, StreamError
-from vfu_dev.memory import DeviceMemory
+from vfu_dev.memory import DeviceMemory, device_memory
 from vfu_dev.memory.pages import PageIndices
 from vfu_dev.migration import MigratableState, SaveSession, decoder, save, stream
 from vfu_dev.migration.sampler import Sampler
@@ -392,6 +392,20 @@ def test_a_missed_mark_is_found_by_the_audit() -> None:
     record = box.audit()
     assert record["status"] == "failed"
     assert "missed a write" in str(record["error"])
+
+
+def test_a_kernel_that_hides_what_is_allocated_does_not_end_a_migration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in a container whose /proc has no pagemap: audit and resume take all pages."""
+    source, target = filled(1), filled(2)
+    monkeypatch.setattr(device_memory, "_PAGEMAP", "/proc/self/none")
+    source.migration.set_state(S.STOP_COPY)
+    target.resume(source.read_all())
+    assert target.snapshot() == source.snapshot()
+    record = source.audit()
+    assert record["status"] == "completed"
+    assert record["audited"]
 
 
 def test_reads_and_figures_outside_their_states_are_refused() -> None:

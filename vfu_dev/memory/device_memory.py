@@ -11,8 +11,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import RawIOBase
-from itertools import chain
+from io import FileIO
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +38,9 @@ _PM_SCAN_ARG = struct.Struct("=12Q")
 _PM_WALK_END = 4  # which field says where a scan has ended
 _PAGE_IS_PRESENT, _PAGE_IS_SWAPPED, _PAGE_IS_PFNZERO = 1 << 3, 1 << 4, 1 << 5
 _SCAN_REGIONS = 1024
+_SCAN_BYTES = 1 << 30  # in one call, which takes 3 ms if all of it is held: a guest may wait for it
 # proc(5), /proc/pid/pagemap: 64 bits for each page, of which these say that it is present, or swapped out.
+_PAGEMAP = "/proc/self/pagemap"
 _PAGEMAP_ENTRY_BYTES = 8
 _PAGEMAP_HELD = np.uint64(1 << 63 | 1 << 62)
 
@@ -237,11 +238,14 @@ class DeviceMemory:
     def allocated_pages(self) -> Iterator[PageIndices]:
         """Yield the pages that have backing store, ascending, in batches; all others read as zeros.
 
-        This asks the kernel, not the page map, so it also finds what was written behind the map's back.
+        This asks the kernel, not the page map, so it also finds what was written behind the map's back. Where
+        it cannot be asked about anonymous memory, as in a container without /proc, these are all pages.
         """
+        done = 0  # a page larger than the kernel's may lie in more than one extent
         for first, end in self._file_extents() if self.mapped else self._held_extents():
-            for batch in range(first, end, _CLASSIFY_BATCH_PAGES):
+            for batch in range(max(first, done), end, _CLASSIFY_BATCH_PAGES):
                 yield np.arange(batch, min(batch + _CLASSIFY_BATCH_PAGES, end), dtype=np.intp)
+            done = max(done, end)
 
     def _file_extents(self) -> Iterator[tuple[int, int]]:
         """Yield where pages with backing store begin and end, of a memfd."""
@@ -258,16 +262,12 @@ class DeviceMemory:
         """Yield the same of anonymous memory."""
         base = self.data.__array_interface__["data"][0]
         end = base + -(-self.size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
-            try:
-                found = _scanned(pagemap.fileno(), base, end)
-                first = next(found, None)
-            except OSError:  # before Linux 6.7
-                found = _looked_up(pagemap, base, end)
-                first = next(found, None)
-            if first is not None:
-                for start, stop in chain((first,), found):
+        for search in (_scanned, _looked_up):
+            with contextlib.suppress(OSError), open(_PAGEMAP, "rb", buffering=0) as pagemap:
+                for start, stop in search(pagemap, base, end):
                     yield self._pages_of(start - base, stop - base)
+                return
+        yield 0, self.page_count
 
     def _pages_of(self, start: int, end: int) -> tuple[int, int]:
         """Return the pages, first and behind the last, that the bytes from `start` to `end` lie in."""
@@ -338,28 +338,37 @@ class DeviceMemory:
         del self.data, self.rows, self.words
 
 
-def _scanned(pagemap_fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the addresses between which pages are held, as PAGEMAP_SCAN finds them. Raises: OSError."""
+def _scanned(pagemap: FileIO, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the addresses between which pages are held, as PAGEMAP_SCAN finds them.
+
+    Raises:  OSError: the kernel is older than Linux 6.7, or does not tell.
+    """
     regions = np.zeros((_SCAN_REGIONS, 3), dtype=np.uint64)  # start, end, categories
     held, zero = _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED, _PAGE_IS_PFNZERO
+    where = (regions.__array_interface__["data"][0], _SCAN_REGIONS)
     while start < end:
-        where = (regions.__array_interface__["data"][0], _SCAN_REGIONS)
+        stop = min(end, start + _SCAN_BYTES)
         scan = bytearray(
-            _PM_SCAN_ARG.pack(_PM_SCAN_ARG.size, 0, start, end, 0, *where, 0, zero, zero, held, held)
+            _PM_SCAN_ARG.pack(_PM_SCAN_ARG.size, 0, start, stop, 0, *where, 0, zero, zero, held, held)
         )
-        count = fcntl.ioctl(pagemap_fd, _PAGEMAP_SCAN, scan)
+        count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, scan)
         for first, last, _ in regions[:count].tolist():
             yield first, last
         start = _PM_SCAN_ARG.unpack(scan)[_PM_WALK_END]
 
 
-def _looked_up(pagemap: RawIOBase, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the same page by page, a second for each TiB; pages that were only read are among them."""
+def _looked_up(pagemap: FileIO, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the same page by page, a second for each TiB; pages that were only read are among them.
+
+    Raises:  OSError: the kernel does not tell.
+    """
     step = _CLASSIFY_BATCH_PAGES * mmap.PAGESIZE
     for place in range(start, end, step):
         pagemap.seek(place // mmap.PAGESIZE * _PAGEMAP_ENTRY_BYTES)
-        count = (min(step, end - place)) // mmap.PAGESIZE
-        entries = np.frombuffer(pagemap.read(count * _PAGEMAP_ENTRY_BYTES) or b"", dtype=np.uint64)
-        held = (entries & _PAGEMAP_HELD) != 0
+        wanted = min(step, end - place) // mmap.PAGESIZE * _PAGEMAP_ENTRY_BYTES
+        found = pagemap.read(wanted)
+        if len(found) != wanted:
+            raise OSError(f"{_PAGEMAP} ends early")
+        held = (np.frombuffer(found, dtype=np.uint64) & _PAGEMAP_HELD) != 0
         for first, last in np.flatnonzero(np.diff(held, prepend=False, append=False)).reshape(-1, 2).tolist():
             yield place + first * mmap.PAGESIZE, place + last * mmap.PAGESIZE
