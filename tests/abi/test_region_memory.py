@@ -496,6 +496,46 @@ def test_the_wait_for_a_request_ends_for_everything_else(card: Served) -> None:
         assert card.call(lambda: "woken") == "woken"
 
 
+def in_proc(where: str, tell: Callable[[Path], str], wanted: str) -> list[Path]:
+    """Return the entries of a folder of this process's that `tell` says `wanted` of."""
+    found = []
+    for entry in Path("/proc/self", where).iterdir():
+        with contextlib.suppress(OSError):  # it is gone already
+            if tell(entry) == wanted:
+                found.append(entry)
+    return found
+
+
+def waiters() -> list[Path]:
+    """Return the threads of this process that wait for a server."""
+    return in_proc("task", lambda task: (task / "comm").read_text(), "vfu-waiter\n")
+
+
+def eventfds() -> list[Path]:
+    """Return the descriptors of this process that are eventfds."""
+    return in_proc("fd", os.readlink, "anon_inode:[eventfd]")
+
+
+def test_the_thread_that_waits_takes_no_signal_and_ends_with_the_server(library: Path, folder: Path) -> None:
+    wait_until(lambda: not waiters(), "the end of those before")
+    before = eventfds()
+    card = Served(library, folder / "thread", Card("card"))
+    try:
+        for _ in range(3):
+            with card.connect() as device:
+                assert device.region_read(2, 0, 4) == bytes(4)
+                waits_in(card, RECVFROM[platform.machine()])
+                wait_until(waiters, "a thread that waits")
+                (waiter,) = waiters()  # one for all clients
+                fields = dict(line.split(":\t") for line in (waiter / "status").read_text().splitlines())
+                blocked = {number for number in range(1, 65) if int(fields["SigBlk"], 16) >> number - 1 & 1}
+                assert signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP} <= blocked
+    finally:
+        card.close()
+    wait_until(lambda: not waiters(), "its end")  # joined, and a moment later gone from /proc
+    assert eventfds() == before
+
+
 def test_a_program_keeps_its_own_signal(library: Path, folder: Path) -> None:
     """The library waits in poll() as long as the program has a handler of its own."""
     came: list[int] = []
@@ -552,4 +592,4 @@ def test_with_sanitizers() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "7 passed" in done.stdout
+    assert "8 passed" in done.stdout

@@ -179,15 +179,64 @@ test_nothing_is_lost_beside_an_idle_client(void **state)
     serve(*state, false);
 }
 
+/* Whether the wait ends for an event after the look at what is due. */
+static bool
+ends_for_event(struct ends *ends)
+{
+    eventfd_t event;
+
+    late = ends;
+    return waiter_recv(ends->waiter, ends->server) == 0 && late == NULL &&
+           eventfd_read(ends->event, &event) == 0;
+}
+
 static void
 test_a_signal_before_recv_is_followed_by_another(void **state)
 {
     struct ends *ends = *state;
 
     waiter_arm(ends->waiter, ends->event, ends->timer);
-    late = ends;
-    assert_int_equal(waiter_recv(ends->waiter, ends->server), 0);
-    assert_null(late);
+    assert_true(ends_for_event(ends));
+}
+
+/* As by a hook, after it had a handler of its own. */
+static void
+test_a_signal_that_is_given_up_is_taken_again(void **state)
+{
+    struct ends *ends = *state;
+
+    waiter_arm(ends->waiter, ends->event, ends->timer);
+    signal(SIGURG, SIG_DFL);
+    assert_true(ends_for_event(ends));
+}
+
+static void *
+wait_elsewhere(void *argument)
+{
+    struct ends *ends = argument;
+
+    waiter_arm(ends->waiter, ends->seen, ends->event);
+    return ends_for_event(ends) ? ends : NULL;
+}
+
+static void
+test_it_follows_to_other_files_and_another_thread(void **state)
+{
+    struct ends *ends = *state;
+    pthread_t thread;
+    void *ended;
+
+    waiter_arm(ends->waiter, ends->seen, ends->timer);
+    waiter_arm(ends->waiter, ends->event, ends->timer);
+    assert_true(ends_for_event(ends));
+
+    waiter_arm(ends->waiter, ends->seen, ends->timer);
+    waiter_arm(ends->waiter, ends->seen, ends->event);
+    assert_true(ends_for_event(ends));
+
+    assert_int_equal(pthread_create(&thread, NULL, wait_elsewhere, ends), 0);
+    assert_int_equal(pthread_join(thread, &ended), 0);
+    assert_ptr_equal(ended, ends);
 }
 
 static void
@@ -221,6 +270,8 @@ test_the_program_keeps_its_signal(void **state)
     sigset_t urgent;
 
     assert_int_equal(write(ends->client, "x", 1), 1);
+    waiter_arm(ends->waiter, ends->event, ends->timer);
+    assert_int_equal(waiter_recv(ends->waiter, ends->server), 1);
 
     signal(SIGURG, own);
     waiter_arm(ends->waiter, ends->event, ends->timer);
@@ -240,6 +291,30 @@ test_the_program_keeps_its_signal(void **state)
     assert_int_equal(waiter_recv(ends->waiter, ends->server), 1);
 }
 
+/* As where there may be no more threads. */
+static void
+test_without_a_thread_it_waits_for_nothing(void **state)
+{
+    struct ends *ends = *state;
+    pthread_attr_t attr, before;
+
+    assert_int_equal(write(ends->client, "x", 1), 1);
+
+    assert_int_equal(pthread_getattr_default_np(&before), 0);
+    assert_int_equal(pthread_getattr_default_np(&attr), 0);
+    assert_int_equal(pthread_attr_setstacksize(&attr, SIZE_MAX / 2), 0);
+    assert_int_equal(pthread_setattr_default_np(&attr), 0);
+    waiter_arm(ends->waiter, ends->event, ends->timer);
+    assert_int_equal(waiter_recv(ends->waiter, ends->server), -1);
+
+    /* It is not tried with each request. */
+    assert_int_equal(pthread_setattr_default_np(&before), 0);
+    waiter_arm(ends->waiter, ends->event, ends->timer);
+    assert_int_equal(waiter_recv(ends->waiter, ends->server), -1);
+    pthread_attr_destroy(&attr);
+    pthread_attr_destroy(&before);
+}
+
 int
 main(void)
 {
@@ -251,9 +326,15 @@ main(void)
         cmocka_unit_test_setup_teardown(
             test_a_signal_before_recv_is_followed_by_another, setup, teardown),
         cmocka_unit_test_setup_teardown(
+            test_a_signal_that_is_given_up_is_taken_again, setup, teardown),
+        cmocka_unit_test_setup_teardown(
+            test_it_follows_to_other_files_and_another_thread, setup, teardown),
+        cmocka_unit_test_setup_teardown(
             test_a_timer_ends_it_and_so_does_the_client, setup, teardown),
         cmocka_unit_test_setup_teardown(test_the_program_keeps_its_signal,
                                         setup, teardown),
+        cmocka_unit_test_setup_teardown(
+            test_without_a_thread_it_waits_for_nothing, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
