@@ -154,10 +154,8 @@ def command_repro(options: argparse.Namespace) -> int:
 
 def command_corpus(options: argparse.Namespace) -> int:
     """Make the corpus anew: the first inputs, and of what was found what covers more edges than they do."""
-    import make_corpus
-
     with tempfile.TemporaryDirectory() as folder:
-        make_corpus.write(Path(folder))
+        write_first_inputs(Path(folder))
         for target in options.target or TARGETS:
             kept = Path(folder, target)
             before = fuzzkit.corpus_of(target)
@@ -171,6 +169,14 @@ def command_corpus(options: argparse.Namespace) -> int:
             sizes = [path.stat().st_size for path in kept.iterdir()]
             print(f"{target}: {len(sizes)} inputs, {sum(sizes)} bytes")
     return 0
+
+
+def write_first_inputs(folder: Path) -> None:
+    """Write the first inputs of each target; pytest alone has the folders of the tests' kits in its path."""
+    sys.path[:0] = fuzzkit.KITS
+    import make_corpus
+
+    make_corpus.write(folder)
 
 
 def merge(target: str, kept: Path, sources: list[Path]) -> None:

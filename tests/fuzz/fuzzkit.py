@@ -19,6 +19,8 @@ from vfu_dev.builds import artifact
 FOLDER = Path(__file__).parent
 CORPUS = FOLDER / "corpus"
 REPOSITORY = FOLDER.parents[1]
+# Where modules are that targets and the first inputs import; pytest has these in its path.
+KITS = tuple(str(folder) for folder in (REPOSITORY, FOLDER, FOLDER.parent, FOLDER.parent / "unit"))
 
 C_TARGETS = ("server", "migration", "dma-log", "preload")
 PYTHON_TARGETS = ("stream", "client")
@@ -43,10 +45,9 @@ def command_of(target: str, *, planted: bool = False) -> list[str]:
 
 def environment() -> dict[str, str]:
     """Return the environment of a target: an allocation that fails is no finding, a leak is one."""
-    path = [str(REPOSITORY), str(FOLDER), str(FOLDER.parent / "unit"), *sys.path]
     return os.environ | {
         "ASAN_OPTIONS": "allocator_may_return_null=1",
-        "PYTHONPATH": os.pathsep.join(one for one in path if one),
+        "PYTHONPATH": os.pathsep.join(one for one in (*KITS, *sys.path) if one),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -113,6 +114,18 @@ def test_make_fuzz_keeps_what_it_finds_and_shows_it_again(
     assert fuzz.main() == 1
     monkeypatch.setattr(fuzzkit, "command_of", plain)
     assert fuzz.main() == 0
+
+
+@pytest.mark.usefixtures("library")
+def test_the_first_inputs_of_every_target_can_be_made_again(tmp_path: Path) -> None:
+    """As `make fuzz-corpus` does, without pytest's path: what our client says today, and streams of today."""
+    code = f"import sys; sys.path[0] = {str(fuzzkit.FOLDER)!r}\n"
+    code += f"import fuzz, pathlib; fuzz.write_first_inputs(pathlib.Path({str(tmp_path)!r}))"
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=bare, check=False)
+    assert done.returncode == 0, done.stderr
+    for target in TARGETS:
+        assert any(path.stat().st_size for path in (tmp_path / target).iterdir()), target
 
 
 def test_a_file_of_no_target_is_refused(tmp_path: Path) -> None:
