@@ -345,8 +345,8 @@ def test_a_load_of_registers_goes_on_at_the_destination(serve: ServerFactory) ->
             write(one, name, value)
         wait_until(lambda: count(one) > 500, "the source writes")
         Migrator(one, other, ClientOptions()).run()
-        moved = count(other)
-        assert moved == count(one) > 500
+        moved = count(one)  # the destination writes already
+        assert 500 < moved <= count(other)
         wait_until(lambda: count(other) > moved + 500, "the destination goes on")
         write(other, "load_ctrl", 0)
         made, held = count(other), bytes(other.region_read(2, 0, MIB))
