@@ -18,8 +18,9 @@ import yaml
 from serverkit import PATIENCE_SECONDS, wait_until
 
 from vfu_dev.bench.peers import free_port
-from vfu_dev.builds import BuildError, Cache, Recipe, apt, build
+from vfu_dev.builds import BuildError, Cache, Recipe, apt
 from vfu_dev.builds.command import BuildContext
+from vfu_dev.builds.making import build
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 

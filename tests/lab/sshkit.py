@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from serverkit import wait_until
 
-from vfu_dev.builds import BuildError, Cache, Recipe, apt, build
+from vfu_dev.builds import BuildError, Cache, Recipe, apt
 from vfu_dev.builds.command import BuildContext
+from vfu_dev.builds.making import build
 from vfu_dev.vm.namespaces import ADDRESSES, NamespaceError, Namespaces, connect
 
 ROOT = Path(__file__).parents[2]

@@ -13,9 +13,9 @@ from labkit import halting_guest
 
 from vfu_dev.builds import firmware_dirs, recipe_named
 from vfu_dev.builds.cache import Cache
+from vfu_dev.builds.making import damage
 from vfu_dev.builds.qemu_binary import QemuBinary, find_qemu
 from vfu_dev.builds.qemu_packages import SUITES, Suite
-from vfu_dev.builds.recipe import damage
 from vfu_dev.vm.kvm_trial import try_kvm
 from vfu_dev.vm.qemu import Qemu, QemuOptions
 

@@ -16,8 +16,9 @@ import pytest
 
 from vfu_dev.builds import apt, qemu_packages
 from vfu_dev.builds.cache import Cache, file_digest
+from vfu_dev.builds.making import BuildOptions, Built, build, damage
 from vfu_dev.builds.progress import Reporter
-from vfu_dev.builds.recipe import BuildOptions, Built, build, damage, read_manifest
+from vfu_dev.builds.recipe import read_manifest
 from vfu_dev.errors import BuildError
 
 PROGRAMS = ("apt-get", "cc", "dpkg-deb", "dpkg-scanpackages", "gpg")

@@ -3,6 +3,8 @@
 from vfu_dev.builds import artifact
 library = artifact("libvfio-user")            # a Path, or BuildError that names the command to run
 qemu = artifact("qemu", build=True)           # builds it first if it has to
+
+`making` builds. It is imported by those who build: a server that finds its library needs none of it.
 """
 
 from __future__ import annotations
@@ -13,20 +15,16 @@ from typing import cast
 
 from vfu_dev.builds.cache import Cache
 from vfu_dev.builds.native import native_dir
-from vfu_dev.builds.packages import FIRMWARE_DIRS
-from vfu_dev.builds.recipe import BuildOptions, Built, NotBuiltError, Recipe, build, read_manifest
+from vfu_dev.builds.recipe import NotBuiltError, Recipe, read_manifest
 from vfu_dev.errors import BuildError
 
 __all__ = [
     "DEFAULT",
     "BuildError",
-    "BuildOptions",
-    "Built",
     "Cache",
     "NotBuiltError",
     "Recipe",
     "artifact",
-    "build",
     "firmware_dirs",
     "native_dir",
     "read_manifest",
@@ -64,15 +62,19 @@ def artifact(name: str, build: bool = False) -> Path:
     Raises: NotBuiltError (a BuildError): it is not in the cache and `build` is False; says what to run.
             BuildError: no such artifact, or it cannot be built.
     """
-    chosen = recipe_named(name)
-    if build:
-        return _build(chosen, Cache()).path
-    return chosen.find(Cache())
+    chosen, cache = recipe_named(name), Cache()
+    try:
+        return chosen.find(cache)
+    except NotBuiltError:
+        if not build:
+            raise
+    from vfu_dev.builds import making
+
+    return making.build(chosen, cache).path
 
 
 def firmware_dirs() -> list[Path]:
     """Return the folders for QEMU's -L, those that exist, in the order to give them."""
+    from vfu_dev.builds.packages import FIRMWARE_DIRS
+
     return [folder for folder in FIRMWARE_DIRS if folder.is_dir()]
-
-
-_build = build  # `artifact` has an argument of that name

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from vfu_dev.builds import fetch, libvfio_user, patches
 from vfu_dev.builds.cache import file_digest
-from vfu_dev.builds.command import BuildContext, compiler_version
+from vfu_dev.builds.command import BuildContext
+from vfu_dev.builds.compiler import compiler_version
 from vfu_dev.builds.native import native_dir
 from vfu_dev.builds.recipe import Facts, Recipe
 

@@ -4,6 +4,7 @@
     ROOT/tmp/NAME-KEY/         an artifact being built; renamed into artifacts/ as its last step
     ROOT/locks/                one flock(2) file for each thing that one process at a time may make
     ROOT/logs/NAME-KEY.log     the full output of the most recent build of that artifact
+    ROOT/compilers/            what each C compiler answered to `cc --version` (compiler.py)
     ROOT/work/                 QEMU's source and object trees, kept so that a changed patch rebuilds little
     ROOT/sources, ROOT/trees, ROOT/tools    the pinned source package, unpacked sources, meson
 
@@ -17,7 +18,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -70,10 +70,16 @@ def _not_absent(error: OSError) -> None:
         raise error
 
 
-def remove_tree(path: Path) -> None:
-    """Remove the folder `path` and its content. It may be missing. Raises: OSError: it cannot be removed."""
+def remove_tree(path: Path, *, quietly: bool = False) -> None:
+    """Remove the folder `path` and its content. It may be missing.
+
+    Raises: OSError: it cannot be removed; with `quietly` what can be is, and nothing is raised.
+    """
+    # Imported here: it loads three compressors, and who finds an artifact removes nothing.
+    from shutil import rmtree
+
     if path.exists():
-        shutil.rmtree(path)
+        rmtree(path, ignore_errors=quietly)
 
 
 def default_root() -> Path:
@@ -149,9 +155,9 @@ class Cache:
             if final.exists():
                 final.rename(old)
             temporary.rename(final)
-            shutil.rmtree(old, ignore_errors=True)
+            remove_tree(old, quietly=True)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove_tree(temporary, quietly=True)
             raise
 
     def sweep(self) -> None:
@@ -159,7 +165,7 @@ class Cache:
         for leftover in (self.root / "tmp").glob("*"):
             with self._lock_if_free(leftover.name.removesuffix(_OLD)) as held:
                 if held:  # else it is being built right now, or is not one of ours
-                    shutil.rmtree(leftover, ignore_errors=True)
+                    remove_tree(leftover, quietly=True)
 
     @contextmanager
     def _lock_if_free(self, name: str, create: bool = False) -> Iterator[bool | None]:

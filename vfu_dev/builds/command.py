@@ -7,7 +7,6 @@ import os
 import re
 import selectors
 import shlex
-import shutil
 import signal
 import subprocess
 import threading
@@ -15,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import cache as memoize
 from pathlib import Path
 from typing import IO
 
@@ -159,12 +157,6 @@ def output_of(argv: Sequence[str | Path], *, cwd: Path | None = None) -> str:
             raise BuildError(f"{argv[0]} cannot be run: {err.strerror} (see ulimit -n)") from err
         return ""
     return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
-
-
-@memoize
-def compiler_version() -> str:
-    """Return the first line of `cc --version`, part of every artifact's key; `none` without a compiler."""
-    return output_of(["cc", "--version"]).partition("\n")[0] if shutil.which("cc") else "none"
 
 
 def _lines(pipe: IO[bytes], tick: Callable[[], None]) -> Iterator[bytes]:

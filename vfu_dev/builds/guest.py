@@ -10,7 +10,8 @@ from pathlib import Path
 
 from vfu_dev.builds import apt
 from vfu_dev.builds.cache import tree_digest
-from vfu_dev.builds.command import BuildContext, compiler_version, output_of
+from vfu_dev.builds.command import BuildContext, output_of
+from vfu_dev.builds.compiler import compiler_version
 from vfu_dev.builds.guest_module import compile_module, keep_headers
 from vfu_dev.builds.initramfs import Initramfs
 from vfu_dev.builds.native import native_dir

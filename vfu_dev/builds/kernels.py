@@ -5,11 +5,15 @@ from __future__ import annotations
 import platform
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vfu_dev.builds.cache import file_digest
-from vfu_dev.builds.command import BuildContext, compiler_version
+from vfu_dev.builds.compiler import compiler_version
 from vfu_dev.builds.native import native_dir
 from vfu_dev.builds.recipe import SANITIZERS, Facts, Recipe
+
+if TYPE_CHECKING:
+    from vfu_dev.builds.command import BuildContext
 
 # Raised when this module builds something different from the same inputs.
 _VERSION = 1

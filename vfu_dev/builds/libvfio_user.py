@@ -8,7 +8,8 @@ from pathlib import Path
 
 from vfu_dev.builds import fetch, patches, tools
 from vfu_dev.builds.cache import tree_digest
-from vfu_dev.builds.command import BuildContext, build_environment, compiler_version
+from vfu_dev.builds.command import BuildContext, build_environment
+from vfu_dev.builds.compiler import compiler_version
 from vfu_dev.builds.native import native_dir
 from vfu_dev.builds.recipe import Facts, Recipe
 

@@ -11,7 +11,8 @@ import shutil
 from pathlib import Path
 
 from vfu_dev.builds import apt
-from vfu_dev.builds.command import BuildContext, CommandError, compiler_version
+from vfu_dev.builds.command import BuildContext, CommandError
+from vfu_dev.builds.compiler import compiler_version
 from vfu_dev.builds.recipe import Facts, Recipe
 from vfu_dev.errors import BuildError
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from vfu_dev.builds import fetch, patches, tools
 from vfu_dev.builds.cache import input_key, remove_tree
-from vfu_dev.builds.command import BuildContext, build_environment, compiler_version, output_of
+from vfu_dev.builds.command import BuildContext, build_environment, output_of
+from vfu_dev.builds.compiler import compiler_version
 from vfu_dev.builds.native import native_dir
 from vfu_dev.builds.packages import FIRMWARE_DIRS
 from vfu_dev.builds.recipe import Facts, Recipe

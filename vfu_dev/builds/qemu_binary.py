@@ -23,10 +23,10 @@ from typing import Any
 from vfu_dev.builds import qemu, qemu_packages
 from vfu_dev.builds.cache import Cache
 from vfu_dev.builds.elf import Elf, ElfError, read_elf
+from vfu_dev.builds.making import build as build_artifact
 from vfu_dev.builds.packages import FIRMWARE_DIRS
 from vfu_dev.builds.qemu_packages import PROGRAM
 from vfu_dev.builds.recipe import Recipe
-from vfu_dev.builds.recipe import build as build_artifact
 from vfu_dev.errors import BuildError
 
 VFIO_USER_PCI = "vfio-user-pci"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from vfu_dev.builds import DEFAULT, BuildOptions, Cache, build, recipe_named
+from vfu_dev.builds import DEFAULT, Cache, recipe_named
+from vfu_dev.builds.making import BuildOptions, build
 from vfu_dev.builds.prune import prune
 from vfu_dev.builds.recipes import RECIPES
 from vfu_dev.cli.output import json_option, show_or_write

@@ -13,9 +13,9 @@ import click
 
 from vfu_dev import __version__
 from vfu_dev.builds import BuildError, Cache, firmware_dirs, read_manifest, recipe_named
+from vfu_dev.builds.making import damage
 from vfu_dev.builds.packages import install_command, missing
 from vfu_dev.builds.prebuilt import CARRIED, prebuilt
-from vfu_dev.builds.recipe import damage
 from vfu_dev.builds.recipes import RECIPES
 from vfu_dev.cli import EXIT_FAILED, doctor_qemu
 from vfu_dev.cli.extras import LAB, install_line
