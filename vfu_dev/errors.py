@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 import json
 import unicodedata
+from collections.abc import Iterable
 
 
 class VfuDevError(Exception):
@@ -101,6 +102,13 @@ def written(value: object) -> str:
     except ValueError:  # an integer of more digits than Python prints; TOML has hexadecimal ones
         return "(huge)"
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return which of `known` a mistyped `name` was meant to be, as far as anybody can tell; None: none."""
+    import difflib  # here: no error, no need
+
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
 
 
 def judge_name(what: str, name: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from typing import Any
 
 from vfu_dev.errors import ConfigError
@@ -14,6 +13,8 @@ _LOOKED_AT = 500
 
 def parse_toml(name: str, text: str) -> dict[str, Any]:
     """Return the tables of a file. Raises: ConfigError: it has none; `name` is what errors call it."""
+    import tomllib  # here: a server without a file need not pay for its patterns
+
     try:
         return tomllib.loads(text)
     except ValueError as error:  # also of an integer of more digits than Python reads

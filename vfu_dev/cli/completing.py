@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import click
-from click.shell_completion import CompletionItem
 
 from vfu_dev.errors import VfuDevError
 
-Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
 def offer(names: Callable[[], Iterable[str]], *, files: bool = True) -> Complete:
@@ -20,6 +23,8 @@ def offer(names: Callable[[], Iterable[str]], *, files: bool = True) -> Complete
     """
 
     def complete(_context: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
         found: list[str] = []
         with contextlib.suppress(VfuDevError, OSError):
             found = [name for name in names() if name.startswith(incomplete)]

@@ -6,7 +6,6 @@ other defaults (click's `default_map`), so the command line overrides the file a
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from vfu_dev.errors import ConfigError, written
+from vfu_dev.errors import ConfigError, nearest, written
 from vfu_dev.toml_source import parse_toml
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -161,8 +160,8 @@ def allowed_values(option: click.Option) -> str:
 
 
 def _hint(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key.replace("_", "-"), known, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; the keys are: {', '.join(known)}"
+    near = nearest(key.replace("_", "-"), known)
+    return f"; did you mean {near}?" if near else f"; the keys are: {', '.join(known)}"
 
 
 def _line_of(content: str, key: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import vfu_dev
 from vfu_dev.cli.completing import offer
 from vfu_dev.cli.output import json_option, show_or_write
 from vfu_dev.cli.shape import Command
-from vfu_dev.errors import BuildError, ConfigError
+from vfu_dev.errors import BuildError, ConfigError, nearest
 
 
 def docs_folder() -> Path:
@@ -60,8 +59,8 @@ def command(page: str | None, only_path: bool, json_path: str | None) -> None:
         raise ConfigError(f"--json lists the pages, so leave {page!r} out")
     name = page.removeprefix("docs/").removesuffix(".md")
     if name not in pages:
-        near = difflib.get_close_matches(name, pages, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(pages)}"
+        near = nearest(name, pages)
+        hint = f"did you mean {near!r}?" if near else f"there are: {', '.join(pages)}"
         raise ConfigError(f"no page is called {page!r}; {hint}")
     path = docs_folder() / f"{name}.md"
     if only_path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -149,6 +148,8 @@ def read_spec(path: Path) -> dict[str, Any]:
 
     Raises:  ConfigError: it cannot be read, or is not an object.
     """
+    import tomllib  # as in toml_source
+
     try:
         text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a byte order mark
         values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import fnmatch
 import signal
 import socket
@@ -42,7 +41,7 @@ from vfu_dev.conformance.model import (
     group_of,
 )
 from vfu_dev.conformance.session import Session
-from vfu_dev.errors import ConfigError, LabError, VfuDevError
+from vfu_dev.errors import ConfigError, LabError, VfuDevError, nearest
 
 # Importing these modules adds their checks to the table. Queries run before changes, and connections come
 # last, because a server may end with one.
@@ -87,8 +86,8 @@ def _matching(patterns: Sequence[str], option: str) -> set[str]:
         }
         if not matches:
             known = [*CHECKS, *{one.group for one in CHECKS.values()}]
-            near = difflib.get_close_matches(pattern, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else " (vfu-dev check --list)"
+            near = nearest(pattern, known)
+            hint = f"; did you mean {near}?" if near else " (vfu-dev check --list)"
             raise ConfigError(f"{option} {pattern}: there is no such check{hint}")
         found |= matches
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 
 from vfu_dev.device.bar import Bar, Handler, Owner, Unmade
 from vfu_dev.device.fields import Access, Field, layout
-from vfu_dev.errors import ConfigError
+from vfu_dev.errors import ConfigError, nearest
 from vfu_dev.migration import RegisterBlock
 
 # What gets the value that a guest wrote: an int, of "V" format bytes.
@@ -78,8 +77,8 @@ class Registers(Bar):
 
     def _field(self, name: str) -> Field:
         if name not in self.fields:
-            near = difflib.get_close_matches(name, self.fields, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(self.fields)}"
+            near = nearest(name, self.fields)
+            hint = f"did you mean {near!r}?" if near else f"there are {', '.join(self.fields)}"
             raise ConfigError(f"no register {name!r}; {hint}")
         return self.fields[name]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import stat
@@ -10,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vfu_dev.errors import ConfigError, written
+from vfu_dev.errors import ConfigError, nearest, written
 from vfu_dev.profile.kinds import SECONDS_SPREAD, Key, keys_of, marked
 from vfu_dev.profile.model import (
     FORMAT_VERSION,
@@ -203,8 +202,8 @@ def _mapping(source: Source, at: str, value: Any) -> Mapping[str, Any]:
 def _known(source: Source, at: str, table: Mapping[str, Any], names: Any) -> None:
     for key in table:
         if key not in names:
-            near = difflib.get_close_matches(key[:60], names, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+            near = nearest(key[:60], names)
+            hint = f"did you mean {near}?" if near else f"there are {', '.join(names)}"
             raise source.error(f"{at}.{key}" if at else key, f"no such key; {hint}")
 
 

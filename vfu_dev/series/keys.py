@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vfu_dev.convergence import DOWNTIME_LIMIT_SECONDS, MAX_BANDWIDTH
-from vfu_dev.errors import written
+from vfu_dev.errors import nearest, written
 from vfu_dev.lab.options import VERIFY
 from vfu_dev.lab.policy import Rule, RuleError
 from vfu_dev.sizes import parse_bandwidth, parse_size
@@ -235,8 +234,8 @@ def judge_value(source: Source, at: str, name: str, value: Any) -> Any:
     try:
         key = key_of(name)
     except KeyError:
-        near = difflib.get_close_matches(name, names(), n=1)
-        hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(names())}, and load's"
+        near = nearest(name, names())
+        hint = f"did you mean {near}?" if near else f"the keys are {', '.join(names())}, and load's"
         raise source.error(at, f"no such key; {hint}") from None
     if key is None:
         return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import csv
 import io
 import math
 import os
@@ -61,6 +60,8 @@ class Trace:
 
         Raises:  ConfigError: it cannot be read, with the line that is wrong.
         """
+        import csv  # here: few loads have a trace
+
         rows: list[tuple[int, int, int]] = []
         try:
             # Reading a device or a pipe might never end, and the reader may be a server.
