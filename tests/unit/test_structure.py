@@ -229,7 +229,11 @@ NOT_SERVED = (
     "vfu_dev.builds.recipes",
     "vfu_dev.builds.qemu",
     "vfu_dev.builds.guest",
+    "vfu_dev.builds.making",
     "importlib.metadata",
+    "tomllib",  # without a file
+    "csv",
+    "difflib",
     "email",
     "asyncio",
     "matplotlib",
@@ -249,3 +253,29 @@ def test_a_server_loads_only_what_it_uses(tmp_path: Path) -> None:
     assert all(find_spec(name) for name in NOT_SERVED if name.startswith("vfu_dev")), "a new name?"
     assert {"vfu_dev.server.server", "vfu_dev.device.reference.dma"} <= loaded
     assert [name for name in loaded if name.startswith(NOT_SERVED)] == []
+
+
+# Says whether the collector runs: before the server is ready, after, and when each command has ended.
+COLLECTS = """
+import gc, sys
+from vfu_dev.cli import main
+from vfu_dev.server import Server
+def run(self, on_ready):
+    before = gc.isenabled()
+    on_ready()
+    print(before, gc.isenabled())
+Server.run = run
+for argv in (["serve", "--socket", sys.argv[1], "--memory", "64K"], ["serve", "--memory", "much"]):
+    try:
+        main(argv)
+    except SystemExit as end:
+        print(end.code, gc.isenabled())
+"""
+
+
+def test_a_server_collects_garbage_from_when_it_serves(tmp_path: Path) -> None:
+    """What it loads before that stays, and a command line that is refused changes nothing."""
+    command = [sys.executable, "-c", COLLECTS, str(tmp_path / "s")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("serving ")]
+    assert lines == ["False True", "0 True", "2 True"]

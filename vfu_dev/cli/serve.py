@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import resource
@@ -281,7 +282,12 @@ def command(
                 if exporter is not None:
                     server.feed(exporter.feed)
                     logger.info("%s: metrics and live page on %s", name, exporter.url)
-                server.run(on_ready=lambda: click.echo(f"serving {name} on {where}"))
+
+                def ready() -> None:
+                    gc.enable()  # see vfu_dev.cli
+                    click.echo(f"serving {name} on {where}")
+
+                server.run(on_ready=ready)
             finally:
                 server.close()
                 log_limit.advance(at_once=True)
