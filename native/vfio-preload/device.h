@@ -39,6 +39,7 @@ struct region {
 /* Migration data in memory that the server shares: window.c. */
 struct window {
     char *base; /* NULL: there is none */
+    int fd; /* of its memory, for window_deliver() */
     size_t piece; /* the size of each of its pieces */
     bool tried;
 };
@@ -126,6 +127,9 @@ char *window_piece(const struct device *device, unsigned int number);
 
 /* Ask for, or send, data that is at `data` in the window. Returns bytes or -errno. */
 ssize_t window_call(struct device *device, uint16_t command, const char *data, size_t size);
+
+/* Copy data that is at `data` in the window to the caller's buffer: 0, or -EFAULT with part of it done. */
+int window_deliver(const struct device *device, uint64_t to, const char *data, size_t size);
 void window_drop(struct device *device);
 
 /* --- collect.c --- */

@@ -51,7 +51,7 @@ static ssize_t read_window(struct device *device, void *buffer, size_t count)
     size_t size = MIN(count, device->migration.window.piece);
     ssize_t found = window_call(device, VFIO_USER_MIG_DATA_READ, data, size);
     /* The server may go on writing to it: it is read once. */
-    int error = found > 0 ? copy_to_user(ADDRESS(buffer), data, (size_t)found) : 0;
+    int error = found > 0 ? window_deliver(device, ADDRESS(buffer), data, (size_t)found) : 0;
 
     return error != 0 ? error : found;
 }

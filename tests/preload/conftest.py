@@ -81,6 +81,13 @@ def serve_one(serve: ServerFactory) -> Callable[..., Served]:
     return lambda *options, **more: _served([serve(*options, **more)])
 
 
+@pytest.fixture(params=["window", "messages"])
+def either_way(serve: ServerFactory, request: pytest.FixtureRequest) -> Served:
+    """Two servers that take migration data in memory that is shared, or in messages alone."""
+    window = "on" if request.param == "window" else "off"
+    return _served([serve("--fill", "7", "--data-window", window) for _ in range(2)])
+
+
 @pytest.fixture
 def mortal(serve: ServerFactory) -> Iterator[Served]:
     """A server that the test may kill."""

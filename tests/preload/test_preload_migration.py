@@ -106,6 +106,65 @@ def test_what_is_left_is_said_as_it_is_read(served: Served) -> None:
 
 
 @inside()
+def test_data_is_put_wherever_the_caller_wants_it(either_way: Served) -> None:
+    """At any address, over the ends of pages, and not a byte beside it."""
+    import ctypes
+    import mmap
+
+    source = Attached("iommufd-cdev")
+    destination = Attached("iommufd-cdev", 1, beside=source)
+    content = os.urandom(either_way.memory_bytes)
+    source.device.write(MEMORY_BAR, 0, content)
+    out = source.device.set_state(STOP_COPY)
+    into = destination.device.set_state(RESUMING)
+    room = 4 << 20
+    buffer = mmap.mmap(-1, room)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+    sizes = [1 << 20, 1, 4096, 5001, 70001]
+    for number in range(1000):
+        at, size = 4095 + 7 * number % 4096, sizes[number % len(sizes)]
+        buffer[:] = bytes([0xA5]) * room
+        count = libc.read(out, address + at, size)
+        assert 0 <= count <= size, os.strerror(ctypes.get_errno())
+        assert buffer[:at] == bytes([0xA5]) * at
+        assert buffer[at + count :] == bytes([0xA5]) * (room - at - count)
+        if count == 0:
+            break
+        write_all(into, buffer[at : at + count])
+    assert number > 2
+    assert destination.device.set_state(RUNNING) == -1
+    assert destination.device.read(MEMORY_BAR, 0, either_way.memory_bytes) == content
+
+
+@inside()
+def test_a_buffer_that_is_not_there_is_an_error(either_way: Served) -> None:
+    """EFAULT, wherever it ends and whether it may be read; the program lives on, and so does the device."""
+    import ctypes
+    import mmap
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    buffer = mmap.mmap(-1, 8 * 4096)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    device = Attached("iommufd-cdev").device
+    for protection in (mmap.PROT_READ, 0):
+        assert libc.mprotect(address + 4 * 4096, 4096, protection) == 0
+        for begin, size in ((4 * 4096, 10), (4 * 4096 - 1, 2), (0, 8 * 4096), (1, 4 * 4096)):
+            fd = device.set_state(PRE_COPY)
+            assert libc.read(fd, address + begin, size) == -1, (protection, begin, size)
+            assert ctypes.get_errno() == errno.EFAULT
+            assert device.set_state(RUNNING) == -1
+            os.close(fd)
+    fd = device.set_state(PRE_COPY)
+    assert libc.read(fd, address, 4 * 4096) == 4 * 4096
+    assert libc.read(fd, 8, 4096) == -1
+    assert ctypes.get_errno() == errno.EFAULT
+
+
+@inside()
 def test_precopy_info_is_of_the_pre_copy_states(served: Served) -> None:
     """EINVAL in any other, and for a structure that is too short; ENOTTY for what can only be written."""
     device = Attached("iommufd-cdev").device
