@@ -18,8 +18,9 @@ from pathlib import Path
 
 from vfu_dev.builds import Cache, recipe_named
 from vfu_dev.builds.command import BuildContext
-from vfu_dev.builds.fetch import VERSION, unpacked
+from vfu_dev.builds.fetch import unpacked
 from vfu_dev.builds.making import BuildOptions, build
+from vfu_dev.builds.pinned import VERSION
 from vfu_dev.builds.prebuilt import CARRIED
 from vfu_dev.builds.progress import default_reporter
 from vfu_dev.builds.recipe import MANIFEST

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from vfu_dev.builds.command import BuildContext
-from vfu_dev.builds.patches import PatchError, apply_series, link_tree, read_series, sync_tree
+from vfu_dev.builds.patch_series import read_series
+from vfu_dev.builds.patches import PatchError, apply_series, link_tree, sync_tree
 from vfu_dev.errors import BuildError
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from vfu_dev.builds.cache import Cache
 from vfu_dev.builds.command import BuildContext, CommandError
-from vfu_dev.builds.patches import read_series
+from vfu_dev.builds.patch_series import read_series
 from vfu_dev.builds.progress import Reporter
 from vfu_dev.builds.qemu import _compile
 

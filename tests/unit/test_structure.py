@@ -230,6 +230,9 @@ NOT_SERVED = (
     "vfu_dev.builds.qemu",
     "vfu_dev.builds.guest",
     "vfu_dev.builds.making",
+    "vfu_dev.builds.command",
+    "subprocess",
+    "shutil",
     "importlib.metadata",
     "tomllib",  # without a file
     "csv",

@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from vfu_dev.builds import fetch, libvfio_user, patches
 from vfu_dev.builds.cache import file_digest
 from vfu_dev.builds.command import BuildContext
 from vfu_dev.builds.compiler import compiler_version
+from vfu_dev.builds.libvfio_user import PRODUCT, RELEASE
+from vfu_dev.builds.libvfio_user_tree import TARGET, compile_tree
 from vfu_dev.builds.native import native_dir
+from vfu_dev.builds.patch_series import read_series, series_inputs
+from vfu_dev.builds.pinned import SHA256
 from vfu_dev.builds.recipe import Facts, Recipe
 
 # Raised when this module builds something different from the same inputs.
@@ -39,9 +42,9 @@ def _make_client(context: BuildContext, out: Path) -> Facts:
 def _peer_inputs() -> Facts:
     return {
         "recipe": _VERSION,
-        "sources": fetch.SHA256,
-        "patches": patches.series_inputs(patches.read_series(native_dir() / _FOLDER)),
-        "options": libvfio_user.RELEASE,
+        "sources": SHA256,
+        "patches": series_inputs(read_series(native_dir() / _FOLDER)),
+        "options": RELEASE,
         "compiler": compiler_version(),
     }
 
@@ -50,15 +53,13 @@ def _make_peer(context: BuildContext, out: Path) -> Facts:
     """Build server and library; meson gave the server a run path, ../lib from its folder."""
     work = out / "work"
     work.mkdir()
-    build = libvfio_user.compile_tree(
-        context, work, libvfio_user.RELEASE, (), "bench-peer", _PEER, folder=_FOLDER
-    )
-    for name in (_PEER, libvfio_user.TARGET):
+    build = compile_tree(context, work, RELEASE, (), "bench-peer", _PEER, folder=_FOLDER)
+    for name in (_PEER, TARGET):
         (out / name).parent.mkdir()
         shutil.copy(build / name, out / name)
-    (out / libvfio_user.TARGET).rename((out / libvfio_user.TARGET).with_name(libvfio_user.PRODUCT))
+    (out / TARGET).rename((out / TARGET).with_name(PRODUCT))
     shutil.rmtree(work)
-    return {"options": libvfio_user.RELEASE, "compiler": compiler_version()}
+    return {"options": RELEASE, "compiler": compiler_version()}
 
 
 CLIENT = Recipe(

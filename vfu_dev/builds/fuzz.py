@@ -9,10 +9,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from vfu_dev.builds import fetch, libvfio_user, patches
+from vfu_dev.builds import fetch, patches
 from vfu_dev.builds.cache import tree_digest
 from vfu_dev.builds.command import BuildContext, build_environment, output_of
+from vfu_dev.builds.libvfio_user_tree import patched_source
 from vfu_dev.builds.native import native_dir
+from vfu_dev.builds.patch_series import read_series, series_inputs
+from vfu_dev.builds.pinned import SHA256
 from vfu_dev.builds.recipe import Facts, Recipe
 
 # Raised when this module builds something different from the same inputs.
@@ -59,8 +62,8 @@ def _inputs() -> Facts:
     native = native_dir()
     return {
         "recipe": _VERSION,
-        "sources": fetch.SHA256,
-        "patches": patches.series_inputs(patches.read_series(native / "libvfio-user")),
+        "sources": SHA256,
+        "patches": series_inputs(read_series(native / "libvfio-user")),
         "files": {
             folder: {name: found for name, found in tree_digest(native / folder).items() if _is_source(name)}
             for folder in ("libvfio-user/src", "vfio-preload", _FOLDER)
@@ -147,7 +150,7 @@ def _plant(context: BuildContext, work: Path, title: str) -> None:
     for name, (path, _) in _TARGETS.items():
         what = path.partition("/")[0]
         folder = work / _FOLDER / "planted" / name
-        for patch in (series := patches.read_series(folder)):
+        for patch in (series := read_series(folder)):
             for touched in patch.touches:
                 (work / "planted" / name / touched).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(trees[what] / touched, work / "planted" / name / touched)
@@ -159,10 +162,10 @@ def _make(context: BuildContext, out: Path) -> Facts:
     work = out / "work"
     work.mkdir()
     native = native_dir()
-    library = libvfio_user.patched_source(context, work, title)
+    library = patched_source(context, work, title)
     for folder in ("vfio-preload", _FOLDER):
         shutil.copytree(native / folder, work / folder)
-    patches.apply_series(context, patches.read_series(work / _FOLDER / "libvfio-user"), library, title)
+    patches.apply_series(context, read_series(work / _FOLDER / "libvfio-user"), library, title)
     _plant(context, work, title)
     headers = fetch.unpacked(context) / "linux-headers"
     (work / "build.ninja").write_text(_describe(work, headers))

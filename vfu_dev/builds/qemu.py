@@ -17,6 +17,8 @@ from vfu_dev.builds.command import BuildContext, build_environment, output_of
 from vfu_dev.builds.compiler import compiler_version
 from vfu_dev.builds.native import native_dir
 from vfu_dev.builds.packages import FIRMWARE_DIRS
+from vfu_dev.builds.patch_series import Patch, read_series, series_inputs
+from vfu_dev.builds.pinned import SHA256
 from vfu_dev.builds.recipe import Facts, Recipe
 from vfu_dev.errors import BuildError
 
@@ -64,16 +66,16 @@ def executable_in(path: Path) -> Path:
     )
 
 
-def _series(patched: bool) -> list[patches.Patch]:
-    return patches.read_series(native_dir() / "qemu") if patched else []
+def _series(patched: bool) -> list[Patch]:
+    return read_series(native_dir() / "qemu") if patched else []
 
 
 def _inputs(flags: tuple[str, ...], patched: bool) -> Facts:
     return {
         "recipe": _VERSION,
-        "sources": fetch.SHA256,
+        "sources": SHA256,
         "flags": flags,
-        "patches": patches.series_inputs(_series(patched)),
+        "patches": series_inputs(_series(patched)),
         "compiler": compiler_version(),
     }
 
@@ -86,7 +88,7 @@ def _make(flags: tuple[str, ...], patched: bool, strip: bool, context: BuildCont
     key = input_key(
         {
             "recipe": _VERSION,
-            "sources": fetch.SHA256,
+            "sources": SHA256,
             "flags": flags,
             "compiler": compiler_version(),
             "python": str(python),
@@ -124,7 +126,7 @@ def _compile(
     pristine: Path,
     python: Path,
     flags: tuple[str, ...],
-    series: list[patches.Patch],
+    series: list[Patch],
     name: str,
 ) -> list[str]:
     """Update the trees in `work`, which the caller has locked; return the source files that changed."""

@@ -14,6 +14,7 @@ from vfu_dev.builds.cache import tree_digest
 from vfu_dev.builds.command import BuildContext
 from vfu_dev.builds.compiler import compiler_version
 from vfu_dev.builds.native import native_dir
+from vfu_dev.builds.pinned import SHA256
 from vfu_dev.builds.recipe import SANITIZERS, Facts, Recipe
 
 # Raised when this module builds something different from the same inputs.
@@ -47,7 +48,7 @@ def _inputs(extra: tuple[str, ...]) -> Facts:
     digest = tree_digest(native_dir() / "vfio-preload")
     return {
         "recipe": _VERSION,
-        "sources": fetch.SHA256,
+        "sources": SHA256,
         "files": {name: digest[name] for name in _sources()},
         "flags": [*_C_FLAGS, *_LINK_FLAGS, *extra],
         "compiler": compiler_version(),

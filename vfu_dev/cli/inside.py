@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vfu_dev import JSON_VERSION, __version__
 from vfu_dev.builds import read_manifest
-from vfu_dev.builds.fetch import VERSION
+from vfu_dev.builds.pinned import VERSION
 from vfu_dev.builds.prebuilt import CARRIED, prebuilt
 from vfu_dev.libvfio_user import EXTENSION_VERSION
 from vfu_dev.migration import STREAM_VERSION
