@@ -78,15 +78,16 @@ def test_a_second_build_does_nothing_and_a_changed_input_builds_anew(cache: Cach
 def test_what_a_wheel_carries_is_used_until_it_is_built_here(
     cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`again` builds it, and that one is found from then on."""
+    """`again` builds it, and that one is found from then on. Until anything is built, no key is computed."""
     carried = tmp_path / "carried" / "tiny"
     carried.mkdir(parents=True)
     (carried / "product").write_text("from the wheel\n")
     monkeypatch.setattr(prebuilt, "prebuilt_root", lambda: tmp_path / "carried")
     tiny = Tiny()
-    recipe = tiny.recipe()
+    asked = []
+    recipe = tiny.recipe(inputs=lambda: asked.append(1) or {})
     found = build(recipe, cache, BuildOptions(), quiet())
-    assert (found.built, tiny.made) == (False, 0)
+    assert (found.built, tiny.made, asked) == (False, 0, [])
     assert found.path == recipe.find(cache) == carried / "product"
 
     built = build(recipe, cache, BuildOptions(), quiet(), again=True)
@@ -268,6 +269,7 @@ except Exception as error:
 def test_a_limit_on_descriptors_is_not_taken_for_a_missing_artifact(tmp_path: Path) -> None:
     """What the key is made of could not be found out, so nobody knows whether the artifact is there."""
     environment = {name: value for name, value in os.environ.items() if name != "VFU_DEV_LIBVFIO_USER"}
+    (tmp_path / "artifacts").mkdir()
     environment["VFU_DEV_CACHE"] = str(tmp_path)  # which does not remember what the compiler answers
     done = subprocess.run(
         [sys.executable, "-c", FEW_DESCRIPTORS], env=environment, capture_output=True, text=True, check=True

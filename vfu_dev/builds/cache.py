@@ -99,6 +99,11 @@ class Cache:
     def __init__(self, root: Path | None = None) -> None:
         self.root = root if root is not None else default_root()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was ever built into it, as where a wheel brings all that is used."""
+        return not (self.root / "artifacts").is_dir()
+
     def artifact_dir(self, name: str, key: str) -> Path:
         """Return the folder of artifact `name` with `key`, which exists once it is published."""
         return self.root / "artifacts" / f"{name}-{key}"

@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import cache as memoize
 from pathlib import Path
 
-from vfu_dev.builds.cache import default_root, input_key
+from vfu_dev.builds.cache import Cache, input_key
 
 # Programs that are the compiler itself, after all links. Others only lead to one (ccache, distcc, a script)
 # and stay the same file when it is upgraded.
@@ -68,13 +68,13 @@ def _memory(program: str) -> Path | None:
         "path": [program, str(path)],  # what it is called as is in its answer
         "file": [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns],
     }
-    return default_root() / "compilers" / input_key(identity)
+    return Cache().root / "compilers" / input_key(identity)
 
 
 def _remember(memory: Path, version: str) -> None:
     """Write the answer whole: several processes, and threads, may do it at once."""
-    if not memory.parent.with_name("artifacts").is_dir():
-        return  # nothing was built yet; looking for an artifact makes no cache
+    if Cache().is_empty:
+        return  # looking for an artifact makes no cache
     memory.parent.mkdir(exist_ok=True)
     partial = memory.with_name(f"{memory.name}.{threading.get_native_id()}")
     try:

@@ -120,8 +120,9 @@ class Recipe:
 
     def made(self, cache: Cache) -> Path | None:
         """Return its folder, None if there is none; one in the cache is preferred to the wheel's."""
-        folder = self.folder(cache)
-        return folder if folder.is_dir() else prebuilt(self.name)
+        if not cache.is_empty and (folder := self.folder(cache)).is_dir():
+            return folder
+        return prebuilt(self.name)
 
 
 def read_manifest(folder: Path) -> dict[str, object]:
