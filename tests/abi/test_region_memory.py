@@ -527,6 +527,8 @@ def test_the_thread_that_waits_takes_no_signal_and_ends_with_the_server(library:
                 waits_in(card, RECVFROM[platform.machine()])
                 wait_until(waiters, "a thread that waits")
                 (waiter,) = waiters()  # one for all clients
+                watched = waiter / "fd"  # not the process's: to share these makes each request slower
+                wait_until(lambda watched=watched: len(os.listdir(watched)) == 3, "a table of its own")
                 fields = dict(line.split(":\t") for line in (waiter / "status").read_text().splitlines())
                 blocked = {number for number in range(1, 65) if int(fields["SigBlk"], 16) >> number - 1 & 1}
                 assert signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP} <= blocked

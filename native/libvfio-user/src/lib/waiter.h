@@ -32,7 +32,8 @@ waiter_destroy(struct waiter *waiter);
 
 /*
  * Watch @fd (or -1) and @timer from now on, on behalf of the calling thread.
- * Each number must stay the same file's. If that is not possible, waiter_recv()
+ * Each number must stay the same file's, and the thread has these files open
+ * until it watches others, or ends. If that is not possible, waiter_recv()
  * says so: there can be no thread, or the program handles SIGURG itself, or has
  * blocked it.
  */

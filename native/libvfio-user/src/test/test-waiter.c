@@ -6,6 +6,8 @@
 
 /* The wait in recv() ends for everything; its signal ends nothing else. */
 
+#include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -239,6 +241,44 @@ test_it_follows_to_other_files_and_another_thread(void **state)
     assert_ptr_equal(ended, ends);
 }
 
+/* Whoever closes a file has closed it, whatever was open when the thread began. */
+static void
+test_it_keeps_no_other_file_open(void **state)
+{
+    struct ends *ends = *state;
+    struct pollfd poll_fd = { .events = POLLIN };
+    int before[2], after[2];
+    int high;
+
+    /* Below what is watched and above it. */
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, before), 0);
+    high = fcntl(ends->event, F_DUPFD, 200);
+    assert_true(high >= 200);
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, after), 0);
+    assert_true(dup2(after[0], 300) == 300);
+    close(after[0]);
+    after[0] = 300;
+
+    waiter_arm(ends->waiter, high, ends->timer);
+    close(before[0]);
+    close(after[0]);
+    poll_fd.fd = before[1];
+    assert_int_equal(poll(&poll_fd, 1, -1), 1);
+    assert_int_equal(recv(before[1], &(char){ 0 }, 1, 0), 0);
+    poll_fd.fd = after[1];
+    assert_int_equal(poll(&poll_fd, 1, -1), 1);
+    assert_int_equal(recv(after[1], &(char){ 0 }, 1, 0), 0);
+
+    /* And what is watched is. */
+    assert_int_equal(eventfd_write(ends->event, 1), 0);
+    assert_int_equal(waiter_recv(ends->waiter, ends->server), 0);
+    close(before[1]);
+    close(after[1]);
+    waiter_destroy(ends->waiter);
+    ends->waiter = NULL;
+    close(high);
+}
+
 static void
 test_a_timer_ends_it_and_so_does_the_client(void **state)
 {
@@ -329,6 +369,8 @@ main(void)
             test_a_signal_that_is_given_up_is_taken_again, setup, teardown),
         cmocka_unit_test_setup_teardown(
             test_it_follows_to_other_files_and_another_thread, setup, teardown),
+        cmocka_unit_test_setup_teardown(
+            test_it_keeps_no_other_file_open, setup, teardown),
         cmocka_unit_test_setup_teardown(
             test_a_timer_ends_it_and_so_does_the_client, setup, teardown),
         cmocka_unit_test_setup_teardown(test_the_program_keeps_its_signal,
