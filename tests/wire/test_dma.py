@@ -25,6 +25,7 @@ from vfu_dev.device.reference.dma import SLICE_BYTES
 from vfu_dev.device.reference.layout import CTRL_ABORT, CTRL_START, FLAG_INTERRUPT, Op, Status
 from vfu_dev.uapi import VFIO_PCI_BAR0_REGION_INDEX as BAR0
 from vfu_dev.uapi import VFIO_PCI_BAR2_REGION_INDEX as BAR2
+from vfu_dev.uapi import VFIO_PCI_CONFIG_REGION_INDEX as CONFIG
 from vfu_dev.uapi import VFIO_PCI_MSIX_IRQ_INDEX as MSIX
 
 RAM = 0x100000  # what the transfers are about; the table lies in a region of its own below
@@ -193,6 +194,30 @@ def test_the_device_moves_in_the_middle_of_a_transfer_by_message(driver: Driver)
     assert driver.finish() is Status.IDLE
     assert driver.outcomes(1)[0].status is Status.DONE
     assert set(device.dma.regions[base].memory[::8]) == {0x66}
+
+
+def test_bus_mastering_is_taken_away_in_the_middle_of_a_transfer_by_message(driver: Driver) -> None:
+    """The write to configuration space crosses it: it waits for a slice, which is the last one."""
+    device, slices = driver.device, 64
+    base, size = 0x400000, slices * SLICE_BYTES
+    device.dma_map(base, size, shared=False)
+    calls: list[Call] = []
+    connection, answer = device.connection, device.dma.handle
+    # <linux/pci_regs.h>: PCI_COMMAND, with PCI_COMMAND_MEMORY alone
+    command = REGION_ACCESS.pack(0x04, CONFIG, 2) + struct.pack("<H", 0x2)
+
+    def cross(number: int, payload: memoryview) -> tuple[Buffer, ...]:
+        if not calls:
+            calls.append(connection.submit(uapi.VFIO_USER_REGION_WRITE, command, reply_bytes=64))
+        return answer(number, payload)
+
+    connection.handler = cross
+    driver.put({"op": Op.FILL_GUEST, "address": base, "length": size, "value": TOP})
+    driver.start(1)
+    assert driver.finish() is Status.NO_BUS_MASTER
+    connection.wait(calls[0])
+    assert 0 < device.dma.write_requests < slices
+    assert driver.outcomes(1)[0].status is Status.IDLE
 
 
 def in_registers(driver: Driver, **fields: int) -> Outcome:
