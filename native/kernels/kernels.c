@@ -22,7 +22,6 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/types.h>
 
 /*
@@ -37,11 +36,6 @@ static __thread ptrdiff_t prefetch_distance;
 #include <xxhash.h>
 
 #define EXPORT __attribute__((visibility("default")))
-
-/* <asm-generic/mman-common.h> of Linux 5.14 */
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23
-#endif
 
 /*
  * Pages in a memory of @count pages of @size bytes each.
@@ -245,40 +239,6 @@ vfu_changed_pages(const uint8_t *live, const uint8_t *sent, size_t size,
         }
     }
     return found;
-}
-
-/*
- * Have the kernel provide @n ascending pages in as few steps as they have gaps,
- * instead of one fault for each. What it cannot provide faults later.
- *
- * Returns 0, or -1 if a page is not there.
- */
-EXPORT int
-vfu_populate_pages(uint8_t *base, size_t count, size_t size, size_t os_page,
-                   const int64_t *list, size_t n)
-{
-    size_t i = 0;
-
-    if (!are_there(list, n, count)) {
-        return -1;
-    }
-    while (i < n) {
-        uintptr_t begin, end;
-        size_t run = 1;
-
-        while (i + run < n && list[i + run] == list[i] + (int64_t)run) {
-            run++;
-        }
-        begin = (uintptr_t)base + (size_t)list[i] * size;
-        end = begin + run * size;
-        begin &= ~(os_page - 1);
-        end = (end + os_page - 1) & ~(os_page - 1);
-        if (end - begin > os_page) {
-            (void)madvise((void *)begin, end - begin, MADV_POPULATE_WRITE);
-        }
-        i += run;
-    }
-    return 0;
 }
 
 /* An address and a length, as in struct iovec. */

@@ -68,15 +68,15 @@ def _count_in(path: str) -> None:
         kernels.zero_pages: counted("classified", kernels.zero_pages, lambda _, rows, pages: len(pages)),
         kernels.keep_pages: counted("gathered", kernels.keep_pages, lambda _, rows, pages, kept: len(pages)),
         kernels.send_pages: counted("hashed", kernels.send_pages, lambda hashes, *_: len(hashes)),
-        kernels.store_pages: counted(
-            "scattered", kernels.store_pages, lambda _, rows, pages, new: len(pages)
-        ),
         kernels.changed_pages: counted("compared", kernels.changed_pages, lambda result, *_: result[1]),
     }
     for module in [module for name, module in sys.modules.items() if name.startswith("vfu_dev.")]:
         for name, value in list(vars(module).items()):
             if callable(value) and value.__hash__ is not None and value in functions:
                 setattr(module, name, functions[value])
+    kernels.Arriving.__init__ = counted(  # type: ignore[method-assign]
+        "scattered", kernels.Arriving.__init__, lambda _, self, size, pages, *more: len(pages)
+    )
     PageMap.unclassified = counted("scanned", PageMap.unclassified, lambda *_: 1)  # type: ignore[method-assign]
     Sampler.__init__.__defaults__ = (1e6,)
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pytest
 import xxhash
 
-from vfu_dev.memory.kernels import Hashes, Pages
-from vfu_dev.memory.pages import CODE_CLEAN, PageIndices
+from vfu_dev.memory.kernels import Hashes, Pages, Target
+from vfu_dev.memory.pages import CODE_CLEAN, CODE_DATA, PageIndices
 
 
 def _inside(indices: PageIndices, page_count: int) -> None:
@@ -37,12 +37,6 @@ def keep_pages(pages: Pages, indices: PageIndices, kept: Pages) -> Hashes:
     return _hash(kept[indices])
 
 
-def store_pages(pages: Pages, indices: PageIndices, payload: Pages) -> Hashes:
-    _inside(indices, len(pages))
-    pages[indices] = payload
-    return _hash(pages[indices])
-
-
 def send_pages(pages: Pages, indices: PageIndices, out: Pages, fd: int = -1) -> Hashes:
     _inside(indices, len(pages))
     out[: len(indices)] = pages[indices]
@@ -61,16 +55,48 @@ def changed_pages(
     return clean[(pages[clean] != sent[clean]).any(axis=1)], len(clean)
 
 
-def populate_pages(pages: Pages, indices: PageIndices) -> None:
-    _inside(indices, len(pages))
+class Arriving:
+    """The same."""
+
+    def __init__(
+        self, page_size_bytes: int, indices: PageIndices, page_hashes: Hashes, target: Target | None
+    ) -> None:
+        self._size = page_size_bytes
+        self._indices = indices
+        self._page_hashes = page_hashes
+        self._target = target
+        self.hashes: Hashes = np.empty(0, dtype=np.uint64)
+
+    @property
+    def left(self) -> int:
+        """The same."""
+        return len(self._indices) - len(self.hashes)
+
+    def store(self, data: memoryview) -> None:
+        """The same."""
+        payload = np.frombuffer(data, dtype=np.uint8).reshape(-1, self._size)
+        done = len(self.hashes)
+        where = self._indices[done : done + len(payload)]
+        if len(payload) > self.left:
+            raise IndexError("a page that is not expected")
+        _inside(where, len(self._page_hashes))
+        hashes = _hash(payload)
+        if self._target is not None:
+            rows, codes, old = self._target
+            rows[where] = payload
+            hashes = _hash(rows[where])
+            codes[where] = CODE_DATA
+            old[where] = False
+        self._page_hashes[where] = hashes
+        self.hashes = np.concatenate([self.hashes, hashes])
 
 
 USES = {
-    "vfu_dev.memory.device_memory": ("populate_pages", "zero_pages"),
+    "vfu_dev.memory.device_memory": ("zero_pages",),
     "vfu_dev.memory.shadow": ("changed_pages", "keep_pages"),
     "vfu_dev.migration.audit": ("hash_pages",),
     "vfu_dev.migration.plan": ("hash_pages", "send_pages"),
-    "vfu_dev.migration.resume": ("hash_pages", "store_pages"),
+    "vfu_dev.migration.resume": ("Arriving",),
 }
 
 

@@ -66,8 +66,6 @@ def test_copies_and_their_hashes_are_those_of_the_twin(seed: int, size: int, cho
     assert same(
         *both("send_pages", pages, indices, some_pages(seed + 2, size)[:1].repeat(len(indices), axis=0))
     )
-    once = np.unique(indices)
-    assert same(*both("store_pages", pages, once, other[: len(once)]))
 
 
 @given(st.integers(0, 2**32), SIZES, LISTS, st.integers(0, PAGES), st.integers(0, PAGES + 5))
@@ -94,8 +92,6 @@ def test_a_page_that_is_not_there_is_refused_and_nothing_is_touched(module: Any,
         lambda: module.zero_pages(pages, indices),
         lambda: module.keep_pages(pages, indices, out),
         lambda: module.send_pages(pages, indices, out),
-        lambda: module.store_pages(pages, indices, other[: len(indices)]),
-        lambda: module.populate_pages(pages, indices),
     ]
     for call in calls:
         with pytest.raises(IndexError):
@@ -128,15 +124,6 @@ def test_a_page_of_zeros_has_the_hash_of_one_never_touched() -> None:
     assert len(digests) == 3
 
 
-def test_populated_pages_are_provided_and_no_others() -> None:
-    memory = DeviceMemory("m", 1 << 20)
-    chosen = np.array([3, 4, 5, 6, 9, 200, 201], dtype=np.intp)
-    memory.populate(chosen)
-    found = np.concatenate(list(memory.allocated_pages())).tolist()
-    assert found == [3, 4, 5, 6, 200, 201]  # a single page is left to its fault
-    assert not memory.data.any()
-
-
 def test_kernels_that_are_none_are_named_with_what_to_do(tmp_path: Path) -> None:
     file = tmp_path / "libvfu-kernels.so"
     file.write_bytes(b"no library")
@@ -154,7 +141,7 @@ def test_kernels_that_are_none_are_named_with_what_to_do(tmp_path: Path) -> None
 
 
 def test_the_kernels_pass_with_sanitizers() -> None:
-    """The tests above once more, in a process with ASan and UBSan; one that reads too far ends it."""
+    """These tests, and those of pages that arrive, with ASan and UBSan; one that reads too far ends it."""
     if os.environ.get("VFU_DEV_KERNELS"):
         return  # this is that process
     try:
@@ -170,19 +157,26 @@ def test_the_kernels_pass_with_sanitizers() -> None:
         "ASAN_OPTIONS": "detect_leaks=0,abort_on_error=0",
         "PYTHONMALLOC": "malloc",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    files = [__file__, str(Path(__file__).with_name("test_memory_arriving.py"))]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     # And they would have noticed: the same library, asked to read one byte past what was allocated.
-    script = (
+    short = (
         "import numpy as np; from vfu_dev.memory import kernels; "
         "rows = np.zeros((1, 64), np.uint8); short = np.lib.stride_tricks.as_strided(rows, (2, 64)); "
-        "kernels.hash_pages(short, np.array([1]))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
-    )
-    assert "heap-buffer-overflow" in done.stderr
+    hashed = "kernels.hash_pages(short, np.array([1]))"
+    stored = "kernels.Arriving(64, np.array([0]), np.zeros(1, np.uint64), None).store(memoryview(short[1]))"
+    for script in (hashed, stored):
+        done = subprocess.run(
+            [sys.executable, "-c", short + script],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "heap-buffer-overflow" in done.stderr
 
 
 @pytest.mark.parametrize("waiting", [False, True])

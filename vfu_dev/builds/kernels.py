@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vfu_dev.builds.cache import file_digest
+from vfu_dev.builds.cache import tree_digest
 from vfu_dev.builds.compiler import compiler_version
 from vfu_dev.builds.native import native_dir
 from vfu_dev.builds.recipe import SANITIZERS, Facts, Recipe
@@ -25,29 +25,34 @@ _LINK_FLAGS = ("-shared", "-Wl,-z,now,-z,relro,-z,noexecstack")
 _VARIANTS = {"x86_64": (("any", ()), ("avx2", ("-mavx2", "-DVFU_AVX2")))}.get(
     platform.machine(), (("any", ()),)
 )
+# Object, source, and what the compiler needs beside the flags of all.
+_OBJECTS = (
+    *((name, "kernels.c", flags) for name, flags in _VARIANTS),
+    *((f"store-{name}", "store.c", flags) for name, flags in _VARIANTS),
+)
 
 
 def _inputs(extra: tuple[str, ...]) -> Facts:
     return {
         "recipe": _VERSION,
-        "source": file_digest(native_dir() / "kernels" / "kernels.c"),
+        "source": tree_digest(native_dir() / "kernels"),
         "flags": [*_C_FLAGS, *_LINK_FLAGS, *extra],
-        "variants": _VARIANTS,
+        "objects": _OBJECTS,
         "compiler": compiler_version(),
     }
 
 
 def _make(extra: tuple[str, ...], context: BuildContext, out: Path) -> Facts:
-    source = native_dir() / "kernels" / "kernels.c"
     title = f"{out.name.rpartition('-')[0]}: compile"
     objects = []
-    for name, flags in _VARIANTS:
+    for name, source, flags in _OBJECTS:
         objects.append(out / f"{name}.o")
-        context.run(["cc", *_C_FLAGS, *extra, *flags, "-c", "-o", objects[-1], source], title=title, cwd=out)
+        file = native_dir() / "kernels" / source
+        context.run(["cc", *_C_FLAGS, *extra, *flags, "-c", "-o", objects[-1], file], title=title, cwd=out)
     context.run(["cc", *_LINK_FLAGS, *extra, "-o", out / _PRODUCT, *objects], title=title, cwd=out)
     for one in objects:
         one.unlink()
-    return {"flags": [*_C_FLAGS, *_LINK_FLAGS, *extra], "variants": _VARIANTS, "compiler": compiler_version()}
+    return {"flags": [*_C_FLAGS, *_LINK_FLAGS, *extra], "objects": _OBJECTS, "compiler": compiler_version()}
 
 
 _recipe = partial(Recipe.with_flags, product=_PRODUCT, inputs=_inputs, make=_make, needs=("vfu-kernels",))

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.memory.kernels import populate_pages, zero_pages
+from vfu_dev.memory.kernels import zero_pages
 from vfu_dev.memory.pages import CODE_DATA, CODE_DIRTY, CODE_NEVER, CODE_ZERO, PageIndices, PageMap
 
 MIN_PAGE_SIZE_BYTES = 64  # small pages make small tests; a device uses 4 KiB and more
@@ -230,10 +230,6 @@ class DeviceMemory:
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             first = int(indices[start]) * self.page_size_bytes
             self._give_back(first, (end - start) * self.page_size_bytes)
-
-    def populate(self, indices: PageIndices) -> None:
-        """Have the kernel provide the pages `indices`, ascending, at once: all of them are stored to next."""
-        populate_pages(self.rows, indices)
 
     def allocated_pages(self) -> Iterator[PageIndices]:
         """Yield the pages that have backing store, ascending, in batches; all others read as zeros.

@@ -17,7 +17,7 @@ import ctypes
 import mmap
 from ctypes import c_bool, c_int, c_size_t, c_ssize_t, c_uint8, c_uint64, c_void_p
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ import xxhash
 
 from vfu_dev.builds import artifact
 from vfu_dev.errors import BuildError
-from vfu_dev.memory.pages import CODE_CLEAN, PageIndices
+from vfu_dev.memory.pages import CODE_CLEAN, CODE_DATA, CODE_NEVER, Codes, PageIndices
 
 Pages = npt.NDArray[np.uint8]
 Hashes = npt.NDArray[np.uint64]
@@ -50,7 +50,7 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
             *(c_void_p, c_void_p),
         ),
     ),
-    "vfu_populate_pages": (c_int, (c_void_p, c_size_t, c_size_t, c_size_t, c_void_p, c_size_t)),
+    "vfu_store_pages": (c_int, (c_void_p, c_void_p, c_size_t)),
     "vfu_join_vectors": (None, (c_void_p, c_size_t, c_void_p)),
 }
 
@@ -83,6 +83,12 @@ def _address(array: npt.NDArray[Any]) -> int:
     if array.flags.writeable and array.size:
         return ctypes.addressof(_byte_of(array.data))  # a microsecond less than what numpy offers
     return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
+
+
+def _bytes_address(data: bytes | memoryview) -> int:
+    if isinstance(data, memoryview) and not data.readonly and data:
+        return ctypes.addressof(_byte_of(data))
+    return _address(np.frombuffer(data, dtype=np.uint8))
 
 
 def _indices(indices: PageIndices) -> PageIndices:
@@ -144,14 +150,6 @@ def keep_pages(pages: Pages, indices: PageIndices, kept: Pages) -> Hashes:
     return _copy(pages, chosen, kept, chosen, len(chosen))
 
 
-def store_pages(pages: Pages, indices: PageIndices, payload: Pages) -> Hashes:
-    """Store the rows of `payload` as the pages `indices`; return the hashes of what lies in memory then.
-
-    Raises:  IndexError: a page is not there; nothing was stored.
-    """
-    return _copy(payload, None, pages, _indices(indices), len(indices))
-
-
 def send_pages(pages: Pages, indices: PageIndices, out: Pages, fd: int = -1) -> Hashes:
     """Copy the pages `indices` to the rows of `out`; return their hashes, whatever is in `out` by then.
 
@@ -203,18 +201,100 @@ def changed_pages(
     return changed[:found], looked.value
 
 
-def populate_pages(pages: Pages, indices: PageIndices) -> None:
-    """Have the kernel provide the pages `indices`, ascending, in large steps (MADV_POPULATE_WRITE).
+class Target(NamedTuple):
+    """Where pages are stored.
 
-    Else each page of the operating system would fault by itself when it is stored to. A memory that cannot be
-    populated is none the worse. Raises: IndexError: no such page.
+    Attributes:
+        rows: all pages of the memory.
+        codes: theirs, shape (page_count,).
+        old: whether what was there before is still there, shape (page_count,).
     """
-    chosen = _indices(indices)
-    _outside(
-        _library().vfu_populate_pages(
-            _address(pages), len(pages), pages.shape[1], mmap.PAGESIZE, _address(chosen), len(chosen)
-        )
+
+    rows: Pages
+    codes: Codes
+    old: npt.NDArray[np.bool_]
+
+
+class _ArrivingStruct(ctypes.Structure):
+    """struct arriving of native/kernels/store.c."""
+
+    _fields_ = (
+        ("base", c_void_p),
+        ("page_count", c_size_t),
+        ("size", c_size_t),
+        ("os_page", c_size_t),
+        ("list", c_void_p),
+        ("list_count", c_size_t),
+        ("stored", c_size_t),
+        ("hashes", c_void_p),
+        ("page_hashes", c_void_p),
+        ("zero_hash", c_uint64),
+        ("codes", c_void_p),
+        ("old", c_void_p),
+        ("code_never", c_uint8),
+        ("code_data", c_uint8),
     )
+
+
+class Arriving:
+    """Pages that arrive in pieces: stored, hashed and noted as they come.
+
+    The kernel provides pages without old content in large steps (MADV_POPULATE_WRITE): else each page of the
+    operating system would fault by itself.
+
+    Args:
+        page_size_bytes: of each page.
+        indices: which pages come, shape (n,), ascending, in this order.
+        page_hashes: of all pages of the memory, shape (page_count,): what is stored there is hashed into it.
+        target: None for pages that are hashed only.
+    """
+
+    def __init__(
+        self, page_size_bytes: int, indices: PageIndices, page_hashes: Hashes, target: Target | None
+    ) -> None:
+        chosen = _indices(indices)
+        self._size = page_size_bytes
+        self._hashes = np.empty(len(chosen), dtype=np.uint64)
+        self._alive = (chosen, page_hashes, target)
+        self._struct = _ArrivingStruct(
+            page_count=len(page_hashes),
+            size=page_size_bytes,
+            os_page=mmap.PAGESIZE,
+            list=_address(chosen),
+            list_count=len(chosen),
+            hashes=_address(self._hashes),
+            page_hashes=_address(page_hashes),
+            zero_hash=_zero_page_xxh3(page_size_bytes),
+            code_never=CODE_NEVER,
+            code_data=CODE_DATA,
+        )
+        if target is not None:
+            assert target.rows.shape == (len(page_hashes), page_size_bytes)
+            assert len(target.codes) == len(target.old) == len(page_hashes)
+            self._struct.base = _address(target.rows)
+            self._struct.codes = _address(target.codes)
+            self._struct.old = _address(target.old)
+        self._reference = ctypes.addressof(self._struct)
+
+    @property
+    def left(self) -> int:
+        """How many pages are still to come."""
+        return len(self._hashes) - int(self._struct.stored)
+
+    @property
+    def hashes(self) -> Hashes:
+        """The hashes of the pages that have come, as they were stored, in order."""
+        return self._hashes[: self._struct.stored]
+
+    def store(self, data: memoryview) -> None:
+        """Take the next pages, one or more of those that are left, whole; `data` may change meanwhile.
+
+        Raises:  IndexError: a page is not there, or not expected; nothing was stored.
+        """
+        count, rest = divmod(len(data), self._size)
+        assert not rest
+        address = _bytes_address(data)
+        _outside(_library().vfu_store_pages(self._reference, address, count))
 
 
 def span(indices: PageIndices) -> slice | PageIndices:
@@ -244,7 +324,7 @@ def page_vectors(pages: Pages, indices: PageIndices) -> Vectors:
 
 def bytes_vector(data: bytes | memoryview) -> Vectors:
     """Return where `data` is, shape (1, 2); the caller keeps it alive."""
-    return np.array([[_address(np.frombuffer(data, dtype=np.uint8)), len(data)]], dtype=np.uint64)
+    return np.array([[_bytes_address(data), len(data)]], dtype=np.uint64)
 
 
 def join_vectors(vectors: Vectors, out: memoryview) -> int:

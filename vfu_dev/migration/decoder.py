@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 
 from vfu_dev.errors import StreamError
-from vfu_dev.memory.kernels import Hashes, Pages
+from vfu_dev.memory.kernels import Hashes
 from vfu_dev.memory.pages import PageIndices
 from vfu_dev.migration.compat import Incoming, judge_schema
 from vfu_dev.migration.schema import MAX_SCHEMA_BYTES, MigratableState
@@ -34,18 +34,33 @@ _RECORD_V1 = struct.Struct("<HHIIIQQ")
 PAGES_BODY_BYTES_V1 = 256 * 1024
 
 
+class ArrivingPages(Protocol):
+    """Stores pages of one memory, in the order of their indices."""
+
+    @property
+    def left(self) -> int:
+        """How many are still to come."""
+
+    @property
+    def hashes(self) -> Hashes:
+        """The hashes of what was stored so far, shape (n,).
+
+        Only when all of a record was taken is it known whether they are the right ones; until then that
+        memory must not be relied on.
+        """
+
+    def store(self, data: memoryview) -> None:
+        """Store the next pages, one or more of those left: `data`, a view that is dead after the call."""
+
+
 class StreamSink(Protocol):
     """Takes what a stream carries; every argument was verified before the call, but for a page's content."""
 
     def expect(self, incoming: Incoming) -> None:
         """Prepare for what the schema announces; memories and blocks are numbered as in there."""
 
-    def take_pages(self, memory: int, indices: PageIndices, payload: Pages) -> Hashes:
-        """Store `payload`, shape (n, page_size_bytes), a view that is dead after the call.
-
-        Returns: the hashes of what lies in memory then, shape (n,). Only when a whole record was taken is it
-        known whether they are the right ones; until then that memory must not be relied on.
-        """
+    def take_pages(self, memory: int, indices: PageIndices) -> ArrivingPages:
+        """Return what takes the content of these pages, which comes in pieces."""
 
     def take_zeros(self, memory: int, indices: PageIndices) -> None:
         """Make the pages `indices` zero."""
@@ -70,19 +85,12 @@ class _Header(NamedTuple):
     checksum: int  # of version 1; later ones have it behind the body
 
 
-class _Arriving:
-    """The record of pages that is arriving: its indices, how many pages were stored, and its checksum."""
+class _Arriving(NamedTuple):
+    """The record of pages that is arriving."""
 
-    def __init__(self, header: _Header, indices: PageIndices, page_bytes: int, chain: int) -> None:
-        self.header = header
-        self.indices = indices
-        self.page_bytes = page_bytes
-        self.stored = 0
-        self.checksum = xxhash.xxh3_64(header.signed, seed=chain)
-
-    @property
-    def left(self) -> int:
-        return len(self.indices) - self.stored
+    pages: ArrivingPages
+    page_bytes: int
+    checksum: xxhash.xxh3_64  # of all but the pages
 
 
 class StreamDecoder:
@@ -155,10 +163,10 @@ class StreamDecoder:
             taken = min(missing, end - position)
             if not self._buffer and taken == missing:
                 piece = data[position : position + taken]
-                if self._arriving is not None and self._arriving.left:
+                if self._arriving is not None and (left := self._arriving.pages.left):
                     # Pages are stored from where they lie. Their hashes are of what was stored.
                     size = self._arriving.page_bytes
-                    taken = min(self._arriving.left, (end - position) // size) * size
+                    taken = min(left, (end - position) // size) * size
                     piece = data[position : position + taken]
                 else:
                     # The client may still write to the slice: judge a copy.
@@ -292,26 +300,25 @@ class StreamDecoder:
     # --- pages, as they arrive ------------------------------------------------------------------------------
 
     def _accept_indices(self, piece: memoryview) -> None:
-        size = self._incoming.memories[self._header.target].page_size_bytes
-        self._arriving = _Arriving(self._header, self._judge_indices(piece), size, self._chain)
+        header = self._header
+        size = self._incoming.memories[header.target].page_size_bytes
+        pages = self._sink.take_pages(header.target, self._judge_indices(piece))
+        self._arriving = _Arriving(pages, size, xxhash.xxh3_64(header.signed, seed=self._chain))
         self._arriving.checksum.update(piece)
         self._expect(size, self._accept_pages)
 
     def _accept_pages(self, piece: memoryview) -> None:
         """Store one or more whole pages."""
-        arriving = self._arriving
-        assert arriving is not None
-        payload = np.frombuffer(piece, dtype=np.uint8).reshape(-1, arriving.page_bytes)
-        indices = arriving.indices[arriving.stored : arriving.stored + len(payload)]
-        hashes = self._sink.take_pages(arriving.header.target, indices, payload)
-        arriving.checksum.update(hash_bytes(hashes))
-        arriving.stored += len(payload)
-        if not arriving.left:
+        assert self._arriving is not None
+        pages = self._arriving.pages
+        pages.store(piece)
+        if not pages.left:
             self._expect(CHECKSUM_BYTES, self._end_pages)
 
     def _end_pages(self, piece: memoryview) -> None:
         arriving, self._arriving = self._arriving, None
         assert arriving is not None
+        arriving.checksum.update(hash_bytes(arriving.pages.hashes))
         self._judge_checksum(arriving.checksum.intdigest(), int.from_bytes(piece, "little"))
 
     # --- all other records, whole ---------------------------------------------------------------------------
@@ -331,8 +338,8 @@ class StreamDecoder:
         match header.kind:
             case RecordType.PAGES:
                 split = header.pages * INDEX_BYTES
-                payload = np.frombuffer(body[split:], dtype=np.uint8).reshape(header.pages, -1)
-                self._sink.take_pages(header.target, self._judge_indices(body[:split]), payload)
+                pages = self._sink.take_pages(header.target, self._judge_indices(body[:split]))
+                pages.store(body[split:])
             case RecordType.ZEROS:
                 self._sink.take_zeros(header.target, self._judge_indices(body))
             case RecordType.BLOCK:

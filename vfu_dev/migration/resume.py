@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 from vfu_dev.errors import StreamError
 from vfu_dev.memory import fold_hashes
-from vfu_dev.memory.kernels import Hashes, Pages, hash_pages, span, store_pages
-from vfu_dev.memory.pages import CODE_DATA, CODE_NEVER, CODE_ZERO, PageIndices
+from vfu_dev.memory.kernels import Arriving, Hashes, Target
+from vfu_dev.memory.pages import CODE_NEVER, CODE_ZERO, PageIndices
 from vfu_dev.migration.compat import Incoming
 from vfu_dev.migration.decoder import StreamDecoder
 from vfu_dev.migration.schema import Block, MigratableState, blocks_digest, state_digest
@@ -76,21 +76,12 @@ class ResumeSession:
         for block, content in incoming.missing:
             block.validate_slot(content)
 
-    def take_pages(self, memory: int, indices: PageIndices, payload: Pages) -> Hashes:
-        """Store pages; their hashes are those of what now lies in memory, not of what arrived."""
-        target = self._incoming.memories[memory].target
-        if target is None:
-            hashes = hash_pages(payload, np.arange(len(indices)))
-        else:
-            old, codes, where = self._old[target.name], target.pages.codes, span(indices)
-            new = (codes[where] == CODE_NEVER) & ~old[where]
-            if new.any():
-                target.populate(indices[new])
-            hashes = store_pages(target.rows, indices, payload)
-            codes[where] = CODE_DATA
-            old[where] = False
-        self._hashes[memory][span(indices)] = hashes
-        return hashes
+    def take_pages(self, memory: int, indices: PageIndices) -> Arriving:
+        """Return what stores the pages; one that this device does not have is hashed only."""
+        incoming = self._incoming.memories[memory]
+        target = incoming.target
+        where = None if target is None else Target(target.rows, target.pages.codes, self._old[target.name])
+        return Arriving(incoming.page_size_bytes, indices, self._hashes[memory], where)
 
     def take_zeros(self, memory: int, indices: PageIndices) -> None:
         """Make pages zero; one never written is zero and is not touched, or it would be allocated."""
