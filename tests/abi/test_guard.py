@@ -16,7 +16,7 @@ from serverkit import PATIENCE_SECONDS
 from vfu_dev import libvfio_user
 from vfu_dev.client import VfioUserDevice
 from vfu_dev.errors import AccessError, ConfigError, LibraryError, StateError, StreamError
-from vfu_dev.libvfio_user import Context, DeviceCallbacks, RegionSetup, ResetKind
+from vfu_dev.libvfio_user import Context, DeviceCallbacks, RegionSetup, ResetKind, _ffi
 from vfu_dev.libvfio_user.dma import GuestMemoryError
 
 
@@ -142,3 +142,20 @@ def test_what_is_not_libvfio_user_is_refused_in_words(tmp_path: Path) -> None:
 def test_our_library_is_recognised(library: Path) -> None:
     found = libvfio_user.describe(library)
     assert (found["ok"], found["api"], found["missing"]) == (True, "ours", [])
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_call_that_fails_ends_the_turn_of_the_loop_and_one_that_succeeds_if_it_is_to(leaves: bool) -> None:
+    leave, raising = _ffi.signed_count(), [False]
+
+    def take(_buffer: int, count: int) -> int:
+        if raising[0]:
+            raise StreamError("not a stream")
+        return count
+
+    callback = _ffi.guard(_ffi.DataCallback, "guarded", "write_data", leave, take, leaves=leaves)
+    assert callback(None, 1, 8) == 8
+    assert leave.value == int(leaves)
+    leave.value, raising[0] = 0, True
+    assert callback(None, 1, 8) == -1
+    assert leave.value == 1

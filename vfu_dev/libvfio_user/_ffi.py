@@ -297,6 +297,8 @@ def guard(
     leave: Any,
     function: Callable[..., Any],
     failure: Any = -1,
+    *,
+    leaves: bool = True,
 ) -> Any:
     """Return `function` as a C callback from which nothing escapes.
 
@@ -305,15 +307,18 @@ def guard(
 
     Args:
         leave: a `signed_count` that each call sets: see vfu_serve_ctx.
+        leaves: False: only a call that fails does.
         function: called without the context argument.
         failure: None for a callback that returns nothing.
     """
 
     def guarded(_ctx: int, *arguments: Any) -> Any:
-        leave.value = 1
+        if leaves:
+            leave.value = 1
         try:
             return function(*arguments)
         except BaseException as error:  # the boundary to C: nothing may pass
+            leave.value = 1
             report(device, name, error)
             ctypes.set_errno(errno_of(error))
             return failure

@@ -93,8 +93,8 @@ class Context:
     def _check(self, function: str, *arguments: Any) -> int:
         return self._library.check(function, self._ctx, *arguments)
 
-    def _guard(self, callback_type: Any, name: str, function: Callable[..., Any], failure: Any = -1) -> Any:
-        callback = _ffi.guard(callback_type, self._name, name, self._leave, function, failure)
+    def _guard(self, kind: Any, name: str, function: Any, failure: Any = -1, *, leaves: bool = True) -> Any:
+        callback = _ffi.guard(kind, self._name, name, self._leave, function, failure, leaves=leaves)
         self._alive.append(callback)
         return callback
 
@@ -224,7 +224,8 @@ class Context:
             version=_ffi.VFU_MIGR_CALLBACKS_VERS,
             transition=self._guard(_ffi.TransitionCallback, "transition", transition),
             read_data=self._guard(_ffi.DataCallback, "read_data", read_data),
-            write_data=self._guard(_ffi.DataCallback, "write_data", write_data),
+            # The loop has nothing to do after data that was taken, and looks around every turn anyway.
+            write_data=self._guard(_ffi.DataCallback, "write_data", write_data, leaves=False),
         )
         self._alive.append(struct)
         self._check("vfu_setup_device_migration_callbacks", struct)
