@@ -219,7 +219,7 @@ vfu_store_pages(struct arriving *arriving, const uint8_t *data, size_t n)
     if (arriving->base != NULL) {
         populate(arriving, n);
     }
-#ifdef __x86_64__
+#if defined(__x86_64__) && !defined(VFU_NO_AVX2)
     if (__builtin_cpu_supports("avx2")) {
         store_avx2(arriving, data, n);
         stored = true;

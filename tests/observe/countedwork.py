@@ -66,7 +66,9 @@ def _count_in(path: str) -> None:
     functions = {
         kernels.hash_pages: counted("hashed", kernels.hash_pages, lambda _, rows, pages: len(pages)),
         kernels.zero_pages: counted("classified", kernels.zero_pages, lambda _, rows, pages: len(pages)),
-        kernels.keep_pages: counted("gathered", kernels.keep_pages, lambda _, rows, pages, kept: len(pages)),
+        kernels.fingerprint_pages: counted(
+            "gathered", kernels.fingerprint_pages, lambda hashes, *_: len(hashes)
+        ),
         kernels.send_pages: counted("hashed", kernels.send_pages, lambda hashes, *_: len(hashes)),
         kernels.changed_pages: counted("compared", kernels.changed_pages, lambda result, *_: result[1]),
     }

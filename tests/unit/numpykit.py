@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import xxhash
 
-from vfu_dev.memory.kernels import Hashes, Pages, Target
+from vfu_dev.memory.kernels import MAX_BLOCK_BYTES, Fingerprints, Hashes, Key, Pages, Target
 from vfu_dev.memory.pages import CODE_CLEAN, CODE_DATA, PageIndices
 
 
@@ -31,12 +31,6 @@ def hash_pages(pages: Pages, indices: PageIndices) -> Hashes:
     return _hash(pages[indices])
 
 
-def keep_pages(pages: Pages, indices: PageIndices, kept: Pages) -> Hashes:
-    _inside(indices, len(pages))
-    kept[indices] = pages[indices]
-    return _hash(kept[indices])
-
-
 def send_pages(pages: Pages, indices: PageIndices, out: Pages, fd: int = -1) -> Hashes:
     _inside(indices, len(pages))
     out[: len(indices)] = pages[indices]
@@ -48,11 +42,39 @@ def zero_pages(pages: Pages, indices: PageIndices) -> npt.NDArray[np.bool_]:
     return ~pages[indices].any(axis=1)
 
 
+def _fingerprint(pages: Pages, key: Key) -> Fingerprints:
+    """Return the fingerprints of `pages`: NH, the sum of products of neighbouring 32-bit words plus key."""
+    blocks = pages.reshape(-1, min(pages.shape[1], MAX_BLOCK_BYTES)).view(np.uint32)
+    found = np.zeros((len(blocks), 2), dtype=np.uint64)
+    for which in range(2):
+        words = blocks + key[2 + which :].view(np.uint32)[: blocks.shape[1]]
+        pairs = words.astype(np.uint64)
+        found[:, which] = (pairs[:, ::2] * pairs[:, 1::2]).sum(axis=1, dtype=np.uint64)
+    found ^= key[:2]
+    return found.reshape(len(pages), 2 * max(1, pages.shape[1] // MAX_BLOCK_BYTES))
+
+
+def fingerprint_pages(
+    pages: Pages,
+    indices: PageIndices,
+    out: Pages,
+    key: Key,
+    fingerprints: Fingerprints,
+    scratch: npt.NDArray[np.uint8] | None = None,
+    fd: int = -1,
+) -> Hashes:
+    _inside(indices, len(pages))
+    taken = pages[indices]
+    out[: len(indices)] = taken
+    fingerprints[indices] = _fingerprint(taken, key)
+    return _hash(taken)
+
+
 def changed_pages(
-    pages: Pages, sent: Pages, codes: npt.NDArray[np.uint8], first: int, end: int
+    pages: Pages, key: Key, fingerprints: Fingerprints, codes: npt.NDArray[np.uint8], first: int, end: int
 ) -> tuple[PageIndices, int]:
     clean = np.flatnonzero(codes[first:end] >= CODE_CLEAN) + first
-    return clean[(pages[clean] != sent[clean]).any(axis=1)], len(clean)
+    return clean[(_fingerprint(pages[clean], key) != fingerprints[clean]).any(axis=1)], len(clean)
 
 
 class Arriving:
@@ -93,7 +115,7 @@ class Arriving:
 
 USES = {
     "vfu_dev.memory.device_memory": ("zero_pages",),
-    "vfu_dev.memory.shadow": ("changed_pages", "keep_pages"),
+    "vfu_dev.memory.fingerprints": ("changed_pages", "fingerprint_pages"),
     "vfu_dev.migration.audit": ("hash_pages",),
     "vfu_dev.migration.plan": ("hash_pages", "send_pages"),
     "vfu_dev.migration.resume": ("Arriving",),

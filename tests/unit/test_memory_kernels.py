@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 
 from vfu_dev.builds import BuildError, artifact
+from vfu_dev.builds.native import native_dir
 from vfu_dev.memory import DeviceMemory, fold_hashes, kernels
 from vfu_dev.memory.pages import CODE_CLEAN, CODE_DIRTY
 
@@ -60,25 +61,91 @@ def test_hashes_and_zeros_are_those_of_the_twin(seed: int, size: int, chosen: li
 
 @given(st.integers(0, 2**32), SIZES, LISTS)
 def test_copies_and_their_hashes_are_those_of_the_twin(seed: int, size: int, chosen: list[int]) -> None:
-    pages, other = some_pages(seed, size), some_pages(seed + 1, size)
+    pages = some_pages(seed, size)
     indices = np.array(chosen, dtype=np.intp)
-    assert same(*both("keep_pages", pages, indices, other))
     assert same(
         *both("send_pages", pages, indices, some_pages(seed + 2, size)[:1].repeat(len(indices), axis=0))
     )
+
+
+def fingerprints_of(pages: kernels.Pages, key: kernels.Key) -> kernels.Fingerprints:
+    found = np.zeros((len(pages), 2 * max(1, pages.shape[1] // kernels.MAX_BLOCK_BYTES)), dtype=np.uint64)
+    kernels.fingerprint_pages(pages, np.arange(len(pages)), np.empty_like(pages), key, found)
+    return found
+
+
+@given(st.integers(0, 2**32), SIZES, LISTS, st.booleans())
+def test_fingerprints_are_those_of_the_twin(seed: int, size: int, chosen: list[int], shared: bool) -> None:
+    """Of the pages named and no others, and so are the copies and their hashes."""
+    pages, out = some_pages(seed, size), some_pages(seed + 1, size)
+    indices, key = np.array(chosen, dtype=np.intp), kernels.random_key(size)
+    fingerprints = fingerprints_of(some_pages(seed + 2, size), key)
+    ours, twins = both("fingerprint_pages", pages, indices, out, key, fingerprints)
+    assert same(ours, twins)
+    if shared:
+        scratch = np.zeros(size, dtype=np.uint8)
+        ours, _ = both("fingerprint_pages", pages, indices, out, key, fingerprints, scratch)
+        assert same(ours[0], twins[0])
+        assert same(ours[1][:5], twins[1])
+    assert fingerprints_of(np.zeros_like(pages), key).any() == 0
+    assert pages.any(axis=1).tolist() == fingerprints_of(pages, key).any(axis=1).tolist()
 
 
 @given(st.integers(0, 2**32), SIZES, LISTS, st.integers(0, PAGES), st.integers(0, PAGES + 5))
 def test_changes_are_found_among_clean_pages_alone(
     seed: int, size: int, chosen: list[int], first: int, end: int
 ) -> None:
-    pages = some_pages(seed, size)
-    sent = pages.copy()
+    pages, key = some_pages(seed, size), kernels.random_key(size)
+    sent = fingerprints_of(pages, key)
     rng = np.random.default_rng(seed)
     for page in chosen:
-        sent[page, rng.integers(size)] ^= 1
+        pages[page, rng.integers(size)] ^= 1
     codes = rng.choice(np.array([0, CODE_DIRTY, CODE_CLEAN | CODE_DIRTY], np.uint8), PAGES)
-    assert same(*both("changed_pages", pages, sent, codes, first, end))
+    assert same(*both("changed_pages", pages, key, sent, codes, first, end))
+
+
+@pytest.mark.parametrize("size", [64, 128, 256, 512, 1024, 2048, 4096, 16384])
+def test_a_flipped_bit_is_found_wherever_it_is(size: int) -> None:
+    """Each bit of a page, of data and of zeros, one at a time."""
+    bits = np.arange(size * 8)
+    for page in (
+        np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8),
+        np.zeros(size, np.uint8),
+    ):
+        key = kernels.random_key(size)
+        for some in np.array_split(bits, max(1, len(bits) // 4096)):
+            pages = np.tile(page, (len(some), 1))
+            sent = fingerprints_of(pages, key)
+            codes = np.full(len(some), CODE_CLEAN | CODE_DIRTY, dtype=np.uint8)
+            assert len(kernels.changed_pages(pages, key, sent, codes, 0, len(some))[0]) == 0
+            pages[np.arange(len(some)), some // 8] ^= (1 << (some % 8)).astype(np.uint8)
+            found, looked = kernels.changed_pages(pages, key, sent, codes, 0, len(some))
+            assert found.tolist() == list(range(len(some)))
+            assert looked == len(some)
+
+
+def test_changes_that_cancel_in_a_sum_are_found() -> None:
+    """A bit that moves from one word to another, two top bits that change at once, words in another order."""
+    size, rows = 4096, np.arange(32)
+    words = np.random.default_rng(1).integers(0, 1 << 63, (96, size // 8), dtype=np.uint64)
+    words[:32] = 0
+    words[:32, 8] = 1
+    key = kernels.random_key(size)
+    sent = fingerprints_of(words.view(np.uint8), key)
+    words[rows, 8], words[rows, 16 + 8 * rows] = 0, 1
+    words[32 + rows, 8] ^= np.uint64(1 << 63)
+    words[32 + rows, 16 + 8 * rows] ^= np.uint64(1 << 63)
+    words[64:] = words[64:, ::-1].copy()
+    codes = np.full(len(words), CODE_CLEAN | CODE_DIRTY, dtype=np.uint8)
+    found, _ = kernels.changed_pages(words.view(np.uint8), key, sent, codes, 0, len(words))
+    assert len(found) == len(words)
+
+
+def test_fingerprints_of_the_same_content_differ_with_the_key() -> None:
+    pages = some_pages(1, 4096)
+    pages = pages[pages.any(axis=1)]
+    one, other = (fingerprints_of(pages, kernels.random_key(4096)) for _ in range(2))
+    assert not (one == other).any()
 
 
 @pytest.mark.parametrize("bad", [[-1], [0, PAGES], [3, 1 << 40]])
@@ -87,10 +154,11 @@ def test_a_page_that_is_not_there_is_refused_and_nothing_is_touched(module: Any,
     pages, indices = some_pages(1, 64), np.array(bad, dtype=np.intp)
     before, other = pages.copy(), some_pages(2, 64)
     out = other.copy()
+    key, fingerprints = kernels.random_key(64), np.zeros((PAGES, 2), dtype=np.uint64)
     calls: list[Callable[[], object]] = [
         lambda: module.hash_pages(pages, indices),
         lambda: module.zero_pages(pages, indices),
-        lambda: module.keep_pages(pages, indices, out),
+        lambda: module.fingerprint_pages(pages, indices, out, key, fingerprints),
         lambda: module.send_pages(pages, indices, out),
     ]
     for call in calls:
@@ -98,6 +166,7 @@ def test_a_page_that_is_not_there_is_refused_and_nothing_is_touched(module: Any,
             call()
     assert (pages == before).all()
     assert (out == other).all()
+    assert not fingerprints.any()
 
 
 @given(st.sets(st.integers(0, 299)), SIZES, st.integers(0, 100))
@@ -140,8 +209,32 @@ def test_kernels_that_are_none_are_named_with_what_to_do(tmp_path: Path) -> None
     assert "run: vfu-dev build vfu-kernels" in done.stderr
 
 
+def run_tests(library: Path, **variables: str) -> None:
+    """Run these tests, and those of pages that arrive, once more, in a process with these kernels."""
+    files = [__file__, str(Path(__file__).with_name("test_memory_arriving.py"))]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files]
+    environment = os.environ | {"VFU_DEV_KERNELS": str(library)} | variables
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_kernels_pass_on_a_processor_without_avx2(tmp_path: Path) -> None:
+    """And the tests above would have noticed another result: each of them has a twin."""
+    if os.environ.get("VFU_DEV_KERNELS"):
+        return  # this is that process
+    library = tmp_path / "libvfu-kernels.so"
+    sources = sorted((native_dir() / "kernels").glob("*.c"))
+    flags = ["-std=gnu11", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-DVFU_NO_AVX2"]
+    subprocess.run(["cc", *flags, "-o", library, *sources], check=True)
+    symbols = subprocess.run(["nm", library], capture_output=True, text=True, check=True).stdout
+    assert "changed_pages_any" in symbols
+    assert "store_any" in symbols
+    assert "avx2" not in symbols
+    run_tests(library)
+
+
 def test_the_kernels_pass_with_sanitizers() -> None:
-    """These tests, and those of pages that arrive, with ASan and UBSan; one that reads too far ends it."""
+    """With ASan and UBSan, of which one that reads too far ends it."""
     if os.environ.get("VFU_DEV_KERNELS"):
         return  # this is that process
     try:
@@ -151,16 +244,12 @@ def test_the_kernels_pass_with_sanitizers() -> None:
     runtime = subprocess.run(
         ["cc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()
-    environment = os.environ | {
-        "VFU_DEV_KERNELS": str(library),
+    variables = {
         "LD_PRELOAD": runtime,
         "ASAN_OPTIONS": "detect_leaks=0,abort_on_error=0",
         "PYTHONMALLOC": "malloc",
     }
-    files = [__file__, str(Path(__file__).with_name("test_memory_arriving.py"))]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_tests(library, **variables)
     # And they would have noticed: the same library, asked to read one byte past what was allocated.
     short = (
         "import numpy as np; from vfu_dev.memory import kernels; "
@@ -171,7 +260,7 @@ def test_the_kernels_pass_with_sanitizers() -> None:
     for script in (hashed, stored):
         done = subprocess.run(
             [sys.executable, "-c", short + script],
-            env=environment,
+            env=os.environ | {"VFU_DEV_KERNELS": str(library)} | variables,
             capture_output=True,
             text=True,
             check=False,

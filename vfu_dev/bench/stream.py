@@ -12,8 +12,7 @@ from vfu_dev.bench.figures import Effort, Figure, figure, in_turns
 from vfu_dev.bench.mmio import C_SERVER
 from vfu_dev.bench.peers import Bench, Served
 from vfu_dev.bench.raw import Moved, RawClient
-from vfu_dev.memory import DeviceMemory
-from vfu_dev.memory.shadow import Shadow
+from vfu_dev.memory import DeviceMemory, Fingerprints
 from vfu_dev.uapi import DeviceState
 
 MIB = 1 << 20
@@ -28,8 +27,7 @@ def out(bench: Bench, effort: Effort) -> Iterator[Figure]:
     for access in ("trap", "mmap"):
         ours = bench.ours(effort.memory_mib, "--access", access)
         with RawClient(ours.socket) as mine, RawClient(peer.socket) as theirs:
-            shadow = effort.memory_mib * MIB  # what ours allocates for mapped memory in each session
-            pairs = in_turns(effort.rounds, reading(mine), reading(theirs), touched_bytes=2 * shadow)
+            pairs = in_turns(effort.rounds, reading(mine), reading(theirs))
         bench.stop(ours)
         yield figure(f"stream-out-{access}/rate", "MiB/s", pairs, C_SERVER)
 
@@ -77,14 +75,14 @@ def stream_of(bench: Bench, server: Served) -> Path:
 def scans(bench: Bench, effort: Effort) -> Iterator[Figure]:
     """Measure the milliseconds per GiB of memory to find the pages written since the last scan.
 
-    Mapped memory is compared with a copy of what was sent; the peer is numpy comparing the same bytes. Of
-    trapped memory only the page map is scanned; the peer is numpy counting its bytes.
+    Mapped memory is compared with the fingerprints of what was sent; the peer is numpy comparing it with a
+    copy. Of trapped memory only the page map is scanned; the peer is numpy counting its bytes.
     """
-    with_copy = DeviceMemory("bench", SCANNED_MIB * MIB, mapped=True)
+    mapped = DeviceMemory("bench", SCANNED_MIB * MIB, mapped=True)
     try:
-        yield figure("scan-mmap/gib", "ms", _scan_mapped(with_copy, effort), "numpy compares")
+        yield figure("scan-mmap/gib", "ms", _scan_mapped(mapped, effort), "numpy compares")
     finally:
-        with_copy.close()
+        mapped.close()
     tracked = DeviceMemory("bench", SCANNED_MIB * MIB)
     try:
         yield figure("scan-trap/gib", "ms", _scan_tracked(tracked, effort), "numpy counts")
@@ -103,15 +101,17 @@ def _scan_mapped(memory: DeviceMemory, effort: Effort) -> list[tuple[float, floa
     memory.words[:] = np.random.default_rng(2).integers(1, 1 << 63, memory.words.shape, dtype=np.uint64)
     memory.relearn()
     memory.classify()
-    shadow = Shadow(memory)
+    sent = Fingerprints(memory)
     copy = memory.words.copy()
+    out = np.empty((MIB // memory.page_size_bytes, memory.page_size_bytes), dtype=np.uint8)
     chosen = _some_pages(memory)
 
     def scan() -> float:
-        shadow.keep(everything)  # as if all had just been sent
+        for first in range(0, len(everything), len(out)):  # as if all had just been sent
+            sent.copy_out(everything[first : first + len(out)], out)
         memory.pages.claim(everything)
         memory.words[chosen, 0] += np.uint64(1)
-        return _seconds_a_gib(lambda: shadow.scan(float("inf")), memory) * 1000
+        return _seconds_a_gib(lambda: sent.scan(float("inf")), memory) * 1000
 
     def compare() -> float:
         return _seconds_a_gib(lambda: np.count_nonzero(memory.words != copy), memory) * 1000

@@ -43,7 +43,7 @@ class Region(Bar):
         page_size_bytes: unit of dirty tracking.
         migrate: whether the content is part of the device's state.
         mapped: the guest reaches the memory directly, and the device does not see the accesses; a migration
-            finds changes by scanning (`vfu_dev.memory.Shadow`).
+            finds changes by scanning (`vfu_dev.memory.Fingerprints`).
         bar_bytes: size of the BAR, a power of two; the memory's, rounded up, unless given.
 
     Attributes:

@@ -1,18 +1,18 @@
 """Device memory as numpy arrays, and what is known about each of its pages.
 
 `DeviceMemory` owns the bytes, its `PageMap` knows which pages were written and which are dirty, and `kernels`
-holds the work on many pages at once: find zero pages, copy, hash, compare. `Shadow` finds what
+holds the work on many pages at once: find zero pages, copy, hash, compare. `Fingerprints` find what
 changed in a memory that a client has mapped.
 """
 
 from vfu_dev.memory.device_memory import DeviceMemory
+from vfu_dev.memory.fingerprints import Fingerprints
 from vfu_dev.memory.kernels import fold_hashes
 from vfu_dev.memory.pages import PageMap
-from vfu_dev.memory.shadow import Shadow
 
 __all__ = [
     "DeviceMemory",
+    "Fingerprints",
     "PageMap",
-    "Shadow",
     "fold_hashes",
 ]

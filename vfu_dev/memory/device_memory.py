@@ -66,7 +66,7 @@ class DeviceMemory:
         size_bytes: a multiple of the page size.
         page_size_bytes: unit of dirty tracking and of the state stream; a power of two.
         mapped: clients may map the memory: writes do not call `pages.mark`, and the map is only
-            correct after a scan (`Shadow`).
+            correct after a scan (`Fingerprints`).
 
     Attributes:
         backing_bytes: size of the backing store; of a mapped memory a power of two, as its BAR.

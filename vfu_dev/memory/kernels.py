@@ -5,7 +5,8 @@ with an implementation in numpy. The pages of a memory are a 2-D array, shape (p
 page_size_bytes) uint8, and page indices have shape (n,).
 
 A page's hash is its xxh3 exclusive-or that of a page of zeros. So a page of zeros has hash 0, and the
-hashes of an untouched memory are an untouched array.
+hashes of an untouched memory are an untouched array. The same holds for fingerprints, of which a page larger
+than MAX_BLOCK_BYTES has one for each block of as much; `vfu_dev.memory.fingerprints` says what they are for.
 
 There is no other way in production: every user of a memory has built the kernels, which takes a second and
 needs a C compiler. `VFU_DEV_KERNELS` names a library to use instead.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 from ctypes import c_bool, c_int, c_size_t, c_ssize_t, c_uint8, c_uint64, c_void_p
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
@@ -29,8 +31,15 @@ from vfu_dev.memory.pages import CODE_CLEAN, CODE_DATA, CODE_NEVER, Codes, PageI
 
 Pages = npt.NDArray[np.uint8]
 Hashes = npt.NDArray[np.uint64]
+# Of each page, two words for each block of it, shape (page_count, 2 * blocks).
+Fingerprints = npt.NDArray[np.uint64]
+# The fingerprint of zeros, then random words. One word of a block is multiplied with one word of the key, and
+# with the next.
+Key = npt.NDArray[np.uint64]
 # Addresses and lengths in bytes, shape (n, 2): what one struct iovec is, <sys/uio.h>.
 Vectors = npt.NDArray[np.uint64]
+
+MAX_BLOCK_BYTES = 4096
 
 _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "vfu_copy_pages": (
@@ -42,10 +51,19 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         ),
     ),
     "vfu_zero_pages": (c_int, (c_void_p, c_size_t, c_size_t, c_void_p, c_size_t, c_void_p)),
+    "vfu_fingerprint_pages": (
+        c_ssize_t,
+        (
+            *(c_void_p, c_void_p, c_size_t),
+            *(c_void_p, c_void_p, c_size_t, c_size_t),
+            *(c_uint64, c_void_p, c_void_p),
+            *(c_void_p, c_int),
+        ),
+    ),
     "vfu_changed_pages": (
         c_size_t,
         (
-            *(c_void_p, c_void_p, c_size_t),
+            *(c_void_p, c_size_t, c_void_p, c_void_p),
             *(c_void_p, c_uint8, c_size_t, c_size_t),
             *(c_void_p, c_void_p),
         ),
@@ -141,15 +159,6 @@ def hash_pages(pages: Pages, indices: PageIndices) -> Hashes:
     return _copy(pages, _indices(indices), None, None, len(indices))
 
 
-def keep_pages(pages: Pages, indices: PageIndices, kept: Pages) -> Hashes:
-    """Copy the pages `indices` to the same places of `kept`, of the same shape; return the copies' hashes.
-
-    Raises:  IndexError: a page is not there; nothing was copied.
-    """
-    chosen = _indices(indices)
-    return _copy(pages, chosen, kept, chosen, len(chosen))
-
-
 def send_pages(pages: Pages, indices: PageIndices, out: Pages, fd: int = -1) -> Hashes:
     """Copy the pages `indices` to the rows of `out`; return their hashes, whatever is in `out` by then.
 
@@ -175,22 +184,77 @@ def zero_pages(pages: Pages, indices: PageIndices) -> npt.NDArray[np.bool_]:
     return zero
 
 
+def random_key(page_size_bytes: int) -> Key:
+    """Return a key for the fingerprints of pages of this size, which nobody else can know."""
+    block = min(page_size_bytes, MAX_BLOCK_BYTES)
+    key = np.zeros(2 + MAX_BLOCK_BYTES // 8 + 1, dtype=np.uint64)
+    key[2:] = np.frombuffer(os.urandom(key[2:].nbytes), dtype=np.uint64)
+    zeros = np.zeros((2, block), dtype=np.uint8)
+    found = np.zeros((1, 2), dtype=np.uint64)
+    fingerprint_pages(zeros[:1], np.zeros(1, dtype=np.intp), zeros[1:], key, found)
+    key[:2] = found[0]
+    return key
+
+
+def fingerprint_pages(
+    pages: Pages,
+    indices: PageIndices,
+    out: Pages,
+    key: Key,
+    fingerprints: Fingerprints,
+    scratch: npt.NDArray[np.uint8] | None = None,
+    fd: int = -1,
+) -> Hashes:
+    """Copy the pages `indices` to the rows of `out`, and set their `fingerprints`; return their hashes.
+
+    Hashes and fingerprints are those of the copies, whatever is written to the pages meanwhile.
+
+    Args:
+        scratch: a page; others may write to `out` then, and nothing is read back from there.
+        fd: where something to be read ends it early, but not before the first page; -1: nowhere.
+
+    Returns: the hashes of those that were copied, shape (k,), k <= n.
+    Raises:  IndexError: a page is not there; nothing was copied.
+    """
+    chosen, size = _indices(indices), pages.shape[1]
+    assert len(fingerprints) == len(pages)
+    assert len(out) >= len(chosen)
+    hashes = np.empty(len(chosen), dtype=np.uint64)
+    done = _library().vfu_fingerprint_pages(
+        _address(pages),
+        _address(chosen),
+        len(pages),
+        _address(out),
+        None if scratch is None else _address(scratch),
+        size,
+        len(chosen),
+        _zero_page_xxh3(size),
+        _address(hashes),
+        _address(key),
+        _address(fingerprints),
+        fd,
+    )
+    _outside(done)
+    return hashes[:done]
+
+
 def changed_pages(
-    pages: Pages, sent: Pages, codes: npt.NDArray[np.uint8], first: int, end: int
+    pages: Pages, key: Key, fingerprints: Fingerprints, codes: npt.NDArray[np.uint8], first: int, end: int
 ) -> tuple[PageIndices, int]:
-    """Compare the clean pages from `first` to before `end` with `sent`, of the same shape.
+    """Compare the clean pages from `first` to before `end` with their `fingerprints`.
 
     Args:    codes: of all pages; those of CODE_CLEAN and above are compared, others are not even read.
     Returns: which differ, shape (n,), ascending; and how many were compared.
     """
     end = min(end, len(codes))
-    assert len(pages) == len(sent) == len(codes)
+    assert len(pages) == len(fingerprints) == len(codes)
     changed = np.empty(max(0, end - first), dtype=np.int64)
     looked = c_size_t()
     found = _library().vfu_changed_pages(
         _address(pages),
-        _address(sent),
         pages.shape[1],
+        _address(key),
+        _address(fingerprints),
         _address(codes),
         CODE_CLEAN,
         first,

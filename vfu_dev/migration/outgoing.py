@@ -2,16 +2,17 @@
 
 Nothing is copied that can be sent from where it lies. Of a trapped memory that is device memory itself: a
 page is hashed in the moment in which it is handed out, and what was not handed out yet may still change. Of a
-mapped memory it is the shadow, a copy that the guest cannot reach.
+mapped memory it is a copy in the reply's buffer, which the guest cannot reach.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 
-from vfu_dev.memory.kernels import Pages, Vectors, bytes_vector, join_vectors, page_vectors
+from vfu_dev.memory.kernels import Pages, Vectors, bytes_vector, page_vectors
 from vfu_dev.memory.pages import PageIndices
 from vfu_dev.migration.plan import PassPlan
 from vfu_dev.migration.stream import INDEX_BYTES, RecordType, StreamEncoder
@@ -57,9 +58,9 @@ class PagesRecord:
         self._encoder.cover_pages(hashes)
         return len(hashes)
 
-    def hand_out(self, count: int) -> tuple[Pages, PageIndices]:
-        """Hand out the next pages as they are now: rows, and which of them."""
-        rows, indices, hashes = self._plan.hand_out(count)
+    def hand_out(self, count: int, rows_for: Callable[[int, int], Pages]) -> tuple[Pages, PageIndices]:
+        """Hand out the next pages as they are now: rows, and which of them; see `PassPlan`."""
+        rows, indices, hashes = self._plan.hand_out(count, rows_for)
         self._encoder.cover_pages(hashes)
         return rows, indices
 
@@ -102,13 +103,6 @@ class Outgoing:
         self._alive.clear()
         self._pool_used = 0
 
-    def copy_taken(self) -> None:
-        """Let go of the shadow, whose pages may be sent once more in this read."""
-        if self.taken_bytes:
-            out = self._pool_rows(1, self.taken_bytes)
-            join_vectors(np.concatenate(self.taken), out.reshape(-1).data)
-            self.taken = [page_vectors(out, np.zeros(1, dtype=np.intp))]
-
     def take(self, room: int) -> int:
         """Take the next bytes, at least one and at most `room`; return how many. There has to be one."""
         vectors, count = self._next(room)
@@ -140,7 +134,7 @@ class Outgoing:
             count, split = min(record.left, room // size), 0
             if record.left > count and room > count * size:
                 split = 1  # hashed with the others: a part of it comes next, and the rest with the next read
-            rows, indices = record.hand_out(count + split)
+            rows, indices = record.hand_out(count + split, self._pool_rows)
             if split:
                 self._parts.append(memoryview(rows[indices[count]].tobytes()))
             self.left_bytes -= count * size
@@ -157,7 +151,7 @@ class Outgoing:
         if record.left and room >= record.page_bytes:
             return record
         if record.left:  # of which a part is read now, and the rest later
-            rows, indices = record.hand_out(1)
+            rows, indices = record.hand_out(1, self._pool_rows)
             self._parts.append(memoryview(rows[indices].tobytes()))
         else:
             self._record = None
@@ -187,6 +181,6 @@ class Outgoing:
         begin, self._pool_used = self._pool_used, self._pool_used + count * size
         if self._pool_used > len(self._pool):
             self._alive.append(self._pool.data)
-            self._pool = np.empty(max(count * size, 1 << 20), dtype=np.uint8)
+            self._pool = np.empty(max(self._pool_used, 1 << 20), dtype=np.uint8)  # all of the next such read
             begin, self._pool_used = 0, count * size
         return self._pool[begin : self._pool_used].reshape(count, size)

@@ -8,8 +8,8 @@ forever by a reader that sends the pages written next; docs/state-stream.md has 
 a page at most once, and nothing starves: the coldest pages of a pass cannot leave it.
 
 Writes to a memory that a client has mapped leave no mark. Before the page codes of such a memory are read, a
-scan of limited time looks for changed pages (`Shadow`); if the time did not suffice, the number of changed
-pages in the rest is estimated and counts as dirty.
+scan of limited time looks for changed pages (`Fingerprints`); if the time did not suffice, the number of
+changed pages in the rest is estimated and counts as dirty.
 
 The bytes left are computed from the same page codes that decide what is sent. Pages of the current pass and
 pages that wait for the next one go into separate records, and are counted that way.
@@ -19,14 +19,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
 
-from vfu_dev.memory import DeviceMemory, Shadow
-from vfu_dev.memory.kernels import Hashes, Pages, hash_pages, join_vectors, page_vectors, send_pages, span
+from vfu_dev.memory import DeviceMemory, Fingerprints
+from vfu_dev.memory.kernels import Hashes, Pages, hash_pages, send_pages, span
 from vfu_dev.memory.pages import CODE_CLEAN, CODE_DATA, CODE_DIRTY, CODE_ZERO, PageIndices, is_dirty
 from vfu_dev.migration.schema import MigratableState
 from vfu_dev.migration.stream import (
@@ -45,15 +45,13 @@ CLASSIFY_BUDGET_SECONDS = 1.5
 
 # Time limits of a scan of all mapped memories while the device runs: no MMIO is served meanwhile. A size
 # query gets more time than the start of a pass, because its answer decides when the device is stopped; a pass
-# starts whenever the reader has caught up. At 13 GB/s they cover 650 and 130 MB.
+# starts whenever the reader has caught up. At 30 GB/s they cover 1.5 GB and 300 MB.
 FIGURES_SCAN_SECONDS = 0.05
 PASS_SCAN_SECONDS = 0.01
 # The same in STOP_COPY; above 15 GB the scan goes on while the client reads the pages found so far.
 FINAL_SCAN_SECONDS = 1.5
 
 _WINDOW_PAGES = 4096
-# How much of a mapped memory is copied while somebody may want something of the device.
-KEPT_BYTES = 256 << 10
 _NO_PAGES: PageIndices = np.empty(0, dtype=np.intp)
 
 
@@ -77,10 +75,10 @@ class PassPlan:
         self.memory = memory
         self._share = share
         self._stopped = False
-        self._shadow: Shadow | None = None
+        self._fingerprints: Fingerprints | None = None
         if memory.mapped:
             memory.relearn(CLASSIFY_BUDGET_SECONDS * share)
-            self._shadow = Shadow(memory)
+            self._fingerprints = Fingerprints(memory)
         else:
             memory.pages.rearm()
         self._cold_first = cold_first
@@ -105,15 +103,15 @@ class PassPlan:
     def stop(self) -> None:
         """Note that there are no more writes from now on."""
         self._stopped = True
-        if self._shadow is not None:
+        if self._fingerprints is not None:
             with self._timed():
-                self._shadow.stop(FINAL_SCAN_SECONDS * self._share)
+                self._fingerprints.stop(FINAL_SCAN_SECONDS * self._share)
                 self._scan(FINAL_SCAN_SECONDS)
 
     @property
     def settled(self) -> bool:
         """Whether the set of dirty pages is final, once the device is stopped."""
-        return self._shadow is None or self._shadow.settled
+        return self._fingerprints is None or self._fingerprints.settled
 
     def make_dirty(self, count_bytes: int) -> None:
         """Send the first bytes of the memory once more, whether they changed or not."""
@@ -130,16 +128,24 @@ class PassPlan:
         self._in_pass[self._data] = self._in_pass[self._zeros] = False
         self._data = self._zeros = _NO_PAGES
 
-    def hand_out(self, count: int) -> tuple[Pages, PageIndices, Hashes]:
+    def hand_out(
+        self, count: int, rows_for: Callable[[int, int], Pages]
+    ) -> tuple[Pages, PageIndices, Hashes]:
         """Send the next `count` pending pages as they are now.
 
-        Returns: where the pages of this memory are to be sent from, which
-            of them, and their hashes. What is sent of a mapped memory is a copy, which no guest can reach.
+        Args:    rows_for: provides rows, of a number and a size, that no one else can reach.
+        Returns: where the pages are to be sent from, which of them, and their hashes. A mapped memory's are
+            copies, because a guest may write to it until they are sent.
         """
         indices = self.pending[:count]
-        hashes = self._hash(indices)
+        if self._fingerprints is None:
+            rows, places = self.memory.rows, indices
+            hashes = hash_pages(rows, indices)
+        else:
+            rows, places = rows_for(len(indices), self.memory.page_size_bytes), np.arange(len(indices))
+            hashes = self._fingerprints.copy_out(indices, rows)
         self._handed_out(indices, hashes)
-        return self._sent_from, indices, hashes
+        return rows, places, hashes
 
     def copy_out(self, out: Pages, fd: int) -> Hashes:
         """Copy the next pending pages as they are now to the rows of `out`; return their hashes.
@@ -149,29 +155,17 @@ class PassPlan:
         Args:    fd: where something to be read ends it early; -1: nowhere.
         """
         indices = self.pending[: len(out)]
-        if self._shadow is None:
+        if self._fingerprints is None:
             hashes = send_pages(self.memory.rows, indices, out, fd)
-            indices = indices[: len(hashes)]
         else:
-            if fd >= 0:
-                indices = indices[: max(1, KEPT_BYTES // self.memory.page_size_bytes)]
-            hashes = self._shadow.keep(indices)
-            join_vectors(page_vectors(self._shadow.rows, indices), out.reshape(-1).data)
-        self._handed_out(indices, hashes)
+            hashes = self._fingerprints.copy_to_shared(indices, out, fd)
+        self._handed_out(indices[: len(hashes)], hashes)
         return hashes
 
     def _handed_out(self, indices: PageIndices, hashes: Hashes) -> None:
         self.pending = self.pending[len(indices) :]
         self.hashes[span(indices)] = hashes
         self._claim_pending(indices)
-
-    @property
-    def _sent_from(self) -> Pages:
-        return self.memory.rows if self._shadow is None else self._shadow.rows
-
-    def _hash(self, indices: PageIndices) -> Hashes:
-        """Return the hashes of pages as they are sent; those of a mapped memory are copied first."""
-        return hash_pages(self.memory.rows, indices) if self._shadow is None else self._shadow.keep(indices)
 
     def put(self, taken: PageIndices) -> None:
         """Make `taken` the pending pages; there are none."""
@@ -187,8 +181,8 @@ class PassPlan:
     def sent_zeros(self, indices: PageIndices) -> None:
         """Note that the pages `indices` are sent as zeros."""
         self.hashes[indices] = 0
-        if self._shadow is not None:
-            self._shadow.keep_zeros(indices)
+        if self._fingerprints is not None:
+            self._fingerprints.sent_zeros(indices)
 
     def start_pass(self, initial_only: bool, scan_seconds: float = PASS_SCAN_SECONDS) -> bool:
         """Plan a pass over what is dirty now; False when that is nothing."""
@@ -259,8 +253,8 @@ class PassPlan:
 
     def _scan(self, budget_seconds: float) -> None:
         """Bring all page codes up to date; `budget_seconds` is for what others write to a mapped memory."""
-        if self._shadow is not None:
-            self.memory.scans.pages += self._shadow.scan(budget_seconds * self._share)
+        if self._fingerprints is not None:
+            self.memory.scans.pages += self._fingerprints.scan(budget_seconds * self._share)
         if len(self.pending):
             self._claim_pending(self.pending)
         self._classify()
@@ -310,8 +304,8 @@ class PassPlan:
                 later_initial += as_initial
                 later_dirty += int(np.count_nonzero(has_code)) - as_initial
             if code == CODE_DATA:
-                if self._shadow is not None:
-                    later_dirty += self._shadow.expected_pages
+                if self._fingerprints is not None:
+                    later_dirty += self._fingerprints.expected_pages
                 initial += pages_bytes(now_initial, size) + pages_bytes(later_initial, size)
                 dirty += pages_bytes(now_dirty, size) + pages_bytes(later_dirty, size)
             else:

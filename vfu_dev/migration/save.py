@@ -142,7 +142,6 @@ class SaveSession:
         self._tail_bytes = tail_bytes(contents)  # not made yet
         self._blocks: list[bytes] = []  # made so far
         self._outgoing = Outgoing(self._encoder)
-        self._any_mapped = any(memory.mapped for memory in contents.memories)
         self._kind = _Kind.INITIAL  # of the record being sent
         self._deadline = math.inf  # of scans of mapped memory within one read
         if stopped:
@@ -281,8 +280,6 @@ class SaveSession:
 
     def _start_pass(self) -> bool:
         """Plan the next pass over all memories: over initial pages alone as long as there are any."""
-        if self._any_mapped:
-            self._outgoing.copy_taken()
         self._initial_pass = any(plan.initial.any() for plan in self._plans)
         scan_seconds = PASS_SCAN_SECONDS
         if self.stopped:

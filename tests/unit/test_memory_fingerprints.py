@@ -13,7 +13,7 @@ import pytest
 from migrationkit import PAGE, Box
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.memory import DeviceMemory, Shadow, shadow
+from vfu_dev.memory import DeviceMemory, Fingerprints, fingerprints, kernels
 from vfu_dev.migration import MigratableState, Migration, SaveSession, plan
 from vfu_dev.uapi import DeviceState as S
 
@@ -33,10 +33,10 @@ def memory() -> DeviceMemory:
     return DeviceMemory("m", 8 * MIB, mapped=True)
 
 
-def send_all(memory: DeviceMemory, copy: Shadow) -> None:
+def send_all(memory: DeviceMemory, sent: Fingerprints) -> None:
     """Do what a session does with dirty pages."""
     dirty = memory.pages.collect()
-    copy.keep(dirty)
+    sent.copy_out(dirty, np.empty((len(dirty), memory.page_size_bytes), dtype=np.uint8))
     memory.pages.claim(dirty)
 
 
@@ -45,38 +45,90 @@ def test_a_scan_finds_exactly_the_pages_that_changed(memory: DeviceMemory) -> No
     view = client_view(memory)
     view[0 : 4 * MIB] = os.urandom(4 * MIB)
     memory.relearn()
-    copy = Shadow(memory)
-    send_all(memory, copy)
-    assert copy.scan(ENOUGH_SECONDS) == 1024
+    sent = Fingerprints(memory)
+    send_all(memory, sent)
+    assert sent.scan(ENOUGH_SECONDS) == 1024
     assert memory.pages.dirty_pages == 0
     for page in (0, 77, 1023):
         view[page * 4096 + 4095] ^= 1
     view[5 * 4096 : 6 * 4096] = bytes(4096)
     view[1500 * 4096] = 1  # never touched before
-    copy.scan(ENOUGH_SECONDS)
+    sent.scan(ENOUGH_SECONDS)
     assert memory.pages.collect().tolist() == [0, 5, 77, 1023, 1500]
-    assert copy.expected_pages == 0
+    assert sent.expected_pages == 0
+
+
+def test_a_page_written_between_its_copy_and_the_scan_is_found(memory: DeviceMemory) -> None:
+    """The fingerprint is that of the copy, as is the hash."""
+    memory.raw[: 8 * 4096] = os.urandom(8 * 4096)
+    memory.relearn()
+    sent, dirty = Fingerprints(memory), memory.pages.collect()
+    out = np.empty((8, 4096), dtype=np.uint8)
+    hashes = sent.copy_out(dirty, out)
+    memory.pages.claim(dirty)
+    memory.raw[3 * 4096] ^= 1
+    sent.scan(ENOUGH_SECONDS)
+    assert memory.pages.collect().tolist() == [3]
+    assert (hashes == kernels.hash_pages(out, np.arange(8))).all()
+
+
+def test_what_somebody_writes_into_a_shared_copy_is_not_taken_for_content(memory: DeviceMemory) -> None:
+    """A client overwrites the window all the time: hashes and fingerprints stay those of the memory."""
+    memory.raw[:] = os.urandom(8 * MIB)
+    memory.relearn()
+    sent, dirty = Fingerprints(memory), memory.pages.collect()
+    out = np.zeros((len(dirty), 4096), dtype=np.uint8)
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            out[:] = 7
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(20):
+            hashes = sent.copy_to_shared(dirty, out)
+            assert (hashes == kernels.hash_pages(memory.rows, dirty)).all()
+    finally:
+        stop.set()
+        writer.join()
+    memory.pages.claim(dirty)
+    assert sent.scan(ENOUGH_SECONDS) == len(dirty)
+    assert memory.pages.dirty_pages == 0
+
+
+@pytest.mark.parametrize("page_bytes", [64, 4096, 65536, MIB])
+def test_two_sessions_have_different_fingerprints_of_the_same_content(page_bytes: int) -> None:
+    memory = DeviceMemory("m", 2 * MIB, page_bytes, mapped=True)
+    memory.raw[:] = os.urandom(2 * MIB)
+    memory.relearn()
+    one, other = Fingerprints(memory), Fingerprints(memory)
+    out = np.empty_like(memory.rows)
+    for sent in (one, other):
+        sent.copy_out(memory.pages.collect(), out)
+    assert not (one._sent == other._sent).any()
 
 
 def test_a_page_changed_back_is_not_sent_again(memory: DeviceMemory) -> None:
     memory.raw[:8] = b"original"
     memory.relearn()
-    copy = Shadow(memory)
-    send_all(memory, copy)
+    sent = Fingerprints(memory)
+    send_all(memory, sent)
     memory.raw[:8] = b"anything"
     memory.raw[:8] = b"original"
-    copy.scan(ENOUGH_SECONDS)
+    sent.scan(ENOUGH_SECONDS)
     assert memory.pages.dirty_pages == 0
 
 
 def test_pages_sent_as_zeros_are_found_when_written(memory: DeviceMemory) -> None:
     memory.raw[0:8192] = b"x" * 8192
     memory.relearn()
-    copy = Shadow(memory)
-    send_all(memory, copy)
-    copy.keep_zeros(np.array([0, 9]))
+    sent = Fingerprints(memory)
+    send_all(memory, sent)
+    sent.sent_zeros(np.array([0, 9]))
     memory.pages.claim(np.array([0, 9]))
-    copy.scan(ENOUGH_SECONDS)
+    sent.scan(ENOUGH_SECONDS)
     assert memory.pages.collect().tolist() == [0]
 
 
@@ -84,32 +136,32 @@ def test_a_budget_cuts_a_scan_and_the_next_one_goes_on(memory: DeviceMemory) -> 
     """Each part has its turn, what was not seen is estimated, and after enough scans all is found."""
     memory.raw[:] = os.urandom(8 * MIB)
     memory.relearn()
-    copy = Shadow(memory)
-    send_all(memory, copy)
+    sent = Fingerprints(memory)
+    send_all(memory, sent)
     memory.rows[::4, 7] ^= 1
-    assert copy.scan(0.0) == 256  # one chunk of 1 MiB at least
+    assert sent.scan(0.0) == 256  # one chunk of 1 MiB at least
     assert memory.pages.dirty_pages == 64
-    assert copy.expected_pages == 7 * 64
+    assert sent.expected_pages == 7 * 64
     for _ in range(7):
-        copy.scan(0.0)
+        sent.scan(0.0)
     assert memory.pages.dirty_pages == 512
-    assert copy.scan(ENOUGH_SECONDS) == 2048 - 512
-    assert copy.expected_pages == 0
+    assert sent.scan(ENOUGH_SECONDS) == 2048 - 512
+    assert sent.expected_pages == 0
 
 
 def test_two_threads_find_what_one_finds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shadow, "_PARALLEL_BYTES", 0)
+    monkeypatch.setattr(fingerprints, "_PARALLEL_BYTES", 0)
     memory = DeviceMemory("m", 16 * MIB, mapped=True)
     memory.raw[:] = os.urandom(16 * MIB)
     memory.relearn()
     for rates in ([1.0, 2.0], [2.0, 1.0]):
-        monkeypatch.setattr(shadow._pace, "rates", rates)
-        copy = Shadow(memory)
+        monkeypatch.setattr(fingerprints._pace, "rates", rates)
+        sent = Fingerprints(memory)
         memory.pages.rearm()
-        send_all(memory, copy)
+        send_all(memory, sent)
         pages = np.random.default_rng(1).choice(4096, 300, replace=False)
         memory.rows[pages, 4000] += 1
-        assert copy.scan(ENOUGH_SECONDS) == 4096
+        assert sent.scan(ENOUGH_SECONDS) == 4096
         assert memory.pages.collect().tolist() == sorted(pages.tolist())
 
 
@@ -117,23 +169,23 @@ def test_two_threads_find_what_one_finds(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_pace_of_scans_counts_bytes_whatever_the_page_size(
     monkeypatch: pytest.MonkeyPatch, page_bytes: int
 ) -> None:
-    monkeypatch.setattr(shadow, "_PARALLEL_BYTES", 0)
+    monkeypatch.setattr(fingerprints, "_PARALLEL_BYTES", 0)
     learnt: list[float] = []
-    monkeypatch.setattr(shadow._pace, "learn", lambda _threads, work, _seconds: learnt.append(work))
+    monkeypatch.setattr(fingerprints._pace, "learn", lambda _threads, work, _seconds: learnt.append(work))
     asked: list[int] = []
-    monkeypatch.setattr(shadow._pace, "threads", lambda work: asked.append(work) or 1)
+    monkeypatch.setattr(fingerprints._pace, "threads", lambda work: asked.append(work) or 1)
     memory = DeviceMemory("m", 16 * MIB, page_bytes, mapped=True)
     memory.raw[:] = os.urandom(16 * MIB)
     memory.relearn()
-    copy = Shadow(memory)
+    sent = Fingerprints(memory)
     memory.pages.rearm()
-    send_all(memory, copy)
-    assert copy.scan(10.0) == memory.page_count
+    send_all(memory, sent)
+    assert sent.scan(10.0) == memory.page_count
     assert (asked[-1], learnt[-1]) == (16 * MIB, 16 * MIB)
 
 
 def test_untouched_memory_costs_nothing() -> None:
-    """8 GiB that nobody touched are neither scanned nor allocated, and neither is the copy."""
+    """8 GiB that nobody touched are neither scanned nor allocated."""
     memory = DeviceMemory("m", 8 << 30, mapped=True)
     memory.raw[4 << 30] = 1
     state = MigratableState("t", [memory], [])
@@ -282,11 +334,11 @@ def test_a_search_for_touched_pages_stops_in_time_and_goes_on(memory: DeviceMemo
     memory.rows[::2, 5] = 1
     assert memory.relearn(0.0) == 4096
     assert memory.pages.written_pages == 1
-    copy = Shadow(memory)
+    sent = Fingerprints(memory)
     for _ in range(1100):
-        copy.scan(0.0)
+        sent.scan(0.0)
     assert memory.pages.written_pages == 1024
     # and without the time to search, nothing that was written is missed in the end
     memory.rows[1::2, 5] = 1
-    copy.stop(0.0)
+    sent.stop(0.0)
     assert memory.pages.dirty_pages == 2048
