@@ -97,8 +97,8 @@ def _faults(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
     default="trap",
     type=click.Choice(["trap", "mmap"]),
     help="How the guest reaches the memory behind BAR2: trap sends every access here, "
-    "mmap lets the guest write to it directly; a migration then keeps a copy of the "
-    "memory and scans it for changes.",
+    "mmap lets the guest write to it directly; a migration then scans the memory for "
+    "changes.",
 )
 @click.option(
     "--initial",
