@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
 
 from vfu_dev.profile import Distribution, Profile, Value
+from vfu_dev.profile.contradictions import DIRTY_NEEDS, LENGTH_NEEDS, contradictions
 from vfu_dev.profile.kinds import CurveKind, Flag, Kind, Number, Spread, Text, WordList, Words, keys_of
-from vfu_dev.profile.model import DIRTY_KINDS, LENGTH_KINDS, Calls, Reinit
-from vfu_dev.profile.reading import DIRTY_NEEDS, LENGTH_NEEDS, PHASES, TABLES
+from vfu_dev.profile.model import DIRTY_KINDS, LENGTH_KINDS, Calls, Reads, Reinit
+from vfu_dev.profile.reading import PHASES, TABLES
 
 
 def _numbers(kind: Number) -> st.SearchStrategy[Any]:
@@ -82,10 +84,27 @@ def profiles(draw: st.DrawFn) -> Profile:
     key = keys_of(Calls)["seconds"].kind
     arcs = st.dictionaries(st.sampled_from(["RUNNING->PRE_COPY", "RESUMING->RUNNING"]), marked_values(key))
     reinit = members(Reinit, ("seconds", "bytes")).map(lambda found: Reinit(**found))
-    return Profile(
-        **draw(members(Profile)),
-        **tables,
-        source_arcs=draw(arcs),
-        destination_arcs=draw(arcs),
-        reinits=tuple(draw(st.lists(reinit, max_size=3))),
+    return agreeing(
+        Profile(
+            **draw(members(Profile)),
+            **tables,
+            source_arcs=draw(arcs),
+            destination_arcs=draw(arcs),
+            reinits=tuple(draw(st.lists(reinit, max_size=3))),
+        )
     )
+
+
+def agreeing(profile: Profile) -> Profile:
+    """Return a profile without what contradicts something else in it."""
+    for one in contradictions(profile):
+        table, _, key = one.key.partition(".")
+        if table.startswith(("reinit", "arcs")):
+            profile = replace(profile, reinits=(), source_arcs={}, destination_arcs={})
+        elif table == "reads":
+            profile = replace(profile, reads=Reads())
+        elif key == "after":
+            profile = replace(profile, dirty=replace(profile.dirty, after=None))
+        else:
+            profile = replace(profile, **{table: TABLES[table]()})
+    return profile

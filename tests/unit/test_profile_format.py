@@ -107,6 +107,119 @@ def test_a_line_without_end_does_not_hold_up_its_error() -> None:
         parse_profile("version = 1\nnot_a_key = 1\n# " + "a." * 4_000_000, "hostile")
 
 
+# --- what contradicts itself --------------------------------------------------------------------------------
+
+
+def refusal(text: str) -> str:
+    """Return what is said of a file's text; empty: it is a profile."""
+    try:
+        parse_profile("version = 1\n" + text, "it")
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+NO_PRE_COPY = "[features]\npre_copy = { measured = false }\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (NO_PRE_COPY + "[initial]\nbytes = { assumed = 1 }", "initial.bytes"),
+        (NO_PRE_COPY + "[initial]\nbytes = { at_least = 1, at_most = 2 }", "initial.bytes"),
+        (NO_PRE_COPY + "[initial]\nready_seconds = { assumed = 1 }", "initial.ready_seconds"),
+        (NO_PRE_COPY + '[dirty]\nkind = "rate"\nbytes_per_second = { assumed = 1 }', "dirty.kind"),
+        (
+            NO_PRE_COPY + '[stop_copy]\nkind = "growing"\nbytes = { assumed = 1 }\n'
+            "bytes_per_second = { assumed = 1 }",
+            "stop_copy.kind",
+        ),
+        (NO_PRE_COPY + "[reads.initial]\nseconds = { assumed = 1 }", "reads.initial"),
+        (NO_PRE_COPY + "[reads.dirty]\nbytes = { assumed = 1 }", "reads.dirty"),
+        (NO_PRE_COPY + "[[reinit]]\nseconds = { assumed = 1 }\nbytes = { assumed = 1 }", "reinit[1]"),
+        (
+            NO_PRE_COPY + '[arcs.source]\n"RUNNING->PRE_COPY" = { assumed = 1 }',
+            "arcs.source.RUNNING->PRE_COPY",
+        ),
+        (
+            "[features]\np2p = { assumed = false }\n"
+            '[arcs.destination]\n"RESUMING->RUNNING_P2P" = { assumed = 1 }',
+            "arcs.destination.RESUMING->RUNNING_P2P",
+        ),
+        (
+            "[features]\nprecopy_info_v2 = { assumed = false }\n"
+            "[[reinit]]\nseconds = { assumed = 1 }\nbytes = { assumed = 1 }",
+            "reinit[1]",
+        ),
+        (
+            "[features]\ndma_logging = { assumed = false }\n[dma_logging]\nmax_ranges = { assumed = 1 }",
+            "dma_logging.max_ranges",
+        ),
+        ('[dirty]\nkind = "none"\nafter = { assumed = "stop" }', "dirty.after"),
+        (
+            '[dirty]\nkind = "refill"\nrefill_bytes = { at_least = 3 }\nrefill_seconds = { assumed = 1 }\n'
+            "limit_bytes = { at_most = 2 }",
+            "dirty.refill_bytes",
+        ),
+        (
+            '[stop_copy]\nkind = "constant"\nbytes = { assumed = 3 }\nlimit_bytes = { assumed = 2 }',
+            "stop_copy.bytes",
+        ),
+        (
+            '[stop_copy]\nkind = "steps"\nsteps = { assumed = [[0, 1], [1, 3], [2, 1]] }\n'
+            "limit_bytes = { assumed = 2 }",
+            "stop_copy.steps",
+        ),
+        (
+            "[[reinit]]\nseconds = { assumed = 2 }\nbytes = { assumed = 1 }\n"
+            "[[reinit]]\nseconds = { assumed = 1 }\nbytes = { assumed = 1 }",
+            "reinit[2].seconds",
+        ),
+    ],
+)
+def test_what_no_device_can_do_at_once_is_refused(text: str, key: str) -> None:
+    """With line and key, and what to do about it."""
+    assert re.fullmatch(rf"it:\d+: {re.escape(key)}: .*(; .*|alone)", refusal(text))
+
+
+def test_a_value_of_which_limits_alone_are_known_contradicts_only_what_is_beyond_them() -> None:
+    limit = "limit_bytes = { at_least = 2 }\n"
+    assert not refusal('[stop_copy]\nkind = "constant"\nbytes = { assumed = 3 }\n' + limit)
+    most = "bytes = { at_most = 3 }\nlimit_bytes = { assumed = 2 }\n"
+    assert not refusal('[stop_copy]\nkind = "constant"\n' + most)
+    assert not refusal(NO_PRE_COPY + "[initial]\nbytes = { at_most = 1 }")
+    again = "[[reinit]]\nseconds = { at_most = 2 }\nbytes = { assumed = 1 }\n"
+    assert not refusal(again + again.replace("at_most = 2", "assumed = 1"))
+
+
+def test_what_is_merely_unusual_is_a_profile() -> None:
+    """Sizes that disagree, initial data of 0 bytes that takes time to load, a limit that is reached."""
+    for text in (
+        NO_PRE_COPY + "[initial]\nbytes = { assumed = 0 }\n[loading]\ninitial_seconds = { assumed = 1 }",
+        NO_PRE_COPY + '[stop_copy]\nkind = "constant"\nbytes = { assumed = 5 }',
+        '[initial]\nbytes = { assumed = 5 }\n[stop_copy]\nkind = "constant"\nbytes = { assumed = 1 }',
+        '[stop_copy]\nkind = "constant"\nbytes = { assumed = 2 }\nlimit_bytes = { assumed = 2 }',
+        "[features]\ndata_size = { assumed = false }\n[stop_copy]\ncarried_bytes = { assumed = 5 }",
+        "[features]\npre_copy = { assumed = true }\n[initial]\nbytes = { assumed = 5 }",
+        "[stop_copy]\nrunning_bytes = { assumed = 0 }\ncarried_bytes = { assumed = 5 }",
+    ):
+        assert not refusal(text)
+
+
+def test_an_error_has_all_contradictions() -> None:
+    """Each with its line; of very many, the first ones and a number."""
+    text = NO_PRE_COPY + "[initial]\nbytes = { assumed = 1 }\n" + '[dirty]\nafter = { assumed = "stop" }\n'
+    lines = refusal(text).splitlines()
+    assert lines[0] == "it: 2 contradictions:"
+    assert [line.split(": ")[:2] for line in lines[1:]] == [
+        ["  it:5", "initial.bytes"],
+        ["  it:7", "dirty.after"],
+    ]
+    event = "[[reinit]]\nseconds = { assumed = 1 }\nbytes = { assumed = 1 }\n"
+    lines = refusal(NO_PRE_COPY + event * 60).splitlines()
+    assert (len(lines), lines[-1]) == (52, "  and 10 more")
+
+
 # --- values -------------------------------------------------------------------------------------------------
 
 

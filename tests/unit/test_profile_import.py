@@ -25,7 +25,7 @@ from vfu_dev.profile import Distribution, Mark, Profile, Value, profile_text
 from vfu_dev.profile.compare import Tolerance, differences
 from vfu_dev.profile.from_qemu import MAX_DEVICES
 from vfu_dev.profile.importing import Wanted, import_profile
-from vfu_dev.profile.model import Migration
+from vfu_dev.profile.model import DmaLogging, Migration
 from vfu_dev.profile.session import PHASES
 from vfu_dev.qemu_events import EVENTS
 from vfu_dev.qemu_trace import read_log, read_simple, split_line
@@ -552,6 +552,21 @@ def test_a_log_that_goes_on_with_the_next_qemu_has_no_arc_from_one_to_the_other(
         assert profile.recorded.completed == 1 + (before is first)
         assert profile.recorded.precopy_bytes == plain.recorded.precopy_bytes
         assert notes == []
+
+
+def test_ranges_of_another_device_are_none_of_one_without_a_log(imported: Import) -> None:
+    """The event of DMA_LOGGING_START names no device; the one that announces no log has none."""
+    announced: Event = (90.0, "vfio_migration_init", (7, 0, 0))
+    ranges = "2026-11-26T10:01:35.000000Z vfio_device_dirty_tracking_start nr_ranges 2 32:[0x0 - 0x1], " + (
+        "64:[0x0 - 0x0], pci64:[0x0 - 0x0]\n"
+    )
+    trace = lines(chain([announced], move()), form="11.1")
+    assert imported(
+        ranges + trace.replace("dirty_pages_supported 0", "dirty_pages_supported 1")
+    ).dma_logging != (DmaLogging())
+    without = imported(ranges + trace)
+    assert without.features.dma_logging == Value.measured(False)
+    assert without.dma_logging == DmaLogging()
 
 
 def test_a_call_in_which_the_clock_is_set_back_has_no_time(imported: Import) -> None:

@@ -2,6 +2,7 @@
 
 model.py      the classes, `Profile` first; values.py: marks, distributions; kinds.py: kinds of values
 reading.py    from a TOML file, with line and key in errors; writing.py: into one
+contradictions.py  what cannot be true at once
 importing.py  from traces: from_qemu.py and from_calls.py tell a History (history.py, session.py, tally.py)
               what happened, build.py makes the profile of it
 compare.py    where two differ; fit.py: parameters for what was recorded; show.py: for people; keys.py: by key

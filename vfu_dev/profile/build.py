@@ -64,12 +64,13 @@ def build(observed: Observed, name: str, migration: Migration, about: str | None
     what = {"log": "QEMU's log", "simple": "QEMU's simple trace", "calls": "vfu-dev profile record"}[
         observed.format
     ]
+    features = _features(observed)
     return Profile(
         name=name,
         origin="recorded",
         source=f"{what}, {' and '.join(sides)}",
         about=about,
-        features=_features(observed),
+        features=features,
         initial=_initial(one),
         dirty=_dirty(one, observed),
         stop_copy=_stop_copy(source, one, observed),
@@ -81,7 +82,7 @@ def build(observed: Observed, name: str, migration: Migration, about: str | None
         destination_arcs=_arcs(destination, "destination"),
         loading=_loading(destination),
         reinits=_reinits(one),
-        dma_logging=_dma_logging(observed),
+        dma_logging=_dma_logging(observed, features),
         migration=migration,
         recorded=_recorded(observed, one),
     )
@@ -257,7 +258,9 @@ def _reinits(one: Outgoing | None) -> tuple[Reinit, ...]:
     return tuple(found)
 
 
-def _dma_logging(observed: Observed) -> DmaLogging:
+def _dma_logging(observed: Observed, features: Features) -> DmaLogging:
+    if features.dma_logging == Value.measured(False):
+        return DmaLogging()  # what the trace has is another device's: its event names none
     ranges: Value[int] | None = None
     if observed.ranges_refused is not None:
         ranges = Value.bounded(at_least=observed.ranges or None, at_most=observed.ranges_refused - 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vfu_dev.errors import ConfigError, nearest, written
+from vfu_dev.profile.contradictions import contradictions
 from vfu_dev.profile.kinds import SECONDS_SPREAD, Key, keys_of, marked
 from vfu_dev.profile.model import (
     FORMAT_VERSION,
@@ -38,6 +38,7 @@ T = TypeVar("T")
 
 MAX_FILE_BYTES = 8 << 20
 MAX_REINITS = 1000
+_MAX_CONTRADICTIONS = 50  # lines of an error
 
 # Tables of one class each; `arcs` and `reinit` have forms of their own.
 TABLES: dict[str, Any] = {
@@ -55,21 +56,6 @@ TABLES: dict[str, Any] = {
     "recorded": Recorded,
 }
 SIDES = ("source", "destination")
-
-# What a kind needs; a profile that has the kind and not this says nothing that could be replayed.
-DIRTY_NEEDS = {
-    "none": (),
-    "rate": ("bytes_per_second",),
-    "steps": ("steps",),
-    "curve": ("curve",),
-    "refill": ("refill_bytes", "refill_seconds"),
-}
-LENGTH_NEEDS = {
-    "constant": ("bytes",),
-    "following": ("extra_bytes",),
-    "growing": ("bytes", "bytes_per_second"),
-    "steps": ("steps",),
-}
 
 
 def read_profile(path: str | Path) -> Profile:
@@ -111,10 +97,7 @@ def parse_profile(text: str, name: str) -> Profile:
     for side in SIDES:
         members[f"{side}_arcs"] = _arcs(source, f"arcs.{side}", arcs.get(side, {}))
     members["reinits"] = _reinits(source, raw.get("reinit", []))
-    profile = Profile(**members)
-    _whole(source, "dirty", profile.dirty, DIRTY_NEEDS)
-    _whole(source, "stop_copy", profile.stop_copy, LENGTH_NEEDS)
-    return profile
+    return _agreeing(source, Profile(**members))
 
 
 def _table(source: Source, at: str, value: Any, cls: Any) -> Any:
@@ -207,16 +190,15 @@ def _known(source: Source, at: str, table: Mapping[str, Any], names: Any) -> Non
             raise source.error(f"{at}.{key}" if at else key, f"no such key; {hint}")
 
 
-def _whole(source: Source, at: str, table: Any, needs: Mapping[str, tuple[str, ...]]) -> None:
-    """Find out whether a table has what its kind needs, and nothing of another kind."""
-    every = {name for names in needs.values() for name in names}
-    if table.kind is None:
-        if stray := next((name for name in every if getattr(table, name) is not None), None):
-            raise source.error(f"{at}.{stray}", f"needs {at}.kind, one of {', '.join(needs)}")
-        return
-    for name in needs[table.kind]:
-        if getattr(table, name) is None:
-            raise source.error(f"{at}.kind", f"{table.kind} needs {at}.{name}")
-    for name in sorted(every - set(needs[table.kind])):
-        if getattr(table, name) is not None:
-            raise source.error(f"{at}.{name}", f"does not go with kind = {json.dumps(table.kind)}")
+def _agreeing(source: Source, profile: Profile) -> Profile:
+    """Return `profile`. Raises: ConfigError: it contradicts itself; says everywhere where it does."""
+    found = contradictions(profile)
+    lines = [str(source.error(one.key, one.text)) for one in found[:_MAX_CONTRADICTIONS]]
+    if len(found) == 1:
+        raise ConfigError(lines[0])
+    if found:
+        if more := len(found) - len(lines):
+            lines.append(f"and {more} more")
+        head = f"{source.name}: {len(found)} contradictions:"
+        raise ConfigError("\n  ".join([head, *lines]))
+    return profile
