@@ -21,6 +21,7 @@ OLDEST: Release = (10, 0)
 class Kind(StrEnum):
     """What an event tells. Sizes are bytes: `initial`, `dirty`, `stop_copy`."""
 
+    REALIZE = "realize"  # QEMU has the device from now on, in RUNNING
     STATE = "state"  # QEMU asks for a migration state
     DEVICE_STATE = "device-state"  # the same again, one step above
     VM_STATE = "vm-state"  # the VM stops or runs on, and the device has followed it to `state`
@@ -270,6 +271,7 @@ EVENTS = (
     Event("vfio_load_state_device_buffer_load_start", Kind.BUFFER_LOAD_START, *_BUFFER),
     Event("vfio_load_state_device_buffer_load_end", Kind.BUFFER_LOAD_END, *_BUFFER),
     Event("vfio_load_state_device_buffer_end", Kind.BUFFERS_END),
+    Event("vfio_migration_realize", Kind.REALIZE),
     Event(
         "vfio_migration_init",
         Kind.FEATURES,

@@ -554,6 +554,26 @@ def test_a_log_that_goes_on_with_the_next_qemu_has_no_arc_from_one_to_the_other(
         assert notes == []
 
 
+@pytest.mark.parametrize("form", ["8.2", "10.0", "11.1"])
+def test_a_cold_start_of_the_next_qemu_is_no_arc_of_the_one_before(imported: Import, form: str) -> None:
+    """Its device begins in RUNNING; the VM starts by way of RUNNING_P2P, which nobody reached from STOP."""
+    away = lines(move(), form=form)
+    started: list[Event] = []
+    for at, state in ((200.0, "RUNNING_P2P"), (200.1, "RUNNING")):
+        started.append((at, "vfio_migration_set_state", (state, "ERROR")))
+        started.append((at + 0.05, "vfio_migration_set_device_state", (state,)))
+    born: list[Event] = [(199.0, "vfio_migration_realize", ())]
+    assert imported(away + lines(iter(born + started), form=form)) == imported(away)
+    # The same QEMU, whose VM runs on here after all.
+    arcs = imported(away + lines(iter(started), form=form)).source_arcs
+    assert {"STOP->RUNNING_P2P", "RUNNING_P2P->RUNNING"} <= set(arcs)
+    # A QEMU that was ended while it migrated.
+    cut = away[: away.index("vfio_save_block")].rpartition("\n")[0] + "\n"
+    profile = imported(cut + lines(iter(born + started), form=form) + away)
+    assert profile.source_arcs.keys() == imported(away).source_arcs.keys()
+    assert (profile.recorded.migrations, profile.recorded.completed) == (2, 1)
+
+
 def test_ranges_of_another_device_are_none_of_one_without_a_log(imported: Import) -> None:
     """The event of DMA_LOGGING_START names no device; the one that announces no log has none."""
     announced: Event = (90.0, "vfio_migration_init", (7, 0, 0))

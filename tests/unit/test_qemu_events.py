@@ -123,7 +123,7 @@ def test_one_event_of_11_1_is_two_kinds(exact: int, kind: Kind) -> None:
 
 
 def test_an_event_that_is_not_in_the_table_has_no_kind() -> None:
-    assert read("vfio_migration_realize", "") == (None, {})
+    assert read("vfio_region_setup", "") == (None, {})
     assert read("vfio_save_iterate", "some other text") == (None, {})
     assert read("vfio_save_cleanup", "some other text") == (None, {})
 
@@ -150,7 +150,7 @@ def test_reports_without_kinds_are_read_by_name() -> None:
     """As those of earlier versions are."""
     assert kind_of({"event": "vfio_state_pending_exact"}) == "pending-exact"
     assert kind_of({"event": "vfio_state_pending", "kind": "pending-estimate"}) == "pending-estimate"
-    assert kind_of({"event": "vfio_migration_realize"}) is None
+    assert kind_of({"event": "vfio_region_setup"}) is None
 
 
 def test_every_conversion_has_a_field() -> None:

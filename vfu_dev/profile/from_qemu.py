@@ -132,6 +132,11 @@ class QemuReader:
                 f"{shown(event.device)} sends and receives at once: two QEMUs wrote this; take it apart",
             )
         match event.kind:
+            case Kind.REALIZE:
+                # What the log has before is another QEMU's, whose device this one does not go on with.
+                device.asked = None
+                device.forget_times()
+                history.start()
             case Kind.STATE:
                 target = _state(event)
                 _asked(device, target, at)

@@ -106,6 +106,7 @@ class History:
         """The device is as it is at the start of a client, or after a reset: what was under way is over."""
         self.end_outgoing()
         self.end_incoming()
+        self._side = None
         self.state = DeviceState.RUNNING
 
     def reached(self, target: DeviceState, at: float | None, took: Duration) -> None:
