@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
@@ -17,6 +18,7 @@ from schemakit import conforms
 
 from vfu_dev.bench import figures, limits
 from vfu_dev.bench.figures import Effort, Figure, figure, in_turns, percentiles
+from vfu_dev.bench.front_ends import Machine
 from vfu_dev.bench.limits import LIMITS, Limit
 from vfu_dev.bench.machine import OtherWork
 from vfu_dev.bench.peers import ARTIFACTS, Bench
@@ -25,6 +27,7 @@ from vfu_dev.bench.run import CASES, FIGURES
 from vfu_dev.builds import BuildError, artifact
 from vfu_dev.cli.bench import command
 from vfu_dev.uapi import DeviceState
+from vfu_dev.vm.monitor import Monitor
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "bench.md"
 
@@ -34,6 +37,34 @@ def test_both_sides_are_first_in_turns() -> None:
     pairs = in_turns(4, lambda: order.append("ours") or 1, lambda: order.append("peer") or 2)  # type: ignore[func-returns-value]
     assert pairs == [(1, 2)] * 4
     assert order == ["ours", "peer", "peer", "ours"] * 2
+
+
+class AnHourEarlier(Monitor):
+    """A QEMU that loads at once, and whose clock was set back since."""
+
+    async def execute(self, command: str, **_: object) -> None:
+        """Say that all is loaded."""
+        assert command == "migrate-incoming"
+        event = {"time": time.time() - 3600, "event": "MIGRATION", "data": {"status": "completed"}}
+        self.events.append(event)
+
+
+class Loading(Machine):
+    """With a QEMU that is none."""
+
+    def __init__(self, qemu: Monitor) -> None:
+        self.qemu = qemu  # type: ignore[assignment]
+
+
+def test_a_clock_that_is_set_does_not_change_what_loading_took(tmp_path: Path) -> None:
+    """QEMU's events carry the time of day; how long it took is of one clock that nobody sets."""
+
+    async def loaded() -> float:
+        return await Loading(AnHourEarlier("vm", tmp_path / "qmp")).load("file:vm", 1 << 30)
+
+    began = time.monotonic()
+    rate = asyncio.run(loaded())
+    assert rate >= 1024 / (time.monotonic() - began)
 
 
 def test_memory_is_touched_before_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
