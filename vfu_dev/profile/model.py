@@ -64,7 +64,10 @@ class Initial:
     bytes: Annotated[Value[int] | None, marked(BYTES, "initial_bytes when PRE_COPY is entered")] = None
     ready_seconds: Annotated[
         Value[float] | None,
-        marked(SECONDS, "time in PRE_COPY until initial data can be read; a read before it says ENOMSG"),
+        marked(
+            SECONDS,
+            "time in PRE_COPY until initial data can be read; a read before it finds nothing (ENOMSG)",
+        ),
     ] = None
 
 

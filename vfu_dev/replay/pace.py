@@ -220,8 +220,6 @@ class PacedCallbacks:
         saving, overshot = self._sessions.saving, self._sessions.overshoot_bytes
         if saving is None:
             return time.monotonic(), "dirty", overshot
-        if not saving.ready:
-            raise UnavailableError("has no initial data yet", errno.ENOMSG)
         return time.monotonic(), saving.phase, overshot
 
     def _after_read(self, before: tuple[float, Phase, int], stored: int) -> None:

@@ -100,7 +100,7 @@ class ReplaySave:
 
     @property
     def ready(self) -> bool:
-        """Whether initial data can be read yet."""
+        """Whether initial data can be read yet; a read before it has none (VFIO: ENOMSG)."""
         return self.stopped or self.seconds >= known(self._profile.initial.ready_seconds)
 
     @property
@@ -166,6 +166,8 @@ class ReplaySave:
     def read(self, max_bytes: int) -> tuple[Vectors, int]:
         """Return the next bytes, as many as a read of the profile has, `max_bytes` at most."""
         self._alive = []
+        if not self.ready:
+            return self._done([])
         phase = self.phase
         info = self.info()
         want = self._want(phase, max_bytes)
