@@ -18,11 +18,10 @@
  */
 
 #include <poll.h>
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <string.h>
 #include <sys/types.h>
+
+#include "pages.h"
 
 /*
  * XXH3 prefetches what is that far ahead of where it reads. The processor's own
@@ -35,19 +34,6 @@ static __thread ptrdiff_t prefetch_distance;
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-#define EXPORT __attribute__((visibility("default")))
-
-/*
- * Pages in a memory of @count pages of @size bytes each.
- *
- * @list names the pages, in order; without it they are the first ones.
- */
-struct pages {
-    uint8_t *base;
-    size_t size;
-    size_t count;
-    const int64_t *list;
-};
 
 static uint8_t *
 page_at(const struct pages *pages, size_t number)
@@ -56,38 +42,6 @@ page_at(const struct pages *pages, size_t number)
 
     return pages->base + page * pages->size;
 }
-
-/* A page has one fingerprint, or if it is larger than this one for each block. */
-#define MAX_BLOCK_BYTES 4096
-
-struct fingerprint {
-    uint64_t sums[2];
-};
-
-/* The bytes are random; @zeros is the fingerprint that they give a block of zeros. */
-struct key {
-    struct fingerprint zeros;
-    uint8_t bytes[MAX_BLOCK_BYTES + sizeof(uint64_t)];
-};
-
-/*
- * What is done to pages: copied from @source to @target, if there is one, and hashed.
- *
- * The hash is that of the copy, or with @as_is, where somebody else may write to the
- * copy, that of the page. With @scratch somebody else may write to either: a page is
- * copied there, hashed, and copied on. With @key, @fingerprints, which are in the
- * order of the memory that @source is of, get those of what was hashed.
- */
-struct job {
-    struct pages source;
-    struct pages target;
-    bool as_is;
-    uint8_t *scratch;
-    uint64_t zero_hash;
-    uint64_t *hashes;
-    const struct key *key;
-    struct fingerprint *fingerprints;
-};
 
 /* A comparison of pages with their fingerprints, see vfu_changed_pages(). */
 struct scan {
@@ -272,8 +226,7 @@ changed_pages(struct scan *scan, size_t first, size_t end)
 #define BEST(function) function##_any
 #endif
 
-/* Whether all of the @n pages that @list names are there. */
-static bool
+bool
 are_there(const int64_t *list, size_t n, size_t count)
 {
     size_t i;
@@ -289,15 +242,18 @@ are_there(const int64_t *list, size_t n, size_t count)
     return true;
 }
 
-/* How many pages are copied between two looks at a file descriptor: 128 KiB, some 7 us. */
-#define STEP(size) ((size) >= 128U << 10 ? 1 : (128U << 10) / (size))
-
-static bool
+bool
 can_read(int fd)
 {
     struct pollfd pollfd = { fd, POLLIN, 0 };
 
     return poll(&pollfd, 1, 0) > 0;
+}
+
+void
+work_on(const struct job *job, size_t n)
+{
+    BEST(copy_pages)(job, 0, n);
 }
 
 static bool
@@ -348,23 +304,21 @@ do_job(const struct job *job, size_t n, int fd)
 
 /*
  * Copy @n pages and hash the copies, or hash them where they are if there is no
- * @to, or with @as_is. @zero_hash is that of a page of zeros. @fd and what is returned:
- * see do_job().
+ * @to. @zero_hash is that of a page of zeros. What is returned: see do_job().
  */
 EXPORT ssize_t
 vfu_copy_pages(const uint8_t *from, const int64_t *from_list, size_t from_count,
-               uint8_t *to, const int64_t *to_list, size_t to_count, bool as_is,
-               size_t size, size_t n, uint64_t zero_hash, uint64_t *hashes, int fd)
+               uint8_t *to, const int64_t *to_list, size_t to_count,
+               size_t size, size_t n, uint64_t zero_hash, uint64_t *hashes)
 {
     const struct job job = {
         .source = { (uint8_t *)from, size, from_count, from_list },
         .target = { to, size, to_count, to_list },
-        .as_is = as_is,
         .zero_hash = zero_hash,
         .hashes = hashes,
     };
 
-    return do_job(&job, n, fd);
+    return do_job(&job, n, -1);
 }
 
 /*
@@ -426,11 +380,6 @@ vfu_changed_pages(const uint8_t *base, size_t size, const struct key *key,
     return found;
 }
 
-/* An address and a length, as in struct iovec. */
-struct vector {
-    uint64_t address;
-    uint64_t size;
-};
 
 /* Copy what @n vectors refer to, one behind the other. */
 EXPORT void

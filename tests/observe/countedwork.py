@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vfu_dev.device import Device, Region
-from vfu_dev.memory import kernels
+from vfu_dev.memory import kernels, sending
 from vfu_dev.memory.pages import PageMap
 from vfu_dev.migration.sampler import Sampler
 
@@ -63,13 +63,24 @@ def _count_in(path: str) -> None:
 
         return call
 
+    def begun(stored: int, record: sending.Record, *_: Any) -> int:
+        """Return of how many pages a call handed out the first byte."""
+        struct = record.struct
+        end = struct.at - struct.first_size
+        first, last = (min(struct.n, -(-max(0, at) // max(1, struct.size))) for at in (end - stored, end))
+        return last - first
+
     functions = {
         kernels.hash_pages: counted("hashed", kernels.hash_pages, lambda _, rows, pages: len(pages)),
         kernels.zero_pages: counted("classified", kernels.zero_pages, lambda _, rows, pages: len(pages)),
         kernels.fingerprint_pages: counted(
             "gathered", kernels.fingerprint_pages, lambda hashes, *_: len(hashes)
         ),
-        kernels.send_pages: counted("hashed", kernels.send_pages, lambda hashes, *_: len(hashes)),
+        sending.send: counted(
+            "hashed",
+            counted("gathered", sending.send, lambda *call: begun(*call) if call[1].fingerprints else 0),
+            lambda *call: 0 if call[1].fingerprints else begun(*call),
+        ),
         kernels.changed_pages: counted("compared", kernels.changed_pages, lambda result, *_: result[1]),
     }
     for module in [module for name, module in sys.modules.items() if name.startswith("vfu_dev.")]:

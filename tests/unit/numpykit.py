@@ -1,10 +1,12 @@
 """What the kernels do, in numpy and Python: slower, and plain to see. Tests compare the kernels with it.
 
-The functions have the names, arguments and results of those in `vfu_dev.memory.kernels`.
+The functions have the names, arguments and results of those in `vfu_dev.memory.kernels` and
+`vfu_dev.memory.sending`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 
 import numpy as np
@@ -14,6 +16,7 @@ import xxhash
 
 from vfu_dev.memory.kernels import MAX_BLOCK_BYTES, Fingerprints, Hashes, Key, Pages, Target
 from vfu_dev.memory.pages import CODE_CLEAN, CODE_DATA, PageIndices
+from vfu_dev.memory.sending import SENT_CODE, Record, Reply
 
 
 def _inside(indices: PageIndices, page_count: int) -> None:
@@ -31,10 +34,56 @@ def hash_pages(pages: Pages, indices: PageIndices) -> Hashes:
     return _hash(pages[indices])
 
 
-def send_pages(pages: Pages, indices: PageIndices, out: Pages, fd: int = -1) -> Hashes:
-    _inside(indices, len(pages))
-    out[: len(indices)] = pages[indices]
-    return _hash(pages[indices])
+def begin(record: Record, header: bytes, seed: int) -> None:
+    _inside(record.taken, len(record.rows))
+    first = header + record.taken.astype("<u4").tobytes()
+    record.covered[: len(first)] = np.frombuffer(first, dtype=np.uint8)
+    for name, value in {
+        "first_size": len(first),
+        "n": len(record.taken),
+        "last_size": 8,
+        "seed": seed,
+    }.items():
+        setattr(record.struct, name, value)
+    record.struct.at = record.struct.done = record.struct.again_n = 0
+
+
+def send(record: Record, reply: Reply, room: int, out: int = 0, fd: int = -1) -> int:
+    """Hand out one byte sequence, whichever way: a page that is split waits in `parts`."""
+    struct, size = record.struct, record.rows.shape[1]
+    first, pages_end = struct.first_size, struct.first_size + struct.n * size
+    found = [record.covered[:first][struct.at :][:room].tobytes()]
+    at = struct.at + len(found[0])
+    while first <= at < pages_end and (left := room - sum(map(len, found))):
+        number, inside = divmod(at - first, size)
+        if number == struct.done:
+            page = record.taken[number]
+            record.parts[:] = record.rows[page]
+            record.hashes[page] = _hash(record.rows[page : page + 1])[0]
+            record.covered[first + 8 * number :][:8] = np.frombuffer(record.hashes[page].tobytes(), np.uint8)
+            if (prints := record.fingerprints) is not None:
+                prints.sent[page] = _fingerprint(record.rows[page : page + 1], prints.key)[0]
+            if page not in record.again:
+                record.codes[page] = SENT_CODE
+            struct.done += 1
+        found.append(record.parts[0, inside:][:left].tobytes())
+        at += len(found[-1])
+    if at >= pages_end and struct.last_size:
+        covered = record.covered[: first + 8 * struct.n].tobytes()
+        checksum = xxhash.xxh3_64_intdigest(covered, struct.seed).to_bytes(8, "little")
+        record.covered[-8:] = np.frombuffer(checksum, dtype=np.uint8)
+        found.append(checksum[at - pages_end :][: room - sum(map(len, found))])
+    data = np.frombuffer(b"".join(found), dtype=np.uint8).copy()
+    struct.at += len(data)
+    if out:
+        ctypes.memmove(out, data.tobytes(), len(data))
+    else:
+        if reply.struct.n == len(reply.room):
+            reply.grow(room)
+        reply.alive.append(data)
+        reply.room[reply.struct.n] = data.__array_interface__["data"][0], len(data)
+        reply.struct.n += 1
+    return len(data)
 
 
 def zero_pages(pages: Pages, indices: PageIndices) -> npt.NDArray[np.bool_]:
@@ -117,7 +166,8 @@ USES = {
     "vfu_dev.memory.device_memory": ("zero_pages",),
     "vfu_dev.memory.fingerprints": ("changed_pages", "fingerprint_pages"),
     "vfu_dev.migration.audit": ("hash_pages",),
-    "vfu_dev.migration.plan": ("hash_pages", "send_pages"),
+    "vfu_dev.memory.sending": ("begin",),
+    "vfu_dev.migration.outgoing": ("send",),
     "vfu_dev.migration.resume": ("Arriving",),
 }
 
@@ -127,5 +177,5 @@ def use_numpy(patch: pytest.MonkeyPatch) -> None:
     for name, functions in USES.items():
         module = importlib.import_module(name)
         for function in functions:
-            assert getattr(module, function).__module__ == "vfu_dev.memory.kernels"
+            assert getattr(module, function).__module__.startswith("vfu_dev.memory.")
             patch.setattr(module, function, globals()[function])

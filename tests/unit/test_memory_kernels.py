@@ -14,14 +14,15 @@ import numpy as np
 import numpykit
 import pytest
 from hypothesis import given
+from sanitizerkit import run_script, run_tests, sanitized
 
-from vfu_dev.builds import BuildError, artifact
 from vfu_dev.builds.native import native_dir
 from vfu_dev.memory import DeviceMemory, fold_hashes, kernels
 from vfu_dev.memory.pages import CODE_CLEAN, CODE_DIRTY
 
 PAGES = 40
 SIZES = st.sampled_from([64, 128, 256, 4096, 65536])
+TESTS = (Path(__file__), Path(__file__).with_name("test_memory_arriving.py"))
 LISTS = st.lists(st.integers(0, PAGES - 1), max_size=PAGES)
 
 
@@ -57,15 +58,6 @@ def test_hashes_and_zeros_are_those_of_the_twin(seed: int, size: int, chosen: li
     pages, indices = some_pages(seed, size), np.array(chosen, dtype=np.intp)
     for name in ("hash_pages", "zero_pages"):
         assert same(*both(name, pages, indices))
-
-
-@given(st.integers(0, 2**32), SIZES, LISTS)
-def test_copies_and_their_hashes_are_those_of_the_twin(seed: int, size: int, chosen: list[int]) -> None:
-    pages = some_pages(seed, size)
-    indices = np.array(chosen, dtype=np.intp)
-    assert same(
-        *both("send_pages", pages, indices, some_pages(seed + 2, size)[:1].repeat(len(indices), axis=0))
-    )
 
 
 def fingerprints_of(pages: kernels.Pages, key: kernels.Key) -> kernels.Fingerprints:
@@ -159,7 +151,6 @@ def test_a_page_that_is_not_there_is_refused_and_nothing_is_touched(module: Any,
         lambda: module.hash_pages(pages, indices),
         lambda: module.zero_pages(pages, indices),
         lambda: module.fingerprint_pages(pages, indices, out, key, fingerprints),
-        lambda: module.send_pages(pages, indices, out),
     ]
     for call in calls:
         with pytest.raises(IndexError):
@@ -209,15 +200,6 @@ def test_kernels_that_are_none_are_named_with_what_to_do(tmp_path: Path) -> None
     assert "run: vfu-dev build vfu-kernels" in done.stderr
 
 
-def run_tests(library: Path, **variables: str) -> None:
-    """Run these tests, and those of pages that arrive, once more, in a process with these kernels."""
-    files = [__file__, str(Path(__file__).with_name("test_memory_arriving.py"))]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files]
-    environment = os.environ | {"VFU_DEV_KERNELS": str(library)} | variables
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_the_kernels_pass_on_a_processor_without_avx2(tmp_path: Path) -> None:
     """And the tests above would have noticed another result: each of them has a twin."""
     if os.environ.get("VFU_DEV_KERNELS"):
@@ -230,26 +212,18 @@ def test_the_kernels_pass_on_a_processor_without_avx2(tmp_path: Path) -> None:
     assert "changed_pages_any" in symbols
     assert "store_any" in symbols
     assert "avx2" not in symbols
-    run_tests(library)
+    for file in TESTS:
+        done = run_tests(file, os.environ | {"VFU_DEV_KERNELS": str(library)})
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_kernels_pass_with_sanitizers() -> None:
-    """With ASan and UBSan, of which one that reads too far ends it."""
-    if os.environ.get("VFU_DEV_KERNELS"):
+    """The tests above, and those of pages that arrive, with ASan and UBSan, which end what reads too far."""
+    if (environment := sanitized()) is None:
         return  # this is that process
-    try:
-        library = artifact("vfu-kernels-asan", build=True)
-    except BuildError as error:
-        pytest.skip(str(error))
-    runtime = subprocess.run(
-        ["cc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    variables = {
-        "LD_PRELOAD": runtime,
-        "ASAN_OPTIONS": "detect_leaks=0,abort_on_error=0",
-        "PYTHONMALLOC": "malloc",
-    }
-    run_tests(library, **variables)
+    for file in TESTS:
+        done = run_tests(file, environment)
+        assert done.returncode == 0, done.stdout + done.stderr
     # And they would have noticed: the same library, asked to read one byte past what was allocated.
     short = (
         "import numpy as np; from vfu_dev.memory import kernels; "
@@ -258,30 +232,4 @@ def test_the_kernels_pass_with_sanitizers() -> None:
     hashed = "kernels.hash_pages(short, np.array([1]))"
     stored = "kernels.Arriving(64, np.array([0]), np.zeros(1, np.uint64), None).store(memoryview(short[1]))"
     for script in (hashed, stored):
-        done = subprocess.run(
-            [sys.executable, "-c", short + script],
-            env=os.environ | {"VFU_DEV_KERNELS": str(library)} | variables,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert "heap-buffer-overflow" in done.stderr
-
-
-@pytest.mark.parametrize("waiting", [False, True])
-def test_who_waits_ends_a_copy_early_but_not_before_its_first_pages(waiting: bool) -> None:
-    pages = np.random.default_rng(1).integers(0, 256, (256, 4096), dtype=np.uint8)
-    out = np.zeros_like(pages)
-    reader, writer = os.pipe()
-    try:
-        if waiting:
-            os.write(writer, b"!")
-        hashes = kernels.send_pages(pages, np.arange(len(pages)), out, reader)
-    finally:
-        os.close(reader)
-        os.close(writer)
-    count = len(hashes)
-    assert (0 < count < len(pages)) if waiting else count == len(pages)
-    assert (out[:count] == pages[:count]).all()
-    assert not out[count:].any()
-    assert (hashes == kernels.hash_pages(pages, np.arange(count))).all()
+        assert "heap-buffer-overflow" in run_script(short + script, environment).stderr

@@ -272,11 +272,10 @@ def test_a_read_that_fails_in_pre_copy_refuses_stop_copy() -> None:
     """The arc is refused with the reason, the device stays where it is, and a second try works."""
     box = filled()
     box.migration.set_state(S.PRE_COPY)
-    rows, box.memories[0].rows = box.memories[0].rows, None  # type: ignore[assignment]
-    raw, box.memories[0].raw = box.memories[0].raw, None  # type: ignore[assignment]
+    pages, box.memories[0].pages = box.memories[0].pages, None  # type: ignore[assignment]
     with pytest.raises(AttributeError):
         box.read(1 << 20)
-    box.memories[0].rows, box.memories[0].raw = rows, raw
+    box.memories[0].pages = pages
     with pytest.raises(StateError, match="failed already: AttributeError"):
         box.migration.set_state(S.STOP_COPY)
     assert box.migration.state in (S.PRE_COPY, S.PRE_COPY_P2P)

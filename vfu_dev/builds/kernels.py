@@ -28,6 +28,7 @@ _VARIANTS = {"x86_64": (("any", ()), ("avx2", ("-mavx2", "-DVFU_AVX2")))}.get(
 # Object, source, and what the compiler needs beside the flags of all.
 _OBJECTS = (
     *((name, "kernels.c", flags) for name, flags in _VARIANTS),
+    ("send", "send.c", ()),
     *((f"store-{name}", "store.c", flags) for name, flags in _VARIANTS),
 )
 

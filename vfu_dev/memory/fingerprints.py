@@ -53,6 +53,8 @@ class Fingerprints:
     Args:    memory: mapped by a client. Its page map says what is clean; changed pages are marked in it.
 
     Attributes:
+        key: random, of this session.
+        sent: the fingerprints, shape (page_count, 2 for each block of a page) uint64.
         settled: the device is stopped and every page was scanned since: no further changes exist.
         expected_pages: estimated number of changed pages in the part that the last scan did not reach, if it
             is like the part scanned; 0 when all was scanned.
@@ -61,9 +63,8 @@ class Fingerprints:
     def __init__(self, memory: DeviceMemory) -> None:
         self._memory = memory
         size = memory.page_size_bytes
-        self._key = random_key(size)
-        self._sent = np.zeros((memory.page_count, 2 * max(1, size // MAX_BLOCK_BYTES)), dtype=np.uint64)
-        self._scratch = np.empty(size, dtype=np.uint8)
+        self.key = random_key(size)
+        self.sent = np.zeros((memory.page_count, 2 * max(1, size // MAX_BLOCK_BYTES)), dtype=np.uint64)
         self._chunk_pages = max(1, SCAN_CHUNK_BYTES // size)
         self._chunk_bytes = self._chunk_pages * size  # more, where one page has more
         # Where a search for pages that got backing store goes on, and what was in use when it began.
@@ -76,19 +77,11 @@ class Fingerprints:
 
     def copy_out(self, indices: PageIndices, out: Pages) -> Hashes:
         """Copy the pages `indices` as they are now to the rows of `out`, to be sent; return their hashes."""
-        return fingerprint_pages(self._memory.rows, indices, out, self._key, self._sent)
-
-    def copy_to_shared(self, indices: PageIndices, out: Pages, fd: int = -1) -> Hashes:
-        """Do the same where others may write to `out`.
-
-        Args:    fd: where something to be read ends it early, but not before the first page; -1: nowhere.
-        Returns: the hashes of those that were copied, shape (k,), k <= n.
-        """
-        return fingerprint_pages(self._memory.rows, indices, out, self._key, self._sent, self._scratch, fd)
+        return fingerprint_pages(self._memory.rows, indices, out, self.key, self.sent)
 
     def sent_zeros(self, indices: PageIndices) -> None:
         """Note that the pages `indices` are sent as zeros; what the guest writes meanwhile will be found."""
-        self._sent[indices] = 0
+        self.sent[indices] = 0
 
     def stop(self, budget_seconds: float) -> None:
         """Note that there are no writes from now on: one more scan of everything is the last."""
@@ -158,7 +151,7 @@ class Fingerprints:
         """Return the clean pages of `chunk` that changed, and how many clean pages it has; any thread."""
         memory, start = self._memory, chunk * self._chunk_pages
         end = start + self._chunk_pages
-        return changed_pages(memory.rows, self._key, self._sent, memory.pages.codes, start, end)
+        return changed_pages(memory.rows, self.key, self.sent, memory.pages.codes, start, end)
 
 
 class _Pace:

@@ -1,7 +1,7 @@
 """Work on many pages at once, in C: native/kernels, which touches every byte of memory once.
 
-Beside libvfio_user the only module that uses ctypes. The functions take numpy arrays; the tests compare each
-with an implementation in numpy. The pages of a memory are a 2-D array, shape (page_count,
+Beside libvfio_user and `sending` the only module that uses ctypes. The functions take numpy arrays; the tests
+compare each with an implementation in numpy. The pages of a memory are a 2-D array, shape (page_count,
 page_size_bytes) uint8, and page indices have shape (n,).
 
 A page's hash is its xxh3 exclusive-or that of a page of zeros. So a page of zeros has hash 0, and the
@@ -17,7 +17,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from ctypes import c_bool, c_int, c_size_t, c_ssize_t, c_uint8, c_uint64, c_void_p
+from ctypes import c_char_p, c_int, c_size_t, c_ssize_t, c_uint8, c_uint64, c_void_p
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -46,8 +46,8 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         c_ssize_t,
         (
             *(c_void_p, c_void_p, c_size_t),
-            *(c_void_p, c_void_p, c_size_t, c_bool),
-            *(c_size_t, c_size_t, c_uint64, c_void_p, c_int),
+            *(c_void_p, c_void_p, c_size_t),
+            *(c_size_t, c_size_t, c_uint64, c_void_p),
         ),
     ),
     "vfu_zero_pages": (c_int, (c_void_p, c_size_t, c_size_t, c_void_p, c_size_t, c_void_p)),
@@ -70,6 +70,11 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     ),
     "vfu_store_pages": (c_int, (c_void_p, c_void_p, c_size_t)),
     "vfu_join_vectors": (None, (c_void_p, c_size_t, c_void_p)),
+    "vfu_begin_record": (
+        c_int,
+        (c_void_p, c_char_p, c_size_t, c_void_p, c_void_p, c_size_t, c_uint64),
+    ),
+    "vfu_send": (c_size_t, (c_void_p, c_void_p, c_void_p, c_size_t, c_int)),
 }
 
 
@@ -77,7 +82,8 @@ _byte_of = ctypes.c_char.from_buffer
 
 
 @cache
-def _library() -> Any:
+def library() -> Any:
+    """Return the kernels. Raises: BuildError: they are missing."""
     path = artifact("vfu-kernels", build=True)
     try:
         library = ctypes.CDLL(str(path))
@@ -93,34 +99,38 @@ def _library() -> Any:
 
 def load() -> None:
     """Load the kernels now, rather than when a guest waits. Raises: BuildError: they are missing."""
-    _library()
+    library()
 
 
-def _address(array: npt.NDArray[Any]) -> int:
+def address(array: npt.NDArray[Any]) -> int:
+    """Return where the elements of `array` are, which it keeps alive."""
     assert array.flags.c_contiguous
     if array.flags.writeable and array.size:
         return ctypes.addressof(_byte_of(array.data))  # a microsecond less than what numpy offers
     return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
 
 
-def _bytes_address(data: bytes | memoryview) -> int:
+def bytes_address(data: bytes | memoryview) -> int:
+    """Return where the bytes of `data` are."""
     if isinstance(data, memoryview) and not data.readonly and data:
         return ctypes.addressof(_byte_of(data))
-    return _address(np.frombuffer(data, dtype=np.uint8))
+    return address(np.frombuffer(data, dtype=np.uint8))
 
 
-def _indices(indices: PageIndices) -> PageIndices:
+def page_list(indices: PageIndices) -> PageIndices:
     """Return `indices` as C takes them: 64 bits each, one behind the other."""
     return np.ascontiguousarray(indices, dtype=np.int64)
 
 
-def _outside(status: int) -> None:
+def outside(status: int) -> None:
+    """Raise IndexError for the result of a kernel that says so."""
     if status < 0:
         raise IndexError("a page that is not there")
 
 
 @lru_cache
-def _zero_page_xxh3(page_size_bytes: int) -> int:
+def zero_page_xxh3(page_size_bytes: int) -> int:
+    """Return the xxh3 of a page of zeros."""
     return xxhash.xxh3_64_intdigest(bytes(page_size_bytes))
 
 
@@ -130,43 +140,28 @@ def _copy(
     target: Pages | None,
     to_list: PageIndices | None,
     count: int,
-    *,
-    as_is: bool = False,
-    fd: int = -1,
 ) -> Hashes:
     hashes = np.empty(count, dtype=np.uint64)
     size = source.shape[1]
-    done = _library().vfu_copy_pages(
-        _address(source),
-        None if from_list is None else _address(from_list),
+    done = library().vfu_copy_pages(
+        address(source),
+        None if from_list is None else address(from_list),
         len(source),
-        None if target is None else _address(target),
-        None if to_list is None else _address(to_list),
+        None if target is None else address(target),
+        None if to_list is None else address(to_list),
         0 if target is None else len(target),
-        as_is,
         size,
         count,
-        _zero_page_xxh3(size),
-        _address(hashes),
-        fd,
+        zero_page_xxh3(size),
+        address(hashes),
     )
-    _outside(done)
-    return hashes if done == count else hashes[:done]
+    outside(done)
+    return hashes
 
 
 def hash_pages(pages: Pages, indices: PageIndices) -> Hashes:
     """Return the hash of each of the pages `indices`, shape (n,). Raises: IndexError: one is not there."""
-    return _copy(pages, _indices(indices), None, None, len(indices))
-
-
-def send_pages(pages: Pages, indices: PageIndices, out: Pages, fd: int = -1) -> Hashes:
-    """Copy the pages `indices` to the rows of `out`; return their hashes, whatever is in `out` by then.
-
-    Args:    fd: where something to be read ends it early, but not before the first page; -1: nowhere.
-    Returns: the hashes of those that were copied, shape (k,), k <= n.
-    Raises:  IndexError: a page is not there; nothing was copied.
-    """
-    return _copy(pages, _indices(indices), out, None, len(indices), as_is=True, fd=fd)
+    return _copy(pages, page_list(indices), None, None, len(indices))
 
 
 def zero_pages(pages: Pages, indices: PageIndices) -> npt.NDArray[np.bool_]:
@@ -174,11 +169,11 @@ def zero_pages(pages: Pages, indices: PageIndices) -> npt.NDArray[np.bool_]:
 
     A page that starts with anything else is settled by its first 64 bytes. Raises: IndexError: no such page.
     """
-    chosen = _indices(indices)
+    chosen = page_list(indices)
     zero = np.empty(len(chosen), dtype=np.bool_)
-    _outside(
-        _library().vfu_zero_pages(
-            _address(pages), len(pages), pages.shape[1], _address(chosen), len(chosen), _address(zero)
+    outside(
+        library().vfu_zero_pages(
+            address(pages), len(pages), pages.shape[1], address(chosen), len(chosen), address(zero)
         )
     )
     return zero
@@ -216,25 +211,25 @@ def fingerprint_pages(
     Returns: the hashes of those that were copied, shape (k,), k <= n.
     Raises:  IndexError: a page is not there; nothing was copied.
     """
-    chosen, size = _indices(indices), pages.shape[1]
+    chosen, size = page_list(indices), pages.shape[1]
     assert len(fingerprints) == len(pages)
     assert len(out) >= len(chosen)
     hashes = np.empty(len(chosen), dtype=np.uint64)
-    done = _library().vfu_fingerprint_pages(
-        _address(pages),
-        _address(chosen),
+    done = library().vfu_fingerprint_pages(
+        address(pages),
+        address(chosen),
         len(pages),
-        _address(out),
-        None if scratch is None else _address(scratch),
+        address(out),
+        None if scratch is None else address(scratch),
         size,
         len(chosen),
-        _zero_page_xxh3(size),
-        _address(hashes),
-        _address(key),
-        _address(fingerprints),
+        zero_page_xxh3(size),
+        address(hashes),
+        address(key),
+        address(fingerprints),
         fd,
     )
-    _outside(done)
+    outside(done)
     return hashes[:done]
 
 
@@ -250,16 +245,16 @@ def changed_pages(
     assert len(pages) == len(fingerprints) == len(codes)
     changed = np.empty(max(0, end - first), dtype=np.int64)
     looked = c_size_t()
-    found = _library().vfu_changed_pages(
-        _address(pages),
+    found = library().vfu_changed_pages(
+        address(pages),
         pages.shape[1],
-        _address(key),
-        _address(fingerprints),
-        _address(codes),
+        address(key),
+        address(fingerprints),
+        address(codes),
         CODE_CLEAN,
         first,
         end,
-        _address(changed),
+        address(changed),
         ctypes.byref(looked),
     )
     return changed[:found], looked.value
@@ -316,7 +311,7 @@ class Arriving:
     def __init__(
         self, page_size_bytes: int, indices: PageIndices, page_hashes: Hashes, target: Target | None
     ) -> None:
-        chosen = _indices(indices)
+        chosen = page_list(indices)
         self._size = page_size_bytes
         self._hashes = np.empty(len(chosen), dtype=np.uint64)
         self._alive = (chosen, page_hashes, target)
@@ -324,20 +319,20 @@ class Arriving:
             page_count=len(page_hashes),
             size=page_size_bytes,
             os_page=mmap.PAGESIZE,
-            list=_address(chosen),
+            list=address(chosen),
             list_count=len(chosen),
-            hashes=_address(self._hashes),
-            page_hashes=_address(page_hashes),
-            zero_hash=_zero_page_xxh3(page_size_bytes),
+            hashes=address(self._hashes),
+            page_hashes=address(page_hashes),
+            zero_hash=zero_page_xxh3(page_size_bytes),
             code_never=CODE_NEVER,
             code_data=CODE_DATA,
         )
         if target is not None:
             assert target.rows.shape == (len(page_hashes), page_size_bytes)
             assert len(target.codes) == len(target.old) == len(page_hashes)
-            self._struct.base = _address(target.rows)
-            self._struct.codes = _address(target.codes)
-            self._struct.old = _address(target.old)
+            self._struct.base = address(target.rows)
+            self._struct.codes = address(target.codes)
+            self._struct.old = address(target.old)
         self._reference = ctypes.addressof(self._struct)
 
     @property
@@ -357,8 +352,7 @@ class Arriving:
         """
         count, rest = divmod(len(data), self._size)
         assert not rest
-        address = _bytes_address(data)
-        _outside(_library().vfu_store_pages(self._reference, address, count))
+        outside(library().vfu_store_pages(self._reference, bytes_address(data), count))
 
 
 def span(indices: PageIndices) -> slice | PageIndices:
@@ -371,10 +365,10 @@ def span(indices: PageIndices) -> slice | PageIndices:
 
 def page_vectors(pages: Pages, indices: PageIndices) -> Vectors:
     """Return where the pages `indices`, ascending, are: neighbours in one piece; shape (k, 2), k <= n."""
-    size, base, count = pages.shape[1], _address(pages), len(indices)
+    size, base, count = pages.shape[1], address(pages), len(indices)
     if isinstance(where := span(indices), slice):
         return np.array([[base + where.start * size, count * size]], dtype=np.uint64)
-    chosen = _indices(indices)
+    chosen = page_list(indices)
     edges = np.empty(count + 1, dtype=np.bool_)  # before which page a piece begins or, in the end, ends
     edges[0], edges[-1] = count > 0, count > 0
     np.not_equal(chosen[1:], chosen[:-1] + 1, out=edges[1:-1])
@@ -388,7 +382,7 @@ def page_vectors(pages: Pages, indices: PageIndices) -> Vectors:
 
 def bytes_vector(data: bytes | memoryview) -> Vectors:
     """Return where `data` is, shape (1, 2); the caller keeps it alive."""
-    return np.array([[_bytes_address(data), len(data)]], dtype=np.uint64)
+    return np.array([[bytes_address(data), len(data)]], dtype=np.uint64)
 
 
 def join_vectors(vectors: Vectors, out: memoryview) -> int:
@@ -397,7 +391,7 @@ def join_vectors(vectors: Vectors, out: memoryview) -> int:
     assert total <= len(out)
     if total:
         target = np.frombuffer(out, dtype=np.uint8)
-        _library().vfu_join_vectors(_address(vectors), len(vectors), _address(target))
+        library().vfu_join_vectors(address(vectors), len(vectors), address(target))
     return total
 
 

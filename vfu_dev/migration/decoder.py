@@ -12,12 +12,11 @@ import xxhash
 from vfu_dev.errors import StreamError
 from vfu_dev.memory.kernels import Hashes
 from vfu_dev.memory.pages import PageIndices
+from vfu_dev.memory.sending import CHECKSUM_BYTES, INDEX_BYTES
 from vfu_dev.migration.compat import Incoming, judge_schema
 from vfu_dev.migration.schema import MAX_SCHEMA_BYTES, MigratableState
 from vfu_dev.migration.stream import (
-    CHECKSUM_BYTES,
     DIGEST_BYTES,
-    INDEX_BYTES,
     MAGIC,
     PRELUDE,
     READ_VERSIONS,

@@ -40,8 +40,8 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from vfu_dev.convergence import is_converging
+from vfu_dev.memory.sending import INDEX_BYTES
 from vfu_dev.migration.meters import MIN_READ_BYTES, DirtyMeter, ReadMeter, Rounds
-from vfu_dev.migration.stream import INDEX_BYTES
 
 # Both from the moves in tests/data/moves, which docs/predictions.md puts beside what they predict.
 #

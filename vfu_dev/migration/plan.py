@@ -19,15 +19,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
 
 from vfu_dev.memory import DeviceMemory, Fingerprints
-from vfu_dev.memory.kernels import Hashes, Pages, hash_pages, send_pages, span
-from vfu_dev.memory.pages import CODE_CLEAN, CODE_DATA, CODE_DIRTY, CODE_ZERO, PageIndices, is_dirty
+from vfu_dev.memory.kernels import span
+from vfu_dev.memory.pages import CODE_DATA, CODE_DIRTY, CODE_ZERO, PageIndices, is_dirty
+from vfu_dev.memory.sending import SENT_CODE, Record
 from vfu_dev.migration.schema import MigratableState
 from vfu_dev.migration.stream import (
     INITIAL_END_BYTES,
@@ -66,9 +67,9 @@ class PassPlan:
     Attributes:
         initial: pages that count as initial and were not sent yet, shape (page_count,) bool.
         sends: number of times each page was sent, saturating, shape (page_count,) uint8.
-        pending: pages of the record under way that are sent as they will be then: what is written to them
-            until then needs no other record.
         hashes: of each page as last sent (`vfu_dev.memory.kernels`), shape (page_count,) uint64.
+        record: of pages, one after the other. What is written to a page before it is handed out needs no
+            other record.
     """
 
     def __init__(self, memory: DeviceMemory, cold_first: bool = True, share: float = 1.0) -> None:
@@ -87,7 +88,7 @@ class PassPlan:
         self.initial = np.zeros(count, dtype=np.bool_)
         self.sends = np.zeros(count, dtype=np.uint8)
         self.hashes = np.zeros(count, dtype=np.uint64)
-        self.pending = self._sent_again = _NO_PAGES
+        self.record = Record(memory.rows, memory.pages.codes, self.hashes, self._fingerprints)
         self._in_pass = np.zeros(count, dtype=np.bool_)
         self._data = self._zeros = _NO_PAGES
         self._data_at = self._zeros_at = 0
@@ -121,62 +122,19 @@ class PassPlan:
         """Have the pages `indices` sent again, as initial, and before all others."""
         self.memory.pages.mark_pages(indices)
         self.initial[indices] = True
-        self._sent_again = np.union1d(self._sent_again, np.intersect1d(self.pending, indices))
+        self.record.send_again(indices)
 
     def drop_pass(self) -> None:
         """Give up the current pass; its remaining pages wait for the next one."""
         self._in_pass[self._data] = self._in_pass[self._zeros] = False
         self._data = self._zeros = _NO_PAGES
 
-    def hand_out(
-        self, count: int, rows_for: Callable[[int, int], Pages]
-    ) -> tuple[Pages, PageIndices, Hashes]:
-        """Send the next `count` pending pages as they are now.
-
-        Args:    rows_for: provides rows, of a number and a size, that no one else can reach.
-        Returns: where the pages are to be sent from, which of them, and their hashes. A mapped memory's are
-            copies, because a guest may write to it until they are sent.
-        """
-        indices = self.pending[:count]
-        if self._fingerprints is None:
-            rows, places = self.memory.rows, indices
-            hashes = hash_pages(rows, indices)
-        else:
-            rows, places = rows_for(len(indices), self.memory.page_size_bytes), np.arange(len(indices))
-            hashes = self._fingerprints.copy_out(indices, rows)
-        self._handed_out(indices, hashes)
-        return rows, places, hashes
-
-    def copy_out(self, out: Pages, fd: int) -> Hashes:
-        """Copy the next pending pages as they are now to the rows of `out`; return their hashes.
-
-        Somebody else may write to `out`: nothing is read back from there.
-
-        Args:    fd: where something to be read ends it early; -1: nowhere.
-        """
-        indices = self.pending[: len(out)]
-        if self._fingerprints is None:
-            hashes = send_pages(self.memory.rows, indices, out, fd)
-        else:
-            hashes = self._fingerprints.copy_to_shared(indices, out, fd)
-        self._handed_out(indices[: len(hashes)], hashes)
-        return hashes
-
-    def _handed_out(self, indices: PageIndices, hashes: Hashes) -> None:
-        self.pending = self.pending[len(indices) :]
-        self.hashes[span(indices)] = hashes
-        self._claim_pending(indices)
-
-    def put(self, taken: PageIndices) -> None:
-        """Make `taken` the pending pages; there are none."""
-        self.pending, self._sent_again = taken, _NO_PAGES
-
-    def _claim_pending(self, pages: PageIndices) -> None:
-        """Note that what was written to `pages` of the record under way goes with it."""
-        if len(self._sent_again):
-            pages = np.setdiff1d(pages, self._sent_again)
-        # The new content was not scanned, but it is sent as data.
-        self.memory.pages.codes[span(pages)] = CODE_DATA | CODE_CLEAN
+    def _claim_pending(self) -> None:
+        """Note that what was written to pages of the record under way goes with it."""
+        if len(pages := self.record.pending):
+            if len(self.record.again):
+                pages = np.setdiff1d(pages, self.record.again)
+            self.memory.pages.codes[span(pages)] = SENT_CODE
 
     def sent_zeros(self, indices: PageIndices) -> None:
         """Note that the pages `indices` are sent as zeros."""
@@ -255,8 +213,7 @@ class PassPlan:
         """Bring all page codes up to date; `budget_seconds` is for what others write to a mapped memory."""
         if self._fingerprints is not None:
             self.memory.scans.pages += self._fingerprints.scan(budget_seconds * self._share)
-        if len(self.pending):
-            self._claim_pending(self.pending)
+        self._claim_pending()
         self._classify()
 
     def _classify(self) -> None:

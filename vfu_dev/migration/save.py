@@ -16,13 +16,12 @@ from typing import NamedTuple
 import numpy as np
 
 from vfu_dev.memory import fold_hashes
-from vfu_dev.memory.kernels import Vectors
+from vfu_dev.memory.kernels import Vectors, bytes_address
 from vfu_dev.memory.pages import PageIndices
-from vfu_dev.migration.outgoing import Outgoing, PagesRecord
+from vfu_dev.migration.outgoing import Outgoing
 from vfu_dev.migration.plan import FINAL_SCAN_SECONDS, PASS_SCAN_SECONDS, PassPlan
 from vfu_dev.migration.schema import MigratableState, blocks_digest
 from vfu_dev.migration.stream import (
-    FRAME_BYTES,
     INITIAL_END_BYTES,
     RecordType,
     StreamEncoder,
@@ -141,7 +140,7 @@ class SaveSession:
         self._initial_pass = True
         self._tail_bytes = tail_bytes(contents)  # not made yet
         self._blocks: list[bytes] = []  # made so far
-        self._outgoing = Outgoing(self._encoder)
+        self._outgoing = Outgoing()
         self._kind = _Kind.INITIAL  # of the record being sent
         self._deadline = math.inf  # of scans of mapped memory within one read
         if stopped:
@@ -207,13 +206,14 @@ class SaveSession:
         self._deadline = time.monotonic() + FINAL_SCAN_SECONDS
         outgoing = self._outgoing
         outgoing.begin_read()
+        address, size = bytes_address(buffer), len(buffer)
         stored, due = 0, 0.0
-        while stored < len(buffer):
+        while stored < size:
             if time.perf_counter() >= due:
                 others.serve()
                 due = time.perf_counter() + BETWEEN_SECONDS
             if outgoing.left_bytes:
-                stored += self._counted(outgoing.fill(buffer[stored:], others.fd))
+                stored += self._counted(outgoing.fill(address + stored, size - stored, others.fd))
             elif not self._next_record():
                 break
         return stored
@@ -231,7 +231,7 @@ class SaveSession:
         outgoing.begin_read()
         while outgoing.taken_bytes < max_bytes and (outgoing.left_bytes or self._next_record()):
             self._counted(outgoing.take(max_bytes - outgoing.taken_bytes))
-        return np.concatenate(outgoing.taken), outgoing.taken_bytes
+        return outgoing.taken, outgoing.taken_bytes
 
     def _counted(self, count: int) -> int:
         if self._kind is _Kind.INITIAL:
@@ -261,11 +261,11 @@ class SaveSession:
                     return self._start_pass() and self._next_pages()
         return self._next_of_tail()
 
-    def _send(self, kind: _Kind, record: bytes | PagesRecord) -> None:
-        if isinstance(record, PagesRecord):
-            self._outgoing.put_pages(record, FRAME_BYTES)
-        else:
-            self._outgoing.put(record)
+    def _send(self, kind: _Kind, record: bytes) -> None:
+        self._outgoing.put(record)
+        self._sent(kind)
+
+    def _sent(self, kind: _Kind) -> None:
         self._kind = kind
         if kind is not _Kind.TAIL and self.pass_list:  # the prelude comes before the first pass
             self.pass_list[-1].stream_bytes += self._outgoing.left_bytes
@@ -323,7 +323,8 @@ class SaveSession:
 
     def _send_pages(self, index: int, plan: PassPlan, taken: PageIndices) -> None:
         kind = self._count(plan, taken)
-        self._send(kind, PagesRecord(self._encoder, index, plan, taken))
+        self._outgoing.put_pages(plan.record, self._encoder.pages(index, plan.record, taken))
+        self._sent(kind)
 
     def _next_of_tail(self) -> bool:
         """Make the next register block or the end record; False when all was made."""

@@ -27,6 +27,8 @@ from enum import IntEnum
 import xxhash
 
 from vfu_dev.memory.kernels import Hashes
+from vfu_dev.memory.pages import PageIndices
+from vfu_dev.memory.sending import CHECKSUM_BYTES, INDEX_BYTES, Record
 from vfu_dev.migration.schema import MigratableState
 
 MAGIC = b"VFUDEV\r\n"  # the line end catches a transfer that "repairs" text, as in PNG
@@ -34,9 +36,7 @@ STREAM_VERSION = 2
 READ_VERSIONS = (1, 2)
 PRELUDE = struct.Struct("<8sIIQ")  # magic, version, schema bytes, xxh3 of what precedes and the schema
 RECORD = struct.Struct("<HHIIIQ")  # type, index of memory or block, sequence, count, 0, body bytes
-CHECKSUM_BYTES = 8
 FRAME_BYTES = RECORD.size + CHECKSUM_BYTES
-INDEX_BYTES = 4
 DIGEST_BYTES = 16
 
 # Four times what a client reads at a time: what a record costs whatever it carries is paid once for that.
@@ -86,44 +86,38 @@ INITIAL_END_BYTES = FRAME_BYTES
 
 
 class StreamEncoder:
-    """Builds records: `begin`, `cover` for all of the body in order, `end`; or `record` for all at once."""
+    """Builds records, one after the other: no record is begun before the last one was handed out."""
 
     def __init__(self) -> None:
-        self._chain = 0
+        self._checksum: bytes | memoryview = bytes(CHECKSUM_BYTES)  # of what came last; the next one's seed
         self._sequence = 0
-        self._checksum = xxhash.xxh3_64()
 
     def prelude(self, schema: bytes) -> bytes:
         """Return what the stream starts with."""
         head = PRELUDE.pack(MAGIC, STREAM_VERSION, len(schema), 0)[:-CHECKSUM_BYTES]
-        self._chain = xxhash.xxh3_64_intdigest(head + schema)
-        return head + self._chain.to_bytes(CHECKSUM_BYTES, "little") + schema
+        self._checksum = xxhash.xxh3_64_intdigest(head + schema).to_bytes(CHECKSUM_BYTES, "little")
+        return head + self._checksum + schema
 
-    def begin(self, kind: RecordType, index: int, count: int, body_bytes: int) -> bytes:
-        """Return the header of a record."""
-        head = RECORD.pack(kind, index, self._sequence, count, 0, body_bytes)
-        self._checksum = xxhash.xxh3_64(head, seed=self._chain)
+    def _header(self, kind: RecordType, index: int, count: int, body_bytes: int) -> bytes:
         self._sequence += 1
-        return head
+        return RECORD.pack(kind, index, self._sequence - 1, count, 0, body_bytes)
 
-    def cover(self, part: bytes) -> None:
-        """Have the checksum cover `part` of the body, which is sent as it is."""
-        self._checksum.update(part)
-
-    def cover_pages(self, hashes: Hashes) -> None:
-        """Have the checksum cover pages that have these hashes, shape (n,)."""
-        self._checksum.update(hash_bytes(hashes))
-
-    def end(self) -> bytes:
-        """Return the checksum, which ends the record."""
-        self._chain = self._checksum.intdigest()
-        return self._chain.to_bytes(CHECKSUM_BYTES, "little")
+    @property
+    def _seed(self) -> int:
+        return int.from_bytes(self._checksum, "little")
 
     def record(self, kind: RecordType, index: int, count: int, body: bytes) -> bytes:
         """Return a whole record of anything but pages."""
-        head = self.begin(kind, index, count, len(body))
-        self.cover(body)
-        return head + body + self.end()
+        covered = self._header(kind, index, count, len(body)) + body
+        self._checksum = xxhash.xxh3_64_intdigest(covered, self._seed).to_bytes(CHECKSUM_BYTES, "little")
+        return covered + self._checksum
+
+    def pages(self, index: int, record: Record, taken: PageIndices) -> int:
+        """Have `record` begin with the pages `taken` of memory `index`; return the bytes that it has."""
+        body_bytes: int = len(taken) * (INDEX_BYTES + record.rows.shape[1])
+        record.begin(self._header(RecordType.PAGES, index, len(taken), body_bytes), taken, self._seed)
+        self._checksum = record.checksum
+        return body_bytes + FRAME_BYTES
 
 
 def hash_bytes(hashes: Hashes) -> memoryview:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from vfu_dev.convergence import WINDOW_SECONDS, sentence
-from vfu_dev.migration.stream import FRAME_BYTES, INDEX_BYTES, pages_a_record
+from vfu_dev.memory.sending import INDEX_BYTES
+from vfu_dev.migration.stream import FRAME_BYTES, pages_a_record
 from vfu_dev.model.link import Link
 from vfu_dev.model.writing import Bins, Vector, Writer, distinct_pages
 from vfu_dev.sizes import format_count, format_size

@@ -1,0 +1,83 @@
+/*
+ * Copyright (c) 2026 The vfu-dev authors.
+ *
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+/* What the files of this library share. */
+
+#ifndef VFU_KERNELS_PAGES_H
+#define VFU_KERNELS_PAGES_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+/*
+ * Pages in a memory of @count pages of @size bytes each.
+ *
+ * @list names the pages, in order; without it they are the first ones.
+ */
+struct pages {
+    uint8_t *base;
+    size_t size;
+    size_t count;
+    const int64_t *list;
+};
+
+/* An address and a length, as in struct iovec. */
+struct vector {
+    uint64_t address;
+    uint64_t size;
+};
+
+/* A page has one fingerprint, or if it is larger than this one for each block. */
+#define MAX_BLOCK_BYTES 4096
+
+struct fingerprint {
+    uint64_t sums[2];
+};
+
+/* The bytes are random; @zeros is the fingerprint that they give a block of zeros. */
+struct key {
+    struct fingerprint zeros;
+    uint8_t bytes[MAX_BLOCK_BYTES + sizeof(uint64_t)];
+};
+
+/*
+ * What is done to pages: copied from @source to @target, if there is one, and hashed.
+ *
+ * The hash is that of the copy, or with @as_is, where somebody else may write to the
+ * copy, that of the page. With @scratch somebody else may write to either: a page is
+ * copied there, hashed, and copied on. With @key, @fingerprints, which are in the
+ * order of the memory that @source is of, get those of what was hashed.
+ */
+struct job {
+    struct pages source;
+    struct pages target;
+    bool as_is;
+    uint8_t *scratch;
+    uint64_t zero_hash;
+    uint64_t *hashes;
+    const struct key *key;
+    struct fingerprint *fingerprints;
+};
+
+/* How many pages are copied between two looks at a file descriptor: 128 KiB, some 7 us. */
+#define STEP(size) ((size) >= 128U << 10 ? 1 : (128U << 10) / (size))
+
+/* Do the job for its first @n pages. */
+void
+work_on(const struct job *job, size_t n);
+
+/* Whether all of the @n pages that @list names are there. */
+bool
+are_there(const int64_t *list, size_t n, size_t count);
+
+/* Whether something can be read there at once. */
+bool
+can_read(int fd);
+
+#endif

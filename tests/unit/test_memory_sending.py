@@ -1,0 +1,198 @@
+"""Records on their way out: C hands out what the twin in Python does, in any reads, and notes the same."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import ModuleType
+
+import hypothesis.strategies as st
+import numpy as np
+import numpykit
+import pytest
+from hypothesis import given
+from sanitizerkit import run_script, run_tests, sanitized
+
+from vfu_dev.memory import DeviceMemory, Fingerprints, kernels, sending
+from vfu_dev.memory.pages import CODE_DIRTY, Codes
+from vfu_dev.memory.sending import SENT_CODE, Record, Reply, plain_record
+
+PAGES = 64
+HEADER = b"a header of some bytes."
+SIZES = st.sampled_from([64, 256, 4096])
+LISTS = st.sets(st.integers(0, PAGES - 1)).map(sorted)
+# How much each read has room for, whether it is a copy, and which byte of the memory is written after it.
+READS = st.lists(st.tuples(st.integers(1, 30_000), st.booleans(), st.integers(0, 1 << 18)), min_size=1)
+
+
+class Sent:
+    """A memory, and a record of it that one of the two modules hands out."""
+
+    def __init__(self, module: ModuleType, size: int, key: kernels.Key | None = None) -> None:
+        self.module = module
+        self.rows = np.random.default_rng(1).integers(0, 256, (PAGES, size), dtype=np.uint8)
+        self.codes: Codes = np.full(PAGES, CODE_DIRTY, dtype=np.uint8)
+        self.hashes = np.zeros(PAGES, dtype=np.uint64)
+        self.prints: Fingerprints | None = None
+        if key is not None:
+            self.prints = Fingerprints(DeviceMemory("m", PAGES * size, size, mapped=True))
+            self.prints.key = key
+        self.record = Record(self.rows, self.codes, self.hashes, self.prints)
+        self.reply = Reply()
+
+    def begin(self, taken: list[int], seed: int = 7) -> None:
+        """Begin the record of these pages."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sending, "begin", self.module.begin)
+            self.record.begin(HEADER, np.array(taken, dtype=np.intp), seed)
+
+    def read(self, room: int, *, copied: bool, fd: int = -1) -> bytes:
+        """Return the next bytes, one way or the other."""
+        self.reply.begin()
+        out = np.zeros(room + 8, dtype=np.uint8)
+        if copied:
+            stored = self.module.send(self.record, self.reply, room, kernels.address(out), fd)
+        else:
+            stored = self.module.send(self.record, self.reply, room)
+            if not stored and self.module is sending:
+                self.reply.grow(room)
+                stored = self.module.send(self.record, self.reply, room)
+            assert kernels.join_vectors(self.reply.vectors, out.data) == stored
+        assert not out[stored:].any()
+        return out[:stored].tobytes()
+
+    def after(self) -> tuple[list[int], ...]:
+        """Return what is noted of pages, and what is left."""
+        prints = [] if self.prints is None else self.prints.sent.tolist()
+        return self.codes.tolist(), self.hashes.tolist(), self.record.pending.tolist(), prints
+
+
+@given(SIZES, st.lists(st.tuples(LISTS, LISTS), min_size=1, max_size=3), READS, st.booleans())
+def test_any_reads_get_what_the_twin_hands_out(
+    size: int, records: list[tuple[list[int], list[int]]], reads: list[tuple[int, bool, int]], mapped: bool
+) -> None:
+    """Also when pages are written, and are to be sent again, between two reads."""
+    key = kernels.random_key(size) if mapped else None
+    both = [Sent(module, size, key) for module in (sending, numpykit)]
+    turn = 0
+    for taken, again in records:
+        for one in both:
+            one.begin(taken, seed=2**64 - 1 - turn)
+        total = len(HEADER) + len(taken) * (sending.INDEX_BYTES + size) + sending.CHECKSUM_BYTES
+        stored = 0
+        while stored < total:
+            room, copied, place = reads[turn % len(reads)]
+            turn += 1
+            ours, theirs = (one.read(room, copied=copied) for one in both)
+            assert ours == theirs
+            assert len(ours) == min(room, total - stored)
+            assert both[0].after() == both[1].after()
+            stored += len(ours)
+            for one in both:
+                one.rows.reshape(-1)[place % one.rows.size] ^= 0x55
+                one.codes[place % one.rows.size // size] = CODE_DIRTY
+                one.record.send_again(np.array(again, dtype=np.intp))
+        assert bytes(both[0].record.checksum) == bytes(both[1].record.checksum)
+        assert (both[0].read(9, copied=True), both[0].read(9, copied=False)) == (b"", b"")
+
+
+@given(st.binary(min_size=1, max_size=300), st.lists(st.integers(1, 90), min_size=1))
+def test_a_record_of_bytes_is_handed_out_as_it_is(data: bytes, rooms: list[int]) -> None:
+    one = Sent(sending, 64)
+    one.record = plain_record()
+    one.record.begin_bytes(data)
+    found = b""
+    while len(found) < len(data):
+        room = rooms[len(found) % len(rooms)]
+        found += one.read(room, copied=bool(room % 2))
+    assert found == data
+
+
+def test_vectors_refer_to_memory_neighbours_in_one_piece_and_small_scattered_pages_are_joined() -> None:
+    one = Sent(sending, 4096)
+    one.begin([3, 4, 5, 9, 20])
+    data = one.read(1 << 20, copied=False)
+    base = kernels.address(one.rows)
+    assert one.reply.vectors[1:-1].tolist() == [
+        [base + 3 * 4096, 3 * 4096],
+        [base + 9 * 4096, 4096],
+        [base + 20 * 4096, 4096],
+    ]
+    small = Sent(sending, 256)
+    small.begin([3, 5, 9, 20])
+    data = small.read(1 << 20, copied=False)
+    assert len(small.reply.vectors) == 3
+    assert small.rows[[3, 5, 9, 20]].tobytes() in data
+
+
+def test_what_is_sent_of_a_memory_that_a_guest_writes_to_are_copies() -> None:
+    one = Sent(sending, 4096, kernels.random_key(4096))
+    one.begin([3, 4, 9])
+    one.read(1 << 20, copied=False)
+    sent = one.rows[[3, 4, 9]].tobytes()
+    one.rows[:] = 0
+    out = bytearray(1 << 20)
+    kernels.join_vectors(one.reply.vectors, memoryview(out))
+    assert sent in out
+
+
+def test_a_split_page_is_what_was_hashed_whatever_is_written_before_its_rest_is_read() -> None:
+    one = Sent(sending, 256)
+    one.begin([2, 4])
+    before = one.rows[2].tobytes()
+    first = one.read(len(HEADER) + 8 + 100, copied=False)
+    one.rows[2] = 0
+    one.rows[4] = 1
+    rest = one.read(1 << 20, copied=False)
+    assert first[-100:] + rest[:156] == before
+    assert rest[156:-8] == bytes([1]) * 256
+    assert one.hashes[2] == numpykit._hash(np.frombuffer(before, np.uint8)[None])[0]
+    assert one.codes[2] == one.codes[4] == SENT_CODE
+
+
+@pytest.mark.parametrize("bad", [[-1], [0, PAGES], [3, 1 << 40]])
+@pytest.mark.parametrize("module", [sending, numpykit])
+def test_a_page_that_is_not_there_is_refused(module: ModuleType, bad: list[int]) -> None:
+    one = Sent(module, 64)
+    with pytest.raises(IndexError):
+        one.begin(bad)
+    assert one.after()[:2] == ([CODE_DIRTY] * PAGES, [0] * PAGES)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("waiting", [False, True])
+def test_who_waits_ends_a_copy_early_but_not_before_its_first_pages(waiting: bool, mapped: bool) -> None:
+    key = kernels.random_key(65536) if mapped else None
+    one, other = Sent(sending, 65536, key), Sent(sending, 65536, key)
+    for sent in (one, other):
+        sent.begin(list(range(PAGES)))
+    whole = other.read(8 << 20, copied=True)
+    reader, writer = os.pipe()
+    try:
+        if waiting:
+            os.write(writer, b"!")
+        data = one.read(8 << 20, copied=True, fd=reader)
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert whole.startswith(data)
+    assert (65536 < len(data) < len(whole)) if waiting else data == whole
+    assert one.read(8 << 20, copied=False) == whole[len(data) :]
+    assert one.after() == other.after()
+
+
+def test_sending_passes_with_sanitizers() -> None:
+    """The tests above once more, in a process with ASan and UBSan."""
+    if (environment := sanitized()) is None:
+        return  # this is that process
+    done = run_tests(Path(__file__), environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # And they would have noticed: a record with room for the hashes of fewer pages than it has.
+    script = (
+        "import numpy as np; from vfu_dev.memory import kernels, sending; "
+        "rows = np.ones((9, 64), np.uint8); "
+        "record = sending.Record(rows, np.zeros(9, np.uint8), np.zeros(9, np.uint64)[:1].copy()); "
+        "record.begin(b'h', np.arange(9), 1); reply = sending.Reply(); reply.grow(4096); "
+        "sending.send(record, reply, 4096)"
+    )
+    assert "heap-buffer-overflow" in run_script(script, environment).stderr
