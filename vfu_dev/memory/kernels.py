@@ -363,23 +363,6 @@ def span(indices: PageIndices) -> slice | PageIndices:
     return indices
 
 
-def page_vectors(pages: Pages, indices: PageIndices) -> Vectors:
-    """Return where the pages `indices`, ascending, are: neighbours in one piece; shape (k, 2), k <= n."""
-    size, base, count = pages.shape[1], address(pages), len(indices)
-    if isinstance(where := span(indices), slice):
-        return np.array([[base + where.start * size, count * size]], dtype=np.uint64)
-    chosen = page_list(indices)
-    edges = np.empty(count + 1, dtype=np.bool_)  # before which page a piece begins or, in the end, ends
-    edges[0], edges[-1] = count > 0, count > 0
-    np.not_equal(chosen[1:], chosen[:-1] + 1, out=edges[1:-1])
-    places = np.flatnonzero(edges)
-    vectors = np.empty((max(0, len(places) - 1), 2), dtype=np.uint64)
-    vectors[:, 0] = chosen[places[:-1]] * size
-    vectors[:, 0] += np.uint64(base)
-    vectors[:, 1] = (places[1:] - places[:-1]) * size
-    return vectors
-
-
 def bytes_vector(data: bytes | memoryview) -> Vectors:
     """Return where `data` is, shape (1, 2); the caller keeps it alive."""
     return np.array([[bytes_address(data), len(data)]], dtype=np.uint64)
