@@ -59,7 +59,7 @@ class DeviceMemory:
     """Memory of a device: zero at first, with a map of its pages.
 
     One that clients map is a memfd. Any other is anonymous: the kernel provides a page of that in half the
-    time (docs/bench.md).
+    time (docs/bench-budget.md).
 
     Args:
         name: the name under which it migrates.
