@@ -62,9 +62,21 @@ def test_a_compiler_is_asked_once(tmp_path: Path, folder: Path, ask: Ask) -> Non
     """Seen by an answer that it would not give."""
     assert ask().startswith("true (")
     (memory,) = _memory(tmp_path)
-    assert memory.read_text() == ask()
-    memory.write_text("remembered")
+    assert memory.read_text() == f"{ask()}\n"
+    memory.write_text("remembered\n")
     assert ask() == "remembered"
+
+
+@pytest.mark.parametrize("content", [b"", b"true", bytes(4096), b"\xff\n", b"\n", b"true\ntrue\n"])
+def test_an_answer_that_is_not_whole_is_asked_for_again(
+    tmp_path: Path, folder: Path, ask: Ask, content: bytes
+) -> None:
+    """An empty file, as a loss of power leaves one, is no version: every artifact would get another key."""
+    answer = ask()
+    (memory,) = _memory(tmp_path)
+    memory.write_bytes(content)
+    assert ask() == answer
+    assert memory.read_text() == f"{answer}\n", "and mended"
 
 
 def test_another_compiler_is_asked(tmp_path: Path, folder: Path, ask: Ask) -> None:
@@ -134,4 +146,4 @@ def test_processes_that_ask_at_once(tmp_path: Path, folder: Path) -> None:
     answers = {process.communicate(timeout=PATIENCE_SECONDS)[0] for process in processes}
     (answer,) = answers
     assert answer.startswith("true (")
-    assert [memory.read_text() for memory in _memory(tmp_path)] == [answer.rstrip("\n")]
+    assert [memory.read_text() for memory in _memory(tmp_path)] == [answer]

@@ -28,9 +28,8 @@ def compiler_version() -> str:
     if program is None:
         return "none"
     memory = _memory(program)
-    if memory is not None:
-        with suppress(OSError, UnicodeDecodeError):
-            return memory.read_text()
+    if memory is not None and (known := _remembered(memory)):
+        return known
     version = _ask()
     if memory is not None and version and _memory(program) == memory:  # it was not replaced meanwhile
         with suppress(OSError):  # a cache that is read-only, or none
@@ -71,6 +70,14 @@ def _memory(program: str) -> Path | None:
     return Cache().root / "compilers" / input_key(identity)
 
 
+def _remembered(memory: Path) -> str:
+    """Return the answer that is in `memory`; empty: none, or not all of it, as after a loss of power."""
+    with suppress(OSError, UnicodeDecodeError):
+        line, end, more = memory.read_text().partition("\n")
+        return line if end and not more else ""
+    return ""
+
+
 def _remember(memory: Path, version: str) -> None:
     """Write the answer whole: several processes, and threads, may do it at once."""
     if Cache().is_empty:
@@ -78,7 +85,7 @@ def _remember(memory: Path, version: str) -> None:
     memory.parent.mkdir(exist_ok=True)
     partial = memory.with_name(f"{memory.name}.{threading.get_native_id()}")
     try:
-        partial.write_text(version)
+        partial.write_text(f"{version}\n")
         partial.replace(memory)
     finally:
         partial.unlink(missing_ok=True)
