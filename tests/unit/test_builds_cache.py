@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from serverkit import PATIENCE_SECONDS
 
+from vfu_dev.builds import BuildError
 from vfu_dev.builds.cache import Cache, default_root, input_key, tree_digest
 
 # A process that takes the lock, says so, starts a child that inherits it, and waits to be told to go on.
@@ -96,6 +97,9 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VFU_DEV_CACHE", "here")
     assert default_root() == tmp_path / "here"
+    monkeypatch.setenv("VFU_DEV_CACHE", "~nobody-has-this-name/here")
+    with pytest.raises(BuildError, match=r"~nobody.*: there is no such home directory; .* VFU_DEV_CACHE"):
+        default_root()
 
 
 def test_an_artifact_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from vfu_dev.errors import BuildError
+
 ENVIRONMENT = "VFU_DEV_CACHE"
 
 # Seconds between two tries of a waiting process. A blocking flock(2) could not report that it waits.
@@ -83,14 +85,20 @@ def remove_tree(path: Path, *, quietly: bool = False) -> None:
 
 
 def default_root() -> Path:
-    """Return `$VFU_DEV_CACHE`, else `$XDG_CACHE_HOME/vfu-dev`, else `~/.cache/vfu-dev`; absolute."""
-    chosen = os.environ.get(ENVIRONMENT)
-    if chosen:
-        return Path(chosen).expanduser().absolute()
+    """Return `$VFU_DEV_CACHE`, else `$XDG_CACHE_HOME/vfu-dev`, else `~/.cache/vfu-dev`; absolute.
+
+    Raises: BuildError: it is in the home directory of a user who has none.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
     # The base directory specification says to ignore a relative XDG_CACHE_HOME.
-    folder = Path(base) if base and os.path.isabs(base) else Path.home() / ".cache"
-    return folder / "vfu-dev"
+    folder = os.path.join(base, "vfu-dev") if base and os.path.isabs(base) else "~/.cache/vfu-dev"
+    chosen = os.environ.get(ENVIRONMENT) or folder
+    try:
+        return Path(chosen).expanduser().absolute()
+    except RuntimeError as error:
+        raise BuildError(
+            f"{chosen}: there is no such home directory; name a folder for what is built in {ENVIRONMENT}"
+        ) from error
 
 
 class Cache:
