@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import gc
 import re
 import subprocess
 import sys
@@ -13,10 +14,13 @@ from importlib.util import find_spec
 from itertools import pairwise, product
 from pathlib import Path
 
+import click
 import pytest
 
 import vfu_dev
 from vfu_dev.builds import native_dir
+from vfu_dev.builds.compiler import compiler_version
+from vfu_dev.cli import cli
 
 PACKAGE = Path(vfu_dev.__file__).parent
 README = Path(__file__).parents[2] / "README.md"
@@ -245,9 +249,14 @@ NOT_SERVED = (
 
 
 def test_a_server_loads_only_what_it_uses(tmp_path: Path) -> None:
-    """A real one, which lists what it has loaded when clients can connect."""
+    """A real one, which lists what it has loaded when clients can connect.
+
+    It need not ask the compiler, which loads more: that happens once, or each time where `cc` is ccache.
+    """
     program = (
-        "import sys\nfrom vfu_dev.cli import main\nfrom vfu_dev.server import Server\n"
+        "import sys\nfrom vfu_dev.builds import compiler\nfrom vfu_dev.cli import main\n"
+        "from vfu_dev.server import Server\n"
+        f"compiler._ask = lambda: {compiler_version()!r}\n"
         "Server.run = lambda self, on_ready: print(*sys.modules)\n"
         f"main(['serve', '--socket', {str(tmp_path / 's')!r}, '--memory', '64K'])\n"
     )
@@ -274,6 +283,13 @@ for argv in (["serve", "--socket", sys.argv[1], "--memory", "64K"], ["serve", "-
     except SystemExit as end:
         print(end.code, gc.isenabled())
 """
+
+
+def test_who_looks_at_the_commands_goes_on_collecting_garbage() -> None:
+    """As the manual pages do, and completion: the context of those may never be closed."""
+    assert gc.isenabled()
+    assert cli.get_command(click.Context(cli), "serve") is not None
+    assert gc.isenabled()
 
 
 def test_a_server_collects_garbage_from_when_it_serves(tmp_path: Path) -> None:

@@ -66,11 +66,17 @@ class _LazyGroup(Group):
             return None
         for name, value in _ENVIRONMENT.get(cmd_name, {}).items():
             os.environ.setdefault(name, value)
-        if cmd_name in _COLLECT_LATER and gc.isenabled():
-            gc.disable()
-            ctx.call_on_close(gc.enable)
         module = importlib.import_module(_COMMANDS[cmd_name][0])
         return cast(click.Command, module.command)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is to run, as every group does."""
+        if args[0] in _COLLECT_LATER and gc.isenabled():
+            gc.disable()  # here: who only looks at the commands may never close `ctx`
+            ctx.call_on_close(gc.enable)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the command list from the table above."""
