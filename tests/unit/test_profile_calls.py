@@ -102,6 +102,18 @@ def test_every_time_is_measured(tmp_path: Path) -> None:
     assert profile.recorded.stop_copy_bytes == 1100
 
 
+@pytest.mark.parametrize("order", [(0, 1, 0), (1, 0)], ids=["flags asked again", "flags asked last"])
+@pytest.mark.parametrize("calls", [SOURCE, [call for call in SOURCE if "904 1" not in call[1]]])
+def test_a_device_that_tells_reinit_has_it(
+    tmp_path: Path, order: tuple[int, ...], calls: list[tuple[int, str]]
+) -> None:
+    """However the client asked what there is; else the profile of a real trace contradicts itself."""
+    profile = imported(tmp_path, text_of([*(calls[index] for index in order), *calls[2:]]))
+    told = len(profile.reinits) == 1
+    assert told is (calls is SOURCE)
+    assert profile.features.precopy_info_v2 == Value.measured(told or order == (0, 1, 0))
+
+
 def test_a_call_that_failed_changes_nothing(tmp_path: Path) -> None:
     failed = [
         (9, call.replace("= 0", "= -5", 1)) if "set-state 7" in call else (ms, call) for ms, call in SOURCE

@@ -91,13 +91,15 @@ def build(observed: Observed, name: str, migration: Migration, about: str | None
 def _features(observed: Observed) -> Features:
     sides = [side for side in (observed.source, observed.destination) if side is not None]
     logging = Value.measured(True) if observed.ranges else None
+    # Whatever the device announced, and when.
+    told = Value.measured(True) if any(side.reinit_told for side in sides) else None
     if announced := next((side.announced for side in sides if side.announced is not None), None):
         flags = announced.flags
         return Features(
             Value.measured(MigrationFlags.VFIO_MIGRATION_PRE_COPY in flags),
             Value.measured(MigrationFlags.VFIO_MIGRATION_P2P in flags),
             _data_size(observed.source),
-            Value.measured(announced.reinit),
+            told or Value.measured(announced.reinit),
             logging if announced.dma_logging is None else Value.measured(announced.dma_logging),
         )
     states = {state for side in sides for state in side.states}
@@ -111,8 +113,7 @@ def _features(observed: Observed) -> Features:
     elif any(side.counts["completed"] + side.counts["arrived"] for side in sides):
         # QEMU goes through the P2P states wherever there are any.
         p2p = Value.measured(False)
-    reinit = Value.measured(True) if any(side.reinit_told for side in sides) else None
-    return Features(pre_copy, p2p, _data_size(observed.source), reinit, logging)
+    return Features(pre_copy, p2p, _data_size(observed.source), told, logging)
 
 
 def _data_size(source: History | None) -> Value[bool] | None:

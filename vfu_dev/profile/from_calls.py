@@ -131,7 +131,9 @@ class CallReader:
     def _flags(self, history: History, call: Call) -> None:
         if call.result == 0:
             flags = MigrationFlags(call.answered[0] & sum(MigrationFlags))
-            history.announced = Announced(flags, reinit=False, dma_logging=None)
+            # A client may ask again, and for REINIT only once.
+            known = history.announced
+            history.announced = Announced(flags, known is not None and known.reinit, dma_logging=None)
 
     def _precopy_info_v2(self, history: History, call: Call) -> None:
         if (known := history.announced) is not None:
