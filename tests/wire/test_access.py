@@ -298,6 +298,13 @@ def test_what_is_no_unix_socket_is_refused(kind: str, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def _listening() -> set[str]:
+    """Return the paths of sockets that somebody listens on; one exists from bind(2) on, before that."""
+    flag = 1 << 16  # __SO_ACCEPTCON, linux/net.h
+    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    return {path for _, _, _, flags, _, _, _, *rest in lines if int(flags, 16) & flag for path in rest}
+
+
 @pytest.mark.skipif(
     not shutil.which("systemd-socket-activate"), reason="needs systemd's systemd-socket-activate"
 )
@@ -313,7 +320,7 @@ def test_sockets_come_from_systemd(open_folder: Path, names: str | None) -> None
     command[1:1] = environment
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
-            wait_until(lambda: device.exists() and control.exists(), "systemd listens")
+            wait_until(lambda: {str(device), str(control)} <= _listening(), "systemd listens")
             with VfioUserDevice.connect(device, timeout_seconds=PATIENCE_SECONDS) as client:
                 client.region_read(0, 0, 4)
             with ControlClient(control, timeout_seconds=PATIENCE_SECONDS) as asked:
