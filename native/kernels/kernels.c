@@ -17,9 +17,7 @@
  * 28, and a fingerprint 18, not 41.
  */
 
-#include <poll.h>
 #include <string.h>
-#include <sys/types.h>
 
 #include "pages.h"
 
@@ -38,9 +36,7 @@ static __thread ptrdiff_t prefetch_distance;
 static uint8_t *
 page_at(const struct pages *pages, size_t number)
 {
-    size_t page = pages->list == NULL ? number : (size_t)pages->list[number];
-
-    return pages->base + page * pages->size;
+    return pages->base + (size_t)pages->list[number] * pages->size;
 }
 
 /* A comparison of pages with their fingerprints, see vfu_changed_pages(). */
@@ -55,8 +51,8 @@ struct scan {
     size_t looked;
 };
 
-void copy_pages_any(const struct job *job, size_t from, size_t n);
-void copy_pages_avx2(const struct job *job, size_t from, size_t n);
+void copy_pages_any(const struct job *job, size_t n);
+void copy_pages_avx2(const struct job *job, size_t n);
 size_t changed_pages_any(struct scan *scan, size_t first, size_t end);
 size_t changed_pages_avx2(struct scan *scan, size_t first, size_t end);
 
@@ -151,23 +147,22 @@ prefetch_to_write(const uint8_t *page, size_t size)
     }
 }
 
-/* Do the job for its pages from the @from th to before the @n th. */
 void
-copy_pages(const struct job *job, size_t from, size_t n)
+copy_pages(const struct job *job, size_t n)
 {
     const size_t size = job->source.size, block = block_bytes(size);
     size_t i, at;
 
-    for (i = from; i < n; i++) {
+    for (i = 0; i < n; i++) {
         const size_t ahead = i + 2 < n ? i + 2 : n - 1;
         uint8_t *page = page_at(&job->source, i), *data = page;
 
-        if (job->target.base != NULL) {
-            uint8_t *target = page_at(&job->target, i);
+        if (job->copies != NULL) {
+            uint8_t *target = job->copies + i * size;
             uint8_t *copy = job->scratch != NULL ? job->scratch : target;
 
             if (copy == target && !job->as_is && i + 1 < n) {
-                prefetch_to_write(page_at(&job->target, i + 1), size);
+                prefetch_to_write(target + size, size);
             }
             memcpy(copy, page, size);
             data = job->as_is ? page : copy;
@@ -182,7 +177,7 @@ copy_pages(const struct job *job, size_t from, size_t n)
             }
         }
         if (job->scratch != NULL) {
-            memcpy(page_at(&job->target, i), job->scratch, size);
+            memcpy(job->copies + i * size, job->scratch, size);
         }
     }
 }
@@ -231,9 +226,6 @@ are_there(const int64_t *list, size_t n, size_t count)
 {
     size_t i;
 
-    if (list == NULL) {
-        return n <= count;
-    }
     for (i = 0; i < n; i++) {
         if (list[i] < 0 || (size_t)list[i] >= count) {
             return false;
@@ -242,18 +234,10 @@ are_there(const int64_t *list, size_t n, size_t count)
     return true;
 }
 
-bool
-can_read(int fd)
-{
-    struct pollfd pollfd = { fd, POLLIN, 0 };
-
-    return poll(&pollfd, 1, 0) > 0;
-}
-
 void
 work_on(const struct job *job, size_t n)
 {
-    BEST(copy_pages)(job, 0, n);
+    BEST(copy_pages)(job, n);
 }
 
 static bool
@@ -275,73 +259,32 @@ is_zero(const uint8_t *page, size_t size)
     return true;
 }
 
-/*
- * Do the job for its first @n pages. With @fd, end early when something can be read
- * there, but not before the first page.
- *
- * Returns how many pages that were, or -1 if a page is not there; nothing was touched
- * then.
- */
-static ssize_t
-do_job(const struct job *job, size_t n, int fd)
+/* Hash the @n pages that @list names where they are; -1 if one is not there. */
+EXPORT int
+vfu_hash_pages(const uint8_t *base, size_t count, size_t size, const int64_t *list,
+               size_t n, uint64_t zero_hash, uint64_t *hashes)
 {
-    const size_t step = fd < 0 ? n : STEP(job->source.size);
-    size_t done = 0;
+    const struct job job = {
+        .source = { (uint8_t *)base, size, list },
+        .zero_hash = zero_hash,
+        .hashes = hashes,
+    };
 
-    if (!are_there(job->source.list, n, job->source.count) ||
-        (job->target.base != NULL &&
-         !are_there(job->target.list, n, job->target.count))) {
+    if (!are_there(list, n, count)) {
         return -1;
     }
-    while (done < n && (done == 0 || !can_read(fd))) {
-        const size_t end = n - done < step ? n : done + step;
-
-        BEST(copy_pages)(job, done, end);
-        done = end;
-    }
-    return (ssize_t)done;
+    work_on(&job, n);
+    return 0;
 }
 
-/*
- * Copy @n pages and hash the copies, or hash them where they are if there is no
- * @to. @zero_hash is that of a page of zeros. What is returned: see do_job().
- */
-EXPORT ssize_t
-vfu_copy_pages(const uint8_t *from, const int64_t *from_list, size_t from_count,
-               uint8_t *to, const int64_t *to_list, size_t to_count,
-               size_t size, size_t n, uint64_t zero_hash, uint64_t *hashes)
+/* Have a new @key say what fingerprint it gives a block of zeros of a page of @size. */
+EXPORT void
+vfu_prepare_key(struct key *key, size_t size)
 {
-    const struct job job = {
-        .source = { (uint8_t *)from, size, from_count, from_list },
-        .target = { to, size, to_count, to_list },
-        .zero_hash = zero_hash,
-        .hashes = hashes,
-    };
+    static const uint8_t zeros[MAX_BLOCK_BYTES];
 
-    return do_job(&job, n, -1);
-}
-
-/*
- * Copy @n pages of a memory that a guest may write to, by way of @scratch if others may
- * write to @to; hash the copies, and store their fingerprints among those of the memory.
- */
-EXPORT ssize_t
-vfu_fingerprint_pages(const uint8_t *from, const int64_t *list, size_t count,
-                      uint8_t *to, uint8_t *scratch, size_t size, size_t n,
-                      uint64_t zero_hash, uint64_t *hashes, const struct key *key,
-                      struct fingerprint *fingerprints, int fd)
-{
-    const struct job job = {
-        .source = { (uint8_t *)from, size, count, list },
-        .target = { to, size, n, NULL },
-        .scratch = scratch,
-        .zero_hash = zero_hash,
-        .hashes = hashes,
-        .key = key,
-        .fingerprints = fingerprints,
-    };
-
-    return do_job(&job, n, fd);
+    key->zeros = (struct fingerprint) { { 0, 0 } };
+    key->zeros = fingerprint(zeros, block_bytes(size), key, 0);
 }
 
 /* Say for each of @n pages whether it is all zeros; -1 if one is not there. */
@@ -349,7 +292,7 @@ EXPORT int
 vfu_zero_pages(const uint8_t *base, size_t count, size_t size,
                const int64_t *list, size_t n, bool *zero)
 {
-    const struct pages pages = { (uint8_t *)base, size, count, list };
+    const struct pages pages = { (uint8_t *)base, size, list };
     size_t i;
 
     if (!are_there(list, n, count)) {

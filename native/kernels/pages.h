@@ -15,15 +15,13 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-/*
- * Pages in a memory of @count pages of @size bytes each.
- *
- * @list names the pages, in order; without it they are the first ones.
- */
+/* The Python side has all of these in 64 bits. */
+_Static_assert(sizeof(size_t) == 8 && sizeof(void *) == 8, "64-bit processors alone");
+
+/* Pages of @size bytes each: those that @list names, in order, of the memory at @base. */
 struct pages {
     uint8_t *base;
     size_t size;
-    size_t count;
     const int64_t *list;
 };
 
@@ -47,7 +45,8 @@ struct key {
 };
 
 /*
- * What is done to pages: copied from @source to @target, if there is one, and hashed.
+ * What is done to pages: copied from @source to @copies, one behind the other, if those
+ * are not NULL, and hashed.
  *
  * The hash is that of the copy, or with @as_is, where somebody else may write to the
  * copy, that of the page. With @scratch somebody else may write to either: a page is
@@ -56,7 +55,7 @@ struct key {
  */
 struct job {
     struct pages source;
-    struct pages target;
+    uint8_t *copies;
     bool as_is;
     uint8_t *scratch;
     uint64_t zero_hash;
@@ -65,19 +64,12 @@ struct job {
     struct fingerprint *fingerprints;
 };
 
-/* How many pages are copied between two looks at a file descriptor: 128 KiB, some 7 us. */
-#define STEP(size) ((size) >= 128U << 10 ? 1 : (128U << 10) / (size))
-
 /* Do the job for its first @n pages. */
 void
 work_on(const struct job *job, size_t n);
 
-/* Whether all of the @n pages that @list names are there. */
+/* Whether all of the @n pages that @list names are there, in a memory of @count. */
 bool
 are_there(const int64_t *list, size_t n, size_t count);
-
-/* Whether something can be read there at once. */
-bool
-can_read(int fd);
 
 #endif

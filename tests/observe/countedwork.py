@@ -73,9 +73,6 @@ def _count_in(path: str) -> None:
     functions = {
         kernels.hash_pages: counted("hashed", kernels.hash_pages, lambda _, rows, pages: len(pages)),
         kernels.zero_pages: counted("classified", kernels.zero_pages, lambda _, rows, pages: len(pages)),
-        kernels.fingerprint_pages: counted(
-            "gathered", kernels.fingerprint_pages, lambda hashes, *_: len(hashes)
-        ),
         sending.send: counted(
             "hashed",
             counted("gathered", sending.send, lambda *call: begun(*call) if call[1].fingerprints else 0),

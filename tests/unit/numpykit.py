@@ -34,13 +34,13 @@ def hash_pages(pages: Pages, indices: PageIndices) -> Hashes:
     return _hash(pages[indices])
 
 
-def begin(record: Record, header: bytes, seed: int) -> None:
-    _inside(record.taken, len(record.rows))
-    first = header + record.taken.astype("<u4").tobytes()
-    record.covered[: len(first)] = np.frombuffer(first, dtype=np.uint8)
+def begin(record: Record, header: bytes, covered: Pages, taken: PageIndices, seed: int) -> None:
+    _inside(taken, len(record.rows))
+    first = header + taken.astype("<u4").tobytes()
+    covered[: len(first)] = np.frombuffer(first, dtype=np.uint8)
     for name, value in {
         "first_size": len(first),
-        "n": len(record.taken),
+        "n": len(taken),
         "last_size": 8,
         "seed": seed,
     }.items():
@@ -62,7 +62,7 @@ def send(record: Record, reply: Reply, room: int, out: int = 0, fd: int = -1) ->
             record.hashes[page] = _hash(record.rows[page : page + 1])[0]
             record.covered[first + 8 * number :][:8] = np.frombuffer(record.hashes[page].tobytes(), np.uint8)
             if (prints := record.fingerprints) is not None:
-                prints.sent[page] = _fingerprint(record.rows[page : page + 1], prints.key)[0]
+                prints.sent[page] = fingerprints_of(record.rows[page : page + 1], prints.key)[0]
             if page not in record.again:
                 record.codes[page] = SENT_CODE
             struct.done += 1
@@ -91,7 +91,7 @@ def zero_pages(pages: Pages, indices: PageIndices) -> npt.NDArray[np.bool_]:
     return ~pages[indices].any(axis=1)
 
 
-def _fingerprint(pages: Pages, key: Key) -> Fingerprints:
+def fingerprints_of(pages: Pages, key: Key) -> Fingerprints:
     """Return the fingerprints of `pages`: NH, the sum of products of neighbouring 32-bit words plus key."""
     blocks = pages.reshape(-1, min(pages.shape[1], MAX_BLOCK_BYTES)).view(np.uint32)
     found = np.zeros((len(blocks), 2), dtype=np.uint64)
@@ -103,27 +103,11 @@ def _fingerprint(pages: Pages, key: Key) -> Fingerprints:
     return found.reshape(len(pages), 2 * max(1, pages.shape[1] // MAX_BLOCK_BYTES))
 
 
-def fingerprint_pages(
-    pages: Pages,
-    indices: PageIndices,
-    out: Pages,
-    key: Key,
-    fingerprints: Fingerprints,
-    scratch: npt.NDArray[np.uint8] | None = None,
-    fd: int = -1,
-) -> Hashes:
-    _inside(indices, len(pages))
-    taken = pages[indices]
-    out[: len(indices)] = taken
-    fingerprints[indices] = _fingerprint(taken, key)
-    return _hash(taken)
-
-
 def changed_pages(
     pages: Pages, key: Key, fingerprints: Fingerprints, codes: npt.NDArray[np.uint8], first: int, end: int
 ) -> tuple[PageIndices, int]:
     clean = np.flatnonzero(codes[first:end] >= CODE_CLEAN) + first
-    return clean[(_fingerprint(pages[clean], key) != fingerprints[clean]).any(axis=1)], len(clean)
+    return clean[(fingerprints_of(pages[clean], key) != fingerprints[clean]).any(axis=1)], len(clean)
 
 
 class Arriving:
@@ -164,7 +148,7 @@ class Arriving:
 
 USES = {
     "vfu_dev.memory.device_memory": ("zero_pages",),
-    "vfu_dev.memory.fingerprints": ("changed_pages", "fingerprint_pages"),
+    "vfu_dev.memory.fingerprints": ("changed_pages",),
     "vfu_dev.migration.audit": ("hash_pages",),
     "vfu_dev.memory.sending": ("begin",),
     "vfu_dev.migration.outgoing": ("send",),

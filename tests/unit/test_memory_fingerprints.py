@@ -14,7 +14,7 @@ from migrationkit import PAGE, Box
 
 from vfu_dev.errors import ConfigError
 from vfu_dev.memory import DeviceMemory, Fingerprints, fingerprints, kernels
-from vfu_dev.memory.sending import Record, Reply, send
+from vfu_dev.memory.sending import CHECKSUM_BYTES, INDEX_BYTES, Record, Reply, send
 from vfu_dev.migration import MigratableState, Migration, SaveSession, plan
 from vfu_dev.uapi import DeviceState as S
 
@@ -34,11 +34,15 @@ def memory() -> DeviceMemory:
     return DeviceMemory("m", 8 * MIB, mapped=True)
 
 
-def send_all(memory: DeviceMemory, sent: Fingerprints) -> None:
-    """Do what a session does with dirty pages."""
-    dirty = memory.pages.collect()
-    sent.copy_out(dirty, np.empty((len(dirty), memory.page_size_bytes), dtype=np.uint8))
-    memory.pages.claim(dirty)
+def send_all(memory: DeviceMemory, sent: Fingerprints) -> tuple[kernels.Pages, kernels.Hashes]:
+    """Do what a session does with dirty pages; return them as they were sent, and the hashes of all."""
+    hashes, dirty = np.zeros(memory.page_count, dtype=np.uint64), memory.pages.collect()
+    record = Record(memory.rows, memory.pages.codes, hashes, sent)
+    record.begin(b"", dirty, 0)
+    out = np.empty(len(dirty) * (INDEX_BYTES + memory.page_size_bytes) + CHECKSUM_BYTES, dtype=np.uint8)
+    assert send(record, Reply(), len(out), kernels.address(out)) == len(out)
+    rows = out[len(dirty) * INDEX_BYTES : -CHECKSUM_BYTES].reshape(-1, memory.page_size_bytes)
+    return rows, hashes
 
 
 def test_a_scan_finds_exactly_the_pages_that_changed(memory: DeviceMemory) -> None:
@@ -63,14 +67,12 @@ def test_a_page_written_between_its_copy_and_the_scan_is_found(memory: DeviceMem
     """The fingerprint is that of the copy, as is the hash."""
     memory.raw[: 8 * 4096] = os.urandom(8 * 4096)
     memory.relearn()
-    sent, dirty = Fingerprints(memory), memory.pages.collect()
-    out = np.empty((8, 4096), dtype=np.uint8)
-    hashes = sent.copy_out(dirty, out)
-    memory.pages.claim(dirty)
+    sent = Fingerprints(memory)
+    out, hashes = send_all(memory, sent)
     memory.raw[3 * 4096] ^= 1
     sent.scan(ENOUGH_SECONDS)
     assert memory.pages.collect().tolist() == [3]
-    assert (hashes == kernels.hash_pages(out, np.arange(8))).all()
+    assert (hashes[:8] == kernels.hash_pages(out, np.arange(8))).all()
 
 
 def test_what_somebody_writes_into_a_shared_copy_is_not_taken_for_content(memory: DeviceMemory) -> None:
@@ -108,9 +110,9 @@ def test_two_sessions_have_different_fingerprints_of_the_same_content(page_bytes
     memory.raw[:] = os.urandom(2 * MIB)
     memory.relearn()
     one, other = Fingerprints(memory), Fingerprints(memory)
-    out = np.empty_like(memory.rows)
     for sent in (one, other):
-        sent.copy_out(memory.pages.collect(), out)
+        memory.pages.rearm()
+        send_all(memory, sent)
     assert not (one.sent == other.sent).any()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -14,15 +15,18 @@ import numpy as np
 import numpykit
 import pytest
 from hypothesis import given
+from numpykit import fingerprints_of
 from sanitizerkit import run_script, run_tests, sanitized
 
 from vfu_dev.builds.native import native_dir
-from vfu_dev.memory import DeviceMemory, fold_hashes, kernels
+from vfu_dev.memory import DeviceMemory, fold_hashes, kernels, sending
 from vfu_dev.memory.pages import CODE_CLEAN, CODE_DIRTY
 
 PAGES = 40
 SIZES = st.sampled_from([64, 128, 256, 4096, 65536])
+# test_memory_sending.py runs itself with the sanitizers.
 TESTS = (Path(__file__), Path(__file__).with_name("test_memory_arriving.py"))
+SENDING = Path(__file__).with_name("test_memory_sending.py")
 LISTS = st.lists(st.integers(0, PAGES - 1), max_size=PAGES)
 
 
@@ -60,26 +64,17 @@ def test_hashes_and_zeros_are_those_of_the_twin(seed: int, size: int, chosen: li
         assert same(*both(name, pages, indices))
 
 
-def fingerprints_of(pages: kernels.Pages, key: kernels.Key) -> kernels.Fingerprints:
-    found = np.zeros((len(pages), 2 * max(1, pages.shape[1] // kernels.MAX_BLOCK_BYTES)), dtype=np.uint64)
-    kernels.fingerprint_pages(pages, np.arange(len(pages)), np.empty_like(pages), key, found)
-    return found
-
-
-@given(st.integers(0, 2**32), SIZES, LISTS, st.booleans())
-def test_fingerprints_are_those_of_the_twin(seed: int, size: int, chosen: list[int], shared: bool) -> None:
-    """Of the pages named and no others, and so are the copies and their hashes."""
-    pages, out = some_pages(seed, size), some_pages(seed + 1, size)
-    indices, key = np.array(chosen, dtype=np.intp), kernels.random_key(size)
-    fingerprints = fingerprints_of(some_pages(seed + 2, size), key)
-    ours, twins = both("fingerprint_pages", pages, indices, out, key, fingerprints)
-    assert same(ours, twins)
-    if shared:
-        scratch = np.zeros(size, dtype=np.uint8)
-        ours, _ = both("fingerprint_pages", pages, indices, out, key, fingerprints, scratch)
-        assert same(ours[0], twins[0])
-        assert same(ours[1][:5], twins[1])
-    assert fingerprints_of(np.zeros_like(pages), key).any() == 0
+@given(st.integers(0, 2**32), SIZES, st.integers(0, 63))
+def test_fingerprints_are_those_of_the_twin(seed: int, size: int, bit: int) -> None:
+    """To the bit; and those of zeros are zeros."""
+    pages, key = some_pages(seed, size), kernels.random_key(size)
+    sent = fingerprints_of(pages, key)
+    codes = np.full(PAGES, CODE_CLEAN | CODE_DIRTY, dtype=np.uint8)
+    assert len(kernels.changed_pages(pages, key, sent, codes, 0, PAGES)[0]) == 0
+    sent[np.arange(PAGES), np.random.default_rng(seed).integers(0, sent.shape[1], PAGES)] ^= np.uint64(
+        1 << bit
+    )
+    assert kernels.changed_pages(pages, key, sent, codes, 0, PAGES)[0].tolist() == list(range(PAGES))
     assert pages.any(axis=1).tolist() == fingerprints_of(pages, key).any(axis=1).tolist()
 
 
@@ -144,20 +139,15 @@ def test_fingerprints_of_the_same_content_differ_with_the_key() -> None:
 @pytest.mark.parametrize("module", [kernels, numpykit])
 def test_a_page_that_is_not_there_is_refused_and_nothing_is_touched(module: Any, bad: list[int]) -> None:
     pages, indices = some_pages(1, 64), np.array(bad, dtype=np.intp)
-    before, other = pages.copy(), some_pages(2, 64)
-    out = other.copy()
-    key, fingerprints = kernels.random_key(64), np.zeros((PAGES, 2), dtype=np.uint64)
+    before = pages.copy()
     calls: list[Callable[[], object]] = [
         lambda: module.hash_pages(pages, indices),
         lambda: module.zero_pages(pages, indices),
-        lambda: module.fingerprint_pages(pages, indices, out, key, fingerprints),
     ]
     for call in calls:
         with pytest.raises(IndexError):
             call()
     assert (pages == before).all()
-    assert (out == other).all()
-    assert not fingerprints.any()
 
 
 @given(st.lists(st.binary(max_size=300), max_size=9))
@@ -193,21 +183,55 @@ def test_kernels_that_are_none_are_named_with_what_to_do(tmp_path: Path) -> None
     assert "run: vfu-dev build vfu-kernels" in done.stderr
 
 
-def test_the_kernels_pass_on_a_processor_without_avx2(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "without", [("-DVFU_NO_AVX2",), ("-DVFU_NO_AVX2", "-U__SSE2__")], ids=["avx2", "sse2"]
+)
+def test_the_kernels_pass_on_a_processor_without(without: tuple[str, ...], tmp_path: Path) -> None:
     """And the tests above would have noticed another result: each of them has a twin."""
     if os.environ.get("VFU_DEV_KERNELS"):
         return  # this is that process
     library = tmp_path / "libvfu-kernels.so"
     sources = sorted((native_dir() / "kernels").glob("*.c"))
-    flags = ["-std=gnu11", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-DVFU_NO_AVX2"]
+    flags = ["-std=gnu11", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", *without]
     subprocess.run(["cc", *flags, "-o", library, *sources], check=True)
     symbols = subprocess.run(["nm", library], capture_output=True, text=True, check=True).stdout
     assert "changed_pages_any" in symbols
     assert "store_any" in symbols
     assert "avx2" not in symbols
-    for file in TESTS:
+    for file in (*TESTS, SENDING):
         done = run_tests(file, os.environ | {"VFU_DEV_KERNELS": str(library)})
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "struct"),
+    [
+        ("send.c", "record", sending._RecordStruct),
+        ("send.c", "reply", sending._ReplyStruct),
+        ("store.c", "arriving", kernels._ArrivingStruct),
+    ],
+)
+def test_c_and_python_have_the_same_layout(
+    source: str, name: str, struct: type[ctypes.Structure], tmp_path: Path
+) -> None:
+    """Each member's name, place and size, as the compiler has them; and no member is missing."""
+    fields = [field[0] for field in struct._fields_]
+    members = "".join(
+        f'printf("%zu %zu\\n", offsetof(struct {name}, {field}), sizeof(((struct {name} *)0)->{field}));'
+        for field in fields
+    )
+    probe, program = tmp_path / "probe.c", tmp_path / "probe"
+    probe.write_text(
+        f'#include <stdio.h>\n#include "{source}"\n'
+        f'int main(void) {{ {members} printf("%zu\\n", sizeof(struct {name})); }}\n'
+    )
+    folder = native_dir() / "kernels"
+    rest = [folder / "kernels.c"] if source == "send.c" else []
+    flags = ["-std=gnu11", "-DVFU_NO_AVX2", "-I", folder]
+    subprocess.run(["cc", *flags, "-o", program, probe, *rest], check=True)
+    found = subprocess.run([program], capture_output=True, text=True, check=True).stdout.splitlines()
+    ours = [getattr(struct, field) for field in fields]
+    assert found == [*(f"{one.offset} {one.size}" for one in ours), str(ctypes.sizeof(struct))]
 
 
 def test_the_kernels_pass_with_sanitizers() -> None:

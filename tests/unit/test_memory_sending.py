@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -65,6 +69,27 @@ class Sent:
         """Return what is noted of pages, and what is left."""
         prints = [] if self.prints is None else self.prints.sent.tolist()
         return self.codes.tolist(), self.hashes.tolist(), self.record.pending.tolist(), prints
+
+
+@contextmanager
+def one_page(size_bytes: int) -> Iterator[int]:
+    """Yield the address of `size_bytes` that lie in one page of memory, again and again."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] + [ctypes.c_int] * 3, ctypes.c_long]
+    step, fixed = mmap.PAGESIZE, 0x10  # MAP_FIXED
+    fd = os.memfd_create("window")
+    os.ftruncate(fd, step)
+    place = mmap.mmap(-1, -(-size_bytes // step) * step)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(place))
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    for at in range(start, start + len(place), step):
+        assert libc.mmap(at, step, access, mmap.MAP_SHARED | fixed, fd, 0) == at
+    os.close(fd)
+    try:
+        yield start
+    finally:
+        place.close()
 
 
 @given(SIZES, st.lists(st.tuples(LISTS, LISTS), min_size=1, max_size=3), READS, st.booleans())
@@ -157,6 +182,38 @@ def test_a_page_that_is_not_there_is_refused(module: ModuleType, bad: list[int])
     with pytest.raises(IndexError):
         one.begin(bad)
     assert one.after()[:2] == ([CODE_DIRTY] * PAGES, [0] * PAGES)
+
+
+def test_a_record_goes_on_after_one_that_is_refused() -> None:
+    """Its bytes are still those that it had: nothing of it was freed."""
+    one = Sent(sending, 64)
+    one.begin([2, 4, 9])
+    first = one.read(40, copied=True)
+    with pytest.raises(IndexError):
+        one.begin([1, PAGES])
+    assert one.record.pending.tolist() == [4, 9]
+    whole = first + one.read(1 << 20, copied=True)
+    assert whole[: len(HEADER) + 12] == HEADER + np.array([2, 4, 9], "<u4").tobytes()
+    assert whole[len(HEADER) + 12 : -8] == one.rows[[2, 4, 9]].tobytes()
+    assert whole[-8:] == bytes(one.record.checksum)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_hashes_are_those_of_the_memory_where_a_copy_does_not_read_back(mapped: bool) -> None:
+    """The window's pages are all one page, so that each store there undoes the one before."""
+    size = 65536
+    one = Sent(sending, size, kernels.random_key(size) if mapped else None)
+    one.begin([3, 7])
+    room = len(HEADER) + 2 * (sending.INDEX_BYTES + size) + sending.CHECKSUM_BYTES
+    with one_page(room) as window:
+        assert sending.send(one.record, one.reply, room, window) == room
+    wanted = np.zeros(PAGES, dtype=np.uint64)
+    wanted[[3, 7]] = numpykit._hash(one.rows[[3, 7]])
+    assert (one.hashes == wanted).all()
+    if one.prints is not None:
+        sent = np.zeros_like(one.prints.sent)
+        sent[[3, 7]] = numpykit.fingerprints_of(one.rows[[3, 7]], one.prints.key)
+        assert (one.prints.sent == sent).all()
 
 
 @pytest.mark.parametrize("mapped", [False, True])

@@ -13,6 +13,8 @@ from vfu_dev.bench.mmio import C_SERVER
 from vfu_dev.bench.peers import Bench, Served
 from vfu_dev.bench.raw import Moved, RawClient
 from vfu_dev.memory import DeviceMemory, Fingerprints
+from vfu_dev.memory.kernels import address
+from vfu_dev.memory.sending import Record, Reply, send
 from vfu_dev.uapi import DeviceState
 
 MIB = 1 << 20
@@ -103,13 +105,15 @@ def _scan_mapped(memory: DeviceMemory, effort: Effort) -> list[tuple[float, floa
     memory.classify()
     sent = Fingerprints(memory)
     copy = memory.words.copy()
-    out = np.empty((MIB // memory.page_size_bytes, memory.page_size_bytes), dtype=np.uint8)
+    hashes = np.zeros(memory.page_count, dtype=np.uint64)
+    record = Record(memory.rows, memory.pages.codes, hashes, sent)
+    out = np.empty(MIB, dtype=np.uint8)
     chosen = _some_pages(memory)
 
     def scan() -> float:
-        for first in range(0, len(everything), len(out)):  # as if all had just been sent
-            sent.copy_out(everything[first : first + len(out)], out)
-        memory.pages.claim(everything)
+        record.begin(b"", everything, 0)
+        while len(record.pending):
+            send(record, Reply(), len(out), address(out))
         memory.words[chosen, 0] += np.uint64(1)
         return _seconds_a_gib(lambda: sent.scan(float("inf")), memory) * 1000
 

@@ -28,14 +28,7 @@ from functools import cache
 import numpy as np
 
 from vfu_dev.memory.device_memory import DeviceMemory
-from vfu_dev.memory.kernels import (
-    MAX_BLOCK_BYTES,
-    Hashes,
-    Pages,
-    changed_pages,
-    fingerprint_pages,
-    random_key,
-)
+from vfu_dev.memory.kernels import MAX_BLOCK_BYTES, changed_pages, random_key
 from vfu_dev.memory.pages import CODE_CLEAN, CODE_DATA, CODE_DIRTY, CODE_NEVER, PageIndices
 
 # What one look at the clock is for: some 30 us.
@@ -74,10 +67,6 @@ class Fingerprints:
         self._final: list[int] | None = None  # chunks to scan since the device stopped
         self.settled = False
         self.expected_pages = 0
-
-    def copy_out(self, indices: PageIndices, out: Pages) -> Hashes:
-        """Copy the pages `indices` as they are now to the rows of `out`, to be sent; return their hashes."""
-        return fingerprint_pages(self._memory.rows, indices, out, self.key, self.sent)
 
     def sent_zeros(self, indices: PageIndices) -> None:
         """Note that the pages `indices` are sent as zeros; what the guest writes meanwhile will be found."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from ctypes import c_char_p, c_int, c_size_t, c_ssize_t, c_uint8, c_uint64, c_void_p
+from ctypes import c_char_p, c_int, c_size_t, c_uint8, c_uint64, c_void_p
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -42,24 +42,12 @@ Vectors = npt.NDArray[np.uint64]
 MAX_BLOCK_BYTES = 4096
 
 _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "vfu_copy_pages": (
-        c_ssize_t,
-        (
-            *(c_void_p, c_void_p, c_size_t),
-            *(c_void_p, c_void_p, c_size_t),
-            *(c_size_t, c_size_t, c_uint64, c_void_p),
-        ),
+    "vfu_hash_pages": (
+        c_int,
+        (c_void_p, c_size_t, c_size_t, c_void_p, c_size_t, c_uint64, c_void_p),
     ),
     "vfu_zero_pages": (c_int, (c_void_p, c_size_t, c_size_t, c_void_p, c_size_t, c_void_p)),
-    "vfu_fingerprint_pages": (
-        c_ssize_t,
-        (
-            *(c_void_p, c_void_p, c_size_t),
-            *(c_void_p, c_void_p, c_size_t, c_size_t),
-            *(c_uint64, c_void_p, c_void_p),
-            *(c_void_p, c_int),
-        ),
-    ),
+    "vfu_prepare_key": (None, (c_void_p, c_size_t)),
     "vfu_changed_pages": (
         c_size_t,
         (
@@ -134,34 +122,22 @@ def zero_page_xxh3(page_size_bytes: int) -> int:
     return xxhash.xxh3_64_intdigest(bytes(page_size_bytes))
 
 
-def _copy(
-    source: Pages,
-    from_list: PageIndices | None,
-    target: Pages | None,
-    to_list: PageIndices | None,
-    count: int,
-) -> Hashes:
-    hashes = np.empty(count, dtype=np.uint64)
-    size = source.shape[1]
-    done = library().vfu_copy_pages(
-        address(source),
-        None if from_list is None else address(from_list),
-        len(source),
-        None if target is None else address(target),
-        None if to_list is None else address(to_list),
-        0 if target is None else len(target),
-        size,
-        count,
-        zero_page_xxh3(size),
-        address(hashes),
-    )
-    outside(done)
-    return hashes
-
-
 def hash_pages(pages: Pages, indices: PageIndices) -> Hashes:
     """Return the hash of each of the pages `indices`, shape (n,). Raises: IndexError: one is not there."""
-    return _copy(pages, page_list(indices), None, None, len(indices))
+    chosen, size = page_list(indices), pages.shape[1]
+    hashes = np.empty(len(chosen), dtype=np.uint64)
+    outside(
+        library().vfu_hash_pages(
+            address(pages),
+            len(pages),
+            size,
+            address(chosen),
+            len(chosen),
+            zero_page_xxh3(size),
+            address(hashes),
+        )
+    )
+    return hashes
 
 
 def zero_pages(pages: Pages, indices: PageIndices) -> npt.NDArray[np.bool_]:
@@ -181,56 +157,10 @@ def zero_pages(pages: Pages, indices: PageIndices) -> npt.NDArray[np.bool_]:
 
 def random_key(page_size_bytes: int) -> Key:
     """Return a key for the fingerprints of pages of this size, which nobody else can know."""
-    block = min(page_size_bytes, MAX_BLOCK_BYTES)
-    key = np.zeros(2 + MAX_BLOCK_BYTES // 8 + 1, dtype=np.uint64)
+    key = np.empty(2 + MAX_BLOCK_BYTES // 8 + 1, dtype=np.uint64)
     key[2:] = np.frombuffer(os.urandom(key[2:].nbytes), dtype=np.uint64)
-    zeros = np.zeros((2, block), dtype=np.uint8)
-    found = np.zeros((1, 2), dtype=np.uint64)
-    fingerprint_pages(zeros[:1], np.zeros(1, dtype=np.intp), zeros[1:], key, found)
-    key[:2] = found[0]
+    library().vfu_prepare_key(address(key), page_size_bytes)
     return key
-
-
-def fingerprint_pages(
-    pages: Pages,
-    indices: PageIndices,
-    out: Pages,
-    key: Key,
-    fingerprints: Fingerprints,
-    scratch: npt.NDArray[np.uint8] | None = None,
-    fd: int = -1,
-) -> Hashes:
-    """Copy the pages `indices` to the rows of `out`, and set their `fingerprints`; return their hashes.
-
-    Hashes and fingerprints are those of the copies, whatever is written to the pages meanwhile.
-
-    Args:
-        scratch: a page; others may write to `out` then, and nothing is read back from there.
-        fd: where something to be read ends it early, but not before the first page; -1: nowhere.
-
-    Returns: the hashes of those that were copied, shape (k,), k <= n.
-    Raises:  IndexError: a page is not there; nothing was copied.
-    """
-    chosen, size = page_list(indices), pages.shape[1]
-    assert len(fingerprints) == len(pages)
-    assert len(out) >= len(chosen)
-    hashes = np.empty(len(chosen), dtype=np.uint64)
-    done = library().vfu_fingerprint_pages(
-        address(pages),
-        address(chosen),
-        len(pages),
-        address(out),
-        None if scratch is None else address(scratch),
-        size,
-        len(chosen),
-        zero_page_xxh3(size),
-        address(hashes),
-        address(key),
-        address(fingerprints),
-        fd,
-    )
-    outside(done)
-    return hashes[:done]
 
 
 def changed_pages(
@@ -353,14 +283,6 @@ class Arriving:
         count, rest = divmod(len(data), self._size)
         assert not rest
         outside(library().vfu_store_pages(self._reference, bytes_address(data), count))
-
-
-def span(indices: PageIndices) -> slice | PageIndices:
-    """Return ascending `indices` as a slice where they are neighbours: numpy is ten times as fast then."""
-    count = len(indices)
-    if count and int(indices[-1]) - int(indices[0]) == count - 1:
-        return slice(int(indices[0]), int(indices[0]) + count)
-    return indices
 
 
 def bytes_vector(data: bytes | memoryview) -> Vectors:

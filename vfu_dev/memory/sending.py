@@ -94,14 +94,15 @@ class Record:
         """Begin the record of the pages `taken`, ascending: `header` and their numbers come first.
 
         Args:    seed: of the checksum.
-        Raises:  IndexError: a page is not there.
+        Raises:  IndexError: a page is not there; the record before is left as it was.
         """
         count = len(taken)
         first_bytes = len(header) + count * INDEX_BYTES
         skipped = -first_bytes % 8  # the hashes are numbers of 64 bits, and numpy's memory begins at such
         covered = np.empty(skipped + first_bytes + count * 8 + CHECKSUM_BYTES, dtype=np.uint8)[skipped:]
-        self.taken, self.again, self.covered = kernels.page_list(taken), _NO_PAGES, covered
-        begin(self, header, seed)
+        chosen = kernels.page_list(taken)
+        begin(self, header, covered, chosen, seed)
+        self.taken, self.again, self.covered = chosen, _NO_PAGES, covered
 
     def begin_bytes(self, data: bytes) -> None:
         """Begin a record that is just `data`."""
@@ -169,15 +170,17 @@ class Reply:
         struct.pool, struct.pool_size, struct.pool_used = kernels.address(self.pool), len(self.pool), 0
 
 
-def begin(record: Record, header: bytes, seed: int) -> None:
+def begin(
+    record: Record, header: bytes, covered: npt.NDArray[np.uint8], taken: PageIndices, seed: int
+) -> None:
     """Store the first bytes of a record; see `Record.begin`."""
     status = kernels.library().vfu_begin_record(
         record.address,
         header,
         len(header),
-        kernels.address(record.covered),
-        kernels.address(record.taken),
-        len(record.taken),
+        kernels.address(covered),
+        kernels.address(taken),
+        len(taken),
         seed,
     )
     kernels.outside(status)

@@ -26,7 +26,6 @@ import numpy as np
 import numpy.typing as npt
 
 from vfu_dev.memory import DeviceMemory, Fingerprints
-from vfu_dev.memory.kernels import span
 from vfu_dev.memory.pages import CODE_DATA, CODE_DIRTY, CODE_ZERO, PageIndices, is_dirty
 from vfu_dev.memory.sending import SENT_CODE, Record
 from vfu_dev.migration.schema import MigratableState
@@ -134,7 +133,7 @@ class PassPlan:
         if len(pages := self.record.pending):
             if len(self.record.again):
                 pages = np.setdiff1d(pages, self.record.again)
-            self.memory.pages.codes[span(pages)] = SENT_CODE
+            self.memory.pages.codes[pages] = SENT_CODE
 
     def sent_zeros(self, indices: PageIndices) -> None:
         """Note that the pages `indices` are sent as zeros."""
