@@ -71,9 +71,8 @@ def test_fingerprints_are_those_of_the_twin(seed: int, size: int, bit: int) -> N
     sent = fingerprints_of(pages, key)
     codes = np.full(PAGES, CODE_CLEAN | CODE_DIRTY, dtype=np.uint8)
     assert len(kernels.changed_pages(pages, key, sent, codes, 0, PAGES)[0]) == 0
-    sent[np.arange(PAGES), np.random.default_rng(seed).integers(0, sent.shape[1], PAGES)] ^= np.uint64(
-        1 << bit
-    )
+    sums = np.random.default_rng(seed).integers(0, sent.shape[1], PAGES)
+    sent[np.arange(PAGES), sums] ^= np.uint64(1 << bit)
     assert kernels.changed_pages(pages, key, sent, codes, 0, PAGES)[0].tolist() == list(range(PAGES))
     assert pages.any(axis=1).tolist() == fingerprints_of(pages, key).any(axis=1).tolist()
 
@@ -183,16 +182,14 @@ def test_kernels_that_are_none_are_named_with_what_to_do(tmp_path: Path) -> None
     assert "run: vfu-dev build vfu-kernels" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "without", [("-DVFU_NO_AVX2",), ("-DVFU_NO_AVX2", "-U__SSE2__")], ids=["avx2", "sse2"]
-)
-def test_the_kernels_pass_on_a_processor_without(without: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("-U__SSE2__",)], ids=["avx2", "sse2"])
+def test_the_kernels_pass_on_a_processor_without(more: tuple[str, ...], tmp_path: Path) -> None:
     """And the tests above would have noticed another result: each of them has a twin."""
     if os.environ.get("VFU_DEV_KERNELS"):
         return  # this is that process
     library = tmp_path / "libvfu-kernels.so"
     sources = sorted((native_dir() / "kernels").glob("*.c"))
-    flags = ["-std=gnu11", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", *without]
+    flags = ["-std=gnu11", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-DVFU_NO_AVX2", *more]
     subprocess.run(["cc", *flags, "-o", library, *sources], check=True)
     symbols = subprocess.run(["nm", library], capture_output=True, text=True, check=True).stdout
     assert "changed_pages_any" in symbols
