@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -159,6 +160,23 @@ def test_what_is_sent_of_a_memory_that_a_guest_writes_to_are_copies() -> None:
     out = bytearray(1 << 20)
     kernels.join_vectors(one.reply.vectors, memoryview(out))
     assert sent in out
+
+
+def test_a_reply_that_grows_keeps_the_copies_that_it_has_until_the_next_one() -> None:
+    one = Sent(sending, 4096, kernels.random_key(4096))
+    one.begin([3, 4, 9])
+    first = len(HEADER) + 3 * sending.INDEX_BYTES + 2 * 4096
+    one.reply.grow(first)
+    assert sending.send(one.record, one.reply, first) == first
+    pool = weakref.ref(one.reply.pool)
+    one.reply.grow(1 << 20)
+    count = first + sending.send(one.record, one.reply, 1 << 20)
+    assert pool() is not None
+    out = bytearray(count)
+    assert kernels.join_vectors(one.reply.vectors, memoryview(out)) == count
+    assert one.rows[[3, 4, 9]].tobytes() in out
+    one.reply.begin()
+    assert pool() is None
 
 
 def test_a_split_page_is_what_was_hashed_whatever_is_written_before_its_rest_is_read() -> None:
