@@ -144,8 +144,8 @@ def test_our_library_is_recognised(library: Path) -> None:
     assert (found["ok"], found["api"], found["missing"]) == (True, "ours", [])
 
 
-@pytest.mark.parametrize("leaves", [True, False])
-def test_a_call_that_fails_ends_the_turn_of_the_loop_and_one_that_succeeds_if_it_is_to(leaves: bool) -> None:
+@pytest.mark.parametrize(("leave_after", "left"), [(0, 1), (PATIENCE_SECONDS, 0)])
+def test_a_call_that_fails_or_is_long_ends_the_turn_of_the_loop(leave_after: float, left: int) -> None:
     leave, raising = _ffi.signed_count(), [False]
 
     def take(_buffer: int, count: int) -> int:
@@ -153,9 +153,9 @@ def test_a_call_that_fails_ends_the_turn_of_the_loop_and_one_that_succeeds_if_it
             raise StreamError("not a stream")
         return count
 
-    callback = _ffi.guard(_ffi.DataCallback, "guarded", "write_data", leave, take, leaves=leaves)
+    callback = _ffi.guard(_ffi.DataCallback, "guarded", "write_data", leave, take, leave_after=leave_after)
     assert callback(None, 1, 8) == 8
-    assert leave.value == int(leaves)
+    assert leave.value == left
     leave.value, raising[0] = 0, True
     assert callback(None, 1, 8) == -1
     assert leave.value == 1

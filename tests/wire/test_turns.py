@@ -15,8 +15,9 @@ from serverkit import PATIENCE_SECONDS
 from vfu_dev.client import VfioUserDevice
 from vfu_dev.client.connection import Connection
 from vfu_dev.device.reference import ReferenceDevice
-from vfu_dev.libvfio_user import open_library
+from vfu_dev.libvfio_user import Context, _ffi, open_library
 from vfu_dev.server import Server, server
+from vfu_dev.uapi import DeviceState
 
 # The vfio-user header: id, VFIO_USER_DEVICE_RESET, size, flags, error.
 RESET = struct.pack("<HHIII", 7, 13, 16, 0, 0)
@@ -57,6 +58,19 @@ class Asking:
         """Nothing migrates."""
 
 
+def run_beside(use: Callable[[], None], serving: Server) -> None:
+    """Serve until somebody stops it, with `use` in a thread of its own; and close server and device."""
+    thread = threading.Thread(target=use)
+    thread.start()
+    try:
+        serving.run()
+    finally:
+        thread.join()
+        serving.close()
+        gc.unfreeze()  # what `run` froze
+        serving.device.close()
+
+
 @pytest.mark.parametrize(
     ("turn_seconds", "answers"),
     [
@@ -87,13 +101,45 @@ def test_a_request_ends_the_devices_step_unless_requests_took_a_whole_turn(
                 sock.sendall(RESET)
                 worker.sent.release()
 
-    thread = threading.Thread(target=use)
-    thread.start()
-    try:
-        serving.run()
-    finally:
-        thread.join()
-        serving.close()
-        gc.unfreeze()  # what `run` froze
-        device.close()
+    run_beside(use, serving)
     assert worker.answers == answers
+
+
+@pytest.mark.parametrize("long_seconds", [0.0, PATIENCE_SECONDS])
+def test_migration_data_ends_the_loops_turn_if_it_takes_long(
+    long_seconds: float, library: Path, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else eight such writes are served before anybody looks at the clock, or at other sockets."""
+    monkeypatch.setattr(server, "_TURN_SECONDS", PATIENCE_SECONDS)
+    monkeypatch.setattr(_ffi, "LONG_SECONDS", long_seconds)
+    turns, serve = 0, Context.serve
+
+    def counted(context: Context, others_fd: int, turn_seconds: float, wait_seconds: float | None) -> None:
+        nonlocal turns
+        serve(context, others_fd, turn_seconds, wait_seconds)
+        turns += 1
+
+    monkeypatch.setattr(Context, "serve", counted)
+    device = ReferenceDevice(memory_bytes=4096)
+    serving = Server(device, open_library(library), short_tmp / "s")
+    writes = taken = 0
+
+    def use() -> None:
+        nonlocal writes, taken
+        with VfioUserDevice.connect(short_tmp / "s", timeout_seconds=PATIENCE_SECONDS) as client:
+            migration = client.migration
+            migration.set_state(DeviceState.STOP_COPY)
+            stream = migration.read(1 << 20)
+            migration.set_state(DeviceState.RUNNING)
+            migration.set_state(DeviceState.RESUMING)
+            before, writes = turns, len(stream)
+            for at in range(writes):
+                migration.write(stream[at : at + 1])
+            taken = turns - before
+            migration.set_state(DeviceState.RUNNING)
+        serving.stop()
+
+    run_beside(use, serving)
+    assert writes > 100
+    # A turn that ends is counted when the client has its answer already.
+    assert taken >= writes - 1 if long_seconds == 0 else taken < writes / 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import logging
+import time
 from collections.abc import Callable
 from ctypes import (
     CFUNCTYPE,
@@ -290,6 +291,11 @@ def dma_info(address: int) -> tuple[int, int, int, bool]:
     return info.iova.iov_base or 0, info.iova.iov_len, info.prot, info.vaddr is not None
 
 
+# A call that takes longer ends the turn of the loop in any case. vfu_serve_ctx looks at the clock after every
+# eighth request, and the indices in 1 MiB of migration data may make 1 GiB of pages zero.
+LONG_SECONDS = 0.001
+
+
 def guard(
     callback_type: Any,
     device: str,
@@ -298,7 +304,7 @@ def guard(
     function: Callable[..., Any],
     failure: Any = -1,
     *,
-    leaves: bool = True,
+    leave_after: float = 0,
 ) -> Any:
     """Return `function` as a C callback from which nothing escapes.
 
@@ -306,17 +312,19 @@ def guard(
     logged with the device and the callback's name, errno says what went wrong, and C receives `failure`.
 
     Args:
-        leave: a `signed_count` that each call sets: see vfu_serve_ctx.
-        leaves: False: only a call that fails does.
+        leave: a `signed_count` that a call sets: see vfu_serve_ctx.
+        leave_after: seconds; a call that takes less, and does not fail, leaves `leave` alone.
         function: called without the context argument.
         failure: None for a callback that returns nothing.
     """
 
     def guarded(_ctx: int, *arguments: Any) -> Any:
-        if leaves:
-            leave.value = 1
+        started = time.monotonic()
         try:
-            return function(*arguments)
+            result = function(*arguments)
+            if time.monotonic() - started >= leave_after:
+                leave.value = 1
+            return result
         except BaseException as error:  # the boundary to C: nothing may pass
             leave.value = 1
             report(device, name, error)

@@ -93,8 +93,8 @@ class Context:
     def _check(self, function: str, *arguments: Any) -> int:
         return self._library.check(function, self._ctx, *arguments)
 
-    def _guard(self, kind: Any, name: str, function: Any, failure: Any = -1, *, leaves: bool = True) -> Any:
-        callback = _ffi.guard(kind, self._name, name, self._leave, function, failure, leaves=leaves)
+    def _guard(self, kind: Any, name: str, function: Any, failure: Any = -1, leave_after: float = 0) -> Any:
+        callback = _ffi.guard(kind, self._name, name, self._leave, function, failure, leave_after=leave_after)
         self._alive.append(callback)
         return callback
 
@@ -225,7 +225,7 @@ class Context:
             transition=self._guard(_ffi.TransitionCallback, "transition", transition),
             read_data=self._guard(_ffi.DataCallback, "read_data", read_data),
             # The loop has nothing to do after data that was taken, and looks around every turn anyway.
-            write_data=self._guard(_ffi.DataCallback, "write_data", write_data, leaves=False),
+            write_data=self._guard(_ffi.DataCallback, "write_data", write_data, -1, _ffi.LONG_SECONDS),
         )
         self._alive.append(struct)
         self._check("vfu_setup_device_migration_callbacks", struct)
