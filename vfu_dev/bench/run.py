@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
 from vfu_dev import JSON_VERSION, __version__
-from vfu_dev.bench import dma, forecast, front_ends, mmio, start, stream, through_qemu, window
+from vfu_dev.bench import audit, dma, forecast, front_ends, mmio, start, stream, through_qemu, window
 from vfu_dev.bench.figures import Effort, Failure, Figure
 from vfu_dev.bench.machine import MOST_OTHER_WORK, OtherWork, awake, busy_core, machine, touch_memory
 from vfu_dev.bench.peers import ARTIFACTS, Bench, bench
@@ -27,6 +27,7 @@ CASES: dict[str, Case] = {
     "stream-in": stream.into,
     "window": window.data,
     "scan": stream.scans,
+    "audit": audit.whole,
     "dma": dma.engine,
     "start": start.serve,
     "forecast": forecast.downtimes,
@@ -46,6 +47,7 @@ FIGURES = {
     "stream-in": 1,
     "window": 3,
     "scan": 2,
+    "audit": 1,
     "dma": 4,
     "start": 1,
     "forecast": 2,

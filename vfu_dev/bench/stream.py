@@ -115,10 +115,10 @@ def _scan_mapped(memory: DeviceMemory, effort: Effort) -> list[tuple[float, floa
         while len(record.pending):
             send(record, Reply(), len(out), address(out))
         memory.words[chosen, 0] += np.uint64(1)
-        return _seconds_a_gib(lambda: sent.scan(float("inf")), memory) * 1000
+        return seconds_a_gib(lambda: sent.scan(float("inf")), memory) * 1000
 
     def compare() -> float:
-        return _seconds_a_gib(lambda: np.count_nonzero(memory.words != copy), memory) * 1000
+        return seconds_a_gib(lambda: np.count_nonzero(memory.words != copy), memory) * 1000
 
     scan()
     return in_turns(effort.rounds, scan, compare)
@@ -131,16 +131,17 @@ def _scan_tracked(memory: DeviceMemory, effort: Effort) -> list[tuple[float, flo
     def collect() -> float:
         pages.claim(np.arange(memory.page_count, dtype=np.intp))
         pages.mark_pages(chosen)
-        return _seconds_a_gib(pages.collect, memory) * 1000
+        return seconds_a_gib(pages.collect, memory) * 1000
 
     def count() -> float:
-        return _seconds_a_gib(lambda: np.count_nonzero(pages.codes), memory) * 1000
+        return seconds_a_gib(lambda: np.count_nonzero(pages.codes), memory) * 1000
 
     collect()
     return in_turns(effort.rounds, collect, count)
 
 
-def _seconds_a_gib(action: Callable[[], object], memory: DeviceMemory) -> float:
+def seconds_a_gib(action: Callable[[], object], memory: DeviceMemory) -> float:
+    """Return the time of an action on all of a memory, per GiB of it."""
     began = time.perf_counter()
     action()
     return (time.perf_counter() - began) * GIB / memory.size_bytes

@@ -50,7 +50,7 @@ def command(
     a median beyond it is BROKEN. If the machine did other work meanwhile, figures are reported, not judged.
     A case that fails is a line of its own; the others are measured, and the exit status is 1.
 
-    CASEs: mmio, scraped, polled, precopy, stream-out, stream-in, window, scan, dma, start, forecast,
+    CASEs: mmio, scraped, polled, precopy, stream-out, stream-in, window, scan, audit, dma, start, forecast,
     front-ends, qemu, qemu-downtime. The last three go through this project's QEMU (vfu-dev build qemu).
 
     Client and server each have a processor, which is kept from halting. Memory is touched before each case.
