@@ -143,6 +143,7 @@ def test_a_buffer_that_is_not_there_is_an_error(either_way: Served) -> None:
     """EFAULT, wherever it ends and whether it may be read; the program lives on, and so does the device."""
     import ctypes
     import mmap
+    import tempfile
 
     libc = ctypes.CDLL(None, use_errno=True)
     libc.read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
@@ -162,6 +163,12 @@ def test_a_buffer_that_is_not_there_is_an_error(either_way: Served) -> None:
     assert libc.read(fd, address, 4 * 4096) == 4 * 4096
     assert libc.read(fd, 8, 4096) == -1
     assert ctypes.get_errno() == errno.EFAULT
+    with tempfile.TemporaryFile() as file:
+        file.truncate(8 * 4096)
+        short = mmap.mmap(file.fileno(), 8 * 4096)
+        file.truncate(4096)  # a store beyond it is SIGBUS now
+        assert libc.read(fd, ctypes.addressof(ctypes.c_char.from_buffer(short)), 8 * 4096) == -1
+        assert ctypes.get_errno() == errno.EFAULT
 
 
 @inside()
