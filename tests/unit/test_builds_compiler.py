@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from serverkit import PATIENCE_SECONDS
 
+from vfu_dev.builds import compiler
 from vfu_dev.builds.compiler import compiler_version
 
 Ask = Callable[[], str]
@@ -100,6 +101,25 @@ def test_another_compiler_is_asked(tmp_path: Path, folder: Path, ask: Ask) -> No
     (folder / "cc").symlink_to("gcc-12")
     assert ask().startswith("true (")
     assert len(_memory(tmp_path)) == 4, "the first one is still known"
+
+
+def test_a_compiler_that_is_replaced_while_it_answers_is_not_remembered(
+    tmp_path: Path, folder: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer may be that of either file."""
+    asked = compiler._ask
+
+    def replaced() -> str:
+        answer = asked()
+        _install("env", folder / "new")
+        (folder / "new").replace(folder / "gcc-12")
+        return answer
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(compiler, "_ask", replaced)
+        assert ask().startswith("true (")
+    assert _memory(tmp_path) == []
+    assert ask().startswith("env (")
 
 
 def test_what_only_leads_to_a_compiler_is_always_asked(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from contextlib import suppress
 from functools import cache as memoize
 from pathlib import Path
 
 from vfu_dev.builds.cache import Cache, input_key
+from vfu_dev.whole import write_whole
 
 # Programs that are the compiler itself, after all links. Others only lead to one (ccache, distcc, a script)
 # and stay the same file when it is upgraded.
@@ -79,13 +79,7 @@ def _remembered(memory: Path) -> str:
 
 
 def _remember(memory: Path, version: str) -> None:
-    """Write the answer whole: several processes, and threads, may do it at once."""
-    if Cache().is_empty:
-        return  # looking for an artifact makes no cache
-    memory.parent.mkdir(exist_ok=True)
-    partial = memory.with_name(f"{memory.name}.{threading.get_native_id()}")
-    try:
-        partial.write_text(f"{version}\n")
-        partial.replace(memory)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write the answer. Processes that do it at once write the same; `_remembered` judges if it is whole."""
+    if not Cache().is_empty:  # looking for an artifact makes no cache
+        memory.parent.mkdir(exist_ok=True)
+        write_whole(memory, f"{version}\n")
