@@ -244,6 +244,8 @@ USAGE_ERRORS = [
     "lab run",
     "lab run no-such-scenario",
     "lab run idle --set nothing",
+    f"lab run idle --set run.moves={'[' * 5000}",
+    f"lab run idle --set run.moves={'9' * 5000}",
     "lab run idle --resume --force",
     "lab run idle --shard 3/2",
     "lab run idle --shard 1/2 --dask tcp://127.0.0.1:1",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from vfu_dev.cli.shape import TO_STDOUT, Command
 from vfu_dev.cli.signals import interrupted_status
 from vfu_dev.errors import ConfigError, LabError
 from vfu_dev.sizes import format_count
+from vfu_dev.toml_source import parse_toml
 
 if TYPE_CHECKING:
     from vfu_dev.series.progress import RunProgress
@@ -46,8 +46,8 @@ def _changes(texts: tuple[str, ...]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise ConfigError(f"--set {text}: expected KEY=VALUE, such as run.moves=10")
         try:
-            changes[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except ValueError:
+            changes[key.strip()] = parse_toml("--set", f"value = {value}")["value"]
+        except ConfigError:
             changes[key.strip()] = value.strip()
     return changes
 
