@@ -170,6 +170,7 @@ def test_a_folder_named_by_the_environment_has_to_exist(
     assert fetch.folder_from_environment("VFU_DEV_SOURCES") is None
     monkeypatch.setenv("VFU_DEV_SOURCES", str(tmp_path))
     assert fetch.folder_from_environment("VFU_DEV_SOURCES") == tmp_path
-    monkeypatch.setenv("VFU_DEV_SOURCES", str(tmp_path / "absent"))
-    with pytest.raises(SourceError, match="no such folder"):
-        fetch.folder_from_environment("VFU_DEV_SOURCES")
+    for missing in ("~nobody-has-this-name/sources", str(tmp_path / "absent")):
+        monkeypatch.setenv("VFU_DEV_SOURCES", missing)
+        with pytest.raises(SourceError, match="no such folder"):
+            fetch.folder_from_environment("VFU_DEV_SOURCES")

@@ -117,6 +117,8 @@ def test_names_paths_and_build_folders(tmp_path: Path, monkeypatch: pytest.Monke
                 find_qemu(name, cache=cache)
     with pytest.raises(QemuBinaryError, match=f"trixie: no such QEMU.*as a name: {', '.join(NAMES)}"):
         find_qemu("trixie")
+    with pytest.raises(QemuBinaryError, match=r"^~nobody-has-this-name/qemu: no such QEMU: neither file nor"):
+        find_qemu("~nobody-has-this-name/qemu")
     with pytest.raises(BuildError, match=r"no qemu-system-x86_64 in it or in its build/"):
         find_qemu(str(tmp_path))
     monkeypatch.setenv("VFU_DEV_QEMU", str(path))

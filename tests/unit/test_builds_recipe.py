@@ -200,9 +200,10 @@ def test_a_file_from_the_environment_takes_the_artifacts_place(
     tiny = Tiny()
     recipe = tiny.recipe(override="VFU_DEV_TINY")
     mine = tmp_path / "mine"
-    monkeypatch.setenv("VFU_DEV_TINY", str(mine))
-    with pytest.raises(BuildError, match=r"VFU_DEV_TINY=.*: no such file"):
-        recipe.find(cache)
+    for missing in ("~nobody-has-this-name/mine", str(mine)):
+        monkeypatch.setenv("VFU_DEV_TINY", missing)
+        with pytest.raises(BuildError, match=r"VFU_DEV_TINY=.*: no such file"):
+            recipe.find(cache)
     mine.touch()
     assert recipe.find(cache) == mine
     assert build(recipe, cache, BuildOptions(), quiet()).path == mine

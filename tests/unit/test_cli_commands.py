@@ -289,6 +289,12 @@ def test_usage_errors_are_status_2(line: str, run: Run, monkeypatch: pytest.Monk
     assert err.strip()
 
 
+def test_a_qemu_in_the_home_directory_of_nobody_is_one_that_is_not_there(run: Run) -> None:
+    status, out, err = run("lab", "migrate", "--qemu", "~nobody-has-this-name/qemu")
+    assert (status, out) == (1, "")
+    assert err.startswith("vfu-dev: ~nobody-has-this-name/qemu: no such QEMU"), err
+
+
 def test_the_statuses_of_the_page_are_those_of_the_code() -> None:
     """docs/commands.md has the one table."""
     text = (ROOT / "docs/commands.md").read_text()

@@ -84,6 +84,14 @@ def remove_tree(path: Path, *, quietly: bool = False) -> None:
         rmtree(path, ignore_errors=quietly)
 
 
+def path_meant(text: str) -> Path:
+    """Return the absolute path that a user means by `text`. A `~` of no home directory stays one.
+
+    Then nothing is there, which each caller has an error for; Path.expanduser() would raise RuntimeError.
+    """
+    return Path(os.path.expanduser(text)).absolute()
+
+
 def default_root() -> Path:
     """Return `$VFU_DEV_CACHE`, else `$XDG_CACHE_HOME/vfu-dev`, else `~/.cache/vfu-dev`; absolute.
 

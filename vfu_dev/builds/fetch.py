@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from vfu_dev.builds import apt
-from vfu_dev.builds.cache import file_digest, input_key, remove_tree
+from vfu_dev.builds.cache import file_digest, input_key, path_meant, remove_tree
 from vfu_dev.builds.command import BuildContext, CommandError
 from vfu_dev.builds.pinned import DSC, PACKAGE, SHA256, SUITE, VERSION
 from vfu_dev.errors import BuildError
@@ -170,7 +170,7 @@ def folder_from_environment(name: str) -> Path | None:
     text = os.environ.get(name)
     if not text:
         return None
-    folder = Path(text).expanduser().absolute()
+    folder = path_meant(text)
     if not folder.is_dir():
         raise SourceError(f"{name}={text}: no such folder")
     return folder

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vfu_dev.builds import qemu, qemu_packages
-from vfu_dev.builds.cache import Cache
+from vfu_dev.builds.cache import Cache, path_meant
 from vfu_dev.builds.elf import Elf, ElfError, read_elf
 from vfu_dev.builds.making import build as build_artifact
 from vfu_dev.builds.packages import FIRMWARE_DIRS
@@ -133,7 +133,7 @@ def find_qemu(choice: str, build: bool = False, cache: Cache | None = None) -> Q
                 f"there is no {PROGRAM} in the PATH; install your distribution's, or use trixie-backports"
             )
         return probe_qemu(Path(found))
-    path = Path(choice).expanduser().absolute()
+    path = path_meant(choice)
     if not path.exists():
         names = "" if os.sep in choice else f"; as a name: {', '.join(NAMES)}"
         raise QemuBinaryError(f"{choice}: no such QEMU: neither file nor folder{names}")

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from vfu_dev.builds.cache import Cache, input_key
+from vfu_dev.builds.cache import Cache, input_key, path_meant
 from vfu_dev.builds.prebuilt import prebuilt
 from vfu_dev.errors import BuildError
 
@@ -97,7 +97,7 @@ class Recipe:
         text = os.environ.get(self.override) if self.override else None
         if not text:
             return None
-        path = Path(text).expanduser().absolute()
+        path = path_meant(text)
         if not path.exists():
             raise OverrideError(self.override, text, "no such file")
         try:

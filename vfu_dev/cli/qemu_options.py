@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from vfu_dev.attach.front_end import FRONT_ENDS, IOMMU_PATHS
+from vfu_dev.builds.cache import path_meant
 from vfu_dev.builds.qemu_binary import NAMES, VFIO_USER_PCI, with_paths
 from vfu_dev.cli.params import for_each_side, of_side
 from vfu_dev.errors import ConfigError
@@ -46,9 +46,8 @@ def asked_qemus(sides: dict[str, Any]) -> dict[str, str | None]:
     for one in (source, destination):
         if one["iommu"] and one["front_end"] == VFIO_USER_PCI:
             raise ConfigError(f"--iommu {one['iommu']}: is for --front-end vfio-pci")
-        path = Path(one["qemu"] or "").expanduser()
-        if one["qemu"] not in (None, *NAMES) and path.exists():
-            one["qemu"] = str(path.absolute())  # another folder, and another machine, mean the same by it
+        if one["qemu"] not in (None, *NAMES) and (path := path_meant(one["qemu"])).exists():
+            one["qemu"] = str(path)  # another folder, and another machine, mean the same by it
     if source == destination:
         return source
     return source | {f"{name}_destination": value for name, value in destination.items()}
