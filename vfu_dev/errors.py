@@ -105,10 +105,10 @@ def written(value: object) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return which of `known` a mistyped `name` was meant to be, as far as anybody can tell; None: none."""
+    """Return the one of `known` that a mistyped `name` probably means; None: it is like none of them."""
     import difflib  # here: no error, no need
 
-    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+    return next(iter(difflib.get_close_matches(name, known, n=1)), None)
 
 
 def judge_name(what: str, name: str) -> None:

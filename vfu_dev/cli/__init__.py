@@ -43,8 +43,8 @@ _COMMANDS: dict[str, tuple[str, str]] = {
 # MMIO, because what the threads of a process share has to be counted.
 _ENVIRONMENT = {"serve": {"OPENBLAS_NUM_THREADS": "1"}}
 
-# What these load stays, and the collector would go through it 70 times, for 6 ms, before they serve. They
-# start it then.
+# Commands that run without the garbage collector until they call gc.enable(), when they serve. What they load
+# stays, and the collector would go through it 70 times before that, for 6 ms.
 _COLLECT_LATER = {"serve"}
 
 # What a command ends with; docs/commands.md has the table.
@@ -73,7 +73,7 @@ class _LazyGroup(Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command that is to run, as every group does."""
-        if args[0] in _COLLECT_LATER and gc.isenabled():
+        if args[0] in _COLLECT_LATER:
             gc.disable()  # here: who only looks at the commands may never close `ctx`
             ctx.call_on_close(gc.enable)
         return super().resolve_command(ctx, args)

@@ -284,7 +284,7 @@ def command(
                     logger.info("%s: metrics and live page on %s", name, exporter.url)
 
                 def ready() -> None:
-                    gc.enable()  # see vfu_dev.cli
+                    gc.enable()  # see _COLLECT_LATER in vfu_dev.cli
                     click.echo(f"serving {name} on {where}")
 
                 server.run(on_ready=ready)
