@@ -4,7 +4,7 @@ from vfu_dev.builds import artifact
 library = artifact("libvfio-user")            # a Path, or BuildError that names the command to run
 qemu = artifact("qemu", build=True)           # builds it first if it has to
 
-`making` builds. It is imported by those who build: a server that finds its library needs none of it.
+What only builds is imported in functions: a server that finds its library needs none of it.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def _make_library(
 
 
 def _run_tests(options: tuple[str, ...], defines: tuple[str, ...], context: BuildContext, out: Path) -> Facts:
-    from vfu_dev.builds import libvfio_user_tree
+    from vfu_dev.builds import libvfio_user_tree  # here: as above
 
     return libvfio_user_tree.run_tests(options, defines, context, out)
 

@@ -78,7 +78,7 @@ class TerminalReporter(Reporter):
 
     def __init__(self) -> None:
         super().__init__()
-        # Importing rich takes 0.1 s, which a build without work need not wait for.
+        # Importing rich takes 0.1 s, for which a build without work need not wait; here and in `step`.
         from rich.console import Console
 
         self._console = Console(stderr=True, highlight=False)

@@ -9,6 +9,7 @@ import time
 
 from vfu_dev import uapi
 from vfu_dev.client import messages
+from vfu_dev.conformance.checks_irqs import EVENTFD, first_irq, set_irqs
 from vfu_dev.conformance.model import (
     CheckFailedError,
     ClosedError,
@@ -255,8 +256,6 @@ def next_client_finds_no_mappings(session: Session) -> None:
 )
 def next_client_finds_no_eventfds(session: Session) -> None:
     """The file descriptors of interrupts are closed when their client has gone."""
-    from vfu_dev.conformance.checks_irqs import EVENTFD, first_irq, set_irqs
-
     index, _ = first_irq(session)
     # The end of a pipe tells when its last other end is closed; an eventfd does not.
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
