@@ -112,7 +112,7 @@ class Machine:
     async def arrived(self, seen: int) -> None:
         """Wait for the event that an incoming migration has completed, not among the first `seen` events.
 
-        Its time is of QEMU's clock, which may be set; how long it took is told by the clock of the waiter.
+        The event has QEMU's time of day, which may be set. Callers measure durations with a monotonic clock.
 
         Raises:  BenchError: it has not in time; says how far it is. ProcessError: QEMU ended.
         """
