@@ -572,6 +572,10 @@ def test_a_cold_start_of_the_next_qemu_is_no_arc_of_the_one_before(imported: Imp
     profile = imported(cut + lines(iter(born + started), form=form) + away)
     assert profile.source_arcs.keys() == imported(away).source_arcs.keys()
     assert (profile.recorded.migrations, profile.recorded.completed) == (2, 1)
+    # A QEMU that was ended while it received: nothing is under way when the log ends.
+    arriving = lines(iter(ARRIVING), form=form)
+    assert imported(arriving).recorded.cut_off
+    assert not imported(arriving + lines(iter(born + started), form=form)).recorded.cut_off
 
 
 def test_ranges_of_another_device_are_none_of_one_without_a_log(imported: Import) -> None:
@@ -629,7 +633,8 @@ def test_a_write_in_which_the_clock_is_set_back_has_no_time(
         return calls.seconds
 
     whole = seconds()
-    assert whole is not None and whole.value == Distribution.always(0.3)
+    assert whole is not None
+    assert whole.value == Distribution.always(0.3)
     assert seconds((99.8, "vfio_migration_set_device_state", ("RUNNING",))) is None
 
 

@@ -133,10 +133,7 @@ class QemuReader:
             )
         match event.kind:
             case Kind.REALIZE:
-                # What the log has before is another QEMU's, whose device this one does not go on with.
-                device.asked = None
-                device.forget_times()
-                history.start()
+                history.start()  # a new QEMU has a new device
             case Kind.STATE:
                 target = _state(event)
                 _asked(device, target, at)
