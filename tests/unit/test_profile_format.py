@@ -147,6 +147,11 @@ NO_PRE_COPY = "[features]\npre_copy = { measured = false }\n"
             "arcs.destination.RESUMING->RUNNING_P2P",
         ),
         (
+            "[features]\np2p = { assumed = false }\n"
+            '[arcs.source]\n"PRE_COPY->PRE_COPY_P2P" = { assumed = 1 }',
+            "arcs.source.PRE_COPY->PRE_COPY_P2P",
+        ),
+        (
             "[features]\nprecopy_info_v2 = { assumed = false }\n"
             "[[reinit]]\nseconds = { assumed = 1 }\nbytes = { assumed = 1 }",
             "reinit[1]",
@@ -190,6 +195,14 @@ def test_a_value_of_which_limits_alone_are_known_contradicts_only_what_is_beyond
     assert not refusal(NO_PRE_COPY + "[initial]\nbytes = { at_most = 1 }")
     again = "[[reinit]]\nseconds = { at_most = 2 }\nbytes = { assumed = 1 }\n"
     assert not refusal(again + again.replace("at_most = 2", "assumed = 1"))
+
+
+def test_sizes_are_compared_to_the_byte() -> None:
+    """Also where they are too large for a float."""
+    text = '[stop_copy]\nkind = "constant"\nbytes = {{ assumed = {} }}\nlimit_bytes = {{ assumed = {} }}\n'
+    at = 1 << 60
+    assert not refusal(text.format(at, at))
+    assert f"{at + 1} is more than stop_copy.limit_bytes, {at};" in refusal(text.format(at + 1, at))
 
 
 def test_what_is_merely_unusual_is_a_profile() -> None:

@@ -1,22 +1,22 @@
-"""What a profile says that cannot be true at once, or says in part: all of it, so that one error has all.
+"""Finds what no device can do in a profile, and kinds that lack a value: all of it, for one error.
 
-Only what no device can do is a contradiction. A bounded value contradicts another one only if no value within
-its bounds agrees with it. What is merely unusual, such as a device whose sizes disagree, is what profiles
-are for.
+A bounded value contradicts another one only if no value within its bounds agrees with it. Unusual is no
+contradiction: profiles are for devices whose sizes disagree.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from vfu_dev.profile.kinds import keys_of
-from vfu_dev.profile.model import Calls, DmaLogging, Profile
+from vfu_dev.profile.model import Calls, Dirty, DmaLogging, Profile
 from vfu_dev.profile.values import Mark, Value
 
-# What a kind needs; a profile that has the kind and not this says nothing that could be replayed.
+# What a replay of a kind needs.
 DIRTY_NEEDS = {
     "none": (),
     "rate": ("bytes_per_second",),
@@ -30,30 +30,31 @@ LENGTH_NEEDS = {
     "growing": ("bytes", "bytes_per_second"),
     "steps": ("steps",),
 }
-# What has a last point.
+# Kinds with a last point, which `after` is about.
 _WITH_AFTER = ("steps", "curve")
 
 
 class Contradiction(NamedTuple):
-    """Of the value of `key`, as in the file; `text` says with what, and what to do."""
+    """The value of `key`, as in the file, contradicts another; `text` says which one, and what to do."""
 
     key: str
     text: str
 
 
 def contradictions(profile: Profile) -> list[Contradiction]:
-    """Return what contradicts something else in `profile`; empty: nothing."""
+    """Return all contradictions in `profile`."""
     return [
         *_kind("dirty", profile.dirty, DIRTY_NEEDS),
         *_kind("stop_copy", profile.stop_copy, LENGTH_NEEDS),
         *_features(profile),
+        *_after(profile.dirty),
         *_limits(profile),
         *_reinits(profile),
     ]
 
 
 def _kind(at: str, table: Any, needs: Mapping[str, tuple[str, ...]]) -> Iterator[Contradiction]:
-    """Yield what a table's kind needs and it has not, and what it has of another kind."""
+    """Yield what a table lacks for its kind, and what it has of another kind."""
     given = {name for names in needs.values() for name in names if getattr(table, name) is not None}
     if table.kind is None:
         for name in sorted(given):
@@ -67,13 +68,14 @@ def _kind(at: str, table: Any, needs: Mapping[str, tuple[str, ...]]) -> Iterator
 
 
 def _features(profile: Profile) -> Iterator[Contradiction]:
-    """Yield what the device does, and says that it cannot."""
+    """Yield what uses a feature that the device lacks."""
     features = profile.features
     arcs = [
         (f"arcs.{side}.{arc}", arc.split("->"))
         for side in ("source", "destination")
         for arc in getattr(profile, f"{side}_arcs")
     ]
+    reinits = [f"reinit[{number}]" for number, _ in enumerate(profile.reinits, 1)]
     if _lacks(features.pre_copy):
         used = [key for key, ends in arcs if any(state.startswith("PRE_COPY") for state in ends)]
         if _least(profile.initial.bytes) > 0:
@@ -84,15 +86,14 @@ def _features(profile: Profile) -> Iterator[Contradiction]:
             used.append("dirty.kind")
         if profile.stop_copy.kind == "growing":
             used.append("stop_copy.kind")
-        used += [f"reads.{phase}" for phase in ("initial", "dirty") if _given(getattr(profile.reads, phase))]
-        used += [f"reinit[{number}]" for number, _ in enumerate(profile.reinits, 1)]
-        yield from _without("pre_copy", "PRE_COPY", used)
+        phases = ("initial", "dirty")
+        used += [f"reads.{phase}" for phase in phases if getattr(profile.reads, phase) != Calls()]
+        yield from _without("pre_copy", "PRE_COPY", used + reinits)
     if _lacks(features.p2p):
         used = [key for key, ends in arcs if any(state.endswith("_P2P") for state in ends)]
         yield from _without("p2p", "P2P states", used)
     if _lacks(features.precopy_info_v2):
-        used = [f"reinit[{number}]" for number, _ in enumerate(profile.reinits, 1)]
-        yield from _without("precopy_info_v2", "REINIT", used)
+        yield from _without("precopy_info_v2", "REINIT", reinits)
     if _lacks(features.dma_logging):
         log = profile.dma_logging
         used = [f"dma_logging.{key}" for key in keys_of(DmaLogging) if getattr(log, key) is not None]
@@ -108,23 +109,26 @@ def _without(feature: str, what: str, used: list[str]) -> Iterator[Contradiction
         )
 
 
-def _limits(profile: Profile) -> Iterator[Contradiction]:
-    """Yield what is more than its own limit."""
-    dirty, stop_copy = profile.dirty, profile.stop_copy
+def _after(dirty: Dirty) -> Iterator[Contradiction]:
     if dirty.after is not None and dirty.kind not in _WITH_AFTER:
         yield Contradiction(
             "dirty.after", f"goes with kind = {' or '.join(json.dumps(kind) for kind in _WITH_AFTER)} alone"
         )
+
+
+def _limits(profile: Profile) -> Iterator[Contradiction]:
+    """Yield what is more than its own limit."""
+    dirty, stop_copy = profile.dirty, profile.stop_copy
     steps = Value.measured(max(one for _, one in stop_copy.steps.value)) if stop_copy.steps else None
     for key, value, by, limit in (
         ("dirty.refill_bytes", dirty.refill_bytes, "dirty.limit_bytes", dirty.limit_bytes),
         ("stop_copy.bytes", stop_copy.bytes, "stop_copy.limit_bytes", stop_copy.limit_bytes),
         ("stop_copy.steps", steps, "stop_copy.limit_bytes", stop_copy.limit_bytes),
     ):
-        if limit is not None and _least(value) > _most(limit):
+        if _least(value) > _most(limit):
             yield Contradiction(
                 key,
-                f"{_least(value):.0f} is more than {by}, {_most(limit):.0f}; lower this or raise that",
+                f"{_least(value)} is more than {by}, {_most(limit)}; lower this or raise that",
             )
 
 
@@ -140,19 +144,15 @@ def _lacks(feature: Value[bool] | None) -> bool:
     return feature is not None and not feature.value
 
 
-def _given(calls: Calls) -> bool:
-    return any(getattr(calls, key) is not None for key in keys_of(Calls))
-
-
-def _least(value: Value[Any] | None) -> float:
+def _least(value: Value[Any] | None) -> Any:
     """Return the least that a value may be; 0: nothing is known."""
     if value is None:
-        return 0.0
+        return 0
     known = value.lowest if value.mark is Mark.BOUNDED else value.value
-    return 0.0 if known is None else float(known)
+    return 0 if known is None else known
 
 
-def _most(value: Value[Any] | None) -> float:
-    """Return the most that a value may be."""
+def _most(value: Value[Any] | None) -> Any:
+    """Return the most that a value may be; infinity: nothing is known."""
     known = None if value is None else value.highest if value.mark is Mark.BOUNDED else value.value
-    return float("inf") if known is None else float(known)
+    return math.inf if known is None else known

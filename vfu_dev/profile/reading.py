@@ -97,7 +97,9 @@ def parse_profile(text: str, name: str) -> Profile:
     for side in SIDES:
         members[f"{side}_arcs"] = _arcs(source, f"arcs.{side}", arcs.get(side, {}))
     members["reinits"] = _reinits(source, raw.get("reinit", []))
-    return _agreeing(source, Profile(**members))
+    profile = Profile(**members)
+    _refuse_contradictions(source, profile)
+    return profile
 
 
 def _table(source: Source, at: str, value: Any, cls: Any) -> Any:
@@ -190,15 +192,14 @@ def _known(source: Source, at: str, table: Mapping[str, Any], names: Any) -> Non
             raise source.error(f"{at}.{key}" if at else key, f"no such key; {hint}")
 
 
-def _agreeing(source: Source, profile: Profile) -> Profile:
-    """Return `profile`. Raises: ConfigError: it contradicts itself; says everywhere where it does."""
+def _refuse_contradictions(source: Source, profile: Profile) -> None:
+    """Raises: ConfigError: the profile contradicts itself; the first contradictions, each with its line."""
     found = contradictions(profile)
-    lines = [str(source.error(one.key, one.text)) for one in found[:_MAX_CONTRADICTIONS]]
+    errors = [source.error(one.key, one.text) for one in found[:_MAX_CONTRADICTIONS]]
     if len(found) == 1:
-        raise ConfigError(lines[0])
+        raise errors[0]
     if found:
-        if more := len(found) - len(lines):
+        lines = [f"{source.name}: {len(found)} contradictions:", *map(str, errors)]
+        if more := len(found) - len(errors):
             lines.append(f"and {more} more")
-        head = f"{source.name}: {len(found)} contradictions:"
-        raise ConfigError("\n  ".join([head, *lines]))
-    return profile
+        raise ConfigError("\n  ".join(lines))
