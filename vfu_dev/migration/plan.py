@@ -48,7 +48,7 @@ CLASSIFY_BUDGET_SECONDS = 1.5
 # starts whenever the reader has caught up. At 30 GB/s they cover 1.5 GB and 300 MB.
 FIGURES_SCAN_SECONDS = 0.05
 PASS_SCAN_SECONDS = 0.01
-# The same in STOP_COPY; above 15 GB the scan goes on while the client reads the pages found so far.
+# The same in STOP_COPY; above 45 GB the scan goes on while the client reads the pages found so far.
 FINAL_SCAN_SECONDS = 1.5
 
 _WINDOW_PAGES = 4096
