@@ -66,7 +66,7 @@ class Initial:
         Value[float] | None,
         marked(
             SECONDS,
-            "time in PRE_COPY until initial data can be read; a read before it finds nothing (ENOMSG)",
+            "time in PRE_COPY until initial data can be read; a read before it has no data (VFIO: ENOMSG)",
         ),
     ] = None
 
