@@ -107,11 +107,16 @@ def test_every_time_is_measured(tmp_path: Path) -> None:
 def test_a_device_that_tells_reinit_has_it(
     tmp_path: Path, order: tuple[int, ...], calls: list[tuple[int, str]]
 ) -> None:
-    """However the client asked what there is; else the profile of a real trace contradicts itself."""
+    """In whichever order the client asked. Else the profile of a real trace contradicts itself."""
     profile = imported(tmp_path, text_of([*(calls[index] for index in order), *calls[2:]]))
     told = len(profile.reinits) == 1
     assert told is (calls is SOURCE)
-    assert profile.features.precopy_info_v2 == Value.measured(told or order == (0, 1, 0))
+    assert profile.features.precopy_info_v2 == Value.measured(True)
+
+
+def test_a_device_that_refuses_precopy_info_v2_lacks_it(tmp_path: Path) -> None:
+    calls = [(ms, call.replace("v2 = 0", "v2 = -25").replace("904 1", "904 0")) for ms, call in SOURCE]
+    assert imported(tmp_path, text_of(calls)).features.precopy_info_v2 == Value.measured(False)
 
 
 def test_a_call_that_failed_changes_nothing(tmp_path: Path) -> None:

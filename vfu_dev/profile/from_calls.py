@@ -107,6 +107,7 @@ class CallReader:
         self._only, self._marks = only, marks
         self._histories: dict[int, History] = {}
         self._lengths: dict[int, tuple[float, int]] = {}
+        self._with_reinit: set[int] = set()  # devices that accepted MIG_PRECOPY_INFOv2
         self.ranges = 0
         self.refused: int | None = None
         self.start_times, self.report_times = Tally(whole=False), Tally(whole=False)
@@ -131,13 +132,14 @@ class CallReader:
     def _flags(self, history: History, call: Call) -> None:
         if call.result == 0:
             flags = MigrationFlags(call.answered[0] & sum(MigrationFlags))
-            # A client may ask again, and for REINIT only once.
-            known = history.announced
-            history.announced = Announced(flags, known is not None and known.reinit, dma_logging=None)
+            history.announced = Announced(flags, call.device in self._with_reinit, dma_logging=None)
 
     def _precopy_info_v2(self, history: History, call: Call) -> None:
+        # A client may ask for the flags before and after this, and more than once.
+        if call.result == 0:
+            self._with_reinit.add(call.device)
         if (known := history.announced) is not None:
-            history.announced = Announced(known.flags, call.result == 0, known.dma_logging)
+            history.announced = Announced(known.flags, call.device in self._with_reinit, known.dma_logging)
 
     def _set_state(self, history: History, call: Call) -> None:
         if call.asked[0] not in list(DeviceState):
