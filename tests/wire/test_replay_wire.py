@@ -182,7 +182,7 @@ def test_a_client_says_that_initial_data_is_what_it_waits_for(
 ) -> None:
     """What is left is below the threshold, and no reason to go on by itself.
 
-    A server that passes on what a kernel says has ENOMSG for no data, which the specification allows.
+    A server that passes on the errors of a VFIO device answers ENOMSG, which the specification allows.
     """
     late = '[initial]\nbytes = { assumed = "4K" }\nready_seconds = { assumed = 1000 }\n'
     source, destination = served(late), served(late, name="b")
@@ -204,7 +204,7 @@ def test_a_client_says_that_initial_data_is_what_it_waits_for(
 
 
 def test_a_client_takes_no_error_in_stop_copy_for_the_end(serve: ServerFactory) -> None:
-    """ENOMSG is nothing for now in PRE_COPY alone: there is more of a device that has stopped."""
+    """ENOMSG means no data for now in PRE_COPY. In STOP_COPY it fails the migration."""
     source = serve("--fault", "op=mig-read,error=ENOMSG,state=STOP_COPY")
     with source.connect() as device, serve().connect() as other:
         with pytest.raises(MigrationError) as caught:
