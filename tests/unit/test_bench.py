@@ -16,14 +16,14 @@ import pytest
 from click.testing import CliRunner
 from schemakit import conforms
 
-from vfu_dev.bench import figures, limits
+from vfu_dev.bench import figures, limits, peers
 from vfu_dev.bench.figures import Effort, Figure, figure, in_turns, percentiles
 from vfu_dev.bench.front_ends import Machine
 from vfu_dev.bench.limits import LIMITS, Limit
 from vfu_dev.bench.machine import OtherWork
 from vfu_dev.bench.peers import ARTIFACTS, Bench
 from vfu_dev.bench.raw import RawClient
-from vfu_dev.bench.run import CASES, FIGURES
+from vfu_dev.bench.run import CASES, FIGURES, possible
 from vfu_dev.builds import BuildError, artifact
 from vfu_dev.cli.bench import command
 from vfu_dev.uapi import DeviceState
@@ -170,6 +170,26 @@ def test_a_case_that_fails_loses_nothing_of_the_others(
     assert "the measuring client ended" in failure["error"]
     assert not result["kept"]
     assert re.search(r"^stream-out +FAILED: the measuring client ended", done.output, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("servers")
+def test_a_stopped_device_moves_though_its_qemu_sends_ram_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a busy machine: the device's state is more than QEMU could move within downtime-limit."""
+    names, left_out = possible()
+    if "qemu-downtime" not in names:
+        pytest.skip(left_out)
+    start = Machine.start
+
+    async def slow(machine: Machine) -> None:
+        await start(machine)
+        # It holds until the migration completes. Each of 8192 empty pages of RAM takes 9 bytes.
+        await machine.qemu.execute("migrate-set-parameters", max_bandwidth=1000)
+
+    monkeypatch.setattr(Machine, "start", slow)
+    with peers.bench() as bench:
+        (took,) = CASES["qemu-downtime"](bench, Effort(rounds=1, calls=1, seconds=0, memory_mib=1))
+    # It was slow: QEMU, whose clock counts whole milliseconds, asks for its bandwidth every 100.
+    assert min(took.ours, took.peer) > 99
 
 
 @pytest.mark.parametrize(
