@@ -67,6 +67,9 @@ void config_read(void);
 /* Something the user has to know, on stderr and in the log. */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/* Our own descriptors' numbers begin here: programs expect theirs from 3 on. */
+#define INTERNAL_FROM 500
+
 /* A line of VFU_DEV_PRELOAD_LOG. Arguments are evaluated only if there is one. */
 extern int log_fd;
 void log_line(const char *format, ...) __attribute__((format(printf, 1, 2)));

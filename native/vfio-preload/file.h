@@ -43,6 +43,8 @@ int file_install_at(struct file *file, int fd);
 
 /* Descriptors for our own use: the program cannot close them by mistake, as with close_range(). */
 void internal_open(int fd);
+/* A duplicate of `fd` for our own use, from INTERNAL_FROM on; or -1. */
+int internal_duplicate(int fd);
 void internal_close(int fd);
 
 /* What `fd` stands for, if that is of kind `ops`, with a reference; else NULL. */

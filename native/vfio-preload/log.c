@@ -79,8 +79,7 @@ int append_to(const char *variable, const char *otherwise)
         say("%s=%s: %s; %s", variable, path, strerror(errno), otherwise);
         return -1;
     }
-    /* Out of the way of programs that expect their descriptors from 3 on. */
-    high = (int)syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 500);
+    high = (int)syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, INTERNAL_FROM);
     if (high < 0) {
         return fd;
     }

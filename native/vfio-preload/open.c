@@ -23,8 +23,7 @@ static int open_real(const char *path, int flags, int *duplicate)
 
     *duplicate = -1;
     if (fd >= 0) {
-        *duplicate = (int)syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, INTERNAL_FROM);
-        internal_open(*duplicate);
+        *duplicate = internal_duplicate(fd);
     }
     return fd;
 }

@@ -190,6 +190,14 @@ void internal_open(int fd)
     }
 }
 
+int internal_duplicate(int fd)
+{
+    int high = (int)syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, INTERNAL_FROM);
+
+    internal_open(high);
+    return high;
+}
+
 void internal_close(int fd)
 {
     if (fd >= 0) {
@@ -226,15 +234,15 @@ void table_open(void)
 
     home = getpid();
     pthread_atfork(before_fork, after_fork, in_child);
-    /* Kept, so that it is there when a sandbox lets nothing be opened; out of the way of the program's numbers. */
-    null_fd = (int)syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, INTERNAL_FROM);
+    /* Kept, so that it is there when a sandbox lets nothing be opened. */
+    null_fd = internal_duplicate(fd);
     if (null_fd >= 0) {
         syscall(SYS_close, fd);
     } else {
         null_fd = fd;
+        internal_open(null_fd);
     }
     if (null_fd < 0) {
         say("/dev/null cannot be opened: there will be no devices");
     }
-    internal_open(null_fd);
 }

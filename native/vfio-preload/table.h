@@ -10,7 +10,6 @@
 #include "file.h"
 
 #define TABLE_SIZE 65536
-#define INTERNAL_FROM 500 /* programs expect small numbers for their own */
 
 extern struct file *table[TABLE_SIZE];
 

@@ -17,7 +17,6 @@
 #include <unistd.h>
 
 #include "device.h"
-#include "table.h"
 
 #define PIECES 3
 
@@ -77,8 +76,7 @@ int window_have(struct device *device)
         /* A server that answers has no window then; one that does not is dead. */
         return wire_dead(device->wire) ? -ENOTCONN : 0;
     }
-    window->fd = (int)syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, INTERNAL_FROM);
-    internal_open(window->fd);
+    window->fd = internal_duplicate(fd);
     close(fd);
     window->base = base;
     window->piece = piece;
