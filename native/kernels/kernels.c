@@ -12,9 +12,8 @@
  * A page is copied, and hashed right away: it is in the first-level cache then,
  * and memory is touched once.
  *
- * On x86-64 this file is compiled twice, the second time with VFU_AVX2 and for
- * processors that have it: of what is in a cache, XXH3 takes 14 us a MiB then, not
- * 28, and a fingerprint 18, not 41.
+ * It is compiled twice, see BEST(): of what is in a cache, XXH3 takes 14 us a MiB
+ * with AVX2, not 28, and a fingerprint 18, not 41.
  */
 
 #include <string.h>
@@ -214,13 +213,6 @@ changed_pages(struct scan *scan, size_t first, size_t end)
 
 #ifndef VFU_AVX2
 
-#if defined(__x86_64__) && !defined(VFU_NO_AVX2)
-#define BEST(function) \
-    (__builtin_cpu_supports("avx2") ? function##_avx2 : function##_any)
-#else
-#define BEST(function) function##_any
-#endif
-
 bool
 are_there(const int64_t *list, size_t n, size_t count)
 {
@@ -322,7 +314,6 @@ vfu_changed_pages(const uint8_t *base, size_t size, const struct key *key,
     *looked = scan.looked;
     return found;
 }
-
 
 /* Copy what @n vectors refer to, one behind the other. */
 EXPORT void

@@ -15,6 +15,17 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
+/*
+ * Which of two functions this processor is to run, the one that ends in _any or the one
+ * in _avx2. On x86-64 their file is compiled twice, the second time with VFU_AVX2.
+ */
+#if defined(__x86_64__) && !defined(VFU_NO_AVX2)
+#define BEST(function) \
+    (__builtin_cpu_supports("avx2") ? function##_avx2 : function##_any)
+#else
+#define BEST(function) function##_any
+#endif
+
 /* The Python side has all of these in 64 bits. */
 _Static_assert(sizeof(size_t) == 8 && sizeof(void *) == 8, "64-bit processors alone");
 

@@ -7,15 +7,9 @@
 /*
  * Pages that arrive: stored and hashed, with all that is kept about them, in one
  * call for each piece of the stream. vfu_dev/memory/kernels.py (`Arriving`) calls
- * it, and has judged where the pages go.
- *
- * On x86-64 this file is compiled twice, the second time with VFU_AVX2 and for
- * processors that have it.
+ * it. It is compiled twice, see BEST().
  */
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -28,14 +22,14 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-#define EXPORT __attribute__((visibility("default")))
+#include "pages.h"
 
 /* <asm-generic/mman-common.h> of Linux 5.14 */
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
 
-/* struct _Arriving of kernels.py */
+/* All members have 64 bits: vfu_dev/memory/kernels.py lists them in this order. */
 struct arriving {
     /* The memory: without a @base its pages are hashed only. */
     uint8_t *base;
@@ -53,8 +47,8 @@ struct arriving {
     /* Of all pages: the code, and whether what was there before is still there. */
     uint8_t *codes;
     bool *old;
-    uint8_t code_never;
-    uint8_t code_data;
+    uint64_t code_never;
+    uint64_t code_data;
 };
 
 static uint8_t *
@@ -147,23 +141,6 @@ store_any(const struct arriving *arriving, const uint8_t *data, size_t n)
     }
 }
 
-static bool
-are_there(const struct arriving *arriving, size_t n)
-{
-    const int64_t *list = arriving->list + arriving->stored;
-    size_t i;
-
-    if (n > arriving->list_count - arriving->stored) {
-        return false;
-    }
-    for (i = 0; i < n; i++) {
-        if (list[i] < 0 || (size_t)list[i] >= arriving->page_count) {
-            return false;
-        }
-    }
-    return true;
-}
-
 /*
  * Have the kernel provide the pages that were never written, in as few steps as
  * they have gaps, instead of one fault for each. What it cannot provide faults when
@@ -210,28 +187,20 @@ vfu_store_pages(struct arriving *arriving, const uint8_t *data, size_t n)
 {
     const int64_t *list = arriving->list + arriving->stored;
     const uint64_t *hashes = arriving->hashes + arriving->stored;
-    bool stored = false;
     size_t i;
 
-    if (!are_there(arriving, n)) {
+    if (n > arriving->list_count - arriving->stored ||
+        !are_there(list, n, arriving->page_count)) {
         return -1;
     }
     if (arriving->base != NULL) {
         populate(arriving, n);
     }
-#if defined(__x86_64__) && !defined(VFU_NO_AVX2)
-    if (__builtin_cpu_supports("avx2")) {
-        store_avx2(arriving, data, n);
-        stored = true;
-    }
-#endif
-    if (!stored) {
-        store_any(arriving, data, n);
-    }
+    BEST(store)(arriving, data, n);
     for (i = 0; i < n; i++) {
         arriving->page_hashes[list[i]] = hashes[i];
         if (arriving->base != NULL) {
-            arriving->codes[list[i]] = arriving->code_data;
+            arriving->codes[list[i]] = (uint8_t)arriving->code_data;
             arriving->old[list[i]] = false;
         }
     }

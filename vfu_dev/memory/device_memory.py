@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vfu_dev.errors import ConfigError
-from vfu_dev.memory.kernels import zero_pages
+from vfu_dev.memory.kernels import address, zero_pages
 from vfu_dev.memory.pages import CODE_DATA, CODE_DIRTY, CODE_NEVER, CODE_ZERO, PageIndices, PageMap
 
 MIN_PAGE_SIZE_BYTES = 64  # small pages make small tests; a device uses 4 KiB and more
@@ -256,7 +256,7 @@ class DeviceMemory:
 
     def _held_extents(self) -> Iterator[tuple[int, int]]:
         """Yield the same of anonymous memory."""
-        base = self.data.__array_interface__["data"][0]
+        base = address(self.data)
         end = base + -(-self.size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         for search in (_scanned, _looked_up):
             with contextlib.suppress(OSError), open(_PAGEMAP, "rb", buffering=0) as pagemap:
@@ -341,7 +341,7 @@ def _scanned(pagemap: FileIO, start: int, end: int) -> Iterator[tuple[int, int]]
     """
     regions = np.zeros((_SCAN_REGIONS, 3), dtype=np.uint64)  # start, end, categories
     held, zero = _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED, _PAGE_IS_PFNZERO
-    where = (regions.__array_interface__["data"][0], _SCAN_REGIONS)
+    where = (address(regions), _SCAN_REGIONS)
     while start < end:
         stop = min(end, start + _SCAN_BYTES)
         scan = bytearray(

@@ -65,7 +65,6 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "vfu_send": (c_size_t, (c_void_p, c_void_p, c_void_p, c_size_t, c_int)),
 }
 
-
 _byte_of = ctypes.c_char.from_buffer
 
 
@@ -103,6 +102,11 @@ def bytes_address(data: bytes | memoryview) -> int:
     if isinstance(data, memoryview) and not data.readonly and data:
         return ctypes.addressof(_byte_of(data))
     return address(np.frombuffer(data, dtype=np.uint8))
+
+
+def members(*names: str) -> tuple[tuple[str, type[c_uint64]], ...]:
+    """Return the fields of a struct in C whose members, `names`, have 64 bits each."""
+    return tuple((name, c_uint64) for name in names)
 
 
 def page_list(indices: PageIndices) -> PageIndices:
@@ -207,21 +211,11 @@ class Target(NamedTuple):
 class _ArrivingStruct(ctypes.Structure):
     """struct arriving of native/kernels/store.c."""
 
-    _fields_ = (
-        ("base", c_void_p),
-        ("page_count", c_size_t),
-        ("size", c_size_t),
-        ("os_page", c_size_t),
-        ("list", c_void_p),
-        ("list_count", c_size_t),
-        ("stored", c_size_t),
-        ("hashes", c_void_p),
-        ("page_hashes", c_void_p),
-        ("zero_hash", c_uint64),
-        ("codes", c_void_p),
-        ("old", c_void_p),
-        ("code_never", c_uint8),
-        ("code_data", c_uint8),
+    _fields_ = members(
+        *("base", "page_count", "size", "os_page"),
+        *("list", "list_count", "stored"),
+        *("hashes", "page_hashes", "zero_hash"),
+        *("codes", "old", "code_never", "code_data"),
     )
 
 
@@ -268,7 +262,7 @@ class Arriving:
     @property
     def left(self) -> int:
         """How many pages are still to come."""
-        return len(self._hashes) - int(self._struct.stored)
+        return len(self._hashes) - self._struct.stored
 
     @property
     def hashes(self) -> Hashes:
@@ -295,8 +289,7 @@ def join_vectors(vectors: Vectors, out: memoryview) -> int:
     total = int(vectors[:, 1].sum())
     assert total <= len(out)
     if total:
-        target = np.frombuffer(out, dtype=np.uint8)
-        library().vfu_join_vectors(address(vectors), len(vectors), address(target))
+        library().vfu_join_vectors(address(vectors), len(vectors), bytes_address(out))
     return total
 
 

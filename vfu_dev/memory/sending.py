@@ -9,7 +9,6 @@ of this is done in Python, which takes longer for 1 MiB than the hash does.
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_uint64
 from typing import Any
 
 import numpy as np
@@ -32,21 +31,18 @@ _NO_PAGES: PageIndices = np.empty(0, dtype=np.intp)
 class _RecordStruct(ctypes.Structure):
     """struct record of send.c."""
 
-    _fields_ = tuple(
-        (name, c_uint64)
-        for name in (
-            *("base", "size", "page_count", "codes", "hashes", "zero_hash", "sent_code", "parts"),
-            *("key", "fingerprints", "scratch"),
-            *("covered", "first_size", "list", "n", "last_size", "seed", "again", "again_n"),
-            *("at", "done", "again_at", "part"),
-        )
+    _fields_ = kernels.members(
+        *("base", "size", "page_count", "codes", "hashes", "zero_hash", "sent_code", "parts"),
+        *("key", "fingerprints", "scratch"),
+        *("covered", "first_size", "list", "n", "last_size", "seed", "again", "again_n"),
+        *("at", "done", "again_at", "part"),
     )
 
 
 class _ReplyStruct(ctypes.Structure):
     """struct reply of send.c."""
 
-    _fields_ = tuple((name, c_uint64) for name in ("vectors", "most", "n", "pool", "pool_size", "pool_used"))
+    _fields_ = kernels.members("vectors", "most", "n", "pool", "pool_size", "pool_used")
 
 
 class Record:
