@@ -16,18 +16,27 @@ import numpykit
 import pytest
 from hypothesis import given
 from numpykit import fingerprints_of
-from sanitizerkit import run_script, run_tests, sanitized
 
+from vfu_dev.builds import BuildError, artifact
 from vfu_dev.builds.native import native_dir
 from vfu_dev.memory import DeviceMemory, fold_hashes, kernels, sending
 from vfu_dev.memory.pages import CODE_CLEAN, CODE_DIRTY
 
+# What runs once more with other kernels, this file but for those tests among it.
+TESTS = [Path(__file__).with_name(f"test_memory_{name}.py") for name in ("kernels", "arriving", "sending")]
+PYTEST = ("pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist")
+another_library = pytest.mark.skipif("VFU_DEV_KERNELS" in os.environ, reason="VFU_DEV_KERNELS is set already")
+
 PAGES = 40
 SIZES = st.sampled_from([64, 128, 256, 4096, 65536])
-# test_memory_sending.py runs itself with the sanitizers.
-TESTS = (Path(__file__), Path(__file__).with_name("test_memory_arriving.py"))
-SENDING = Path(__file__).with_name("test_memory_sending.py")
 LISTS = st.lists(st.integers(0, PAGES - 1), max_size=PAGES)
+
+
+def run(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run Python with `arguments`."""
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def some_pages(seed: int, size: int, count: int = PAGES) -> kernels.Pages:
@@ -170,23 +179,16 @@ def test_kernels_that_are_none_are_named_with_what_to_do(tmp_path: Path) -> None
     file = tmp_path / "libvfu-kernels.so"
     file.write_bytes(b"no library")
     script = "from vfu_dev.memory import kernels; kernels.load()"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=os.environ | {"VFU_DEV_KERNELS": str(file)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run("-c", script, environment=os.environ | {"VFU_DEV_KERNELS": str(file)})
     assert done.returncode == 1
     assert f"the kernels at {file} cannot be used" in done.stderr
     assert "run: vfu-dev build vfu-kernels" in done.stderr
 
 
+@another_library
 @pytest.mark.parametrize("more", [(), ("-U__SSE2__",)], ids=["avx2", "sse2"])
 def test_the_kernels_pass_on_a_processor_without(more: tuple[str, ...], tmp_path: Path) -> None:
     """And the tests above would have noticed another result: each of them has a twin."""
-    if os.environ.get("VFU_DEV_KERNELS"):
-        return  # this is that process
     library = tmp_path / "libvfu-kernels.so"
     sources = sorted((native_dir() / "kernels").glob("*.c"))
     flags = ["-std=gnu11", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-DVFU_NO_AVX2", *more]
@@ -195,9 +197,8 @@ def test_the_kernels_pass_on_a_processor_without(more: tuple[str, ...], tmp_path
     assert "changed_pages_any" in symbols
     assert "store_any" in symbols
     assert "avx2" not in symbols
-    for file in (*TESTS, SENDING):
-        done = run_tests(file, os.environ | {"VFU_DEV_KERNELS": str(library)})
-        assert done.returncode == 0, done.stdout + done.stderr
+    done = run("-m", *PYTEST, *map(str, TESTS), environment=os.environ | {"VFU_DEV_KERNELS": str(library)})
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
@@ -230,19 +231,50 @@ def test_c_and_python_have_the_same_layout(
     assert found == [*(f"{one.offset} {one.size}" for one in ours), str(ctypes.sizeof(struct))]
 
 
-def test_the_kernels_pass_with_sanitizers() -> None:
-    """The tests above, and those of pages that arrive, with ASan and UBSan, which end what reads too far."""
-    if (environment := sanitized()) is None:
-        return  # this is that process
-    for file in TESTS:
-        done = run_tests(file, environment)
-        assert done.returncode == 0, done.stdout + done.stderr
-    # And they would have noticed: the same library, asked to read one byte past what was allocated.
-    short = (
-        "import numpy as np; from vfu_dev.memory import kernels; "
-        "rows = np.zeros((1, 64), np.uint8); short = np.lib.stride_tricks.as_strided(rows, (2, 64)); "
-    )
-    hashed = "kernels.hash_pages(short, np.array([1]))"
-    stored = "kernels.Arriving(64, np.array([0]), np.zeros(1, np.uint64), None).store(memoryview(short[1]))"
-    for script in (hashed, stored):
-        assert "heap-buffer-overflow" in run_script(short + script, environment).stderr
+@pytest.fixture(scope="module")
+def sanitized() -> dict[str, str]:
+    """The environment of a process with ASan and UBSan in the kernels."""
+    try:
+        library = artifact("vfu-kernels-asan", build=True)
+    except BuildError as error:
+        pytest.skip(str(error))
+    runtime = subprocess.run(
+        ["cc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    return os.environ | {
+        "VFU_DEV_KERNELS": str(library),
+        "LD_PRELOAD": runtime,
+        "ASAN_OPTIONS": "detect_leaks=0,abort_on_error=0",
+        "PYTHONMALLOC": "malloc",
+    }
+
+
+@another_library
+@pytest.mark.parametrize("file", TESTS, ids=lambda file: file.stem)
+def test_the_kernels_pass_with_sanitizers(file: Path, sanitized: dict[str, str]) -> None:
+    """With ASan and UBSan, which end what reads too far."""
+    done = run("-m", *PYTEST, str(file), environment=sanitized)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+SHORT = (
+    "import numpy as np; from vfu_dev.memory import kernels, sending; "
+    "rows = np.zeros((1, 64), np.uint8); short = np.lib.stride_tricks.as_strided(rows, (2, 64)); "
+)
+
+
+@another_library
+@pytest.mark.parametrize(
+    "script",
+    [
+        "kernels.hash_pages(short, np.array([1]))",
+        "kernels.Arriving(64, np.array([0]), np.zeros(1, np.uint64), None).store(memoryview(short[1]))",
+        "rows = np.ones((9, 64), np.uint8); reply = sending.Reply(); reply.grow(4096); "
+        "record = sending.Record(rows, np.zeros(9, np.uint8), np.zeros(1, np.uint64)); "
+        "record.begin(b'h', np.arange(9), 1); sending.send(record, reply, 4096)",
+    ],
+    ids=["hashed", "stored", "sent"],
+)
+def test_the_sanitizers_see_what_is_behind_an_array(script: str, sanitized: dict[str, str]) -> None:
+    """A page that is read, or a hash that is stored, behind the last one: they would see it in the tests."""
+    assert "heap-buffer-overflow" in run("-c", SHORT + script, environment=sanitized).stderr

@@ -27,7 +27,7 @@ _OBJECTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("send", "send.c", ()),
     ("store", "store.c", ()),
 )
-if platform.machine() == "x86_64":  # two files once more; the code chooses when it runs, see BEST() in pages.h
+if platform.machine() == "x86_64":  # two of them twice: BEST() in pages.h chooses when the code runs
     _AVX2 = ("-mavx2", "-DVFU_AVX2")
     _OBJECTS += (("kernels-avx2", "kernels.c", _AVX2), ("store-avx2", "store.c", _AVX2))
 

@@ -262,7 +262,7 @@ class Arriving:
     @property
     def left(self) -> int:
         """How many pages are still to come."""
-        return len(self._hashes) - self._struct.stored
+        return len(self._hashes) - int(self._struct.stored)
 
     @property
     def hashes(self) -> Hashes:
