@@ -21,8 +21,8 @@ from vfu_dev.memory.pages import PageMap
 from vfu_dev.migration.sampler import Sampler
 
 COUNTS_VARIABLE = "VFU_TEST_COUNTS"
-# Pages hashed where they are, classified as data or zeros, copied out and in (and hashed), compared with a
-# copy; scans for written pages.
+# Pages hashed where they are, classified as data or zeros, copied out and in (and hashed), compared with
+# their fingerprints; scans for written pages.
 WORK = ("hashed", "classified", "gathered", "scattered", "compared", "scanned")
 PAGES = 64  # 256 KiB: compared in one piece, however late the thread that does it is
 
@@ -34,7 +34,7 @@ class Trapped(Device):
 
 
 class Mapped(Device):
-    """What is written is found by comparing."""
+    """What is written is found by fingerprints."""
 
     ram = Region(2, size_bytes=PAGES * 4096, mapped=True)
 

@@ -1,7 +1,7 @@
 """The ABI of libvfio-user: prototypes, callback types, struct layouts, and the guard around every callback.
 
-The only module that imports ctypes. Source: include/libvfio-user.h of the pinned QEMU tree with our patches;
-the layouts are compared with a compiled C probe in tests/abi.
+The only module of this folder that imports ctypes. Source: include/libvfio-user.h of the pinned QEMU tree
+with our patches; the layouts are compared with a compiled C probe in tests/abi.
 """
 
 from __future__ import annotations

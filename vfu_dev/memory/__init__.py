@@ -1,8 +1,8 @@
 """Device memory as numpy arrays, and what is known about each of its pages.
 
 `DeviceMemory` owns the bytes, its `PageMap` knows which pages were written and which are dirty, and `kernels`
-holds the work on many pages at once: find zero pages, copy, hash, compare. `Fingerprints` find what
-changed in a memory that a client has mapped.
+holds the work on many pages at once: find zero pages, hash, compare, store what arrives. `Fingerprints` find
+what changed in a memory that a client has mapped. `sending` hands out records of pages.
 """
 
 from vfu_dev.memory.device_memory import DeviceMemory

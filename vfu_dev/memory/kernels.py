@@ -1,8 +1,8 @@
 """Work on many pages at once, in C: native/kernels, which touches every byte of memory once.
 
-Beside libvfio_user and `sending` the only module that uses ctypes. The functions take numpy arrays; the tests
-compare each with an implementation in numpy. The pages of a memory are a 2-D array, shape (page_count,
-page_size_bytes) uint8, and page indices have shape (n,).
+The functions take numpy arrays; the tests compare each with an implementation in numpy. The pages of a memory
+are a 2-D array, shape (page_count, page_size_bytes) uint8, and page indices have shape (n,). `sending` calls
+native/kernels as well; no other module of this folder does, or uses ctypes.
 
 A page's hash is its xxh3 exclusive-or that of a page of zeros. So a page of zeros has hash 0, and the
 hashes of an untouched memory are an untouched array. The same holds for fingerprints, of which a page larger
