@@ -177,6 +177,40 @@ def test_a_reply_that_grows_keeps_the_copies_that_it_has_until_the_next_one() ->
     assert pool() is None
 
 
+def test_a_reply_with_too_few_vectors_hands_out_nothing() -> None:
+    one = Sent(sending, 4096)
+    one.begin(list(range(0, PAGES, 2)))
+    one.reply.grow(0)
+    assert sending.send(one.record, one.reply, 1 << 20) == 0
+    assert len(one.reply.vectors) == 0
+    assert len(one.record.pending) == PAGES // 2
+
+
+def test_copies_of_a_reply_lie_one_behind_the_other_until_it_has_no_room() -> None:
+    size = 65536
+    one = Sent(sending, size, kernels.random_key(size))
+    one.begin(list(range(PAGES)))
+    first = len(HEADER) + PAGES * sending.INDEX_BYTES
+    one.reply.grow(16 * size)
+    rooms = [first + 4 * size, 8 * size, 8 * size]
+    assert [sending.send(one.record, one.reply, room) for room in rooms] == [*rooms[:2], 0]
+    assert one.record.pending[0] == 12
+    out = bytearray(first + 12 * size)
+    assert kernels.join_vectors(one.reply.vectors, memoryview(out)) == len(out)
+    assert out[first:] == one.rows[:12].tobytes()
+
+
+def test_what_is_to_be_sent_again_is_so_of_one_record_alone() -> None:
+    one = Sent(sending, 64)
+    one.begin([2, 4])
+    one.record.send_again(np.array([4]))
+    one.read(1 << 10, copied=True)
+    assert one.codes[[2, 4]].tolist() == [SENT_CODE, CODE_DIRTY]
+    one.begin([4])
+    one.read(1 << 10, copied=True)
+    assert one.codes[4] == SENT_CODE
+
+
 def test_a_split_page_is_what_was_hashed_whatever_is_written_before_its_rest_is_read() -> None:
     one = Sent(sending, 256)
     one.begin([2, 4])
