@@ -1,6 +1,6 @@
 """Copy results of `vfu-dev lab run` into the documentation: python docs/results/collect.py FOLDER.
 
-FOLDER is the run's --out. Tables, pictures and CSV files are copied beside this file, and
+FOLDER is the run's --out. Scenarios, tables, pictures and CSV files are copied beside this file, and
 docs/results.md and docs/scale.md are written again.
 """
 
@@ -52,8 +52,9 @@ def shown(folder: Path) -> set[str]:
 
 
 def section(name: str) -> str:
-    """Return what the page says about one scenario."""
-    folder, scenario = HERE / name, read_scenario(name)
+    """Return what the page says about one scenario, as it was when it ran."""
+    folder = HERE / name
+    scenario = read_scenario(folder / "scenario.toml")
     summary = read_summary(folder)
     changes = "".join(f" --set {key}={value}" for key, value in summary["changes"].items())
     lines = [f"## {scenario.title}", "", scenario.about, "", f"    vfu-dev lab run {name}{changes}", ""]
@@ -76,15 +77,23 @@ def main() -> None:
     for name in shipped():
         if (source / name / "summary.json").exists():
             take(source / name)
-    write_page("results.md", HEADING, "intro.md", ORDER)
-    write_page("scale.md", SCALE_HEADING, "scale-intro.md", SCALE_ORDER)
+    for name, text in pages().items():
+        (HERE.parent / name).write_text(text)
 
 
-def write_page(page: str, heading: str, intro: str, order: list[str]) -> None:
-    """Write a page of the scenarios in `order` whose results are here."""
+def pages() -> dict[str, str]:
+    """Return the text of each page, by the name of its file in docs."""
+    return {
+        "results.md": page(HEADING, "intro.md", ORDER),
+        "scale.md": page(SCALE_HEADING, "scale-intro.md", SCALE_ORDER),
+    }
+
+
+def page(heading: str, intro: str, order: list[str]) -> str:
+    """Return a page of the scenarios in `order` whose results are here."""
     names = [name for name in order if (HERE / name / "summary.json").exists()]
     text = "\n".join([heading, (HERE / intro).read_text().strip(), "", *(section(name) for name in names)])
-    (HERE.parent / page).write_text(text.rstrip() + "\n")
+    return text.rstrip() + "\n"
 
 
 if __name__ == "__main__":

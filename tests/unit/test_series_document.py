@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -78,6 +79,14 @@ def test_results_are_of_shipped_scenarios_and_in_the_page() -> None:
         assert table.strip() in RESULTS_PAGE, folder.name
         assert f"results/{folder.name}/downtime.png" in RESULTS_PAGE or "not-converged" in table
         assert read_scenario(folder.name).title in RESULTS_PAGE
+
+
+def test_the_pages_are_what_lies_beside_them() -> None:
+    """Titles and descriptions are those of the runs: a shipped scenario may have changed since."""
+    pages = runpy.run_path(str(RESULTS / "collect.py"))["pages"]()
+    assert set(pages) == {"results.md", "scale.md"}
+    for name, text in pages.items():
+        assert (DOCS / name).read_text() == text, "python docs/results/collect.py FOLDER"
 
 
 def test_points_of_the_results_are_called_as_they_are_now() -> None:
