@@ -219,6 +219,23 @@ def test_what_is_merely_unusual_is_a_profile() -> None:
         assert not refusal(text)
 
 
+@pytest.mark.parametrize(
+    ("feature", "used"),
+    [
+        ("pre_copy", "[initial]\nbytes = { assumed = 1 }"),
+        ("p2p", '[arcs.source]\n"RUNNING->RUNNING_P2P" = { assumed = 1 }'),
+        ("precopy_info_v2", "[[reinit]]\nseconds = { assumed = 1 }\nbytes = { assumed = 1 }"),
+        ("dma_logging", "[dma_logging]\nmax_ranges = { assumed = 1 }"),
+    ],
+)
+def test_what_an_error_says_to_write_can_be_written(feature: str, used: str) -> None:
+    """A profile's features need a mark: `true` alone is the next error."""
+    text = f"[features]\n{feature} = {{ assumed = false }}\n{used}\n"
+    said = re.search(rf"or say features\.({feature} = .*)$", refusal(text))
+    assert said
+    assert not refusal(text.replace(f"{feature} = {{ assumed = false }}", said[1]))
+
+
 def test_an_error_has_all_contradictions() -> None:
     """Each with its line; of very many, the first ones and a number."""
     text = NO_PRE_COPY + "[initial]\nbytes = { assumed = 1 }\n" + '[dirty]\nafter = { assumed = "stop" }\n'

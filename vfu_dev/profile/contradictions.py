@@ -105,7 +105,7 @@ def _without(feature: str, what: str, used: list[str]) -> Iterator[Contradiction
         yield Contradiction(
             key,
             f"a device with features.{feature} = false has no {what}; "
-            f"leave this out, or say features.{feature} = true",
+            f"leave this out, or say features.{feature} = {{ assumed = true }}",
         )
 
 
