@@ -6,6 +6,7 @@ import ast
 import re
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 from pagekit import ROOT, run_script
@@ -35,13 +36,20 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_pages_commands_word_for_word(library: Path, tmp_path: Path) -> None:
-    """Both migrations, there and back: all bytes promised are read, and the memory is the same."""
+    """Both migrations, there and back: all bytes promised are read, and the memory is the same.
+
+    The page shows the first one's figures.
+    """
     preload_of("plain")
     said = run_script("\n".join(blocks("sh")), tmp_path, ROOT, PATIENCE_SECONDS)
     for folder in re.findall(r"RUN=(/tmp/tmp\.\w+)", said):
         shutil.rmtree(folder, ignore_errors=True)
     moves = list(FIGURES.finditer(re.sub(r"^(\d{4}-|\+ ).*\n", "", said, flags=re.MULTILINE)))
     assert len(moves) == 2, said
+    (shown,) = re.findall(
+        r"(?:^    (?:PRE_COPY|\w+ \w+|used|STOP_COPY): .*\n)+", PAGE.read_text(), re.MULTILINE
+    )
+    assert moves[0][0].startswith(textwrap.dedent(shown))
     for move in moves:
         assert int(move["first"]) == int(move["initial"]) > MEMORY_BYTES
         assert int(move["dirty"]) == int(move["dirty_read"]) > USED_BYTES
