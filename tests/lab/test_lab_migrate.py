@@ -16,6 +16,7 @@ from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.migrate import run
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.lab.result import MigrationResult
+from vfu_dev.qemu_events import TRACE_PATTERNS
 from vfu_dev.report.page import write_report
 from vfu_dev.vm.qtest_guest import QtestGuest
 from vfu_dev.workload import Workload
@@ -222,6 +223,16 @@ def test_switchover_ack_sends_initial_data_first(options: Options, in_lab: InLab
     assert (bool(iterations) and iterations[-1]["initial"] == 0) == acknowledge
     assert (device.precopy_bytes >= device.initial_bytes) == acknowledge
     assert_estimates_agree(result)
+
+
+def test_migration_data_is_in_a_window_on_both_sides(options: Options, tmp_path: Path) -> None:
+    """QEMU shares memory with each server. Without it, data goes by messages, and the result is the same."""
+    event = "vfio_user_mig_window"
+    result = migrate(options(traces=(*TRACE_PATTERNS, event), load=dirtying(0)), tmp_path)
+    assert result.problems == []
+    for side in ("source", "destination"):
+        said = (tmp_path / "logs" / f"{side}-trace.log").read_text()
+        assert len(re.findall(rf"{event} .* size [1-9]\d* ret 0$", said, re.MULTILINE)) == 1, said
 
 
 @pytest.mark.parametrize("pattern", ["sequential", "hotset"])

@@ -257,6 +257,16 @@ def test_small_writes_are_collected_while_a_message_is_under_way(
     assert len(sizes) < sum(sizes) / 500 / 2
 
 
+def test_data_is_in_a_window_where_the_server_takes_one(
+    either_way: Served, request: pytest.FixtureRequest, run_inside: Callable[..., str]
+) -> None:
+    """On both sides. Without a window the same program moves the same data, so only the log tells."""
+    said = run_inside(resume_in_small_pieces, served=either_way)
+    answers = re.findall(r"device (\d): MIG_DATA_WINDOW of \d+ bytes: (\w+)", said)
+    windowed = request.node.callspec.params["either_way"] == "window"
+    assert sorted(answers) == ([("0", "ok"), ("1", "ok")] if windowed else [])
+
+
 @inside()
 def test_nothing_overtakes_data_that_was_written(served: Served) -> None:
     """While the server stands still, neither another request nor a message to somebody else gets by."""
