@@ -19,6 +19,7 @@ from vfu_dev.lab.result import MigrationResult
 from vfu_dev.qemu_events import TRACE_PATTERNS
 from vfu_dev.report.page import write_report
 from vfu_dev.vm.qtest_guest import QtestGuest
+from vfu_dev.vm.servers import ControlledServer
 from vfu_dev.workload import Workload
 
 Options = Callable[..., MigrateOptions]
@@ -62,6 +63,36 @@ def test_device_under_load_moves_whole(converged: MigrationResult) -> None:
     assert converged.guest.mismatched_bytes == 0
     assert converged.guest.writes > 0
     assert converged.guest.generation == 1
+
+
+def test_a_running_migration_is_sampled_by_figures_alone(
+    options: Options, in_lab: InLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other command reaches a server from `migrate` until all was sent: none can read its memory then."""
+    asked: list[tuple[str, str]] = []
+    command = ControlledServer.command
+
+    async def recorded(server: ControlledServer, name: str, **arguments: Any) -> Any:
+        asked.append((server.name, name))
+        return await command(server, name, **arguments)
+
+    async def move(lab: Lab) -> MigrationResult:
+        result = MigrationResult()
+        await lab.configure()
+        monkeypatch.setattr(ControlledServer, "command", recorded)
+        await lab.begin(await lab.listen())
+        assert (await lab.wait_final())["status"] == "completed"
+        during = set(asked)
+        await lab.wait_running(lab.destination.qemu)
+        await lab.guest.follow(lab.destination.qemu)
+        await lab.collect(result)
+        assert during == {(side.servers[0].name, "figures") for side in (lab.source, lab.destination)}
+        return result
+
+    result = in_lab(options(load=dirtying(MIB)), move)
+    assert result.devices[0].digest_match
+    assert result.devices[0].precopy_bytes > 0
+    assert {name for _, name in asked} > {"figures"}  # what is asked at the end is recorded too
 
 
 def test_json_has_the_contract(converged: MigrationResult) -> None:
