@@ -24,8 +24,8 @@ from vfu_dev.memory.pages import CODE_CLEAN, CODE_DIRTY
 
 # What runs once more with other kernels, this file but for those tests among it.
 TESTS = [Path(__file__).with_name(f"test_memory_{name}.py") for name in ("kernels", "arriving", "sending")]
-PYTEST = ("pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist")
-another_library = pytest.mark.skipif("VFU_DEV_KERNELS" in os.environ, reason="VFU_DEV_KERNELS is set already")
+OTHERS = "not on_a_processor_without and not with_sanitizers and not the_sanitizers_see"
+PYTEST = ("pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", OTHERS)
 
 PAGES = 40
 SIZES = st.sampled_from([64, 128, 256, 4096, 65536])
@@ -185,7 +185,6 @@ def test_kernels_that_are_none_are_named_with_what_to_do(tmp_path: Path) -> None
     assert "run: vfu-dev build vfu-kernels" in done.stderr
 
 
-@another_library
 @pytest.mark.parametrize("more", [(), ("-U__SSE2__",)], ids=["avx2", "sse2"])
 def test_the_kernels_pass_on_a_processor_without(more: tuple[str, ...], tmp_path: Path) -> None:
     """And the tests above would have noticed another result: each of them has a twin."""
@@ -249,7 +248,6 @@ def sanitized() -> dict[str, str]:
     }
 
 
-@another_library
 @pytest.mark.parametrize("file", TESTS, ids=lambda file: file.stem)
 def test_the_kernels_pass_with_sanitizers(file: Path, sanitized: dict[str, str]) -> None:
     """With ASan and UBSan, which end what reads too far."""
@@ -263,7 +261,6 @@ SHORT = (
 )
 
 
-@another_library
 @pytest.mark.parametrize(
     "script",
     [
