@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from labkit import KIB, MIB, begin_and_stay, dirtying, let_go, let_ram_go
+from labkit import KIB, MIB, begin_and_stay, dirtying, let_go, let_ram_go, wait_back_at_source
 from serverkit import PATIENCE_SECONDS
 from versionkit import ACKED, OURS, Evidence, Row, shows
 
@@ -243,9 +243,7 @@ class Vm:
 
     async def goes_on(self) -> None:
         """After a migration that failed: the VM runs at the source, and every device of it does."""
-        await self.lab.wait_running(self.lab.source.qemu)
-        for server in self.lab.source.servers:
-            assert (await server.status())["state"] == "RUNNING"
+        await wait_back_at_source(self.lab)
         ticks = len(self.guest.events)
         async with asyncio.timeout(PATIENCE_SECONDS):
             while len(self.guest.events) == ticks:

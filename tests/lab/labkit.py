@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,18 @@ def halting_guest(folder: Path) -> Path:
     (folder / "vmlinuz").write_bytes(image)
     (folder / "initramfs.cpio.gz").write_bytes(b"\0")
     return folder
+
+
+async def wait_back_at_source(lab: Lab) -> None:
+    """Wait until the VM and all its devices run at the source, after a migration that failed.
+
+    QEMU says "failed" before it takes the devices out of PRE_COPY.
+    """
+    await lab.wait_running(lab.source.qemu)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        for server in lab.source.servers:
+            while (await server.status())["state"] != "RUNNING":
+                await asyncio.sleep(0.01)
 
 
 async def begin_and_stay(lab: Lab) -> None:

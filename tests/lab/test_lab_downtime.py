@@ -140,10 +140,14 @@ def test_ram_on_the_link_is_not_taken_for_a_slow_link(
 
 
 def test_written_ram_does_not_hide_that_it_does_not_converge(options: Options, in_lab: InLab) -> None:
-    """Once QEMU is through with its RAM and keeps finding as much of the device as before, it is said."""
+    """Once QEMU is through with its RAM and keeps finding as much of the device as before, it is said.
+
+    The device itself writes: another process may not get a processor for as long as a pass takes.
+    """
     chosen = options(
         memory_bytes=4 * MIB,
         load=dirtying(64 * MIB, "sequential"),
+        load_place="device",
         max_bandwidth=16 * MIB,
         switchover_bandwidth=MIB,  # a threshold of 52 KiB, however much RAM QEMU sends in a moment
         downtime_limit_ms=50,

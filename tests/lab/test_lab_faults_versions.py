@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from itinerary import QEMUS
-from labkit import KIB, MIB, dirtying, small
+from labkit import KIB, MIB, dirtying, small, wait_back_at_source
 
 from vfu_dev.builds.qemu_binary import find_qemu
 from vfu_dev.errors import BuildError
@@ -135,8 +135,7 @@ def test_sizes_that_lie_or_fail(version: str, stock: Callable[..., MigrateOption
                 continue
             if outcomes[version] == "failed":
                 assert "Failed to allocate migration data buffer" in said
-            await lab.wait_running(lab.source.qemu)
-            assert (await server.status())["state"] == "RUNNING"
+            await wait_back_at_source(lab)
             await server.command("fault", clear="all")
             await lab.replace_destination()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from labkit import KIB, MIB, begin_and_stay, dirtying
+from labkit import KIB, MIB, begin_and_stay, dirtying, wait_back_at_source
 from serverkit import PATIENCE_SECONDS, VFU_DEV
 
 from vfu_dev.builds.qemu_binary import QemuBinary
@@ -131,8 +131,7 @@ def give_up_soon(lab: Lab) -> None:
 
 async def judge_source(lab: Lab) -> None:
     """Assert that the VM goes on at the source as if nothing had been: it writes, and finds all of it."""
-    await lab.wait_running(lab.source.qemu)
-    assert (await lab.source.servers[0].status())["state"] == "RUNNING"
+    await wait_back_at_source(lab)
     result = MigrationResult()
     await lab.collect(result)
     judge(result, True)
