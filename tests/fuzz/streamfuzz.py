@@ -18,7 +18,7 @@ from migrationkit import PAGE, Box, filled, use_small_records
 
 from vfu_dev.errors import StreamError
 from vfu_dev.memory import fold_hashes
-from vfu_dev.memory.kernels import hash_pages
+from vfu_dev.memory.kernels import hash_bytes, hash_pages
 from vfu_dev.migration import stream
 from vfu_dev.migration.resume import ResumeSession
 from vfu_dev.uapi import DeviceState
@@ -55,7 +55,7 @@ def sign(data: bytes) -> bytes:
             split = count * stream.INDEX_BYTES
             pages = np.frombuffer(body[split:], dtype=np.uint8).reshape(-1, PAGE)
             checksum.update(body[:split])
-            checksum.update(stream.hash_bytes(hash_pages(pages, np.arange(len(pages)))))
+            checksum.update(hash_bytes(hash_pages(pages, np.arange(len(pages)))))
         else:
             checksum.update(body)
         chain = checksum.intdigest()

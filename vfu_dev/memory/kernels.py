@@ -293,6 +293,11 @@ def join_vectors(vectors: Vectors, out: memoryview) -> int:
     return total
 
 
+def hash_bytes(hashes: Hashes) -> memoryview:
+    """Return what a checksum or a digest covers in the place of pages with these hashes."""
+    return hashes.astype("<u8", copy=False).data.cast("B")
+
+
 def fold_hashes(hashes: Hashes) -> bytes:
     """Return the 16-byte digest of a memory from the hashes of all its pages, in order."""
-    return xxhash.xxh3_128_digest(hashes.astype("<u8", copy=False).data.cast("B"))
+    return xxhash.xxh3_128_digest(hash_bytes(hashes))

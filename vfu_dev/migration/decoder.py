@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 
 from vfu_dev.errors import StreamError
-from vfu_dev.memory.kernels import Hashes
+from vfu_dev.memory.kernels import Hashes, hash_bytes
 from vfu_dev.memory.pages import PageIndices
 from vfu_dev.memory.sending import CHECKSUM_BYTES, INDEX_BYTES
 from vfu_dev.migration.compat import Incoming, judge_schema
@@ -24,7 +24,6 @@ from vfu_dev.migration.stream import (
     STREAM_VERSION,
     ZERO_PAGES_A_RECORD,
     RecordType,
-    hash_bytes,
     pages_a_record,
 )
 

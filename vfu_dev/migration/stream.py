@@ -26,7 +26,6 @@ from enum import IntEnum
 
 import xxhash
 
-from vfu_dev.memory.kernels import Hashes
 from vfu_dev.memory.pages import PageIndices
 from vfu_dev.memory.sending import CHECKSUM_BYTES, INDEX_BYTES, Record
 from vfu_dev.migration.schema import MigratableState
@@ -118,8 +117,3 @@ class StreamEncoder:
         record.begin(self._header(RecordType.PAGES, index, len(taken), body_bytes), taken, self._seed)
         self._checksum = record.checksum
         return body_bytes + FRAME_BYTES
-
-
-def hash_bytes(hashes: Hashes) -> memoryview:
-    """Return what a checksum covers in the place of pages with these hashes."""
-    return hashes.astype("<u8", copy=False).data.cast("B")
