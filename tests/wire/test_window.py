@@ -81,31 +81,40 @@ def test_the_stream_is_the_same_with_and_without(server: RunningServer) -> None:
         resume(device, stream, count=33_333)
 
 
-def test_an_access_is_served_before_the_read_in_front_of_it(windowed: VfioUserDevice) -> None:
-    """Both are there at once: the reply to the write comes first, and what it wrote is in the stream."""
-    migration, connection = windowed.migration, windowed.connection
-    migration.set_state(S.PRE_COPY)
-    window = migration.window
-    assert window is not None
-    transport, held = connection._transport, list[memoryview]()
-    send = transport.send
+@pytest.mark.parametrize("window", [True, False], ids=["window", "messages"])
+def test_only_in_a_window_is_an_access_served_before_the_read_in_front_of_it(
+    server: RunningServer, window: bool
+) -> None:
+    """Both are there at once: the reply to the write comes first, and what it wrote is in the stream.
 
-    def hold(buffers: list[memoryview], *_: object) -> bool:
-        held.extend(memoryview(bytes(buffer)) for buffer in buffers)
-        return True
+    In messages they are served in their order, as the specification says ("Command Concurrency").
+    """
+    memory = DataWindow(2 * MIB)
+    place = memory.place(0, MIB) if window else Place.of(memoryview(bytearray(MIB)))
+    with server.connect() as device:
+        migration, connection = device.migration, device.connection
+        if window:
+            assert migration.share(memory)
+        migration.set_state(S.PRE_COPY)
+        transport, held = connection._transport, list[memoryview]()
+        send = transport.send
 
-    transport.send = hold  # type: ignore[assignment]
-    read = migration.submit_read(window.place(0, MIB))
-    head = messages.REGION_ACCESS.pack(999 * 8, BAR2, 8)
-    write = connection.submit(
-        uapi.VFIO_USER_REGION_WRITE, head, b"in front", reply_bytes=messages.REGION_ACCESS.size
-    )
-    transport.send = send  # type: ignore[method-assign]
-    assert send(held, [], "both", lambda: True)
-    connection.wait(write)
-    assert not read.done
-    assert migration.finish_read(read) == MIB
-    assert b"in front" in bytes(window.view[:MIB])
+        def hold(buffers: list[memoryview], *_: object) -> bool:
+            held.extend(memoryview(bytes(buffer)) for buffer in buffers)
+            return True
+
+        transport.send = hold  # type: ignore[assignment]
+        read = migration.submit_read(place)
+        head = messages.REGION_ACCESS.pack(999 * 8, BAR2, 8)
+        write = connection.submit(
+            uapi.VFIO_USER_REGION_WRITE, head, b"in front", reply_bytes=messages.REGION_ACCESS.size
+        )
+        transport.send = send  # type: ignore[method-assign]
+        assert send(held, [], "both", lambda: True)
+        connection.wait(write)
+        assert read.done == (not window)
+        assert migration.finish_read(read) == MIB
+        assert (b"in front" in bytes(place.view)) == window
 
 
 def test_several_reads_under_way_are_one_stream(server: RunningServer) -> None:
