@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, ClassVar
 
 import hypothesis.strategies as st
@@ -17,7 +18,7 @@ from vfu_dev.errors import StateError, StreamError
 from vfu_dev.memory import DeviceMemory, device_memory
 from vfu_dev.memory.pages import PageIndices
 from vfu_dev.migration import MigratableState, SaveSession, decoder, save, stream
-from vfu_dev.migration.sampler import Sampler
+from vfu_dev.migration.sampler import SAMPLE_SECONDS, Sampler
 from vfu_dev.migration.save import Others
 from vfu_dev.uapi import DeviceState as S
 
@@ -451,6 +452,20 @@ def test_a_read_that_failed_leaves_nothing_that_fails_later() -> None:
     box.migration.set_state(S.RUNNING)
     box.migration.set_state(S.PRE_COPY)
     assert box.migration.has_precopy_info
+
+
+def test_a_sample_that_waits_for_a_processor_does_not_put_the_next_one_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A sample may take 2 % of the loop's time. What other processes take of that is no reason to wait."""
+    box = filled()
+    box.migration.set_state(S.PRE_COPY)
+    sampler = Sampler(box.migration)
+    monkeypatch.setattr(Sampler, "_sample", lambda *_: time.sleep(0.05))
+    sampler.poll()
+    timeout = sampler.timeout()
+    assert timeout is not None
+    assert timeout <= SAMPLE_SECONDS
 
 
 @pytest.mark.parametrize("mapped", [False, True])

@@ -52,8 +52,10 @@ class Sampler:
         now = time.monotonic()
         if now < self._due and state is self._state:
             return
+        began = time.thread_time()
         self._sample(state, now)
-        self.cost_seconds = time.monotonic() - now
+        # Of this thread: while another one had the processor, nobody was kept from it by the sample.
+        self.cost_seconds = time.thread_time() - began
         self._due = now + max(self._interval, self.cost_seconds / _MAX_SHARE)
         self._state = state
 
