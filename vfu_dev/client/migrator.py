@@ -144,7 +144,7 @@ class Migrator:
         self._turn = 0
         self._read: Call | None = None  # the reads and writes under way
         self._write: Call | None = None
-        self._began = 0.0
+        self._began = self._stopped = 0.0  # the migration; the source's device
         self._window_began = 0.0
         self._window_bytes = 0
 
@@ -225,7 +225,7 @@ class Migrator:
     def _stop_copy(self) -> None:
         state = self.progress
         self._enter("stop-copy")
-        stopped = time.monotonic()
+        self._stopped = time.monotonic()
         self.source.set_state(DeviceState.STOP_COPY)
         announced = self._data_size()
         state.stop_copy_length = announced
@@ -244,14 +244,13 @@ class Migrator:
                 self._reporter(state)
         self._finish_write()
         state.remaining_dirty_bytes = 0
-        state.downtime_seconds = time.monotonic() - stopped
+        state.downtime_seconds = time.monotonic() - self._stopped
 
     def _finish(self) -> None:
         state = self.progress
-        began = time.monotonic()
         self.source.set_state(DeviceState.STOP)
         self.destination.set_state(DeviceState.STOP)  # fails unless the whole stream was verified
-        state.downtime_seconds += time.monotonic() - began
+        state.downtime_seconds = time.monotonic() - self._stopped
         if self._verify is not None:
             self._enter("verify")
             began = time.monotonic()
