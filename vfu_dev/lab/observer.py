@@ -38,15 +38,21 @@ MoveReporter = Callable[[str, dict[str, Any]], None]
 AUDIT_SECONDS = 120.0
 
 
-async def _final_status(server: ControlledServer) -> dict[str, Any]:
+async def _final_status(server: ControlledServer, *, leaves: bool) -> dict[str, Any]:
     """Return the status once the audit is over, or after AUDIT_SECONDS as it is.
 
     Before that the digest is that of what was sent, not of what was in memory.
 
+    Args:   leaves: QEMU takes the device out of PRE_COPY or STOP_COPY; it may say "failed", or "completed",
+                before it does.
     Raises: LabError: the server is gone.
     """
+
+    def is_final(status: dict[str, Any]) -> bool:
+        return audit_over(status) and not (leaves and "COPY" in str(status.get("state")))
+
     deadline = time.monotonic() + AUDIT_SECONDS
-    while not audit_over(status := await server.status()) and time.monotonic() < deadline:
+    while not is_final(status := await server.status()) and time.monotonic() < deadline:
         await asyncio.sleep(AUDIT_POLL_SECONDS)
     return status
 
@@ -226,7 +232,8 @@ class Observer(ABC):
 
     async def collect(self, result: MigrationResult) -> None:
         """Take what there is into `result`; parts that are gone stay empty and are among its problems."""
-        await self.fetch_figures()
+        found: list[tuple[int, DeviceResult]] = []
+        ended = bool(self.samples) and self.samples[-1]["status"] in FINAL_STATES
         for index, (source, destination) in enumerate(
             zip(self.source.servers, self.destination.servers, strict=True)
         ):
@@ -235,7 +242,7 @@ class Observer(ABC):
             device = DeviceResult(name=f"vfu{index}")
             for server, read in ((source, device.read_source), (destination, device.read_destination)):
                 try:
-                    status = await _final_status(server)
+                    status = await _final_status(server, leaves=ended and server is source)
                     injected = (await server.command("faults"))["injected"]
                     read({**status, "faults": {op: count for op, count in injected.items() if count}})
                     if not audit_over(status):
@@ -244,6 +251,10 @@ class Observer(ABC):
                         result.problems.append(f"server {server.name}: {problem}")
                 except LabError as error:
                     result.problems.append(str(error))
+            found.append((index, device))
+        # Not before: the device's downtime ends when it leaves STOP_COPY.
+        await self.fetch_figures()
+        for index, device in found:
             device.read_figures(self.snapshots[index], self.server_samples[index])
             result.devices.append(device)
         if self.convergence is not None:
