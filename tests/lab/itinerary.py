@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from labkit import KIB, MIB, begin_and_stay, dirtying, let_go, let_ram_go, wait_back_at_source
+from labkit import (
+    KIB,
+    MIB,
+    PRELOAD_PATIENT,
+    begin_and_stay,
+    dirtying,
+    let_go,
+    let_ram_go,
+    wait_back_at_source,
+)
 from serverkit import PATIENCE_SECONDS
 from versionkit import ACKED, OURS, Evidence, Row, shows
 
@@ -152,7 +161,8 @@ class Vm:
             self._arrived()
         if self.waiting == destination and not fresh:
             return
-        environment = (("VFU_DEV_PRELOAD_FAULT", "forget-writes"),) if destination.forgets else ()
+        forgets = (("VFU_DEV_PRELOAD_FAULT", "forget-writes"),) if destination.forgets else ()
+        environment = (*PRELOAD_PATIENT, *forgets)
         self.lab.options = replace(self.lab.options, ram=destination.ram, qemu_environment=environment)
         if self.waiting is None:
             await self.lab.turn_around(keep_logs=True, choice=destination.choice)
@@ -273,6 +283,7 @@ def vm_in(folder: Path, first: Leg, library: Path, guest_image: Path) -> Iterato
         qemu_destination=destination.choice.binary,
         front_end_destination=destination.choice.front_end,
         iommu_destination=destination.iommu,
+        qemu_environment=PRELOAD_PATIENT,
         ram=source.ram,
         library=library,
         guest_image=guest_image,

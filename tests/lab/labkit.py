@@ -15,6 +15,8 @@ from vfu_dev.workload import Workload
 KIB, MIB = 1 << 10, 1 << 20
 # QEMU takes a server that does not answer for 5 s for dead. On a busy machine it may only wait for its turn.
 PATIENT = ("-global", f"vfio-user-pci.x-msg-timeout={round(PATIENCE_SECONDS * 1000)}")
+# The same for vfio-pci, in the environment of the preloaded library.
+PRELOAD_PATIENT = (("VFU_DEV_PRELOAD_TIMEOUT_MS", str(round(PATIENCE_SECONDS * 1000))),)
 # Bytes that may be left when the VM stops: fewer than the device's registers, but not none. QEMU counts bytes
 # for each millisecond, and where that is 0 it does not look for dirty memory again.
 NOTHING_FITS = 100
@@ -75,19 +77,24 @@ async def wait_back_at_source(lab: Lab) -> None:
                 await asyncio.sleep(0.01)
 
 
-async def begin_and_stay(lab: Lab) -> None:
-    """Begin a migration that stays in PRE_COPY until `let_go`, however long that is; return when it is there.
+async def stay(lab: Lab) -> None:
+    """Have the next migration stay in PRE_COPY until `let_go`, however long that is, whoever begins it.
 
     In its first 100 ms QEMU knows no bandwidth, and stops if it thinks that nothing is left: there has to be
     more of the guest's RAM or of the device than 4 MiB/s take away in that time.
     """
-    await lab.configure()
     slow = {
         "avail_switchover_bandwidth": 1000,  # for the milliseconds below
         "downtime_limit": NOTHING_FITS,
         "max_bandwidth": 4 * MIB,
     }
     await lab.source.qemu.execute("migrate-set-parameters", **slow)
+
+
+async def begin_and_stay(lab: Lab) -> None:
+    """Begin a migration that stays in PRE_COPY until `let_go` (see `stay`); return when it is there."""
+    await lab.configure()
+    await stay(lab)
     await lab.begin(await lab.listen())
     await lab.wait_for(lambda row: row["source"][0].get("state") == "PRE_COPY", "PRE_COPY")
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from serverkit import wait_until
+from serverkit import PATIENCE_SECONDS, wait_until
 
 from vfu_dev.builds import artifact
 from vfu_dev.client import VfioUserDevice
@@ -81,7 +81,7 @@ def test_the_destination_has_what_the_source_had(tmp_path: Path) -> None:
     try:
         done = migrate(tmp_path, "--server", f"sh -c '{script}'", "--downtime-limit", "10000")
         assert done.returncode == 0, done.stderr
-        with VfioUserDevice.connect(folder / "kept") as client:
+        with VfioUserDevice.connect(folder / "kept", timeout_seconds=PATIENCE_SECONDS) as client:
             found = client.region_read(VFIO_PCI_BAR2_REGION_INDEX, 0, 4 * MIB)
         assert bytes(found) == filled(7, 4 * MIB)
     finally:

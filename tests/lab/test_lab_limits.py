@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import subprocess
 from collections.abc import Awaitable, Callable
@@ -16,13 +17,14 @@ from typing import Any
 
 import pytest
 from itinerary import QEMUS
-from labkit import MIB, dirtying
-from serverkit import PATIENCE_SECONDS, VFU_DEV, ServerFactory
+from labkit import MIB, PRELOAD_PATIENT, dirtying
+from serverkit import PATIENCE_SECONDS, VFU_DEV, ServerFactory, wait_until
 
 from vfu_dev.builds.cache import Cache
 from vfu_dev.builds.guest import BASE, kernel_modules
 from vfu_dev.builds.initramfs import Initramfs
 from vfu_dev.builds.qemu_binary import find_qemu
+from vfu_dev.client.listening import is_listening
 from vfu_dev.errors import BuildError
 from vfu_dev.lab.host import Host
 from vfu_dev.lab.lab import Lab
@@ -55,7 +57,8 @@ class Monitored:
         quiet = ("-nodefaults", "-display", "none", "-qmp", "stdio", "-S")
         argv = [*VFU_DEV, "attach", socket, "--iommu", iommu, "--", path, *firmware, *machine, *quiet, *extra]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.process = subprocess.Popen(argv, text=True, **pipes)
+        environment = os.environ | dict(PRELOAD_PATIENT)
+        self.process = subprocess.Popen(argv, text=True, env=environment, **pipes)
 
     def __enter__(self) -> Monitored:
         return self
@@ -160,8 +163,7 @@ def test_cpr_transfer_is_refused_or_is_a_migration(
         Monitored(version, iommu, servers[0].socket) as source,
         Monitored(version, iommu, servers[1].socket, *incoming),
     ):
-        while not (short_tmp / "cpr").exists():
-            pass
+        wait_until(lambda: is_listening(short_tmp / "cpr"), "the destination listens")
         source.ask("qmp_capabilities")
         assert source.ask("migrate-set-parameters", mode="cpr-transfer")["return"] == {}
         answer = source.ask("migrate", channels=channels)
@@ -205,6 +207,7 @@ def linux(library: Path, guest_image: Path, preload: Path) -> Callable[..., Migr
             memory_bytes=MIB,
             load=dirtying(0),
             preload_log=True,
+            qemu_environment=PRELOAD_PATIENT,
             qemu_extra=extra,
         )
 

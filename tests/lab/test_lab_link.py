@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from labkit import KIB, MIB, begin_and_stay, dirtying, wait_back_at_source
+from labkit import KIB, MIB, PRELOAD_PATIENT, begin_and_stay, dirtying, wait_back_at_source
 from serverkit import PATIENCE_SECONDS, VFU_DEV
 
 from vfu_dev.builds.qemu_binary import QemuBinary
@@ -206,6 +206,7 @@ def test_tls_with_multifd(
         link=FAST,
         capabilities=(("multifd", True),),
         parameters=(("tls-creds", "tls0"), ("multifd-channels", 2)),
+        qemu_environment=PRELOAD_PATIENT,
         qemu_extra=(),
         load=dirtying(0),
     )
@@ -230,9 +231,10 @@ def test_tls_with_multifd(
 def relay() -> Iterator[tuple[int, socket.socket]]:
     """A relay with 0.1 s each way and room for 64 KiB: its port, and where it goes on to."""
     with socket.create_server(("127.0.0.1", 0)) as target, socket.socket() as probe:
+        # It keeps the port: the relay may listen beside a socket that does not.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-        probe.close()
         words = ["127.0.0.1", str(port), "127.0.0.1", str(target.getsockname()[1]), "0.1", str(64 * KIB)]
         with subprocess.Popen(
             [sys.executable, "-m", "vfu_dev.vm.relay", *words],

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from labkit import PRELOAD_PATIENT
 from loopkit import compare
 from replaykit import SCALED, Looped, loop, looping, together
 
@@ -35,7 +36,7 @@ def looped(
     folder = tmp_path_factory.mktemp("loop")
     found = []
     for number, cases in enumerate(together(SCALED)):
-        options = looping(binary, library, len(cases))
+        options = looping(binary, library, len(cases), qemu_environment=PRELOAD_PATIENT)
         found += loop(options, cases, folder / str(number))
     return found
 
@@ -86,7 +87,8 @@ def test_another_profile_is_not_the_same(looped: list[Looped]) -> None:
     }
     for key, profile in changed.items():
         assert key in compare(profile, mlx5.again, 0, times=False).different
-    for factor in (0.5, 2.0):
+    # Far from 1: on a busy machine entering PRE_COPY may take longer than the rest of it, and blurs the law.
+    for factor in (0.1, 10.0):
         rate = Value.assumed(factor * known(vgpu.profile.dirty.bytes_per_second))
         profile = replace(vgpu.profile, dirty=replace(vgpu.profile.dirty, bytes_per_second=rate))
         overshoot = vgpu.replays[0]["overshoot_bytes"]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from labkit import KIB, dirtying, small
+from labkit import KIB, PRELOAD_PATIENT, dirtying, small
 from replaykit import Case
 
 from vfu_dev.lab.migrate import run as run_migration
@@ -49,6 +49,7 @@ def moving(qemu: Path, library: Path, profile: Path, **changes: object) -> Migra
             "memory_bytes": MEMORY_BYTES,
             "load": dirtying(0),
             "verify": "digests",
+            "qemu_environment": PRELOAD_PATIENT,
             "server_extra": ("--profile", str(profile)),
             "replays": True,
             "switchover_ack": True,

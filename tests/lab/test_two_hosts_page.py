@@ -34,7 +34,7 @@ def test_the_page_word_for_word(qemu: Path, library: Path, guest_image: Path, tm
                 stderr=subprocess.STDOUT,
                 env=environment,
                 cwd=tmp_path,
-                timeout=PATIENCE_SECONDS,
+                timeout=2 * PATIENCE_SECONDS,
                 check=False,
             )
     said = (tmp_path / "output").read_text()

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.builds import native_dir
 
@@ -19,7 +20,9 @@ def git(repository: Path, *arguments: str | Path) -> subprocess.CompletedProcess
     # Nobody's own settings: hooks, signing, line endings.
     env = os.environ | {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null"}
     command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-C", repository, *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, env=env, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+    )
 
 
 def test_git_am_takes_the_series(tree: Path, tmp_path: Path) -> None:
@@ -44,6 +47,8 @@ def test_git_am_takes_the_series(tree: Path, tmp_path: Path) -> None:
 def test_checkpatch_finds_no_error(tree: Path, patch: Path) -> None:
     """What QEMU's own script calls an error keeps a patch out; it also wants a sign-off."""
     command = ["scripts/checkpatch.pl", str(patch)]
-    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, cwd=tree, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+    )
     assert re.search(r"^total: 0 errors, ", done.stdout, re.MULTILINE), done.stdout + done.stderr
     assert re.search(r"^Signed-off-by: .+ <.+@.+>$", patch.read_text(), re.MULTILINE)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from serverkit import PATIENCE_SECONDS
 from tracekit import DEVICE, lines, move
 
 from vfu_dev.profile import Profile
@@ -64,7 +65,7 @@ def simple_trace(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for form in ("h", "c"):
         made = folder / "trace" / f"trace-hw_vfio.{form}"
         events = tree / "hw/vfio/trace-events"
-        subprocess.run([*tracetool, f"--format={form}", events, made], check=True, timeout=60)
+        subprocess.run([*tracetool, f"--format={form}", events, made], check=True, timeout=PATIENCE_SECONDS)
     ask = ["pkg-config", "--cflags", "--libs", "glib-2.0"]
     try:
         glib = shlex.split(subprocess.run(ask, capture_output=True, text=True, check=True).stdout)
@@ -74,7 +75,7 @@ def simple_trace(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = [HARNESS, folder / "trace/trace-hw_vfio.c", tree / "trace/simple.c"]
     includes = [f"-I{one}" for one in (folder, folder / "trace", tree / "include", tree)]
     command = ["cc", "-O0", "-w", "-D_GNU_SOURCE", *includes, *sources, "-o", program, *glib, "-lpthread"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.returncode == 0, done.stderr[-3000:]
     return program
 
@@ -86,7 +87,7 @@ def written(program: Path, folder: Path, events: list[tuple[float, str, tuple[in
         f"{round(at * 1e9)} {name} {DEVICE} {' '.join(str(field) for field in fields)}\n"
         for at, name, fields in events
     )
-    subprocess.run([program, path], input=text, text=True, check=True, timeout=60)
+    subprocess.run([program, path], input=text, text=True, check=True, timeout=PATIENCE_SECONDS)
     return path
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from moves import MEMORY
 from observekit import Browser, Pair, Web
-from serverkit import ServerFactory, wait_until
+from serverkit import PATIENCE_SECONDS, ServerFactory, wait_until
 
 from vfu_dev.bench.peers import free_port
 
@@ -41,7 +41,7 @@ def chromium() -> str:
 def browse(chromium: str, tmp_path: Path) -> Browser:
     """Return a function that opens a page for 2.5 s of its own time, with options of the browser."""
 
-    def run(url: str, *options: str, seconds: float = 60) -> str:
+    def run(url: str, *options: str, seconds: float = PATIENCE_SECONDS) -> str:
         result = subprocess.run(
             [
                 chromium,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
 
-from serverkit import RunningServer
+from serverkit import PATIENCE_SECONDS, RunningServer, wait_until
 
 from vfu_dev.client.connection import Call
 from vfu_dev.client.migrator import ClientOptions, ClientProgress, MigrationError, Migrator
@@ -31,15 +31,15 @@ class Load:
 
 
 # What is dirty after the first pass fits at once: a stop of some 0.3 s, long against the machine's hiccups.
-CONVERGES = Load(6 << 20, 16 << 20, 0.6, 30.0)
+CONVERGES = Load(6 << 20, 16 << 20, 0.6, PATIENCE_SECONDS)
 # Half of what the link carries: a dozen passes, each half as long as the one before.
-CONVERGES_SLOWLY = Load(8 << 20, 16 << 20, 0.06, 60.0)
-# Dirties four times what the link carries: what is dirty after a pass never fits.
-DOES_NOT_CONVERGE = Load(32 << 20, 8 << 20, 0.1, 60.0)
+CONVERGES_SLOWLY = Load(8 << 20, 16 << 20, 0.06, PATIENCE_SECONDS)
+# Dirties four times what the link carries: what is dirty after a pass never fits. It ends with its server.
+DOES_NOT_CONVERGE = Load(32 << 20, 8 << 20, 0.1, 2 * PATIENCE_SECONDS)
 
 
 def move(source: RunningServer, destination: RunningServer, load: Load) -> ClientProgress:
-    """Move the device while it is written to.
+    """Move the device while it is written to; both servers have seen their client go then.
 
     One connection, one thread: the writes that are due go out before each read.
 
@@ -68,7 +68,15 @@ def move(source: RunningServer, destination: RunningServer, load: Load) -> Clien
             return read(buffer)
 
         migrator.source.submit_read = write_then_read  # type: ignore[method-assign]
-        return migrator.run()
+        progress = migrator.run()
+    for server in (source, destination):
+        wait_without_client(server)
+    return progress
+
+
+def wait_without_client(server: RunningServer) -> None:
+    """Wait for the end of the connection: a save is counted with it, and the last sample was taken before."""
+    wait_until(lambda: not server.status()["connected"], "the server drops its client")
 
 
 @contextmanager
@@ -91,5 +99,5 @@ def moving(source: RunningServer, destination: RunningServer, load: Load) -> Ite
         yield over
     finally:
         source.stop()  # a migration that does not converge ends with its server
-        thread.join(30)
+        thread.join(PATIENCE_SECONDS)
         assert not thread.is_alive()

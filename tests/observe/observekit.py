@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serverkit import RunningServer
+from serverkit import PATIENCE_SECONDS, RunningServer
 
 Browser = Callable[..., str]
 
@@ -49,7 +49,7 @@ class Web:
             f"http://127.0.0.1:{self.port}{path}", method=method, headers=headers
         )
         try:
-            with urllib.request.urlopen(request, timeout=20) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
                 return answer.status, dict(answer.headers), answer.read()
         except urllib.error.HTTPError as error:
             return error.code, dict(error.headers), error.read()

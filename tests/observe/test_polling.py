@@ -77,7 +77,7 @@ def polled(*servers: Counted) -> Iterator[Callable[[], None]]:
                         poll.result()  # raises what ended it
                 return not np.any(np.less([server.rounds for server in servers], goals))
 
-            wait_until(reached, "every poller has asked everything", 60.0)
+            wait_until(reached, "every poller has asked everything")
 
         try:
             yield wait

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from moves import CONVERGES, move
@@ -14,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serverkit import RunningServer, run_vfu_dev, wait_until
 
 from vfu_dev.metrics import ALL_METRICS
+from vfu_dev.uapi import DeviceState
 
 
 def samples(text: str) -> dict[tuple[str, ...], float]:
@@ -77,10 +79,22 @@ def test_the_destination_counts_what_it_received(pair: Pair) -> None:
     assert totals["received_bytes"] == pair.destination.status()["resume"]["received_bytes"]
 
 
+def ends_in_running(status: dict[str, Any]) -> bool:
+    """Say whether the last sample is one of a device that runs again."""
+    samples = status["samples"]
+    return str(samples["rows"][-1][samples["fields"].index("state")]) == "RUNNING"
+
+
 def test_samples_come_once_each(pair: Pair) -> None:
     """Whoever asks for what comes after the last answer gets every sample once, in order."""
-    move(pair.source, pair.destination, CONVERGES)
-    everything = pair.web.status()
+    with pair.source.connect() as device:
+        device.migration.set_state(DeviceState.PRE_COPY)
+        wait_until(lambda: pair.web.status()["sequence"] > 10, "more than ten samples")
+        device.migration.set_state(DeviceState.RUNNING)
+    # The change of state is sampled, and nothing after it.
+    everything = wait_until(
+        lambda: ends_in_running(found := pair.web.status()) and found, "the sample after the change of state"
+    )
     rows = everything["samples"]["rows"]
     assert everything["sequence"] == len(rows) > 10
     assert rows == sorted(rows)
@@ -130,7 +144,7 @@ def test_the_exporter_ends_with_a_killed_server(pair: Pair) -> None:
     os.kill(pair.source.process.pid, signal.SIGKILL)
     pair.source.process.wait()
     pair.source.process.returncode = 0  # a wanted death
-    wait_until(lambda: not Path(f"/proc/{exporter}/cmdline").exists(), "the exporter is gone", 10)
+    wait_until(lambda: not Path(f"/proc/{exporter}/cmdline").exists(), "the exporter is gone")
 
 
 def test_the_server_outlives_its_exporter(pair: Pair) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from inside import Served, inside
-from preloadkit import preload_environment
+from preloadkit import SECONDS, preload_environment
 from vfio import (
     BIND_IOMMUFD,
     CHECK_EXTENSION,
@@ -121,7 +121,7 @@ def test_whose_a_new_iommufd_is_is_decided_by_the_first_device(served: Served) -
     argv = ["unshare", "--user", "--map-root-user", "--mount", "bash", "-c", setup, "bash"]
     argv += ["env", f"LD_PRELOAD={preload}", sys.executable, "-c", script]
     done = subprocess.run(
-        argv, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
+        argv, env=os.environ | environment, capture_output=True, text=True, timeout=SECONDS, check=False
     )
     if re.search(r"unshare: .*(not permitted|denied)", done.stderr):
         pytest.skip(f"no mount namespaces here: {done.stderr.strip()}")

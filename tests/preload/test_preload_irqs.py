@@ -40,7 +40,7 @@ def came(fd: int) -> bool:
     """Wait for an interrupt and take it."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    return bool(poll.poll(5000)) and os.eventfd_read(fd) > 0
+    return bool(poll.poll(300_000)) and os.eventfd_read(fd) > 0
 
 
 def none_came(*fds: int) -> bool:

@@ -241,7 +241,13 @@ def resume_in_small_pieces(served: Served) -> None:
     source.device.set_state(STOP_COPY)
     data = read_until(out, "empty")
     into = destination.device.set_state(RESUMING)
-    write_all(into, data, 500)
+    first = len(data) * 2 // 3  # less than the library collects before a write has to wait
+    served.pause(1)  # a message is under way all the time then, however slow this program is
+    try:
+        write_all(into, data[:first], 500)
+    finally:
+        served.resume(1)
+    write_all(into, data[first:], 500)
     destination.device.set_state(RUNNING)
     assert destination.device.read(MEMORY_BAR, 0, 4096) == source.device.read(MEMORY_BAR, 0, 4096)
 
@@ -281,18 +287,26 @@ def test_nothing_overtakes_data_that_was_written(served: Served) -> None:
     served.pause()
     try:
         os.write(fd, b"\0" * 1000)
-        sent = threading.Event()
+        sent, sending, asking = threading.Event(), threading.Event(), threading.Event()
 
         def loader() -> None:
             """QEMU's loader: it writes data, and then says to the source that it has it."""
             os.write(fd, b"\0" * 1000)
+            sending.set()
             ours.sendmsg([b"ack"])
             sent.set()
 
+        def other() -> None:
+            """Ask something else of the device."""
+            asking.set()
+            refused(device.read, 7, 0, 4)
+
         thread = threading.Thread(target=loader)
         thread.start()
-        others = threading.Thread(target=lambda: refused(device.read, 7, 0, 4))
+        others = threading.Thread(target=other)
         others.start()
+        assert sending.wait(300)
+        assert asking.wait(300)
         time.sleep(0.3)
         assert not sent.is_set()
         assert refused(theirs.recv, 10) == "EAGAIN"

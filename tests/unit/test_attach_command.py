@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from debkit import compile_c
-from serverkit import VFU_DEV
+from serverkit import PATIENCE_SECONDS, VFU_DEV
 
 from vfu_dev.attach.command import Attached, attach
 from vfu_dev.attach.preload import AttachError, Descriptors, Preload, make_sysfs
@@ -41,7 +41,7 @@ def run(library: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run_attach(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
         env = os.environ | {"VFU_DEV_VFIO_PRELOAD": str(library)} | environment
         return subprocess.run(
-            [*VFU_DEV, "attach", *words], env=env, capture_output=True, text=True, timeout=60
+            [*VFU_DEV, "attach", *words], env=env, capture_output=True, text=True, timeout=PATIENCE_SECONDS
         )
 
     return run_attach
@@ -174,7 +174,9 @@ def test_what_is_printed_can_be_pasted(tmp_path: Path) -> None:
     """Quotes, variables and descriptors survive a shell."""
     words = ["sh", "-c", 'printf "%s|" "$A" "$@" && readlink /proc/self/fd/5', "x", "-a", "it's", "$HOME", ""]
     printed = Attached(tuple(words), {"A": "1 2"}, Descriptors.numbered([5, 6]).all).text()
-    done = subprocess.run(["sh", "-c", printed], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        ["sh", "-c", printed], capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS
+    )
     assert done.stdout == "1 2|-a|it's|$HOME||/dev/null\n"
     assert shlex.split(printed.replace("\\\n", ""))[:3] == ["env", "A=1 2", "sh"]
 

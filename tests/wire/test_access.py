@@ -203,7 +203,7 @@ def test_a_socket_that_listens_is_inherited(open_folder: Path) -> None:
         fd = listener.fileno()
         with served("--fd", str(fd), pass_fds=(fd,)):
             for _ in range(2):  # one client after the other
-                with VfioUserDevice.connect(path) as device:
+                with VfioUserDevice.connect(path, timeout_seconds=PATIENCE_SECONDS) as device:
                     device.region_read(0, 0, 4)
     assert path.exists()
     assert not path.with_name("s.ctl").exists()
@@ -217,9 +217,9 @@ def test_a_connected_socket_is_served_until_its_client_leaves(open_folder: Path)
         arguments = ["--fd", str(fd), "--control", str(control)]
         with served(*arguments, pass_fds=(fd,)) as server:
             theirs.close()
-            with VfioUserDevice(Connection(ours)) as device:
+            with VfioUserDevice(Connection(ours, timeout_seconds=PATIENCE_SECONDS)) as device:
                 device.region_read(0, 0, 4)
-                with ControlClient(control) as client:
+                with ControlClient(control, timeout_seconds=PATIENCE_SECONDS) as client:
                     assert client.status()["connected"]
             assert server.wait(PATIENCE_SECONDS) == 0
     assert not control.exists()
@@ -339,7 +339,7 @@ def test_the_program_of_the_description_is_one_of_ours() -> None:
     module, _, name = scripts[Path(about["binary"]).name].partition(":")
     code = f"import sys; from {module} import {name}; sys.argv[1:] = ['--help']; {name}()"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS
     )
     assert "Usage: vfu-dev serve" in done.stdout
     assert "--fd NUMBER" in done.stdout

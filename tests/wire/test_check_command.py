@@ -33,7 +33,7 @@ with socket.socket(socket.AF_UNIX) as listener:
 
 
 def check(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [*VFU_DEV, "check", *(str(word) for word in arguments)]
+    command = [*VFU_DEV, "check", "--timeout", str(PATIENCE_SECONDS), *(str(word) for word in arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
     assert done.returncode == status, done.stdout + done.stderr
     return done

@@ -195,9 +195,11 @@ def test_log_level_fault_and_quit(serve: ServerFactory) -> None:
     ],
 )
 def test_what_the_server_refuses_is_named_in_a_line(
-    lasting: RunningServer, arguments: list[str], said: str
+    lasting: RunningServer, arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line on stderr, status 1, nothing on stdout."""
+    # A busy machine may add a line, that the server is slow to answer: it is not what is counted.
+    monkeypatch.setattr("vfu_dev.cli.ctl.UNREAD_SECONDS", PATIENCE_SECONDS)
     done = ctl(lasting, *arguments)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert said in done.stderr
@@ -408,18 +410,25 @@ def test_a_large_recording_is_read_beside_the_guest(lasting: RunningServer, tmp_
     path = tmp_path / "long.csv"
     rows = "".join(f"{n / 1000},{n % 1000 * 8},8\n" for n in range(1, 300_001))
     path.write_text(f"time,offset,length\n{rows}")
+    request = json.dumps({"command": "load", "load": {"trace": str(path)}}).encode() + b"\n"
     with lasting.connect() as device, socket.socket(socket.AF_UNIX) as client:
         client.settimeout(0)
         client.connect(str(lasting.control_path))
-        client.send(json.dumps({"command": "load", "load": {"trace": str(path)}}).encode() + b"\n")
-        reads, answered = 0, b""
-        while not answered:
-            device.region_read(2, 0, 8)
-            reads += 1
-            with suppress(BlockingIOError):
-                answered = client.recv(1 << 16)
-        assert json.loads(answered)["result"]["running"]
-        assert reads > 2  # a server that reads it in its loop answers both with the first, or the second
+
+        def reads_meanwhile() -> int:
+            client.send(request)
+            reads, answered = 0, b""
+            while not answered:
+                device.region_read(2, 0, 8)
+                reads += 1
+                with suppress(BlockingIOError):
+                    answered = client.recv(1 << 16)
+            assert json.loads(answered)["result"]["running"]
+            return reads
+
+        # A server that reads it in its loop answers both with the first, or the second, each time. Any server
+        # does so where this process gets no processor meanwhile.
+        assert any(reads_meanwhile() > 2 for _ in range(10))
     answer(lasting, "load", "--off")
 
 

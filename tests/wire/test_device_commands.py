@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from serverkit import run_vfu_dev
+from serverkit import PATIENCE_SECONDS, run_vfu_dev
 
 KVSTORE = f"{Path(__file__).parents[2] / 'docs' / 'examples' / 'kvstore.py'}:KeyValueStore"
 
@@ -99,7 +99,7 @@ def test_a_new_device_is_a_good_one(tmp_path: Path) -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
     pytest_argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", written["test"]]
     tested = subprocess.run(
-        pytest_argv, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path
+        pytest_argv, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False, cwd=tmp_path
     )
     assert tested.returncode == 0, tested.stdout
     assert "3 passed" in tested.stdout

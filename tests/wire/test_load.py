@@ -67,8 +67,14 @@ def assert_exact(result: dict[str, Any], tolerance: float = 0.05) -> None:
 def test_inside_the_device(serve: ServerFactory, access: str) -> None:
     """The rate is kept, the load is gone afterwards, and the device's memory was written."""
     server = serve("--access", access)
-    arguments = ["--dirty-rate", "2000p", "--pattern", "sequential", "--duration", 1]
-    result = load("--control", server.control_path, *arguments)
+    arguments = ["--dirty-rate", "2000p", "--pattern", "sequential", "--duration", 0]
+    command = [*VFU_DEV, "load", "--json", "-", "--control", server.control_path, *arguments]
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: server.status()["memories"][0]["written_bytes"] == MIB, "all of it is written")
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    result = json.loads(out)
+    assert process.returncode == status_of(result)
     assert result["place"] == "device"
     assert_exact(result)
     with server.control() as control:
@@ -309,7 +315,8 @@ def _error_of(arguments: list[str], status: int, capfd: pytest.CaptureFixture[st
 @pytest.mark.parametrize(("preset", "outcome"), [("never", "did not converge"), ("surely", "completed")])
 def test_presets_end_as_they_say(preset: str, outcome: str, library: Path, tmp_path: Path) -> None:
     """The number that decides comes before the migration, measured ones during it; the outcome follows."""
-    seconds = "3" if preset == "never" else "120"
+    # A measurement comes each second, if anybody has a processor then: one in these seconds is enough.
+    seconds = "6" if preset == "never" else "120"
     arguments = ["load", "--preset", preset, "--preset-memory", "16M", "--max-bandwidth", "8M"]
     arguments += ["--duration", seconds, "--json", str(tmp_path / "preset.json")]
     done = run_vfu_dev(*arguments)
@@ -344,7 +351,7 @@ def test_a_load_of_registers_goes_on_at_the_destination(serve: ServerFactory) ->
         for name, value in registers.items():
             write(one, name, value)
         wait_until(lambda: count(one) > 500, "the source writes")
-        Migrator(one, other, ClientOptions()).run()
+        Migrator(one, other, ClientOptions(downtime_limit_seconds=60.0)).run()
         moved = count(one)  # the destination writes already
         assert 500 < moved <= count(other)
         wait_until(lambda: count(other) > moved + 500, "the destination goes on")
@@ -395,7 +402,7 @@ def test_an_authors_device_has_the_engine_too(serve: ServerFactory) -> None:
         control.command("load", load=spec.to_dict())
         wait_until(lambda: control.command("load-status")["writes"] > 100, "the device writes")
         memory = control.status()["memories"][0]
-        Migrator(one, other, ClientOptions()).run()
+        Migrator(one, other, ClientOptions(downtime_limit_seconds=60.0)).run()
         made = control.command("load", load=None)["writes"]
         held = np.frombuffer(other.region_read(2, 0, memory["size_bytes"]), dtype=np.uint8)
         # The source has not written since it stopped: its load does not migrate.

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +29,7 @@ def plain(library: Path, short_tmp: Path) -> Iterator[Path]:
         assert process.stdout.readline().startswith(b"serving")
         yield path
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
     assert not path.exists()
     assert not path.with_name("a.sock.ctl").exists()
 
@@ -68,7 +67,7 @@ def test_none_serves_without_a_control_socket(library: Path, short_tmp: Path) ->
         process.stdout.readline()
         assert [one.name for one in short_tmp.iterdir()] == ["a.sock"]
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
 
 
 def elsewhere(serve: ServerFactory, folder: Path) -> tuple[RunningServer, Path]:
@@ -82,12 +81,13 @@ def elsewhere(serve: ServerFactory, folder: Path) -> tuple[RunningServer, Path]:
 def test_a_command_at_the_devices_socket_is_told_so(serve: ServerFactory, short_tmp: Path) -> None:
     """And the server says one line, without an error, and goes on."""
     server, alone = elsewhere(serve, short_tmp)
-    began = time.monotonic()
     done = run_vfu_dev("ctl", alone, "status")
     assert done.returncode == 1
-    assert "name its control socket: device.ctl beside it" in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert time.monotonic() - began < 30  # and not the 60 s that an answer may take
+    *hints, said = done.stderr.splitlines()
+    assert "name its control socket: device.ctl beside it" in said
+    assert "timed out" not in said  # not by the 60 s that an answer may take, but by what the server did
+    # A server that gets no processor for a second is said to be late.
+    assert all("has not read the command yet" in hint or "no answer for" in hint for hint in hints)
     with server.connect() as device:
         assert device.region_read(0, 0, 4) == b"VFUD"
     log = server.log()
@@ -110,7 +110,7 @@ def test_top_polls_once_what_is_no_control_socket(serve: ServerFactory, short_tm
             pass
         assert polled["state"] == "RUNNING"
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
     assert server.log().count("sent no VERSION message") == 1
 
 
@@ -157,7 +157,9 @@ def test_a_second_server_does_not_disturb_the_first(serve: ServerFactory, librar
     server = serve()
     environment = os.environ | {"VFU_DEV_LIBVFIO_USER": str(library)}
     arguments = [*VFU_DEV, "serve", "--socket", str(server.socket), "--memory", "64K"]
-    second = subprocess.run(arguments, capture_output=True, text=True, timeout=60, env=environment)
+    second = subprocess.run(
+        arguments, capture_output=True, text=True, timeout=PATIENCE_SECONDS, env=environment
+    )
     assert second.returncode == 1
     assert "a server is alive there" in second.stderr
     wait_until(lambda: server.status()["connected"] is False, "the server has looked")
@@ -183,7 +185,7 @@ def test_qmp_is_recognised_too(short_tmp: Path) -> None:
                 connection.sendall(b'{"QMP": {"version": {}, "capabilities": []}}\r\n')
                 assert process.stderr is not None
                 assert "QEMU's QMP" in process.stderr.read()
-            assert process.wait(30) == 1
+            assert process.wait(PATIENCE_SECONDS) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -210,7 +212,7 @@ def test_an_interrupted_command_has_the_signals_status(
             with connection:
                 assert connection.recv(1)
                 process.send_signal(number)
-                assert process.wait(30) == 128 + number
+                assert process.wait(PATIENCE_SECONDS) == 128 + number
             assert process.stderr is not None
             assert "Traceback" not in process.stderr.read()
 
@@ -218,8 +220,8 @@ def test_an_interrupted_command_has_the_signals_status(
 def test_the_device_and_the_control_client_agree_on_the_names(serve: ServerFactory) -> None:
     """What the package's own classes connect to is what the paths say."""
     server = serve()
-    with ControlClient(server.control_path) as control:
+    with ControlClient(server.control_path, timeout_seconds=PATIENCE_SECONDS) as control:
         assert control.status()["name"]
         assert not control.is_unread()
-    with VfioUserDevice.connect(server.socket) as device:
+    with VfioUserDevice.connect(server.socket, timeout_seconds=PATIENCE_SECONDS) as device:
         assert device.version.major == 0
