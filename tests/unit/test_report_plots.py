@@ -112,7 +112,7 @@ def test_a_sweep_over_sizes_is_drawn_with_straight_lines() -> None:
     assert list(dots) == [1, 2, 4, 8, 16]
     assert scale_figure(json.loads((results / "steady" / "summary.json").read_text())) is None
     (line,) = (text for text in memory_lines(summary) if text.startswith("devices=16: "))
-    assert re.fullmatch(r"devices=16: resident at most, source 9\d\d MiB, destination 9\d\d MiB", line)
+    assert re.fullmatch(r"devices=16: resident at most, source \d{3} MiB, destination \d{3} MiB", line)
     for point in summary["points"]:
         del point["metrics"]["resident_source_bytes"]
     assert scale_figure(summary) is None

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from qemu.qmp import Runstate
 from qmpkit import commands, event_of, greeting, line_of
+from serverkit import PATIENCE_SECONDS
 
 import vfu_dev
 from vfu_dev.errors import LabError
@@ -85,6 +87,31 @@ def test_what_is_no_monitor_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(QmpError, match=r"source: QMP connect: .*Greeting"):
         asyncio.run(talk(server, tmp_path))
     assert server.connections == 1
+
+
+def test_a_qemu_that_ends_with_its_greeting_is_an_error_of_its_own(tmp_path: Path) -> None:
+    """Seen on a busy machine: the connection was gone before qemu.qmp's connect() returned, which asserts."""
+
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(line_of(GREETING))
+        writer.close()
+
+    async def meet() -> None:
+        monitor = Monitor("source", tmp_path / "qmp")
+        establish = monitor._qmp._establish_session
+
+        async def late() -> None:
+            await establish()
+            while monitor._qmp.runstate == Runstate.RUNNING:
+                await asyncio.sleep(0.01)
+
+        monitor._qmp._establish_session = late  # type: ignore[method-assign]
+        async with await asyncio.start_unix_server(greet, tmp_path / "qmp"):
+            with pytest.raises(QmpError, match="source: QMP connect: the connection ended with its greeting"):
+                await monitor.connect()
+            await monitor.disconnect()
+
+    asyncio.run(asyncio.wait_for(meet(), PATIENCE_SECONDS))
 
 
 def test_passes_without_end_leave_the_last(tmp_path: Path) -> None:

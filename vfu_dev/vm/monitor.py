@@ -90,6 +90,9 @@ class Monitor:
             except ConnectError as error:
                 if not self._is_early(error):
                     raise
+            except AssertionError as error:
+                # It asserts that the connection it has just made still stands. Then QEMU ended right away.
+                raise ConnectionResetError("the connection ended with its greeting") from error
             await asyncio.sleep(0.01)
         greeting = self._qmp.greeting
         oob = greeting is not None and "oob" in greeting.QMP.capabilities
