@@ -32,7 +32,6 @@ class Sampler:
         self._due = 0.0
         self._transferred = 0
         self._saves = self._resumes = 0
-        self.cost_seconds = 0.0  # of the last sample
 
     def timeout(self) -> float | None:
         """Return the seconds until the next sample, None when there is nothing to sample."""
@@ -54,9 +53,9 @@ class Sampler:
             return
         began = time.thread_time()
         self._sample(state, now)
-        # Of this thread: while another one had the processor, nobody was kept from it by the sample.
-        self.cost_seconds = time.thread_time() - began
-        self._due = now + max(self._interval, self.cost_seconds / _MAX_SHARE)
+        # Time that this thread had the processor: what others took meanwhile is not the sample's.
+        cost_seconds = time.thread_time() - began
+        self._due = now + max(self._interval, cost_seconds / _MAX_SHARE)
         self._state = state
 
     def _scan_seconds(self) -> float:

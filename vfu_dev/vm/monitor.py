@@ -91,7 +91,7 @@ class Monitor:
                 if not self._is_early(error):
                     raise
             except AssertionError as error:
-                # It asserts that the connection it has just made still stands. Then QEMU ended right away.
+                # qemu.qmp asserts that the connection it has just made still stands. QEMU has ended.
                 raise ConnectionResetError("the connection ended with its greeting") from error
             await asyncio.sleep(0.01)
         greeting = self._qmp.greeting
