@@ -61,7 +61,7 @@ def test_odd_memory_is_refused(qemu: Path, library: Path, tmp_path: Path) -> Non
 
 
 def test_without_pre_copy_it_completes(qemu: Path, library: Path, guest_image: Path, tmp_path: Path) -> None:
-    """As the README has it, but with the bandwidth told: all of the device fits into the downtime limit.
+    """As the README has it, but with a bandwidth that is set: all of the device fits into the downtime limit.
 
     On a busy machine QEMU may measure one for which the device is too large.
     With a guest: without anything in RAM to send, QEMU 10.2 stops at once and asks nobody what is left.

@@ -126,7 +126,7 @@ def test_ram_on_the_link_is_not_taken_for_a_slow_link(
     async def scenario(lab: Lab) -> list[dict[str, Any]]:
         said: list[dict[str, Any]] = []
         lab.reporter = lambda what, data: said.append(data) if what == "convergence" else None
-        # It goes on after a sample of the time in which RAM is sent, which comes as late as it likes.
+        # It goes on after a sample taken while RAM is sent, however late that sample comes.
         await begin_and_stay(lab)
         await lab.wait_for(lambda row: row["status"] == "active", "RAM is sent")
         await let_go(lab)
@@ -144,7 +144,7 @@ def test_ram_on_the_link_is_not_taken_for_a_slow_link(
 
 
 def test_written_ram_does_not_hide_that_it_does_not_converge(options: Options, in_lab: InLab) -> None:
-    """Once QEMU is through with its RAM and keeps finding as much of the device as before, it is said.
+    """Once QEMU has sent its RAM and still finds as much of the device as before, the lab says so.
 
     The device itself writes: another process may not get a processor for as long as a pass takes.
     """

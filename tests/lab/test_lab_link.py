@@ -231,7 +231,7 @@ def test_tls_with_multifd(
 def relay() -> Iterator[tuple[int, socket.socket]]:
     """A relay with 0.1 s each way and room for 64 KiB: its port, and where it goes on to."""
     with socket.create_server(("127.0.0.1", 0)) as target, socket.socket() as probe:
-        # It keeps the port: the relay may listen beside a socket that does not.
+        # It keeps the port for the relay, which may listen beside a socket that does not listen.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -133,7 +133,7 @@ def test_goes_on_until_the_downtime_limit_can_be_kept(options: Options, in_lab: 
         await lab.begin(await lab.listen())
         await lab.wait_for(lambda row: row["source"][0].get("initial_bytes") == 0, "the end of initial data")
         # The device writes by itself, in the thread that serves reads: faster than QEMU reads, however busy
-        # the machine is. It goes on until as much as all of it has been read again.
+        # the machine is. The wait ends when twice the memory has been read.
         await server.command("load", load=Workload("sequential", rate_pages=20_000).to_dict())
         await lab.wait_for(
             lambda row: (

@@ -229,7 +229,7 @@ def test_clocks_are_told_apart_by_events(options: Options, in_lab: InLab) -> Non
     same = compare_clocks(result)
     assert same is not None
     assert abs(same.ahead_seconds) <= same.error_seconds
-    # By more than any downtime, whose half is the error.
+    # By more than any downtime: the error is half of the downtime.
     for seconds, word in ((7500.5, "ahead of"), (-3250.25, "behind")):
         set_apart = copy.deepcopy(result)
         rows = [*set_apart.qemu.events_destination, *set_apart.qemu.trace_destination]

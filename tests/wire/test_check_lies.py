@@ -26,7 +26,7 @@ def results(path: Path, names: list[str], case: Case | None) -> list[Result]:
 
 def test_an_honest_server_passes_every_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """None is skipped either: so each of them can be seen to fail below."""
-    # Whether a second client is told, not whether this machine has the time for it within a second.
+    # An honest server may need longer than a second to answer the second client, on a busy machine.
     monkeypatch.setattr(checks_handshake, "_SECOND_CLIENT_SECONDS", PATIENCE_SECONDS)
     before = set(os.listdir("/proc/self/fd"))
     with short_folder() as folder:

@@ -198,7 +198,7 @@ def test_what_the_server_refuses_is_named_in_a_line(
     lasting: RunningServer, arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line on stderr, status 1, nothing on stdout."""
-    # A busy machine may add a line, that the server is slow to answer: it is not what is counted.
+    # On a busy machine another line may say that the server is slow to answer. It is not what is counted.
     monkeypatch.setattr("vfu_dev.cli.ctl.UNREAD_SECONDS", PATIENCE_SECONDS)
     done = ctl(lasting, *arguments)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)

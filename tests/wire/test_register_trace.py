@@ -7,7 +7,7 @@ from serverkit import RunningServer, ServerFactory, wait_until
 from test_ctl import answer, ctl
 
 from vfu_dev.client import ClientCommandError
-from vfu_dev.server.register_trace import MAX_UNKNOWN, SPIN_READS
+from vfu_dev.server.register_trace import MAX_UNKNOWN, SPIN_READS, SPIN_SECONDS
 from vfu_dev.uapi import DeviceState
 
 TABLE, STATUS, NOWHERE = 0x80, 0x90, 0xF00
@@ -66,7 +66,8 @@ def test_a_guest_that_spins_is_one_line_in_the_log(traced: RunningServer) -> Non
             reads += 2 * SPIN_READS
             return bool(answer(traced, "registers")["spinning"])
 
-        wait_until(spins, "so many reads in so short a time")  # which a busy machine may not have at once
+        # A busy machine may not have them in time at the first attempt.
+        wait_until(spins, f"{SPIN_READS} reads within {SPIN_SECONDS:g} s")
         device.region_write(0, 0x100, bytes(8))
         for _ in range(10):
             device.region_read(0, STATUS, 4)

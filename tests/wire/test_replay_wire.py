@@ -229,8 +229,8 @@ def test_devices_of_one_resource_wait_for_each_other(served: Callable[..., Runni
         threading.Thread(target=device.migration.set_state, args=(DeviceState.PRE_COPY,))
         for device in devices
     ]
-    # Held here until both want it: else the one may be done before the other comes. What a device does before
-    # it asks is a part of its 0.3 s: they do that one after the other, and it is counted.
+    # Held here until both wait for it: else the first may be done before the second comes. What a device does
+    # before it waits is a part of its 0.3 s. The devices do that one after the other, and it is counted.
     began = time.monotonic()
     with SharedResource(lock_path(f"test {os.getpid()}")) as ours:
         assert ours.take()

@@ -86,7 +86,7 @@ def test_a_command_at_the_devices_socket_is_told_so(serve: ServerFactory, short_
     *hints, said = done.stderr.splitlines()
     assert "name its control socket: device.ctl beside it" in said
     assert "timed out" not in said  # not by the 60 s that an answer may take, but by what the server did
-    # A server that gets no processor for a second is said to be late.
+    # The hints are of a server that gets no processor for a second.
     assert all("has not read the command yet" in hint or "no answer for" in hint for hint in hints)
     with server.connect() as device:
         assert device.region_read(0, 0, 4) == b"VFUD"
