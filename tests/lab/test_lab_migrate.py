@@ -258,14 +258,21 @@ def test_switchover_ack_sends_initial_data_first(options: Options, in_lab: InLab
     assert_estimates_agree(result)
 
 
-def test_migration_data_is_in_a_window_on_both_sides(options: Options, tmp_path: Path) -> None:
+@pytest.mark.parametrize("window", ["on", "off"])
+def test_migration_data_is_in_a_window_on_both_sides(options: Options, tmp_path: Path, window: str) -> None:
     """QEMU shares memory with each server. Without it, data goes by messages, and the result is the same."""
     event = "vfio_user_mig_window"
-    result = migrate(options(traces=(*TRACE_PATTERNS, event), load=dirtying(0)), tmp_path)
+    chosen = options(
+        traces=(*TRACE_PATTERNS, event), load=dirtying(0), server_extra=("--data-window", window)
+    )
+    result = migrate(chosen, tmp_path)
     assert result.problems == []
+    assert result.devices[0].digest_match
     for side in ("source", "destination"):
         said = (tmp_path / "logs" / f"{side}-trace.log").read_text()
-        assert len(re.findall(rf"{event} .* size [1-9]\d* ret 0$", said, re.MULTILINE)) == 1, said
+        assert "vfio_migration_set_state" in said
+        shared = re.findall(rf"{event} .* size [1-9]\d* ret 0$", said, re.MULTILINE)
+        assert len(shared) == (window == "on"), said
 
 
 @pytest.mark.parametrize("pattern", ["sequential", "hotset"])

@@ -226,6 +226,12 @@ class OldStreamMachine(MigrationMachine):
     old_stream = True
 
 
+class OldNumpyMachine(OldStreamMachine):
+    """The same with that stream, without the kernels."""
+
+    in_numpy = True
+
+
 MigrationMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestMigrationMachine = MigrationMachine.TestCase
 MappedMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
@@ -237,6 +243,8 @@ MappedNumpyMachine.TestCase.settings = FEWER
 TestMappedNumpyMachine = MappedNumpyMachine.TestCase
 OldStreamMachine.TestCase.settings = FEWER
 TestOldStreamMachine = OldStreamMachine.TestCase
+OldNumpyMachine.TestCase.settings = FEWER
+TestOldNumpyMachine = OldNumpyMachine.TestCase
 
 
 def test_initial_falls_to_zero_before_dirty_does() -> None:
