@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from migrationkit import PAGE, Box, filled, use_small_records
 from numpykit import use_numpy
 from oldstream import version_1
+from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.errors import StateError, StreamError
 from vfu_dev.memory import DeviceMemory, device_memory
@@ -474,6 +475,18 @@ def test_a_sample_that_waits_for_a_processor_does_not_put_the_next_one_off(
     timeout = sampler.timeout()
     assert timeout is not None
     assert timeout <= SAMPLE_SECONDS
+
+
+def test_a_sample_that_takes_long_puts_the_next_one_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten seconds of the loop's thread are 2 % of 500."""
+    box = filled()
+    box.migration.set_state(S.PRE_COPY)
+    sampler = Sampler(box.migration)
+    monkeypatch.setattr(time, "thread_time", iter([1.0, 11.0]).__next__)
+    sampler.poll()
+    timeout = sampler.timeout()
+    assert timeout is not None
+    assert 500 - PATIENCE_SECONDS < timeout <= 500
 
 
 @pytest.mark.parametrize("mapped", [False, True])

@@ -71,6 +71,8 @@ def test_inside_the_device(serve: ServerFactory, access: str) -> None:
     command = [*VFU_DEV, "load", "--json", "-", "--control", server.control_path, *arguments]
     with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True) as process:
         wait_until(lambda: server.status()["memories"][0]["written_bytes"] == MIB, "all of it is written")
+        with server.control() as control:
+            wait_until(lambda: control.command("load-status")["seconds"] > 1, "a second of it")
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=PATIENCE_SECONDS)
     result = json.loads(out)
