@@ -67,15 +67,8 @@ def test_qemus_server(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         qemu = artifact("qemu-unpatched")
     except VfuDevError as error:
         pytest.skip(str(error))
-    has_ended = runner.ServerCommand._has_ended
-
-    def in_its_time(command: runner.ServerCommand) -> bool:
-        with monkeypatch.context() as patient:
-            patient.setattr(runner, "_LEAVING_SECONDS", 10.0)
-            return has_ended(command)
-
     # A busy machine takes more than a moment to end a QEMU, and the next one may not be started before.
-    monkeypatch.setattr(runner.ServerCommand, "_has_ended", in_its_time)
+    monkeypatch.setattr(runner, "_LEAVING_SECONDS", 10.0)
     path = short_tmp / "qemu"
     machine = ["-machine", "x-remote,vfio-user=on", "-nodefaults", "-display", "none"]
     device = ["-device", "e1000e,id=nic,romfile="]
