@@ -19,13 +19,16 @@ from typing import Any
 
 import pytest
 
-from vfu_dev.client import ControlClient, VfioUserDevice
+from vfu_dev.client import ClientOptions, ControlClient, VfioUserDevice
 from vfu_dev.client.digest import audit_over
 from vfu_dev.vm.servers import DeviceServer, ServerOptions
 
 # Whatever takes longer hangs, on a busy machine too. Tests wait for events; this ends a wait in vain.
 PATIENCE_SECONDS = 300.0
 VFU_DEV = [sys.executable, "-m", "vfu_dev"]
+# For a device with a few KiB of state: read slowly, on a busy machine, they are above the default limit.
+ANY_DOWNTIME = ClientOptions(downtime_limit_seconds=60.0)
+ANY_DOWNTIME_ARGUMENTS = ("--downtime-limit", "60000")
 
 
 def run_vfu_dev(

@@ -13,7 +13,15 @@ from typing import Any
 
 import pytest
 from liarkit import all_lies, liar
-from serverkit import PATIENCE_SECONDS, VFU_DEV, RunningServer, ServerFactory, run_vfu_dev, wait_until
+from serverkit import (
+    ANY_DOWNTIME_ARGUMENTS,
+    PATIENCE_SECONDS,
+    VFU_DEV,
+    RunningServer,
+    ServerFactory,
+    run_vfu_dev,
+    wait_until,
+)
 
 from vfu_dev.client import ClientOptions, ClientProgress, MigrationError, Migrator
 from vfu_dev.uapi import DeviceState
@@ -200,8 +208,7 @@ def test_migrate_keeps_to_little_bandwidth(serve: ServerFactory) -> None:
 def test_figures_that_cannot_be_written_are_one_line(serve: ServerFactory, path: str) -> None:
     """A file that cannot be made, and a disk that is full: the reason, not a traceback."""
     source, destination = serve(), serve()
-    # The default limit assumes more than the few KiB of an empty device, read slowly on a busy machine.
-    options = ("--quiet", "--downtime-limit", "60000", "--json", path)
+    options = ("--quiet", *ANY_DOWNTIME_ARGUMENTS, "--json", path)
     done = run_vfu_dev("migrate", source.socket, destination.socket, *options)
     # A place that cannot be is a mistake on the command line; a disk is full when the work is done.
     status = 2 if path.startswith("/proc") else 1

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from serverkit import (
+    ANY_DOWNTIME,
     PATIENCE_SECONDS,
     VFU_DEV,
     RunningServer,
@@ -353,7 +354,7 @@ def test_a_load_of_registers_goes_on_at_the_destination(serve: ServerFactory) ->
         for name, value in registers.items():
             write(one, name, value)
         wait_until(lambda: count(one) > 500, "the source writes")
-        Migrator(one, other, ClientOptions(downtime_limit_seconds=60.0)).run()
+        Migrator(one, other, ANY_DOWNTIME).run()
         moved = count(one)  # the destination writes already
         assert 500 < moved <= count(other)
         wait_until(lambda: count(other) > moved + 500, "the destination goes on")
@@ -404,7 +405,7 @@ def test_an_authors_device_has_the_engine_too(serve: ServerFactory) -> None:
         control.command("load", load=spec.to_dict())
         wait_until(lambda: control.command("load-status")["writes"] > 100, "the device writes")
         memory = control.status()["memories"][0]
-        Migrator(one, other, ClientOptions(downtime_limit_seconds=60.0)).run()
+        Migrator(one, other, ANY_DOWNTIME).run()
         made = control.command("load", load=None)["writes"]
         held = np.frombuffer(other.region_read(2, 0, memory["size_bytes"]), dtype=np.uint8)
         # The source has not written since it stopped: its load does not migrate.

@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from serverkit import RunningServer, ServerFactory, run_vfu_dev
+from serverkit import ANY_DOWNTIME_ARGUMENTS, RunningServer, ServerFactory, run_vfu_dev
 
 from vfu_dev.uapi import DeviceState
 
@@ -19,8 +19,7 @@ BAR2 = 2
 
 def moved(source: RunningServer, destination: RunningServer) -> tuple[int, int]:
     """Migrate device to device; return the most memory that each server had resident."""
-    # The default limit assumes more than the few KiB of a nearly empty device, read slowly on a busy machine.
-    line = ("migrate", source.socket, destination.socket, "--max-bandwidth", "0", "--downtime-limit", "60000")
+    line = ("migrate", source.socket, destination.socket, "--max-bandwidth", "0", *ANY_DOWNTIME_ARGUMENTS)
     done = run_vfu_dev(*line)
     assert done.returncode == 0, done.stderr
     for server in (source, destination):

@@ -13,7 +13,7 @@ from typing import Any
 import click
 import pytest
 from schemakit import SCHEMAS, conforms, errors
-from serverkit import VFU_DEV, ServerFactory, run_vfu_dev
+from serverkit import ANY_DOWNTIME_ARGUMENTS, VFU_DEV, ServerFactory, run_vfu_dev
 
 from vfu_dev.cli import cli
 from vfu_dev.cli.shape import JsonOption
@@ -101,8 +101,7 @@ def test_servers_and_what_talks_to_them(serve: ServerFactory) -> None:
 def test_lines_of_the_log(serve: ServerFactory) -> None:
     """Of both sides of a migration."""
     servers = [serve("--log-format", "json"), serve("--log-format", "json")]
-    # The default limit assumes more than the few KiB of an empty device, read slowly on a busy machine.
-    written("migrate", *(server.socket for server in servers), "--downtime-limit", "60000")
+    written("migrate", *(server.socket for server in servers), *ANY_DOWNTIME_ARGUMENTS)
     states = []
     for server in servers:
         server.stop()
