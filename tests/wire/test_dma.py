@@ -413,6 +413,7 @@ def test_a_long_transfer_leaves_room_for_mmio_and_can_be_aborted(serve: ServerFa
         assert driver["dma_status"] == Status.BUSY
         for _ in range(50):
             assert driver["id"] == 0x44554656
+        wait_until(lambda: driver["dma_done"] > 2, "a part is done")
         driver["dma_ctrl"] = 1
         # An access that waited for the transfer would find it done.
         assert driver["dma_status"] == Status.BUSY
@@ -424,6 +425,8 @@ def test_a_long_transfer_leaves_room_for_mmio_and_can_be_aborted(serve: ServerFa
         assert 0 <= done < 4096
         assert statuses[:done] == [Status.DONE] * done
         assert set(statuses[done:]) <= {Status.ABORTED, Status.IDLE}
+        # A second start from the beginning would have counted from there.
+        assert driver["dma_done"] == done + statuses.count(Status.ABORTED)
 
 
 @pytest.mark.parametrize("how", ["device reset", "soft reset"])
