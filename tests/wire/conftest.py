@@ -6,7 +6,7 @@ import gc
 from collections.abc import Iterator
 
 import pytest
-from serverkit import RunningServer, ServerFactory
+from serverkit import PATIENCE_SECONDS, RunningServer, ServerFactory
 
 from vfu_dev.client import VfioUserDevice
 
@@ -22,6 +22,12 @@ def device(server: RunningServer) -> Iterator[VfioUserDevice]:
     """Return a client connected to it."""
     with server.connect() as device:
         yield device
+
+
+@pytest.fixture
+def patience_with_second_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An honest server may need longer than a second to answer a second client, on a busy machine."""
+    monkeypatch.setattr("vfu_dev.conformance.checks_handshake._SECOND_CLIENT_SECONDS", PATIENCE_SECONDS)
 
 
 @pytest.fixture(scope="module", autouse=True)

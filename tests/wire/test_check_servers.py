@@ -16,7 +16,7 @@ from vfu_dev.builds import Cache, artifact, native_dir
 from vfu_dev.builds.command import BuildContext
 from vfu_dev.builds.fetch import unpacked
 from vfu_dev.builds.progress import Reporter
-from vfu_dev.conformance import CHECKS, Result, Status, checks_handshake, choose, model, run, runner
+from vfu_dev.conformance import CHECKS, Result, Status, choose, model, run, runner
 from vfu_dev.errors import VfuDevError
 
 # docs/conformance.md says why each of these fails.
@@ -41,10 +41,9 @@ def checked(path: Path, column: str, *command: str | Path) -> tuple[list[Result]
     return results, {result.check.name for result in results if result.broken}
 
 
-def test_our_server(serve: ServerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("patience_with_second_clients")
+def test_our_server(serve: ServerFactory) -> None:
     """And it is in use afterwards: what was checked left nothing behind."""
-    # An honest server may need longer than a second to answer the second client, on a busy machine.
-    monkeypatch.setattr(checks_handshake, "_SECOND_CLIENT_SECONDS", PATIENCE_SECONDS)
     server = serve("--fill", "7", "--access", "mmap", memory="1000K")
     results, failed = checked(server.socket, "vfu-dev serve")
     assert failed == OURS
