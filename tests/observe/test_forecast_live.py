@@ -84,7 +84,7 @@ def test_a_recorded_move_replayed_says_what_the_server_said(
 
 
 def test_rates_are_known_in_the_course_of_a_pre_copy(pair: Pair) -> None:
-    """Both are there once enough was read: dirty rate of what was written, transfer rate of what was read."""
+    """Both are there once enough was read, and the guest's writes are seen."""
     move(pair.source, pair.destination, CONVERGES)
     samples = pair.web.status()["samples"]
     rows = [dict(zip(samples["fields"], row, strict=True)) for row in samples["rows"]]
