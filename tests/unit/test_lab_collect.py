@@ -63,11 +63,25 @@ class Silent(Leaving):
         raise LabError("no control socket")
 
 
-class Ended:
-    """A side whose QEMU answers nothing any more."""
+class Finishing(Monitor):
+    """A QEMU whose VM goes on to its next run state behind each answer. Attributes: states."""
 
-    def __init__(self, name: str, servers: Sequence[Leaving]) -> None:
-        self.qemu = Monitor(name, Path("nowhere"))
+    def __init__(self, *states: str) -> None:
+        super().__init__("source", Path("nowhere"))
+        self.states = list(states)
+
+    async def execute(self, command: str, **arguments: Any) -> Any:
+        """Answer as QEMU does when a migration has failed."""
+        if command == "query-status":
+            return {"status": self.states.pop(0) if len(self.states) > 1 else self.states[0]}
+        return [] if command == "query-migrate-capabilities" else {"status": "failed"}
+
+
+class Observed:
+    """A side."""
+
+    def __init__(self, qemu: Monitor, servers: Sequence[Leaving]) -> None:
+        self.qemu = qemu
         self.servers = servers
 
     async def fetch_figures(self) -> list[Fetched]:
@@ -80,9 +94,9 @@ class Observing(Observer):
 
     timeout_seconds = 0.0
 
-    def __init__(self, status: str | None, source: Sequence[Leaving], destination: Sequence[Leaving]) -> None:
-        super().__init__(len(source), None)
-        self.source, self.destination = Ended("source", source), Ended("destination", destination)
+    def __init__(self, status: str | None, source: Observed, destination: Observed) -> None:
+        super().__init__(len(source.servers), None)
+        self.source, self.destination = source, destination
         if status is not None:
             self.samples = [{"status": status, "qemu": {}}]
 
@@ -98,11 +112,16 @@ class Observing(Observer):
 
 
 def collected(
-    status: str | None, source: Sequence[Leaving], destination: Sequence[Leaving]
+    status: str | None,
+    source: Sequence[Leaving],
+    destination: Sequence[Leaving],
+    qemu: Monitor | None = None,
 ) -> MigrationResult:
-    """Return what is collected of it."""
+    """Return what is collected of it. Without `qemu`, the source's answers nothing any more."""
+    gone = Monitor("gone", Path("nowhere"))
+    observing = Observing(status, Observed(qemu or gone, source), Observed(gone, destination))
     result = MigrationResult()
-    asyncio.run(Observing(status, source, destination).collect(result))
+    asyncio.run(observing.collect(result))
     assert result.problems == []
     return result
 
@@ -165,3 +184,19 @@ def test_a_device_that_does_not_leave_is_taken_as_it_is(monkeypatch: pytest.Monk
     (device,) = collected("failed", [source], [Leaving("destination", "RESUMING")]).devices
     assert device.state_source == "PRE_COPY"
     assert device.downtime_seconds is None
+
+
+@pytest.mark.parametrize("status", ["completed", "failed"])
+def test_the_vm_is_as_qemu_leaves_it(status: str) -> None:
+    """QEMU says the end while it still keeps the VM stopped; the source's server may be gone, too."""
+    after = {"completed": "postmigrate", "failed": "running"}[status]
+    qemu = Finishing("finish-migrate", "finish-migrate", after)
+    result = collected(status, [Silent("source")], [Silent("destination")], qemu)
+    assert result.qemu.run_state_source == after
+
+
+def test_a_vm_that_a_migration_under_way_has_stopped_is_not_waited_for() -> None:
+    """Whoever gave the wait up learns where it stood."""
+    qemu = Finishing("finish-migrate", "postmigrate")
+    result = collected("device", [Silent("source")], [Silent("destination")], qemu)
+    assert result.qemu.run_state_source == "finish-migrate"

@@ -57,6 +57,19 @@ async def _final_status(server: ControlledServer, *, leaves: bool) -> dict[str, 
     return status
 
 
+# QEMU's run state of a VM that it has stopped to complete a migration. It leaves that after it has said
+# "completed" or "failed": QEMU 10.2, migration/migration.c, migration_iteration_finish.
+FINISHING = "finish-migrate"
+
+
+async def _run_state(qemu: Monitor, wanted: Callable[[str], bool], timeout_seconds: float) -> str:
+    """Return the VM's run state once it is wanted, or after that time as it is. Raises: LabError."""
+    deadline = time.monotonic() + timeout_seconds
+    while not wanted(state := await qemu.run_state()) and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    return state
+
+
 def remaining_bytes(row: Mapping[str, Any]) -> float:
     """Return what, in that sample, would still have to be sent if nothing was written any more."""
     left = row["qemu"].get("ram", {}).get("remaining") or 0
@@ -218,11 +231,9 @@ class Observer(ABC):
 
     async def wait_running(self, qemu: Monitor, timeout_seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until the VM of `qemu` runs. Raises: LabError, ProcessError."""
-        deadline = time.monotonic() + timeout_seconds
-        while (state := await qemu.run_state()) != "running":
-            if time.monotonic() > deadline:
-                raise LabError(f"{qemu.name}: the VM is {state!r}, not running, after {timeout_seconds:g} s")
-            await asyncio.sleep(0.01)
+        state = await _run_state(qemu, lambda state: state == "running", timeout_seconds)
+        if state != "running":
+            raise LabError(f"{qemu.name}: the VM is {state!r}, not running, after {timeout_seconds:g} s")
 
     async def forget(self) -> None:
         """Drop what was sampled so far, here and on the source's servers: it is not of the next move."""
@@ -259,6 +270,9 @@ class Observer(ABC):
             result.devices.append(device)
         if self.convergence is not None:
             result.convergence = self.convergence.to_json()
+        if ended:
+            with contextlib.suppress(LabError):  # it is gone
+                await _run_state(self.source.qemu, lambda state: state != FINISHING, PATIENCE_SECONDS)
         await result.qemu.read_hosts(self.source.qemu, self.destination.qemu, self.samples, self.roles_since)
         result.samples = self.samples
         if self.snapshots and (snapshot := self.snapshots[0]) is not None:
