@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from crashtable import FOLDER, GONE, NO_CONNECTION, WAS_RESET, Cell, Outcome
-from labkit import KIB, MIB, PATIENT, begin_and_stay, dirtying, let_go, small
-from qtestkit import Registers, until
+from labkit import KIB, MIB, PATIENT, begin_and_stay, dirtying, let_go, small, until
+from qtestkit import Registers
 from ramkit import scatter_ram, wrong_blocks
 from serverkit import PATIENCE_SECONDS
 

@@ -1,15 +1,19 @@
-"""Options small enough to run in seconds."""
+"""Options small enough to run in seconds, and waits for what a migration does a moment later."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import pytest
 from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.options import MigrateOptions
+from vfu_dev.vm.monitor import Monitor
+from vfu_dev.vm.servers import ControlledServer
 from vfu_dev.workload import Workload
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -65,16 +69,40 @@ def halting_guest(folder: Path) -> Path:
     return folder
 
 
-async def wait_back_at_source(lab: Lab) -> None:
-    """Wait until the VM and all its devices run at the source, after a migration that failed.
+async def until(condition: Callable[[], Coroutine[Any, Any, bool]], what: str) -> None:
+    """Wait for a condition that is asked for every few milliseconds."""
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not await condition():
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        pytest.fail(f"not within {PATIENCE_SECONDS:g} s: {what}")
+
+
+async def wait_back_at_source(lab: Lab, *servers: ControlledServer) -> None:
+    """Wait until VM and devices run at the source, after a migration that failed.
 
     QEMU says "failed" before it takes the devices out of PRE_COPY.
+
+    Args:    servers: of the devices that still have one; by default all.
     """
+
+    async def run() -> bool:
+        return all(
+            [(await server.status())["state"] == "RUNNING" for server in servers or lab.source.servers]
+        )
+
     await lab.wait_running(lab.source.qemu)
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        for server in lab.source.servers:
-            while (await server.status())["state"] != "RUNNING":
-                await asyncio.sleep(0.01)
+    await until(run, "the devices run at the source")
+
+
+async def wait_moved(qemu: Monitor) -> None:
+    """Wait until a source's QEMU is through with the migration; it says "completed" shortly before."""
+
+    async def moved() -> bool:
+        return await qemu.run_state() == "postmigrate"
+
+    await until(moved, "the source's VM has moved")
 
 
 async def stay(lab: Lab) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import pytest
 from labkit import MIB, begin_and_stay, dirtying, let_go
-from serverkit import PATIENCE_SECONDS
 
 from vfu_dev.device.reference.layout import FIELDS
 from vfu_dev.lab.lab import Lab
@@ -57,16 +54,6 @@ class Registers:
         """Read a word of configuration space."""
         assert self.guest.client is not None
         return await self.guest.client.config_read(self.device.slot, offset)
-
-
-async def until(condition: Callable[[], Coroutine[Any, Any, bool]], what: str) -> None:
-    """Wait for a condition that is asked for every few milliseconds."""
-    try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while not await condition():
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        pytest.fail(f"not within {PATIENCE_SECONDS:g} s: {what}")
 
 
 async def migrate(lab: Lab, meanwhile: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:

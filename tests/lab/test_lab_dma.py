@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from labkit import MIB
-from qtestkit import Registers, migrate, moving, until
+from labkit import MIB, until
+from qtestkit import Registers, migrate, moving
 
 from vfu_dev.device.reference.layout import DESCRIPTOR, Op, Status, WriterStatus
 from vfu_dev.device.reference.writer import expected_pages

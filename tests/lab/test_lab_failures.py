@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import labkit
-from labkit import CANCELLED, KIB, MIB, begin_and_stay, dirtying, wait_back_at_source
-from qtestkit import until
+from labkit import CANCELLED, KIB, MIB, begin_and_stay, dirtying, until, wait_back_at_source
 from versionkit import OURS, Evidence, Row, shows
 
 from vfu_dev.errors import LabError

@@ -8,8 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from labkit import KIB, MIB, dirtying, wait_back_at_source
-from qtestkit import until
+from labkit import KIB, MIB, dirtying, until, wait_back_at_source
 from test_lab_failures import finish
 
 from vfu_dev.lab.lab import Lab

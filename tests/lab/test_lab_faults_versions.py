@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 from itinerary import QEMUS
-from labkit import CANCELLED, KIB, MIB, dirtying, small, wait_back_at_source
-from qtestkit import until
+from labkit import CANCELLED, KIB, MIB, dirtying, small, until, wait_back_at_source, wait_moved
 
 from vfu_dev.builds.qemu_binary import find_qemu
 from vfu_dev.errors import BuildError
@@ -52,11 +51,6 @@ async def is_bus_master(lab: Lab) -> bool:
     return bool(command & PCI_COMMAND_MASTER)
 
 
-async def has_moved(lab: Lab) -> bool:
-    """Whether the source's QEMU is through with the migration; it says "completed" shortly before."""
-    return await lab.source.qemu.run_state() == "postmigrate"
-
-
 async def wait_said(log: Path, text: str, since: int) -> None:
     """Wait until a log has `text` behind its first `since` characters."""
 
@@ -95,7 +89,7 @@ def test_a_device_that_refuses_a_state_is_reset(
         await destination.command("fault", fault="op=transition,error=EBUSY,arc=RESUMING->STOP")
         assert (await lab.migrate())["status"] == "completed"
         await lab.wait_running(lab.destination.qemu)
-        await until(lambda: has_moved(lab), "the source's VM has moved")
+        await wait_moved(lab.source.qemu)
         status = await destination.status()
         assert (status["state"], status["counters"]["resets"]) == ("RUNNING", resets + 1)
         assert status["resume"]["status"] != "completed"

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from labkit import wait_moved
 from liarkit import HOSTILE, lies_of
 from serverkit import PATIENCE_SECONDS
 
@@ -232,9 +233,7 @@ def test_sizes_are_asked_for_without_the_capability(qemu: Path, lie: str, asked:
                     await machine.execute("migrate", uri=f"file:{tmp_path / f'state{number}'}")
                     await finished(machine, HANG_SECONDS)
                     assert (await machine.migration())["status"] == "completed"
-                    async with asyncio.timeout(HANG_SECONDS):
-                        while await machine.run_state() != "postmigrate":  # shortly after "completed"
-                            await asyncio.sleep(0.01)
+                    await wait_moved(machine)
                     await machine.execute("cont")
             finally:
                 await machine.stop()

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from labkit import MIB
-from qtestkit import Registers, migrate, moving, until
+from labkit import MIB, until
+from qtestkit import Registers, migrate, moving
 
 from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.options import MigrateOptions

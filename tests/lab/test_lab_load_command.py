@@ -9,8 +9,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from labkit import KIB
-from qtestkit import Registers, migrate, moving, until
+from labkit import KIB, until
+from qtestkit import Registers, migrate, moving
 from serverkit import PATIENCE_SECONDS, VFU_DEV
 
 from vfu_dev.device.reference.layout import CTRL_PAGES, CTRL_RUN, LoadPattern

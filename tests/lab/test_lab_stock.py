@@ -17,8 +17,17 @@ from typing import Any
 
 import pytest
 from itinerary import NEW, OLD, Leg, Place, Vm, as_parameters, vm_in, with_both, without
-from labkit import CANCELLED, MIB, PRELOAD_PATIENT, begin_and_stay, dirtying, let_go, small
-from qtestkit import until
+from labkit import (
+    CANCELLED,
+    MIB,
+    PRELOAD_PATIENT,
+    begin_and_stay,
+    dirtying,
+    let_go,
+    small,
+    until,
+    wait_back_at_source,
+)
 from serverkit import run_vfu_dev
 from versionkit import ACKED, Evidence, shows
 
@@ -144,17 +153,12 @@ def test_a_source_s_server_that_dies_takes_its_device_and_not_the_vm(vm: Vm) -> 
     """In 10.0; in 11.1: test_preload_unmodified_qemus.py. The VM runs on with the other device."""
 
     async def scenario() -> str:
-        async def other_runs() -> bool:
-            return bool((await vm.lab.source.servers[1].status())["state"] == "RUNNING")
-
         await vm.face(OLD_FD, AT_NEW)
         vm.configure()
         await begin_and_stay(vm.lab)
         vm.lab.source.servers[0].process.send_signal(signal.SIGKILL)
         assert (await vm.fails())["status"] in CANCELLED
-        await vm.lab.wait_running(vm.lab.source.qemu)
-        # QEMU says "failed" before it takes the devices out of PRE_COPY.
-        await until(other_runs, "the other device runs")
+        await wait_back_at_source(vm.lab, vm.lab.source.servers[1])
         return vm.lab.source.qemu.process.log.read_text(errors="replace")
 
     assert "the device is dead" in vm.run(scenario())
