@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import socket
@@ -63,6 +64,11 @@ class Loop:
         self.selector.close()
         for connection in self.admitted:
             connection.close()
+
+
+def errno_of(reply: bytes) -> int:
+    """Return the error of a reply's header."""
+    return int(VFIO_USER_HEADER.unpack(reply)[4])
 
 
 def connected(path: Path) -> socket.socket:
@@ -136,6 +142,41 @@ def test_a_stranger_takes_no_place_where_all_are_taken_by_others(
             peer.recv(1)
         peer.close()
     stranger.close()
+
+
+def test_what_came_while_the_loop_did_not_run_counts_before_the_time(
+    loop: Loop, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last client has left, and a message has come, a turn after the time was found to be over."""
+    loop.occupied = True
+    client = connected(short_tmp / "s")
+    client.sendall(VERSION)
+    loop.turn()
+    late = connected(short_tmp / "s")
+    loop.turn()
+    for name in ("BUSY_SILENT_SECONDS", "BUSY_SECONDS"):
+        monkeypatch.setattr(listener_module, name, 0.0)
+    loop.turn()
+    assert loop.listener.timeout() == 0
+    late.sendall(VERSION)
+    loop.occupied = False
+    loop.turn()
+    assert len(loop.admitted) == 2
+    for peer in (client, late):
+        peer.close()
+
+
+def test_who_waits_longer_than_the_time_is_turned_away(
+    loop: Loop, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.occupied = True
+    client = connected(short_tmp / "s")
+    client.sendall(VERSION)
+    monkeypatch.setattr(listener_module, "BUSY_SECONDS", 0.0)
+    loop.turn()
+    loop.turn()
+    assert errno_of(client.recv(64)) == errno.EBUSY
+    client.close()
 
 
 def test_a_connection_that_was_handed_over_is_let_in_by_the_loop() -> None:

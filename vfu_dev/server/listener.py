@@ -51,6 +51,7 @@ class _Newcomer:
         self.message = bytearray()
         self.wanted = _HEADER.size
         self.whole_since: float | None = None  # when its message was complete
+        self.overdue = False  # its patience was over when it was looked at last
         self.error, self.refusal = errno.EACCES, refusal  # why it may never be the client
 
     def receive(self) -> bool:
@@ -148,8 +149,14 @@ class Listener:
             occupied = self._occupied()
             if newcomer.whole_since is not None and not occupied:
                 self._let_in(newcomer)
-            elif self._patience(newcomer, occupied) <= time.monotonic():
+            elif self._patience(newcomer, occupied) > time.monotonic():
+                continue
+            elif newcomer.overdue:
                 self._turn_away(newcomer)
+            else:
+                # Where this process had no processor, what ends the wait may have come meanwhile: the client
+                # has left, the message is there. One more turn of the loop looks for that.
+                newcomer.overdue = True
 
     def _patience(self, newcomer: _Newcomer, occupied: bool) -> float:
         """Return when this one has waited long enough."""
@@ -187,6 +194,7 @@ class Listener:
             self._drop(newcomer)
             return
         newcomer.whole_since = time.monotonic()
+        newcomer.overdue = False
         # Further data is for libvfio-user to receive, and a hang-up is detected when the client is let in.
         self._selector.unregister(newcomer.connection)
         if newcomer.refusal is None and self._must_migrate and not shows_migration(newcomer.message):
