@@ -171,7 +171,7 @@ def _received(rows: Table, snapshot: Snapshot, samples: Sequence[Sample], width:
     rows.add_row("received", Text(sparkline(sizes, width, unicode), "green"), _bytes(snapshot.received_bytes))
     rows.add_row("its rate, on average", Text(sparkline(rates, width, unicode), "green"), _bytes(mean, "/s"))
     ended = ", ".join(f"{count} {how}" for how, count in snapshot.totals.resumes.items() if count) or "none"
-    rows.add_row("incoming, all told", ended, _bytes(snapshot.totals.received_bytes))
+    rows.add_row("incoming, in total", ended, _bytes(snapshot.totals.received_bytes))
     counters = snapshot.counters
     rows.add_row("MMIO", f"{counters['region_reads']} reads, {counters['region_writes']} writes", "")
 

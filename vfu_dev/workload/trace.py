@@ -55,8 +55,8 @@ class Trace:
         """Return what `path` says.
 
         The first line is `time,offset,length`. Times are seconds since the load began and do not fall;
-        offset and length are bytes. The recording is repeated from the time of its last row on; a row of
-        length 0 writes nothing, and as the last one says how long a round is.
+        offset and length are bytes. The recording loops; the time of its last row is the length of one round.
+        A row of length 0 writes nothing.
 
         Raises:  ConfigError: it cannot be read, with the line that is wrong.
         """
