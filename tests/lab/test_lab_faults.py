@@ -120,7 +120,7 @@ def test_switchover_ack_takes_the_destinations_time_out_of_the_downtime(
             assert result.qemu.downtime_ms >= (released - stopped) * 1000 - 1
         return result
 
-    # So much fits into the downtime that QEMU stops as soon as it has measured, with initial data left.
+    # The threshold is 2 GiB, of 1 GiB/s and 2 s: QEMU stops once it has measured, with initial data left.
     generous = {
         "memory_bytes": 2 * MIB,
         "load": dirtying(64 * KIB),

@@ -239,7 +239,7 @@ def test_switchover_ack_sends_initial_data_first(options: Options, in_lab: InLab
         await lab.collect(result)
         return result
 
-    # So much may be moved in the downtime that QEMU would stop at once, with initial data left.
+    # The threshold is 2 GiB, of 1 GiB/s and 2 s: QEMU would stop at once, with initial data left.
     generous = options(
         memory_bytes=3 * MIB,
         max_bandwidth=2 * MIB,

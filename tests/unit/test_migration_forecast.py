@@ -109,7 +109,7 @@ def test_the_dirty_rate_is_an_average_over_a_second() -> None:
         pytest.param([1] * 20, 100, None, id="a read each 100 ms, a limit below 10 MiB/s"),
         pytest.param([1] * 20, 300, None, id="a read each third time, RAM in between"),
         pytest.param([1] * 40 + [4] * 4, 50, 2, id="RAM between most reads"),
-        pytest.param([1] * 5, 750, None, id="so much RAM that there are only a few reads"),
+        pytest.param([1] * 5, 750, None, id="RAM leaves time for a few reads only"),
         pytest.param([2] * 20, 95, 2, id="two reads each 100 ms, a limit of 16 MiB/s"),
         pytest.param([9] * 8, 50, 2, id="bursts"),
         pytest.param([9] * 8, 50, 8, id="bursts, slower than the path by the guest's own work"),
