@@ -11,7 +11,7 @@
      └── LabError                        a move could not be made
 
 Concrete errors live beside the code that raises them; each carries its facts as attributes and, where it can
-reach a vfio-user peer, the errno that peer is told.
+reach a vfio-user peer, the errno that the peer gets.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Iterable
 
 
 class VfuDevError(Exception):
-    """Root of the tree. `errno` is what a vfio-user peer is told; EIO unless a subclass knows better."""
+    """Root of the tree. `errno` is what a vfio-user peer gets; EIO unless a subclass knows better."""
 
     errno: int = errno.EIO
 
@@ -78,7 +78,7 @@ REFUSALS = (StateError, AccessError, StreamError)
 
 
 def errno_of(error: BaseException) -> int:
-    """Return the positive errno that a vfio-user peer is told about `error`."""
+    """Return the positive errno that a vfio-user peer gets for `error`."""
     number = getattr(error, "errno", None)
     if isinstance(number, int) and number > 0:
         return number

@@ -63,7 +63,7 @@ class Context:
     def __init__(self, library: Library, socket_path: str | None, name: str) -> None:
         self._library = library
         self._name = name
-        self._leave = _ffi.signed_count()  # set by callbacks after which the loop has to look around
+        self._leave = _ffi.signed_count()  # set by callbacks after which the loop checks for work
         self._alive: list[Any] = []  # callbacks and structs that C points to
         self.attached = False
         self.dma: DmaMemory | None = None
@@ -224,7 +224,7 @@ class Context:
             version=_ffi.VFU_MIGR_CALLBACKS_VERS,
             transition=self._guard(_ffi.TransitionCallback, "transition", transition),
             read_data=self._guard(_ffi.DataCallback, "read_data", read_data),
-            # The loop has nothing to do after data that was taken, and looks around every turn anyway.
+            # Data that was taken leaves the loop no work, and the loop checks for work every turn anyway.
             write_data=self._guard(_ffi.DataCallback, "write_data", write_data, -1, _ffi.LONG_SECONDS),
         )
         self._alive.append(struct)

@@ -31,7 +31,7 @@ from vfu_dev.memory.device_memory import DeviceMemory
 from vfu_dev.memory.kernels import MAX_BLOCK_BYTES, changed_pages, random_key
 from vfu_dev.memory.pages import CODE_CLEAN, CODE_DATA, CODE_DIRTY, CODE_NEVER, PageIndices
 
-# What one look at the clock is for: some 30 us.
+# A scan reads the clock once for each chunk of this size: every 30 us.
 SCAN_CHUNK_BYTES = 1 << 20
 # Below this a second thread costs more than it brings (waking it takes some 50 us).
 _PARALLEL_BYTES = 32 << 20

@@ -30,8 +30,8 @@ CODE_CLEAN = 4  # flag
 PageIndices = npt.NDArray[np.intp]
 Codes = npt.NDArray[np.uint8]
 
-# A map is looked at in stretches of this number of pages, and what was never written is passed over: a look
-# at 1 TiB of 4 KiB pages would else take half a GiB for its own results. Up to 1 GiB there is one stretch.
+# A map is scanned in stretches of this number of pages, and what was never written is skipped: a scan of
+# 1 TiB of 4 KiB pages would else take half a GiB for its own results. Up to 1 GiB there is one stretch.
 STRETCH_PAGES = 1 << 18
 # Up to this number of pages a map is a bytearray, see `PageMap`; 4 MiB for 16 GiB.
 _EAGER_PAGES = 1 << 22
@@ -46,7 +46,7 @@ class PageMap:
         page_size_bytes: a power of two.
 
     Attributes:
-        codes: of all pages, shape (page_count,) uint8. A look at all of them goes through `stretches`.
+        codes: of all pages, shape (page_count,) uint8. A scan of all of them goes through `stretches`.
         marks: the same memory for single stores.
     """
 

@@ -32,7 +32,7 @@ from vfu_dev.migration.stream import (
 # Bytes that are sent whether they changed or not, while it is not known which did.
 _FILL_BYTES = 1 << 20
 
-# Between two looks, in the middle of a read, whether somebody wants something.
+# Interval of the poll for waiting requests within a read.
 BETWEEN_SECONDS = 10e-6
 
 # Keep the most recent passes of a session; every `status` reply includes them.

@@ -30,8 +30,8 @@ from vfu_dev.series.merge import take
 from vfu_dev.series.rows import COLUMNS, Row
 from vfu_dev.series.work import Work
 
-# Seconds between two looks for new workers, and for reports.
-LOOK_SECONDS = 0.5
+# Interval of the poll for new workers and for reports.
+POLL_SECONDS = 0.5
 # Without any worker that can make points for this long, a run ends; what is finished stays.
 PATIENCE_SECONDS = 600.0
 # Number of times that a group is begun, where its worker dies or cannot make it.
@@ -127,7 +127,7 @@ class _Cluster:
         """Return `versions` and `qemus` of the workers, as soon as there is one that can make the points."""
         told = False
         while True:
-            self._look()
+            self._poll()
             if self._made_with is not None:
                 return self._made_with
             if not told and not self._answers:
@@ -136,9 +136,9 @@ class _Cluster:
             elif self._answers:
                 # None of those there are: more would have to come, and whoever waits for them should know.
                 raise LabError(f"no worker can make these points: {self._refused()}")
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         """Ask new workers what they have, forget those that left, and have one of each machine take part."""
         present = set(self.client.nthreads())
         self._answers = {address: one for address, one in self._answers.items() if address in present}
@@ -205,7 +205,7 @@ class _Cluster:
                     raise KeyboardInterrupt
                 ended = self._collect(folder, running)
                 self._pass_reports(folder)
-                self._look()
+                self._poll()
                 ended += self._let_go(running)
                 for number, problem in ended:
                     if not problem:
@@ -220,9 +220,9 @@ class _Cluster:
                         tries[number := todo.popleft()] += 1
                         running[self._submit(number, tries[number], address)] = (number, address)
                 with contextlib.suppress(TimeoutError):
-                    wait(list(running), timeout=LOOK_SECONDS, return_when="FIRST_COMPLETED")
+                    wait(list(running), timeout=POLL_SECONDS, return_when="FIRST_COMPLETED")
                 if not running:
-                    time.sleep(LOOK_SECONDS)
+                    time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
             self._collect(folder, running)
             raise

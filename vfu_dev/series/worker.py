@@ -19,8 +19,8 @@ from distributed import Worker, get_worker
 from vfu_dev.vm.own_device import package_environment
 
 _JOB = (sys.executable, "-m", "vfu_dev.series.job")
-# Seconds between two looks whether the client still wants the result.
-_LOOK_SECONDS = 0.5
+# Interval of the check that the client still wants the result.
+_CHECK_SECONDS = 0.5
 
 
 async def introduce(work: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _end_when_unwanted(worker: Worker, key: Any, stdin: IO[str], ended: threadin
 
     Dask leaves a thread alone whose task is cancelled: only the worker's own state of the task says so.
     """
-    while not ended.wait(_LOOK_SECONDS):
+    while not ended.wait(_CHECK_SECONDS):
         task = worker.state.tasks.get(key)
         if task is None or task.state not in ("executing", "long-running"):
             stdin.close()

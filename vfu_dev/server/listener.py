@@ -51,7 +51,7 @@ class _Newcomer:
         self.message = bytearray()
         self.wanted = _HEADER.size
         self.whole_since: float | None = None  # when its message was complete
-        self.overdue = False  # its patience was over when it was looked at last
+        self.overdue = False  # its patience was over at the last check
         self.error, self.refusal = errno.EACCES, refusal  # why it may never be the client
 
     def receive(self) -> bool:
@@ -116,8 +116,8 @@ class Listener:
             selector.register(door, selectors.EVENT_READ, self._accept)
         else:
             door.setblocking(False)
-            # What it has sent by now is looked at in the loop: until then nobody can be let in. Nobody waits
-            # behind it, so it may take its time.
+            # The loop reads what it has sent by now: until then nobody can be let in. Nobody waits behind it,
+            # so it may take its time.
             self._enter(_Newcomer(door, since=math.inf))
 
     @property
@@ -155,7 +155,7 @@ class Listener:
                 self._turn_away(newcomer)
             else:
                 # Where this process had no processor, what ends the wait may have come meanwhile: the client
-                # has left, the message is there. One more turn of the loop looks for that.
+                # has left, the message is there. One more turn of the loop checks for that.
                 newcomer.overdue = True
 
     def _patience(self, newcomer: _Newcomer, occupied: bool) -> float:
