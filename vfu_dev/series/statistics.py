@@ -53,7 +53,7 @@ class Difference:
         """The statement in words."""
         if self.p_value is None:
             return "too few moves to say anything"
-        found = "differ" if self.significant else "no difference can be told"
+        found = "differ" if self.significant else "no significant difference"
         return f"{found} (Mann-Whitney p = {self.p_value:.2g}, n = {self.n_first} and {self.n_second})"
 
     def to_json(self) -> dict[str, Any]:
