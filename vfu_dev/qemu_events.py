@@ -1,7 +1,7 @@
 """What QEMU's VFIO migration code says, by version: trace events and their texts, states of its QMP event.
 
 The names and texts are those of hw/vfio/trace-events and qapi/vfio.json; tests compare them with every QEMU
-there is. Whoever reads a trace asks for a `Kind`, which has one meaning in all versions. Traces of somebody
+there is. A reader of a trace asks for a `Kind`, which has one meaning in all versions. Traces of somebody
 else's QEMU may be older than any QEMU there is here: `Earlier` has the texts of 8.1 to 9.0, from its source.
 """
 

@@ -12,9 +12,8 @@ from vfu_dev.errors import AccessError
 DESCRIPTOR = np.dtype(
     [("address", "<u8"), ("length", "<u4"), ("reserved", "<u4"), ("crc", "<u4"), ("status", "<u4")]
 )
-CRC_OFFSET = (
-    16  # crc and status lie beside each other: one write, so that whoever sees the status sees the crc
-)
+# crc and status are adjacent, and written at once: a driver that sees the status sees the crc.
+CRC_OFFSET = 16
 DONE, FAILED = 1, 2
 MAX_DESCRIPTORS = 1024
 SLOT_BYTES, SLOTS = 2048, 64

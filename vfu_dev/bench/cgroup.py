@@ -1,6 +1,6 @@
 """How much memory the control groups of this process leave it: the limits of a container, a pod, a unit.
 
-Whoever goes beyond them is killed, whatever /proc/meminfo says: that is the host's.
+A process that exceeds them is killed, whatever /proc/meminfo says: that is the host's.
 
 Source:  the kernel's Documentation/admin-guide/cgroup-v2.rst (memory.max, memory.high, memory.current) and
          cgroup-v1/memory.rst (memory.limit_in_bytes, memory.usage_in_bytes); cgroups(7); proc(5), mountinfo.

@@ -167,8 +167,8 @@ def _available_bytes() -> int:
 def touch_memory(size_bytes: int) -> int:
     """Write to `size_bytes` of memory, at most half of what is available, and give it back; return how much.
 
-    A host may take back what a virtual machine has freed. Whoever touches such memory first waits for the
-    host. A process that starts now gets memory that is there.
+    A host may take back what a virtual machine has freed. The first process to touch such memory waits for
+    the host. A process that starts now gets memory that is there.
     """
     size_bytes = min(size_bytes, _available_bytes() // 2) // mmap.PAGESIZE * mmap.PAGESIZE
     if not size_bytes:

@@ -5,11 +5,11 @@ page as it was sent, 16 bytes for each 4 KiB, and scans for pages that have anot
 
 A guest must not be able to aim at a fingerprint: a change that keeps it would not be sent. So it is NH of
 UMAC (CRYPTO '99), 32-bit words and two sums, with a key of random bytes that is the session's own and never
-leaves it. Of two contents that differ, whoever chose them, the fingerprints are equal with a probability of
-at most 2^-64; that is proven. XXH3 is as fast, and worse, with 128 bits too: it adds up to 16 words before it
-mixes them. Who flips the top bits of two of these keeps the hash with one random secret of 2^33, and with one
-64-bit seed of 9300 (43 of 400,000), because the words of the key then differ by constants that everybody
-knows.
+leaves it. Of two contents that differ, even if a guest chose both, the fingerprints are equal with a
+probability of at most 2^-64; that is proven. XXH3 is as fast, and worse, with 128 bits too: it adds up to 16
+words before it mixes them. A guest that flips the top bits of two of these keeps the hash with one random
+secret of 2^33, and with one 64-bit seed of 9300 (43 of 400,000), because the words of the key then differ by
+constants that everybody knows.
 
 Measured (2 cores, AVX2, the least of five rounds), in processor time per MiB of 4 KiB pages in no cache: a
 scan takes 28 us, and 42 without AVX2; comparing two copies takes 50. To copy a page to where it is sent from,

@@ -1,4 +1,4 @@
-"""What is observed of one device over one or many migrations, whoever observes it: QEMU's trace, or calls."""
+"""What is observed of one device over one or many migrations, by QEMU's trace or by calls."""
 
 from __future__ import annotations
 

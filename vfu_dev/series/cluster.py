@@ -134,7 +134,7 @@ class _Cluster:
                 told = True
                 self.reporter("note", {"text": "waits for a worker: dask worker ADDRESS --nthreads 1"})
             elif self._answers:
-                # None of those there are: more would have to come, and whoever waits for them should know.
+                # All are refused. Only others could make the points, and the user has to know that.
                 raise LabError(f"no worker can make these points: {self._refused()}")
             time.sleep(POLL_SECONDS)
 
