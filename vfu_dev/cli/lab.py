@@ -92,9 +92,9 @@ command.add_command(host)
     "--server",
     "server_command",
     metavar="COMMAND",
-    help="Start this vfio-user server on each side in the place of ours; {socket} in it is where it listens, "
-    "{side} is source or destination. Nobody writes to its device, and what only our control socket tells "
-    "is not in the report.",
+    help="Start this vfio-user server on each side instead of `vfu-dev serve`. {socket} in it is where it "
+    "listens, {side} is source or destination. Nothing writes to its device. The report lacks the figures of "
+    "the control socket.",
 )
 @option("--memory", type=SIZE, default="8M", show_default=True, help="Size of the device memory (BAR2).")
 @option(
@@ -246,8 +246,12 @@ def migrate(
 ) -> None:
     """Live-migrate the device under load from one QEMU to another, and check everything.
 
-    Exit status 0 only when every check holds, 1 when one fails, 3 when the checks hold but the load reached
-    less than 95 % of its rate, or a device did not keep to its --profile.
+    \b
+    Exit status:
+      0  every check holds
+      1  a check fails
+      3  the checks hold, but the load reached less than 95 % of its rate
+         or a device did not keep to its --profile
     """
     # Imported here: `vfu-dev lab --help` must not pay for matplotlib and QMP.
     from vfu_dev.builds import artifact

@@ -110,9 +110,12 @@ def run(
 
     The points of a sweep can be made on many machines: --shard and --dask (vfu-dev docs many-machines).
 
-    Exit status 0 only when every move did what the scenario expects and all its checks hold, 1 when not, 3
-    when they hold but a load reached less than its rate, or a device did not keep to its profile: a warning
-    names the move, and what took more.
+    \b
+    Exit status:
+      0  every move did what the scenario expects, and all its checks hold
+      1  a move did not, or a check fails
+      3  the checks hold, but a load reached less than 95 % of its rate
+         or a device did not keep to its profile; a warning names the move
     """
     # Imported here: `--help` must not pay for numpy, matplotlib and QMP.
     from vfu_dev.series.parts import Shard, groups_of

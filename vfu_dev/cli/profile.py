@@ -56,8 +56,8 @@ def _output_option(text: str) -> Callable[[_Command], _Command]:
 )
 @click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="TRACE...")
 @_output_option("Write the profile")
-@click.option("--name", help="Its name.  [default: that of the file, without .toml]")
-@click.option("--about", help="What a reader has to know, in a sentence.")
+@click.option("--name", help="Name of the profile.  [default: that of the file, without .toml]")
+@click.option("--about", help="One sentence about the profile.")
 @click.option(
     "--device",
     metavar="NUMBER|NAME",
