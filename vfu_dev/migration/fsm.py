@@ -1,9 +1,9 @@
 """The migration state machine as data: every arc of enum vfio_device_mig_state and what happens on it.
 
-Source: the comment above `enum vfio_device_mig_state` in <linux/vfio.h>. A request that is not an arc is the
-shortest path of arcs whose interior holds no state of the saving group, unless both ends are in that group:
-they share one session, and PRE_COPY -> PRE_COPY_P2P -> STOP_COPY is how the kernel's own table reads that
-rule (vfio_mig_get_next_state).
+Source: the comment above `enum vfio_device_mig_state` in <linux/vfio.h>. A request that is not an arc takes
+the shortest path of arcs. Its interior has no state of the saving group, unless both ends are in that group.
+The states of that group share one session. The kernel's own table (vfio_mig_get_next_state) reads the rule
+like that, as PRE_COPY -> PRE_COPY_P2P -> STOP_COPY shows.
 """
 
 from __future__ import annotations

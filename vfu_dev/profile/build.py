@@ -27,8 +27,8 @@ from vfu_dev.profile.tally import Tally
 from vfu_dev.profile.values import Curve, Distribution, Value
 from vfu_dev.uapi import DeviceState, MigrationFlags
 
-# A length follows what is left if their difference varies by no more than this part of the length, or this
-# part of what the length varies by itself, or what becomes dirty in the time that two questions are apart.
+# A length follows what is left if their difference hardly varies. It may vary by the largest of three: the
+# first part of the length, the second of what the length varies by, what becomes dirty between two questions.
 FOLLOWS_PART, MOVES_PART, BETWEEN_SECONDS = 0.01, 0.1, 0.1
 P2P = (DeviceState.RUNNING_P2P, DeviceState.PRE_COPY_P2P)
 
