@@ -6,7 +6,8 @@ import hashlib
 import hmac
 import os
 import platform
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,16 @@ def describe_machine(machine: Mapping[str, Any]) -> str:
     """Return a machine of a result in words; results of before November 2026 have no `id`."""
     what = f"{machine['processor']}, {machine['cores']} cores"
     return f"{machine['id']} ({what})" if "id" in machine else what
+
+
+def anonymous(text: str, machines: Iterable[Mapping[str, Any]]) -> str:
+    """Return `text` of a result for publication: ids are numbers, kernels lose what follows their version."""
+    for number, machine in enumerate(machines, 1):
+        if "id" in machine:
+            text = text.replace(machine["id"], f"machine-{number}")
+        version = re.match(r"[0-9.]*[0-9]", machine["kernel"])
+        text = text.replace(machine["kernel"], version[0] if version else "unknown")
+    return text
 
 
 def same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

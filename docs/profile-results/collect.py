@@ -19,6 +19,7 @@ from typing import Any
 from vfu_dev.cli import EXIT_LESS
 from vfu_dev.convergence import DOWNTIME_LIMIT_SECONDS, MAX_BANDWIDTH
 from vfu_dev.generated import renewed
+from vfu_dev.machine import anonymous
 from vfu_dev.profile import Profile, read_profile
 from vfu_dev.profile.shipped import profile_path
 from vfu_dev.replay.predict import ReplayPrediction, predict_replay
@@ -361,7 +362,9 @@ def main(words: Sequence[str]) -> None:
     if words[:1] == ["run"]:
         out = Path(words[1])
         run(out, SCENARIOS, QEMUS, words[2:])
-        RESULTS.write_text(json.dumps(collect(out, SCENARIOS, QEMUS), indent=1) + "\n")
+        collected = collect(out, SCENARIOS, QEMUS)
+        machines = [column["machine"] for column in collected["columns"]]
+        RESULTS.write_text(anonymous(json.dumps(collected, indent=1), machines) + "\n")
     elif words:
         page = Path(words[0])
     page.write_text(with_results(page.read_text(), json.loads(RESULTS.read_text())))

@@ -10,6 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from vfu_dev.machine import anonymous
 from vfu_dev.series.scenario import read_scenario, shipped
 from vfu_dev.series.summary import read_summary
 
@@ -37,8 +38,10 @@ def take(folder: Path) -> None:
     """Copy one scenario's result."""
     target = HERE / folder.name
     target.mkdir(exist_ok=True)
+    summary = read_summary(folder)
     for name in KEPT:
-        shutil.copy(folder / name, target / name)
+        text = (folder / name).read_text()
+        (target / name).write_text(anonymous(text, summary.get("machines") or [summary["machine"]]))
     for picture in ("downtime.png", "sweep.png", "scale.png"):
         (target / picture).unlink(missing_ok=True)
         if picture in shown(folder / "plots"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import runpy
@@ -79,6 +80,18 @@ def test_results_are_of_shipped_scenarios_and_in_the_page() -> None:
         assert table.strip() in RESULTS_PAGE, folder.name
         assert f"results/{folder.name}/downtime.png" in RESULTS_PAGE or "not-converged" in table
         assert read_scenario(folder.name).title in RESULTS_PAGE
+
+
+def test_published_results_do_not_identify_a_machine() -> None:
+    """Ids are those that `anonymous` gives, and a kernel is its version alone."""
+    for path in (*RESULTS.glob("*/summary.json"), DOCS / "profile-results" / "results.json"):
+        found = re.findall(r'"(id|kernel)": "(.*?)"', path.read_text())
+        assert {key for key, _ in found} == {"id", "kernel"}
+        for key, value in found:
+            assert re.fullmatch({"id": r"machine-\d+", "kernel": r"[\d.]+"}[key], value), path
+    for path in RESULTS.glob("*/moves.csv"):
+        with path.open() as file:
+            assert {row["machine"] for row in csv.DictReader(file)} == {"machine-1"}
 
 
 def test_the_pages_are_what_lies_beside_them() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from vfu_dev import machine
 from vfu_dev.errors import ConfigError, LabError
-from vfu_dev.machine import LABEL, machine_id, same_machine
+from vfu_dev.machine import LABEL, anonymous, machine_id, same_machine
 from vfu_dev.report.series import markdown
 from vfu_dev.series.compare import compare
 from vfu_dev.series.folder import RunFolder
@@ -214,3 +214,11 @@ def test_compare_refuses_other_machines(tmp_path: Path) -> None:
         del point["machine"]
     write_json(old / "summary.json", summary)
     assert compare(one, old)["machines"] == {}
+
+
+def test_a_published_result_says_which_machines_are_the_same_and_not_which_they_are() -> None:
+    machines = [{"id": "4711ab", "kernel": "6.1.0-21-cloud-amd64"}, {"id": "rack 7", "kernel": "6.18.44"}]
+    text = "rack 7,4711ab,rack 7; Linux 6.1.0-21-cloud-amd64 and 6.18.44"
+    assert anonymous(text, machines) == "machine-2,machine-1,machine-2; Linux 6.1.0 and 6.18.44"
+    old = [{"processor": "a", "cores": 2, "kernel": "6.1.0-21"}]  # had no id
+    assert anonymous("Linux 6.1.0-21", old) == "Linux 6.1.0"
