@@ -137,7 +137,7 @@ def test_migration_data_ends_the_loops_turn_if_it_takes_long(
                 migration.write(stream[at : at + 1])
             taken = turns - before
             migration.set_state(DeviceState.RUNNING)
-        serving.stop()
+            serving.stop()  # the end of the connection then wakes the loop, which may sleep already
 
     run_beside(use, serving)
     assert writes > 100

@@ -195,7 +195,7 @@ class Server:
         return self._listener is not None and self._listener.is_over and not self.connected
 
     def stop(self) -> None:
-        """Leave `run` at the end of this turn."""
+        """Leave `run` at the end of this turn. For its own thread: a loop that sleeps is not woken."""
         self._stopping = True
 
     def close(self) -> None:
