@@ -16,6 +16,7 @@ from vfu_dev.client import VfioUserDevice
 from vfu_dev.client.connection import Connection
 from vfu_dev.device.reference import ReferenceDevice
 from vfu_dev.libvfio_user import Context, _ffi, open_library
+from vfu_dev.migration.sampler import Sampler
 from vfu_dev.server import Server, server
 from vfu_dev.uapi import DeviceState
 
@@ -112,6 +113,8 @@ def test_migration_data_ends_the_loops_turn_if_it_takes_long(
     """Else eight such writes are served before anybody looks at the clock, or at other sockets."""
     monkeypatch.setattr(server, "_TURN_SECONDS", PATIENCE_SECONDS)
     monkeypatch.setattr(_ffi, "LONG_SECONDS", long_seconds)
+    # A sample that is due ends a turn, too: ten a second, of writes that a busy machine makes slow.
+    monkeypatch.setattr(Sampler.__init__, "__defaults__", (1e6,))
     turns, serve = 0, Context.serve
 
     def counted(context: Context, others_fd: int, turn_seconds: float, wait_seconds: float | None) -> None:
