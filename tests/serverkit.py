@@ -59,6 +59,15 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENC
         time.sleep(0.005)
 
 
+def runs(pid: int) -> bool:
+    """Return whether a process has not ended. It may stay a zombie: not every PID 1 asks for its status."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
 def readable(fds: Iterable[int], seconds: float = PATIENCE_SECONDS) -> list[int]:
     """Return which of `fds` can be read, waiting for the first; select() does not take numbers above 1023."""
     poll = select.poll()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from schemakit import conforms
-from serverkit import PATIENCE_SECONDS, VFU_DEV, run_vfu_dev
+from serverkit import PATIENCE_SECONDS, VFU_DEV, run_vfu_dev, runs
 
 
 def descendants(pid: int) -> set[int]:
@@ -101,7 +101,7 @@ def test_killed_lab_leaves_no_process(qemu: Path, library: Path, tmp_path: Path)
     lab.send_signal(signal.SIGKILL)
     lab.wait()
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while alive := {pid for pid in children if _runs(pid)}:
+    while alive := {pid for pid in children if runs(pid)}:
         assert time.monotonic() < deadline, f"still running: {alive}"
         time.sleep(0.02)
 
@@ -128,12 +128,4 @@ def test_an_interrupted_lab_leaves_nothing(
     assert "interrupted" in said
     assert "Traceback" not in said
     assert list(temporary.iterdir()) == []
-    assert not any(_runs(pid) for pid in children)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"
+    assert not any(runs(pid) for pid in children)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serverkit import PATIENCE_SECONDS, wait_until
+from serverkit import PATIENCE_SECONDS, runs, wait_until
 
 from vfu_dev.vm.namespaces import ADDRESSES, INTERFACE, NamespaceError, Namespaces, connect
 
@@ -86,7 +86,7 @@ def test_a_crash_leaves_nothing(pair: tuple[Namespaces, Namespaces]) -> None:
         assert len(spaces) == 2
         maker.send_signal(signal.SIGKILL)
     for pid in holders:
-        wait_until(lambda pid=pid: not Path(f"/proc/{pid}").exists(), "the holder has ended")
+        wait_until(lambda pid=pid: not runs(pid), "the holder has ended")
 
     def left() -> list[str]:
         found = []

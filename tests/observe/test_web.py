@@ -12,7 +12,7 @@ import pytest
 from moves import CONVERGES, move
 from observekit import Pair
 from prometheus_client.parser import text_string_to_metric_families
-from serverkit import RunningServer, run_vfu_dev, wait_until
+from serverkit import RunningServer, run_vfu_dev, runs, wait_until
 
 from vfu_dev.metrics import ALL_METRICS
 from vfu_dev.uapi import DeviceState
@@ -145,7 +145,7 @@ def test_the_exporter_ends_with_a_killed_server(pair: Pair) -> None:
     os.kill(pair.source.process.pid, signal.SIGKILL)
     pair.source.process.wait()
     pair.source.process.returncode = 0  # a wanted death
-    wait_until(lambda: not Path(f"/proc/{exporter}/cmdline").exists(), "the exporter is gone")
+    wait_until(lambda: not runs(exporter), "the exporter is gone")
 
 
 def test_the_server_outlives_its_exporter(pair: Pair) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from schemakit import conforms
+from serverkit import runs, wait_until
 
 from vfu_dev.bench import figures, limits, peers
 from vfu_dev.bench.figures import Effort, Figure, figure, in_turns, percentiles
@@ -229,8 +230,7 @@ def test_others_are_not_who_is_measured() -> None:
         ["sh", "-c", f"{sys.executable} -c '{spin}' & echo $!"], stdout=subprocess.PIPE
     )
     pid = int(adopted.communicate()[0])  # a child of the shell that has ended, not of this process
-    while Path(f"/proc/{pid}").exists():
-        time.sleep(0.01)
+    wait_until(lambda: not runs(pid), "the adopted process has ended")
     assert others.busy_seconds() - ours > 0.3
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serverkit import PATIENCE_SECONDS, wait_until
+from serverkit import PATIENCE_SECONDS, runs, wait_until
 
 from vfu_dev.bench import machine
 from vfu_dev.bench.machine import awake, busy_core, keep_server, touch_memory
@@ -29,10 +29,6 @@ def fields(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return []
-
-
-def runs(pid: int) -> bool:
-    return bool(found := fields(pid)) and found[0] not in "ZX"
 
 
 def processor_seconds(pid: int) -> float:

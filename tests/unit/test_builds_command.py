@@ -7,11 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from serverkit import PATIENCE_SECONDS
+from serverkit import PATIENCE_SECONDS, runs, wait_until
 
 from vfu_dev.builds.command import BuildContext, CommandError, build_environment
 from vfu_dev.builds.progress import Reporter
@@ -93,18 +92,7 @@ context.run(["sh", "-c", script], title="x", cwd=Path(sys.argv[1]))
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode != 0
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while _runs(grandchild):
-        assert time.monotonic() < deadline
-        os.sched_yield()
-
-
-def _runs(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state.rpartition(")")[2].split()[0] != "Z"  # a zombie waits only for whoever adopted it
+    wait_until(lambda: not runs(grandchild), "the command's child has ended")
 
 
 def test_flags_of_the_callers_shell_do_not_reach_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
