@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import logging
@@ -18,12 +19,14 @@ import pytest
 from serverkit import PATIENCE_SECONDS, RunningServer, ServerFactory, run_vfu_dev, wait_until
 
 from vfu_dev import libvfio_user
+from vfu_dev.builds import artifact
 from vfu_dev.client import ClientCommandError
 from vfu_dev.device import Bar
 from vfu_dev.device.reference import ReferenceDevice
 from vfu_dev.errors import ConfigError, VfuDevError
 from vfu_dev.logs import RateLimit
 from vfu_dev.server import Server
+from vfu_dev.server.door import Access
 from vfu_dev.uapi import VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR2_REGION_INDEX, DeviceState
 
 IRQ_RAISE = 0x20
@@ -130,6 +133,25 @@ def test_a_server_that_cannot_be_made_leaves_nothing_behind(library: Path, short
     assert os.listdir(short_tmp) == ["file"]
     for one in (device, failing):
         one.close()
+
+
+def test_a_foreign_librarys_socket_that_cannot_be_given_away_is_closed(
+    short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a library listens from the moment on at which it is made."""
+
+    def refuse(*_: object, **_more: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    loaded = libvfio_user.open_library(artifact("libvfio-user-reduced", build=True))
+    device = ReferenceDevice(memory_bytes=4096)
+    monkeypatch.setattr(os, "chown", refuse)
+    descriptors = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(ConfigError, match=r"--socket-group 1: .* cannot be given to it"):
+        Server(device, loaded, short_tmp / "s", access=Access(group=1))
+    assert set(os.listdir("/proc/self/fd")) == descriptors
+    assert os.listdir(short_tmp) == []
+    device.close()
 
 
 def test_a_signal_in_the_middle_of_the_loop_waits_for_its_end_to_be_logged(

@@ -116,17 +116,18 @@ class Server:
                 )
                 undo.callback(self._listener.close)
                 self._context = Context(library, None, device.name)
+                undo.callback(self._context.destroy)
             else:
                 path = path_for_foreign(client, access, must_migrate=must_migrate)
                 # The library binds and listens in one: nobody gets in before the socket is its group's.
                 with restrictive_umask(OWNER.mode):
                     self._context = Context(library, os.fspath(path), device.name)
+                undo.callback(self._context.destroy)
                 # Bound by now, and the library leaves it behind.
                 self._path = OwnedPath(path)
                 undo.callback(self._path.remove)
                 give_to_group(path, access)
                 path.chmod(access.mode)
-            undo.callback(self._context.destroy)
             # Ours waits for its client in C; what is registered here too would wake two.
             serve = None if library.is_ours else self._serve
             self._watch = Watch(self._selector, lambda: self._context.poll_fd, serve)
