@@ -29,8 +29,8 @@ client: it asked how much is left (MIG_GET_PRECOPY_INFO), read that many bytes, 
 left. QEMU asks when it considers stopping. While it still has RAM to send it does not ask, and a low transfer
 rate then means that QEMU is busy, not that the link is slow: the answer is None.
 
-The constants below state the assumptions and their reasons. docs/predictions.md compares predictions with
-measurements, over the moves in tests/data/moves.
+The constants below, and those of `vfu_dev.migration.meters`, state the assumptions and their reasons.
+docs/predictions.md compares predictions with measurements, over the moves in tests/data/moves.
 """
 
 from __future__ import annotations
