@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from vfu_dev.cli.loader import find_class, make_device, settled
 from vfu_dev.device import NO_BAR, Bar, Device, Field, Msix, PciIdentity, Region, Registers
-from vfu_dev.device.loader import find_class, make_device, settled
 from vfu_dev.device.reference import ReferenceDevice
 from vfu_dev.device.region import OutsideRegionError
 from vfu_dev.errors import REFUSALS, ConfigError

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vfu_dev.device.loader import find_class
+from vfu_dev.cli.loader import find_class
 from vfu_dev.testing import InMemoryClient, check_device, move
 
 SPEC = f"{Path(__file__).parents[2] / 'docs' / 'examples' / 'ring.py'}:Ring"

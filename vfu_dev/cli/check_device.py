@@ -52,7 +52,7 @@ def command(spec: str, memory: int, changed: tuple[str, ...], json_path: str | N
     sizes, reset, a migration whose stream is cut anywhere or damaged, migration states, P2P, promised bytes.
     Exit status 1 when a check fails.
     """
-    from vfu_dev.device.loader import find_class, make_device
+    from vfu_dev.cli.loader import find_class, make_device
     from vfu_dev.testing.contract import CHECKS, ContractError, check_device
 
     cls = find_class(spec)

@@ -206,7 +206,7 @@ def command(
     """
     # Imported here: `--help` need not pay for numpy.
     from vfu_dev import libvfio_user
-    from vfu_dev.device.loader import find_class, keywords, make_device, settled
+    from vfu_dev.cli.loader import find_class, keywords, make_device, settled
     from vfu_dev.device.reference import ReferenceDevice
     from vfu_dev.faults import Fault
     from vfu_dev.server import Server

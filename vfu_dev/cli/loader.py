@@ -1,4 +1,4 @@
-"""Loads a device class named by `MODULE:CLASS` or `FILE.py:CLASS`."""
+"""Loads the device class that a command line names by `MODULE:CLASS` or `FILE.py:CLASS`."""
 
 from __future__ import annotations
 
