@@ -15,10 +15,12 @@ from vfu_dev.device import Device
 from vfu_dev.device.reference import ReferenceDevice
 from vfu_dev.device.reference import workload as load_engine
 from vfu_dev.device.reference.layout import CTRL_PAGES, CTRL_RUN, LoadPattern, LoadStatus
-from vfu_dev.device.reference.workload import TURN_SECONDS, OperatorWorkload, WorkloadRun
+from vfu_dev.device.reference.workload import TURN_SECONDS, WorkloadRun
 from vfu_dev.errors import ConfigError
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import engine as migration_engine
+from vfu_dev.server import operator_workload
+from vfu_dev.server.operator_workload import OperatorWorkload
 from vfu_dev.uapi import DeviceState
 from vfu_dev.workload import ArrayWriter, Phase, Workload, contents, writes_of
 from vfu_dev.workload.pacer import CATCH_UP_NS
@@ -74,7 +76,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Have the engine, and the record of the device's states, go by a clock of the test's."""
     made = Clock()
-    for user in (load_engine, migration_engine):
+    for user in (load_engine, operator_workload, migration_engine):
         monkeypatch.setattr(user, "time", made)
     return made
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from vfu_dev.device import Device
-from vfu_dev.device.reference.workload import OperatorWorkload
 from vfu_dev.faults import FaultBoard
 from vfu_dev.figures import Figures
 from vfu_dev.libvfio_user import Library
+from vfu_dev.server.operator_workload import OperatorWorkload
 from vfu_dev.server.register_trace import RegisterTrace
 
 if TYPE_CHECKING:

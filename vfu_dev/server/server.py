@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vfu_dev.device import Device
-from vfu_dev.device.reference.workload import OperatorWorkload
 from vfu_dev.errors import LibraryError
 from vfu_dev.figures import Figures
 from vfu_dev.libvfio_user import Context, DeviceCallbacks, Library
@@ -37,6 +36,7 @@ from vfu_dev.server.door import (
 from vfu_dev.server.faults import fault_board
 from vfu_dev.server.feed import Feed
 from vfu_dev.server.listener import MAX_NEWCOMERS, Listener
+from vfu_dev.server.operator_workload import OperatorWorkload
 from vfu_dev.server.register_trace import RegisterTrace
 from vfu_dev.server.setup import set_up
 from vfu_dev.server.snapshot import SnapshotMaker
