@@ -89,9 +89,9 @@ def test_without_dirty_logging_the_same_check_fails(options: Options, in_lab: In
     assert wrong > 0
 
 
-# A millisecond for each of a transfer's more than 10,000 reads: at the source it would take more than ten
-# seconds, so that it is not over before a lab that has to wait for a processor has moved the VM.
-SLOW_READS = "op=dma-read,delay=0.001"
+# 10 ms for each of a transfer's more than 10,000 reads: at the source it would take more than 100 s, so that
+# it is not over before a lab that has to wait for a processor has moved the VM. A request waits for one read.
+SLOW_READS = "op=dma-read,delay=0.01"
 
 
 def test_a_transfer_under_way_is_completed_on_the_other_side(options: Options, in_lab: InLab) -> None:
