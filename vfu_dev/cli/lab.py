@@ -46,11 +46,11 @@ from vfu_dev.errors import ConfigError
 from vfu_dev.vm import MAX_DEVICES
 from vfu_dev.vm.network import LinkSpec
 from vfu_dev.workload import Workload
+from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES
 
 if TYPE_CHECKING:
     from vfu_dev.lab.options import LoadPlace, Verify
 
-PAGE_BYTES = 4096
 LINK = Quantity(
     "link", "a rate in bits, delay=, loss=, such as 1Gbit,delay=5ms", LinkSpec.parse, lambda link: link.text
 )
@@ -266,8 +266,10 @@ def migrate(
     from vfu_dev.report.last_downtime import write_last_downtime
     from vfu_dev.report.page import write_report
 
-    if memory < PAGE_BYTES or memory % PAGE_BYTES:
-        raise ConfigError(f"--memory {memory}: must be a multiple of 4096 bytes, the page size")
+    if memory < DEFAULT_PAGE_BYTES or memory % DEFAULT_PAGE_BYTES:
+        raise ConfigError(
+            f"--memory {memory}: must be a multiple of {DEFAULT_PAGE_BYTES} bytes, the page size"
+        )
     own_device = own_device_of(device_spec, {"memory": "memory", "access": "access"})
     server = _server_of(server_command, load_arguments)
     ours = own_device is None and not server

@@ -12,7 +12,7 @@ import click
 from vfu_dev.cli import EXIT_FAILED
 from vfu_dev.cli.completing import offer, shipped_profiles
 from vfu_dev.cli.output import json_option, possible, show_or_write, write_json
-from vfu_dev.cli.params import SECONDS_OR_ZERO
+from vfu_dev.cli.params import SECONDS_OR_ZERO, DecimalType, NumberType
 from vfu_dev.cli.profile_record import record
 from vfu_dev.cli.shape import TO_STDOUT, Command, Group
 from vfu_dev.errors import ConfigError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vfu_dev.profile.model import Migration
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_PARTS = click.FloatRange(0, 100)
+_PARTS = DecimalType(0, 100)
 
 
 @click.group(
@@ -65,7 +65,7 @@ def _output_option(text: str) -> Callable[[_Command], _Command]:
 )
 @click.option(
     "--migration",
-    type=click.IntRange(min=1),
+    type=NumberType(low=1),
     metavar="NUMBER",
     help="Take this migration of each trace alone.  [default: all; sizes are of the last that completed]",
 )

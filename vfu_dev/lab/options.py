@@ -14,6 +14,7 @@ from vfu_dev.vm.network import LinkSpec
 from vfu_dev.vm.own_device import OwnDevice
 from vfu_dev.vm.qemu import RamKind
 from vfu_dev.workload import Workload
+from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES
 
 # QEMU migrates a Linux guest's own RAM too; a qtest machine needs next to none.
 LINUX_RAM_BYTES = 192 << 20
@@ -89,7 +90,7 @@ class MigrateOptions:
     guest_image: Path | None = None  # None: --guest none
     library: Path | None = None
     memory_bytes: int = 8 << 20
-    page_size: int = 4096
+    page_size: int = DEFAULT_PAGE_BYTES
     access: str = "trap"
     own_device: OwnDevice | None = None
     server: tuple[str, ...] = ()

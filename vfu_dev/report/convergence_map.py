@@ -14,6 +14,7 @@ from vfu_dev.model.link import qemu_bandwidth, qemu_link
 from vfu_dev.model.predict import border_rate
 from vfu_dev.report.drawing import BLACK, BLUE, GREEN, GREY, MIB, ORANGE, PINK, RED, SKY, title
 from vfu_dev.series.prediction import Compared
+from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES
 
 _COLOURS = {"uniform": BLUE, "sequential": ORANGE, "hotset": RED, "zipf": GREEN, "idle": GREY}
 
@@ -45,7 +46,7 @@ def map_figure(cells: Sequence[Compared]) -> Figure:
         if found:
             axes.plot(
                 [cell.link.bandwidth / MIB for cell in found],
-                [cell.load.page_rate * 4096 / MIB for cell in found],
+                [cell.load.page_rate * DEFAULT_PAGE_BYTES / MIB for cell in found],
                 mark,
                 color=colour,
                 ms=9,
@@ -58,11 +59,11 @@ def map_figure(cells: Sequence[Compared]) -> Figure:
     borders = [border_rate(memory, replace(link, bandwidth=bandwidth)) for bandwidth in bandwidths]
     axes.plot(bandwidths / MIB, np.array(borders) / MIB, "-", color=BLACK, lw=1.5, label="the model's border")
     axes.plot(bandwidths / MIB, bandwidths / MIB, "--", color=GREY, lw=1, label="dirty rate equals bandwidth")
-    top = max(cell.load.page_rate * 4096 / MIB for cell in cells)
+    top = max(cell.load.page_rate * DEFAULT_PAGE_BYTES / MIB for cell in cells)
     axes.set(xscale="log", yscale="log", xlabel="bandwidth reached, MiB/s", ylim=(None, top * 1.6))
     for axis, values in (
         (axes.xaxis, sorted({qemu_bandwidth(cell.settings["qemu.max-bandwidth"]) / MIB for cell in cells})),
-        (axes.yaxis, sorted({cell.load.page_rate * 4096 / MIB for cell in cells})),
+        (axes.yaxis, sorted({cell.load.page_rate * DEFAULT_PAGE_BYTES / MIB for cell in cells})),
     ):
         axis.set_ticks(values, labels=[f"{value:g}" for value in values], minor=False)
         axis.set_ticks([], minor=True)

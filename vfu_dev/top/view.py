@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from vfu_dev.convergence import DOWNTIME_LIMIT_SECONDS
 from vfu_dev.figures import Sample, Snapshot, verdict
 from vfu_dev.sizes import format_size
 from vfu_dev.top.watched import Watched
@@ -21,8 +22,6 @@ PANEL_LINES = 9
 PANEL_COLUMNS = 50
 # Columns of a terminal that has room for totals beside the bars.
 NOTES_FROM = 90
-# QEMU's default.
-DEFAULT_LIMIT_SECONDS = 0.3
 _STYLES = {
     "PRE_COPY": "bold blue",
     "PRE_COPY_P2P": "bold blue",
@@ -54,7 +53,7 @@ def render(
     console: Console,
     *,
     alone: bool = True,
-    limit_seconds: float = DEFAULT_LIMIT_SECONDS,
+    limit_seconds: float = DOWNTIME_LIMIT_SECONDS,
 ) -> ConsoleRenderable:
     """Return the picture of all devices.
 

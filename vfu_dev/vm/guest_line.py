@@ -17,6 +17,7 @@ from vfu_dev.errors import LabError
 from vfu_dev.vm.guest_program import program_lines
 from vfu_dev.vm.process import PATIENCE_SECONDS
 from vfu_dev.workload import Workload
+from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES
 
 # How the guest's writes reach the device: by its CPU, or fetched by the device's DMA engine.
 Transport = Literal["mmio", "dma"]
@@ -101,7 +102,7 @@ class GuestLine:
     async def start_load(
         self,
         spec: Workload,
-        page_bytes: int = 4096,
+        page_bytes: int = DEFAULT_PAGE_BYTES,
         *,
         via: Transport = "mmio",
         tick_ms: int = 0,

@@ -16,6 +16,7 @@ from vfu_dev.device.reference.layout import REGISTERS
 from vfu_dev.vm.guest import GuestError
 from vfu_dev.vm.qtest import QtestClient
 from vfu_dev.workload import Program
+from vfu_dev.workload.spec import DEFAULT_PAGE_BYTES
 from vfu_dev.workload.splitmix import outputs
 
 # <linux/pci_regs.h>
@@ -169,7 +170,7 @@ class QtestDevice:
         self.bar0 = 0
         self.bar2 = 0
         self.size_bytes = 0
-        self.page_bytes = 4096
+        self.page_bytes = DEFAULT_PAGE_BYTES
         self.fill = 0
         self.scratch: int | None = None
         self.program: Program | None = None
