@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from migrationkit import PAGE, Box, filled
@@ -41,12 +42,11 @@ def test_a_register_block_that_cannot_be_packed_fails_the_save_and_not_the_devic
     """A stream with a hole is not completed by a client that tries again; a later migration works."""
     box = filled()
     block = box.contents.blocks[0]
-    working = block.pack
 
     def broken() -> bytes:
         raise RuntimeError("no registers today")
 
-    object.__setattr__(block, "pack", broken)
+    box.contents.blocks = (replace(block, pack=broken),)
     box.migration.set_state(S.STOP_COPY)
     with pytest.raises(RuntimeError, match="today"):
         box.read(1 << 20)
@@ -55,7 +55,7 @@ def test_a_register_block_that_cannot_be_packed_fails_the_save_and_not_the_devic
     record = box.migration.save_status()
     assert record is not None
     assert (record["status"], record["error"]) == ("failed", "RuntimeError: no registers today")
-    object.__setattr__(block, "pack", working)
+    box.contents.blocks = (block,)
     box.migration.reset(S.RUNNING, "reset")
     target = Box()
     target.resume(box.save())
