@@ -10,6 +10,7 @@ import pytest
 from migrationkit import PAGE, Box, filled
 
 from vfu_dev.errors import StateError
+from vfu_dev.figures import Interruption
 from vfu_dev.migration import Migration, TransitionError
 from vfu_dev.migration.fsm import ALL_FLAGS
 from vfu_dev.migration.records import ADVICE
@@ -233,6 +234,32 @@ def test_a_migration_is_completed_when_the_client_stops_and_does_not_come_back(
     assert totals.saves[result] == 1
     lose(box)
     assert sum(box.migration.observer.totals.saves.values()) == totals.saves_started
+
+
+@pytest.mark.parametrize(
+    ("reason", "result"),
+    [
+        (Interruption.DISCONNECTED, "disconnected"),
+        ("connection lost", "disconnected"),
+        (Interruption.RESET, "reset"),
+        ("reset: PCI_FLR", "reset"),
+        ("connections of a test", "reset"),
+    ],
+)
+def test_a_migration_that_is_cut_off_is_counted_by_what_ended_it(reason: str, result: str) -> None:
+    """On both sides, and the record says it in the same words."""
+    source, target = filled(), Box()
+    source.migration.set_state(S.PRE_COPY)
+    target.migration.set_state(S.RESUMING)
+    target.migration.write(memoryview(source.read(100)))
+    for box in (source, target):
+        box.migration.reset(S.RUNNING, reason)
+        assert box.migration.transitions[-1].reason == str(reason)
+    totals = (source.migration.observer.totals.saves, target.migration.observer.totals.resumes)
+    for counted in totals:
+        assert {name: count for name, count in counted.items() if count} == {result: 1}
+    records = (source.migration.save_status(), target.migration.resume_status())
+    assert [record and record["error"] for record in records] == [str(reason)] * 2
 
 
 def test_a_client_that_stops_before_the_last_byte_completes_nothing() -> None:

@@ -364,6 +364,7 @@ class Device:
         """Follow a device reset, a function level reset or a lost connection.
 
         Args:    state: the migration state afterwards, see `Migration.reset`.
+                 reason: `Interruption.DISCONNECTED`, or any other text, which is a reset's.
         """
         self.counters.resets += 1
         # What is pending is not raised by running again.

@@ -6,7 +6,7 @@ processes of their own, read them. So nothing here imports numpy, or what does.
 
 from vfu_dev.figures.histogram import DOWNTIME_EDGES_SECONDS, MMIO_EDGES_SECONDS, Histogram
 from vfu_dev.figures.snapshot import Figures, Sample, Snapshot
-from vfu_dev.figures.totals import RESUME_RESULTS, SAVE_RESULTS, SENT_PHASES, Totals
+from vfu_dev.figures.totals import RESUME_RESULTS, SAVE_RESULTS, SENT_PHASES, Interruption, Totals
 from vfu_dev.figures.verdict import verdict
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "SENT_PHASES",
     "Figures",
     "Histogram",
+    "Interruption",
     "Sample",
     "Snapshot",
     "Totals",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 # How an outgoing migration ended. `completed`: all was read, and the client went on to STOP. `sent`: all was
 # read, and it left without that, so nobody here knows what became of it. `failed`: an error here.
@@ -34,6 +35,13 @@ class Totals:
     zero_pages: int = 0
 
 
-def interruption(reason: str) -> str:
-    """Return the result of a migration that a reset or lost connection ended, from the reason logged."""
-    return "disconnected" if reason.startswith("connection") else "reset"
+class Interruption(StrEnum):
+    """What ends a migration from outside, as transitions and records word it."""
+
+    RESET = "reset"
+    DISCONNECTED = "connection lost"
+
+
+def interrupted_result(reason: str) -> str:
+    """Return the result of a migration that ends for `reason`: any text but DISCONNECTED's is of a reset."""
+    return "disconnected" if reason == Interruption.DISCONNECTED else "reset"

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TypeVar
 
 from vfu_dev.errors import StateError, VfuDevError
-from vfu_dev.figures.totals import interruption
+from vfu_dev.figures.totals import interrupted_result
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.memory.kernels import Vectors
 from vfu_dev.memory.pages import PageIndices
@@ -126,9 +126,9 @@ class Migration:
             self.give_up_audit()
         self._conclude(came_back=False)
         if self._save is not None and state not in SAVING_GROUP:
-            self._end_save("aborted", reason, "sent" if self._all_sent else interruption(reason))
+            self._end_save("aborted", reason, "sent" if self._all_sent else interrupted_result(reason))
         if self._resuming.session is not None and state is not DeviceState.RESUMING:
-            self._abandon_resume(reason, interruption(reason))
+            self._abandon_resume(reason, interrupted_result(reason))
         if state is not self.state:
             self._enter(state, reason)
 

@@ -6,6 +6,7 @@ import logging
 
 from vfu_dev.device import Device
 from vfu_dev.errors import REFUSALS
+from vfu_dev.figures import Interruption
 from vfu_dev.libvfio_user import Context, Library, ResetKind
 from vfu_dev.memory.kernels import Vectors
 from vfu_dev.migration.save import Others
@@ -27,7 +28,7 @@ class ServedCallbacks:
         device = self._device
         if kind is ResetKind.LOST_CONNECTION:
             logger.info("%s: the client is gone", device.name)
-            device.reset(DeviceState.RUNNING, "connection lost")
+            device.reset(DeviceState.RUNNING, Interruption.DISCONNECTED)
             device.migration.client_knows_reinit = False
             return
         # Ours has updated its state before it calls; a foreign library does not tell, and the newer ones
@@ -38,7 +39,7 @@ class ServedCallbacks:
             if state is DeviceState.ERROR:
                 state = DeviceState.RUNNING
         logger.info("%s: reset by the client (%s)", device.name, kind.name)
-        device.reset(state, f"reset: {kind.name}")
+        device.reset(state, f"{Interruption.RESET}: {kind.name}")
 
     def arc(self, target: DeviceState) -> None:
         """Go along an arc that the library chose; an unforeseen failure leads to ERROR."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from vfu_dev.closing import Closing
 from vfu_dev.device import Device
 from vfu_dev.errors import AccessError
+from vfu_dev.figures import Interruption
 from vfu_dev.migration import PrecopyInfo
 from vfu_dev.testing.bus import GuestRegion, InMemoryBus
 from vfu_dev.uapi import DeviceState, MigrationFlags
@@ -130,11 +131,11 @@ class InMemoryClient(Closing):
         state = self.device.migration.state
         if state is DeviceState.ERROR:
             state = DeviceState.RUNNING
-        self.device.reset(state, "reset")
+        self.device.reset(state, Interruption.RESET)
 
     def disconnect(self) -> None:
         """Lose the connection, which resets the device and ends every migration; the client stays usable."""
-        self.device.reset(DeviceState.RUNNING, "connection lost")
+        self.device.reset(DeviceState.RUNNING, Interruption.DISCONNECTED)
 
 
 def move(source: InMemoryClient, target: InMemoryClient, slice_bytes: int = 1 << 20) -> int:
