@@ -10,7 +10,7 @@ import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from vfu_dev.client.digest import AUDIT_POLL_SECONDS, audit_over
 from vfu_dev.errors import LabError
@@ -31,7 +31,8 @@ SAMPLES_KEPT = 400
 ANSWER_SECONDS = 1.0
 
 T = TypeVar("T")
-MoveReporter = Callable[[str, dict[str, Any]], None]
+MoveEvent = Literal["phase", "sample", "convergence", "verify"]
+MoveReporter = Callable[[MoveEvent, dict[str, Any]], None]
 
 
 # How long the source's audit may take once the device is stopped; 1 GiB takes 0.2 s of an idle machine.

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from vfu_dev.lab.observer import remaining_bytes
+from vfu_dev.lab.observer import MoveEvent, remaining_bytes
 from vfu_dev.sizes import format_duration, format_left, format_size
 
 # Without a terminal: at most one line in this number of seconds, besides phases, and at least one in that.
@@ -91,7 +91,7 @@ class Progress:
             self._live.stop()
             self._live = None
 
-    def __call__(self, what: str, data: dict[str, Any]) -> None:
+    def __call__(self, what: MoveEvent, data: dict[str, Any]) -> None:
         """Take one observation (`phase`, `convergence`, `sample` or `verify`)."""
         if what == "phase":
             self._phase, self._phase_from = str(data["text"]), time.monotonic()

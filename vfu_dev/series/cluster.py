@@ -22,12 +22,12 @@ from typing import Any
 from distributed import Client, Future, TimeoutError, wait
 
 from vfu_dev.errors import ConfigError, LabError
-from vfu_dev.lab.observer import MoveReporter
 from vfu_dev.series import worker
 from vfu_dev.series.artifacts import own_versions
 from vfu_dev.series.folder import RunFolder, differing
 from vfu_dev.series.merge import take
 from vfu_dev.series.rows import COLUMNS, Row
+from vfu_dev.series.run import RunReporter
 from vfu_dev.series.work import Work
 
 # Interval of the poll for new workers and for reports.
@@ -42,7 +42,7 @@ def run_on_dask(
     work: Work,
     address: str,
     out: Path,
-    reporter: MoveReporter,
+    reporter: RunReporter,
     *,
     resume: bool = False,
     force: bool = False,
@@ -108,7 +108,7 @@ class _Cluster:
     Attributes: `machines`: of each that takes part, its worker's address.
     """
 
-    def __init__(self, client: Client, work: Work, reporter: MoveReporter) -> None:
+    def __init__(self, client: Client, work: Work, reporter: RunReporter) -> None:
         self.client, self.work, self.reporter = client, work, reporter
         self.machines: dict[str, str] = {}
         self.topic = f"vfu-dev-{secrets.token_hex(6)}"
@@ -309,4 +309,4 @@ class _Cluster:
                 self._begun.add(said["name"])
                 self.reporter("point", {"name": said["name"], "number": numbers[said["name"]]})
             else:
-                self.reporter(what, {"text": f"{said['worker']}: {said['text']}"})
+                self.reporter("note", {"text": f"{said['worker']}: {said['text']}"})

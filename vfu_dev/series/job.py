@@ -29,7 +29,7 @@ from vfu_dev.series.artifacts import Artifacts
 from vfu_dev.series.folder import POINTS, RunFolder
 from vfu_dev.series.parts import groups_of
 from vfu_dev.series.prediction import annotation
-from vfu_dev.series.run import run_groups
+from vfu_dev.series.run import RunEvent, run_groups
 from vfu_dev.series.work import Work, introduce
 
 
@@ -77,7 +77,7 @@ def _make(work: Work, number: int, path: Path) -> None:
         asyncio.run(run_groups(folder, folder.groups, artifacts, _report, annotation))
 
 
-def _report(what: str, data: dict[str, Any]) -> None:
+def _report(what: RunEvent, data: dict[str, Any]) -> None:
     if what == "move":
         _say({"event": what, "cells": data["row"].cells()})
     elif what == "point":

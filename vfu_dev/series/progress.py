@@ -19,6 +19,7 @@ from rich.progress import (
 
 from vfu_dev.lab.progress import SILENT_SECONDS, start_pulse
 from vfu_dev.series.rows import COMPLETED, Row
+from vfu_dev.series.run import RunEvent
 from vfu_dev.sizes import format_count, format_duration, format_left
 
 # Seconds between two lines about the state of a move, without a terminal.
@@ -74,7 +75,7 @@ class RunProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def __call__(self, what: str, data: dict[str, Any]) -> None:
+    def __call__(self, what: RunEvent, data: dict[str, Any]) -> None:
         """Take one observation."""
         if what == "plan":
             self._points = data["points"]

@@ -7,9 +7,9 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from vfu_dev.lab.observer import MoveReporter
+from vfu_dev.lab.observer import MoveEvent
 from vfu_dev.series.artifacts import Artifacts
 from vfu_dev.series.folder import FAILURES, RunFolder
 from vfu_dev.series.parts import Shard
@@ -18,6 +18,9 @@ from vfu_dev.series.scenario import Point, Scenario
 from vfu_dev.series.shuttle import Shuttle
 from vfu_dev.series.summary import machine, point_summary, reached, write_json
 
+# What a run reports: its own events, and those of its Labs.
+RunEvent = MoveEvent | Literal["plan", "point", "move", "again", "note"]
+RunReporter = Callable[[RunEvent, dict[str, Any]], None]
 # A summary of one point for the reporter; see `run_scenario`.
 Annotate = Callable[[Point, Sequence[Row]], dict[str, Any]]
 
@@ -25,7 +28,7 @@ Annotate = Callable[[Point, Sequence[Row]], dict[str, Any]]
 def run_scenario(
     scenario: Scenario,
     out: Path,
-    reporter: MoveReporter | None = None,
+    reporter: RunReporter | None = None,
     *,
     short: bool = False,
     resume: bool = False,
@@ -66,7 +69,7 @@ async def run_groups(
     folder: RunFolder,
     groups: Sequence[Sequence[Point]],
     artifacts: Artifacts,
-    reporter: MoveReporter,
+    reporter: RunReporter,
     annotate: Annotate | None = None,
 ) -> None:
     """Make the points of `groups`, a group after the other; each has its files in `folder` when it is done.
@@ -83,7 +86,7 @@ class _Group:
         folder: RunFolder,
         group: Sequence[Point],
         artifacts: Artifacts,
-        reporter: MoveReporter,
+        reporter: RunReporter,
         annotate: Annotate | None,
     ) -> None:
         self.folder, self.group, self.artifacts = folder, group, artifacts
