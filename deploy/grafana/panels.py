@@ -1,4 +1,4 @@
-"""Grafana's panels as functions: what the kinds that dashboard.py uses have in common, and their places."""
+"""Grafana's panels as functions: what the kinds that the dashboard uses have in common, and their places."""
 
 from __future__ import annotations
 
