@@ -1,4 +1,4 @@
-"""The client that times requests: native/bench/client.c, in a separate process, commanded from here.
+"""The client that times requests: the program of native/bench, a separate process, commanded from here.
 
 `vfu_dev.client` checks every reply and serves requests of the server. A client in Python adds about 4 us to
 each access of both sides, which would be a part of every ratio.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from vfu_dev.builds.cache import file_digest
+from vfu_dev.builds.cache import tree_digest
 from vfu_dev.builds.command import BuildContext
 from vfu_dev.builds.compiler import compiler_version
 from vfu_dev.builds.libvfio_user import PRODUCT, RELEASE
@@ -24,18 +24,24 @@ _PEER = "samples/vfu-ref-server"
 _C_FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
 
 
+def _client_files() -> dict[str, str]:
+    """Return name -> digest of the client's sources; the folder also has the peer's patch."""
+    digests = tree_digest(native_dir() / _FOLDER)
+    return {name: digest for name, digest in digests.items() if name.endswith((".c", ".h"))}
+
+
 def _client_inputs() -> Facts:
     return {
         "recipe": _VERSION,
-        "source": file_digest(native_dir() / _FOLDER / "client.c"),
+        "files": _client_files(),
         "flags": _C_FLAGS,
         "compiler": compiler_version(),
     }
 
 
 def _make_client(context: BuildContext, out: Path) -> Facts:
-    source = native_dir() / _FOLDER / "client.c"
-    context.run(["cc", *_C_FLAGS, "-o", out / _CLIENT, source], title="bench-client: compile", cwd=out)
+    sources = [native_dir() / _FOLDER / name for name in sorted(_client_files()) if name.endswith(".c")]
+    context.run(["cc", *_C_FLAGS, "-o", out / _CLIENT, *sources], title="bench-client: compile", cwd=out)
     return {"flags": _C_FLAGS, "compiler": compiler_version()}
 
 
