@@ -42,7 +42,7 @@ def guest(page: Layout) -> None:
     page.add(
         graph(
             "Scan cost",
-            "Share of the time in which the device looks for dirty pages instead of serving the guest.",
+            "Share of the time spent on scans for dirty pages instead of serving the guest.",
             {"{{device}}": rate("vfu_migration_scan_seconds_total")},
             "percentunit",
         ),
