@@ -24,7 +24,7 @@
 /* Vectors of a reply beside those of whole pages: first and last bytes, two parts of pages. */
 #define OTHER_VECTORS 4
 
-/* How many pages are copied between two looks at a file descriptor: 128 KiB, some 7 us. */
+/* Pages copied between two polls of a file descriptor: 128 KiB, some 7 us. */
 #define STEP(size) ((size) >= 128U << 10 ? 1 : (128U << 10) / (size))
 
 /* All members have 64 bits: vfu_dev/memory/sending.py lists them in this order. */

@@ -72,7 +72,7 @@ store_avx2(const struct arriving *arriving, const uint8_t *data, size_t n);
  * Copy a page to where it belongs, past the caches, and to @stage. Nobody reads it
  * soon where it belongs, and a cache would first read what was there before.
  *
- * Each byte is read once: whoever sent it may still write to it, and what is hashed
+ * Each byte is read once: its sender may still write to it, and what is hashed
  * is what was stored. What comes @ahead bytes later is prefetched: the processor's
  * own prefetching ends at the page.
  */

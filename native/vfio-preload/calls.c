@@ -1,6 +1,6 @@
 /*
- * VFU_DEV_PRELOAD_CALLS: a line for each call about migration. Nothing is changed, whoever answers the call: this
- * library, or the kernel and a real device.
+ * VFU_DEV_PRELOAD_CALLS: a line for each call about migration. Nothing is changed, whether this library answers the
+ * call, or the kernel and a real device.
  *
  *     vfu-dev calls 1
  *     BEGIN END THREAD DEVICE CALL ASKED... = RESULT ANSWERED...

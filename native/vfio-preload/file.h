@@ -25,7 +25,7 @@ struct file_ops {
 
 struct file {
     const struct file_ops *ops;
-    unsigned int references; /* descriptors, calls under way, and whoever needs it */
+    unsigned int references; /* descriptors, calls under way, and other files that need it */
     pid_t process; /* that uses it; 0: nobody yet */
 };
 

@@ -63,7 +63,7 @@ static int send_set(struct device *device, const struct vfio_irq_set *asked, con
     return result;
 }
 
-/* Eventfds travel beside a message: only so many with one, and -1 for none cannot be among them. */
+/* Eventfds travel beside a message: at most max_fds with one, and -1 for none cannot be among them. */
 static int set_eventfds(struct device *device, const struct vfio_irq_set *set, const int *fds)
 {
     size_t limit = wire_limits(device->wire)->max_fds;

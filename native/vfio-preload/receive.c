@@ -147,7 +147,7 @@ static void receive_reply(struct wire *wire, const struct vfio_user_header *head
     pthread_mutex_unlock(&wire->lock);
 }
 
-/* Leave a reply in the queue: the receiver sends it next, or whoever is sending now. */
+/* Leave a reply in the queue: the receiver sends it next, or the thread that is sending now. */
 static void reply(struct wire *wire, const struct vfio_user_header *request, int error, size_t size)
 {
     struct vfio_user_header header = { request->id, request->command, sizeof(header), VFIO_USER_FLAG_REPLY, 0 };

@@ -169,7 +169,7 @@ bool wire_send_owed(struct wire *wire)
     int result;
 
     if (!owes(wire) || pthread_mutex_trylock(&wire->tx_lock) != 0) {
-        return true; /* whoever has the lock sends it */
+        return true; /* the thread that holds the lock sends it */
     }
     result = send_owed(wire, NULL);
     pthread_mutex_unlock(&wire->tx_lock);

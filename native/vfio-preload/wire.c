@@ -53,7 +53,7 @@ void wire_fail_locked(struct wire *wire, const char *why)
     if (!wire->closing) {
         say("%s: %s; the device is dead: it reads all ones from now on", wire->socket, why);
     }
-    shutdown(wire->fd, SHUT_RDWR); /* wakes whoever polls it */
+    shutdown(wire->fd, SHUT_RDWR); /* wakes the threads that poll it */
     for (size_t i = 0; i < MAX_CALLS; i++) {
         struct pending *pending = &wire->pending[i];
 

@@ -2,9 +2,9 @@
  * The inside of a connection: wire.c (calls, opening, closing), send.c and receive.c.
  *
  * A thread of its own receives: replies, for the callers that wait for them, and the server's requests, which it
- * answers. It never waits to send. Whoever holds `tx_lock` sends; a reply to the server that cannot be sent at once is
- * left in `owed`, and the thread that holds the lock sends it before it lets go. So a server that waits for a reply
- * gets it whatever else is under way, and the thread that reads never waits for a server that does not.
+ * answers. It never waits to send. The thread that holds `tx_lock` sends; a reply to the server that cannot be sent at
+ * once is left in `owed`, and the thread that holds the lock sends it before it lets go. So a server that waits for a
+ * reply gets it whatever else is under way, and the thread that reads never waits for a server that does not.
  *
  * Nothing the server says about a length is believed before it is compared with the room there is. A stream that cannot
  * be trusted any more is closed, and stays closed: the device is dead then.

@@ -42,7 +42,7 @@ struct vfud {
     wait_queue_head_t changed;
 };
 
-/* irq.c; whoever calls these holds the lock. */
+/* irq.c; the caller of these holds the lock. */
 void vfud_irq_free(struct vfud *vfud);
 int vfud_irq_setup(struct vfud *vfud, struct vfud_irq_setup *setup);
 int vfud_irq_mask(struct vfud *vfud, const struct vfud_irq_mask *mask);

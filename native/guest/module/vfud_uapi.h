@@ -27,7 +27,7 @@
 
 struct vfud_irq_setup {
     __u32 mode;    /* VFUD_IRQ_*; NONE gives all vectors back */
-    __u32 vectors; /* in: how many, 0 for as many as there are; out: how many there are now */
+    __u32 vectors; /* in: how many, 0 for all that there are; out: how many there are now */
 };
 
 struct vfud_irq_mask {

@@ -24,7 +24,7 @@
 
 #define MAX_BUFFERS 8
 #define MAX_BATCH 64
-/* An interrupt that has not come so long after the end of its run got lost. A busy host delays it by seconds. */
+/* Wait for an interrupt after the end of its run; a busy host delays it by seconds. */
 #define INTERRUPT_NS (20 * NS_PER_SECOND)
 #define RUN_TIMEOUT_NS (20 * NS_PER_SECOND)
 

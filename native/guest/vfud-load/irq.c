@@ -32,8 +32,8 @@ static struct device *driven_device(const char *command, const char *arguments)
 }
 
 /*
- * irq mode=none|intx|msi|msix [vectors=N] [device=N]: give back what was taken, then take vectors, all that there
- * are or exactly so many.
+ * irq mode=none|intx|msi|msix [vectors=N] [device=N]: give back what was taken, then take N vectors; without N, all
+ * that there are.
  */
 void command_irq(const char *arguments)
 {

@@ -20,11 +20,11 @@
 #include "pacer.h"
 #include "pattern.h"
 
-/* At most so many trapped accesses between two looks at the command line: about 10 ms. */
+/* Trapped accesses between two polls of the command line: about 10 ms. */
 #define BURST_ACCESSES 256
-/* Written between two looks at the clock. */
+/* Written between two readings of the clock. */
 #define PIECE_BYTES 512
-/* By DMA, at most so many writes, and bytes of them, are handed to a device at once. */
+/* The most writes, and bytes of them, that a device is handed at once by DMA. */
 #define BATCH_WRITES 256
 #define BATCH_BYTES (1u << 20)
 #define MAX_RUNS 64
@@ -46,7 +46,7 @@ static struct {
     uint64_t position; /* bytes of it that this device has */
     uint64_t batch;    /* writes that devices have been handed */
     uint64_t write_count, byte_count; /* done, to all devices */
-    uint64_t check_every; /* read one of so many writes back at once; 0: never */
+    uint64_t check_every; /* read one write in this many back at once; 0: never */
     uint64_t tick_ns;     /* heartbeat on the command line; 0: none */
     uint64_t last_tick_ns, ticks;
     uint64_t started_ns, stopped_ns;
@@ -278,7 +278,7 @@ static const char *open_load(void)
         load.writes[d] = calloc(program.count, sizeof(*load.writes[d]));
         if (!load.writes[d])
             return "no memory for the load";
-        /* Each device has a seed of its own: one that answers for another shows. */
+        /* Device i uses seed + i, so a mix-up between two devices is detected. */
         for (size_t i = 0; i < program.count && !problem; i++)
             problem = writes_open(&load.writes[d][i], &program.phases[i], load.bytes, dev->page_words * 8, d);
         if (!problem && load.by_dma) {

@@ -88,7 +88,7 @@ static void execute(char *line)
             commands[i].run(arguments);
         return;
     }
-    /* The name goes back into JSON, so that whoever waits for a reply to it gets one. */
+    /* The name goes back into JSON, so that a client that waits for a reply to it gets one. */
     if (line[strspn(line, "abcdefghijklmnopqrstuvwxyz-")])
         line = "unknown";
     reply_part("{\"reply\":\"%s\",\"ok\":false,\"error\":\"commands:", line);
