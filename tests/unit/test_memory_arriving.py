@@ -164,7 +164,7 @@ from vfu_dev.memory import kernels
 class Seen(ctypes.Structure):
     _fields_ = [("start", ctypes.c_size_t), ("size", ctypes.c_size_t), ("advice", ctypes.c_int)]
 
-kernels.load()
+kernels.open_kernels()
 preloaded = ctypes.CDLL(None)
 calls = ctypes.c_size_t.in_dll(preloaded, "calls")
 seen = (Seen * 64).in_dll(preloaded, "seen")

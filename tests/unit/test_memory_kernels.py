@@ -178,7 +178,7 @@ def test_a_page_of_zeros_has_the_hash_of_one_never_touched() -> None:
 def test_kernels_that_are_none_are_named_with_what_to_do(tmp_path: Path) -> None:
     file = tmp_path / "libvfu-kernels.so"
     file.write_bytes(b"no library")
-    script = "from vfu_dev.memory import kernels; kernels.load()"
+    script = "from vfu_dev.memory import kernels; kernels.open_kernels()"
     done = run("-c", script, environment=os.environ | {"VFU_DEV_KERNELS": str(file)})
     assert done.returncode == 1
     assert f"the kernels at {file} cannot be used" in done.stderr

@@ -84,8 +84,8 @@ def library() -> Any:
     return library
 
 
-def load() -> None:
-    """Load the kernels now, rather than when a guest waits. Raises: BuildError: they are missing."""
+def open_kernels() -> None:
+    """Open their library now, rather than when a guest waits. Raises: BuildError: it is missing."""
     library()
 
 

@@ -102,7 +102,7 @@ class Server:
         self._control: ControlSocket | None = None
         self._listener: Listener | None = None
         self._path: OwnedPath | None = None
-        kernels.load()  # fail now if they are missing
+        kernels.open_kernels()  # fail now if they are missing
         with contextlib.ExitStack() as undo:
             self._selector = undo.enter_context(selectors.DefaultSelector())
             if library.is_ours:
