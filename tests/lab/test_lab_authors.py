@@ -89,9 +89,9 @@ def test_qemu_uses_and_migrates_the_example(qemu: Path, library: Path, tmp_path:
                 assert await destination.guest.read(8, BAR0 + VALUE) == key * key
             assert await destination.do(GET, 2) == 1
             assert await destination.guest.read(8, BAR2 + 32 * 129 + 8) == 129
-            saved, loaded = await source.server.status(), await destination.server.status()
+            saved, resumed = await source.server.status(), await destination.server.status()
             assert saved_digest(saved)
-            assert saved_digest(saved) == resumed_digest(loaded)
+            assert saved_digest(saved) == resumed_digest(resumed)
             assert "PRE_COPY" in [change["to"] for change in saved["transitions"]]
             assert saved["save"]["precopy_bytes"] > 0
 

@@ -165,8 +165,8 @@ def test_sizes_that_lie_end_in_a_clear_state(options: Options, in_lab: InLab) ->
                 assert (await lab.wait_final())["status"] == "completed", fault
                 await lab.wait_running(lab.destination.qemu)
                 await guest.follow(lab.destination.qemu)
-                loaded = (await lab.destination.servers[0].status())["resume"]
-                assert loaded["digest"] == (await server.status())["save"]["digest"]
+                resumed = (await lab.destination.servers[0].status())["resume"]
+                assert resumed["digest"] == (await server.status())["save"]["digest"]
                 await lab.turn_around()
             else:
                 # All is sent, and as it goes by what it is told, it goes on.

@@ -139,8 +139,8 @@ def test_sizes_that_lie_or_fail(version: str, stock: Callable[..., MigrateOption
             if outcomes[version] == "completed":
                 await lab.wait_running(lab.destination.qemu)
                 await lab.guest.follow(lab.destination.qemu)
-                loaded = (await lab.destination.servers[0].status())["resume"]
-                assert loaded["digest"] == (await server.status())["save"]["digest"], fault
+                resumed = (await lab.destination.servers[0].status())["resume"]
+                assert resumed["digest"] == (await server.status())["save"]["digest"], fault
                 await lab.turn_around(keep_logs=True)
                 continue
             if outcomes[version] == "failed":

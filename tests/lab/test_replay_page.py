@@ -128,7 +128,7 @@ def test_the_profiles_times_pass(run: Run) -> None:
     assert (
         counted["downtime_ms"] >= 1000 * (count * reads.value.mean + sum(arc.value.mean for arc in arcs)) - 1
     )
-    # The guest ran for as long as the destination loaded: QEMU waited for the ack.
+    # The guest ran for as long as the destination took in the initial data: QEMU waited for the ack.
     assert profile.loading.initial_seconds is not None
     assert counted["total_ms"] - counted["downtime_ms"] >= 1000 * profile.loading.initial_seconds.value
 

@@ -175,7 +175,7 @@ def feed(forecaster: Forecaster, events: Iterable[Event]) -> tuple[float | None,
 def replay(moves: Iterable[Move], make: Callable[[], Forecaster] = Forecaster) -> Iterator[Replayed]:
     """Feed all moves to forecasters, a new one for each server.
 
-    A VM's devices are saved and loaded one after the other: each one's prediction is a part of the VM's.
+    A VM's devices are saved and resumed one after the other: each one's prediction is a part of the VM's.
     """
     servers: dict[tuple[str, int], list[Forecaster]] = {}
     for move in moves:

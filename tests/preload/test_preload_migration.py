@@ -296,8 +296,8 @@ def test_nothing_overtakes_data_that_was_written(served: Served) -> None:
     sending, asking = threading.Event(), threading.Event()
     found = []
 
-    def loader() -> None:
-        """QEMU's loader: it writes data, and then says to the source that it has it."""
+    def receiver() -> None:
+        """QEMU's receiver: it writes data, and then says to the source that it has it."""
         os.write(into, data[1000:])
         sending.set()
         ours.sendmsg([b"ack"])
@@ -311,8 +311,8 @@ def test_nothing_overtakes_data_that_was_written(served: Served) -> None:
     try:
         os.write(into, data[:1000])
         time.sleep(0.3)  # so a message is under way, and what comes now waits for its answer
-        loading = threading.Thread(target=loader)
-        loading.start()
+        receiving = threading.Thread(target=receiver)
+        receiving.start()
         assert sending.wait(300)
         others = threading.Thread(target=other)
         others.start()
@@ -321,7 +321,7 @@ def test_nothing_overtakes_data_that_was_written(served: Served) -> None:
         assert refused(theirs.recv, 10) == "EAGAIN"
     finally:
         served.resume(1)
-    loading.join(300)
+    receiving.join(300)
     others.join(300)
     assert theirs.recv(10) == b"ack"
     assert found == [page]

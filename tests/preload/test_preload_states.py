@@ -42,7 +42,7 @@ FORBIDDEN = {(STOP_COPY, PRE_COPY), (STOP_COPY, PRE_COPY_P2P)}
 
 
 def leave(device: Device) -> None:
-    """Out of RESUMING and ERROR, as QEMU does it: with nothing loaded, the way on is refused; then reset."""
+    """Out of RESUMING and ERROR, as QEMU does it: with nothing written, the way on is refused; then reset."""
     if device.state() in (RESUMING, ERROR):
         assert refused(device.set_state, RUNNING) != "ok"
         device.reset()
@@ -84,7 +84,7 @@ def test_data_descriptors_belong_to_sessions(before: int, served: Served) -> Non
             assert device.state() == before
             assert usable(fd, before) == "ok"
         elif before == RESUMING and after != RESUMING:
-            # What was loaded is nothing, and no state to run on.
+            # What was written is nothing, and no state to run on.
             assert refused(device.set_state, after) != "ok"
             assert usable(fd, before) in ("ok", "ENODEV")
         else:

@@ -45,7 +45,7 @@ class Box:
             self.name,
             self.contents,
             initial_limit_bytes=self.initial_limit_bytes,
-            on_resumed=lambda: self.events.append("loaded"),
+            on_resumed=lambda: self.events.append("resumed"),
             on_unverified=lambda: self.events.append("unverified"),
         )
 

@@ -41,30 +41,30 @@ def test_both_sides_are_first_in_turns() -> None:
 
 
 class AnHourEarlier(Monitor):
-    """A QEMU that loads at once, and whose clock was set back since."""
+    """A QEMU that resumes at once, and whose clock was set back since."""
 
     async def execute(self, command: str, **_: object) -> None:
-        """Say that all is loaded."""
+        """Say that all has arrived."""
         assert command == "migrate-incoming"
         event = {"time": time.time() - 3600, "event": "MIGRATION", "data": {"status": "completed"}}
         self.events.append(event)
 
 
-class Loading(Machine):
+class Resuming(Machine):
     """With a QEMU that is none."""
 
     def __init__(self, qemu: Monitor) -> None:
         self.qemu = qemu  # type: ignore[assignment]
 
 
-def test_a_clock_that_is_set_does_not_change_what_loading_took(tmp_path: Path) -> None:
+def test_a_clock_that_is_set_does_not_change_what_resuming_took(tmp_path: Path) -> None:
     """QEMU's events carry the time of day; how long it took is of one clock that nobody sets."""
 
-    async def loaded() -> float:
-        return await Loading(AnHourEarlier("vm", tmp_path / "qmp")).load("file:vm", 1 << 30)
+    async def rate_of_a_resume() -> float:
+        return await Resuming(AnHourEarlier("vm", tmp_path / "qmp")).resume("file:vm", 1 << 30)
 
     began = time.monotonic()
-    rate = asyncio.run(loaded())
+    rate = asyncio.run(rate_of_a_resume())
     assert rate >= 1024 / (time.monotonic() - began)
 
 

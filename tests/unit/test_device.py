@@ -167,7 +167,7 @@ def test_a_migration_carries_memory_and_registers_and_counts_itself() -> None:
     assert (moved.u32(0x24), moved.u64(0x28), moved.u64(0x10)) == (1, 1, 4)
 
 
-def test_an_abandoned_load_leaves_nothing_unverified_behind() -> None:
+def test_an_abandoned_resume_leaves_nothing_unverified_behind() -> None:
     source = ReferenceDevice("source", memory_bytes=1 << 20, fill_seed=9)
     device = ReferenceDevice("test", memory_bytes=1 << 20, fill_seed=9)
     source.migration.set_state(S.STOP_COPY)

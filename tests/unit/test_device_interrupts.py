@@ -287,7 +287,7 @@ def test_a_transfer_goes_on_where_it_was_on_the_other_side() -> None:
     ],
 )
 def test_a_transfer_under_way_that_cannot_be_is_refused(machine: Machine, changes: dict[str, int]) -> None:
-    """Every loaded field is checked before it indexes anything."""
+    """Every field that arrived is checked before it indexes anything."""
     block = machine.device.dma.block()
     assert block is not None
     state = np.zeros(1, dtype=STATE)

@@ -329,7 +329,7 @@ def test_what_is_known_of_mapped_memory_ends_with_the_session() -> None:
     assert source.migration.stop_copy_length() > 2 * PAGE
     target.resume(source.save())
     assert target.snapshot() == source.snapshot()
-    # and from the destination, which loaded it, back
+    # and from the destination, which resumed, back
     target.memories[0].raw[5 * PAGE] = 3
     source.resume(target.save())
     assert source.snapshot() == target.snapshot()

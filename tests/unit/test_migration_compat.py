@@ -67,10 +67,10 @@ def move(source: Device, target: Device) -> None:
     target.migration.set_state(S.RESUMING)
     target.migration.write(memoryview(buffer)[:count])
     target.migration.set_state(S.RUNNING)
-    saved, loaded = migration.save_status(), target.migration.resume_status()
+    saved, resumed = migration.save_status(), target.migration.resume_status()
     assert saved is not None
-    assert loaded is not None
-    assert saved["digest"] == loaded["digest"]
+    assert resumed is not None
+    assert saved["digest"] == resumed["digest"]
 
 
 def test_added_fields_get_their_defaults_wherever_fields_lie() -> None:
@@ -175,7 +175,7 @@ def text_object(queue: list[str], taken: list[str], **changes: Any) -> StateObje
     return StateObject("queue", **{**values, **changes})
 
 
-def test_an_object_too_large_fails_the_save_and_one_not_valid_the_load() -> None:
+def test_an_object_too_large_fails_the_save_and_one_not_valid_the_resume() -> None:
     source = Version([A], objects=[text_object(["x" * 41], [])])
     source.migration.set_state(S.STOP_COPY)
     with pytest.raises(ConfigError, match="object queue: 41 bytes, declared were 40"):

@@ -179,13 +179,13 @@ class MigrationMachine(RuleBasedStateMachine):
         assert len(arriving) == len(self.stream)
         self.target.resume(arriving, write_step)
         assert self.target.snapshot() == at_stop
-        saved, loaded = self.source.audit(), self.target.migration.resume_status()
-        assert loaded is not None
-        assert (saved["status"], loaded["status"]) == ("completed", "completed")
-        assert saved["digest"] == loaded["digest"]
+        saved, resumed = self.source.audit(), self.target.migration.resume_status()
+        assert resumed is not None
+        assert (saved["status"], resumed["status"]) == ("completed", "completed")
+        assert saved["digest"] == resumed["digest"]
         assert saved["audited"] is True
         assert (
-            saved["precopy_bytes"] + saved["stop_copy_bytes"] == len(self.stream) == loaded["received_bytes"]
+            saved["precopy_bytes"] + saved["stop_copy_bytes"] == len(self.stream) == resumed["received_bytes"]
         )
         self.source.migration.set_state(S.RUNNING)
 

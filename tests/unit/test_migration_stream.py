@@ -213,7 +213,7 @@ def test_a_stream_that_failed_stays_failed() -> None:
     assert target.events == []
 
 
-def test_reset_leads_out_of_a_failed_load_with_new_memory() -> None:
+def test_reset_leads_out_of_a_failed_resume_with_new_memory() -> None:
     """Half a state is never run on: memory is cleared, registers were never touched."""
     data = filled().save()
     target = Box()

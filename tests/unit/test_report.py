@@ -244,7 +244,7 @@ def without(*path: str) -> Callable[[dict[str, Any]], None]:
         without("qemu", "expected_downtime_ms"),
         without("qemu", "run_state_source"),
         lambda result: result.update(samples=[], devices=[], guest=None),
-        lambda result: result["devices"][0].update(save=None, load=None, transitions_source=[]),
+        lambda result: result["devices"][0].update(save=None, resume=None, transitions_source=[]),
         lambda result: result["qemu"].update(trace_source=[], status="failed", downtime_ms=None),
     ],
 )

@@ -1,4 +1,4 @@
-"""Saving and loading a device's stream through the client."""
+"""Saving and resuming a device's stream through the client."""
 
 from __future__ import annotations
 

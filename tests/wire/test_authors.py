@@ -240,7 +240,7 @@ def test_a_defect_of_an_author_is_a_traceback_and_a_refusal_is_a_line(
     assert (" refused: " in log) == (error is None and line is not None)
 
 
-def test_a_defect_in_loaded_is_a_traceback_and_the_device_does_not_run(
+def test_a_defect_in_resumed_is_a_traceback_and_the_device_does_not_run(
     serve: ServerFactory, short_tmp: Path
 ) -> None:
     spec = faulty(short_tmp)

@@ -179,10 +179,10 @@ def test_a_migration_with_a_fault_leaves_working_devices(
     functional(source, time.monotonic_ns())
     assert not {source.status()["state"], destination.status()["state"]} & {"ERROR", "RESUMING"}
     move(source, destination)
-    saved, loaded = source.status()["save"], destination.status()["resume"]
+    saved, resumed = source.status()["save"], destination.status()["resume"]
     # The source goes on running afterwards, and a migration after which it does is none that was completed.
-    assert (saved["status"], loaded["status"]) == ("aborted", "completed")
-    assert saved["digest"] == loaded["digest"]
+    assert (saved["status"], resumed["status"]) == ("aborted", "completed")
+    assert saved["digest"] == resumed["digest"]
 
 
 def test_a_save_that_a_fault_ended_says_so(pair: tuple[RunningServer, RunningServer]) -> None:
@@ -199,9 +199,9 @@ def test_a_save_that_a_fault_ended_says_so(pair: tuple[RunningServer, RunningSer
     with pytest.raises(MigrationError):
         move(source, destination)
     clear(destination)
-    loaded = destination.status()["resume"]
-    assert loaded["status"] == "failed"
-    assert "op=mig-write,error=ENOSPC" in loaded["error"]
+    resumed = destination.status()["resume"]
+    assert resumed["status"] == "failed"
+    assert "op=mig-write,error=ENOSPC" in resumed["error"]
 
 
 def test_the_chosen_share_of_calls_fails_with_the_chosen_errno(server: RunningServer) -> None:

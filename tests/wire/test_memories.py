@@ -67,8 +67,8 @@ def test_what_a_client_writes_to_its_mapping_moves(serve: ServerFactory) -> None
         resume(other, stream + more + last)
         with other.map_region(BAR2) as there:
             assert there.areas[0][1][:MIB] == memory[:MIB]
-        saved, loaded = source.status()["save"], destination.status()["resume"]
-        assert saved["digest"] == loaded["digest"]
+        saved, resumed = source.status()["save"], destination.status()["resume"]
+        assert saved["digest"] == resumed["digest"]
         assert source.status()["counters"]["region_writes"] == 1
 
 

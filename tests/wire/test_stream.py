@@ -101,10 +101,10 @@ def test_slices_of_any_size_make_the_same_device(serve: ServerFactory, count: in
         migration.set_state(S.STOP)
         resume(other, b"".join(parts), count=max(1, count // 3))
         assert same_memory(device, other, size)
-        saved, loaded = source.status()["save"], destination.status()["resume"]
-        assert saved["digest"] == loaded["digest"]
+        saved, resumed = source.status()["save"], destination.status()["resume"]
+        assert saved["digest"] == resumed["digest"]
         assert (
-            loaded["received_bytes"]
+            resumed["received_bytes"]
             == sum(map(len, parts))
             == saved["precopy_bytes"] + saved["stop_copy_bytes"]
         )
@@ -185,12 +185,12 @@ def test_a_damaged_stream_never_runs(
         with pytest.raises(ClientCommandError) as caught:
             resume(device, bad, count=chance.choice([1000, 65536, MIB]))
         assert caught.value.errno == errno.EINVAL
-        loaded = server.status()["resume"]
-        assert loaded["status"] == "failed"
-        assert loaded["error"]
+        resumed = server.status()["resume"]
+        assert resumed["status"] == "failed"
+        assert resumed["error"]
         abandon_resume(device)
         assert device.migration.get_state() is S.RUNNING
-    assert loaded["error"] in server.log()
+    assert resumed["error"] in server.log()
     resume(device, good)
     assert server.status()["resume"]["status"] == "completed"
 
@@ -242,8 +242,8 @@ def test_the_migrator_moves_a_device_that_is_written_to(serve: ServerFactory) ->
         assert other.migration.get_state() is S.RUNNING
         assert device.migration.get_state() is S.STOP
         assert same_memory(device, other, 8 * MIB)
-        saved, loaded = source.status()["save"], destination.status()["resume"]
-        assert saved["digest"] == loaded["digest"]
+        saved, resumed = source.status()["save"], destination.status()["resume"]
+        assert saved["digest"] == resumed["digest"]
         assert (saved["precopy_bytes"], saved["stop_copy_bytes"]) == (
             state.precopy_bytes,
             state.stop_copy_bytes,

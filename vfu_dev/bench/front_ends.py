@@ -125,7 +125,7 @@ class Machine:
             now = (await self.qemu.migration()).get("status")
             raise BenchError(f"{error}; its events say {heard}, query-migrate says {now}") from error
 
-    async def load(self, uri: str, state_bytes: int) -> float:
+    async def resume(self, uri: str, state_bytes: int) -> float:
         """Resume the VM from `uri`; return MiB of device state per second."""
         seen, began = len(self.qemu.events), time.monotonic()
         await self.qemu.execute("migrate-incoming", uri=uri)
@@ -183,7 +183,7 @@ def _into(runner: asyncio.Runner, bench: Bench, binary: QemuBinary, file: Path, 
         machine = Machine(binary, name, server, incoming=True)
         try:
             runner.run(machine.start())
-            return runner.run(machine.load(f"file:{file}", state_bytes))
+            return runner.run(machine.resume(f"file:{file}", state_bytes))
         finally:
             runner.run(machine.stop())
             bench.stop(server)

@@ -129,7 +129,7 @@ def _into(
     machine = Machine(binary, VFIO_USER_PCI, server, incoming=True)
     try:
         runner.run(machine.start())
-        return runner.run(machine.load(f"file:{file}", size_mib * MIB))
+        return runner.run(machine.resume(f"file:{file}", size_mib * MIB))
     finally:
         runner.run(machine.stop())
         bench.stop(server)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vfu_dev.conformance import arcs
-from vfu_dev.conformance.checks_stream import load
+from vfu_dev.conformance.checks_stream import resume
 from vfu_dev.conformance.model import Check, Level, Source, add, check, kernel, require, spec
 from vfu_dev.conformance.session import Session
 from vfu_dev.uapi import DeviceState, MigrationFlags
@@ -89,7 +89,7 @@ def _source(start: DeviceState, end: DeviceState) -> Source:
 def enter(session: Session, state: DeviceState) -> None:
     """Take the device from RUNNING to `state`; RESUMING is entered with a whole state written."""
     if state is S.RESUMING:
-        load(session, finish=False)
+        resume(session, finish=False)
     elif state is not S.RUNNING:
         session.set_state(state)
 

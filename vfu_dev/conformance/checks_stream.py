@@ -94,7 +94,7 @@ def write(session: Session, data: bytes, size: int = SLICE) -> None:
         require(not reply.refused, f"MIG_DATA_WRITE at {at} of {len(data)} bytes is refused: {reply.reason}")
 
 
-def load(session: Session, *, data: bytes | None = None, size: int = SLICE, finish: bool = True) -> None:
+def resume(session: Session, *, data: bytes | None = None, size: int = SLICE, finish: bool = True) -> None:
     """Take the device to RESUMING and write a state; `finish` goes on to RUNNING.
 
     Args:  data: the state; None for the device's own.
@@ -276,7 +276,7 @@ def stream_write_is_answered(session: Session) -> None:
 @check(Level.MUST, _TAKEN_BACK)
 def stream_round_trip(session: Session) -> None:
     """The device takes its own state back: STOP_COPY, RESUMING, STOP, RUNNING."""
-    load(session)
+    resume(session)
 
 
 @check(Level.MUST, _TAKEN_BACK)
@@ -292,7 +292,7 @@ def stream_round_trip_with_precopy(session: Session) -> None:
     session.set_state(S.STOP_COPY)
     stream = b"".join((*first, *slices(session)))
     session.set_state(S.RUNNING)
-    load(session, data=stream)
+    resume(session, data=stream)
 
 
 @check(
@@ -308,7 +308,7 @@ def stream_in_other_slices(session: Session) -> None:
     """The state may be written in other slices than it was read in."""
     session.need_migration()
     data = save(session)
-    load(session, size=max(997, len(data) // 512))
+    resume(session, size=max(997, len(data) // 512))
 
 
 @check(
@@ -325,7 +325,7 @@ def stream_in_slices_of_the_limit(session: Session) -> None:
     session.need_migration()
     if len(save(session)) <= SLICE:
         raise NotApplicableError("the state has less than one slice")
-    load(session, size=session.transfer_bytes)
+    resume(session, size=session.transfer_bytes)
 
 
 @check(

@@ -21,8 +21,8 @@ share of a read, the time in the callback (`service`), can always be measured: t
 PATH_FACTOR times that. `Forecaster.stop_copy_cost` says which of the two counts.
 
 predicted downtime: the bytes left at that rate, a last scan of memory that the guest maps, and
-OVERHEAD_SECONDS for everything else. It covers this device alone: QEMU stops, saves and loads the devices of
-a VM one after the other, and the device cannot see the RAM that QEMU sends meanwhile.
+OVERHEAD_SECONDS for everything else. It covers this device alone: QEMU stops, saves and resumes the devices
+of a VM one after the other, and the device cannot see the RAM that QEMU sends meanwhile.
 
 converging: true while the client reads faster than the guest writes. False only after a full round of the
 client: it asked how much is left (MIG_GET_PRECOPY_INFO), read that many bytes, asked again, and no less was
