@@ -86,7 +86,7 @@ class Layer(Generic[T]):
 # --- callbacks ----------------------------------------------------------------------------------------------
 
 
-class Transition(Layer[DeviceCallbacks]):
+class TransitionLayer(Layer[DeviceCallbacks]):
     """Around an arc."""
 
     def arc(self, target: DeviceState) -> None:
@@ -96,7 +96,7 @@ class Transition(Layer[DeviceCallbacks]):
         self.next.arc(target)
 
 
-class Reset(Layer[DeviceCallbacks]):
+class ResetLayer(Layer[DeviceCallbacks]):
     """Around a reset that the client asks for; a lost connection is none."""
 
     def reset(self, kind: ResetKind) -> None:
@@ -115,7 +115,7 @@ def _act_in_session(one: ArmedFault, reach: Reach) -> None:
         raise
 
 
-class MigRead(Layer[DeviceCallbacks]):
+class MigReadLayer(Layer[DeviceCallbacks]):
     """Around MIG_DATA_READ."""
 
     def gather(self, count: int) -> None:
@@ -150,7 +150,7 @@ class MigRead(Layer[DeviceCallbacks]):
         return stored
 
 
-class MigWrite(Layer[DeviceCallbacks]):
+class MigWriteLayer(Layer[DeviceCallbacks]):
     """Around MIG_DATA_WRITE; `data` is the library's buffer and stays as it is."""
 
     def write(self, data: memoryview) -> None:
@@ -196,7 +196,7 @@ def _lie(one: ArmedFault, true: int) -> int:
     return lie
 
 
-class PrecopyInfo(Layer[DeviceCallbacks]):
+class PrecopyInfoLayer(Layer[DeviceCallbacks]):
     """Around MIG_GET_PRECOPY_INFO."""
 
     def precopy_sizes(self) -> tuple[int, int, int]:
@@ -211,7 +211,7 @@ class PrecopyInfo(Layer[DeviceCallbacks]):
         return initial, dirty, flags
 
 
-class DataSize(Layer[DeviceCallbacks]):
+class DataSizeLayer(Layer[DeviceCallbacks]):
     """Around MIG_DATA_SIZE."""
 
     def stop_copy_length(self) -> int:
@@ -268,7 +268,7 @@ def region(one: ArmedFault, reach: Reach, next_: RegionHandler) -> RegionHandler
 # --- the bus ------------------------------------------------------------------------------------------------
 
 
-class _Transfer(Layer[Bus]):
+class _TransferLayer(Layer[Bus]):
     def _struck(self, count: int) -> tuple[bool, int | None]:
         """Return whether a transfer of `count` bytes is struck, and where its content is."""
         one = self.one
@@ -278,7 +278,7 @@ class _Transfer(Layer[Bus]):
         return struck, at
 
 
-class Irq(Layer[Bus]):
+class IrqLayer(Layer[Bus]):
     """Around an interrupt, of whatever kind, when it leaves the device; an error loses it."""
 
     def raise_message(self, vector: int) -> bool:
@@ -304,7 +304,7 @@ class Irq(Layer[Bus]):
         return False
 
 
-class DmaRead(_Transfer):
+class DmaReadLayer(_TransferLayer):
     """Around the device's reading of guest memory; looking whether a range is there is never struck."""
 
     def read(self, address: int, out: memoryview) -> None:
@@ -321,7 +321,7 @@ class DmaRead(_Transfer):
             _flip(one, out, at)
 
 
-class DmaWrite(_Transfer):
+class DmaWriteLayer(_TransferLayer):
     """Around the device's writing to guest memory."""
 
     def write(self, address: int, data: memoryview | bytes) -> None:
@@ -346,13 +346,13 @@ class DmaWrite(_Transfer):
 LAYERS: dict[str, Callable[[ArmedFault, Reach, Any], Any]] = {
     "region-read": region,
     "region-write": region,
-    "transition": Transition,
-    "mig-read": MigRead,
-    "mig-write": MigWrite,
-    "precopy-info": PrecopyInfo,
-    "data-size": DataSize,
-    "dma-read": DmaRead,
-    "dma-write": DmaWrite,
-    "irq": Irq,
-    "reset": Reset,
+    "transition": TransitionLayer,
+    "mig-read": MigReadLayer,
+    "mig-write": MigWriteLayer,
+    "precopy-info": PrecopyInfoLayer,
+    "data-size": DataSizeLayer,
+    "dma-read": DmaReadLayer,
+    "dma-write": DmaWriteLayer,
+    "irq": IrqLayer,
+    "reset": ResetLayer,
 }
