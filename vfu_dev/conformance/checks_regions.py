@@ -9,7 +9,7 @@ from vfu_dev import uapi
 from vfu_dev.client import messages
 from vfu_dev.conformance.model import PCI, Level, NotApplicableError, Source, check, require, spec
 from vfu_dev.conformance.peer import Reply
-from vfu_dev.conformance.session import Region, Session
+from vfu_dev.conformance.session import CheckedRegion, Session
 
 _INFO = "VFIO_USER_DEVICE_GET_REGION_INFO"
 _READ, _WRITE = "VFIO_USER_REGION_READ", "VFIO_USER_REGION_WRITE"
@@ -110,7 +110,7 @@ def region_sparse_areas_are_inside(session: Session) -> None:
         raise NotApplicableError("no region has sparse areas")
 
 
-def _judge_areas(region: Region, at: int) -> None:
+def _judge_areas(region: CheckedRegion, at: int) -> None:
     body = region.payload[at:]
     name = f"region {region.index}"
     require(len(body) >= messages.SPARSE_HEADER.size, f"the sparse areas of {name} are cut short")
@@ -325,14 +325,14 @@ def write_multi_counts_its_writes(session: Session) -> None:
 # --- regions of a kind --------------------------------------------------------------------------------------
 
 
-def _with_capabilities(session: Session) -> list[Region]:
+def _with_capabilities(session: Session) -> list[CheckedRegion]:
     found = [region for region in session.regions() if region.has_capabilities]
     if not found:
         raise NotApplicableError("no region has capabilities")
     return found
 
 
-def _mappable(session: Session) -> list[Region]:
+def _mappable(session: Session) -> list[CheckedRegion]:
     found = [region for region in session.regions() if region.mappable]
     session.peer.drop_fds()
     if not found:
@@ -340,7 +340,7 @@ def _mappable(session: Session) -> list[Region]:
     return found
 
 
-def _capabilities(region: Region) -> list[tuple[int, int]]:
+def _capabilities(region: CheckedRegion) -> list[tuple[int, int]]:
     """Return (id, offset of what follows the header) of each capability."""
     found, seen = [], set()
     at = region.cap_offset

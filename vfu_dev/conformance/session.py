@@ -46,7 +46,7 @@ _RETRY_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
-class Region:
+class CheckedRegion:
     """The whole reply to DEVICE_GET_REGION_INFO."""
 
     index: int
@@ -216,16 +216,16 @@ class Session:
         request = messages.REGION_INFO.pack(room, 0, index, 0, 0, 0)
         return self.ask(uapi.VFIO_USER_DEVICE_GET_REGION_INFO, request)
 
-    def region(self, index: int) -> Region:
+    def region(self, index: int) -> CheckedRegion:
         """Return the description of region `index`."""
         reply = self.ask_region(index)
         require(not reply.refused, f"GET_REGION_INFO of region {index} is refused: {reply.reason}")
         size = messages.REGION_INFO.size
         require(len(reply.payload) >= size, f"info of region {index} of {len(reply.payload)} bytes")
         _, flags, found, cap_offset, length, offset = messages.REGION_INFO.unpack_from(reply.payload)
-        return Region(found, flags, cap_offset, length, offset, reply.payload)
+        return CheckedRegion(found, flags, cap_offset, length, offset, reply.payload)
 
-    def regions(self) -> list[Region]:
+    def regions(self) -> list[CheckedRegion]:
         """Return every region that is not empty."""
         found = [self.region(index) for index in range(self.info[1])]
         return [region for region in found if region.size_bytes]
