@@ -17,7 +17,7 @@ from vfu_dev.lab.lab import Lab
 from vfu_dev.lab.options import MigrateOptions
 from vfu_dev.profile import Profile, read_profile
 from vfu_dev.profile.importing import Wanted, import_profile
-from vfu_dev.profile.model import Migration
+from vfu_dev.profile.model import MigrationSettings
 from vfu_dev.profile.shipped import profile_path, serve_arguments
 from vfu_dev.qemu_events import TRACE_PATTERNS, Kind
 from vfu_dev.replay.laws import known
@@ -145,7 +145,7 @@ def loop(options: MigrateOptions, cases: Sequence[Case], logs: Path, *, times: b
     for number, case in enumerate(cases):
         traces = [logs / f"{side}-trace.log" for side in ("source", "destination")]
         wanted = Wanted(device=str(number + 1))
-        again, notes = import_profile(traces, case.name, wanted, Migration())
+        again, notes = import_profile(traces, case.name, wanted, MigrationSettings())
         overshoot = replays[number][0]["overshoot_bytes"]
         compared = compare(case.profile, again, overshoot, times=times, collected=collected)
         found.append(Looped(case, again, notes, replays[number], compared))

@@ -17,7 +17,7 @@ from vfu_dev.builds.qemu_binary import QemuBinary, find_qemu
 from vfu_dev.profile import Mark, Profile, read_profile
 from vfu_dev.profile.compare import Tolerance, differences
 from vfu_dev.profile.keys import entries
-from vfu_dev.profile.model import Migration
+from vfu_dev.profile.model import MigrationSettings
 from vfu_dev.profile.session import PHASES
 
 PAGE = Path(__file__).parents[2] / "docs" / "recording.md"
@@ -69,7 +69,7 @@ def test_the_page_has_commands() -> None:
 def test_the_move_is_in_the_profile(recorded: Recorded) -> None:
     """Both sides, whole, with sizes of an 8 MiB device that became dirty meanwhile."""
     profile = recorded.trace
-    assert profile.migration == Migration(
+    assert profile.migration == MigrationSettings(
         max_bandwidth=32 << 20, downtime_limit_ms=500.0, switchover_ack=False, guest="idle"
     )
     found = profile.recorded

@@ -19,7 +19,7 @@ from tracekit import DEVICE, lines, move
 
 from vfu_dev.profile import Profile
 from vfu_dev.profile.importing import Wanted, import_profile
-from vfu_dev.profile.model import Migration
+from vfu_dev.profile.model import MigrationSettings
 from vfu_dev.qemu_events import EVENTS
 from vfu_dev.qemu_trace import Traced, read_simple
 
@@ -97,7 +97,7 @@ def test_a_migration_is_the_same_in_both_formats(simple_trace: Path, tmp_path: P
     binary = written(simple_trace, tmp_path, list(move()))
 
     def of(path: Path) -> Profile:
-        return import_profile([path], "it", Wanted(), Migration())[0]
+        return import_profile([path], "it", Wanted(), MigrationSettings())[0]
 
     simple = of(binary)
     assert simple.recorded.format == "simple"

@@ -13,7 +13,7 @@ from vfu_dev.errors import ConfigError
 from vfu_dev.profile import Distribution, Profile, Value
 from vfu_dev.profile.from_calls import CallReader, read_calls
 from vfu_dev.profile.importing import Wanted, import_profile
-from vfu_dev.profile.model import Migration
+from vfu_dev.profile.model import MigrationSettings
 from vfu_dev.qemu_trace import TraceError
 
 MS = 1_000_000
@@ -67,7 +67,7 @@ def imported(folder: Path, *texts: str) -> Profile:
     for number, text in enumerate(texts):
         paths.append(folder / f"calls{number}")
         paths[-1].write_text(text)
-    return import_profile(paths, "it", Wanted(), Migration())[0]
+    return import_profile(paths, "it", Wanted(), MigrationSettings())[0]
 
 
 def always(value: float) -> Value[Distribution]:

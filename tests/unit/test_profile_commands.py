@@ -16,7 +16,7 @@ from vfu_dev.errors import ConfigError
 from vfu_dev.profile import Distribution, Profile, Value, profile_text, read_profile
 from vfu_dev.profile.compare import Tolerance, differences, value_at
 from vfu_dev.profile.fit import MAX_SPREAD, fit, grouped
-from vfu_dev.profile.model import Calls, Dirty, Initial, Migration, Reads, StopCopy
+from vfu_dev.profile.model import Calls, Dirty, Initial, MigrationSettings, Reads, StopCopy
 from vfu_dev.profile.show import drawn, sentence
 from vfu_dev.profile.tally import CURVE_POINTS, EXACT_VALUES, CurveKeeper, Tally
 
@@ -50,7 +50,7 @@ def test_import_writes_a_profile_and_says_what_is_not_known(tmp_path: Path) -> N
     assert done.exit_code == 0, done.output
     profile = read_profile(made)
     assert (profile.name, profile.about, profile.origin) == ("nic", "a try", "recorded")
-    assert profile.migration == Migration("10.0.2", 1_250_000_000, switchover_ack=True)
+    assert profile.migration == MigrationSettings("10.0.2", 1_250_000_000, switchover_ack=True)
     conforms("profile-import", written(told))
     assert any("no timestamps" in note for note in written(told)["notes"])
 

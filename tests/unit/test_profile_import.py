@@ -25,7 +25,7 @@ from vfu_dev.profile import Distribution, Mark, Profile, Value, profile_text
 from vfu_dev.profile.compare import Tolerance, differences
 from vfu_dev.profile.from_qemu import MAX_DEVICES
 from vfu_dev.profile.importing import Wanted, import_profile
-from vfu_dev.profile.model import Calls, DmaLogging, Migration
+from vfu_dev.profile.model import Calls, DmaLogging, MigrationSettings
 from vfu_dev.profile.session import PHASES
 from vfu_dev.qemu_events import EVENTS
 from vfu_dev.qemu_trace import read_log, read_simple, split_line
@@ -49,7 +49,7 @@ def imported(tmp_path: Path) -> Import:
         for number, trace in enumerate(traces):
             paths.append(tmp_path / f"trace{number}")
             paths[-1].write_bytes(trace.encode() if isinstance(trace, str) else trace)
-        profile, said = import_profile(paths, "it", Wanted(device, migration, lenient), Migration())
+        profile, said = import_profile(paths, "it", Wanted(device, migration, lenient), MigrationSettings())
         if notes is not None:
             notes += said
         return profile
@@ -113,7 +113,7 @@ def test_whatever_is_read_is_in_the_sums(blocks: list[int], dirty: list[int], ex
         with tempfile.NamedTemporaryFile() as file:
             file.write(made.encode() if isinstance(made, str) else made)
             file.flush()
-            found.append(import_profile([Path(file.name)], "it", Wanted(), Migration())[0])
+            found.append(import_profile([Path(file.name)], "it", Wanted(), MigrationSettings())[0])
     assert device_side(found[0]) == device_side(found[1])
     profile = found[0]
     totals = [one.total for one in spreads(profile)]
@@ -317,7 +317,7 @@ def of(release: str, sides: str, device: str, migration: int | None = None) -> t
         for side in sides.split():
             paths.append(Path(folder) / side)
             paths[-1].write_text(recorded(release, side))
-        return import_profile(paths, "it", Wanted(device, migration), Migration())
+        return import_profile(paths, "it", Wanted(device, migration), MigrationSettings())
 
 
 @pytest.mark.parametrize("release", RELEASES)
@@ -814,7 +814,7 @@ def test_ten_gib_are_imported_in_little_memory(tmp_path: Path) -> None:
 
     feeder = threading.Thread(target=feed)
     feeder.start()
-    profile, _ = import_profile([path], "large", Wanted(), Migration())
+    profile, _ = import_profile([path], "large", Wanted(), MigrationSettings())
     feeder.join()
     assert profile.recorded.cut_off is True
     assert profile.reads.dirty.bytes is not None

@@ -29,7 +29,7 @@ from vfu_dev.profile.model import (
     Features,
     Initial,
     Loading,
-    Migration,
+    MigrationSettings,
     Phases,
     Reads,
     Reinit,
@@ -144,7 +144,7 @@ def loop(serve: ServerFactory, folder: Path, profile: Profile, seconds: float = 
         server.stop()
     if too_early:
         raise TooEarlyError
-    return import_profile(paths, "again", Wanted(), Migration())[0]
+    return import_profile(paths, "again", Wanted(), MigrationSettings())[0]
 
 
 def spread(*points: tuple[float, int]) -> Value[Distribution]:

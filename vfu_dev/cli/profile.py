@@ -19,7 +19,7 @@ from vfu_dev.errors import ConfigError
 from vfu_dev.sizes import format_count, parse_bandwidth
 
 if TYPE_CHECKING:
-    from vfu_dev.profile.model import Migration
+    from vfu_dev.profile.model import MigrationSettings
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _PARTS = DecimalType(0, 100)
@@ -121,10 +121,10 @@ def import_(
     show_or_write(made, json_path, lambda: f"{made['sentence']}\n{output}")
 
 
-def migration_of(settings: tuple[str, ...]) -> Migration:
+def migration_of(settings: tuple[str, ...]) -> MigrationSettings:
     """Return what `--with` says. Raises: ConfigError: no such key, or not such a value."""
     from vfu_dev.profile.kinds import keys_of
-    from vfu_dev.profile.model import Migration
+    from vfu_dev.profile.model import MigrationSettings
 
     keys = _settings()
     found: dict[str, Any] = {}
@@ -132,20 +132,20 @@ def migration_of(settings: tuple[str, ...]) -> Migration:
         key, equals, text = setting.partition("=")
         if not equals or key not in keys:
             raise ConfigError(f"--with {setting}: expected KEY=VALUE, KEY one of {', '.join(keys)}")
-        kind = keys_of(Migration)[keys[key]].kind
+        kind = keys_of(MigrationSettings)[keys[key]].kind
         try:
             found[keys[key]] = kind.parse(_value(key, text))
         except ValueError:
             raise ConfigError(f"--with {setting}: expected {_EXPECTED.get(key, kind.allowed)}") from None
-    return Migration(**found)
+    return MigrationSettings(**found)
 
 
 def _settings() -> dict[str, str]:
-    """Return KEY of `--with` -> member of `Migration`."""
+    """Return KEY of `--with` -> member of `MigrationSettings`."""
     from vfu_dev.profile.kinds import keys_of
-    from vfu_dev.profile.model import Migration
+    from vfu_dev.profile.model import MigrationSettings
 
-    return {key.removesuffix("_ms").replace("_", "-"): key for key in keys_of(Migration)}
+    return {key.removesuffix("_ms").replace("_", "-"): key for key in keys_of(MigrationSettings)}
 
 
 _EXPECTED = {"switchover-ack": "on or off", "max-bandwidth": "a rate such as 128M, 10Gbit"}

@@ -14,7 +14,7 @@ from vfu_dev.profile.model import (
     Features,
     Initial,
     Loading,
-    Migration,
+    MigrationSettings,
     Phases,
     Profile,
     Reads,
@@ -56,7 +56,7 @@ class Observed:
     notes: list[str] = field(default_factory=list)
 
 
-def build(observed: Observed, name: str, migration: Migration, about: str | None = None) -> Profile:
+def build(observed: Observed, name: str, migration: MigrationSettings, about: str | None = None) -> Profile:
     """Return the profile; adds to `observed.notes` what a user has to know of it."""
     source, destination = observed.source, observed.destination
     one = source.kept if source is not None else None

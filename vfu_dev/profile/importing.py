@@ -17,7 +17,7 @@ from vfu_dev.profile.build import Observed, build
 from vfu_dev.profile.from_calls import MAGIC, Call, CallReader, read_calls
 from vfu_dev.profile.from_qemu import QemuReader
 from vfu_dev.profile.history import History
-from vfu_dev.profile.model import Migration, Profile
+from vfu_dev.profile.model import MigrationSettings, Profile
 from vfu_dev.profile.reading import parse_profile
 from vfu_dev.profile.session import Marks
 from vfu_dev.profile.writing import profile_text
@@ -43,7 +43,7 @@ class Wanted:
 
 
 def import_profile(
-    paths: Sequence[Path], name: str, wanted: Wanted, migration: Migration, about: str | None = None
+    paths: Sequence[Path], name: str, wanted: Wanted, migration: MigrationSettings, about: str | None = None
 ) -> tuple[Profile, list[str]]:
     """Return the profile of a device in traces, and notes about it.
 

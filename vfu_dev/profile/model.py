@@ -234,7 +234,7 @@ class Content:
 
 
 @dataclass(frozen=True)
-class Migration:
+class MigrationSettings:
     """QEMU's settings when it was recorded; no part of the device. A replay may take them as its own."""
 
     qemu: Annotated[str | None, plain(TEXT, "its version")] = None
@@ -291,5 +291,5 @@ class Profile:
     dma_logging: DmaLogging = field(default_factory=DmaLogging)
     contention: Contention = field(default_factory=Contention)
     content: Content = field(default_factory=Content)
-    migration: Migration = field(default_factory=Migration)
+    migration: MigrationSettings = field(default_factory=MigrationSettings)
     recorded: Recorded = field(default_factory=Recorded)

@@ -21,7 +21,7 @@ from vfu_dev.profile.model import (
     Features,
     Initial,
     Loading,
-    Migration,
+    MigrationSettings,
     Phases,
     Profile,
     Reads,
@@ -52,7 +52,7 @@ TABLES: dict[str, Any] = {
     "dma_logging": DmaLogging,
     "contention": Contention,
     "content": Content,
-    "migration": Migration,
+    "migration": MigrationSettings,
     "recorded": Recorded,
 }
 SIDES = ("source", "destination")
