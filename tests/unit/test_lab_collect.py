@@ -14,7 +14,7 @@ from test_metrics_scrape import example
 from vfu_dev.errors import LabError
 from vfu_dev.figures import Figures, Sample
 from vfu_dev.lab.host import Fetched, fetch_all
-from vfu_dev.lab.observer import Observer
+from vfu_dev.lab.observer import ObservedMove
 from vfu_dev.lab.result import MigrationResult
 from vfu_dev.vm.monitor import Monitor
 from vfu_dev.vm.servers import ControlledServer
@@ -89,7 +89,7 @@ class Observed:
         return await fetch_all(self.servers)
 
 
-class Observing(Observer):
+class Observing(ObservedMove):
     """Observes a migration that was last sampled with `status`; None: never."""
 
     timeout_seconds = 0.0

@@ -13,7 +13,7 @@ import pytest
 from qmpkit import commands, event_of, greeting, line_of
 
 from vfu_dev.lab.host import Fetched
-from vfu_dev.lab.observer import Observer, TimeLimitError
+from vfu_dev.lab.observer import ObservedMove, TimeLimitError
 from vfu_dev.vm.monitor import PASS, Monitor
 from vfu_dev.vm.servers import ControlledServer
 
@@ -63,7 +63,7 @@ class Source:
         return []
 
 
-class Spinning(Observer):
+class Spinning(ObservedMove):
     """Observes it."""
 
     timeout_seconds = 0.05

@@ -16,7 +16,7 @@ from typing import Any
 from vfu_dev.client.listening import remove_socket_folder, socket_folder
 from vfu_dev.errors import LabError
 from vfu_dev.lab.host import Host
-from vfu_dev.lab.observer import MoveReporter, Observer, remaining_bytes
+from vfu_dev.lab.observer import MoveReporter, ObservedMove, remaining_bytes
 from vfu_dev.lab.options import MigrateOptions, QemuChoice
 from vfu_dev.lab.pausing import going_on, pauses
 from vfu_dev.lab.policy import Policy, step_text
@@ -29,7 +29,7 @@ from vfu_dev.vm.qtest_guest import QtestGuest
 from vfu_dev.workload import Workload
 
 
-class Lab(Observer):
+class Lab(ObservedMove):
     """The processes of one move; an async context manager that leaves nothing behind.
 
     `logs` is kept; sockets live in a short temporary path, because UNIX socket names end at 107 bytes. `far`

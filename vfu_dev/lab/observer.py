@@ -1,6 +1,6 @@
 """Samples both sides of a migration: QEMU's figures, and the measurements of the devices' servers.
 
-An `Observer` starts nothing. `vfu_dev.lab.lab.Lab` is one that owns what it observes.
+An `ObservedMove` starts nothing. `vfu_dev.lab.lab.Lab` is one that owns what is observed.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Side(Protocol):
         """Return what each server measured since the last time."""
 
 
-class Observer(ABC):
+class ObservedMove(ABC):
     """Samples a migration from `source` to `destination`, set by the subclass, and keeps the samples.
 
     Attributes:

@@ -21,7 +21,7 @@ from vfu_dev.errors import ConfigError, LabError
 from vfu_dev.lab.clocks import align, compare_clocks
 from vfu_dev.lab.host import Fetched, fetch_all
 from vfu_dev.lab.judge import judge
-from vfu_dev.lab.observer import MoveReporter, Observer, TimeLimitError
+from vfu_dev.lab.observer import MoveReporter, ObservedMove, TimeLimitError
 from vfu_dev.lab.pausing import PAUSED
 from vfu_dev.lab.result import FINAL_STATES, MigrationResult, QemuSide
 from vfu_dev.socket_paths import control_path
@@ -106,7 +106,7 @@ class WatchedHost:
 GREETING_SECONDS = 20.0
 
 
-class Watcher(Observer):
+class Watcher(ObservedMove):
     """Observes two QEMUs that it did not start."""
 
     source: WatchedHost
