@@ -331,7 +331,7 @@ def _migration(
         "initial_bytes": progress.initial_bytes,
         "precopy_bytes": progress.precopy_bytes,
         "stop_copy_bytes": progress.stop_copy_bytes,
-        "transfer_rate_bytes_per_second": round(progress.bandwidth),
+        "transfer_rate_bytes_per_second": round(progress.transfer_rate),
         "total_ms": round(progress.total_seconds * 1000, 3),
         "downtime_ms": round(progress.downtime_seconds * 1000, 3),
     }

@@ -137,14 +137,13 @@ def _plain_lines() -> Callable[[ClientProgress], None]:
             return
         phase, last = state.phase, now
         sent, left = state.transferred_bytes, state.remaining_bytes
-        far = format_left(sent, sent + left, state.bandwidth) if left else ""
+        far = format_left(sent, sent + left, state.transfer_rate) if left else ""
         if state.passes:  # what is left is written meanwhile, so no time is known
             far = f"pass {state.passes + 1}" if left else ""
         click.echo(
             f"{state.total_seconds:7.1f} s  {state.phase:12} "
-            f"{format_size(state.transferred_bytes):>10} sent, "
-            f"{format_size(state.remaining_bytes):>10} left, transfer rate {format_size(state.bandwidth)}/s"
-            + (f"; {far}" if far else ""),
+            f"{format_size(sent):>10} sent, {format_size(left):>10} left, "
+            f"transfer rate {format_size(state.transfer_rate)}/s" + (f"; {far}" if far else ""),
             err=True,
         )
 
@@ -179,7 +178,7 @@ def result_of(
         "downtime_ms": round(state.downtime_seconds * 1000, 3),
         "downtime_limit_ms": options.downtime_limit_seconds * 1000,
         "verify_ms": round(state.verify_seconds * 1000, 3),
-        "transfer_rate_bytes_per_second": round(state.bandwidth),
+        "transfer_rate_bytes_per_second": round(state.transfer_rate),
     }
 
 

@@ -69,7 +69,7 @@ class ClientProgress:
     stop_copy_bytes: int = 0
     passes: int = 0
     reinits: int = 0  # number of times that the device had new initial data (VFIO_PRECOPY_INFO_REINIT)
-    bandwidth: float = 0.0  # bytes per second, last window
+    transfer_rate: float = 0.0  # bytes per second, last window
     threshold_bytes: float = 0.0
     total_seconds: float = 0.0
     downtime_seconds: float = 0.0  # source stopped to destination running, verification left out
@@ -348,7 +348,7 @@ class Migrator:
         return exact <= state.threshold_bytes
 
     def _window(self, count: int) -> bool:
-        """Account for `count` bytes; once a window is over, renew bandwidth and threshold."""
+        """Account for `count` bytes; once a window is over, renew rate and threshold."""
         state = self.progress
         self._window_bytes += count
         now = time.monotonic()
@@ -358,13 +358,13 @@ class Migrator:
         if limit is not None and self._window_bytes > limit * elapsed:
             time.sleep(min(self._window_bytes / limit - elapsed, WINDOW_SECONDS))
             elapsed = time.monotonic() - self._window_began
-        first = state.bandwidth == 0.0 and elapsed > 0
+        first = state.transfer_rate == 0.0 and elapsed > 0
         if elapsed < WINDOW_SECONDS and not first:
             return False
         # A window with next to no data says nothing about the link; QEMU uses it nevertheless.
         if self._window_bytes >= self._slice // 2 or first:
-            state.bandwidth = self._window_bytes / elapsed
-            state.threshold_bytes = threshold_bytes(state.bandwidth, self.options.downtime_limit_seconds)
+            state.transfer_rate = self._window_bytes / elapsed
+            state.threshold_bytes = threshold_bytes(state.transfer_rate, self.options.downtime_limit_seconds)
         if elapsed >= WINDOW_SECONDS:
             self._window_began, self._window_bytes = time.monotonic(), 0
         return True
@@ -383,7 +383,7 @@ class Migrator:
     def _shortfall(self) -> str:
         state = self.progress
         left = max(state.remaining_bytes, state.stop_copy_length or 0)
-        note = threshold_note("measured", state.bandwidth, self.options.downtime_limit_seconds)
+        note = threshold_note("measured", state.transfer_rate, self.options.downtime_limit_seconds)
         initial = state.remaining_initial_bytes
         before = f"; {format_size(initial)} of it is initial data, which is read first" if initial else ""
         return remaining_text(left, state.threshold_bytes, note) + before

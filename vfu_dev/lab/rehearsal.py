@@ -148,7 +148,7 @@ class _Measurements:
         self._last = progress.total_seconds
         load = self._control.command("load-status")
         dirty = load["recent_rate_bytes"] / load["load"]["write_bytes"] * DEFAULT_PAGE_BYTES
-        found = Decision(dirty, progress.bandwidth, progress.remaining_bytes, progress.threshold_bytes)
+        found = Decision(dirty, progress.transfer_rate, progress.remaining_bytes, progress.threshold_bytes)
         self.series.append(asdict(found) | {"seconds": progress.total_seconds})
         carried = "" if load["keeps_up"] else "; the machine does NOT keep up with the load"
         self._reporter(
