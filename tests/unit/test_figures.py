@@ -58,7 +58,7 @@ def test_the_edges_that_decisions_hang_on_are_there() -> None:
         ("STOP_COPY", None, "the device is stopped, 5 MiB to go"),
         ("RESUMING", None, "receiving state"),
         ("ERROR", None, "in ERROR: only a reset helps"),
-        ("RUNNING", None, "idle; downtime of the last migration 31 ms, predicted 30 ms"),
+        ("RUNNING", None, "idle; measured downtime of the last migration 31 ms, predicted 30 ms"),
     ],
 )
 def test_verdicts(state: str, converging: bool | None, expected: str) -> None:

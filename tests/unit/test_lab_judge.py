@@ -20,14 +20,14 @@ def test_a_fault_that_happened_is_named() -> None:
     """It was asked for, so the machine is not to blame."""
     (warning,) = late_move(source={}, destination={"mig-write": 1, "mig-read": 2}).warnings
     assert warning == (
-        "downtime 1534 ms, limit 300 ms (faults that were asked for happened: "
+        "measured downtime 1534 ms, limit 300 ms (faults that were asked for happened: "
         "mig-write 1 time at vfu0's destination, mig-read 2 times at vfu0's destination)"
     )
 
 
 def test_without_one_the_machine_may_be_busy() -> None:
     (warning,) = late_move().warnings
-    assert warning == "downtime 1534 ms, limit 300 ms (is the machine busy?)"
+    assert warning == "measured downtime 1534 ms, limit 300 ms (is the machine busy?)"
 
 
 def given_up(status: str, *, cancelled: bool, resume: str = "aborted") -> list[str]:

@@ -43,12 +43,14 @@ def summary(result: dict[str, Any], load: Workload) -> list[str]:
         lines.append(f"{device['name']}: {sizes}{share}, {passes}, digests {match}")
         if device["downtime_seconds"] is not None:
             predicted = device["predicted_downtime_seconds"]
-            told = "" if predicted is None else f", {predicted * 1000:.0f} ms predicted when it stopped"
-            stood = f"stood still for {device['downtime_seconds'] * 1000:.0f} ms"
-            lines.append(f"{device['name']}: {stood}{told}")
+            told = "" if predicted is None else f", predicted downtime {predicted * 1000:.0f} ms"
+            measured = f"measured downtime {device['downtime_seconds'] * 1000:.0f} ms"
+            lines.append(f"{device['name']}: {measured}{told}")
     if qemu["downtime_ms"] is not None:
         limit = qemu["downtime_limit_ms"]
-        lines.append(f"downtime {qemu['downtime_ms']} ms (limit {limit} ms), total {qemu['total_ms']} ms")
+        lines.append(
+            f"measured downtime {qemu['downtime_ms']} ms (limit {limit} ms), total {qemu['total_ms']} ms"
+        )
     elif qemu["run_state_source"] is not None:
         lines.append(f"the VM on the source is {qemu['run_state_source']}")
     lines += [f"the policy set {step_text(step)}" for step in result["policy"]]

@@ -355,7 +355,7 @@ def _preset(plan: Rehearsal, json_path: str | None, quiet: bool) -> None:
     write_json(result, json_path)
     if not quiet:
         after = f"after {result['total_ms'] / 1000:.1f} s and {format_count(result['passes'], 'pass')}"
-        down = "" if result["downtime_ms"] is None else f", downtime {result['downtime_ms']:.0f} ms"
+        down = "" if result["downtime_ms"] is None else f", measured downtime {result['downtime_ms']:.0f} ms"
         said = (
             "as expected" if result["as_expected"] else f"NOT as expected: {result['error'] or 'too early'}"
         )
@@ -380,7 +380,7 @@ def _summary(result: dict[str, Any], spec: Workload) -> str:
         passes = format_count(moved["passes"], "pass")
         lines.append(
             f"migrated meanwhile: {format_size(moved['precopy_bytes'])} in {passes}, "
-            f"downtime {moved['downtime_ms']:.0f} ms, total {moved['total_ms']:.0f} ms"
+            f"measured downtime {moved['downtime_ms']:.0f} ms, total {moved['total_ms']:.0f} ms"
         )
     elif moved is not None:
         lines.append(f"not migrated: {moved['error']}")

@@ -339,7 +339,7 @@ def _summary(result: dict[str, Any]) -> str:
     return (
         f"{device['name']}: {format_size(device['precopy_bytes'])} in {passes}, "
         f"{format_size(device['stop_copy_bytes'])} in stop-copy\n"
-        f"total {result['total_ms']:.0f} ms, downtime {result['downtime_ms']:.0f} ms "
+        f"total {result['total_ms']:.0f} ms, measured downtime {result['downtime_ms']:.0f} ms "
         f"(limit {result['downtime_limit_ms']:g} ms{why}), verification {result['verify_ms']:.0f} ms\n"
         f"digest {compared}"
     )

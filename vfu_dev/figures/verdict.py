@@ -22,7 +22,7 @@ def verdict(snapshot: Snapshot) -> str:
     if state == "RESUMING":
         return "receiving state"
     if snapshot.last_downtime_seconds is not None:
-        text = f"idle; downtime of the last migration {snapshot.last_downtime_seconds * 1000:.0f} ms"
+        text = f"idle; measured downtime of the last migration {snapshot.last_downtime_seconds * 1000:.0f} ms"
         predicted = snapshot.last_predicted_downtime_seconds
         return text if predicted is None else f"{text}, predicted {predicted * 1000:.0f} ms"
     if snapshot.received_bytes:

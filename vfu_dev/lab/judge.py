@@ -38,7 +38,9 @@ def judge(
     if qemu.downtime_ms is not None and qemu.downtime_ms > qemu.downtime_limit_ms:
         struck = _struck(result)
         why = f"faults that were asked for happened: {struck}" if struck else "is the machine busy?"
-        result.warnings.append(f"downtime {qemu.downtime_ms} ms, limit {qemu.downtime_limit_ms} ms ({why})")
+        result.warnings.append(
+            f"measured downtime {qemu.downtime_ms} ms, limit {qemu.downtime_limit_ms} ms ({why})"
+        )
     spec = load or Workload("idle")
     if guest is not None and not _guest_kept_up(result):
         result.warnings.append(f"the guest wrote {spec.reached_text(asdict(guest))}")

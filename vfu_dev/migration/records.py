@@ -127,12 +127,12 @@ def log_state_change(
         predicted = observer.predicted_seconds
         if target not in PRE_COPY_GROUP and predicted is not None:
             fields["predicted_downtime_seconds"] = round(predicted, 6)
-            text += f", downtime predicted {predicted * 1000:.0f} ms"
+            text += f", predicted downtime {predicted * 1000:.0f} ms"
             if origin is DeviceState.STOP_COPY and save.status == "completed":
                 measured = observer.last_downtime_seconds
                 assert measured is not None
                 fields["downtime_seconds"] = round(measured, 6)
-                text += f", measured {measured * 1000:.0f} ms"
+                text += f", measured downtime {measured * 1000:.0f} ms"
         if target not in SAVING_GROUP and change.reason != "requested" and save.status in ADVICE:
             level, text = logging.WARNING, f"{text}; {ADVICE[save.status]}"
     if resume is not None and origin is DeviceState.RESUMING:

@@ -71,7 +71,7 @@ class Prediction:
             return decided
         return (
             f"{decided}; {format_count(self.passes, 'pass')}, {format_size(self.total_bytes)} in "
-            f"{self.total_seconds:.2f} s, downtime {self.downtime_seconds * 1000:.0f} ms"
+            f"{self.total_seconds:.2f} s, predicted downtime {self.downtime_seconds * 1000:.0f} ms"
         )
 
 

@@ -168,7 +168,7 @@ def _received(rows: Table, snapshot: Snapshot, samples: Sequence[Sample], width:
     whole = arrived[-1].time - arrived[0].time
     mean = arrived[-1].transferred_bytes / whole if whole > 0 else None
     rows.add_row("received", Text(sparkline(sizes, width, unicode), "green"), _bytes(snapshot.received_bytes))
-    rows.add_row("its rate, on average", Text(sparkline(rates, width, unicode), "green"), _bytes(mean, "/s"))
+    rows.add_row("mean transfer rate", Text(sparkline(rates, width, unicode), "green"), _bytes(mean, "/s"))
     ended = ", ".join(f"{count} {how}" for how, count in snapshot.totals.resumes.items() if count) or "none"
     rows.add_row("incoming, in total", ended, _bytes(snapshot.totals.received_bytes))
     counters = snapshot.counters
