@@ -15,6 +15,7 @@ from typing import Any
 import click
 import pytest
 
+from vfu_dev import JSON_VERSION
 from vfu_dev.cli import cli, main
 from vfu_dev.cli.extras import missing_text
 from vfu_dev.cli.load_options import load_of, load_options
@@ -372,10 +373,12 @@ def test_json_goes_to_a_file_and_the_text_to_standard_output(run: Run, tmp_path:
     path = tmp_path / "new" / "scenarios.json"
     status, out, _ = run("lab", "scenarios", "--json", path)
     assert (status, "switchover-ack" in out) == (0, True)
-    assert {one["name"] for one in json.loads(path.read_text())} >= {"idle", "steady"}
+    written = json.loads(path.read_text())
+    assert written["version"] == JSON_VERSION
+    assert {one["name"] for one in written["scenarios"]} >= {"idle", "steady"}
     for bare in (["--json"], ["--json", "-"], ["--json=-"]):
         status, out, _ = run("lab", "scenarios", *bare)
-        assert json.loads(out) == json.loads(path.read_text())
+        assert json.loads(out) == written
 
 
 # --- names --------------------------------------------------------------------------------------------------

@@ -170,7 +170,7 @@ def _compare(folder: Path, map_file: Path | None, json_path: str | None) -> None
         from vfu_dev.report.drawing import write_png
 
         write_png(map_figure(found), map_file)
-    show_or_write([_row(one) for one in found], json_path, lambda: _compared_text(found))
+    show_or_write({"points": [_row(one) for one in found]}, json_path, lambda: _compared_text(found))
 
 
 def _compared_text(found: Sequence[Compared]) -> str:

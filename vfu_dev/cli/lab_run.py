@@ -265,7 +265,7 @@ def scenarios(json_path: str | None) -> None:
         }
         for one in found
     ]
-    write_json(rows, json_path)
+    write_json({"scenarios": rows}, json_path)
     if json_path == TO_STDOUT:
         return
     table = Table(box=None, header_style="bold")

@@ -40,7 +40,10 @@ def json_option(what: str, *, any_word: bool = True) -> Callable[[_Command], _Co
 
 
 def versioned(value: Any) -> Any:
-    """Return an object with the version of its keys, which is the first of them; other values as they are."""
+    """Return an object with the version of its keys, which is the first of them; other values as they are.
+
+    A list is one of summaries, each with its own.
+    """
     return {"version": JSON_VERSION, **value} if isinstance(value, dict) else value
 
 
