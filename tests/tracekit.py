@@ -36,7 +36,7 @@ def move(
 
     Every block and every answer of the device is 10 ms behind the one before; a change of state takes 2 ms.
 
-    Args:    blocks: of the initial data. dirty: dirty_bytes at each exact question, which is then read.
+    Args: blocks: of the initial data. dirty: dirty_bytes at each exact question, which is then read.
     """
     at = 100.0
 

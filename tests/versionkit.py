@@ -114,7 +114,7 @@ class Evidence:
     def of_move(self, lab: Lab, result: MigrationResult, file: Path | None = None) -> None:
         """Take what a completed move shows, before the lab turns around.
 
-        Args:    result: collected. file: that the migration was written to.
+        Args: result: collected. file: that the migration was written to.
         """
         source, destination = _row(lab.source), _row(lab.destination)
         seen = set(_features(lab, result))

@@ -24,8 +24,8 @@ def threshold_bytes(bandwidth: float, downtime_limit_seconds: float = DOWNTIME_L
 def is_converging(dirty: float | None, transfer: float | None, *, stuck: bool) -> bool | None:
     """Return the verdict on two rates in bytes a second; None if it is not known.
 
-    Args:    stuck: the client itself found no less left than before. A transfer rate below the dirty rate
-             alone is no proof: the client may have had other data to send.
+    Args: stuck: the client itself found no less left than before. A transfer rate below the dirty rate
+          alone is no proof: the client may have had other data to send.
     """
     if dirty is None or transfer is None:
         return None
@@ -50,10 +50,10 @@ def sentence(
 
     not converging: dirty rate 4 MiB/s > transfer rate 1 MiB/s (ratio 0.25), remaining 4 MiB > threshold 2 MiB
 
-    Args:    dirty, transfer: bytes a second. remaining, threshold: bytes. What is None is not known.
-             all_read: nothing is left that can be sent in PRE_COPY.
-             unless: why it is too early for a verdict, if known.
-             transfer_note, threshold_note: what follows these numbers, in brackets.
+    Args: dirty, transfer: bytes a second. remaining, threshold: bytes. What is None is not known.
+          all_read: nothing is left that can be sent in PRE_COPY.
+          unless: why it is too early for a verdict, if known.
+          transfer_note, threshold_note: what follows these numbers, in brackets.
     """
     if all_read and remaining is not None and threshold is not None and remaining > threshold:
         # QEMU sends nothing any more, and so measures no bandwidth; only the downtime limit is left.

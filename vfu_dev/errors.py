@@ -114,7 +114,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 def judge_name(what: str, name: str) -> None:
     """Find out whether `name` can be the name of `what`, for people and logs.
 
-    Raises:  ConfigError: it is empty, or would move the cursor or end a line where it is printed.
+    Raises: ConfigError: it is empty, or would move the cursor or end a line where it is printed.
     """
     if not name:
         raise ConfigError(f"{what}: a name is missing")

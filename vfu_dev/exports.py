@@ -11,7 +11,7 @@ def publish(namespace: dict[str, Any]) -> None:
     `vfu_dev.client.Migrator` may move within `vfu_dev.client` then: error messages, tracebacks and `help()`
     name the public path alone.
 
-    Args:    namespace: the package's `globals()`, once all is imported.
+    Args: namespace: the package's `globals()`, once all is imported.
     """
     for name in namespace["__all__"]:
         if isinstance(namespace[name], type) or callable(namespace[name]):

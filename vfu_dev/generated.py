@@ -13,7 +13,7 @@ END = "<!-- end -->\n"
 def renewed(document: str, command: str, text: str) -> str:
     """Return `document` with `text` as the part that `command`, which gets the page's path, writes.
 
-    Raises:    ValueError: the document has no such part.
+    Raises: ValueError: the document has no such part.
     """
     begin = re.search(rf"^<!-- begin: {re.escape(command)} \S+ -->\n", document, re.MULTILINE)
     end = document.find(END, begin.end()) if begin else -1

@@ -121,7 +121,7 @@ class RateLimit(logging.Filter):
     def advance(self, *, at_once: bool = False) -> None:
         """Log the last line of each flood that is over, with how many were left out.
 
-        Args:    at_once: of those that are not over, too.
+        Args: at_once: of those that are not over, too.
         """
         now = self._clock()
         for place in self._places.values():
@@ -179,7 +179,7 @@ def set_up_logging(log_format: str, level: str) -> RateLimit:
         log_format: human or json.
         level: of this package; others log from WARNING on.
 
-    Returns:  the limit, which the caller's loop advances.
+    Returns: the limit, which the caller's loop advances.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else HumanFormatter())

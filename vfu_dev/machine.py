@@ -38,7 +38,7 @@ def machine_id() -> str:
     that, and for a keyed hash of it. They cover the processor too, since cloned machines often share
     /etc/machine-id.
 
-    Raises:  ConfigError: the label has control characters.
+    Raises: ConfigError: the label has control characters.
     """
     if label := os.environ.get(LABEL, "").strip():
         judge_name(LABEL, label)

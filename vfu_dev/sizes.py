@@ -19,8 +19,8 @@ _BIT_PATTERN = re.compile(r"([0-9]{1,32}(?:\.[0-9]{1,32})?)\s*([KMGT]?)bit(?:/s)
 def parse_size(text: str) -> int:
     """Return the number of bytes (or bytes a second) that `text` names, exactly.
 
-    Args:    text: `4096`, `64K`, `1.5G`, `16MiB`, `10M/s`; all multiples are binary.
-    Raises:  ValueError: anything else, with the text and an example.
+    Args: text: `4096`, `64K`, `1.5G`, `16MiB`, `10M/s`; all multiples are binary.
+    Raises: ValueError: anything else, with the text and an example.
     """
     match = _PATTERN.fullmatch(text.strip())
     if match is None:
@@ -35,9 +35,9 @@ def parse_size(text: str) -> int:
 def parse_bandwidth(text: str) -> int:
     """Return the bytes a second that `text` names.
 
-    Args:    text: as for `parse_size`, or bits with decimal multiples, as networks count: `100Mbit`,
-             `1Gbit/s`. Rounded down to whole bytes.
-    Raises:  ValueError: anything else, with the text and examples.
+    Args: text: as for `parse_size`, or bits with decimal multiples, as networks count: `100Mbit`,
+          `1Gbit/s`. Rounded down to whole bytes.
+    Raises: ValueError: anything else, with the text and examples.
     """
     match = _BIT_PATTERN.fullmatch(text.strip())
     if match is not None:

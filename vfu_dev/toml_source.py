@@ -26,7 +26,7 @@ def parse_toml(name: str, text: str) -> dict[str, Any]:
 class Source:
     """The text of a TOML file, and where its keys are.
 
-    Args:    name: what errors call the file.
+    Args: name: what errors call the file.
     """
 
     def __init__(self, name: str, text: str) -> None:

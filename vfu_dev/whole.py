@@ -11,8 +11,8 @@ def write_whole(path: Path, text: str) -> None:
     What is there and is no regular file (`/dev/null`, a pipe) is written to. Replaced, it would be gone for
     everybody else on the machine.
 
-    Raises:  OSError: it cannot be written; a file that was there is as it was. `filename` is `path`, also
-             where the disk is full, when the system names none.
+    Raises: OSError: it cannot be written; a file that was there is as it was. `filename` is `path`, also
+            where the disk is full, when the system names none.
     """
     path = path.resolve()
     if path.exists() and not path.is_file():

@@ -91,8 +91,8 @@ class Replayed:
 def run(out: Path, scenarios: Sequence[str], qemus: Sequence[str], options: Sequence[str] = ()) -> None:
     """Run the scenarios, and the traced migration, with each QEMU; results are in `out`/QEMU.
 
-    Args:    options: more of `lab run`.
-    Raises:  SystemExit: one of them could not be run, or a move went wrong.
+    Args: options: more of `lab run`.
+    Raises: SystemExit: one of them could not be run, or a move went wrong.
     """
     out = out.absolute()
     for qemu in qemus:
@@ -158,7 +158,7 @@ def _point(scenario: str, point: Mapping[str, Any], stood: str | None) -> dict[s
 def traced(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return how one migration asked for sizes, from QEMU's trace, and what its `query-migrate` said.
 
-    Raises:  ValueError: the trace has no questions.
+    Raises: ValueError: the trace has no questions.
     """
     events = report["qemu"]["trace_source"]
     found: dict[str, list[Mapping[str, Any]]] = {"pending-estimate": [], "pending-exact": []}

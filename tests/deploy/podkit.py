@@ -107,8 +107,8 @@ class Container(Closing):
 class Pods(Closing):
     """Two pods that reach each other by the names of services; all is gone at the end.
 
-    Args:  folder: a kustomization's.
-           service: the name that leads to the second pod.
+    Args: folder: a kustomization's.
+          service: the name that leads to the second pod.
     """
 
     def __init__(self, folder: Path, service: str) -> None:

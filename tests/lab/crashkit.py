@@ -92,7 +92,7 @@ def recorded(cell: Cell) -> Iterator[Seen]:
 class Crash:
     """One cell, in a lab that has started.
 
-    Args:  folder: for the file that a hold lasts as long as.
+    Args: folder: for the file that a hold lasts as long as.
     """
 
     def __init__(self, lab: Lab, cell: Cell, folder: Path) -> None:

@@ -84,7 +84,7 @@ async def wait_back_at_source(lab: Lab, *servers: ControlledServer) -> None:
 
     QEMU says "failed" before it takes the devices out of PRE_COPY.
 
-    Args:    servers: of the devices that still have one; by default all.
+    Args: servers: of the devices that still have one; by default all.
     """
 
     async def run() -> bool:

@@ -202,8 +202,8 @@ def libvirt_hosts(
 ) -> Iterator[tuple[LibvirtHost, LibvirtHost]]:
     """Yield two hosts, `a` and `b`, joined by a network.
 
-    Args:    packages: where a libvirt is unpacked that they have in place of the machine's.
-             environment: of their consoles.
+    Args: packages: where a libvirt is unpacked that they have in place of the machine's.
+          environment: of their consoles.
     """
     require_libvirt()
     folder = Path(tempfile.mkdtemp(prefix="vfu-libvirt-"))

@@ -19,7 +19,7 @@ CATCH_UP_SECONDS = 0.005
 class Link:
     """Takes one connection on `path` and carries it to `target`; both ways, only one is limited.
 
-    Args:    bytes_a_second: from whoever connects to `target`.
+    Args: bytes_a_second: from whoever connects to `target`.
     """
 
     def __init__(self, path: Path, target: Path, bytes_a_second: float) -> None:

@@ -43,7 +43,7 @@ def move(source: RunningServer, destination: RunningServer, load: Load) -> Clien
 
     One connection, one thread: the writes that are due go out before each read.
 
-    Raises:  MigrationError: it did not end in time.
+    Raises: MigrationError: it did not end in time.
     """
     random = Random(1)
     with source.connect() as ours, destination.connect() as theirs:

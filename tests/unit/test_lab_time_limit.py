@@ -21,7 +21,7 @@ from vfu_dev.vm.servers import ControlledServer
 class SpinningQemu:
     """A QMP server that makes passes: what it answers stands behind them until the migration is cancelled.
 
-    Args:       answers_cancel: whether it answers that at once; else behind passes, with the next answer.
+    Args: answers_cancel: whether it answers that at once; else behind passes, with the next answer.
     Attributes: asked: the commands that it got. late: how many answers stood behind passes.
     """
 

@@ -25,7 +25,7 @@ EVENT = event_of("RESUME")
 class Server:
     """A QMP server; `asked` are the commands that it got, of all its connections.
 
-    Args:    before: of each connection, what is sent before the greeting. after: what is sent after it.
+    Args: before: of each connection, what is sent before the greeting. after: what is sent after it.
     """
 
     def __init__(self, before: list[list[Any]], after: list[Any]) -> None:

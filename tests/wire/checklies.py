@@ -60,8 +60,8 @@ When = Callable[[Liar, Request, Reply], bool]
 class Case:
     """A lie, and what else makes its check fail.
 
-    Attributes:  clients: connections after which the server is gone. waiting: a second client is left so.
-                 impatient: it shows in what does not come, so the check is given little time.
+    Attributes: clients: connections after which the server is gone. waiting: a second client is left so.
+                impatient: it shows in what does not come, so the check is given little time.
     """
 
     lie: Lie

@@ -104,7 +104,7 @@ class TooEarlyError(Exception):
 def loop(serve: ServerFactory, folder: Path, profile: Profile, seconds: float = 0.0) -> Profile:
     """Serve `profile` twice, migrate from one to the other, and import what was recorded.
 
-    Args:    seconds: how long PRE_COPY is at least.
+    Args: seconds: how long PRE_COPY is at least.
     """
     file = folder / "profile.toml"
     file.write_text(profile_text(profile))

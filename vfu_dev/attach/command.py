@@ -105,8 +105,8 @@ def attach(
     A QEMU gets `-object` and `-device` at the end, unless an argument contains `%sysfsdev0%` (`%sysfsdev1%`,
     …), which becomes the path of that device's folder. Any other program gets the environment alone.
 
-    Args:    iommu: by default the first of IOMMU_PATHS that the QEMU has.
-    Raises:  ConfigError: a placeholder has no socket. AttachError, QemuBinaryError: it cannot be used.
+    Args: iommu: by default the first of IOMMU_PATHS that the QEMU has.
+    Raises: ConfigError: a placeholder has no socket. AttachError, QemuBinaryError: it cannot be used.
     """
     sockets = [Path(os.path.abspath(socket)) for socket in sockets]
     placed = {int(number) for word in command for number in _SYSFSDEV.findall(word)}

@@ -154,8 +154,8 @@ def make_front_end(
 ) -> FrontEnd:
     """Return the front end `name` of `binary`, for a QEMU that this process starts with `devices` at most.
 
-    Args:    name, iommu: None for the best that the QEMU has. log: the preloaded library's log file.
-    Raises:  QemuBinaryError, AttachError: the QEMU lacks it. BuildError: the library is not built.
+    Args: name, iommu: None for the best that the QEMU has. log: the preloaded library's log file.
+    Raises: QemuBinaryError, AttachError: the QEMU lacks it. BuildError: the library is not built.
     """
     name = choose_front_end(binary, name)
     if name == VFIO_USER_PCI:

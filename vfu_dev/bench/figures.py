@@ -84,7 +84,7 @@ def in_turns(
 ) -> list[tuple[T, T]]:
     """Measure both sides `rounds` times; the side that goes first alternates.
 
-    Args:    touched_bytes: memory that is touched before each round, if both sides then allocate some.
+    Args: touched_bytes: memory that is touched before each round, if both sides then allocate some.
     """
     found = []
     for number in range(rounds):

@@ -114,7 +114,7 @@ class Machine:
 
         The event has QEMU's time of day, which may be set. Callers measure durations with a monotonic clock.
 
-        Raises:  BenchError: it has not in time; says how far it is. ProcessError: QEMU ended.
+        Raises: BenchError: it has not in time; says how far it is. ProcessError: QEMU ended.
         """
         try:
             await self.qemu.wait_event("MIGRATION", first=seen, status="completed")

@@ -116,7 +116,7 @@ def _windows(
 class Moving:
     """MMIO of a device in PRE_COPY, between migration reads and behind them.
 
-    Args:    where: where the accesses go; the device gets them as messages.
+    Args: where: where the accesses go; the device gets them as messages.
     """
 
     def __init__(self, client: RawClient, where: Accesses, calls: int) -> None:

@@ -58,7 +58,7 @@ class Bench:
     def ours(self, memory_mib: int, *options: str, fill: int = 1, metrics: bool = False) -> Served:
         """Start `vfu-dev serve`; `fill` 0 leaves the memory empty, as a destination's is.
 
-        Args:    metrics: with a metrics port.
+        Args: metrics: with a metrics port.
         """
         extra, port = ["--log-level", "WARNING", *options], None
         if metrics:

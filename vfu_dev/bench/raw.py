@@ -56,8 +56,8 @@ class Moved(NamedTuple):
 class RawClient(Closing):
     """One connection to the server at `path`. Raises: ClientError, from every method.
 
-    Args:    places: have migration data in a window, with as many requests of 4 MiB under way; 0: in
-             messages.
+    Args: places: have migration data in a window, with as many requests of 4 MiB under way; 0: in
+          messages.
     """
 
     def __init__(self, path: Path, places: int = 0) -> None:

@@ -88,7 +88,7 @@ def run(
         reporter: called with each figure as it comes, and with each failure.
         with_busy_core: keep one processor busy; such figures are not judged either.
 
-    Raises:  BuildError: what every case starts cannot be built.
+    Raises: BuildError: what every case starts cannot be built.
     """
     for name in ARTIFACTS:
         artifact(name, build=True)

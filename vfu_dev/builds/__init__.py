@@ -58,7 +58,7 @@ def artifact(name: str, build: bool = False) -> Path:
     VFU_DEV_KERNELS, VFU_DEV_QEMU and VFU_DEV_VFIO_PRELOAD name files to use instead of `libvfio-user`,
     `vfu-kernels`, `qemu` and `vfio-preload`.
 
-    Args:   build: build it now, with progress on stderr, if it is not in the cache.
+    Args: build: build it now, with progress on stderr, if it is not in the cache.
     Raises: NotBuiltError (a BuildError): it is not in the cache and `build` is False; says what to run.
             BuildError: no such artifact, or it cannot be built.
     """

@@ -51,10 +51,10 @@ class Package:
 class PrivateApt:
     """apt's tools with package lists and archives under `folder`.
 
-    Args:   folder: holds lists and archives; created by the first `update`.
-            lines: the sources.list lines to use instead of the machine's own sources.
-            bare: resolve as if no package was installed or pinned, so that the result is the same on every
-            machine.
+    Args: folder: holds lists and archives; created by the first `update`.
+          lines: the sources.list lines to use instead of the machine's own sources.
+          bare: resolve as if no package was installed or pinned, so that the result is the same on every
+          machine.
     """
 
     def __init__(self, folder: Path, *lines: str, bare: bool = False) -> None:

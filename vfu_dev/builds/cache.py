@@ -137,8 +137,8 @@ class Cache:
         Commands that run under the lock inherit the descriptor. The lock then lasts until the last of them
         ends, so a compiler that outlives a killed build cannot disturb the next build.
 
-        Args:   waiting: called repeatedly, with the holder's process id if known, while another process holds
-                it.
+        Args: waiting: called repeatedly, with the holder's process id if known, while another process holds
+              it.
         """
         folder = self.root / "locks"
         folder.mkdir(parents=True, exist_ok=True)

@@ -146,7 +146,7 @@ def build_environment(path_first: Path | None = None) -> dict[str, str]:
 def output_of(argv: Sequence[str | Path], *, cwd: Path | None = None) -> str:
     """Return the standard output of a short command; empty if the command is missing or fails.
 
-    Raises:  BuildError: this process has no free descriptor, so the command was not tried.
+    Raises: BuildError: this process has no free descriptor, so the command was not tried.
     """
     try:
         done = subprocess.run(

@@ -21,8 +21,8 @@ _OTHER_FOLDERS = ("include/dt-bindings",)
 def keep_headers(root: Path, kernel: str, out: Path) -> None:
     """Make `out` a folder to build modules for `kernel` against, from packages unpacked in `root`.
 
-    Args:   root: holds usr/src/linux-headers-KERNEL, its -common and usr/lib/linux-kbuild-*; they are moved.
-            kernel: release, as in `uname -r`.
+    Args: root: holds usr/src/linux-headers-KERNEL, its -common and usr/lib/linux-kbuild-*; they are moved.
+          kernel: release, as in `uname -r`.
     Raises: BuildError: the packages are not those of this kernel, or have another layout than expected.
     """
     source = root / "usr" / "src"
@@ -57,9 +57,9 @@ def _relative(out: Path) -> None:
 def compile_module(context: BuildContext, headers: Path, source: Path, out: Path) -> dict[str, bytes]:
     """Compile the module in `source` and return name -> content of each `.ko`, without debug information.
 
-    Args:   headers: made by `keep_headers`.
-            source: folder with a Kbuild file.
-            out: folder to work in; its new files are removed afterwards.
+    Args: headers: made by `keep_headers`.
+          source: folder with a Kbuild file.
+          out: folder to work in; its new files are removed afterwards.
     Raises: CommandError.
     """
     work = out / "module"

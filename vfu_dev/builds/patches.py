@@ -61,7 +61,7 @@ def sync_tree(
     call starts from that record.
 
     Returns: the files that changed, relative to the tree.
-    Raises:  PatchError: the series does not apply; the tree has not been touched.
+    Raises: PatchError: the series does not apply; the tree has not been touched.
     """
     record = tree.parent / "touched.json"
     before: set[str] = set(json.loads(record.read_text())) if record.exists() else set()

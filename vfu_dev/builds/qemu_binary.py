@@ -120,7 +120,7 @@ class QemuBinary:
 def find_qemu(choice: str, build: bool = False, cache: Cache | None = None) -> QemuBinary:
     """Return the QEMU of `choice`: one of NAMES, a program, or a folder that QEMU was built in.
 
-    Args:   build: build or fetch it first if it is not in the cache.
+    Args: build: build or fetch it first if it is not in the cache.
     Raises: BuildError: it is not there or does not run; says what to do.
     """
     cache = cache or Cache()

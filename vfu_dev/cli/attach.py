@@ -18,7 +18,7 @@ COMMAND_LINE = "vfu_dev.attach.command"
 class WithCommand(Command):
     """A command whose arguments end at `--`; what follows is a command line that click does not parse.
 
-    Args:    behind: how the arguments look, for a message.
+    Args: behind: how the arguments look, for a message.
     """
 
     def __init__(self, *args: Any, behind: str = "-- COMMAND [ARG]...", **settings: Any) -> None:

@@ -67,7 +67,7 @@ def key_of(option: click.Option) -> str:
 def _load(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
     """Make the file's values the context's defaults.
 
-    Raises:  ConfigError: file, line and key, with the allowed values.
+    Raises: ConfigError: file, line and key, with the allowed values.
     """
     if path is None:
         return
@@ -190,8 +190,8 @@ def origin(ctx: click.Context, name: str) -> str:
 def as_toml(ctx: click.Context, decided: Mapping[str, Any], without: Collection[str] = ()) -> str:
     """Return the effective options of `ctx` as a file that --config takes back.
 
-    Args:    decided: name -> what becomes of an option that nobody set. An option without value, here and
-             there, is a comment.
+    Args: decided: name -> what becomes of an option that nobody set. An option without value, here and
+          there, is a comment.
         without: names of options that do not apply and would be refused; comments too.
     """
     lines: list[str] = []

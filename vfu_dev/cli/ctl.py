@@ -64,8 +64,8 @@ def _subcommand(
 ) -> Callable[[F], click.Command]:
     """Make a function that returns name and arguments of a control command a subcommand that sends it.
 
-    Args:    example: what its example has after the command's name.
-             text: the lines that show an answer to people; None: a key a line.
+    Args: example: what its example has after the command's name.
+          text: the lines that show an answer to people; None: a key a line.
     """
 
     def make(function: F) -> click.Command:
@@ -88,7 +88,7 @@ def _subcommand(
 def ask(path: str, timeout: float, name: str, arguments: dict[str, Any]) -> Any:
     """Send one command and return its result.
 
-    Raises:  ControlError: no server is there, or it refused.
+    Raises: ControlError: no server is there, or it refused.
     """
     path = str(control_path(path))
     try:

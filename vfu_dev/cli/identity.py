@@ -65,9 +65,9 @@ def identity_options(command: F) -> F:
 def settle(chosen: dict[str, Any], device: Device, declared: dict[str, Bar]) -> dict[str, Bar]:
     """Override the PCI identity of `device` with `chosen`, the values of these options.
 
-    Args:    declared: what the device declares; nothing of it was made yet.
+    Args: declared: what the device declares; nothing of it was made yet.
     Returns: the overridden identity.
-    Raises:  ConfigError: the device has no such part, or it cannot be that.
+    Raises: ConfigError: the device has no such part, or it cannot be that.
     """
     from vfu_dev.device import NO_BAR, Msix
 

@@ -192,7 +192,7 @@ def _run(
 def end_with(summaries: Sequence[dict[str, Any]], failed: bool, json_path: str | None) -> None:
     """Write the summaries as JSON, and end with the exit status that they make.
 
-    Args:    failed: one more scenario has no summary.
+    Args: failed: one more scenario has no summary.
     """
     from vfu_dev.series.summary import load_kept_up, profile_kept
 

@@ -92,7 +92,7 @@ _NAMED = {
 def load_options(dirty_rate: str | None = None) -> Callable[[F], F]:
     """Return a decorator that adds the options of a load; the function gets one dict, `load_arguments`.
 
-    Args:    dirty_rate: default of `--dirty-rate` when no option describes a load; None: no load.
+    Args: dirty_rate: default of `--dirty-rate` when no option describes a load; None: no load.
     """
 
     def add(function: F) -> F:
@@ -117,7 +117,7 @@ def load_options(dirty_rate: str | None = None) -> Callable[[F], F]:
 def load_of(arguments: dict[str, Any]) -> Workload | None:
     """Return the load that the options describe; None when there are none of them.
 
-    Raises:  ConfigError: what cannot be, naming the option.
+    Raises: ConfigError: what cannot be, naming the option.
     """
     given = {name: value for name, value in arguments.items() if value is not None}
     if not given:
@@ -146,7 +146,7 @@ def load_of(arguments: dict[str, Any]) -> Workload | None:
 def read_spec(path: Path) -> dict[str, Any]:
     """Return what a TOML or JSON file says.
 
-    Raises:  ConfigError: it cannot be read, or is not an object.
+    Raises: ConfigError: it cannot be read, or is not an object.
     """
     import tomllib  # as in toml_source
 

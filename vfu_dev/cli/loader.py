@@ -30,7 +30,7 @@ def find_class(spec: str) -> type[Device]:
 
     Modules are looked for in the working directory too.
 
-    Raises:  ConfigError: there is none, or importing it failed; the text has the file and line.
+    Raises: ConfigError: there is none, or importing it failed; the text has the file and line.
     """
     module_name, colon, class_name = spec.rpartition(":")
     if not colon or not module_name or not class_name.isidentifier():
@@ -105,7 +105,7 @@ def _guarded(what: str, work: Callable[[], T]) -> T:
 def settled(cls: type[D], settle: Settle) -> type[D]:
     """Return `cls` adapted by its server: a subclass, as its author could write one.
 
-    Args:    settle: has the last word before a device is made: on declarations, `identity` and the like.
+    Args: settle: has the last word before a device is made: on declarations, `identity` and the like.
     """
 
     def declarations(device: Any) -> dict[str, Bar]:
@@ -122,7 +122,7 @@ def make_device(cls: type[Device], name: str, options: Mapping[str, Any], given:
         options: keyword -> value.
         given: keyword -> how the user calls it, of options that somebody set.
 
-    Raises:  ConfigError: an option was set that the class does not take, or it refuses a value.
+    Raises: ConfigError: an option was set that the class does not take, or it refuses a value.
     """
     takes = keywords(cls)
     untaken = [given[keyword] for keyword in given if keyword not in takes]

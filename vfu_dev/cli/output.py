@@ -25,7 +25,7 @@ def json_option(what: str, *, any_word: bool = True) -> Callable[[_Command], _Co
     `-`, or nothing after `--json`, is standard output. A file that cannot be written is refused before the
     work starts; its folder is made. The command has to be a `shape.Command`.
 
-    Args:    any_word: see `JsonOption`; False where `--json` may stand before an argument.
+    Args: any_word: see `JsonOption`; False where `--json` may stand before an argument.
     """
     rule = "" if any_word else ", a name that ends in .json or follows as --json=FILE"
     return click.option(
@@ -50,8 +50,8 @@ def versioned(value: Any) -> Any:
 def write_json(value: Any, path: str | None, *, indent: int | None = 2, append: bool = False) -> None:
     """Write `value` to the file of `--json`; `-` is standard output, None writes nothing.
 
-    Args:    append: add to what the file holds.
-    Raises:  VfuDevError: the file cannot be written, or not all of it.
+    Args: append: add to what the file holds.
+    Raises: VfuDevError: the file cannot be written, or not all of it.
     """
     write_text("--json", json.dumps(versioned(value), indent=indent) + "\n", path, append=append)
 

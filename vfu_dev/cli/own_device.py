@@ -27,9 +27,9 @@ def own_device_option(what: str) -> Callable[[Any], Any]:
 def own_device_of(spec: str | None, named: Mapping[str, str]) -> OwnDevice | None:
     """Return what `serve` says of the class that `--device` names; None for the reference device.
 
-    Args:    named: parameter of this command -> the option of `serve` that it is. The class has to take what
-                 the user gave.
-    Raises:  ConfigError: there is no such class, or it does not take what was given.
+    Args: named: parameter of this command -> the option of `serve` that it is. The class has to take what
+              the user gave.
+    Raises: ConfigError: there is no such class, or it does not take what was given.
     """
     if spec is None:
         return None

@@ -26,9 +26,9 @@ else:
 class Quantity(_AnyType):
     """What people write with a unit.
 
-    Args:    name: of the type in --help. allowed: what it takes, in words.
-             parse: text to value; raises ValueError with the text and examples.
-             shown: value to text that `parse` takes.
+    Args: name: of the type in --help. allowed: what it takes, in words.
+          parse: text to value; raises ValueError with the text and examples.
+          shown: value to text that `parse` takes.
     """
 
     def __init__(

@@ -338,7 +338,7 @@ def _exporter(address: str, port: int) -> Iterator[Exporter | None]:
 def find_library(option: Path | None) -> Path:
     """Return the libvfio-user to load: the option, the environment, or what was built.
 
-    Raises:  BuildError: there is none; the text says what to run.
+    Raises: BuildError: there is none; the text says what to run.
     """
     if option is not None:
         return option

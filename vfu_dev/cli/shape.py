@@ -32,8 +32,8 @@ class Option(click.Option):
 class JsonOption(Option):
     """`--json FILE`; `-`, or no FILE, is standard output.
 
-    Args:   any_word: whether every word that follows is the file's name. Else, in commands where `--json` was
-            a flag and may stand before an argument, only `-` and a name that ends in `.json` is.
+    Args: any_word: whether every word that follows is the file's name. Else, in commands where `--json` was
+          a flag and may stand before an argument, only `-` and a name that ends in `.json` is.
     """
 
     def __init__(self, *args: Any, any_word: bool = False, **settings: Any) -> None:

@@ -20,7 +20,7 @@ LoadReporter = Callable[[WorkloadFigures], None]
 def figures_of(status: Any) -> WorkloadFigures:
     """Return the figures in an answer to `load-status`.
 
-    Raises:  ProtocolError: it is something else.
+    Raises: ProtocolError: it is something else.
     """
     try:
         return WorkloadFigures(**{field.name: status[field.name] for field in fields(WorkloadFigures)})
@@ -40,7 +40,7 @@ def run_in_device(
 
     It ends in the server after `seconds`, also when this process is gone by then.
 
-    Raises:  ControlError: the server refuses, or is gone.
+    Raises: ControlError: the server refuses, or is gone.
     """
     arguments = {"memory": memory, "seconds": seconds}
     given = {name: value for name, value in arguments.items() if value is not None}

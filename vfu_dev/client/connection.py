@@ -139,9 +139,9 @@ class Connection(Closing):
     ) -> Call:
         """Send a request whose reply `wait` returns; several may be under way.
 
-        Args:    parts: the payload, sent one after the other without joining them.
-                 for the others see `CallOptions`.
-        Raises:  DisconnectedError, ReplyTimeoutError: it could not be sent.
+        Args: parts: the payload, sent one after the other without joining them.
+              for the others see `CallOptions`.
+        Raises: DisconnectedError, ReplyTimeoutError: it could not be sent.
         """
         seconds = self.timeout_seconds if timeout_seconds is None else timeout_seconds
         call = Call(

@@ -58,9 +58,9 @@ class RegionMapping(Closing):
 class VfioUserDevice(Closing):
     """A device behind a vfio-user socket; negotiates at once.
 
-    Args:   connection: owned from here on.
-            max_data_xfer_size: largest transfer to ask for (bytes); the server's own limit is kept as well,
-            and 128 KiB where it does not offer migration_precopy_info.
+    Args: connection: owned from here on.
+          max_data_xfer_size: largest transfer to ask for (bytes); the server's own limit is kept as well,
+          and 128 KiB where it does not offer migration_precopy_info.
     Raises: ProtocolError: the negotiation failed; the connection is closed.
     """
 
@@ -92,8 +92,8 @@ class VfioUserDevice(Closing):
     ) -> Self:
         """Connect and negotiate.
 
-        Raises:  DisconnectedError: nobody listens there. ClientCommandError, ReplyTimeoutError: another
-                 client is attached; some servers say so (EBUSY), others let this run into its timeout.
+        Raises: DisconnectedError: nobody listens there. ClientCommandError, ReplyTimeoutError: another
+                client is attached; some servers say so (EBUSY), others let this run into its timeout.
         """
         connection = Connection.connect(path, timeout_seconds=timeout_seconds)
         return cls(connection, max_data_xfer_size=max_data_xfer_size)

@@ -93,7 +93,7 @@ def memory_region(device: VfioUserDevice) -> int:
 def memory_digest(device: VfioUserDevice, index: int, reporter: Callable[[int], object]) -> str:
     """Return xxh3_64 (hex) over region `index`, read through REGION_READ; the device must stand still.
 
-    Args:    reporter: called with the number of bytes of each read.
+    Args: reporter: called with the number of bytes of each read.
     """
     digest = xxhash.xxh3_64()
     buffer = bytearray(device.max_data_xfer_size)

@@ -29,7 +29,7 @@ def socket_folder(prefix: str) -> Path:
 
     The folders with this prefix whose owners were killed are removed first.
 
-    Raises:  ConfigError: its name leaves no room for theirs; the text says what to do.
+    Raises: ConfigError: its name leaves no room for theirs; the text says what to do.
     """
     _remove_abandoned(Path(tempfile.gettempdir()), prefix)
     while True:

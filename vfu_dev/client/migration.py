@@ -45,7 +45,7 @@ class ClientMigration:
     def feature(self, flags: int, data: Buffer = b"", *, reply_data_bytes: int | None = None) -> bytes:
         """Send DEVICE_FEATURE with `flags` (feature index and method bits).
 
-        Args:    reply_data_bytes: exact size of the reply's data; None: that of the request's.
+        Args: reply_data_bytes: exact size of the reply's data; None: that of the request's.
         Returns: the reply's data.
         """
         expected = len(data) if reply_data_bytes is None else reply_data_bytes

@@ -14,7 +14,7 @@ from vfu_dev.client.workload import ClientWorkload
 def keep_writing(load: ClientWorkload, seconds: float | None, stop: Stop, reporter: LoadReporter) -> None:
     """Let the load go on for the given time, or until asked to stop.
 
-    Raises:  what ended the load, if something did.
+    Raises: what ended the load, if something did.
     """
     deadline = deadline_of(seconds)
     while not stop.asked and time.monotonic() < deadline:
@@ -34,7 +34,7 @@ def migrate(
 ) -> ClientProgress:
     """Move the device from `source` to `destination` under its load, which goes on where the device runs.
 
-    Raises:  MigrationError: it failed or was interrupted; the load goes on at the source.
+    Raises: MigrationError: it failed or was interrupted; the load goes on at the source.
     """
 
     def progress(state: ClientProgress) -> None:

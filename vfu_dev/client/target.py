@@ -35,7 +35,7 @@ class MemoryInfo:
     def __init__(self, device: VfioUserDevice, index: int | None = None) -> None:
         """Ask the device; the largest BAR unless `index` names one.
 
-        Raises:  ConfigError: nothing there that can be written.
+        Raises: ConfigError: nothing there that can be written.
         """
         self.index = memory_region(device) if index is None else index
         info = device.region_info(self.index)
@@ -140,7 +140,7 @@ class MessageTarget:
 def target_of(device: VfioUserDevice, memory: MemoryInfo, access: str) -> Target:
     """Return the target of that access: `auto` (mapped where that is possible), `mmap` or `trap`.
 
-    Raises:  ConfigError, AccessError: it cannot be mapped.
+    Raises: ConfigError, AccessError: it cannot be mapped.
     """
     mapped = access == "mmap" or (access == "auto" and memory.mappable)
     return MappedTarget(device, memory) if mapped else MessageTarget(device, memory)

@@ -50,7 +50,7 @@ def connect(path: str | os.PathLike[str], timeout_seconds: float) -> socket.sock
 class Transport:
     """One socket, owned from here on. Who sends and who receives at a time is the caller's business.
 
-    Args:  timeout_seconds: for a message to arrive whole once it has begun.
+    Args: timeout_seconds: for a message to arrive whole once it has begun.
     """
 
     def __init__(self, sock: socket.socket, timeout_seconds: float) -> None:
@@ -65,9 +65,9 @@ class Transport:
     ) -> bool:
         """Send one message; return False when nothing of it could be sent by the deadline.
 
-        Args:    buffers: its parts; used up. what: the name of the command.
-                 make_room: waits until more can be sent; False at the deadline.
-        Raises:  DisconnectedError; ReplyTimeoutError: a part of it was sent, and no more could be.
+        Args: buffers: its parts; used up. what: the name of the command.
+              make_room: waits until more can be sent; False at the deadline.
+        Raises: DisconnectedError; ReplyTimeoutError: a part of it was sent, and no more could be.
         """
         rights = []
         if fds:

@@ -38,7 +38,7 @@ def sealed_memory(size_bytes: int, seals: int = SEALS) -> int:
 class DataWindow(Closing):
     """Memory for migration data; several servers may share one. It closes itself after its last user.
 
-    Args:    size_bytes: a multiple of the page size.
+    Args: size_bytes: a multiple of the page size.
 
     Attributes:
         fd: its file descriptor, for servers.

@@ -35,7 +35,7 @@ class ClientWorkload(Closing):
         access: `auto`, `mmap` or `trap`.
         journal: remember what the memory has to hold, for `mismatched_bytes`; reads all of it first.
 
-    Raises:  ConfigError: the load does not fit the device; ProtocolError and others from the connection.
+    Raises: ConfigError: the load does not fit the device; ProtocolError and others from the connection.
     """
 
     def __init__(

@@ -39,7 +39,7 @@ def set_irqs(
 def first_irq(session: Session) -> tuple[int, int]:
     """Return (index, count) of an interrupt type that accepts eventfds.
 
-    Raises:  NotApplicableError: there is none.
+    Raises: NotApplicableError: there is none.
     """
     for index in _ORDER:
         if index < session.info[2]:

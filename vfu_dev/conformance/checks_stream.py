@@ -97,7 +97,7 @@ def write(session: Session, data: bytes, size: int = SLICE) -> None:
 def resume(session: Session, *, data: bytes | None = None, size: int = SLICE, finish: bool = True) -> None:
     """Take the device to RESUMING and write a state; `finish` goes on to RUNNING.
 
-    Args:  data: the state; None for the device's own.
+    Args: data: the state; None for the device's own.
     """
     session.need_migration()
     data = save(session) if data is None else data

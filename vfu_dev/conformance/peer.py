@@ -51,9 +51,9 @@ class Reply:
 class Peer:
     """One connection to the server.
 
-    Args:  sock: connected; owned from here on.
-           dma: answers the server's DMA requests.
-           deadline: time.monotonic() at which every wait ends.
+    Args: sock: connected; owned from here on.
+          dma: answers the server's DMA requests.
+          deadline: time.monotonic() at which every wait ends.
     """
 
     def __init__(self, sock: socket.socket, dma: DmaSpace, deadline: float) -> None:
@@ -143,7 +143,7 @@ class Peer:
     def receive(self, what: str) -> Reply:
         """Return the next reply; requests of the server are answered meanwhile.
 
-        Raises:  NoAnswerError, ClosedError; CheckFailedError: what came is no message.
+        Raises: NoAnswerError, ClosedError; CheckFailedError: what came is no message.
         """
         while True:
             header, fds = self._exactly(HEADER.size, what)

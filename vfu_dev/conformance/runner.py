@@ -69,7 +69,7 @@ _LEAVING_SECONDS = 0.5
 def choose(only: Sequence[str], skip: Sequence[str]) -> list[Check]:
     """Return the checks that `only` and `skip` select, in order: by name, group or pattern (`arc-*`).
 
-    Raises:  ConfigError: one of them matches no check.
+    Raises: ConfigError: one of them matches no check.
     """
     wanted = _matching(only, "--only") if only else set(CHECKS)
     left_out = _matching(skip, "--skip")
@@ -139,7 +139,7 @@ class ServerCommand:
     def ended(self, closed: bool, gone: bool) -> str | None:
         """Return how the server ended by itself, None while it runs.
 
-        Args:  closed: it closed a connection. gone: its client has gone. It may end after either.
+        Args: closed: it closed a connection. gone: its client has gone. It may end after either.
         """
         if self._process is not None and (closed or (gone and self._ends_with_client is not False)):
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -172,8 +172,8 @@ def run(
 ) -> Iterator[Result]:
     """Run `chosen` against the server on `path`; yields each result as it comes.
 
-    Args:    command: starts the server, which is restarted when it has ended.
-    Raises:  VfuDevError: there is no server at the beginning.
+    Args: command: starts the server, which is restarted when it has ended.
+    Raises: VfuDevError: there is no server at the beginning.
     """
     server = ServerCommand(command, path) if command else None
 
@@ -264,7 +264,7 @@ def _judge(session: Session, check: Check) -> tuple[Status, str, bool]:
 def _restored(session: Session, again: bool) -> str | None:
     """Restore the server's state; return why it cannot be used any more, None if it can.
 
-    Args:  again: the server is restarted when it has ended; one that refuses connections may be about to end.
+    Args: again: the server is restarted when it has ended; one that refuses connections may be about to end.
     """
     left = None
     for attempt in range(3):

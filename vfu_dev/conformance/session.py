@@ -70,9 +70,9 @@ class CheckedRegion:
 class Session:
     """The server, one check after the other.
 
-    Args:  connect: opens a new connection. Raises VfuDevError where there is no server.
-           timeout_seconds: time limit of one check.
-           max_state_bytes: size limit of a state that checks move.
+    Args: connect: opens a new connection. Raises VfuDevError where there is no server.
+          timeout_seconds: time limit of one check.
+          max_state_bytes: size limit of a state that checks move.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Session:
     def hello(self, payload: bytes, fds: Sequence[int] = ()) -> tuple[Peer, Reply]:
         """Send VERSION with `payload` as the first message; return connection and reply.
 
-        Raises:  CheckFailedError: no reply, or the connection is closed; never OSError.
+        Raises: CheckFailedError: no reply, or the connection is closed; never OSError.
         """
         while True:
             self.drop()
@@ -247,7 +247,7 @@ class Session:
     def map(self, iova: int, size_bytes: int, *, shared: bool = True, flags: int = 3) -> ClientDmaRegion:
         """Map new memory, which is unmapped after the check.
 
-        Raises:  NotApplicableError: the server has no DMA at all.
+        Raises: NotApplicableError: the server has no DMA at all.
         """
         region = self.dma.create(iova, size_bytes, flags, shared)
         try:
@@ -348,7 +348,7 @@ class Session:
         """Undo what a check did: mappings, interrupts, the migration state.
 
         If that fails, the connection is closed, and the next check opens another.
-        Raises:  CheckFailedError, VfuDevError: there is no server any more, or none that answers.
+        Raises: CheckFailedError, VfuDevError: there is no server any more, or none that answers.
         """
         self.begin()
         broken = self.broken

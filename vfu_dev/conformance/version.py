@@ -21,7 +21,7 @@ def version_request(capabilities: dict[str, Any] | None, major: int = 0, minor: 
 def version_capabilities(payload: bytes) -> dict[str, Any]:
     """Return the capabilities of a VERSION reply.
 
-    Raises:  CheckFailedError: they are not what the specification describes.
+    Raises: CheckFailedError: they are not what the specification describes.
     """
     require(len(payload) >= messages.VERSION.size, f"a VERSION reply of {len(payload)} bytes")
     try:

@@ -115,7 +115,7 @@ class Bar(ABC):
     def with_bar(self, bar_bytes: int) -> Self:
         """Return the same declaration with a larger BAR than what lies behind it needs.
 
-        Raises:  ConfigError: not a power of two, or less than it needs.
+        Raises: ConfigError: not a power of two, or less than it needs.
         """
         if bar_bytes < self.bar_bytes or bar_bytes & (bar_bytes - 1):
             raise ConfigError(f"expected a power of two of at least {self.bar_bytes} bytes, not {bar_bytes}")
@@ -145,7 +145,7 @@ def declared(cls: type[Any]) -> dict[str, Bar]:
 def judge_place(device: str, bar: Bar, others: Iterable[Bar]) -> None:
     """Check that `device` can have `bar` beside `others`.
 
-    Raises:  ConfigError: there is no such BAR, or another one takes it; 64-bit BARs take the next as well.
+    Raises: ConfigError: there is no such BAR, or another one takes it; 64-bit BARs take the next as well.
     """
     needs = bar.bar_registers
     for number in needs:
@@ -175,7 +175,7 @@ class Msix(Bar):
     Attributes:
         pba_offset: where the pending bits are; the table, 16 bytes a vector, begins at 0.
 
-    Raises:  ConfigError: MSI-X does not have that number of vectors.
+    Raises: ConfigError: MSI-X does not have that number of vectors.
     """
 
     def __init__(self, index: int, *, vectors: int) -> None:

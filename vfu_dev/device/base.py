@@ -91,7 +91,7 @@ class Device:
     Args:
         name: of this device, for logs and status; the type's by default.
 
-    Raises:  ConfigError: a declaration is impossible, or conflicts with another one.
+    Raises: ConfigError: a declaration is impossible, or conflicts with another one.
     """
 
     # Class 0xff: "device does not fit in any defined classes" (PCI Code and ID Assignment Specification).
@@ -363,8 +363,8 @@ class Device:
     def reset(self, state: DeviceState, reason: str) -> None:
         """Follow a device reset, a function level reset or a lost connection.
 
-        Args:    state: the migration state afterwards, see `Migration.reset`.
-                 reason: `Interruption.DISCONNECTED`, or any other text, which is a reset's.
+        Args: state: the migration state afterwards, see `Migration.reset`.
+              reason: `Interruption.DISCONNECTED`, or any other text, which is a reset's.
         """
         self.counters.resets += 1
         # What is pending is not raised by running again.

@@ -47,7 +47,7 @@ class Bus(GuestMemory, Protocol):
     def set_line(self, pending: bool, *, quiet: bool) -> None:
         """Set INTx, which is a level: asserted while `pending`, unless `quiet` or disabled by the guest.
 
-        Args:    pending: whether there is a cause, which the status register shows in any case.
+        Args: pending: whether there is a cause, which the status register shows in any case.
         """
 
     def request_waits(self) -> bool:

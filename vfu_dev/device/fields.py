@@ -44,7 +44,7 @@ class Field:
         default: the value of a register that migrates when the state comes from a version of the device that
             did not have it; None if such a state is to be refused.
 
-    Raises:  ConfigError: one of these is impossible; the text names the register.
+    Raises: ConfigError: one of these is impossible; the text names the register.
     """
 
     name: str
@@ -114,8 +114,8 @@ class Field:
     def encode(self, value: Any) -> bytes:
         """Return the bytes of the register for `value`; for a "V" format, zeros follow what is too short.
 
-        Raises:  OverflowError: it does not fit.
-                 TypeError: it is neither an integer nor, for a "V" format, bytes.
+        Raises: OverflowError: it does not fit.
+                TypeError: it is neither an integer nor, for a "V" format, bytes.
         """
         plain = self.dtype.kind == "V"
         try:
@@ -131,7 +131,7 @@ class Field:
     def judge(self, value: Any, what: str) -> None:
         """Find out whether `value` is one that the register can have.
 
-        Raises:  ConfigError: it is not; `what` says which value it is.
+        Raises: ConfigError: it is not; `what` says which value it is.
         """
         try:
             self.encode(value)
@@ -142,8 +142,8 @@ class Field:
 def layout(where: str, fields: Sequence[Field], size_bytes: int) -> np.dtype[Any]:
     """Return a table of registers as a numpy dtype of `size_bytes`.
 
-    Raises:  ConfigError: two registers with one name or at one place, or one that ends beyond the BAR. The
-             text names them, and `where` they are.
+    Raises: ConfigError: two registers with one name or at one place, or one that ends beyond the BAR. The
+            text names them, and `where` they are.
     """
     names: set[str] = set()
     before: Field | None = None

@@ -50,7 +50,7 @@ class Region(Bar):
         memory: the memory, page by page; of a device's own.
         window: `base_bytes` for C to read, shape (1,) uint64; of a device's own.
 
-    Raises:  ConfigError: an impossible BAR. The device itself checks the memory when it is made.
+    Raises: ConfigError: an impossible BAR. The device itself checks the memory when it is made.
     """
 
     bar_flags = PCI_BASE_ADDRESS_MEM_TYPE_64 | PCI_BASE_ADDRESS_MEM_PREFETCH
@@ -123,7 +123,7 @@ class Region(Bar):
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write `data` at `offset` and mark its pages dirty.
 
-        Raises:  OutsideRegionError: an IndexError; it does not fit, and nothing was written.
+        Raises: OutsideRegionError: an IndexError; it does not fit, and nothing was written.
         """
         self._require(offset, len(data))
         self.memory.store(offset, data)
@@ -131,7 +131,7 @@ class Region(Bar):
     def read(self, offset: int, count: int) -> bytes:
         """Return `count` bytes from `offset`, fewer at the end.
 
-        Raises:  OutsideRegionError: an IndexError; `offset` or `count` is negative.
+        Raises: OutsideRegionError: an IndexError; `offset` or `count` is negative.
         """
         if offset < 0 or count < 0:
             raise OutsideRegionError(self, offset, count)

@@ -54,7 +54,7 @@ class Registers(Bar):
         hooks: functions called, by name of the register; of a device's own.
         dtype, values: all registers as one numpy structure; of a device's own.
 
-    Raises:  ConfigError: an impossible table; the text names the register.
+    Raises: ConfigError: an impossible table; the text names the register.
     """
 
     _slots: dict[str, _Slot] = cast(Any, Unmade())
@@ -92,7 +92,7 @@ class Registers(Bar):
     def written(self, name: str) -> Callable[[M], M]:
         """Call the decorated method with the new value when the guest writes register `name`.
 
-        Raises:  ConfigError: there is no such register, or no write would call it.
+        Raises: ConfigError: there is no such register, or no write would call it.
         """
         self._judge_hook(name)
 
@@ -107,7 +107,7 @@ class Registers(Bar):
 
         It is `written` for a register whose name is known at run time, as one of several queues.
 
-        Raises:  ConfigError: see `written`.
+        Raises: ConfigError: see `written`.
         """
         self._judge_hook(name)
         self._slots[name].hook = self.hooks[name] = hook
@@ -150,7 +150,7 @@ class Registers(Bar):
     def __setitem__(self, name: str, value: int | bytes) -> None:
         """Store the value of a register, without its hook.
 
-        Raises:  OverflowError, TypeError: it does not fit, or is no value of such a register.
+        Raises: OverflowError, TypeError: it does not fit, or is no value of such a register.
         """
         slot = self._slots[name]
         if isinstance(value, int):

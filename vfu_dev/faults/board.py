@@ -80,7 +80,7 @@ class FaultBoard:
     def arm(self, fault: Fault) -> int:
         """Put `fault` in place, around those that are there; returns the number to clear it by.
 
-        Raises:  ConfigError: the device has no such operation, or too many faults are armed.
+        Raises: ConfigError: the device has no such operation, or too many faults are armed.
         """
         if not any(seam.has(fault) for seam in self._seams):
             missing = "not with this libvfio-user" if fault.bar is None else f"there is no BAR{fault.bar}"
@@ -98,7 +98,7 @@ class FaultBoard:
     def clear(self, ident: int | None = None) -> int:
         """Take away one fault, or all; returns how many. What it holds up goes on.
 
-        Raises:  ConfigError: no such number.
+        Raises: ConfigError: no such number.
         """
         if ident is not None and ident not in self.armed:
             known = ", ".join(str(number) for number in self.armed) or "none"
@@ -118,7 +118,7 @@ class FaultBoard:
     def command(self, request: dict[str, Any]) -> dict[str, object]:
         """Serve `fault` of the control socket: `{"fault": {...} or text}` or `{"clear": ID or "all"}`.
 
-        Raises:  ConfigError: it is neither.
+        Raises: ConfigError: it is neither.
         """
         if ("fault" in request) == ("clear" in request):
             raise ConfigError('fault: expected either "fault" or "clear"')

@@ -151,7 +151,7 @@ class Fault:
     def from_dict(cls, values: Mapping[str, Any]) -> Fault:
         """Return the fault that a mapping describes; its values may be text.
 
-        Raises:  ConfigError: names the key and what is allowed.
+        Raises: ConfigError: names the key and what is allowed.
         """
         if not isinstance(values, Mapping):
             raise ConfigError(f"fault {values!r}: expected a table of keys and values")
@@ -170,7 +170,7 @@ class Fault:
     def parse(cls, text: str) -> Fault:
         """Return the fault that `key=value,key=value` describes; a flag needs no value.
 
-        Raises:  ConfigError: names the key and what is allowed.
+        Raises: ConfigError: names the key and what is allowed.
         """
         values: dict[str, str] = {}
         for part in text.split(","):

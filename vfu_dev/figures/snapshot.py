@@ -105,7 +105,7 @@ class Figures:
     def from_dict(cls, values: dict[str, Any]) -> Figures:
         """Return what `as_dict` was given.
 
-        Raises:  TypeError, KeyError, ValueError: it is something else.
+        Raises: TypeError, KeyError, ValueError: it is something else.
         """
         snapshot = dict(values["snapshot"])
         snapshot["totals"] = Totals(**snapshot["totals"])

@@ -65,9 +65,9 @@ def _config_space() -> bytearray:
 class Device:
     """The honest device. Migration: memory as initial data, a trailer in STOP_COPY.
 
-    Args:  p2p: whether it has the P2P states.
-           sparse: whether it has a region of two pages, the second of which can be mapped.
-           window: whether it takes a window for migration data.
+    Args: p2p: whether it has the P2P states.
+          sparse: whether it has a region of two pages, the second of which can be mapped.
+          window: whether it takes a window for migration data.
     """
 
     def __init__(self, *, p2p: bool = False, sparse: bool = False, window: bool = False) -> None:

@@ -49,7 +49,7 @@ class Lie:
 class Liar:
     """Applies one lie from the `after`-th match on, `times` times, while `arm_file` exists.
 
-    Attributes:  told: number of replies with the lie.
+    Attributes: told: number of replies with the lie.
     """
 
     def __init__(

@@ -71,8 +71,8 @@ class Encounter:
 class Server:
     """Serves `device`; `lie` sees every reply before it leaves.
 
-    Args:  lie: changes a reply, if it is time to. Its `told` is looked at where it has one.
-           log: gets a line for each message.
+    Args: lie: changes a reply, if it is time to. Its `told` is looked at where it has one.
+          log: gets a line for each message.
     """
 
     def __init__(

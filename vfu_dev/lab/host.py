@@ -25,7 +25,7 @@ Fetched = tuple[Snapshot, list[Sample]] | LabError
 class Host:
     """One host. `name` never changes; its role, source or destination, changes with each move.
 
-    Args:    choice: its QEMU; by default that of its role in the first move.
+    Args: choice: its QEMU; by default that of its role in the first move.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Host:
     async def plug(self) -> None:
         """Serve one more device and plug it into the first free root port.
 
-        Raises:  ProcessError, QmpError: it is not served, or QEMU refuses it; then all is as before.
+        Raises: ProcessError, QmpError: it is not served, or QEMU refuses it; then all is as before.
         """
         server = self._make_server(len(self.servers))
         server.remove_sockets()  # of a killed server: they would be taken for this one's

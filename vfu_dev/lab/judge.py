@@ -22,13 +22,13 @@ def judge(
 ) -> None:
     """Fill `problems`, `warnings` and `status`.
 
-    Args:    pre_copy: whether the device should have moved data in pre-copy; None: either is fine.
-             verified: whether a guest should have read everything back. One that found something wrong is a
-                 problem in any case.
-             load: the load asked for, for messages about a rate that was not reached.
-             controlled: whether the servers have control sockets; without, only QEMU says what moved.
-             digests: whether both servers must have reported a digest; two that differ are always a problem.
-             cancelled: whether the migration was cancelled here, which QEMU may call "failed".
+    Args: pre_copy: whether the device should have moved data in pre-copy; None: either is fine.
+          verified: whether a guest should have read everything back. One that found something wrong is a
+              problem in any case.
+          load: the load asked for, for messages about a rate that was not reached.
+          controlled: whether the servers have control sockets; without, only QEMU says what moved.
+          digests: whether both servers must have reported a digest; two that differ are always a problem.
+          cancelled: whether the migration was cancelled here, which QEMU may call "failed".
     """
     qemu, guest = result.qemu, result.guest
     if qemu.status == "completed":

@@ -160,9 +160,9 @@ class Lab(ObservedMove):
     async def plug(self, *, both: bool = False) -> None:
         """Plug one more device into a spare port of the source's VM.
 
-        Args:    both: plug one into the destination too. Otherwise that is replaced by a machine which has it
-                 from the start.
-        Raises:  LabError, ProcessError.
+        Args: both: plug one into the destination too. Otherwise that is replaced by a machine which has it
+              from the start.
+        Raises: LabError, ProcessError.
         """
         await self.source.plug()
         await self._devices_changed(1)
@@ -238,8 +238,8 @@ class Lab(ObservedMove):
 
         `turn_around` makes the next move possible.
 
-        Raises:  TimeLimitError: it does not end; `give_up` cancels it. LabError: it ended otherwise than by
-                 "completed", or a process is gone.
+        Raises: TimeLimitError: it does not end; `give_up` cancels it. LabError: it ended otherwise than by
+                "completed", or a process is gone.
         """
         result = MigrationResult(started=time.time())
         reply = await self.migrate()
@@ -259,10 +259,10 @@ class Lab(ObservedMove):
         What this move left is forgotten: samples, and the old source's logs unless `keep_logs`. The guest
         must have followed (`move` has seen to it). Faults go with the role, not with the host.
 
-        Args:    choice: the fresh destination's QEMU; by default that of the old source.
+        Args: choice: the fresh destination's QEMU; by default that of the old source.
 
-        Raises:  LabError, ProcessError: the fresh side does not start; the VM runs on, on what is now
-                 the source.
+        Raises: LabError, ProcessError: the fresh side does not start; the VM runs on, on what is now
+                the source.
         """
         old, self.source = self.source, self.destination
         self.hosts += 1

@@ -30,8 +30,8 @@ async def run(
 ) -> MigrationResult:
     """Carry out the whole move and return its result; failures are in it, not raised.
 
-    Args:    destination: another machine, where the destination's host is.
-    Raises:  LabError: that one cannot be reached, or lacks something.
+    Args: destination: another machine, where the destination's host is.
+    Raises: LabError: that one cannot be reached, or lacks something.
     """
     if destination is None:
         return await _run(options, logs, command, reporter, None)

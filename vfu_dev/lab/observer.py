@@ -44,8 +44,8 @@ async def _final_status(server: ControlledServer, *, leaves: bool) -> dict[str, 
 
     Before that the digest is that of what was sent, not of what was in memory.
 
-    Args:   leaves: QEMU takes the device out of PRE_COPY or STOP_COPY; it may say "failed", or "completed",
-                before it does.
+    Args: leaves: QEMU takes the device out of PRE_COPY or STOP_COPY; it may say "failed", or "completed",
+              before it does.
     Raises: LabError: the server is gone.
     """
 

@@ -104,7 +104,7 @@ class Rule:
     def parse(cls, text: str) -> Rule:
         """Return the rule that `key=value,key=value` describes.
 
-        Raises:  RuleError: names the key and what is allowed.
+        Raises: RuleError: names the key and what is allowed.
         """
         found: dict[str, Any] = {}
         parameters: dict[str, int] = {}
@@ -176,7 +176,7 @@ class Policy:
     def due(self, row: Mapping[str, Any], all_bytes: float) -> list[dict[str, Any]]:
         """Take a sample, and return the steps that it makes due, each once.
 
-        Args:    row: of `ObservedMove.sample`. all_bytes: what remains, devices included.
+        Args: row: of `ObservedMove.sample`. all_bytes: what remains, devices included.
         """
         reply = row["qemu"]
         if reply.get("status") != PASSING or not self._pending:

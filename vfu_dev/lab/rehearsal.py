@@ -47,7 +47,7 @@ class Rehearsal:
     def load(self) -> tuple[Workload, Decision]:
         """Return the load and the figures that decide convergence.
 
-        Raises:  ConfigError: the memory is too small for a load that never converges.
+        Raises: ConfigError: the memory is too small for a load that never converges.
         """
         numbers = (self.bandwidth_bytes, self.memory_bytes, self.downtime_seconds)
         spec = PRESETS[self.preset](*numbers, DEFAULT_PAGE_BYTES, self.seed)
@@ -57,10 +57,10 @@ class Rehearsal:
 def rehearse(plan: Rehearsal, stop: Stop, reporter: Callable[[str], None]) -> dict[str, Any]:
     """Migrate under the preset's load and return how it went, as JSON knows it.
 
-    Args:    reporter: gets the figures that decide convergence: the predicted ones at once, the measured ones
-                 each second.
-    Raises:  ConfigError, LabError, ControlError, ProtocolError: it cannot be carried out.
-             KeyboardInterrupt: asked to stop before it began.
+    Args: reporter: gets the figures that decide convergence: the predicted ones at once, the measured ones
+              each second.
+    Raises: ConfigError, LabError, ControlError, ProtocolError: it cannot be carried out.
+            KeyboardInterrupt: asked to stop before it began.
     """
     if plan.own_device is None:
         plan.load()  # fail on a bad plan before servers start

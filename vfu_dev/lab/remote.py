@@ -114,7 +114,7 @@ class Destination:
 def require_far_side(destination: Destination, guest: bool) -> dict[str, Any]:
     """Run `doctor` there for the parts that a move needs, and return its findings.
 
-    Raises:  LabError: something is missing; says what, and what to do there.
+    Raises: LabError: something is missing; says what, and what to do there.
     """
     done = destination.run(destination.program, "doctor", "--json=-")
     try:
@@ -256,7 +256,7 @@ class FarHost(Host):
     async def open(self) -> str:
         """Query the far side, and return the machine type that both QEMUs have.
 
-        Raises:  LabError: something is missing there, or the QEMUs have no machine in common.
+        Raises: LabError: something is missing there, or the QEMUs have no machine in common.
         """
         far = self.far
         require_far_side(far, self._options.guest_image is not None)

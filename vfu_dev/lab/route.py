@@ -102,7 +102,7 @@ def make_route(options: MigrateOptions, sockets: Path) -> Route:
 def busiest(points: Sequence[tuple[float, int]], stretch: float = STRETCH_SECONDS) -> float | None:
     """Return the highest rate of any stretch, all of it where it is shorter; None: it has no length.
 
-    Args:   points: (seconds, bytes so far), in order.
+    Args: points: (seconds, bytes so far), in order.
     """
     if len(points) < 2 or points[-1][0] <= points[0][0]:
         return None

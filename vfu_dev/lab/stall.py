@@ -13,7 +13,7 @@ PATIENCE_DECAY = 0.5
 class StallDetector:
     """Fed with the bytes that remain at each pass; `stalled` once there has been no progress.
 
-    Args:    window_seconds: VEP 248's `stallProgressTimeout`. margin: its `stallMargin`, a share.
+    Args: window_seconds: VEP 248's `stallProgressTimeout`. margin: its `stallMargin`, a share.
     """
 
     def __init__(self, window_seconds: float, margin: float) -> None:
@@ -29,7 +29,7 @@ class StallDetector:
     def begin_pass(self, seconds: float, remaining_bytes: float) -> bool:
         """Take the beginning of a pass; return whether to stop the VM now, because of a stall.
 
-        Args:    seconds: since the migration began.
+        Args: seconds: since the migration began.
         """
         if self.stalled:
             return self._wait(seconds, remaining_bytes)

@@ -173,7 +173,7 @@ async def watch(
 ) -> MigrationResult:
     """Watch one migration and return what came of it; what goes wrong is in it, not raised.
 
-    Raises:  LabError: there is nothing to watch.
+    Raises: LabError: there is nothing to watch.
     """
     result = MigrationResult(started=time.time(), command=command)
     watcher = Watcher(options, reporter)

@@ -216,7 +216,7 @@ EXT_PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 def open_library(path: str) -> ctypes.CDLL:
     """Load the shared object.
 
-    Raises:  LibraryError: it cannot be opened, with the loader's own reason.
+    Raises: LibraryError: it cannot be opened, with the loader's own reason.
     """
     try:
         return ctypes.CDLL(path, use_errno=True)
@@ -345,7 +345,7 @@ def guard_region(
     The same as `guard`, written out because every MMIO access comes through here. Also returned is what puts
     another handler in the place of this one, which costs accesses nothing.
 
-    Args:    has_work: called after a write that succeeded, which sets `leave` only if it returns True.
+    Args: has_work: called after a write that succeeded, which sets `leave` only if it returns True.
     """
     array_of = c_uint8.__mul__
     set_errno = ctypes.set_errno

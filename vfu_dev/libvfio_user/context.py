@@ -55,7 +55,7 @@ class Context:
         dma: guest memory, where the library has DMA; see `setup_dma`.
         gates: the ways into all regions but the configuration space.
 
-    Raises:  LibraryError: from every method, when the library refuses.
+    Raises: LibraryError: from every method, when the library refuses.
     """
 
     _callbacks: DeviceCallbacks
@@ -205,7 +205,7 @@ class Context:
     def setup_migration(self, flags: MigrationFlags, max_window_bytes: int = 0) -> None:
         """Make the device migratable; with a foreign library in reduced form, and a warning that says so.
 
-        Args:    max_window_bytes: of the memory that a client may have migration data in; 0: in none.
+        Args: max_window_bytes: of the memory that a client may have migration data in; 0: in none.
         """
 
         def transition(state: int) -> int:
@@ -285,8 +285,8 @@ class Context:
     def attach(self) -> bool:
         """Accept a client and negotiate; False when nobody waits.
 
-        Raises:  LibraryError: the client was not acceptable, with what the library says of it; the next one
-                 may be. ENOMSG: it left without a word.
+        Raises: LibraryError: the client was not acceptable, with what the library says of it; the next one
+                may be. ENOMSG: it left without a word.
         """
         complaints: list[str] = []
         self._log.complaints = complaints
@@ -306,8 +306,8 @@ class Context:
     def run(self) -> int:
         """Serve one request; returns how many were served, 0 when none waits.
 
-        Raises:  ConnectionResetError: the client is gone; `DeviceCallbacks.reset` was called.
-                 LibraryError: something else, and the connection may live on.
+        Raises: ConnectionResetError: the client is gone; `DeviceCallbacks.reset` was called.
+                LibraryError: something else, and the connection may live on.
         """
         return self._served(self._run(self._ctx), "vfu_run_ctx")
 
@@ -319,7 +319,7 @@ class Context:
             turn_seconds: return that long after the first request, whether more come or not.
             wait_seconds: return after that time when no request waits then; None: wait for the first one.
 
-        Raises:  see `run`. A foreign library cannot do it.
+        Raises: see `run`. A foreign library cannot do it.
         """
         self._leave.value = 0
         turn_ms, wait_ms = math.ceil(turn_seconds * 1000), -1
@@ -341,7 +341,7 @@ class Context:
     def serve_accesses(self) -> None:
         """In the middle of a request: serve the accesses to regions that have come meanwhile.
 
-        Raises:  StateError: the client is gone; `DeviceCallbacks.reset` was called.
+        Raises: StateError: the client is gone; `DeviceCallbacks.reset` was called.
         """
         if self._library.is_ours and self._serve_accesses(self._ctx) < 0:
             raise StateError("the client left in the middle of its request")
@@ -349,7 +349,7 @@ class Context:
     def take(self, connection: socket.socket, version: bytes) -> None:
         """Attach to a client that has connected, and has sent its whole VERSION message.
 
-        Raises:  LibraryError: the client was not acceptable; it got an error reply if possible.
+        Raises: LibraryError: the client was not acceptable; it got an error reply if possible.
         """
         connection.setblocking(True)  # ours waits in recv(), and says MSG_DONTWAIT where it does not
         self._check("vfu_attach_fd", connection.fileno(), version, len(version))
@@ -359,7 +359,7 @@ class Context:
     def setup_wait(self, wait: Callable[[int, float], bool]) -> None:
         """Have `wait` called while the client is waited for in the middle of DMA by message.
 
-        Args:    wait: called with poll(2)'s events and seconds; returns whether the connection is ready.
+        Args: wait: called with poll(2)'s events and seconds; returns whether the connection is ready.
         """
         if self._library.is_ours:
             callback = self._guard(

@@ -79,7 +79,7 @@ class DmaMemory:
     def _pieces(self, address: int, count: int, protection: int) -> Iterator[tuple[DmaRegion, int, int]]:
         """Yield (region, address, count) for the parts of a range, in order.
 
-        Raises:  GuestMemoryError: at the first part that is in no region or not allowed.
+        Raises: GuestMemoryError: at the first part that is in no region or not allowed.
         """
         while count > 0:
             index = bisect_right(self._starts, address) - 1
@@ -98,7 +98,7 @@ class DmaMemory:
     def check(self, address: int, count: int, *, write: bool) -> None:
         """Find out whether a whole range could be accessed now.
 
-        Raises:  GuestMemoryError: it could not; nothing was touched.
+        Raises: GuestMemoryError: it could not; nothing was touched.
         """
         for _ in self._pieces(address, count, _PROT_WRITE if write else _PROT_READ):
             pass
@@ -106,7 +106,7 @@ class DmaMemory:
     def read(self, address: int, out: memoryview) -> None:
         """Fill `out` from guest memory at `address`.
 
-        Raises:  GuestMemoryError: a part could not be read; what comes before it is in `out`.
+        Raises: GuestMemoryError: a part could not be read; what comes before it is in `out`.
         """
         if out:
             self._access(address, out, 0)
@@ -114,7 +114,7 @@ class DmaMemory:
     def write(self, address: int, data: memoryview | bytes) -> None:
         """Store `data` in guest memory at `address`, and have DMA logging know.
 
-        Raises:  GuestMemoryError: a part could not be written; what comes before it was.
+        Raises: GuestMemoryError: a part could not be written; what comes before it was.
         """
         if data:
             self._access(address, data, _ffi.VFU_DMA_WRITE)

@@ -66,7 +66,7 @@ class Library:
     def check(self, name: str, *arguments: Any) -> int:
         """Call `name` and return its result.
 
-        Raises:  LibraryError: it returned -1, with its errno.
+        Raises: LibraryError: it returned -1, with its errno.
         """
         result = int(self.function(name)(*arguments))
         if result == -1:
@@ -85,7 +85,7 @@ def failed(name: str) -> LibraryError:
 def open_library(path: Path | str) -> Library:
     """Open the library at `path` and find out what it is.
 
-    Raises:  LibraryError: not a library, not libvfio-user, or one that cannot be driven; the text says which.
+    Raises: LibraryError: not a library, not libvfio-user, or one that cannot be driven; the text says which.
     """
     path = Path(path)
     handle = _ffi.open_library(str(path))

@@ -22,7 +22,7 @@ _SYSLOG_NOTICE = 5
 class LibraryLog:
     """The callback of vfu_setup_log() of one context.
 
-    Args:    name: the device.
+    Args: name: the device.
 
     Attributes:
         complaints: where warnings go instead, while the library checks a client; None: into the log.

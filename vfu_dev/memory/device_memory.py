@@ -78,7 +78,7 @@ class DeviceMemory:
         scans: cost of the scans so far.
         fd: the memfd of a mapped memory, owned by this object; -1 if there is none.
 
-    Raises:  ConfigError: an impossible size.
+    Raises: ConfigError: an impossible size.
     """
 
     def __init__(
@@ -280,7 +280,7 @@ class DeviceMemory:
         The kernel is asked extent by extent, which takes 3 us each: a memory in which every second page was
         touched needs half a second a GiB.
 
-        Args:    position: where to begin, in bytes.
+        Args: position: where to begin, in bytes.
         Returns: where to go on, None when everything was scanned.
         """
         codes, marks = self.pages.codes, self.pages.marks
@@ -337,7 +337,7 @@ class DeviceMemory:
 def _scanned(pagemap: FileIO, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Yield the addresses between which pages are held, as PAGEMAP_SCAN finds them.
 
-    Raises:  OSError: the kernel is older than Linux 6.7, or does not tell.
+    Raises: OSError: the kernel is older than Linux 6.7, or does not tell.
     """
     regions = np.zeros((_SCAN_REGIONS, 3), dtype=np.uint64)  # start, end, categories
     held, zero = _PAGE_IS_PRESENT | _PAGE_IS_SWAPPED, _PAGE_IS_PFNZERO
@@ -356,7 +356,7 @@ def _scanned(pagemap: FileIO, start: int, end: int) -> Iterator[tuple[int, int]]
 def _looked_up(pagemap: FileIO, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Yield the same page by page, a second for each TiB; pages that were only read are among them.
 
-    Raises:  OSError: the kernel does not tell.
+    Raises: OSError: the kernel does not tell.
     """
     step = _CLASSIFY_BATCH_PAGES * mmap.PAGESIZE
     for place in range(start, end, step):

@@ -43,7 +43,7 @@ _RETRY_SCANS = 16
 class Fingerprints:
     """The content of `memory` as a migration sent it last: zeros at first, as at the destination.
 
-    Args:    memory: mapped by a client. Its page map says what is clean; changed pages are marked in it.
+    Args: memory: mapped by a client. Its page map says what is clean; changed pages are marked in it.
 
     Attributes:
         key: random, of this session.
@@ -182,7 +182,7 @@ def _compare_all(
 ) -> tuple[list[PageIndices], int, int]:
     """Call `compare` for `turns` until the time is over; ctypes lets both threads run meanwhile.
 
-    Args:    turns: `turn_count` of them, each of `turn_bytes`.
+    Args: turns: `turn_count` of them, each of `turn_bytes`.
     Returns: the pages that changed, the number of pages scanned, the number of turns done, the first ones.
     """
     began = time.monotonic()

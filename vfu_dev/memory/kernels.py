@@ -172,7 +172,7 @@ def changed_pages(
 ) -> tuple[PageIndices, int]:
     """Compare the clean pages from `first` to before `end` with their `fingerprints`.
 
-    Args:    codes: of all pages; those of CODE_CLEAN and above are compared, others are not even read.
+    Args: codes: of all pages; those of CODE_CLEAN and above are compared, others are not even read.
     Returns: which differ, shape (n,), ascending; and how many were compared.
     """
     end = min(end, len(codes))
@@ -272,7 +272,7 @@ class Arriving:
     def store(self, data: memoryview) -> None:
         """Take the next pages, one or more of those that are left, whole; `data` may change meanwhile.
 
-        Raises:  IndexError: a page is not there, or not expected; nothing was stored.
+        Raises: IndexError: a page is not there, or not expected; nothing was stored.
         """
         count, rest = divmod(len(data), self._size)
         assert not rest

@@ -89,8 +89,8 @@ class Record:
     def begin(self, header: bytes, taken: PageIndices, seed: int) -> None:
         """Begin the record of the pages `taken`, ascending: `header` and their numbers come first.
 
-        Args:    seed: of the checksum.
-        Raises:  IndexError: a page is not there; the record before is left as it was.
+        Args: seed: of the checksum.
+        Raises: IndexError: a page is not there; the record before is left as it was.
         """
         count = len(taken)
         first_bytes = len(header) + count * INDEX_BYTES
@@ -187,7 +187,7 @@ def send(record: Record, reply: Reply, room: int, out: int = 0, fd: int = -1) ->
 
     Somebody else may write to `out`: nothing is read back from there.
 
-    Args:    fd: where something to be read ends a copy early; -1: nowhere.
+    Args: fd: where something to be read ends a copy early; -1: nowhere.
     Returns: how many that were. 0: the reply has to `grow` first.
     """
     return kernels.library().vfu_send(record.address, reply.address, out, room, fd)  # type: ignore[no-any-return]

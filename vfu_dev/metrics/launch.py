@@ -27,7 +27,7 @@ class Exporter:
         feed: the server's end of the feed; its receiver owns it.
         url: where the live page is.
 
-    Raises:  VfuDevError: the address cannot be listened on.
+    Raises: VfuDevError: the address cannot be listened on.
     """
 
     def __init__(self, address: str, port: int) -> None:

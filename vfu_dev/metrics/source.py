@@ -28,7 +28,7 @@ class FigureSourceError(VfuDevError):
 class FigureSource:
     """Figures from a server's feed, for any number of threads.
 
-    Args:    feed: a connected stream socket; owned by this object.
+    Args: feed: a connected stream socket; owned by this object.
     """
 
     def __init__(self, feed: socket.socket) -> None:
@@ -45,7 +45,7 @@ class FigureSource:
     def snapshot(self) -> Snapshot:
         """Return the device as it is, or was a moment ago.
 
-        Raises:  SourceError: the server does not answer.
+        Raises: SourceError: the server does not answer.
         """
         return self.figures(0, limit=0).snapshot
 
@@ -64,7 +64,7 @@ class FigureSource:
     def check(self) -> None:
         """Ask the device's thread now.
 
-        Raises:  SourceError: it does not answer.
+        Raises: SourceError: it does not answer.
         """
         with self._lock:
             self._refresh()

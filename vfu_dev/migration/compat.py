@@ -74,7 +74,7 @@ class Incoming:
 def judge_schema(contents: MigratableState, theirs: bytes) -> Incoming:
     """Compare the schema of an arriving stream with our own.
 
-    Raises:  StreamError: it does not fit, or is none; the text names what does not fit.
+    Raises: StreamError: it does not fit, or is none; the text names what does not fit.
     """
     try:
         found = json.loads(theirs)

@@ -127,7 +127,7 @@ class StreamDecoder:
     def feed(self, data: memoryview) -> None:
         """Take the next slice of the stream, any length, also 0.
 
-        Raises:  StreamError: the stream is foreign, damaged or does not fit.
+        Raises: StreamError: the stream is foreign, damaged or does not fit.
         """
         if self.failure is not None:
             raise self.failure
@@ -144,7 +144,7 @@ class StreamDecoder:
     def finish(self) -> None:
         """Say that no more will come.
 
-        Raises:  StreamError: the stream failed before, or has no verified end.
+        Raises: StreamError: the stream failed before, or has no verified end.
         """
         if self.failure is None and not self.complete:
             where = "before its first record" if not self._in_records else f"after {self._sequence} records"

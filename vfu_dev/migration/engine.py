@@ -78,7 +78,7 @@ class Migration:
     def set_state(self, target: DeviceState) -> None:
         """Go to `target` along the path of the specification.
 
-        Raises:  VfuDevError: an arc failed or does not exist; `state` is the last one reached.
+        Raises: VfuDevError: an arc failed or does not exist; `state` is the last one reached.
         """
         for step in self.machine.path(self.state, target):
             self.arc(step)
@@ -86,7 +86,7 @@ class Migration:
     def arc(self, target: DeviceState) -> None:
         """Go along one arc. On failure the state is the previous one, and a failed stream stays failed.
 
-        Raises:  TransitionError: no such arc. StreamError: leaving RESUMING with a state that is not
+        Raises: TransitionError: no such arc. StreamError: leaving RESUMING with a state that is not
         verified.
         """
         began_ns = time.perf_counter_ns()
@@ -247,7 +247,7 @@ class Migration:
     def read(self, count: int) -> Vectors:
         """Serve MIG_DATA_READ: return where the next `count` bytes are, or fewer when the data ends.
 
-        Raises:  StateError: outside the saving group, or the session ended by what `others` did.
+        Raises: StateError: outside the saving group, or the session ended by what `others` did.
         """
         return self._read(count, lambda save: save.read(count))[0]
 
@@ -288,7 +288,7 @@ class Migration:
     def precopy_info(self, *, by_client: bool = False) -> PrecopyInfo:
         """Serve MIG_GET_PRECOPY_INFO; each query also shows how far the client is (`forecast`).
 
-        Raises:  StateError: outside PRE_COPY and PRE_COPY_P2P.
+        Raises: StateError: outside PRE_COPY and PRE_COPY_P2P.
         """
         if not self.has_precopy_info:
             raise StateError(f"no pre-copy figures in {self.state.name}")
@@ -346,7 +346,7 @@ class Migration:
     def write(self, data: memoryview) -> None:
         """Serve MIG_DATA_WRITE.
 
-        Raises:  StateError: outside RESUMING. StreamError: the stream is refused, now and from now on.
+        Raises: StateError: outside RESUMING. StreamError: the stream is refused, now and from now on.
         """
         if self._resuming.session is None:
             raise StateError(f"no migration data is expected in {self.state.name}")

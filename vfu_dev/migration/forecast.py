@@ -278,7 +278,7 @@ class Forecaster:
     def estimate(self, *, surely: bool = True) -> tuple[float | None, float | None]:
         """Return the estimated seconds in STOP_COPY and the predicted downtime, for a stop now.
 
-        Args:    surely: return None for a figure that further reads may well change.
+        Args: surely: return None for a figure that further reads may well change.
         """
         (cost, crowded, _), length = self._cost(), self.length_bytes
         over = self.overhead_seconds.value * crowded + self._scan_seconds

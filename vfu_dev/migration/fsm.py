@@ -94,7 +94,7 @@ class TransitionError(StateError):
 class StateMachine:
     """The arcs that a device with `flags` has.
 
-    Args:    flags: what the device announces; STOP_COPY is obligatory.
+    Args: flags: what the device announces; STOP_COPY is obligatory.
     """
 
     def __init__(self, flags: MigrationFlags) -> None:
@@ -116,7 +116,7 @@ class StateMachine:
     def action(self, origin: DeviceState, target: DeviceState) -> Action:
         """Return what the single arc does.
 
-        Raises:  TransitionError: there is no such arc.
+        Raises: TransitionError: there is no such arc.
         """
         try:
             return self._arcs[origin][target]
@@ -126,7 +126,7 @@ class StateMachine:
     def path(self, origin: DeviceState, target: DeviceState) -> list[DeviceState]:
         """Return the states to pass, the last one `target`; empty when already there.
 
-        Raises:  TransitionError: no path, a state this device does not have, or one that cannot be asked for.
+        Raises: TransitionError: no path, a state this device does not have, or one that cannot be asked for.
         """
         if target is DeviceState.ERROR:
             raise TransitionError(origin, target, "ERROR cannot be asked for")

@@ -55,7 +55,7 @@ class StateObject:
     def pack_slot(self) -> bytes:
         """Return the present content in its slot.
 
-        Raises:  ConfigError: it is larger than was declared, a defect of the device.
+        Raises: ConfigError: it is larger than was declared, a defect of the device.
         """
         content = bytes(self.pack())
         if len(content) > self.max_bytes:

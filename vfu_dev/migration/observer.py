@@ -51,7 +51,7 @@ class Observer:
     def state_changed(self, origin: DeviceState, target: DeviceState, ago_ns: int = 0) -> None:
         """Count an arc, or the jump of a reset.
 
-        Args:    ago_ns: how long ago that was; longer than no time for an arc that stopped the device.
+        Args: ago_ns: how long ago that was; longer than no time for an arc that stopped the device.
         """
         self.arcs[origin, target] = self.arcs.get((origin, target), 0) + 1
         self.entered = time.time() - ago_ns / 1e9
@@ -88,7 +88,7 @@ class Observer:
     def read(self, asked: int, stored: int, began_ns: int, initial_bytes: int | None) -> None:
         """Count a read of the stream that began at `began_ns`, of the clock `time.perf_counter_ns`.
 
-        Args:    initial_bytes: of what was stored, in PRE_COPY; None: it was in STOP_COPY.
+        Args: initial_bytes: of what was stored, in PRE_COPY; None: it was in STOP_COPY.
         """
         now = time.perf_counter_ns()
         sent = self.totals.sent_bytes

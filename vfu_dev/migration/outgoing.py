@@ -63,7 +63,7 @@ class Outgoing:
 
         Somebody else may write there: nothing is read back.
 
-        Args:    fd: where something to be read ends it early; -1: nowhere.
+        Args: fd: where something to be read ends it early; -1: nowhere.
         """
         count = send(self._record, self._reply, room, address, fd)
         self.left_bytes -= count

@@ -20,7 +20,7 @@ class ResumeSession:
     Memory is written as it arrives, register blocks only when everything was verified. Until `finish`
     returned the device must not run: a resume that is given up leaves unverified memory.
 
-    Args:    contents: what migrates; nothing of its memories' content outlives the session.
+    Args: contents: what migrates; nothing of its memories' content outlives the session.
 
     Attributes:
         digest: of the state as it lies in memory, hex, in the shape that the source has; None until the end
@@ -54,14 +54,14 @@ class ResumeSession:
     def write(self, data: memoryview) -> None:
         """Take the next slice.
 
-        Raises:  StreamError: now and on every later call.
+        Raises: StreamError: now and on every later call.
         """
         self._decoder.feed(data)
 
     def finish(self) -> None:
         """Complete the resume: register blocks take effect.
 
-        Raises:  StreamError: something is missing or was wrong; the device must not run.
+        Raises: StreamError: something is missing or was wrong; the device must not run.
         """
         self._decoder.finish()
         for block, content in (*self._unpacked, *self._incoming.missing):

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 class Resuming:
     """Counts and records what sessions do, one after the other.
 
-    Args:    name: the device, for logs.
+    Args: name: the device, for logs.
 
     Attributes:
         session: the one under way, None for none.
@@ -53,8 +53,8 @@ class Resuming:
     def finish(self) -> None:
         """Complete the session.
 
-        Raises:  StreamError: the stream was not whole, or refused. The session stays, failed: every further
-                 request gets the same error, until a reset.
+        Raises: StreamError: the stream was not whole, or refused. The session stays, failed: every further
+                request gets the same error, until a reset.
         """
         session, record = self._under_way()
         try:
@@ -74,7 +74,7 @@ class Resuming:
     def abandon(self, reason: str, result: str) -> None:
         """End the session without a result; memory holds unverified content.
 
-        Args:    result: one of RESUME_RESULTS.
+        Args: result: one of RESUME_RESULTS.
         """
         _, record = self._under_way()
         self.session = None

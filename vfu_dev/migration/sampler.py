@@ -21,7 +21,7 @@ _SAMPLED = PRE_COPY_GROUP | {DeviceState.STOP_COPY, DeviceState.RESUMING}
 class Sampler:
     """Samples one device's migration; the loop asks `timeout` and calls `poll` when it likes.
 
-    Args:    interval_seconds: between two samples.
+    Args: interval_seconds: between two samples.
     """
 
     def __init__(self, migration: Migration, interval_seconds: float = SAMPLE_SECONDS) -> None:

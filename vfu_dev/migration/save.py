@@ -155,8 +155,8 @@ class SaveSession:
     def reinit(self, memory: int, pages: PageIndices, *, as_initial: bool) -> None:
         """Send `pages` of the memory with index `memory` again: the device has changed their meaning.
 
-        Args:    as_initial: the client knows that initial_bytes may rise; otherwise the pages only become
-                 dirty.
+        Args: as_initial: the client knows that initial_bytes may rise; otherwise the pages only become
+              dirty.
         """
         if not as_initial:
             self._plans[memory].memory.pages.mark_pages(pages)
@@ -200,8 +200,8 @@ class SaveSession:
     def read_into(self, buffer: memoryview, others: Others = NO_OTHERS) -> int:
         """Fill `buffer` as far as there is anything to send; returns the bytes stored.
 
-        Args:    buffer: may be memory that the client writes to, and is not read.
-                 others: those who want something of the device meanwhile, and may write to it.
+        Args: buffer: may be memory that the client writes to, and is not read.
+              others: those who want something of the device meanwhile, and may write to it.
         """
         self._deadline = time.monotonic() + FINAL_SCAN_SECONDS
         outgoing = self._outgoing

@@ -195,7 +195,7 @@ def predict(
         initial_pages: pages ever written when it begins; None for all.
         tail_bytes: what only STOP_COPY can carry: registers and the end.
         limit_seconds: how long the migration is followed; one that did not end by then does not converge.
-    Raises:  ConfigError: a trace, whose pattern is not known.
+    Raises: ConfigError: a trace, whose pattern is not known.
     """
     first = pages if initial_pages is None else min(pages, initial_pages)
     course = _Course(spec, pages, first, link, page_bytes)

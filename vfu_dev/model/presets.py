@@ -74,7 +74,7 @@ def never_converges(
 ) -> Workload:
     """Return a load under which a migration over such a link never ends by itself.
 
-    Raises:  ConfigError: the whole memory fits into the downtime limit, so every migration ends.
+    Raises: ConfigError: the whole memory fits into the downtime limit, so every migration ends.
     """
     spec = _uniform(NEVER_RATIO, bandwidth_bytes, page_bytes, seed)
     decision = decide(spec, bandwidth_bytes, memory_bytes, downtime_seconds, page_bytes)

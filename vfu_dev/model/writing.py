@@ -102,7 +102,7 @@ class Writer:
     def touched(self, now: float, seconds: float, peek: bool = False) -> Vector:
         """Return the share of each bin that is written between `now` and `seconds` later, and go on there.
 
-        Args:    peek: do not go on.
+        Args: peek: do not go on.
         """
         number, inside = 0, now
         if len(self._loads) > 1:

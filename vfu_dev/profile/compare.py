@@ -61,7 +61,7 @@ class Difference:
 def differences(a: Profile, b: Profile, tolerance: Tolerance, *, measured: bool = False) -> list[Difference]:
     """Return where two profiles differ; names, sources, marks and what was recorded are not compared.
 
-    Args:    measured: compare only values that are measured in both.
+    Args: measured: compare only values that are measured in both.
     """
     ours, theirs = ({entry.key: entry for entry in entries(one)} for one in (a, b))
     if measured:

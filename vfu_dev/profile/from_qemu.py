@@ -66,7 +66,7 @@ class _Device:
 class QemuReader:
     """Follows the devices of one trace, which may have several processes.
 
-    Args:    only, marks: see `History`; the marks of each device, in the order of `devices`.
+    Args: only, marks: see `History`; the marks of each device, in the order of `devices`.
     """
 
     def __init__(self, only: int | None = None, marks: Sequence[Sequence[Marks]] = ()) -> None:

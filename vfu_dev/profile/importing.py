@@ -47,7 +47,7 @@ def import_profile(
 ) -> tuple[Profile, list[str]]:
     """Return the profile of a device in traces, and notes about it.
 
-    Raises:  ConfigError: a trace cannot be read, or it is not clear which device is meant.
+    Raises: ConfigError: a trace cannot be read, or it is not clear which device is meant.
     """
     traces = [_Trace(path, wanted, ()) for path in paths]
     marks = [trace.marks for trace in traces if any(trace.marks)]

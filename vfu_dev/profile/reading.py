@@ -61,7 +61,7 @@ SIDES = ("source", "destination")
 def read_profile(path: str | Path) -> Profile:
     """Return the profile in a file.
 
-    Raises:  ConfigError: it cannot be read, or says something impossible.
+    Raises: ConfigError: it cannot be read, or says something impossible.
     """
     try:
         found = os.stat(path)
@@ -79,8 +79,8 @@ def read_profile(path: str | Path) -> Profile:
 def parse_profile(text: str, name: str) -> Profile:
     """Return the profile that `text` describes.
 
-    Args:    name: what errors call it.
-    Raises:  ConfigError: line, key, and what is allowed there.
+    Args: name: what errors call it.
+    Raises: ConfigError: line, key, and what is allowed there.
     """
     source = Source(name, text)
     raw = parse_toml(name, text)

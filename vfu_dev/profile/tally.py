@@ -16,7 +16,7 @@ CURVE_POINTS = 400
 class Tally:
     """Counts values, 0 and above.
 
-    Args:    whole: they are whole numbers, and so are those of the distribution.
+    Args: whole: they are whole numbers, and so are those of the distribution.
     """
 
     def __init__(self, *, whole: bool) -> None:

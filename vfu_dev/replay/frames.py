@@ -56,7 +56,7 @@ def _pool(compressibility: float, seed: int) -> bytes:
 class Content:
     """Made-up content.
 
-    Args:    compressibility: the part of each 4 KiB that is zeros; the rest is random.
+    Args: compressibility: the part of each 4 KiB that is zeros; the rest is random.
     """
 
     def __init__(self, compressibility: float, seed: int = 1) -> None:

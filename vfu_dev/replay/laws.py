@@ -37,7 +37,7 @@ def _on_curve(curve: Curve, seconds: float) -> float:
 class DirtyLaw:
     """dirty_bytes of one migration: `pending(seconds)` is asked in the order of time, `took` counts reads.
 
-    Args:    profile: as scaled.
+    Args: profile: as scaled.
     """
 
     def __init__(self, profile: Profile) -> None:
@@ -79,7 +79,7 @@ class DirtyLaw:
     def pending(self, seconds: float, *, all_read: bool) -> int:
         """Return dirty_bytes at a time in PRE_COPY.
 
-        Args:    all_read: no initial data is left, which a refill waits for.
+        Args: all_read: no initial data is left, which a refill waits for.
         """
         if self._dirty.kind == "refill":
             due = self._refilled + known(self._dirty.refill_seconds)
@@ -104,7 +104,7 @@ class DirtyLaw:
 def stop_copy_length(profile: Profile, seconds: float, left_bytes: int) -> int:
     """Return stop_copy_length at a time in PRE_COPY.
 
-    Args:    left_bytes: initial_bytes and dirty_bytes then.
+    Args: left_bytes: initial_bytes and dirty_bytes then.
     """
     law = profile.stop_copy
     match law.kind:

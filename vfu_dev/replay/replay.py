@@ -22,7 +22,7 @@ _FLAGS = {"pre_copy": MigrationFlags.VFIO_MIGRATION_PRE_COPY, "p2p": MigrationFl
 class Replay:
     """Makes `device` behave as `profile` says, before it is served.
 
-    Args:    scale: what sizes and rates are divided by.
+    Args: scale: what sizes and rates are divided by.
 
     Attributes:
         profile: as scaled.

@@ -22,7 +22,7 @@ _COLOURS = {"uniform": BLUE, "sequential": ORANGE, "hotset": RED, "zipf": GREEN,
 def map_figure(cells: Sequence[Compared]) -> Figure:
     """Return the convergence map: each cell a move, the model's border across.
 
-    Raises:  ConfigError: the cells are not uniform loads on one memory at several bandwidths.
+    Raises: ConfigError: the cells are not uniform loads on one memory at several bandwidths.
     """
     memories = {cell.settings["device.memory"] for cell in cells}
     limits = {cell.settings["qemu.downtime-limit"] for cell in cells}
@@ -75,7 +75,7 @@ def map_figure(cells: Sequence[Compared]) -> Figure:
 def against_figure(rows: Sequence[Mapping[str, object]]) -> Figure:
     """Return predicted against measured time, bytes and passes.
 
-    Args:    rows: `pattern`, and for each of `seconds`, `bytes`, `passes` a pair (predicted, measured).
+    Args: rows: `pattern`, and for each of `seconds`, `bytes`, `passes` a pair (predicted, measured).
     """
     figure = Figure(figsize=(9.5, 3.6), layout="constrained")
     columns = figure.subplots(1, 3)

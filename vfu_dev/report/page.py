@@ -77,7 +77,7 @@ def read_report(path: Path) -> dict[str, Any]:
 def blaming(path: Path) -> Iterator[None]:
     """Turn the errors of an incomplete result into one that names the file.
 
-    Raises:  ConfigError: a key is missing, or has an unexpected value.
+    Raises: ConfigError: a key is missing, or has an unexpected value.
     """
     try:
         yield

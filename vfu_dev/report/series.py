@@ -132,7 +132,7 @@ def figures_of(summary: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any
 def write_series(folder: Path) -> Path:
     """Write plots/NAME.png and .svg, table.md and report.html into a result folder; return the page's path.
 
-    Raises:  ConfigError: there is no result in `folder`.
+    Raises: ConfigError: there is no result in `folder`.
     """
     summary = read_summary(folder)
     figures = figures_of(summary, read_rows(folder / "moves.csv"))

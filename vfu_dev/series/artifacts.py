@@ -39,11 +39,11 @@ class Artifacts:
     def find(cls, points: Sequence[Point], asked: Mapping[str, str | None] | None = None) -> Artifacts:
         """Return the artifacts that `points` need.
 
-        Raises:  BuildError: one is missing. ConfigError: a profile is missing or wrong. A result of a run is
-                 read without it, so this is no part of the scenario's own checks.
+        Raises: BuildError: one is missing. ConfigError: a profile is missing or wrong. A result of a run is
+                read without it, so this is no part of the scenario's own checks.
 
-        Args:    asked: the choices of `--qemu`, `--front-end` and `--iommu` (fields of MigrateOptions), as
-                 `find_qemu` takes them; by default the built QEMU.
+        Args: asked: the choices of `--qemu`, `--front-end` and `--iommu` (fields of MigrateOptions), as
+              `find_qemu` takes them; by default the built QEMU.
         """
         for profile in dict.fromkeys(point["device.profile"] for point in points):
             if profile is not None:
@@ -68,7 +68,7 @@ class Artifacts:
     def versions(self, point: Point) -> dict[str, str]:
         """Return the versions of the parts of a run; `libvfio-user` is added by the servers.
 
-        Raises:  LabError: a QEMU leaves the devices out of a migration; says what to do.
+        Raises: LabError: a QEMU leaves the devices out of a migration; says what to do.
         """
         options = self.options(point)
         both = (options.qemu_source, options.qemu_incoming)

@@ -39,7 +39,7 @@ class Check:
     def judge(self, rows: Mapping[str | None, Sequence[Row]]) -> dict[str, Any]:
         """Return the result: `ok`, `value`, `text`.
 
-        Args:    rows: of each variant; None: of all there are.
+        Args: rows: of each variant; None: of all there are.
         """
         mine = self._percentile(rows[self.variant])
         others = self._percentile(rows[self.against]) if self._ratio else None

@@ -50,11 +50,11 @@ def run_on_dask(
 ) -> dict[str, Any]:
     """Run a scenario on a Dask cluster and return the summary, which is also `out`/summary.json.
 
-    Args:    address: of the scheduler, `tcp://HOST:PORT`, or the path of its scheduler file.
-             reporter: gets what `run_scenario` gives it, but no observations of a Lab; and `again` (moves,
-             point) when a group is made once more. The rest: see `run_scenario`.
-    Raises:  ConfigError: `out` holds something else. LabError: no scheduler, no worker that can make the
-             points, or points that could not be made; finished ones are kept.
+    Args: address: of the scheduler, `tcp://HOST:PORT`, or the path of its scheduler file.
+          reporter: gets what `run_scenario` gives it, but no observations of a Lab; and `again` (moves,
+          point) when a group is made once more. The rest: see `run_scenario`.
+    Raises: ConfigError: `out` holds something else. LabError: no scheduler, no worker that can make the
+            points, or points that could not be made; finished ones are kept.
     """
     with _connect(address) as client:
         cluster = _Cluster(client, work, reporter)
@@ -192,7 +192,7 @@ class _Cluster:
     def run(self, folder: RunFolder, asked_to_end: threading.Event) -> None:
         """Have every unfinished group made, unless `asked_to_end`, which is KeyboardInterrupt.
 
-        Raises:  LabError: some could not be made; the rest is in `folder`.
+        Raises: LabError: some could not be made; the rest is in `folder`.
         """
         todo = deque(number for number, group in enumerate(folder.groups) if not folder.finished(group))
         tries: Counter[int] = Counter()

@@ -29,10 +29,10 @@ def compare(
     `missing` lists points and metrics that only one side measured; `machines` has for each point that two
     machines made both of them, in words.
 
-    Args:    across_machines: compare such points too; a difference may then be the machines'.
-    Raises:  ConfigError: a folder holds no result, nothing matches, a metric is unknown, or two machines made
-             a point.
-             LabError: there is nothing to compare: no completed move, or none with a metric asked for.
+    Args: across_machines: compare such points too; a difference may then be the machines'.
+    Raises: ConfigError: a folder holds no result, nothing matches, a metric is unknown, or two machines made
+            a point.
+            LabError: there is nothing to compare: no completed move, or none with a metric asked for.
     """
     for metric in metrics:
         if metric not in METRICS:

@@ -59,9 +59,9 @@ class RunFolder:
     def prepare(self, *, resume: bool = False, force: bool = False, started: float | None = None) -> None:
         """Make the folder, or check that the existing one belongs to this run.
 
-        Args:    resume: go on with what is in it. force: delete the run that it holds.
-                 started: when the run began, seconds since 1970; by default now.
-        Raises:  ConfigError: it holds something else.
+        Args: resume: go on with what is in it. force: delete the run that it holds.
+              started: when the run began, seconds since 1970; by default now.
+        Raises: ConfigError: it holds something else.
         """
         kept = self.path / SCENARIO
         is_run = kept.is_file() and (self.path / FORM).is_file()

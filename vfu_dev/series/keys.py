@@ -193,7 +193,7 @@ LOAD_PLACE = _choice("guest", "device")
 def key_of(name: str) -> Key | None:
     """Return what `table.key` takes; None for a key of the load, which Workload judges as a whole.
 
-    Raises:  KeyError: there is no such key.
+    Raises: KeyError: there is no such key.
     """
     table, _, key = name.rpartition(".")
     if name == "load.place":
@@ -228,8 +228,8 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def judge_value(source: Source, at: str, name: str, value: Any) -> Any:
     """Return what `value` of the key `name` means.
 
-    Args:    at: where it stands in the file, dotted: the name itself, or below `short`, `sweep`, `variants`.
-    Raises:  ConfigError: file, line, key and what is allowed.
+    Args: at: where it stands in the file, dotted: the name itself, or below `short`, `sweep`, `variants`.
+    Raises: ConfigError: file, line, key and what is allowed.
     """
     try:
         key = key_of(name)

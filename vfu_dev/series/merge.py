@@ -30,7 +30,7 @@ NAMED = 8
 def find_parts(folders: Sequence[Path]) -> dict[str, list[Path]]:
     """Return scenario -> result folders: of those given, each a result or the `--out` of `lab run`.
 
-    Raises:  ConfigError: one has no result.
+    Raises: ConfigError: one has no result.
     """
     found: dict[str, list[Path]] = {}
     for folder in folders:
@@ -49,11 +49,11 @@ def merge(
 ) -> dict[str, Any]:
     """Join parts of one run and return the summary, which is also `out`/summary.json.
 
-    Args:    out: made; or the result of an earlier merge of the same run, which gets what it lacks.
-             force: delete the run that `out` holds.
-    Raises:  ConfigError: the parts are not of one run, or a point was made twice.
-             LabError: points are missing: `out` has the others; a further merge, or `lab run --resume`, goes
-             on with it.
+    Args: out: made; or the result of an earlier merge of the same run, which gets what it lacks.
+          force: delete the run that `out` holds.
+    Raises: ConfigError: the parts are not of one run, or a point was made twice.
+            LabError: points are missing: `out` has the others; a further merge, or `lab run --resume`, goes
+            on with it.
     """
     forms = [read_part(path) for path in parts]
     first = forms[0]
@@ -91,7 +91,7 @@ def merge(
 def take(folder: RunFolder, home: Path, group: Sequence[Point]) -> None:
     """Copy a finished group from the folder `home` into `folder`, with logs of moves that went wrong.
 
-    Raises:  ConfigError: a file of it is cut off.
+    Raises: ConfigError: a file of it is cut off.
     """
     if home == folder.path:
         return

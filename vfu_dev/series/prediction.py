@@ -46,7 +46,7 @@ class Compared:
 def link_of(settings: Mapping[str, Any], stop_bandwidth: float = 0.0, reached: float = math.inf) -> Link:
     """Return the link of a scenario's point.
 
-    Args:    reached: bytes a second that were measured: on a busy machine, less than was allowed.
+    Args: reached: bytes a second that were measured: on a busy machine, less than was allowed.
     """
     link = qemu_link(
         settings["qemu.max-bandwidth"],
@@ -61,8 +61,8 @@ def link_of(settings: Mapping[str, Any], stop_bandwidth: float = 0.0, reached: f
 def predict_point(settings: Mapping[str, Any], load: Workload, link: Link) -> Prediction:
     """Return the prediction for a point of a scenario with one device and without a guest.
 
-    Raises:  ConfigError: a class of the user's own, several devices, a guest whose RAM shares the link, no
-                 pre-copy, a policy, a replayed profile, or a trace.
+    Raises: ConfigError: a class of the user's own, several devices, a guest whose RAM shares the link, no
+                pre-copy, a policy, a replayed profile, or a trace.
     """
     if settings.get("qemu.policy"):
         raise ConfigError("the model covers parameters that stay as they are")
@@ -115,7 +115,7 @@ def stop_bandwidth_of(rows: Sequence[Row]) -> float:
 def compare(folder: Path) -> list[Compared]:
     """Return all points of the result folder of a scenario that the model covers.
 
-    Raises:  ConfigError: no result folder, or nothing in it that the model covers.
+    Raises: ConfigError: no result folder, or nothing in it that the model covers.
     """
     summary = read_summary(folder)
     rows = read_rows(folder / "moves.csv")

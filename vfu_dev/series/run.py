@@ -51,7 +51,7 @@ def run_scenario(
         annotate: adds what it returns to the summary of each finished point (a model's prediction, say).
         shard, groups: the part of the run that is made here, and the groups of points in it.
 
-    Raises:  ConfigError: `out` holds something else. BuildError, LabError: the run cannot be made.
+    Raises: ConfigError: `out` holds something else. BuildError, LabError: the run cannot be made.
     """
     points = scenario.chosen(short)
     artifacts = artifacts or Artifacts.find(points)
@@ -74,7 +74,7 @@ async def run_groups(
 ) -> None:
     """Make the points of `groups`, a group after the other; each has its files in `folder` when it is done.
 
-    Raises:  LabError: a VM that waits for its turn cannot be stopped.
+    Raises: LabError: a VM that waits for its turn cannot be stopped.
     """
     for group in groups:
         await _Group(folder, group, artifacts, reporter, annotate).run()

@@ -149,9 +149,9 @@ def parse(
 ) -> Scenario:
     """Return the scenario that `text` describes.
 
-    Args:    name: of the scenario. source_name: what errors call the file.
-             changes: `table.key` -> value, over whatever the file says.
-    Raises:  ConfigError: file, line, key and what is allowed there.
+    Args: name: of the scenario. source_name: what errors call the file.
+          changes: `table.key` -> value, over whatever the file says.
+    Raises: ConfigError: file, line, key and what is allowed there.
     """
     source = Source(source_name or name, text)
     raw = parse_toml(source.name, text)
@@ -185,7 +185,7 @@ def parse(
 def read_scenario(name: str | Path, changes: Mapping[str, Any] | None = None) -> Scenario:
     """Return the scenario in a file, or the shipped one of that name; `changes` as in `parse`.
 
-    Raises:  ConfigError: neither exists, or it says something impossible.
+    Raises: ConfigError: neither exists, or it says something impossible.
     """
     path = Path(name)
     if path.suffix != ".toml" and not path.exists():

@@ -59,7 +59,7 @@ def point_summary(rows: Sequence[Row]) -> dict[str, Any]:
 def reached(guest: Mapping[str, Any] | None, load: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Return the rate that the load of a point was asked for and reached, bytes written a second and device.
 
-    Args:    guest: the figures of a guest. load: `load-status` of a device's own engine.
+    Args: guest: the figures of a guest. load: `load-status` of a device's own engine.
     """
     told = load or guest
     if not told or not told.get("asked_rate_bytes"):
@@ -77,9 +77,9 @@ def summarise(
 ) -> dict[str, Any]:
     """Return the summary of a finished run.
 
-    Args:    points: what was written of each point (`Point.to_dict`, `point_summary`, problems).
-             facts: versions, machines, command, times; `shard`, where these are not all points: then the
-             scenario's checks, which are of all of them, are left to the whole.
+    Args: points: what was written of each point (`Point.to_dict`, `point_summary`, problems).
+          facts: versions, machines, command, times; `shard`, where these are not all points: then the
+          scenario's checks, which are of all of them, are left to the whole.
     """
     names = {str(point["name"]): point["variant"] for point in points}
     by_variant: dict[str | None, list[Row]] = {name: [] for name in scenario.variants}

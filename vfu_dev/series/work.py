@@ -40,7 +40,7 @@ class Work:
 def introduce(work: Work) -> dict[str, Any]:
     """Return what this machine would make the points with: `versions`, `qemus`, `machine`.
 
-    Raises:  VfuDevError: it cannot make them; says what to do.
+    Raises: VfuDevError: it cannot make them; says what to do.
     """
     points = work.scenario.chosen(work.short)
     artifacts = Artifacts.find(points, work.asked)

@@ -13,7 +13,7 @@ from vfu_dev.server import pci
 class ServedBus:
     """The `Bus` of `device`, whose configuration space and DMA are set up in `context`.
 
-    Args:    request_waits: see `Bus`; the server's loop decides it.
+    Args: request_waits: see `Bus`; the server's loop decides it.
     """
 
     def __init__(self, context: Context, device: Device, request_waits: Callable[[], bool]) -> None:

@@ -152,7 +152,7 @@ def restrictive_umask(mode: int) -> Iterator[None]:
 def give_to_group(path: Path, access: Access) -> None:
     """Give the socket at `path` to the group of `access`, if it has one.
 
-    Raises:  ConfigError: this process may not.
+    Raises: ConfigError: this process may not.
     """
     if access.group is None:
         return
@@ -168,7 +168,7 @@ def give_to_group(path: Path, access: Access) -> None:
 def client_door(where: Path | socket.socket, backlog: int, access: Access) -> Door | socket.socket:
     """Return the door of the vfio-user socket, or the connection that takes its place.
 
-    Raises:  ConfigError, SocketInUseError: see `Door.at`.
+    Raises: ConfigError, SocketInUseError: see `Door.at`.
     """
     if isinstance(where, Path):
         return Door.at(where, "socket", backlog, access)
@@ -178,7 +178,7 @@ def client_door(where: Path | socket.socket, backlog: int, access: Access) -> Do
 def control_door(where: Path | socket.socket, backlog: int, access: Access) -> Door:
     """Return the door of the control socket.
 
-    Raises:  ConfigError, SocketInUseError: see `Door.at`; or it is a connection.
+    Raises: ConfigError, SocketInUseError: see `Door.at`; or it is a connection.
     """
     if isinstance(where, Path):
         return Door.at(where, "control socket", backlog, access)
@@ -192,7 +192,7 @@ def control_door(where: Path | socket.socket, backlog: int, access: Access) -> D
 def path_for_foreign(where: Path | socket.socket, access: Access, *, must_migrate: bool) -> Path:
     """Return the path on which a foreign library is to listen, by itself and for every user.
 
-    Raises:  ConfigError: more than that is asked of it.
+    Raises: ConfigError: more than that is asked of it.
     """
     if not isinstance(where, Path) or access.users or must_migrate:
         raise ConfigError(

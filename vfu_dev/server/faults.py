@@ -51,7 +51,7 @@ def fault_board(
 ) -> FaultBoard:
     """Return the faults of a device that is set up in `context`; none is armed, and no layer stands anywhere.
 
-    Args:    hold: see `FaultHost`.
+    Args: hold: see `FaultHost`.
     """
     called = ["transition", "mig-read", "mig-write", "reset"]
     if library.is_ours:

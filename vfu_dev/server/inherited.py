@@ -15,7 +15,7 @@ _NAMES = ("device", "control")
 def take_over(fd: int, purpose: str) -> socket.socket:
     """Return the socket with the number `fd`, which no child of this process inherits further.
 
-    Raises:  ConfigError: it is no UNIX stream socket.
+    Raises: ConfigError: it is no UNIX stream socket.
     """
     try:
         # The kernel says what family and type it has.
@@ -51,7 +51,7 @@ class Activation:
         Sockets whose FileDescriptorName= is `device` or `control` are that; others are the device's and the
         control socket, in this order.
 
-        Raises:  ConfigError: there are more than two, or two of one name.
+        Raises: ConfigError: there are more than two, or two of one name.
         """
         pid, count, names = (
             os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")

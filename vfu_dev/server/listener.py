@@ -57,7 +57,7 @@ class _Newcomer:
     def receive(self) -> bool:
         """Receive what has come, at most the one message; False when the connection will not complete it.
 
-        Raises:  BlockingIOError: no more is there at the moment.
+        Raises: BlockingIOError: no more is there at the moment.
         """
         while len(self.message) < self.wanted:
             try:

@@ -30,7 +30,7 @@ class OperatorWorkload:
     def memory(self, name: str | None = None) -> DeviceMemory:
         """Return the memory of that name, or the first one.
 
-        Raises:  ConfigError: there is none.
+        Raises: ConfigError: there is none.
         """
         memories = {each.name: each for each in self._memories()}
         if not memories:
@@ -50,9 +50,9 @@ class OperatorWorkload:
     ) -> None:
         """Begin `spec` on the memory of that name, or the first one; it replaces what was running.
 
-        Args:    seconds: stop after this time; None for never.
-                 program: see `WorkloadRun`.
-        Raises:  ConfigError: no such memory, or it is too small; what was running goes on.
+        Args: seconds: stop after this time; None for never.
+              program: see `WorkloadRun`.
+        Raises: ConfigError: no such memory, or it is too small; what was running goes on.
         """
         run = WorkloadRun(spec, self.memory(memory), self._migration, program=program)
         self.stop()

@@ -71,7 +71,7 @@ class Server:
         data_window: let it have migration data in memory that it shares (native/spec).
         replay: of `device`: makes it behave in migration as a profile says.
 
-    Raises:  ConfigError, LibraryError: the device cannot be served that way; nothing is left behind.
+    Raises: ConfigError, LibraryError: the device cannot be served that way; nothing is left behind.
     """
 
     def __init__(
@@ -348,7 +348,7 @@ class Server:
     def figures(self, after: int = 0) -> Figures:
         """Return the figures of `vfu-dev top`, the live page and the metrics; cheap, it scans no page.
 
-        Args:    after: number of the last sample that the caller has, see `Figures`.
+        Args: after: number of the last sample that the caller has, see `Figures`.
         """
         return self._snapshots.figures(self.connected, after)
 

@@ -34,7 +34,7 @@ def set_up(
         request_waits: see `Bus`.
         data_window: a client may have migration data in memory that it shares.
 
-    Returns:  what `context` calls, and what the device does.
+    Returns: what `context` calls, and what the device does.
     """
     pci.set_up(context, device)
     for bar in device.bars:

@@ -27,7 +27,7 @@ _FLAG_NAMES = {
 class SnapshotMaker:
     """Reads the counters of `device` and its migration. It scans no page and changes nothing.
 
-    Args:    profile: name of the one that the device replays.
+    Args: profile: name of the one that the device replays.
     """
 
     def __init__(self, device: Device, library: Library, profile: str = "") -> None:

@@ -18,8 +18,8 @@ MAX_PATH_BYTES = UNIX_PATH_MAX - 1
 def claim_socket_path(path: Path, purpose: str) -> None:
     """Make sure that a socket can be bound at `path`.
 
-    Raises:  SocketInUseError: somebody listens there.
-             ConfigError: something else lies there, or the path cannot be a socket's.
+    Raises: SocketInUseError: somebody listens there.
+            ConfigError: something else lies there, or the path cannot be a socket's.
     """
     if "\0" in os.fspath(path):
         raise ConfigError(f"{purpose} {shown(os.fspath(path))}: a path cannot have a NUL character")

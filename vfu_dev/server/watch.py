@@ -55,7 +55,7 @@ class Watch:
             turn: other work between two waits; returns whether there is more.
             events: of the client's, poll(2)'s, that end the wait as well; its hanging up always does.
 
-        Returns:  whether it was the client that ended the wait.
+        Returns: whether it was the client that ended the wait.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
         with self._client_waiting():

@@ -310,7 +310,7 @@ def check_device(factory: Callable[[], Device], *, changed_by_resume: Collection
         changed_by_resume: registers that differ after a migration on purpose, such as a count of migrations.
 
     Returns: the names of the checks.
-    Raises:  ContractError: with everything that the checks found.
+    Raises: ContractError: with everything that the checks found.
     """
     called = getattr(factory, "__name__", repr(factory))
     try:

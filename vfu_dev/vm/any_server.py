@@ -38,7 +38,7 @@ def split_command(command: str) -> list[str]:
 class AnyServer(ControlledServer):
     """One server process that listens on a vfio-user socket, and that nothing else is known of.
 
-    Args:  command: its words; {socket} and {side} in them stand for the socket, and source or destination.
+    Args: command: its words; {socket} and {side} in them stand for the socket, and source or destination.
     """
 
     has_control = False

@@ -122,9 +122,9 @@ class Guest(ABC):
 class LinuxGuest(Guest):
     """A Linux guest that runs vfud-load.
 
-    Args:  tick_ms: its heartbeat.
-           via: how its writes reach the device.
-           drives: whether it has reference devices; vfud-load knows no others.
+    Args: tick_ms: its heartbeat.
+          via: how its writes reach the device.
+          drives: whether it has reference devices; vfud-load knows no others.
 
     Attributes:
         events: all unsolicited lines, with their time of arrival.

@@ -34,7 +34,7 @@ class GuestError(LabError):
 class GuestLine:
     """One connection to the serial port of vfud-load.
 
-    Args:  on_event: called with each line that is no reply; `time` (Unix seconds) is added to it.
+    Args: on_event: called with each line that is no reply; `time` (Unix seconds) is added to it.
     """
 
     def __init__(self, on_event: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
@@ -89,7 +89,7 @@ class GuestLine:
         A command that is sent again because no reply came in time may have two, and the second would be taken
         for that to a later command of the same name.
 
-        Raises:  GuestError: it does not answer.
+        Raises: GuestError: it does not answer.
         """
         self.send(_NO_COMMAND)
         await self._next(_NO_COMMAND, PATIENCE_SECONDS)
@@ -110,10 +110,10 @@ class GuestLine:
     ) -> None:
         """Have the guest carry out `spec` on every device it has, each with a seed of its own.
 
-        Args:    page_bytes: of the devices; `status` reports it.
-                 tick_ms: interval of heartbeats, 0 for none.
-                 part: offset and bytes of device memory to write to, None for all of it.
-        Raises:  GuestError: it refuses. ConfigError: the guest cannot do such a load.
+        Args: page_bytes: of the devices; `status` reports it.
+              tick_ms: interval of heartbeats, 0 for none.
+              part: offset and bytes of device memory to write to, None for all of it.
+        Raises: GuestError: it refuses. ConfigError: the guest cannot do such a load.
         """
         for line in program_lines(spec, page_bytes):
             await self.command(f"program {line}")

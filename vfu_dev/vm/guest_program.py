@@ -20,8 +20,8 @@ MAX_ROWS = 100_000
 def program_lines(spec: Workload, page_bytes: int) -> Iterator[str]:
     """Yield the commands, without `program`, that make vfud-load carry out `spec`.
 
-    Args:    page_bytes: of the device.
-    Raises:  ConfigError: more than the guest can do.
+    Args: page_bytes: of the device.
+    Raises: ConfigError: more than the guest can do.
     """
     yield "clear"
     for phase in spec.phases:

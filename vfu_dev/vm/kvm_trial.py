@@ -33,7 +33,7 @@ def try_kvm(
 ) -> KvmTrial:
     """Start the kernel of the artifact folder `guest` until it prints its first line.
 
-    Args:   accel: another one than KVM, to compare with.
+    Args: accel: another one than KVM, to compare with.
     Raises: LabError: QEMU cannot be started.
     """
     command: list[str | Path] = [qemu.path]

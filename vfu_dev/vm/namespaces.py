@@ -41,9 +41,9 @@ class NamespaceError(LabError):
 class Namespaces(Closing):
     """A network namespace of its own, and other kinds where asked for.
 
-    Args:    kinds: which, besides those of its parent. With `pid`, everything in it ends with it, and /proc
-                 is its own.
-    Raises:  NamespaceError: not root, or a tool is missing.
+    Args: kinds: which, besides those of its parent. With `pid`, everything in it ends with it, and /proc
+              is its own.
+    Raises: NamespaceError: not root, or a tool is missing.
     """
 
     def __init__(self, *kinds: Kind) -> None:

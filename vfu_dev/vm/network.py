@@ -58,7 +58,7 @@ class LinkSpec:
     def parse(cls, text: str) -> LinkSpec:
         """Return what `text` says: a rate in bits, `delay=`, `loss=`, each at most once.
 
-        Raises:  ConfigError: it says something else.
+        Raises: ConfigError: it says something else.
         """
         values: dict[str, Any] = {}
         for part in text.split(","):
@@ -124,7 +124,7 @@ def shaping(spec: LinkSpec, netem: bool) -> list[list[str]]:
 class LinkedHosts(Closing):
     """Two hosts, 0 and 1, and the link between them.
 
-    Raises:  NamespaceError: they cannot be made here. ConfigError: the link has loss, which needs netem.
+    Raises: NamespaceError: they cannot be made here. ConfigError: the link has loss, which needs netem.
     """
 
     def __init__(self, spec: LinkSpec) -> None:

@@ -41,9 +41,9 @@ def package_environment() -> dict[str, str]:
 def ask_own_device(spec: str, given: tuple[str, ...] = ()) -> OwnDevice:
     """Return what `serve` says of the class.
 
-    Args:    spec: MODULE:CLASS, or FILE.py:CLASS.
-             given: arguments of `serve` that the class has to take, `--memory=4M`.
-    Raises:  ConfigError: there is no such class, it cannot be made, or does not take what is given.
+    Args: spec: MODULE:CLASS, or FILE.py:CLASS.
+          given: arguments of `serve` that the class has to take, `--memory=4M`.
+    Raises: ConfigError: there is no such class, it cannot be made, or does not take what is given.
     """
     file, colon, name = spec.rpartition(":")
     if colon and file.endswith(".py"):

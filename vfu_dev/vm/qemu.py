@@ -75,8 +75,8 @@ class QemuOptions:
 class Qemu(Monitor):
     """One QEMU: started, driven over QMP, stopped without leaving anything behind.
 
-    Args:    devices: sockets of the devices that it has from the start. spare: of those that may be plugged.
-    Raises:  BuildError, AttachError: this QEMU cannot do what the options ask of it; says what to do.
+    Args: devices: sockets of the devices that it has from the start. spare: of those that may be plugged.
+    Raises: BuildError, AttachError: this QEMU cannot do what the options ask of it; says what to do.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class Qemu(Monitor):
     async def unplug(self, index: int) -> None:
         """Ask the guest for the device in root port `index`, and wait until it has let go of it.
 
-        Raises:  QmpError: there is none. LabError: the guest keeps it.
+        Raises: QmpError: there is none. LabError: the guest keeps it.
         """
         seen = len(self.events)
         await self.execute("device_del", id=f"vfu{index}")

@@ -90,7 +90,7 @@ class Windows:
     async def place(self, client: QtestClient, slot: int) -> dict[int, int]:
         """Give the BARs of one device addresses and enable it; return them by BAR.
 
-        Raises:  GuestError: there is no room for one.
+        Raises: GuestError: there is no room for one.
         """
         places = {}
         for bar in sorted(await bars_of(client, slot), key=lambda bar: -bar.size_bytes):

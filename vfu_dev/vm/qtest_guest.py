@@ -39,8 +39,8 @@ def with_seed(load: Workload, index: int) -> Workload:
 class QtestGuest(Guest):
     """Writes to the devices of a QEMU that runs no CPU, exactly as a driver would.
 
-    Args:    drives: whether this is a reference device, whose memory and registers are known here. Of any
-             other it plays the firmware alone.
+    Args: drives: whether this is a reference device, whose memory and registers are known here. Of any
+          other it plays the firmware alone.
     """
 
     kind = "none"

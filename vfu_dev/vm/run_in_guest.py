@@ -24,7 +24,7 @@ async def run_in_guest(
 ) -> WorkloadFigures:
     """Have the guest behind `line_socket` make the load on each of its devices, and report on it.
 
-    Raises:  GuestError: no such guest, or it refuses.
+    Raises: GuestError: no such guest, or it refuses.
     """
     line = GuestLine()
     try:

@@ -156,8 +156,8 @@ def served(
 ) -> Iterator[list[DeviceServer]]:
     """Serve each (name, options), in a folder of their own that is removed at the end.
 
-    Args:    pause: waits for the given seconds while a server comes up; an exception ends the wait.
-    Raises:  LabError: one does not come up; its own message is in the text.
+    Args: pause: waits for the given seconds while a server comes up; an exception ends the wait.
+    Raises: LabError: one does not come up; its own message is in the text.
     """
     with ExitStack() as stack:
         folder = socket_folder("vfu-served-")

@@ -21,7 +21,7 @@ class Program:
         writes: of each phase, None where a phase writes nothing; one for a load without phases.
         asked_rate_bytes: bytes a second on average, also of a trace.
 
-    Raises:  ConfigError: the memory is too small; a file cannot be used.
+    Raises: ConfigError: the memory is too small; a file cannot be used.
     """
 
     def __init__(self, spec: Workload, memory_bytes: int, page_bytes: int = DEFAULT_PAGE_BYTES) -> None:

@@ -88,8 +88,8 @@ class Recorded:
 def schedule_of(spec: Workload, page_bytes: int = DEFAULT_PAGE_BYTES, trace: Trace | None = None) -> Schedule:
     """Return the timeline of a load without phases.
 
-    Args:    trace: what `spec.trace` names, when it was read already.
-    Raises:  ConfigError: the file cannot be used.
+    Args: trace: what `spec.trace` names, when it was read already.
+    Raises: ConfigError: the file cannot be used.
     """
     if spec.trace is not None:
         return Recorded(trace or Trace.read(spec.trace))

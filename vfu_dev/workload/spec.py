@@ -75,7 +75,7 @@ class Workload:
         trace: path of a CSV file with the columns time (seconds), offset and length (bytes).
         phases: repeated from the start after the last.
 
-    Raises:  ConfigError: naming the field and what it may be.
+    Raises: ConfigError: naming the field and what it may be.
     """
 
     pattern: str = "uniform"
@@ -197,7 +197,7 @@ class Workload:
     def reached_text(self, figures: Mapping[str, Any]) -> str:
         """Return the rate reached beside the rate asked for, both in the unit of the latter.
 
-        Args:    figures: `asked_rate_bytes` and `reached_rate_bytes` of the load that was carried out.
+        Args: figures: `asked_rate_bytes` and `reached_rate_bytes` of the load that was carried out.
         """
         asked, reached = figures["asked_rate_bytes"], figures["reached_rate_bytes"]
         if not asked:
@@ -235,11 +235,11 @@ class Workload:
     def from_dict(cls, values: object) -> Workload:
         """Return the load that JSON or TOML describes.
 
-        Args:    values: the fields by name. The rate may be given as people write it instead: `dirty_rate`
-                 (see `parse_dirty_rate`) or `write_rate` (bytes written a second), and the size of a write as
-                 `write_size`. `rate` is an earlier name of both rates. `pattern` may be left out where
-                 `phases` or `trace` say it.
-        Raises:  ConfigError: something else, naming the key and what it may be.
+        Args: values: the fields by name. The rate may be given as people write it instead: `dirty_rate`
+              (see `parse_dirty_rate`) or `write_rate` (bytes written a second), and the size of a write as
+              `write_size`. `rate` is an earlier name of both rates. `pattern` may be left out where
+              `phases` or `trace` say it.
+        Raises: ConfigError: something else, naming the key and what it may be.
         """
         known = {field.name for field in fields(cls)} | {*RATE_KEYS, *WRITE_SIZE_KEYS}
         given = dict(_mapping("load", values, known, {"rate"}))
@@ -272,9 +272,9 @@ class Workload:
 def parse_dirty_rate(text: object) -> dict[str, float]:
     """Return the pages to dirty a second that `text` names, as an argument of `Workload`.
 
-    Args:    text: bytes of whole pages a second (`8M`, `512K/s`, `4096`) or pages a second (`2000p`, `0.5p`);
-             a number is bytes of pages a second.
-    Raises:  ConfigError: anything else.
+    Args: text: bytes of whole pages a second (`8M`, `512K/s`, `4096`) or pages a second (`2000p`, `0.5p`);
+          a number is bytes of pages a second.
+    Raises: ConfigError: anything else.
     """
     return _parse_rate(text, "dirty rate", "bytes of pages a second (8M) or pages a second (2000p)", True)
 
@@ -282,7 +282,7 @@ def parse_dirty_rate(text: object) -> dict[str, float]:
 def parse_write_rate(text: object) -> dict[str, float]:
     """Return the bytes to write a second that `text` names, as an argument of `Workload`.
 
-    Raises:  ConfigError: `text` is no size, nor a number.
+    Raises: ConfigError: `text` is no size, nor a number.
     """
     return _parse_rate(text, "write rate", "bytes written a second (8M)", False)
 

@@ -58,7 +58,7 @@ class Trace:
         offset and length are bytes. The recording loops; the time of its last row is the length of one round.
         A row of length 0 writes nothing.
 
-        Raises:  ConfigError: it cannot be read, with the line that is wrong.
+        Raises: ConfigError: it cannot be read, with the line that is wrong.
         """
         import csv  # here: few loads have a trace
 

@@ -216,8 +216,8 @@ def writes_of(
 ) -> Writes | None:
     """Return the writes of a load without phases; None where nothing is ever written.
 
-    Args:    trace: what `spec.trace` names, when it was read already.
-    Raises:  ConfigError: the memory is too small for them; the file cannot be used.
+    Args: trace: what `spec.trace` names, when it was read already.
+    Raises: ConfigError: the memory is too small for them; the file cannot be used.
     """
     if spec.phases:
         raise ConfigError("phases: each phase has writes of its own")

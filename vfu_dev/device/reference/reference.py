@@ -49,7 +49,7 @@ class ReferenceDevice(Device):
         fill_seed: of the initial content of the memories, 0 to 2**64 - 1, one more for each further one; 0
             leaves them untouched, and then nothing is initial.
 
-    Raises:  ConfigError: impossible sizes, an invalid name or seed.
+    Raises: ConfigError: impossible sizes, an invalid name or seed.
     """
 
     identity = PciIdentity(VENDOR_ID, DEVICE_ID, class_code=0x088000, revision=1)

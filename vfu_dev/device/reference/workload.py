@@ -58,7 +58,7 @@ class WorkloadRun:
         program: of the load on this memory, when there is one already.
         first: number of the first write, for a load that began elsewhere.
 
-    Raises:  ConfigError: the memory is too small for it; a file cannot be used.
+    Raises: ConfigError: the memory is too small for it; a file cannot be used.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ class RegisterWorkload:
     def spec(self) -> Workload:
         """Return the load that the registers describe.
 
-        Raises:  ConfigError: they are invalid.
+        Raises: ConfigError: they are invalid.
         """
         registers = self._registers
         try:
