@@ -7,7 +7,7 @@ import hmac
 import os
 import platform
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +64,23 @@ def describe_machine(machine: Mapping[str, Any]) -> str:
     return f"{machine['id']} ({what})" if "id" in machine else what
 
 
-def anonymous(text: str, machines: Iterable[Mapping[str, Any]]) -> str:
-    """Return `text` of a result for publication: ids are numbers, kernels lose what follows their version."""
-    for number, machine in enumerate(machines, 1):
-        if "id" in machine:
-            text = text.replace(machine["id"], f"machine-{number}")
-        version = re.match(r"[0-9.]*[0-9]", machine["kernel"])
-        text = text.replace(machine["kernel"], version[0] if version else "unknown")
-    return text
+def anonymous(result: Any, names: dict[str, str]) -> Any:
+    """Return a result, or a part of it, for publication: its machines lose what identifies them.
+
+    Args: names: of the ids met so far, `machine-1` and so on; those met here are added. A kernel keeps its
+              version, and loses the name of its build.
+    """
+    if isinstance(result, list):
+        return [anonymous(one, names) for one in result]
+    if not isinstance(result, dict):
+        return result
+    if not {"processor", "kernel"} <= result.keys():
+        return {key: anonymous(value, names) for key, value in result.items()}
+    version = re.match(r"[0-9.]*[0-9]", result["kernel"])
+    machine = result | {"kernel": version[0] if version else "unknown"}
+    if "id" in machine:
+        machine["id"] = names.setdefault(machine["id"], f"machine-{len(names) + 1}")
+    return machine
 
 
 def same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -362,9 +362,8 @@ def main(words: Sequence[str]) -> None:
     if words[:1] == ["run"]:
         out = Path(words[1])
         run(out, SCENARIOS, QEMUS, words[2:])
-        collected = collect(out, SCENARIOS, QEMUS)
-        machines = [column["machine"] for column in collected["columns"]]
-        RESULTS.write_text(anonymous(json.dumps(collected, indent=1), machines) + "\n")
+        collected = anonymous(collect(out, SCENARIOS, QEMUS), {})
+        RESULTS.write_text(json.dumps(collected, indent=1) + "\n")
     elif words:
         page = Path(words[0])
     page.write_text(with_results(page.read_text(), json.loads(RESULTS.read_text())))

@@ -6,11 +6,15 @@ docs/results.md and docs/scale.md are written again.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from vfu_dev.machine import anonymous
+from vfu_dev.report.series import markdown
+from vfu_dev.series.rows import read_rows, write_rows
 from vfu_dev.series.scenario import read_scenario, shipped
 from vfu_dev.series.summary import read_summary
 
@@ -31,17 +35,21 @@ ORDER = [
 ]
 ORDER += ["non-convergent", "rescued"]
 SCALE_ORDER = ["scale-devices", "scale-trapped", "scale-mapped", "scale-sparse"]
-KEPT = ("scenario.toml", "summary.json", "moves.csv", "table.md")
 
 
 def take(folder: Path) -> None:
     """Copy one scenario's result."""
     target = HERE / folder.name
     target.mkdir(exist_ok=True)
-    summary = read_summary(folder)
-    for name in KEPT:
-        text = (folder / name).read_text()
-        (target / name).write_text(anonymous(text, summary.get("machines") or [summary["machine"]]))
+    shutil.copy(folder / "scenario.toml", target)
+    names: dict[str, str] = {}
+    summary = anonymous(read_summary(folder), names)
+    (target / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (target / "table.md").write_text(markdown(summary))
+    rows = read_rows(folder / "moves.csv")
+    write_rows(
+        target / "moves.csv", (replace(row, machine=names.get(row.machine, row.machine)) for row in rows)
+    )
     for picture in ("downtime.png", "sweep.png", "scale.png"):
         (target / picture).unlink(missing_ok=True)
         if picture in shown(folder / "plots"):

@@ -217,8 +217,23 @@ def test_compare_refuses_other_machines(tmp_path: Path) -> None:
 
 
 def test_a_published_result_says_which_machines_are_the_same_and_not_which_they_are() -> None:
-    machines = [{"id": "4711ab", "kernel": "6.1.0-21-cloud-amd64"}, {"id": "rack 7", "kernel": "6.18.44"}]
-    text = "rack 7,4711ab,rack 7; Linux 6.1.0-21-cloud-amd64 and 6.18.44"
-    assert anonymous(text, machines) == "machine-2,machine-1,machine-2; Linux 6.1.0 and 6.18.44"
-    old = [{"processor": "a", "cores": 2, "kernel": "6.1.0-21"}]  # had no id
-    assert anonymous("Linux 6.1.0-21", old) == "Linux 6.1.0"
+    """A label of the user's may be any word: what else has that word stays."""
+    one = {"id": "idle", "processor": "a", "kernel": "6.1.0-21-cloud-amd64"}
+    two = {"id": "4711ab", "processor": "a", "kernel": "6.18.44"}
+    old = {"processor": "a", "kernel": "custom"}  # had no id
+    names: dict[str, str] = {}
+    found = anonymous(
+        {"scenario": "idle", "machines": [one, two], "points": [{"machine": one}, {"machine": old}]}, names
+    )
+    assert names == {"idle": "machine-1", "4711ab": "machine-2"}
+    assert found == {
+        "scenario": "idle",
+        "machines": [
+            one | {"id": "machine-1", "kernel": "6.1.0"},
+            two | {"id": "machine-2"},
+        ],
+        "points": [
+            {"machine": one | {"id": "machine-1", "kernel": "6.1.0"}},
+            {"machine": old | {"kernel": "unknown"}},
+        ],
+    }
