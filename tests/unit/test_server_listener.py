@@ -78,6 +78,13 @@ def connected(path: Path) -> socket.socket:
     return peer
 
 
+def asking(path: Path) -> socket.socket:
+    """Return a connection that has sent its VERSION message."""
+    peer = connected(path)
+    peer.sendall(VERSION)
+    return peer
+
+
 @pytest.fixture
 def door(short_tmp: Path) -> StrangersDoor:
     made = StrangersDoor.at(short_tmp / "s", "socket", 4 * MAX_NEWCOMERS)
@@ -99,8 +106,7 @@ def test_strangers_take_no_place_of_a_client_that_waits(
 ) -> None:
     """It waits for the last client to be gone, while others come who may not be the client anyway."""
     loop.occupied = True
-    client = connected(short_tmp / "s")
-    client.sendall(VERSION)
+    client = asking(short_tmp / "s")
     loop.turn()
     door.strangers = 2 * MAX_NEWCOMERS
     strangers = [connected(short_tmp / "s") for _ in range(2 * MAX_NEWCOMERS)]
@@ -115,8 +121,7 @@ def test_strangers_take_no_place_of_a_client_that_waits(
 
 def test_who_has_said_nothing_makes_room_before_who_has_said_who_it_is(loop: Loop, short_tmp: Path) -> None:
     loop.occupied = True
-    client = connected(short_tmp / "s")
-    client.sendall(VERSION)
+    client = asking(short_tmp / "s")
     loop.turn()
     silent = [connected(short_tmp / "s") for _ in range(2 * MAX_NEWCOMERS)]
     loop.turn()
@@ -149,8 +154,7 @@ def test_what_came_while_the_loop_did_not_run_counts_before_the_time(
 ) -> None:
     """The last client has left, and a message has come, a turn after the time was found to be over."""
     loop.occupied = True
-    client = connected(short_tmp / "s")
-    client.sendall(VERSION)
+    client = asking(short_tmp / "s")
     loop.turn()
     late = connected(short_tmp / "s")
     loop.turn()
@@ -166,12 +170,28 @@ def test_what_came_while_the_loop_did_not_run_counts_before_the_time(
         peer.close()
 
 
+def test_a_message_that_came_late_gives_its_sender_a_time_of_its_own(
+    loop: Loop, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That the time for the message was over says nothing of the time for the last client to leave."""
+    loop.occupied = True
+    late = connected(short_tmp / "s")
+    for name in ("BUSY_SILENT_SECONDS", "BUSY_SECONDS"):
+        monkeypatch.setattr(listener_module, name, 0.0)
+    loop.turn()
+    late.sendall(VERSION)
+    loop.turn()
+    loop.occupied = False
+    loop.turn()
+    assert len(loop.admitted) == 1
+    late.close()
+
+
 def test_who_waits_longer_than_the_time_is_turned_away(
     loop: Loop, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop.occupied = True
-    client = connected(short_tmp / "s")
-    client.sendall(VERSION)
+    client = asking(short_tmp / "s")
     monkeypatch.setattr(listener_module, "BUSY_SECONDS", 0.0)
     loop.turn()
     loop.turn()
