@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from vfu_dev.device.reference.workload import WorkloadRates, WorkloadRun
+from vfu_dev.device.reference.workload import WorkloadRates, WorkloadRun, rates_of
 from vfu_dev.errors import ConfigError, shown
 from vfu_dev.memory import DeviceMemory
 from vfu_dev.migration import Migration, RegisterBlock
@@ -81,11 +81,7 @@ class OperatorWorkload:
 
     def rates(self) -> WorkloadRates:
         """See `MakesWorkload`."""
-        if self._run is None:
-            return WorkloadRates(missed_writes=self._missed)
-        figures = self._run.figures()
-        missed = self._missed + figures.missed_writes
-        return WorkloadRates(figures.asked_rate_bytes, figures.recent_rate_bytes, missed)
+        return rates_of(self._run, self._missed)
 
     @property
     def written_bytes(self) -> int:

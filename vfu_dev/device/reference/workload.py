@@ -173,6 +173,15 @@ class WorkloadRun:
         )
 
 
+def rates_of(run: WorkloadRun | None, missed_before: int) -> WorkloadRates:
+    """Return what a load is asked for and reaches, with the writes that the loads before it missed."""
+    if run is None:
+        return WorkloadRates(missed_writes=missed_before)
+    figures = run.figures()
+    missed = missed_before + figures.missed_writes
+    return WorkloadRates(figures.asked_rate_bytes, figures.recent_rate_bytes, missed)
+
+
 def _quiet_seconds(migration: Migration, since: float) -> float:
     """Return how long since `since` (Unix time) the device was in states in which it does nothing."""
     active = RUNNING_GROUP - P2P_STATES

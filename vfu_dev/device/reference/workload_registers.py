@@ -14,7 +14,7 @@ from vfu_dev.device.reference.layout import (
     LoadPattern,
     LoadStatus,
 )
-from vfu_dev.device.reference.workload import WorkloadRates, WorkloadRun
+from vfu_dev.device.reference.workload import WorkloadRates, WorkloadRun, rates_of
 from vfu_dev.device.region import Region
 from vfu_dev.device.registers import Registers
 from vfu_dev.errors import ConfigError
@@ -114,11 +114,7 @@ class RegisterWorkload:
 
     def rates(self) -> WorkloadRates:
         """See `MakesWorkload`."""
-        if self._run is None:
-            return WorkloadRates(missed_writes=self._missed)
-        figures = self._run.figures()
-        missed = self._missed + figures.missed_writes
-        return WorkloadRates(figures.asked_rate_bytes, figures.recent_rate_bytes, missed)
+        return rates_of(self._run, self._missed)
 
     def _end(self) -> None:
         if self._run is not None:
